@@ -1,0 +1,43 @@
+# Each target sets up what it needs; run any of them first in a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup demo test lint format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> Setting up $(VENV) with pinned dependencies (about two minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@echo "==> trace_model compare tiny-llama: the float model against the wrapped one, quantisation off"
+	@$(BIN)/trace_model compare tiny-llama
+
+test: $(STAMP)
+	@echo "==> Tests"
+	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered
+
+lint: $(STAMP)
+	@echo "==> Formatting"
+	@$(BIN)/ruff format --check .
+	@echo "==> Lint rules"
+	@$(BIN)/ruff check .
+	@echo "==> Types"
+	@$(BIN)/mypy
+	@echo "==> Import contracts"
+	@$(BIN)/lint-imports
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage

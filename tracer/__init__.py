@@ -1,0 +1,1 @@
+"""Finds where two PyTorch models that should agree stop agreeing, and why."""

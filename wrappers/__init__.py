@@ -1,0 +1,1 @@
+"""Wrapper-based post-training quantisation."""

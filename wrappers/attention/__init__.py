@@ -1,0 +1,1 @@
+"""The one place for masks, rotary embeddings, caches and the attention arithmetic."""
