@@ -1,0 +1,220 @@
+"""Attention core: both forms against float64 softmax attention; blocks change no bit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wrappers.attention import core
+from wrappers.attention.core import attend_batched, attend_by_head
+
+BATCHED_POINTS = [
+    "scale",
+    "logits_raw",
+    "logits",
+    "mask_add",
+    "softmax",
+    "attn_out",
+    "attn_out_h",
+    "attn_weights",
+]
+
+
+def unchanged(x, point):
+    return x
+
+
+def round_to_eighths(x, point):
+    return torch.round(x * 8) / 8
+
+
+def example(batch=2, heads=4, kv_heads=2, query=5, key=7, head_dim=6, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(batch * 100 + heads * 10 + query)
+    q = torch.randn(batch, heads, query, head_dim, generator=generator).to(dtype)
+    k = torch.randn(batch, kv_heads, key, head_dim, generator=generator).to(dtype)
+    v = torch.randn(batch, kv_heads, key, head_dim, generator=generator).to(dtype)
+    hidden = torch.rand(batch, 1, query, key, generator=generator) < 0.3
+    hidden[..., 0] = False
+    return q, k, v, torch.where(hidden, -99.0, 0.0).to(dtype)
+
+
+def reference(q, k, v, mask, scaling):
+    q, k, v, mask = (t.double() for t in (q, k, v, mask))
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    weights = (torch.einsum("bhqd,bhkd->bhqk", q, k) * scaling + mask).softmax(dim=-1)
+    output = torch.einsum("bhqk,bhkd->bqhd", weights, v)
+    return output.reshape(*output.shape[:2], -1), weights
+
+
+def options(**changes):
+    return {
+        "quantize": unchanged,
+        "dropout": 0.0,
+        "by_blocks": True,
+        "keep_weights": True,
+        **changes,
+    }
+
+
+def batched(q, k, v, mask, scaling, **changes):
+    return attend_batched(q, k, v, mask, scaling=scaling, **options(**changes))
+
+
+def by_head(q, k, v, mask, scaling, **changes):
+    return attend_by_head(
+        q.unbind(1), (k * scaling).unbind(1), v.unbind(1), mask, **options(**changes)
+    )
+
+
+FORMS = pytest.mark.parametrize("attend", [batched, by_head])
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"heads": 3, "kv_heads": 3},
+        {"heads": 6, "kv_heads": 1},
+        {"batch": 1, "query": 1, "key": 1},
+        {"batch": 3, "query": 1, "key": 9},
+    ],
+)
+def test_equals_softmax_attention_in_float64(attend, sizes):
+    q, k, v, mask = example(**sizes)
+    output, weights = reference(q, k, v, mask, 0.3)
+    result = attend(q, k, v, mask, 0.3)
+    torch.testing.assert_close(result.output.double(), output, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.weights.double(), weights, rtol=1e-5, atol=1e-6)
+
+
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_keeps_the_dtype_and_its_accuracy(attend, dtype):
+    q, k, v, mask = example(dtype=dtype)
+    output, _ = reference(q, k, v, mask, 0.3)
+    result = attend(q, k, v, mask, 0.3)
+    assert result.output.dtype == result.weights.dtype == dtype
+    # The softmax is in float32 whatever the model; otherwise a few units in the last place.
+    tolerance = max(1e-6, 8 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(result.output.double(), output, rtol=tolerance, atol=tolerance)
+
+
+@FORMS
+def test_a_mask_of_one_serves_the_whole_batch(attend):
+    q, k, v, mask = example()
+    one = mask[:1]
+    expected = attend(q, k, v, one.expand_as(mask).contiguous(), 0.3)
+    assert torch.equal(attend(q, k, v, one, 0.3).output, expected.output)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([batched, by_head]),
+    st.integers(1, 3),
+    st.sampled_from([(1, 1), (4, 2), (3, 3), (6, 2)]),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 200),
+    st.booleans(),
+    st.sampled_from([unchanged, round_to_eighths]),
+)
+def test_blocks_of_any_size_change_no_bit(
+    attend, batch, heads, query, key, block, one_mask, quantize
+):
+    q, k, v, mask = example(batch, *heads, query, key)
+    mask = mask[:1] if one_mask else mask
+    whole = attend(q, k, v, mask, 0.3, quantize=quantize, by_blocks=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "BLOCK_ELEMENTS", block)
+        blocks = attend(q, k, v, mask, 0.3, quantize=quantize)
+    assert torch.equal(blocks.output, whole.output)
+    assert torch.equal(blocks.weights, whole.weights)
+
+
+def test_batched_reaches_every_point_once_with_whole_tensors():
+    q, k, v, mask = example()
+    shapes = {}
+
+    def record(x, point):
+        assert point not in shapes
+        shapes[point] = tuple(x.shape)
+        return x
+
+    batched(q, k, v, mask, 0.3, quantize=record, by_blocks=False)
+    assert list(shapes) == BATCHED_POINTS
+    assert shapes["scale"] == ()
+    assert {shapes[p] for p in ("logits_raw", "logits", "mask_add", "softmax")} == {(2, 4, 5, 7)}
+    assert shapes["attn_out"] == (2, 4, 5, 6)
+    assert shapes["attn_out_h"] == (2, 5, 24)
+
+
+def test_by_head_reaches_the_points_of_each_head_and_never_the_scale():
+    q, k, v, mask = example()
+    points = []
+
+    def record(x, point):
+        points.append((point, tuple(x.shape)))
+        return x
+
+    by_head(q, k, v, mask, 0.3, quantize=record, by_blocks=False)
+    per_head = [("logits", (2, 5, 7)), ("mask_add", (2, 5, 7)), ("softmax", (2, 5, 7))]
+    per_head.append(("attn_out", (2, 5, 6)))
+    whole = [("attn_out_h", (2, 5, 24)), ("attn_weights", (2, 4, 5, 7))]
+    assert points == per_head * 4 + whole
+
+
+@FORMS
+def test_unwanted_weights_are_neither_kept_nor_quantised(attend):
+    points = []
+
+    def record(x, point):
+        points.append(point)
+        return x
+
+    result = attend(*example(), 0.3, quantize=record, keep_weights=False)
+    assert result.weights is None
+    assert "attn_weights" not in points
+
+
+@FORMS
+def test_a_point_replaces_what_goes_on(attend):
+    q, k, v, mask = example()
+
+    def flat(x, point):
+        return torch.full_like(x, 1 / 7) if point == "softmax" else x
+
+    result = attend(q, k, v, mask, 0.3, quantize=flat)
+    mean = v.mean(dim=2).repeat_interleave(2, dim=1).flatten(1)
+    torch.testing.assert_close(result.output, mean[:, None].expand_as(result.output))
+
+
+@FORMS
+def test_inputs_are_left_alone(attend):
+    tensors = example()
+    before = [t.clone() for t in tensors]
+    attend(*tensors, 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+
+
+@FORMS
+def test_gradients_flow_and_equal_those_of_float64(attend):
+    *qkv, mask = example()
+    qkv = [t.requires_grad_() for t in qkv]
+    attend(*qkv, mask, 0.3).output.square().sum().backward()
+    exact = [t.detach().double().requires_grad_() for t in qkv]
+    reference(*exact, mask, 0.3)[0].square().sum().backward()
+    for got, expected in zip(qkv, exact, strict=True):
+        torch.testing.assert_close(got.grad.double(), expected.grad, rtol=1e-4, atol=1e-5)
+
+
+@FORMS
+def test_dropout_drops_weights_and_scales_the_rest(attend):
+    q, k, v, mask = example()
+    plain = attend(q, k, v, mask, 0.3)
+    torch.manual_seed(0)
+    dropped = attend(q, k, v, mask, 0.3, dropout=0.5)
+    zero = dropped.weights == 0
+    assert 0.2 < zero.float().mean() < 0.8
+    torch.testing.assert_close(dropped.weights[~zero], 2 * plain.weights[~zero])

@@ -1,0 +1,170 @@
+"""Attention arithmetic between rotated heads and the output projection, in two forms.
+
+`attend_batched` computes all heads at once and scales the logits; `attend_by_head` goes head by
+head, as an accelerator does, with the scale already folded into the keys. Both apply the same
+quantization points in the same order:
+
+    logits_raw, scale     (batched only)
+    logits, mask_add, softmax, attn_out, attn_weights, attn_out_h
+
+The logits are by far the largest tensors: [B, heads, query, key]. Every step on them goes row by
+row, so outside of calibration the whole chain is run over blocks of rows that stay in the cache of
+the processor; the results are the same bit for bit. A calibrating observer sees whole tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Quantize = Callable[[Tensor, str], Tensor]
+"""Takes a tensor and the name of a quantization point; returns the tensor to go on with."""
+
+BLOCK_ELEMENTS = 1 << 16
+"""Logits per block: with the few temporaries of the chain about 1 MiB in float32, which fits the
+second-level cache of a core. Measured by benchmarks/quantized_forward.py."""
+
+
+@dataclass(frozen=True)
+class AttentionResult:
+    """What attention gives.
+
+    Attributes:
+        output: [B, query, heads * head_dim], for the output projection.
+        weights: [B, heads, query, key] after the softmax, or None where not asked for.
+    """
+
+    output: Tensor
+    weights: Tensor | None
+
+
+def attend_batched(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scaling: float,
+    quantize: Quantize,
+    dropout: float,
+    by_blocks: bool,
+    keep_weights: bool,
+) -> AttentionResult:
+    """Attends with all heads at once.
+
+    Args:
+        query: rotated, [B, heads, query, head_dim].
+        key: rotated, [B, kv_heads, key, head_dim]; each serves heads / kv_heads query heads in
+            turn, as `repeat_interleave` would expand it.
+        value: [B, kv_heads, key, head_dim].
+        mask: additive, [B or 1, 1, query, key].
+        scaling: the factor on the logits.
+        quantize: called with a tensor and a point's name.
+        dropout: probability of dropping a weight.
+        by_blocks: whether the logits may be worked on in blocks of rows.
+        keep_weights: whether the weights are wanted (and their point attn_weights is reached).
+    """
+    batch, heads, query_length, head_dim = query.shape
+    kv_heads, key_length = key.shape[1:3]
+    # Query heads that share a key head become further rows of one product: no copies of the keys.
+    grouped = query.reshape(batch, kv_heads, -1, head_dim)
+    logits = torch.matmul(grouped, key.transpose(-1, -2))
+    # At least float32, so that a factor in a half-precision model is not rounded itself.
+    scale_dtype = torch.promote_types(query.dtype, torch.float32)
+    scale = torch.full((), scaling, dtype=scale_dtype, device=query.device)
+    scale = quantize(scale, "scale")
+
+    def softmax(logits: Tensor, mask: Tensor) -> Tensor:
+        logits = quantize(quantize(logits, "logits_raw") * scale, "logits")
+        return _masked_softmax(logits, mask, quantize)
+
+    logits = logits.view(batch, heads, query_length, key_length)
+    weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
+    weights = functional.dropout(weights, dropout) if dropout else weights
+    output = torch.matmul(weights.view(batch, kv_heads, -1, key_length), value)
+    output = quantize(output.view(batch, heads, query_length, head_dim), "attn_out")
+    return AttentionResult(
+        output=quantize(output.transpose(1, 2).reshape(batch, query_length, -1), "attn_out_h"),
+        weights=quantize(weights, "attn_weights") if keep_weights else None,
+    )
+
+
+def attend_by_head(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    mask: Tensor,
+    *,
+    quantize: Quantize,
+    dropout: float,
+    by_blocks: bool,
+    keep_weights: bool,
+) -> AttentionResult:
+    """Attends head by head, with the factor on the logits already in the keys.
+
+    Args:
+        queries: for each head, rotated, [B, query, head_dim].
+        keys: for each key/value head, rotated and scaled, [B, key, head_dim]; each is used by
+            len(queries) / len(keys) heads in turn.
+        values: for each key/value head, [B, key, head_dim].
+        mask: additive, [B or 1, 1, query, key].
+        quantize: called with a tensor and a point's name.
+        dropout: probability of dropping a weight.
+        by_blocks: whether the logits may be worked on in blocks of rows.
+        keep_weights: whether the weights are wanted (and their point attn_weights is reached).
+    """
+    groups = len(queries) // len(keys)
+    mask = mask.squeeze(1)  # [B or 1, query, key]
+
+    def softmax(logits: Tensor, mask: Tensor) -> Tensor:
+        return _masked_softmax(quantize(logits, "logits"), mask, quantize)
+
+    outputs, kept = [], []
+    for head, query in enumerate(queries):
+        logits = torch.matmul(query, keys[head // groups].transpose(-1, -2))
+        weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
+        weights = functional.dropout(weights, dropout) if dropout else weights
+        outputs.append(quantize(torch.matmul(weights, values[head // groups]), "attn_out"))
+        if keep_weights:
+            kept.append(weights)
+    return AttentionResult(
+        output=quantize(torch.cat(outputs, dim=-1), "attn_out_h"),
+        weights=quantize(torch.stack(kept, dim=1), "attn_weights") if keep_weights else None,
+    )
+
+
+def _masked_softmax(logits: Tensor, mask: Tensor, quantize: Quantize) -> Tensor:
+    # In float32 for any dtype, as transformers' eager attention.
+    masked = quantize(logits + mask, "mask_add")
+    weights = functional.softmax(masked, dim=-1, dtype=torch.float32).to(logits.dtype)
+    return quantize(weights, "softmax")
+
+
+def _apply(
+    chain: Callable[[Tensor, Tensor], Tensor], logits: Tensor, mask: Tensor, *, by_blocks: bool
+) -> Tensor:
+    # logits: [B, heads, query, key] or [B, query, key]; mask: the same rank, broadcastable.
+    # A graph, autograd's or a captured one, wants the chain as one piece.
+    if not by_blocks or logits.requires_grad or torch.compiler.is_compiling():
+        return chain(logits, mask)
+    for block, block_mask in _blocks(logits, mask, dim=0):
+        # Nobody else holds this product, so the weights may take the place of the logits.
+        block.copy_(chain(block, block_mask))
+    return logits
+
+
+def _blocks(logits: Tensor, mask: Tensor, *, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
+    # Splits along the first dimension that has to be; never along the keys, which softmax needs.
+    if logits.numel() <= BLOCK_ELEMENTS or dim == logits.ndim - 1:
+        yield logits, mask
+        return
+    length = logits.shape[dim]
+    step = max(1, BLOCK_ELEMENTS * length // logits.numel())
+    for start in range(0, length, step):
+        size = min(step, length - start)
+        part = mask if mask.shape[dim] == 1 else mask.narrow(dim, start, size)
+        yield from _blocks(logits.narrow(dim, start, size), part, dim=dim + 1)
