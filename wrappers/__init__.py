@@ -1,1 +1,34 @@
-"""Wrapper-based post-training quantisation."""
+"""Wrapper-based post-training quantisation.
+
+config = wrappers.PTQConfig(activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"))
+wrapped = wrappers.prepare(model, config)
+wrappers.calibrate(wrapped, batches)
+quantized = wrappers.convert(wrapped)
+"""
+
+# Importing these registers their wrappers.
+from wrappers import llama as llama
+from wrappers import nn as nn
+from wrappers.config import PTQConfig, QuantSpec, affine, no_quantization
+from wrappers.dtypes import DType, QScheme
+from wrappers.module import Mode, QuantModule, QuantPoint, iter_points, iter_wrappers
+from wrappers.quantize import calibrate, convert, prepare
+from wrappers.registry import register
+
+__all__ = [
+    "DType",
+    "Mode",
+    "PTQConfig",
+    "QScheme",
+    "QuantModule",
+    "QuantPoint",
+    "QuantSpec",
+    "affine",
+    "calibrate",
+    "convert",
+    "iter_points",
+    "iter_wrappers",
+    "no_quantization",
+    "prepare",
+    "register",
+]

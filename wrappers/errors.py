@@ -1,0 +1,86 @@
+"""Every exception that `wrappers` raises on purpose.
+
+    WrappersError
+    ├── ConfigError (ValueError)         a QuantSpec, PTQConfig or dtype that cannot be
+    │   └── UnknownOverrideError         an override path that names no quantization point
+    ├── QParamsError (ValueError)        a scale or zero point that cannot be, or does not fit
+    ├── TensorError (TypeError)          a tensor that cannot be observed or quantised
+    ├── ObserverError (RuntimeError)     an observer that cannot give quantisation parameters
+    │   └── UnseenObserverError          ... because it never saw a value
+    ├── ModeError (RuntimeError)         a step of the life cycle out of order
+    ├── PointError (LookupError)         a quantization point that a wrapper does not have
+    ├── RegistryError
+    │   ├── DuplicateWrapperError        two wrappers for one class and variant
+    │   ├── MissingWrapperError          no wrapper for a class in the variant asked for
+    │   └── StaleWrapperError            a wrapper for a class that the package no longer has
+    ├── WrapError (ValueError)           a module that cannot be wrapped as it stands
+    └── InputError (ValueError)          inputs that a model or a function cannot take
+
+`CalibrationWarning` is the one warning: calibration data held NaN or infinities.
+"""
+
+from __future__ import annotations
+
+
+class WrappersError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(WrappersError, ValueError):
+    """A QuantSpec, PTQConfig or dtype that cannot be."""
+
+
+class UnknownOverrideError(ConfigError):
+    """An override path that names no quantization point of the prepared model."""
+
+
+class QParamsError(WrappersError, ValueError):
+    """A scale or zero point that cannot be, or does not fit its tensor."""
+
+
+class TensorError(WrappersError, TypeError):
+    """A tensor that cannot be observed or quantised."""
+
+
+class ObserverError(WrappersError, RuntimeError):
+    """An observer that cannot give quantisation parameters."""
+
+
+class UnseenObserverError(ObserverError):
+    """An observer that never saw a value and so has no range to quantise to."""
+
+
+class ModeError(WrappersError, RuntimeError):
+    """A step of the life cycle (prepare, calibrate, convert) out of order."""
+
+
+class PointError(WrappersError, LookupError):
+    """A quantization point that a wrapper does not have, or declares twice."""
+
+
+class RegistryError(WrappersError):
+    """The root of what can go wrong with the registry of wrappers."""
+
+
+class DuplicateWrapperError(RegistryError, ValueError):
+    """A second wrapper for a class and variant that already has one."""
+
+
+class MissingWrapperError(RegistryError, LookupError):
+    """No wrapper for a class in the variant asked for."""
+
+
+class StaleWrapperError(RegistryError, ImportError):
+    """A wrapper registered for a class that its installed package no longer has."""
+
+
+class WrapError(WrappersError, ValueError):
+    """A module that cannot be wrapped as it stands."""
+
+
+class InputError(WrappersError, ValueError):
+    """Inputs that a model or a function cannot take."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data held NaN or infinities, which were left out of the observed ranges."""

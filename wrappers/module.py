@@ -1,0 +1,425 @@
+"""`QuantModule`: the life cycle that every wrapper has, and what its forward calls.
+
+A wrapper mixes it in front of the float class, declares its quantization points, and names them
+in its forward:
+
+    @register(nn.ReLU)
+    class QuantReLU(QuantModule, nn.ReLU):
+        def _setup(self, config):
+            self._add_point("act_in")
+            self._add_point("act_out")
+
+        def forward(self, input):
+            x = self._quantize(input, "act_in")
+            return self._quantize(F.relu(x), "act_out", owned=True)
+
+The float class's `__init__` never runs: `from_float` takes the state of an existing module along,
+by reference. So a wrapper is an instance of the float class with its names and its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wrappers.affine import AffineQParams
+from wrappers.config import PTQConfig, QuantSpec, Role
+from wrappers.errors import (
+    ConfigError,
+    ModeError,
+    ObserverError,
+    PointError,
+    QParamsError,
+    WrapError,
+)
+from wrappers.observers import Observer, Quantizer, build_observer, quantizer_from_state
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+Wrap = Callable[[nn.Module, PTQConfig], nn.Module]
+"""Wraps a child module, given its config."""
+
+
+class Mode(Enum):
+    """What a wrapper does at its quantization points."""
+
+    NO_QUANT = "no_quant"
+    """Nothing: the arithmetic of the wrapper in plain floats."""
+
+    CALIBRATE = "calibrate"
+    """Observe; what is computed stays the same, bit for bit."""
+
+    QUANT = "quant"
+    """Fake-quantise."""
+
+
+class QuantPoint:
+    """A named place in a wrapper where a tensor is observed, and later fake-quantised.
+
+    Attributes:
+        name: as in the wrapper's forward.
+        spec: how it is observed and quantised.
+        parameter: the attribute of the wrapper that it stands for; None for activations.
+        observer: sees the tensor during calibration.
+        quantizer: what the frozen observer left behind, or what was loaded; None before that.
+        locked: `quantizer` was loaded, and calibration leaves it alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: QuantSpec,
+        *,
+        role: Role = "activation",
+        parameter: str | None = None,
+        channel_axis: int | None = None,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.parameter = parameter
+        channels = role == "weight" and channel_axis is not None
+        qscheme = spec.resolved_qscheme(channels=channels)
+        if qscheme is not None and qscheme.per_channel and channel_axis is None:
+            raise ConfigError(
+                f"the point {name!r} has no axis of channels: {qscheme.value} is not possible; "
+                "use a per-tensor scheme"
+            )
+        self.observer: Observer = build_observer(
+            spec.observer, spec.dtype, qscheme, axis=channel_axis, options=spec.options
+        )
+        self.quantizer: Quantizer | None = None
+        self.locked = False
+        self._cached_source: Tensor | None = None
+        self._cached_state: tuple[int, int]
+        self._cached_result: Tensor
+        self._forget_cached()
+
+    @property
+    def qparams(self) -> AffineQParams | None:
+        """Scale and zero point, if it is frozen and has any."""
+        return self.quantizer if isinstance(self.quantizer, AffineQParams) else None
+
+    def load_qparams(self, scale: Tensor | float, zero_point: Tensor | int = 0) -> None:
+        """Take scale and zero point found elsewhere, such as by GPTQ, and keep them for good.
+
+        Args:
+            scale: positive; 0-d, or [channels] for a per-channel scheme.
+            zero_point: integers of the same shape; 0 stands for zeros of that shape.
+
+        Raises:
+            QParamsError: the point's spec has no affine parameters, or these do not fit it.
+        """
+        observer = self.observer
+        if observer.dtype is None:
+            raise QParamsError(
+                f"the point {self.name!r} is observed by {self.spec.observer!r}, "
+                "which has no scale and zero point"
+            )
+        scale = torch.as_tensor(scale, dtype=torch.float32)
+        zero_point = torch.as_tensor(zero_point, dtype=torch.int32, device=scale.device)
+        if zero_point.dim() == 0:
+            zero_point = zero_point.expand(scale.shape).clone()
+        if observer.qscheme is not None and observer.qscheme.symmetric and zero_point.any():
+            raise QParamsError(f"{observer.qscheme.value} has zero point 0, found {zero_point}")
+        self.quantizer = AffineQParams(scale, zero_point, observer.dtype, observer.axis)
+        self.locked = True
+        self._forget_cached()
+
+    def reset(self) -> None:
+        """Forget what was observed and frozen, unless locked."""
+        self.observer.reset()
+        if not self.locked:
+            self.quantizer = None
+        self._forget_cached()
+
+    def fake_quantize(self, x: Tensor, *, owned: bool) -> Tensor:
+        """`x` fake-quantised; of a parameter, the same tensor until the parameter changes."""
+        if self.quantizer is None:
+            raise ModeError(f"the point {self.name!r} has no quantisation parameters yet")
+        if self.parameter is None or not _can_cache(x):
+            return self.quantizer.fake_quantize(x, owned=owned and self.parameter is None)
+        state = (x._version, x.data_ptr())
+        if x is not self._cached_source or state != self._cached_state:
+            self._cached_result = self.quantizer.fake_quantize(x)
+            self._cached_source, self._cached_state = x, state
+        return self._cached_result
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take the quantiser of `get_extra_state`.
+
+        Raises:
+            QParamsError: it is of another kind than the spec asks for.
+        """
+        quantizer = quantizer_from_state(state)
+        if not self.observer.accepts(quantizer):
+            raise QParamsError(
+                f"the state of the point {self.name!r} is {quantizer}, which its spec "
+                f"{self.spec} does not give: prepare the model with the config it was saved with"
+            )
+        self.quantizer = quantizer
+        self.locked = bool(state["locked"])
+        self._forget_cached()
+
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Follow the wrapper's parameters to another device; scales stay float32."""
+        qparams = self.qparams
+        if qparams is not None:
+            device = fn(torch.empty(0, device=qparams.scale.device)).device
+            if device.type != "meta":  # which would lose the numbers
+                self.quantizer = qparams.to(device)
+        self._forget_cached()
+
+    def _forget_cached(self) -> None:
+        self._cached_source = None
+        self._cached_state = (-1, 0)
+        self._cached_result = torch.empty(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        fresh = self.__dict__.copy()
+        fresh.update(_cached_source=None, _cached_result=torch.empty(0))
+        return fresh
+
+
+class QuantModule(nn.Module):
+    """The base of all wrappers; the float class comes after it among the bases.
+
+    Attributes:
+        ptq_config: the config of this module, with what lies below it.
+        points: its quantization points by name, in the order of declaration.
+    """
+
+    ptq_config: PTQConfig
+    points: dict[str, QuantPoint]
+    _mode: Mode
+
+    @classmethod
+    def from_float(cls, source: nn.Module, config: PTQConfig, wrap: Wrap) -> Self:
+        """A wrapper with the state of `source`, which stays as it is.
+
+        Args:
+            source: the float module. Parameters and buffers are shared with it.
+            config: the config of this module.
+            wrap: wraps each child with the child's config.
+        """
+        module = shallow_copy(source, cls, config, wrap)
+        module.ptq_config = config
+        module.points = {}
+        module._mode = Mode.NO_QUANT
+        module._setup(config)
+        return module
+
+    def _setup(self, config: PTQConfig) -> None:
+        """Declare the points. Children are wrapped already. A concrete wrapper overrides this."""
+
+    def _add_point(
+        self,
+        name: str,
+        *,
+        role: Role = "activation",
+        parameter: str | None = None,
+        channel_axis: int | None = None,
+        default: QuantSpec | None = None,
+    ) -> None:
+        """Declare a quantization point.
+
+        Args:
+            name: what `_quantize` is called with.
+            role: `"weight"` or `"activation"`: which spec of the config it takes.
+            parameter: the attribute that holds the tensor, where that is a parameter: it is then
+                observed at once when calibration begins, and fake-quantised only when it changes.
+            channel_axis: its dimension of channels, without which no per-channel scheme is.
+            default: the wrapper's own spec for it, which an override replaces.
+
+        Raises:
+            PointError: the name is taken.
+            ConfigError: the spec cannot be had at this point.
+        """
+        if name in self.points:
+            raise PointError(f"{type(self).__name__} declares the point {name!r} twice")
+        spec = self.ptq_config.spec_for(name, role=role, default=default)
+        try:
+            self.points[name] = QuantPoint(
+                name, spec, role=role, parameter=parameter, channel_axis=channel_axis
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{self._scope()}: {error}") from error
+
+    def _quantize(self, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+        """Pass `x` through the point `name`, whatever the mode.
+
+        Args:
+            x: the tensor at that point.
+            name: the point.
+            owned: `x` was just computed here and nobody else holds it or a view of it (so it is
+                no argument, no parameter and no output of a child): it may be overwritten.
+        """
+        try:
+            point = self.points[name]
+        except KeyError:
+            raise PointError(
+                f"{type(self).__name__} has no point {name!r}; it has {', '.join(self.points)}"
+            ) from None
+        if self._mode is Mode.QUANT:
+            return point.fake_quantize(x, owned=owned)
+        if self._mode is Mode.CALIBRATE and point.parameter is None:
+            point.observer.observe(x)
+        return x
+
+    @property
+    def mode(self) -> Mode:
+        """What this wrapper does at its points. Its children have modes of their own.
+
+        Setting it to CALIBRATE forgets earlier observations and observes the parameters; setting
+        it to QUANT freezes what was observed.
+
+        Raises:
+            UnseenObserverError: on setting QUANT, when a point saw no data; the mode stays.
+        """
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        if not isinstance(mode, Mode):
+            raise ModeError(f"expected a Mode, one of {', '.join(map(str, Mode))}, not {mode!r}")
+        if mode is Mode.CALIBRATE:
+            for point in self.points.values():
+                point.reset()
+            self._observe_parameters()
+        elif mode is Mode.QUANT and self._mode is not Mode.QUANT:
+            unfrozen = {
+                name: point for name, point in self.points.items() if point.quantizer is None
+            }
+            self._observe_parameters()
+            quantizers = {name: self._frozen(point) for name, point in unfrozen.items()}
+            for name, quantizer in quantizers.items():
+                unfrozen[name].quantizer = quantizer
+        self._mode = mode
+
+    def unfreezable_points(self) -> list[str]:
+        """Names of the points that saw no data and so cannot be frozen."""
+        return [
+            name
+            for name, point in self.points.items()
+            if point.quantizer is None
+            and point.parameter is None
+            and point.observer.needs_data
+            and point.observer.seen == 0
+        ]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The quantisers of all frozen points, for `state_dict`."""
+        return {
+            name: {"locked": point.locked, **point.quantizer.state()}
+            for name, point in self.points.items()
+            if point.quantizer is not None
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the quantisers of `get_extra_state`. The mode stays; `convert` makes use of them.
+
+        Raises:
+            PointError: the state is of points that this wrapper does not have.
+            QParamsError: a quantiser is of another kind than the point's spec asks for.
+        """
+        unknown = sorted(state.keys() - self.points.keys())
+        if unknown:
+            raise PointError(
+                f"the state has points {', '.join(unknown)}, which {self._scope()} does not have; "
+                f"it has {', '.join(self.points)}: was it saved from another variant?"
+            )
+        for name, point in self.points.items():
+            if name in state:
+                point.load_state(state[name])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for point in self.points.values():
+            point.move(fn)
+        return self
+
+    def _observe_parameters(self) -> None:
+        for name, point in self.points.items():
+            if point.parameter is None or point.quantizer is not None or point.observer.seen:
+                continue
+            point.observer.observe(getattr(self, point.parameter))
+            if point.observer.dropped:
+                raise ObserverError(
+                    f"the parameter {point.parameter!r} of {self._scope()} holds "
+                    f"{point.observer.dropped} NaN or infinite values and cannot be quantised at "
+                    f"the point {name!r}: is the checkpoint damaged?"
+                )
+
+    def _frozen(self, point: QuantPoint) -> Quantizer:
+        try:
+            return point.observer.quantizer()
+        except ObserverError as error:
+            raise type(error)(
+                f"the observer of the point {point.name!r} of {self._scope()} cannot be frozen: "
+                f"{error}; calibrate with inputs that reach it"
+            ) from error
+
+    def _scope(self) -> str:
+        return self.ptq_config.scope or f"the root ({type(self).__name__})"
+
+
+def iter_wrappers(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
+    """All wrappers of a model with their module names, each once, in the order of definition."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantModule):
+            yield name, module
+
+
+def iter_points(model: nn.Module) -> Iterator[tuple[str, str, QuantPoint]]:
+    """All quantization points of a model as (module name, point name, point)."""
+    for module_name, module in iter_wrappers(model):
+        for point_name, point in module.points.items():
+            yield module_name, point_name, point
+
+
+def shallow_copy(
+    source: nn.Module, cls: type[ModuleType], config: PTQConfig, wrap: Wrap
+) -> ModuleType:
+    """A module of class `cls` with the attributes of `source` and its children wrapped.
+
+    Parameters and buffers are shared, the dicts that hold them are not. Hooks are not taken along.
+
+    Args:
+        source: stays as it is.
+        cls: the class of the copy.
+        config: the config of `source`.
+        wrap: wraps each child with the child's config.
+
+    Raises:
+        WrapError: `forward` was replaced on the instance, so that the copy would call into
+            `source`.
+    """
+    if "forward" in vars(source):
+        raise WrapError(
+            f"{config.scope or 'the model'} ({type(source).__name__}) has its forward replaced on "
+            "the instance, as accelerate does for device maps: take that off before wrapping "
+            "(accelerate.hooks.remove_hook_from_module(model, recurse=True))"
+        )
+    copy = cls.__new__(cls)
+    state = vars(source).copy()
+    state.update(vars(nn.Module()) | {"training": source.training})
+    state.update({name: vars(source)[name].copy() for name in ("_parameters", "_buffers")})
+    state["_non_persistent_buffers_set"] = source._non_persistent_buffers_set.copy()
+    # transformers' note that its recording hooks are installed, which the copy has not.
+    state.pop("_output_capturing_hooks_installed", None)
+    vars(copy).update(state)
+    for name, child in source._modules.items():
+        copy._modules[name] = None if child is None else wrap(child, config.child(name))
+    return copy
+
+
+def _can_cache(x: Tensor) -> bool:
+    """No gradient is wanted, no graph recorded, and changes of the tensor can be noticed."""
+    return (
+        not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not x.is_inference()
+    )

@@ -1,0 +1,191 @@
+"""The three steps of post-training quantisation.
+
+wrapped = prepare(model, PTQConfig(activation=affine("uint8"), weight=affine("uint8")))
+calibrate(wrapped, batches)
+quantized = convert(wrapped)
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wrappers.config import PTQConfig
+from wrappers.errors import (
+    CalibrationWarning,
+    InputError,
+    MissingWrapperError,
+    ModeError,
+    UnknownOverrideError,
+    UnseenObserverError,
+    WrapError,
+)
+from wrappers.module import Mode, QuantModule, iter_points, iter_wrappers, shallow_copy
+from wrappers.registry import has_wrapper, lookup
+
+ModelInputs = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
+"""Keyword arguments, positional arguments, or the single argument of a model."""
+
+Progress = Callable[[Iterable[ModelInputs]], Iterable[ModelInputs]]
+"""Hands on what it is given and shows how far it is, such as `rich.progress.track` or `tqdm`."""
+
+SHOWN = 8  # names in a message
+
+
+def prepare(model: nn.Module, config: PTQConfig) -> nn.Module:
+    """A copy of the model's tree in which every class with a wrapper is wrapped.
+
+    Names stay, parameters and buffers are shared with `model`, and `model` itself is left as it
+    is. A module that occurs twice is wrapped once. All wrappers are in Mode.NO_QUANT.
+
+    Raises:
+        WrapError: `model` is wrapped already, or nothing in it has a wrapper, or a module cannot
+            be copied.
+        MissingWrapperError: a class has wrappers, but not in the config's variant; or, with
+            `strict_wrap`, a module that owns parameters has none.
+        UnknownOverrideError: an override names no quantization point.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, QuantModule):
+            raise WrapError(
+                f"{name or 'the model'} is a {type(module).__name__}: the model is wrapped "
+                "already; prepare the float model that it was made of"
+            )
+    wrapped_by_id: dict[int, nn.Module] = {}
+
+    def wrap(module: nn.Module, config: PTQConfig) -> nn.Module:
+        if id(module) not in wrapped_by_id:
+            wrapped_by_id[id(module)] = _wrap_one(module, config)
+        return wrapped_by_id[id(module)]
+
+    def _wrap_one(module: nn.Module, config: PTQConfig) -> nn.Module:
+        kind = type(module)
+        if has_wrapper(kind):
+            return lookup(kind, config.variant).from_float(module, config, wrap)
+        if config.strict_wrap and any(True for _ in module.parameters(recurse=False)):
+            try:
+                lookup(kind, config.variant)
+            except MissingWrapperError as error:
+                raise MissingWrapperError(
+                    f"{config.scope or 'the model'} owns parameters: {error}. With "
+                    "strict_wrap=False it stays float"
+                ) from error
+        return shallow_copy(module, kind, config, wrap)
+
+    wrapped = wrap(model, config)
+    points = [f"{module}.{point}".lstrip(".") for module, point, _ in iter_points(wrapped)]
+    if not points:
+        raise WrapError(f"nothing in {type(model).__name__} has a wrapper with quantization points")
+    _check_overrides(config, points)
+    return wrapped
+
+
+def calibrate(
+    wrapped: nn.Module, inputs: Iterable[ModelInputs], *, progress: Progress | None = None
+) -> None:
+    """Run the model over calibration data and observe every quantization point.
+
+    Earlier observations are forgotten first. Outputs are those of the unquantised model. The
+    model stays in Mode.CALIBRATE; `convert` ends it.
+
+    Args:
+        wrapped: a prepared model.
+        inputs: each a mapping of keyword arguments, a tuple of positional ones, or a tensor.
+        progress: shows how far it is: a function that hands on an iterable, such as `tqdm`.
+
+    Raises:
+        ModeError: the model has no wrappers.
+        InputError: there are no inputs, or one is none of the above.
+
+    Warns:
+        CalibrationWarning: NaN or infinities came by; they are left out of the ranges.
+    """
+    _set_mode(wrapped, Mode.CALIBRATE)
+    batches = 0
+    with torch.no_grad():
+        for batch in inputs if progress is None else progress(inputs):
+            _call(wrapped, batch)
+            batches += 1
+    if batches == 0:
+        raise InputError("there were no calibration inputs: is the iterable used up already?")
+    dropped = {
+        f"{module}.{point_name}".lstrip("."): point.observer.dropped
+        for module, point_name, point in iter_points(wrapped)
+        if point.observer.dropped
+    }
+    if dropped:
+        warnings.warn(
+            "NaN or infinite values were left out of the observed ranges: "
+            + _listed([f"{name} ({count})" for name, count in dropped.items()]),
+            CalibrationWarning,
+            stacklevel=2,
+        )
+
+
+def convert(wrapped: nn.Module) -> nn.Module:
+    """Freeze every quantization point and quantise from now on.
+
+    Returns:
+        `wrapped` itself, in Mode.QUANT.
+
+    Raises:
+        ModeError: the model has no wrappers.
+        UnseenObserverError: points saw no data; all of them are named, and nothing is changed.
+    """
+    unseen = [
+        f"{name}.{point}".lstrip(".")
+        for name, module in iter_wrappers(wrapped)
+        for point in module.unfreezable_points()
+    ]
+    if unseen:
+        raise UnseenObserverError(
+            f"{len(unseen)} quantization points saw no data and have no range to quantise to: "
+            f"{_listed(unseen)}. Calibrate with inputs that reach them, load their qparams, or "
+            "override them with no_quantization()"
+        )
+    _set_mode(wrapped, Mode.QUANT)
+    return wrapped
+
+
+def _set_mode(wrapped: nn.Module, mode: Mode) -> None:
+    wrappers = [module for _, module in iter_wrappers(wrapped)]
+    if not wrappers:
+        raise ModeError(
+            f"{type(wrapped).__name__} has no wrappers: give the model that prepare() returned"
+        )
+    for module in wrappers:
+        module.mode = mode
+
+
+def _call(model: nn.Module, inputs: ModelInputs) -> None:
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, tuple | list):
+        model(*inputs)
+    elif isinstance(inputs, Tensor):
+        model(inputs)
+    else:
+        raise InputError(
+            "a calibration input is a mapping of keyword arguments, a tuple of positional ones "
+            f"or a tensor, not {type(inputs).__name__}"
+        )
+
+
+def _check_overrides(config: PTQConfig, points: list[str]) -> None:
+    known = set(points)
+    for path in config.overrides:
+        if path in known:
+            continue
+        near = difflib.get_close_matches(path, points, n=3, cutoff=0.5)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {_listed(points)}"
+        raise UnknownOverrideError(f"the override {path!r} names no quantization point; {advice}")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
