@@ -1,1 +1,82 @@
-"""Finds where two PyTorch models that should agree stop agreeing, and why."""
+"""Finds where two PyTorch models that should agree stop agreeing, and why.
+
+>>> comparison = tracer.compare(reference, candidate, {"input_ids": ids})
+>>> comparison.show()
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracer import models
+    from tracer.comparison import Captured, Comparison, Coverage, capture, compare
+    from tracer.difference import Difference, Tolerance
+    from tracer.errors import (
+        InputError,
+        ModelLoadError,
+        ModelRunError,
+        NothingComparedError,
+        ShapeMismatchError,
+        TracerError,
+        UsageError,
+    )
+    from tracer.rows import FormDifference, Row
+    from tracer.verdict import Origin, Symptom, Verdict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Captured",
+    "Comparison",
+    "Coverage",
+    "Difference",
+    "FormDifference",
+    "InputError",
+    "ModelLoadError",
+    "ModelRunError",
+    "NothingComparedError",
+    "Origin",
+    "Row",
+    "ShapeMismatchError",
+    "Symptom",
+    "Tolerance",
+    "TracerError",
+    "UsageError",
+    "Verdict",
+    "capture",
+    "compare",
+    "models",
+]
+
+# Where each public name lives. They are imported when first used, so that `trace_model --help`
+# does not wait for PyTorch.
+_ROOMS = {
+    "comparison": ("Captured", "Comparison", "Coverage", "capture", "compare"),
+    "difference": ("Difference", "Tolerance"),
+    "errors": (
+        "InputError",
+        "ModelLoadError",
+        "ModelRunError",
+        "NothingComparedError",
+        "ShapeMismatchError",
+        "TracerError",
+        "UsageError",
+    ),
+    "rows": ("FormDifference", "Row"),
+    "verdict": ("Origin", "Symptom", "Verdict"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "models":
+        return import_module("tracer.models")
+    if name in _ROOM_OF:
+        value = getattr(import_module(f"tracer.{_ROOM_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'tracer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

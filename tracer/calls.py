@@ -1,0 +1,268 @@
+"""Module calls, seen through hooks: who was called from which line, with what, and what came out.
+
+This is the only room with hooks. `hooked` attaches them to every module of one or two models and
+takes them off whatever happens; a `Recorder` turns what they see on one side into `Call`s with
+names, call indices and parents, and hands each start and end to a listener. Hooks read; only a
+listener's answer (the counterfactual check) ever changes what a module is given or returns.
+"""
+
+import inspect
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+
+
+class Phase(Enum):
+    """The two events of a call."""
+
+    START = "start"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of source: the file's path, the line number and the function around it."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def is_in_torch(self) -> bool:
+        """Whether the file is part of PyTorch itself."""
+        return self.file.startswith(_TORCH)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One execution of one module.
+
+    Attributes:
+        name: the module's name in its own model.
+        index: 0 for the module's first call, 1 for its second.
+        module: the module.
+        arguments: what it was given, by parameter name; extra positional ones are "args.0", ...
+        caller: the line that called it, outside torch itself; None where there is none.
+        parent: the call that it was made in; None for the root's.
+        positional: names of the arguments that were passed by position, in order.
+        output: what it returned; None until its end.
+        children: how many calls it has made so far.
+        handled: the exception that was being handled when it began, None as a rule.
+    """
+
+    name: str
+    index: int
+    module: nn.Module
+    arguments: dict[str, object]
+    positional: tuple[str, ...]
+    caller: Location | None
+    parent: "Call | None"
+    output: object = None
+    children: int = 0
+    handled: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewArguments:
+    """A listener's answer at a start: arguments to use in place of those that were given."""
+
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class NewOutput:
+    """A listener's answer at an end: a value to return in place of what was computed."""
+
+    value: object
+
+
+Answer = NewArguments | NewOutput | None
+Listener = Callable[[Call, Phase], Answer]
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Turns the hooks of one model into calls and tells a listener of each start and end.
+
+    Attributes:
+        names: the module's name by `id(module)`; a module outside this mapping is not seen.
+        listener: called at the start and the end of each call.
+        counts: how often each module was called so far.
+        raised: the last exception that left a module, with the innermost call that it left.
+    """
+
+    names: Mapping[int, str]
+    listener: Listener
+    counts: Counter[str] = field(default_factory=Counter)
+    raised: tuple[BaseException, Call] | None = None
+    _stack: list[Call] = field(default_factory=list)
+    _signatures: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def start(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
+        """A forward pre-hook's work; returns new (args, kwargs) if the listener gives any."""
+        name = self.names.get(id(module))
+        if name is None:
+            return None
+        parent = self._stack[-1] if self._stack else None
+        positional = self._parameter_names(module, len(args))
+        arguments = dict(zip(positional, args, strict=True))
+        arguments.update(kwargs)
+        call = Call(
+            name=name,
+            index=self.counts[name],
+            module=module,
+            arguments=arguments,
+            positional=positional,
+            caller=_calling_location(sys._getframe(2)),
+            parent=parent,
+            handled=sys.exception(),
+        )
+        self.counts[name] += 1
+        if parent is not None:
+            parent.children += 1
+        self._stack.append(call)
+        answer = self.listener(call, Phase.START)
+        if not isinstance(answer, NewArguments):
+            return None
+        call.arguments.update(answer.values)
+        new_args = tuple(call.arguments[argument] for argument in positional)
+        return new_args, {k: v for k, v in call.arguments.items() if k not in positional}
+
+    def end(self, module: nn.Module, output: object) -> object:
+        """A forward hook's work; returns a new output if the listener gives one."""
+        if id(module) not in self.names or not self._stack:
+            return None
+        call = self._stack[-1]
+        exception = sys.exception()
+        if output is None and exception is not None and exception is not call.handled:
+            if self.raised is None or self.raised[0] is not exception:
+                self.raised = exception, call
+            self._stack.pop()
+            return None
+        call.output = output
+        answer = self.listener(call, Phase.END)
+        self._stack.pop()
+        return answer.value if isinstance(answer, NewOutput) else None
+
+    def _parameter_names(self, module: nn.Module, count: int) -> tuple[str, ...]:
+        """Names for the first `count` positional arguments of a module's forward."""
+        known = self._signatures.get(id(module))
+        if known is None:
+            known = self._signatures[id(module)] = _forward_parameters(module)
+        extra = count - len(known)
+        return known[:count] if extra <= 0 else (*known, *(f"args.{i}" for i in range(extra)))
+
+
+@contextmanager
+def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) -> Iterator[None]:
+    """Hooks every module of the models; `current` says which recorder a call belongs to.
+
+    A module that several models share is hooked once. Modules inside a compiled or scripted module
+    are left alone: their hooks would be traced into the compiled code, or never run.
+    """
+
+    def on_start(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
+        if torch.compiler.is_compiling():
+            return None
+        recorder = current()
+        return None if recorder is None else recorder.start(module, args, kwargs)
+
+    def on_end(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+    ) -> object:
+        if torch.compiler.is_compiling():
+            return None
+        recorder = current()
+        return None if recorder is None else recorder.end(module, output)
+
+    handles = []
+    try:
+        seen: set[int] = set()
+        for model in models:
+            for module in visible_modules(model).values():
+                if id(module) in seen:
+                    continue
+                seen.add(id(module))
+                handles.append(module.register_forward_pre_hook(on_start, with_kwargs=True))
+                # Also when the forward raises: otherwise a call would seem to go on for ever.
+                handles.append(
+                    module.register_forward_hook(on_end, with_kwargs=True, always_call=True)
+                )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose calls can be seen, by name; the insides of compiled ones are left out.
+
+    A module with several names keeps its first.
+    """
+    found: dict[str, nn.Module] = {}
+    hidden: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in hidden):
+            continue
+        found[name] = module
+        if hides_children(module):
+            hidden.append(f"{name}." if name else "")
+    return found
+
+
+def hides_children(module: nn.Module) -> bool:
+    """Whether the calls inside a module cannot be seen, because it is compiled or scripted."""
+    return (
+        "_orig_mod" in module._modules  # what torch.compile returns
+        or isinstance(module, torch.jit.ScriptModule)
+        or module._compiled_call_impl is not None  # after module.compile()
+    )
+
+
+def definition(module: nn.Module) -> Location | None:
+    """Where the module's forward is defined; None for one that has no Python source."""
+    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
+    code = getattr(forward, "__code__", None)
+    if code is None:
+        return None
+    return Location(code.co_filename, code.co_firstlineno, code.co_qualname)
+
+
+def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
+    inner = getattr(module, "_orig_mod", module)
+    try:
+        parameters = inspect.signature(inner.forward).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature: arguments go by position
+        return ()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind in by_position)
+
+
+def _calling_location(frame: FrameType | None) -> Location | None:
+    """The first line outside torch and outside any `__call__`, going up from a hook."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name != "__call__" and not code.co_filename.startswith(_TORCH):
+            if code.co_filename == __file__:
+                return None
+            return Location(code.co_filename, frame.f_lineno, code.co_qualname)
+        frame = frame.f_back
+    return None

@@ -1,0 +1,62 @@
+"""The tracer's exceptions, one tree.
+
+TracerError
+  UsageError              an option, glob, rename rule or tolerance that cannot be used
+  InputError              inputs that do not fit the model
+  ModelLoadError          a model, checkpoint or inputs file that cannot be loaded
+  ModelRunError           a model raised while it was being compared
+  NothingComparedError    reference and candidate have nothing in common
+  ShapeMismatchError      two tensors of different shapes were given to a Difference
+
+A message says what was found, what was expected and what to do. The command line turns each of
+them into one sentence and exit code 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracer.comparison import Comparison
+
+
+class TracerError(Exception):
+    """Base of everything the tracer raises on purpose."""
+
+
+class UsageError(TracerError):
+    """An option, glob, rename rule or tolerance that cannot be used."""
+
+
+class InputError(TracerError):
+    """Inputs that do not fit the model."""
+
+
+class ModelLoadError(TracerError):
+    """A model, checkpoint or inputs file that cannot be loaded."""
+
+
+class ModelRunError(TracerError):
+    """A model raised while it was being compared; the cause is chained.
+
+    Attributes:
+        comparison: what had been compared by then, if anything.
+    """
+
+    def __init__(self, message: str, comparison: "Comparison | None" = None) -> None:
+        super().__init__(message)
+        self.comparison = comparison
+
+
+class NothingComparedError(TracerError):
+    """Reference and candidate have nothing in common, so agreement would mean nothing."""
+
+
+class ShapeMismatchError(TracerError):
+    """Two tensors of different shapes were given to a Difference, which never broadcasts."""
+
+
+def near_names(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A clause that suggests close names, or the empty string: "; did you mean 'a', 'b'?"."""
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,455 @@
+"""Runs reference and candidate together, one at a time, and hands over at each call.
+
+Both models run as greenlets of one thread. At each start and end of a candidate's call the
+reference is advanced to the same event of the paired module; a visitor then sees both calls while
+both models stand there, and both go on. Memory beyond the two models is what is alive at one event,
+whatever the depth. Only calls that come in another order on the other side are held back, by
+reference, until their counterpart comes or their enclosing call has ended on both sides.
+"""
+
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import greenlet
+import torch
+from torch import nn, overrides
+from torch.overrides import TorchFunctionMode
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracer.calls import Answer, Call, Phase, Recorder, hooked
+from tracer.values import map_tensors, tensor_leaves
+
+Run = Callable[[], object]
+# An event's key is the reference's name of the module, the call index and the phase.
+EventKey = tuple[str, int, Phase]
+
+
+class Visitor(Protocol):
+    """Sees each pair of calls while both models stand at it."""
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Both calls have started, or both have ended; what is answered goes to the candidate."""
+
+    def stale(self, key: EventKey, paths: frozenset[str]) -> None:
+        """What is visited next was held back on one side, and edited in place in the meantime.
+
+        `paths` names the leaves that no longer hold what was passed; running again with the key
+        among those to clone keeps them.
+        """
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that ended one side.
+
+    Attributes:
+        side: "reference" or "candidate".
+        call: the innermost call that it was raised in; None outside the model's own modules.
+        exception: what was raised.
+    """
+
+    side: str
+    call: Call | None
+    exception: BaseException
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left when both sides have ended.
+
+    Attributes:
+        reference_calls, candidate_calls: how often each module was called, by its own name.
+        unmatched_reference, unmatched_candidate: (name, call index) of calls that had a paired
+            module but no counterpart on the other side.
+        held_bytes_peak: the most memory that was held back for calls in another order, in bytes.
+        failure: the exception that ended the run early, if one did.
+    """
+
+    reference_calls: Mapping[str, int]
+    candidate_calls: Mapping[str, int]
+    unmatched_reference: tuple[tuple[str, int], ...]
+    unmatched_candidate: tuple[tuple[str, int], ...]
+    held_bytes_peak: int
+    failure: Failure | None
+
+
+def lockstep(
+    reference: nn.Module,
+    candidate: nn.Module,
+    run_reference: Run,
+    run_candidate: Run,
+    pairs: Mapping[str, str],
+    visitor: Visitor,
+    *,
+    reference_names: Mapping[int, str],
+    candidate_names: Mapping[int, str],
+    clone: frozenset[EventKey] = frozenset(),
+) -> Outcome:
+    """Runs both models and lets the visitor see each pair of calls.
+
+    Args:
+        run_reference, run_candidate: call the models on their inputs; they run as coroutines.
+        pairs: the reference's module name by the candidate's.
+        reference_names, candidate_names: each side's module names by `id(module)`. The models may
+            share modules, or be one and the same.
+        clone: events whose leaves are cloned when they are held back, because an earlier run
+            found that they are edited in place before they can be compared.
+
+    Returns:
+        What was called, and the failure if a model raised; the hooks are gone in any case.
+    """
+    paired_references = frozenset(pairs.values())
+    sides = (
+        _Side("reference", run_reference, reference_names, {n: n for n in paired_references}),
+        _Side("candidate", run_candidate, candidate_names, pairs),
+    )
+
+    def current() -> Recorder | None:
+        running = greenlet.getcurrent()
+        for side in sides:
+            if side.greenlet is running:
+                return side.recorder
+        return None
+
+    meeting = _Meeting(*sides, visitor, clone)
+    with _random_state_kept(), hooked((reference, candidate), current):
+        try:
+            failure = meeting.run()
+        finally:
+            for side in sides:
+                side.stop()
+    return Outcome(
+        reference_calls=dict(sides[0].recorder.counts),
+        candidate_calls=dict(sides[1].recorder.counts),
+        unmatched_reference=tuple(meeting.unmatched[0]),
+        unmatched_candidate=tuple(meeting.unmatched[1]),
+        held_bytes_peak=meeting.held_bytes_peak,
+        failure=failure,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    key: EventKey
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An event that waits for its counterpart, with the leaves as they were."""
+
+    call: Call
+    leaves: tuple[tuple[str, torch.Tensor, int | None], ...]
+    size: int
+
+    def edited(self) -> frozenset[str]:
+        """Paths of leaves that were edited in place since."""
+        return frozenset(path for path, leaf, v in self.leaves if version_of(leaf) != v)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """A tensor's in-place version; None for inference tensors, which keep none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+class _Side:
+    """One model as a coroutine that stops at each event of a paired module."""
+
+    def __init__(
+        self,
+        label: str,
+        run: Run,
+        names: Mapping[int, str],
+        pairs: Mapping[str, str],
+    ) -> None:
+        self.label = label
+        self.recorder = Recorder(names, self._on_event)
+        self.greenlet = greenlet.greenlet(self._body)
+        self.greenlet.gr_context = contextvars.copy_context()
+        self.finished = False
+        self._stopped = False
+        self.failure: Failure | None = None
+        self.open: set[tuple[str, int]] = set()
+        self._run = run
+        self._pairs = pairs
+        self._random = _RandomState()
+        self._ambient = _ThreadState.capture()
+        self._driver = greenlet.getcurrent()
+
+    def resume(self, answer: Answer = None) -> _Event | None:
+        """Lets the model run to its next event; None when it has ended."""
+        event = self.greenlet.switch(answer)
+        if self.finished:
+            return None
+        assert isinstance(event, _Event)
+        return event
+
+    def stop(self) -> None:
+        """Ends a model that still stands at an event; its `finally` blocks run."""
+        self._stopped = True
+        if self.greenlet:
+            self.greenlet.throw()
+
+    def _body(self, _: Answer) -> None:
+        self._random.enter()
+        try:
+            self._run()
+        except greenlet.GreenletExit:
+            raise
+        except Exception as exception:
+            raised = self.recorder.raised
+            call = raised[1] if raised is not None and raised[0] is exception else None
+            self.failure = Failure(self.label, call, exception)
+        finally:
+            self.finished = True
+
+    def _on_event(self, call: Call, phase: Phase) -> Answer:
+        name = self._pairs.get(call.name)
+        if name is None or self._stopped:
+            return None
+        instance = name, call.index
+        if phase is Phase.START:
+            self.open.add(instance)
+        else:
+            self.open.discard(instance)
+        self._random.leave()
+        with self._ambient.put_back():
+            answer: Answer = self._driver.switch(_Event((*instance, phase), call))
+        self._random.enter()
+        return answer
+
+
+class _Meeting:
+    """Brings the two sides together event by event."""
+
+    def __init__(
+        self, reference: _Side, candidate: _Side, visitor: Visitor, clone: frozenset[EventKey]
+    ) -> None:
+        self.reference = reference
+        self.candidate = candidate
+        self.visitor = visitor
+        self.clone = clone
+        self.held: tuple[dict[EventKey, _Held], dict[EventKey, _Held]] = ({}, {})
+        self.unmatched: tuple[list[tuple[str, int]], list[tuple[str, int]]] = ([], [])
+        self.held_bytes_peak = 0
+        self._held_bytes = 0
+        # The event that the reference stands at and that nobody has seen yet.
+        self._waiting: _Event | None = None
+
+    def run(self) -> Failure | None:
+        answer: Answer = None
+        while (event := self.candidate.resume(answer)) is not None:
+            answer = self._meet(event)
+            if self.reference.failure is not None:
+                return self.reference.failure
+        if self.candidate.failure is not None:
+            return self.candidate.failure
+        while (waiting := self._next_of_reference()) is not None:
+            self._waiting = None
+            self._meet_held(waiting)
+        for side, held in enumerate(self.held):
+            self.unmatched[side].extend(key[:2] for key in held if key[2] is Phase.START)
+        return self.reference.failure
+
+    def _meet(self, event: _Event) -> Answer:
+        """Brings the reference to the candidate's event, if it comes to it."""
+        key = event.key
+        answer: Answer = None
+        held = self._release(0, key)
+        if held is not None:
+            answer = self._visit(key, held.call, event.call, held.edited())
+        else:
+            while (waiting := self._next_of_reference()) is not None:
+                if waiting.key == key:
+                    self._waiting = None
+                    answer = self._visit(key, waiting.call, event.call)
+                    break
+                name, index, phase = waiting.key
+                if phase is Phase.END and (name, index) in self.candidate.open and name != key[0]:
+                    # The candidate is still inside the call that the reference is about to leave:
+                    # what it does there has no counterpart ahead.
+                    self._hold(1, event)
+                    break
+                self._waiting = None
+                self._meet_held(waiting)
+            else:
+                self._hold(1, event)
+        return answer
+
+    def _next_of_reference(self) -> _Event | None:
+        if self._waiting is None and not self.reference.finished:
+            self._waiting = self.reference.resume()
+        return self._waiting
+
+    def _meet_held(self, waiting: _Event) -> None:
+        """The reference's event meets one that the candidate left behind, or is held itself."""
+        held = self._release(1, waiting.key)
+        if held is None:
+            self._hold(0, waiting)
+        else:
+            self._visit(waiting.key, waiting.call, held.call, held.edited())
+
+    def _visit(
+        self, key: EventKey, reference: Call, candidate: Call, edited: frozenset[str] = frozenset()
+    ) -> Answer:
+        name, _, phase = key
+        if edited:
+            self.visitor.stale(key, edited)
+        answer = self.visitor.visit(reference, candidate, phase)
+        if phase is Phase.END:
+            self._forget_inside(name)
+        return answer
+
+    def _hold(self, side: int, event: _Event) -> None:
+        call, phase = event.call, event.key[2]
+        if event.key in self.clone:
+            call = _cloned(call, phase)
+        value = call.arguments if phase is Phase.START else call.output
+        leaves = tuple((path, t, version_of(t)) for path, t in tensor_leaves(value, ""))
+        held = _Held(call, leaves, sum(t.numel() * t.element_size() for _, t, _ in leaves))
+        self.held[side][event.key] = held
+        self._held_bytes += held.size
+        self.held_bytes_peak = max(self.held_bytes_peak, self._held_bytes)
+
+    def _release(self, side: int, key: EventKey) -> _Held | None:
+        held = self.held[side].pop(key, None)
+        if held is not None:
+            self._held_bytes -= held.size
+        return held
+
+    def _forget_inside(self, name: str) -> None:
+        """Drops what was held for the modules below one whose call has ended on both sides.
+
+        They were called on one side only; waiting on for a counterpart would keep every such
+        activation alive to the end of the run.
+        """
+        for side, held in enumerate(self.held):
+            for key in [k for k in held if name and k[0].startswith(f"{name}.")]:
+                self._release(side, key)
+                if key[2] is Phase.START:
+                    self.unmatched[side].append(key[:2])
+
+
+def _cloned(call: Call, phase: Phase) -> Call:
+    """The call with its own copy of the leaves that its phase compares."""
+    if phase is Phase.START:
+        copied = {n: map_tensors(v, torch.Tensor.clone) for n, v in call.arguments.items()}
+        return replace(call, arguments=copied)
+    return replace(call, output=map_tensors(call.output, torch.Tensor.clone))
+
+
+@dataclass
+class _RandomState:
+    """One side's random numbers: both sides begin alike and draw without disturbing each other."""
+
+    _states: dict[str, torch.Tensor] = field(default_factory=lambda: _read_random_state())
+
+    def enter(self) -> None:
+        _write_random_state(self._states)
+
+    def leave(self) -> None:
+        self._states = _read_random_state()
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    states = _read_random_state()
+    try:
+        yield
+    finally:
+        _write_random_state(states)
+
+
+def _read_random_state() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
+    return states
+
+
+def _write_random_state(states: Mapping[str, torch.Tensor]) -> None:
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class _ThreadState:
+    """What a model may have switched on in PyTorch's thread state around a call of a module."""
+
+    grad: bool
+    inference: bool
+    default_dtype: torch.dtype
+    autocast: tuple[tuple[bool, torch.dtype], ...]
+    autocast_cache: bool
+    function_modes: list[TorchFunctionMode]
+    dispatch_modes: list[TorchDispatchMode]
+
+    @classmethod
+    def capture(cls) -> "_ThreadState":
+        return cls(
+            grad=torch.is_grad_enabled(),
+            inference=torch.is_inference_mode_enabled(),
+            default_dtype=torch.get_default_dtype(),
+            autocast=tuple(
+                (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d))
+                for d in _AUTOCAST_DEVICES
+            ),
+            autocast_cache=torch.is_autocast_cache_enabled(),
+            function_modes=overrides._get_current_function_mode_stack(),
+            dispatch_modes=_python_dispatch._get_current_dispatch_mode_stack(),
+        )
+
+    def apply(self, current: "_ThreadState") -> None:
+        """Switches from the current state to this one, but for inference mode."""
+        if self.dispatch_modes != current.dispatch_modes:
+            for _ in current.dispatch_modes:
+                _python_dispatch._pop_mode()
+        if self.function_modes != current.function_modes:
+            for _ in current.function_modes:
+                overrides._pop_mode()
+            for function_mode in self.function_modes:
+                overrides._push_mode(function_mode)
+        if self.dispatch_modes != current.dispatch_modes:
+            for dispatch_mode in self.dispatch_modes:
+                _python_dispatch._push_mode(dispatch_mode)
+        torch.set_grad_enabled(self.grad)
+        if self.default_dtype != current.default_dtype:
+            torch.set_default_dtype(self.default_dtype)
+        for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(self.autocast_cache)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Puts this state in force for a while.
+
+        A hook may fire inside a `with` block of the model's own: autocast, grad or inference mode,
+        a device context. The other side must not see it, and the model must find it again.
+        """
+        found = _ThreadState.capture()
+        if found == self:
+            yield
+            return
+        with ExitStack() as guards:
+            if found.inference != self.inference:
+                guards.enter_context(torch.inference_mode(self.inference))
+            self.apply(_ThreadState.capture())
+            try:
+                yield
+            finally:
+                # Inference mode is left first: it brings back the dispatch keys of that moment.
+                entered = _ThreadState.capture()
+                guards.close()
+                found.apply(entered)

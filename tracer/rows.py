@@ -1,0 +1,441 @@
+"""Turns pairs of calls into rows: one per compared leaf, in execution order.
+
+A `Comparer` is the visitor of a lockstep run. It pairs arguments by name and outputs by path,
+compares each pair of tensors at once and keeps numbers only, so that no activation lives longer
+than its comparison. A pair that has been compared is not compared again while both tensors live
+unchanged: a hidden state is an output here and an input there, and a mask goes to every layer.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from tracer.calls import Answer, Call, Location, Phase, definition
+from tracer.difference import Difference, Tolerance
+from tracer.errors import ModelRunError
+from tracer.lockstep import EventKey, version_of
+from tracer.values import (
+    describe,
+    describe_mask,
+    is_mask_name,
+    leaves,
+    visible_pair,
+)
+
+# A module's identity in a run: the reference's name and the call index.
+CallKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared leaf.
+
+    Attributes:
+        order: its place in execution order.
+        module: the reference's name of the module; "" is the root.
+        call: the module's call index.
+        value: "output", "output.0", "output.logits", "kwargs.attention_mask", ...
+        shape, dtype: the reference's.
+        candidate_dtype: the candidate's.
+        difference: the statistics; None where there is nothing to compute (the shapes differ).
+        limit: the PEIR up to which the pair agrees.
+        agrees: whether it does.
+        note: what the numbers do not say: other shapes, plain values, masks by meaning.
+    """
+
+    order: int
+    module: str
+    call: int
+    value: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    candidate_dtype: torch.dtype | None
+    difference: Difference | None
+    limit: float
+    agrees: bool
+    note: str = ""
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the leaf came out of the module, as opposed to an argument."""
+        return self.value.split(".", 1)[0] == "output"
+
+    @property
+    def argument(self) -> str | None:
+        """The name of the argument that the leaf is part of, None for an output."""
+        return None if self.is_output else argument_of(self.value)
+
+    @property
+    def peir(self) -> float:
+        """PEIR; infinite where nothing could be computed."""
+        return math.inf if self.difference is None else self.difference.peir
+
+    @property
+    def error(self) -> float:
+        """What is held against the limit; infinite where nothing could be computed."""
+        return math.inf if self.difference is None else self.difference.relative_peak
+
+
+@dataclass(frozen=True)
+class FormDifference:
+    """An argument or part of an output that the two sides pass in forms that do not compare.
+
+    None here and a tensor there, another rank, another flag. Often harmless; a suspect otherwise.
+
+    Attributes:
+        order, module, call, value: as for a Row.
+        reference, candidate: what each side passed, in words.
+    """
+
+    order: int
+    module: str
+    call: int
+    value: str
+    reference: str
+    candidate: str
+
+
+@dataclass(eq=False)
+class CallRecord:
+    """What is known of one pair of calls, after its values have been let go.
+
+    Attributes:
+        module, call: the reference's name and the call index.
+        candidate_module: the candidate's name.
+        parent: the pair of calls that it was made in; None for the root's.
+        reference_caller, candidate_caller: the line that called it on each side.
+        reference_definition, candidate_definition: where its forward begins on each side.
+        main_argument: the name of the first parameter, the activation as a rule.
+        arguments: the row of each compared leaf of the arguments. A pair that was compared before
+            is found here with its earlier row.
+        outputs: the row of each compared leaf of the output.
+        described: what each side passed, in words, for the arguments that disagree.
+        form_differences: what could not be compared, of arguments and outputs.
+        children: how many paired calls were made in it.
+        start, end: its place in execution order.
+    """
+
+    module: str
+    call: int
+    candidate_module: str
+    parent: CallKey | None
+    reference_caller: Location | None
+    candidate_caller: Location | None
+    reference_definition: Location | None
+    candidate_definition: Location | None
+    main_argument: str | None
+    arguments: dict[str, Row]
+    outputs: list[Row]
+    described: dict[str, tuple[str, str]]
+    form_differences: list[FormDifference]
+    children: int
+    start: int
+    end: int = -1
+
+    @property
+    def key(self) -> CallKey:
+        """The module and the call index."""
+        return self.module, self.call
+
+
+def argument_of(value: str) -> str:
+    """The parameter's name in a value's path: "kwargs.position_embeddings.0" gives the middle."""
+    return value.removeprefix("kwargs.").split(".", 1)[0]
+
+
+class Comparer:
+    """The visitor that compares: see the module's docstring.
+
+    Attributes:
+        rows: one per compared leaf, in execution order.
+        records: every pair of calls, in the order in which they began.
+        edited: events whose values were edited in place before they could be compared; their rows
+            are wrong until a run in which lockstep clones them.
+    """
+
+    def __init__(self, tolerance: Tolerance, progress: Callable[[], None] | None = None) -> None:
+        self.rows: list[Row] = []
+        self.records: dict[CallKey, CallRecord] = {}
+        self.edited: set[EventKey] = set()
+        self._tolerance = tolerance
+        self._progress = progress
+        self._order = 0
+        self._compared: dict[tuple[int, int], _Compared] = {}
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Compares the arguments of two calls that have started, or the outputs of two ended."""
+        if phase is Phase.START:
+            self._start(reference, candidate)
+        else:
+            self._end(reference, candidate)
+        return None
+
+    def stale(self, key: EventKey, paths: frozenset[str]) -> None:
+        """Notes an event that must be cloned in another run."""
+        self.edited.add(key)
+
+    def _start(self, reference: Call, candidate: Call) -> None:
+        key = reference.name, reference.index
+        parent = _enclosing(reference, self.records)
+        if parent is not None:
+            self.records[parent].children += 1
+        record = self.records[key] = CallRecord(
+            module=reference.name,
+            call=reference.index,
+            candidate_module=candidate.name,
+            parent=parent,
+            reference_caller=reference.caller,
+            candidate_caller=candidate.caller,
+            reference_definition=definition(reference.module),
+            candidate_definition=definition(candidate.module),
+            main_argument=next(iter(reference.arguments), None),
+            arguments={},
+            outputs=[],
+            described={},
+            form_differences=[],
+            children=0,
+            start=self._order,
+        )
+        self._next()
+        for name, r, c in paired_arguments(reference, candidate):
+            self._compare_values(record, f"kwargs.{name}", r, c)
+
+    def _end(self, reference: Call, candidate: Call) -> None:
+        record = self.records.get((reference.name, reference.index))
+        if record is None:
+            return  # its start was given up as unmatched
+        self._compare_values(record, "output", reference.output, reference_output(candidate))
+        record.end = self._next()
+        if self._progress is not None:
+            self._progress()
+
+    def _compare_values(self, record: CallRecord, path: str, r: object, c: object) -> None:
+        reference, candidate = dict(leaves(r, path)), dict(leaves(c, path))
+        common = False
+        for leaf_path, left in reference.items():
+            right = candidate.get(leaf_path)
+            if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+                common = True
+                self._compare_tensors(record, leaf_path, left, right)
+            elif isinstance(left, torch.Tensor) or isinstance(right, torch.Tensor):
+                self._differ_in_form(record, leaf_path, left, right)
+            elif leaf_path in candidate and not _equal(left, right):
+                self._differ_in_form(record, leaf_path, left, right)
+        for leaf_path, right in candidate.items():
+            if leaf_path not in reference and isinstance(right, torch.Tensor):
+                self._differ_in_form(record, leaf_path, None, right)
+        if path == "output" and not common:
+            self._judge_form(record, reference, candidate)
+
+    def _compare_tensors(
+        self, record: CallRecord, path: str, r: torch.Tensor, c: torch.Tensor
+    ) -> None:
+        is_output = path.startswith("output")
+        earlier = self._known(r, c)
+        if earlier is not None:
+            if is_output and not record.outputs:
+                self._add(
+                    record,
+                    replace(
+                        earlier,
+                        order=self._next(),
+                        module=record.module,
+                        call=record.call,
+                        value=path,
+                    ),
+                )
+            elif not is_output:
+                record.arguments[path] = earlier
+                self._describe(record, earlier, path, r, c)
+            return
+        is_mask = not is_output and is_mask_name(path)
+        visible = visible_pair(r, c) if is_mask else None
+        difference: Difference | None
+        if visible is not None:
+            difference, limit = Difference.of(*visible), 0.0
+            agrees, note = difference.mismatched == 0, "compared by what they let through"
+            if not agrees:
+                note = f"{describe_mask(r)}; candidate {describe_mask(c)}"
+        elif r.shape != c.shape:
+            if is_mask:
+                self._differ_in_form(record, path, r, c)
+                return
+            difference, limit, agrees = None, 0.0, False
+            note = f"shape {list(r.shape)}; candidate {list(c.shape)}"
+        else:
+            difference = Difference.of(r, c)
+            limit = self._tolerance.limit(r.dtype, c.dtype)
+            agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
+            note = _nonfinite_note(difference)
+        row = Row(
+            order=self._next(),
+            module=record.module,
+            call=record.call,
+            value=path,
+            shape=tuple(r.shape),
+            dtype=r.dtype,
+            candidate_dtype=c.dtype,
+            difference=difference,
+            limit=limit,
+            agrees=agrees,
+            note=note,
+        )
+        self._remember(r, c, row)
+        self._add(record, row)
+        if not is_output:
+            self._describe(record, row, path, r, c)
+
+    def _describe(
+        self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
+    ) -> None:
+        if not row.agrees:
+            words = describe_mask if is_mask_name(path) else describe
+            record.described[path] = words(r), words(c)
+
+    def _next(self) -> int:
+        self._order += 1
+        return self._order
+
+    def _add(self, record: CallRecord, row: Row) -> None:
+        self.rows.append(row)
+        if row.is_output:
+            record.outputs.append(row)
+        else:
+            record.arguments[row.value] = row
+
+    def _differ_in_form(self, record: CallRecord, path: str, r: object, c: object) -> None:
+        words = describe_mask if is_mask_name(path) else describe
+        record.form_differences.append(
+            FormDifference(self._next(), record.module, record.call, path, words(r), words(c))
+        )
+
+    def _judge_form(
+        self, record: CallRecord, reference: Mapping[str, object], candidate: Mapping[str, object]
+    ) -> None:
+        """A row for outputs without any tensor in common, unless they are equal plain values."""
+        if not any(isinstance(v, torch.Tensor) for v in (*reference.values(), *candidate.values())):
+            if reference.keys() == candidate.keys() and all(
+                _equal(value, candidate[path]) for path, value in reference.items()
+            ):
+                return
+        self._add(
+            record,
+            Row(
+                order=self._next(),
+                module=record.module,
+                call=record.call,
+                value="output",
+                shape=(),
+                dtype=None,
+                candidate_dtype=None,
+                difference=None,
+                limit=0.0,
+                agrees=False,
+                note=f"returned {_summary(reference)}; candidate {_summary(candidate)}",
+            ),
+        )
+
+    def _known(self, r: torch.Tensor, c: torch.Tensor) -> Row | None:
+        known = self._compared.get((id(r), id(c)))
+        if known is None or known.reference() is not r or known.candidate() is not c:
+            return None
+        return known.row if known.versions == (version_of(r), version_of(c)) else None
+
+    def _remember(self, r: torch.Tensor, c: torch.Tensor, row: Row) -> None:
+        versions = version_of(r), version_of(c)
+        if None in versions:
+            return
+        key = id(r), id(c)
+        forget = lambda _: self._compared.pop(key, None)  # noqa: E731
+        self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    reference: "weakref.ref[torch.Tensor]"
+    candidate: "weakref.ref[torch.Tensor]"
+    versions: tuple[int | None, int | None]
+    row: Row
+
+
+def reference_output(candidate: Call) -> object:
+    """A candidate's output, read back into the reference's form where its module says how."""
+    convert = getattr(candidate.module, "to_reference_output", None)
+    if convert is None:
+        return candidate.output
+    try:
+        return convert(candidate.output)
+    except Exception as error:
+        raise ModelRunError(
+            f"to_reference_output of the candidate's module {candidate.name!r} raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def argument_names(reference: Call, candidate: Call) -> dict[str, str]:
+    """The candidate's name of an argument by the reference's: by name, else by position."""
+    names = {name: name for name in candidate.arguments if name in reference.arguments}
+    for left, right in zip(reference.positional, candidate.positional, strict=False):
+        if left not in names and right not in names.values():
+            names[left] = right
+    return names
+
+
+def paired_arguments(reference: Call, candidate: Call) -> Iterator[tuple[str, object, object]]:
+    """Yields (the reference's parameter name, its value, the candidate's in the same form).
+
+    An argument that one side does not pass counts as None there.
+    """
+    own_names = {own: name for name, own in argument_names(reference, candidate).items()}
+    values = {}
+    for own, value in candidate.arguments.items():
+        name = own_names.get(own, own)
+        values[name] = _reference_input(candidate, name, value)
+    for name, value in reference.arguments.items():
+        yield name, value, values.pop(name, None)
+    for name, value in values.items():
+        yield name, None, value
+
+
+def _reference_input(candidate: Call, name: str, value: object) -> object:
+    convert = getattr(candidate.module, "to_reference_input", None)
+    if convert is None:
+        return value
+    try:
+        return convert(name, value)
+    except Exception as error:
+        raise ModelRunError(
+            f"to_reference_input of the candidate's module {candidate.name!r} raised "
+            f"{type(error).__name__} for {name!r}: {error}"
+        ) from error
+
+
+def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | None:
+    """The nearest call around this one that was compared."""
+    parent = call.parent
+    while parent is not None and (parent.name, parent.index) not in records:
+        parent = parent.parent
+    return None if parent is None else (parent.name, parent.index)
+
+
+def _equal(left: object, right: object) -> bool:
+    if isinstance(left, float) and isinstance(right, float | int):
+        return left == right or math.isclose(left, right, rel_tol=1e-6)
+    return bool(left == right)
+
+
+def _summary(parts: Mapping[str, object]) -> str:
+    shown = [f"{path} ({describe(value)})" for path, value in list(parts.items())[:3]]
+    return ", ".join(shown) + (", ..." if len(parts) > 3 else "") if shown else "nothing"
+
+
+def _nonfinite_note(difference: Difference) -> str:
+    if not (difference.reference_nonfinite or difference.candidate_nonfinite):
+        return ""
+    return (
+        f"{difference.reference_nonfinite} non-finite elements; "
+        f"candidate {difference.candidate_nonfinite}"
+    )

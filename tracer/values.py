@@ -1,0 +1,223 @@
+"""Nested values become leaves with paths; leaves and attention masks are put into words.
+
+>>> list(leaves({"logits": tensor, "past": (keys, values)}, "output"))
+[('output.logits', tensor), ('output.past.0', keys), ('output.past.1', values)]
+
+Whatever passes in or out of a module is walked here and nowhere else: tensors, tuples, named
+tuples, lists, mappings (transformers' `ModelOutput` among them), dataclasses, containers that are
+registered with PyTorch's pytree, and other objects that hold tensors, such as key-value caches.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Set
+from enum import Enum
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+# A cache holds layers, which hold tensors; nothing sensible nests much deeper than this.
+_MAX_OBJECT_DEPTH = 4
+
+# Added to logits, exp(-30) = 9e-14 of a visible position's weight is beyond what float32 shows.
+HIDDEN_BELOW = -30.0
+
+_PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
+
+
+def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yields the tensors and plain Python values in a nested value, each with its dotted path.
+
+    Plain values are numbers, strings and None. Of objects that are no container (a cache, say) only
+    the tensors are yielded. An object that contains itself is walked once.
+
+    Args:
+        value: any value that goes in or out of a module.
+        path: the path of the value itself, such as "output".
+    """
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, _PLAIN_TYPES):
+        yield path, value
+    else:
+        yield from _walk(value, path, (), 0)
+
+
+def tensor_leaves(value: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The leaves that are tensors."""
+    for leaf_path, leaf in leaves(value, path):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf_path, leaf
+
+
+def replace_leaves(value: object, path: str, replacements: Mapping[str, object]) -> object:
+    """The same nested value with the leaves at the given paths replaced.
+
+    Containers on the way are rebuilt, everything else is kept by reference. An object that is no
+    container (a cache) is changed in place, since the model holds on to it.
+    """
+    if path in replacements:
+        return replacements[path]
+    if not any(key.startswith(f"{path}.") for key in replacements):
+        return value
+    changed = {
+        key: replace_leaves(child, f"{path}.{key}", replacements) for key, child in _children(value)
+    }
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(**changed)
+    if isinstance(value, tuple | list):
+        return type(value)(changed.values())
+    if isinstance(value, Mapping):
+        names = {str(key): key for key in value}
+        rebuilt = _copy_mapping(value)
+        for key, child in changed.items():
+            rebuilt[names[key]] = child  # type: ignore[index]
+        return rebuilt
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **changed)
+    for key, child in changed.items():
+        setattr(value, key, child)
+    return value
+
+
+def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:
+    """The same nested value with a function applied to each tensor leaf; see `replace_leaves`."""
+    changed = {path: function(tensor) for path, tensor in tensor_leaves(value, "value")}
+    return replace_leaves(value, "value", changed) if changed else value
+
+
+def describe(value: object) -> str:
+    """A leaf in a few words: "float32 [1, 1, 84, 84], additive mask, causal" without the mask."""
+    if isinstance(value, torch.Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        text = f"{dtype} {list(value.shape)}"
+        if value.numel() and value.layout == torch.strided and not value.is_complex():
+            low, high = value.min().item(), value.max().item()
+            if low == high:
+                return f"{text}, all {_number(low)}"
+            text += f", from {_number(low)} to {_number(high)}"
+        return text
+    return repr(value) if isinstance(value, _PLAIN_TYPES) else type(value).__name__
+
+
+def describe_mask(value: object) -> str:
+    """An attention mask in a few words, with what it lets through where that can be told."""
+    text = describe(value)
+    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+        return text
+    visible = visible_positions(value)
+    if visible is None:
+        return text
+    form = "additive mask" if value.is_floating_point() and value.dim() > 2 else "mask"
+    if visible.dim() > 2 and _is_causal(visible):
+        return f"{text}: {form}, causal"
+    if bool(visible.all()):
+        return f"{text}: {form}, hides nothing"
+    hidden = int((~visible).sum())
+    return f"{text}: {form}, hides {hidden} of {visible.numel()} positions"
+
+
+def is_mask_name(path: str) -> bool:
+    """Whether an argument is an attention mask, told by its name: "attention_mask", "mask.0"."""
+    return "mask" in path.lower()
+
+
+def visible_positions(mask: torch.Tensor) -> torch.Tensor | None:
+    """Reads a mask as booleans of its own shape, True where attention may look.
+
+    Booleans and 0/1 integers say it themselves, and so do floats of 0 and 1 in a 2-D padding mask;
+    other floats are added to the logits, and hide where they are at most -30.
+
+    Returns:
+        None where the values have no such reading, as with an integer mask of other values.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_complex():
+        return None
+    zero_or_one = bool(((mask == 0) | (mask == 1)).all())
+    if not mask.is_floating_point():
+        return mask != 0 if zero_or_one else None
+    if zero_or_one and mask.dim() == 2:
+        return mask != 0
+    if bool((mask > 0).any()) or bool(mask.isnan().any()):
+        return None
+    return mask > HIDDEN_BELOW
+
+
+def visible_pair(
+    reference: torch.Tensor, candidate: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Both masks as visible positions of one common shape, or None where they have none.
+
+    Masks of one rank that broadcast (one mask for all sequences of a batch or for all heads) mean
+    the same on every one of them.
+    """
+    if reference.dim() != candidate.dim():
+        return None
+    try:
+        shape = torch.broadcast_shapes(reference.shape, candidate.shape)
+    except RuntimeError:
+        return None
+    seen = visible_positions(reference), visible_positions(candidate)
+    if seen[0] is None or seen[1] is None:
+        return None
+    return seen[0].expand(shape), seen[1].to(seen[0].device).expand(shape)
+
+
+def _is_causal(visible: torch.Tensor) -> bool:
+    query, key = visible.shape[-2:]
+    causal = torch.ones(query, key, dtype=torch.bool, device=visible.device).tril(key - query)
+    return bool((visible == causal).all())
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, bool | int) else f"{value:.5g}"
+
+
+def _walk(
+    value: object, path: str, above: tuple[int, ...], object_depth: int
+) -> Iterator[tuple[str, object]]:
+    if isinstance(value, torch.Tensor) or (isinstance(value, _PLAIN_TYPES) and not object_depth):
+        yield path, value
+        return
+    if id(value) in above or object_depth > _MAX_OBJECT_DEPTH:
+        return
+    inside_object = object_depth or not _is_container(value)
+    for key, child in _children(value):
+        yield from _walk(
+            child, f"{path}.{key}", (*above, id(value)), object_depth + bool(inside_object)
+        )
+
+
+def _is_container(value: object) -> bool:
+    return (
+        isinstance(value, tuple | list | Mapping)
+        or dataclasses.is_dataclass(value)
+        or type(value) in pytree.SUPPORTED_NODES
+    )
+
+
+def _children(value: object) -> list[tuple[str, object]]:
+    """The named parts of a value; nothing for what holds no tensors of interest."""
+    if isinstance(value, Mapping):
+        return [(str(key), child) for key, child in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(name, getattr(value, name)) for name in value._fields]
+    if isinstance(value, tuple | list):
+        return [(str(index), child) for index, child in enumerate(value)]
+    if isinstance(value, type | nn.Module | Enum | Set | str | bytes) or callable(value):
+        return []
+    if dataclasses.is_dataclass(value):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    if type(value) in pytree.SUPPORTED_NODES and not hasattr(value, "__dict__"):
+        parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
+        return [(str(index), child) for index, child in enumerate(parts)]
+    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+
+
+def _copy_mapping(value: Mapping[object, object]) -> Mapping[object, object]:
+    copy = getattr(value, "copy", None)
+    rebuilt = copy() if callable(copy) else dict(value)
+    # `ModelOutput.copy()` is OrderedDict's, which keeps the class; anything else must have too.
+    return rebuilt if isinstance(rebuilt, type(value)) else dict(value)
