@@ -24,12 +24,15 @@ class Fit:
     """A known kind of mistake that explains the divergence.
 
     Attributes:
-        mistake: what it is, as the end of a sentence "the candidate is the reference ...".
+        mistake: what it is, to be read after "the reference": "transposed", "scaled by 2".
         residual: relative L2 distance that is left between the candidate and the changed reference.
     """
 
     mistake: str
     residual: float
+
+    def __str__(self) -> str:
+        return f"the reference {self.mistake} (residual {self.residual:.2g})"
 
 
 def known_mistakes(

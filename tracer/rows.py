@@ -69,6 +69,11 @@ class Row:
         return None if self.is_output else argument_of(self.value)
 
     @property
+    def is_mask(self) -> bool:
+        """Whether the leaf is an attention mask that was passed as an argument."""
+        return self.argument is not None and is_mask_name(self.argument)
+
+    @property
     def peir(self) -> float:
         """PEIR; infinite where nothing could be computed."""
         return math.inf if self.difference is None else self.difference.peir
@@ -146,6 +151,26 @@ def argument_of(value: str) -> str:
     return value.removeprefix("kwargs.").split(".", 1)[0]
 
 
+def inputs_of(row: Row, records: Mapping[CallKey, CallRecord]) -> Iterator[Row]:
+    """The rows that a value was computed from, as far as they are known.
+
+    For an output: the arguments of its call and the outputs of the calls made in it. For an
+    argument: those of its caller, as far as they came before.
+    """
+    record = records[row.module, row.call]
+    inside: CallRecord | None = record
+    if not row.is_output:
+        inside = None if record.parent is None else records[record.parent]
+    if inside is None:
+        return
+    for earlier in inside.arguments.values():
+        if earlier.order < row.order and not earlier.is_mask:
+            yield earlier
+    for child in records.values():
+        if child.parent == inside.key:
+            yield from (earlier for earlier in child.outputs if earlier.order < row.order)
+
+
 class Comparer:
     """The visitor that compares: see the module's docstring.
 
@@ -156,13 +181,14 @@ class Comparer:
             are wrong until a run in which lockstep clones them.
     """
 
-    def __init__(self, tolerance: Tolerance, progress: Callable[[], None] | None = None) -> None:
+    def __init__(self, tolerance: Tolerance, progress: Callable[[int], None] | None = None) -> None:
         self.rows: list[Row] = []
         self.records: dict[CallKey, CallRecord] = {}
         self.edited: set[EventKey] = set()
         self._tolerance = tolerance
         self._progress = progress
         self._order = 0
+        self._finished = 0
         self._compared: dict[tuple[int, int], _Compared] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
@@ -209,8 +235,9 @@ class Comparer:
             return  # its start was given up as unmatched
         self._compare_values(record, "output", reference.output, reference_output(candidate))
         record.end = self._next()
+        self._finished += 1
         if self._progress is not None:
-            self._progress()
+            self._progress(self._finished)
 
     def _compare_values(self, record: CallRecord, path: str, r: object, c: object) -> None:
         reference, candidate = dict(leaves(r, path)), dict(leaves(c, path))
@@ -220,9 +247,7 @@ class Comparer:
             if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
                 common = True
                 self._compare_tensors(record, leaf_path, left, right)
-            elif isinstance(left, torch.Tensor) or isinstance(right, torch.Tensor):
-                self._differ_in_form(record, leaf_path, left, right)
-            elif leaf_path in candidate and not _equal(left, right):
+            elif _is_tensor(left, right) or (leaf_path in candidate and not _equal(left, right)):
                 self._differ_in_form(record, leaf_path, left, right)
         for leaf_path, right in candidate.items():
             if leaf_path not in reference and isinstance(right, torch.Tensor):
@@ -316,11 +341,11 @@ class Comparer:
         self, record: CallRecord, reference: Mapping[str, object], candidate: Mapping[str, object]
     ) -> None:
         """A row for outputs without any tensor in common, unless they are equal plain values."""
-        if not any(isinstance(v, torch.Tensor) for v in (*reference.values(), *candidate.values())):
-            if reference.keys() == candidate.keys() and all(
-                _equal(value, candidate[path]) for path, value in reference.items()
-            ):
-                return
+        if not _is_tensor(*reference.values(), *candidate.values()) and (
+            reference.keys() == candidate.keys()
+            and all(_equal(value, candidate[path]) for path, value in reference.items())
+        ):
+            return
         self._add(
             record,
             Row(
@@ -419,6 +444,11 @@ def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | N
     while parent is not None and (parent.name, parent.index) not in records:
         parent = parent.parent
     return None if parent is None else (parent.name, parent.index)
+
+
+def _is_tensor(*values: object) -> bool:
+    """Whether any of the values is a tensor."""
+    return any(isinstance(value, torch.Tensor) for value in values)
 
 
 def _equal(left: object, right: object) -> bool:

@@ -35,12 +35,7 @@ def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
         value: any value that goes in or out of a module.
         path: the path of the value itself, such as "output".
     """
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, _PLAIN_TYPES):
-        yield path, value
-    else:
-        yield from _walk(value, path, (), 0)
+    yield from _walk(value, path, (), 0)
 
 
 def tensor_leaves(value: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -6,36 +6,21 @@ disagreed there. What remains is put to the test by running both models again wi
 value replaced by the reference's: if the divergence is gone, the suspect is confirmed.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tracer.calls import Answer, Call, Location, NewArguments, NewOutput, Phase
+from tracer.calls import Location
+from tracer.counterfactual import Experiment, Trial
 from tracer.difference import Difference, Tolerance
-from tracer.fits import Fit, known_mistakes
+from tracer.fits import Fit
 from tracer.lockstep import Visitor
-from tracer.rows import (
-    CallKey,
-    CallRecord,
-    Comparer,
-    Row,
-    argument_names,
-    argument_of,
-    paired_arguments,
-    reference_output,
-)
-from tracer.values import (
-    is_mask_name,
-    map_tensors,
-    replace_leaves,
-    tensor_leaves,
-    visible_positions,
-)
+from tracer.rows import CallKey, CallRecord, Comparer, Row, argument_of, inputs_of
+from tracer.values import is_mask_name
 
 # An error that is at least this part of it already in the inputs was inherited, not introduced.
 _INHERITED = 0.25
@@ -131,7 +116,7 @@ def first_divergence(rows: Sequence[Row]) -> Row | None:
     Attention masks are left out: one that differs may be without any effect, and one that has an
     effect is found as the origin of what disagrees after it.
     """
-    return next((row for row in rows if not row.agrees and not _is_mask(row)), None)
+    return next((row for row in rows if not row.agrees and not row.is_mask), None)
 
 
 def short_line(location: Location | str | None) -> str:
@@ -147,10 +132,6 @@ def short_line(location: Location | str | None) -> str:
         return f"{Path(path).relative_to(Path.cwd())}:{line}"
     except ValueError:
         return "/".join(parts[-3:])
-
-
-def _is_mask(row: Row) -> bool:
-    return row.argument is not None and is_mask_name(row.argument)
 
 
 def _agreement(comparer: Comparer) -> Verdict:
@@ -183,15 +164,6 @@ class _Suspect:
     argument: str
     giver: CallKey | None
     calls: tuple[CallKey, ...]
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """What to replace in a run: the same argument of some calls, an output, or parameters."""
-
-    arguments: Mapping[CallKey, str] = field(default_factory=dict)
-    output: CallKey | None = None
-    parameters: CallKey | None = None
 
 
 @dataclass(frozen=True)
@@ -231,7 +203,7 @@ class _Case:
         lines = [
             f"First visible at {_place(start)}{self._size(start)}.",
             *finding.lines,
-            *(f"It looks {_as_sentence(fit)}." for fit in self.mistakes[:2]),
+            *(f"It looks as if the candidate were {fit}." for fit in self.mistakes[:2]),
             self._spread(start),
         ]
         return Verdict(
@@ -337,7 +309,7 @@ class _Case:
         """Gives the candidate the reference's argument; a finding if the divergence is gone."""
         if self.rerun is None:
             return None
-        trial = self._run(_Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument)))
+        trial = self._run(Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument)))
         after = trial.row(start)
         if after is None or not after.agrees:
             return None
@@ -392,7 +364,7 @@ class _Case:
         ]
         targets = [record.key] if is_activation else calls
         confirmed, evidence = self._confirm(
-            _Trial(arguments=dict.fromkeys(targets, argument)),
+            Trial(arguments=dict.fromkeys(targets, argument)),
             start,
             f"the reference's `{argument}`",
         )
@@ -430,7 +402,7 @@ class _Case:
         changed = self._changed_parameters(record)
         if changed and record.children == 0:
             confirmed, evidence = self._confirm(
-                _Trial(parameters=record.key),
+                Trial(parameters=record.key),
                 start,
                 "the reference's " + " and ".join(f"`{name}`" for name in changed),
             )
@@ -460,7 +432,7 @@ class _Case:
             _line(_own_line(lines_of, record, reference=False)),
         )
         confirmed, evidence = self._confirm(
-            _Trial(output=record.key), start, f"the reference's output of {_module(record.module)}"
+            Trial(output=record.key), start, f"the reference's output of {_module(record.module)}"
         )
         if children:
             where = (
@@ -485,16 +457,16 @@ class _Case:
 
     # Evidence.
 
-    def _run(self, trial: _Trial, watch: Row | None = None) -> "_Experiment":
+    def _run(self, trial: Trial, watch: Row | None = None) -> Experiment:
         assert self.rerun is not None
-        experiment = _Experiment(self.tolerance, trial, watch, self.reference_modules)
+        experiment = Experiment(self.tolerance, trial, watch, self.reference_modules)
         try:
             self.rerun(experiment)
         finally:
             experiment.restore()
         return experiment
 
-    def _confirm(self, trial: _Trial, start: Row, given: str) -> tuple[bool, str]:
+    def _confirm(self, trial: Trial, start: Row, given: str) -> tuple[bool, str]:
         """Runs with the reference's value in place and says what is left of the divergence."""
         if self.rerun is None:
             return False, "Not confirmed: a second run was not asked for."
@@ -517,7 +489,7 @@ class _Case:
             f"PEIR {_figure(left.peir)}, from inputs that agree."
         )
 
-    def _final(self, experiment: "_Experiment") -> str:
+    def _final(self, experiment: Experiment) -> str:
         """How the model's own output changes: ", and ... falls from 0.6 to 5e-07"."""
         last = next((row for row in reversed(self.rows) if row.is_output), None)
         after = None if last is None else experiment.row(last)
@@ -590,174 +562,6 @@ class _Case:
         ]
 
 
-class _Experiment(Comparer):
-    """A run in which the candidate is given some of the reference's values.
-
-    Attributes:
-        applied: whether something was replaced.
-        mistakes: the known mistakes that explain the watched row, as it was before replacement.
-    """
-
-    def __init__(
-        self,
-        tolerance: Tolerance,
-        trial: _Trial,
-        watch: Row | None,
-        reference_modules: Mapping[str, nn.Module],
-    ) -> None:
-        super().__init__(tolerance)
-        self.applied = False
-        self.mistakes: list[Fit] = []
-        self._trial = trial
-        self._watch = watch
-        self._reference_modules = reference_modules
-        self._visible: torch.Tensor | None = None
-        self._swapped: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor | None]] = []
-
-    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
-        """Compares what the candidate goes on with."""
-        key = reference.name, reference.index
-        answer: Answer = None
-        if phase is Phase.START:
-            self._look_for_padding(reference)
-            self._look(reference, candidate, key, phase)
-            if key in self._trial.arguments:
-                answer = self._replace_argument(reference, candidate, self._trial.arguments[key])
-            if key == self._trial.parameters:
-                self._swap_parameters(candidate.module, self._reference_modules[key[0]])
-        else:
-            self._look(reference, candidate, key, phase)
-            if key == self._trial.parameters:
-                self.restore()
-            if key == self._trial.output:
-                answer = self._replace_output(reference, candidate)
-        super().visit(reference, candidate, phase)
-        return answer
-
-    def row(self, like: Row) -> Row | None:
-        """This run's row of the same value."""
-        record = self.records.get((like.module, like.call))
-        if record is None:
-            return None
-        if not like.is_output:
-            return record.arguments.get(like.value)
-        return next((row for row in record.outputs if row.value == like.value), None)
-
-    def inputs(self, row: Row) -> list[Row]:
-        """The rows that a value was computed from; see `inputs_of`."""
-        return list(inputs_of(row, self.records))
-
-    def restore(self) -> None:
-        """Puts a module's own parameters back."""
-        while self._swapped:
-            place, name, value = self._swapped.pop()
-            place[name] = value
-
-    def _look_for_padding(self, reference: Call) -> None:
-        mask = reference.arguments.get("attention_mask")
-        if reference.parent is None and isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            self._visible = visible_positions(mask)
-
-    def _look(self, reference: Call, candidate: Call, key: CallKey, phase: Phase) -> None:
-        """Fits the known mistakes to the watched value while both tensors are alive."""
-        watch = self._watch
-        if watch is None or key != (watch.module, watch.call):
-            return
-        if watch.is_output != (phase is Phase.END):
-            return
-        if watch.is_output:
-            pair = reference.output, reference_output(candidate)
-        else:
-            pair = next(
-                (r, c) for n, r, c in paired_arguments(reference, candidate) if n == watch.argument
-            )
-        root = "output" if watch.is_output else f"kwargs.{watch.argument}"
-        r, c = (dict(tensor_leaves(value, root)).get(watch.value) for value in pair)
-        if r is not None and c is not None:
-            self.mistakes = known_mistakes(r, c, watch.limit, self._visible)
-
-    def _replace_argument(self, reference: Call, candidate: Call, name: str) -> Answer:
-        if hasattr(candidate.module, "to_reference_input"):
-            return None  # its own form of the argument cannot be made from the reference's
-        own_name = argument_names(reference, candidate).get(name, name)
-        given = _in_place_of(candidate.arguments.get(own_name), reference.arguments.get(name))
-        candidate.arguments[own_name] = given
-        self.applied = True
-        return NewArguments({own_name: given})
-
-    def _replace_output(self, reference: Call, candidate: Call) -> Answer:
-        if hasattr(candidate.module, "to_reference_output"):
-            return None
-        candidate.output = _in_place_of(candidate.output, reference.output)
-        self.applied = True
-        return NewOutput(candidate.output)
-
-    def _swap_parameters(self, candidate: nn.Module, reference: nn.Module) -> None:
-        theirs = dict(candidate.named_modules())
-        for path, module in reference.named_modules():
-            own = theirs.get(path)
-            if own is None:
-                continue
-            for mine, place in (
-                (module._parameters, own._parameters),
-                (module._buffers, own._buffers),
-            ):
-                for name, value in mine.items():
-                    found = place.get(name)
-                    if value is None or name not in place:
-                        continue
-                    if found is not None and found.shape != value.shape:
-                        continue
-                    like = value if found is None else found
-                    place_any: dict[str, torch.Tensor | None] = place  # type: ignore[assignment]
-                    self._swapped.append((place_any, name, found))
-                    place_any[name] = _as_parameter(value.detach().to(like), found)
-                    self.applied = True
-
-
-def inputs_of(row: Row, records: Mapping[CallKey, CallRecord]) -> Iterator[Row]:
-    """The rows that a value was computed from, as far as they are known.
-
-    For an output: the arguments of its call and the outputs of the calls made in it. For an
-    argument: those of its caller, as far as they came before.
-    """
-    record = records[row.module, row.call]
-    inside: CallRecord | None = record
-    if not row.is_output:
-        inside = None if record.parent is None else records[record.parent]
-    if inside is None:
-        return
-    for earlier in inside.arguments.values():
-        if earlier.order < row.order and not _is_mask(earlier):
-            yield earlier
-    for child in records.values():
-        if child.parent == inside.key:
-            yield from (earlier for earlier in child.outputs if earlier.order < row.order)
-
-
-def _in_place_of(candidate: object, reference: object) -> object:
-    """The reference's value in the candidate's structure, dtypes and devices, where these fit."""
-    theirs = dict(tensor_leaves(reference, "value"))
-    mine = dict(tensor_leaves(candidate, "value"))
-    if mine and mine.keys() == theirs.keys():
-        copies = {path: _like(theirs[path], mine[path]) for path in mine}
-        return replace_leaves(candidate, "value", copies)
-    return map_tensors(copy.copy(reference), torch.Tensor.clone)
-
-
-def _like(reference: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
-    """A copy of the reference's tensor on the candidate's device, floats in its float dtype."""
-    both_float = reference.is_floating_point() and candidate.is_floating_point()
-    dtype = candidate.dtype if both_float else reference.dtype
-    return reference.detach().to(candidate.device, dtype, copy=True)
-
-
-def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
-    if isinstance(found, nn.Parameter):
-        return nn.Parameter(value, requires_grad=False)
-    return value
-
-
 def _own_line(
     last_child: CallRecord | None, record: CallRecord, *, reference: bool
 ) -> Location | None:
@@ -797,9 +601,3 @@ def _place(row: Row) -> str:
 
 def _figure(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _as_sentence(fit: Fit) -> str:
-    return (
-        f"as if the candidate were the reference {fit.mistake} (residual {_figure(fit.residual)})"
-    )

@@ -1,0 +1,184 @@
+"""Counterfactual runs: what if the candidate were given the reference's value here?
+
+An `Experiment` is a visitor that compares as any other, and puts the reference's argument, output
+or parameters in the place of the candidate's at the calls that a `Trial` names. What disagrees
+after that was not caused by it.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from tracer.calls import Answer, Call, NewArguments, NewOutput, Phase
+from tracer.difference import Tolerance
+from tracer.fits import Fit, known_mistakes
+from tracer.rows import (
+    CallKey,
+    Comparer,
+    Row,
+    argument_names,
+    inputs_of,
+    paired_arguments,
+    reference_output,
+)
+from tracer.values import map_tensors, replace_leaves, tensor_leaves, visible_positions
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What to replace in a run: the same argument of some calls, an output, or parameters."""
+
+    arguments: Mapping[CallKey, str] = field(default_factory=dict)
+    output: CallKey | None = None
+    parameters: CallKey | None = None
+
+
+class Experiment(Comparer):
+    """A run in which the candidate is given some of the reference's values.
+
+    Attributes:
+        applied: whether something was replaced.
+        mistakes: the known mistakes that explain the watched row, as it was before replacement.
+    """
+
+    def __init__(
+        self,
+        tolerance: Tolerance,
+        trial: Trial,
+        watch: Row | None,
+        reference_modules: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__(tolerance)
+        self.applied = False
+        self.mistakes: list[Fit] = []
+        self._trial = trial
+        self._watch = watch
+        self._reference_modules = reference_modules
+        self._visible: torch.Tensor | None = None
+        self._swapped: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor | None]] = []
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Compares what the candidate goes on with."""
+        key = reference.name, reference.index
+        answer: Answer = None
+        if phase is Phase.START:
+            self._look_for_padding(reference)
+            self._look(reference, candidate, key, phase)
+            if key in self._trial.arguments:
+                answer = self._replace_argument(reference, candidate, self._trial.arguments[key])
+            if key == self._trial.parameters:
+                self._swap_parameters(candidate.module, self._reference_modules[key[0]])
+        else:
+            self._look(reference, candidate, key, phase)
+            if key == self._trial.parameters:
+                self.restore()
+            if key == self._trial.output:
+                answer = self._replace_output(reference, candidate)
+        super().visit(reference, candidate, phase)
+        return answer
+
+    def row(self, like: Row) -> Row | None:
+        """This run's row of the same value."""
+        record = self.records.get((like.module, like.call))
+        if record is None:
+            return None
+        if not like.is_output:
+            return record.arguments.get(like.value)
+        return next((row for row in record.outputs if row.value == like.value), None)
+
+    def inputs(self, row: Row) -> list[Row]:
+        """The rows that a value was computed from; see `inputs_of`."""
+        return list(inputs_of(row, self.records))
+
+    def restore(self) -> None:
+        """Puts a module's own parameters back."""
+        while self._swapped:
+            place, name, value = self._swapped.pop()
+            place[name] = value
+
+    def _look_for_padding(self, reference: Call) -> None:
+        mask = reference.arguments.get("attention_mask")
+        if reference.parent is None and isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            self._visible = visible_positions(mask)
+
+    def _look(self, reference: Call, candidate: Call, key: CallKey, phase: Phase) -> None:
+        """Fits the known mistakes to the watched value while both tensors are alive."""
+        watch = self._watch
+        if watch is None or key != (watch.module, watch.call):
+            return
+        if watch.is_output != (phase is Phase.END):
+            return
+        if watch.is_output:
+            pair = reference.output, reference_output(candidate)
+        else:
+            pair = next(
+                (r, c) for n, r, c in paired_arguments(reference, candidate) if n == watch.argument
+            )
+        root = "output" if watch.is_output else f"kwargs.{watch.argument}"
+        r, c = (dict(tensor_leaves(value, root)).get(watch.value) for value in pair)
+        if r is not None and c is not None:
+            self.mistakes = known_mistakes(r, c, watch.limit, self._visible)
+
+    def _replace_argument(self, reference: Call, candidate: Call, name: str) -> Answer:
+        if hasattr(candidate.module, "to_reference_input"):
+            return None  # its own form of the argument cannot be made from the reference's
+        own_name = argument_names(reference, candidate).get(name, name)
+        given = _in_place_of(candidate.arguments.get(own_name), reference.arguments.get(name))
+        candidate.arguments[own_name] = given
+        self.applied = True
+        return NewArguments({own_name: given})
+
+    def _replace_output(self, reference: Call, candidate: Call) -> Answer:
+        if hasattr(candidate.module, "to_reference_output"):
+            return None
+        candidate.output = _in_place_of(candidate.output, reference.output)
+        self.applied = True
+        return NewOutput(candidate.output)
+
+    def _swap_parameters(self, candidate: nn.Module, reference: nn.Module) -> None:
+        theirs = dict(candidate.named_modules())
+        for path, module in reference.named_modules():
+            own = theirs.get(path)
+            if own is None:
+                continue
+            for mine, place in (
+                (module._parameters, own._parameters),
+                (module._buffers, own._buffers),
+            ):
+                for name, value in mine.items():
+                    found = place.get(name)
+                    if value is None or name not in place:
+                        continue
+                    if found is not None and found.shape != value.shape:
+                        continue
+                    like = value if found is None else found
+                    place_any: dict[str, torch.Tensor | None] = place  # type: ignore[assignment]
+                    self._swapped.append((place_any, name, found))
+                    place_any[name] = _as_parameter(value.detach().to(like), found)
+                    self.applied = True
+
+
+def _in_place_of(candidate: object, reference: object) -> object:
+    """The reference's value in the candidate's structure, dtypes and devices, where these fit."""
+    theirs = dict(tensor_leaves(reference, "value"))
+    mine = dict(tensor_leaves(candidate, "value"))
+    if mine and mine.keys() == theirs.keys():
+        copies = {path: _like(theirs[path], mine[path]) for path in mine}
+        return replace_leaves(candidate, "value", copies)
+    return map_tensors(copy.copy(reference), torch.Tensor.clone)
+
+
+def _like(reference: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+    """A copy of the reference's tensor on the candidate's device, floats in its float dtype."""
+    both_float = reference.is_floating_point() and candidate.is_floating_point()
+    dtype = candidate.dtype if both_float else reference.dtype
+    return reference.detach().to(candidate.device, dtype, copy=True)
+
+
+def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+    if isinstance(found, nn.Parameter):
+        return nn.Parameter(value, requires_grad=False)
+    return value
