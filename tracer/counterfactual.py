@@ -126,7 +126,10 @@ class Experiment(Comparer):
         if hasattr(candidate.module, "to_reference_input"):
             return None  # its own form of the argument cannot be made from the reference's
         own_name = argument_names(reference, candidate).get(name, name)
-        given = _in_place_of(candidate.arguments.get(own_name), reference.arguments.get(name))
+        dtypes = _float_dtypes({k: v for k, v in candidate.arguments.items() if k != own_name})
+        given = _in_place_of(
+            candidate.arguments.get(own_name), reference.arguments.get(name), dtypes
+        )
         candidate.arguments[own_name] = given
         self.applied = True
         return NewArguments({own_name: given})
@@ -134,7 +137,8 @@ class Experiment(Comparer):
     def _replace_output(self, reference: Call, candidate: Call) -> Answer:
         if hasattr(candidate.module, "to_reference_output"):
             return None
-        candidate.output = _in_place_of(candidate.output, reference.output)
+        dtypes = _float_dtypes(candidate.arguments)
+        candidate.output = _in_place_of(candidate.output, reference.output, dtypes)
         self.applied = True
         return NewOutput(candidate.output)
 
@@ -155,27 +159,35 @@ class Experiment(Comparer):
                     if found is not None and found.shape != value.shape:
                         continue
                     like = value if found is None else found
-                    place_any: dict[str, torch.Tensor | None] = place  # type: ignore[assignment]
+                    place_any: dict[str, torch.Tensor | None] = place
                     self._swapped.append((place_any, name, found))
                     place_any[name] = _as_parameter(value.detach().to(like), found)
                     self.applied = True
 
 
-def _in_place_of(candidate: object, reference: object) -> object:
-    """The reference's value in the candidate's structure, dtypes and devices, where these fit."""
+def _in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) -> object:
+    """A copy of the reference's value in the candidate's structure and on its devices.
+
+    Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the
+    candidate works in at this call: another dtype is then part of what went wrong.
+    """
     theirs = dict(tensor_leaves(reference, "value"))
     mine = dict(tensor_leaves(candidate, "value"))
-    if mine and mine.keys() == theirs.keys():
-        copies = {path: _like(theirs[path], mine[path]) for path in mine}
-        return replace_leaves(candidate, "value", copies)
-    return map_tensors(copy.copy(reference), torch.Tensor.clone)
+    if not mine or mine.keys() != theirs.keys():
+        return map_tensors(copy.copy(reference), torch.Tensor.clone)
+    copies = {}
+    for path, own in mine.items():
+        value = theirs[path].detach()
+        is_cast = own.is_floating_point() and value.is_floating_point()
+        dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
+        copies[path] = value.to(own.device, dtype, copy=True)
+    return replace_leaves(candidate, "value", copies)
 
 
-def _like(reference: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
-    """A copy of the reference's tensor on the candidate's device, floats in its float dtype."""
-    both_float = reference.is_floating_point() and candidate.is_floating_point()
-    dtype = candidate.dtype if both_float else reference.dtype
-    return reference.detach().to(candidate.device, dtype, copy=True)
+def _float_dtypes(arguments: Mapping[str, object]) -> set[torch.dtype]:
+    return {
+        leaf.dtype for _, leaf in tensor_leaves(dict(arguments), "") if leaf.is_floating_point()
+    }
 
 
 def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:

@@ -138,7 +138,9 @@ def _agreement(comparer: Comparer) -> Verdict:
     measured = [row for row in comparer.rows if row.difference is not None]
     worst = max(measured, key=lambda row: row.error, default=None)
     text = "The models agree"
-    if worst is not None:
+    if worst is not None and worst.error == 0.0:
+        text += ": every compared value is equal"
+    elif worst is not None:
         text += f": the largest PEIR is {_figure(worst.peir)}, at {_place(worst)}"
         text += f" (limit {_figure(worst.limit)})" if worst.limit else ""
     nonfinite = sum(row.difference.reference_nonfinite for row in measured if row.difference)
@@ -194,21 +196,20 @@ class _Case:
         start = self._introduced_at(first)
         finding = self._examine(start)
         if start is not first and not finding.confirmed:
-            alternative = self._examine(first)
-            if alternative.confirmed or self.rerun is None:
-                start, finding = first, alternative
-            elif first.error > 0 and start.error < first.error:
-                finding = self._gradual(start, first, alternative)
-                start = first
+            finding = self._examine(first)
+            if not finding.confirmed and self.rerun is not None:
+                finding = self._gradual(start, first, finding)
+            start = first
         lines = [
-            f"First visible at {_place(start)}{self._size(start)}.",
+            f"First visible at {_place(first)}{self._size(first)}.",
+            "" if start is first else f"It was introduced at {_place(start)}{self._size(start)}.",
             *finding.lines,
             *(f"It looks as if the candidate were {fit}." for fit in self.mistakes[:2]),
-            self._spread(start),
+            self._spread(first),
         ]
         return Verdict(
             agrees=False,
-            symptom=Symptom(start.module, start.call, start.value, start.peir),
+            symptom=Symptom(first.module, first.call, first.value, first.peir),
             origin=finding.origin,
             confirmed=finding.confirmed,
             explanation="\n".join(line for line in lines if line),
@@ -401,27 +402,9 @@ class _Case:
         """The arguments agree and the output does not: inside the module."""
         changed = self._changed_parameters(record)
         if changed and record.children == 0:
-            confirmed, evidence = self._confirm(
-                Trial(parameters=record.key),
-                start,
-                "the reference's " + " and ".join(f"`{name}`" for name in changed),
-            )
-            origin = Origin(
-                record.module,
-                None,
-                "parameter",
-                _line(record.reference_caller),
-                _line(record.candidate_caller),
-            )
-            names = " and ".join(f"`{name}`" for name in changed)
-            lines = [
-                f"Its inputs agree; {names} of {_module(record.module)} differ"
-                f"{'s' if len(changed) == 1 else ''} between the models "
-                f"({'; '.join(changed.values())}).",
-                *_both_lines(origin),
-            ]
-            if confirmed or self.rerun is None:
-                return _Finding(origin, confirmed, (*lines, evidence))
+            finding = self._wrong_parameters(start, record, changed)
+            if finding is not None:
+                return finding
         children = self._children(record.key)
         lines_of = children[-1] if children else None
         origin = Origin(
@@ -447,6 +430,38 @@ class _Case:
         lines = [where, *_both_lines(origin), *parameters, *self._settings(record.key)]
         return _Finding(origin, confirmed, (*lines, evidence))
 
+    def _wrong_parameters(
+        self, start: Row, record: CallRecord, changed: Mapping[str, str]
+    ) -> _Finding | None:
+        """Parameters that differ, unless the reference's do not take the divergence away."""
+        names = " and ".join(f"`{name}`" for name in changed)
+        given = f"the reference's {names}"
+        missing = "has none" in " ".join(changed.values())
+        confirmed, evidence = self._confirm(Trial(parameters=record.key), start, given)
+        if not confirmed and missing:
+            given = f"the reference's output of {_module(record.module)}"
+            confirmed, evidence = self._confirm(Trial(output=record.key), start, given)
+        if not confirmed and self.rerun is not None:
+            return None
+        origin = Origin(
+            record.module,
+            None,
+            "parameter",
+            _line(record.reference_caller),
+            _line(record.candidate_caller),
+        )
+        differ = "differs" if len(changed) == 1 else "differ"
+        return _Finding(
+            origin,
+            confirmed,
+            (
+                f"The inputs of {_module(record.module)} agree, its {names} {differ} "
+                f"({'; '.join(changed.values())}).",
+                *_both_lines(origin),
+                evidence,
+            ),
+        )
+
     def _gradual(self, start: Row, first: Row, alternative: _Finding) -> _Finding:
         line = (
             f"No single value causes it: the error grows from PEIR {_figure(start.peir)} at "
@@ -471,7 +486,11 @@ class _Case:
         if self.rerun is None:
             return False, "Not confirmed: a second run was not asked for."
         experiment = self._run(trial, watch=start)
-        self.mistakes = experiment.mistakes
+        if trial.parameters is not None:
+            # With the reference's parameters in place there is nothing left to fit.
+            self.mistakes = self._run(Trial(), watch=start).mistakes
+        else:
+            self.mistakes = experiment.mistakes
         if not experiment.applied:
             return False, f"Not confirmed: {given} cannot be put in its place."
         after = experiment.row(start)
