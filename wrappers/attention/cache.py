@@ -4,6 +4,10 @@
     extent = cache_extent(cache, query_length)          # before the layers: sizes of the mask
     key, value = cache.update(key, value, layer_idx)    # in each layer
 
+A cache holds rotated keys as the float model has them, so that one filled by a float model serves
+its wrapped copy and the other way round; `ScaledKeys` stands before it where attention works with
+keys that carry a factor.
+
 What lies behind it is transformers' `Cache` of any layout (dynamic, static, quantised), the legacy
 form (a tuple with a pair of key and value for each layer), or anything else with these methods.
 """
@@ -58,6 +62,31 @@ class CacheExtent:
 
     past_length: int | Tensor
     key_length: int
+
+
+class ScaledKeys:
+    """A cache for keys that carry a factor, over a cache that holds them without it.
+
+    Args:
+        cache: what holds the keys and values.
+        factor: the factor on the keys that attention works with.
+    """
+
+    def __init__(self, cache: KeyValueCache, factor: float) -> None:
+        self._cache = cache
+        self._factor = factor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        key, value = self._cache.update(key_states / self._factor, value_states, layer_idx)
+        return key * self._factor, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
+        return self._cache.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._cache.get_mask_sizes(query_length, layer_idx)
 
 
 def as_cache(past_key_values: object) -> KeyValueCache | None:

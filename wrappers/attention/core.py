@@ -16,13 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Quantize = Callable[[Tensor, str], Tensor]
-"""Takes a tensor and the name of a quantization point; returns the tensor to go on with."""
+
+class Quantize(Protocol):
+    """What attention calls at each of its quantization points."""
+
+    def __call__(self, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+        """Returns the tensor to go on with.
+
+        Args:
+            x: the tensor at the point.
+            name: the point.
+            owned: nobody else needs `x`, so it may be overwritten.
+        """
+        ...
+
 
 BLOCK_ELEMENTS = 1 << 16
 """Logits per block: with the few temporaries of the chain about 1 MiB in float32, which fits the
@@ -51,7 +64,7 @@ def attend_batched(
     scaling: float,
     quantize: Quantize,
     dropout: float,
-    by_blocks: bool,
+    observed_mask: Tensor | None,
     keep_weights: bool,
 ) -> AttentionResult:
     """Attends with all heads at once.
@@ -65,7 +78,8 @@ def attend_batched(
         scaling: the factor on the logits.
         quantize: called with a tensor and a point's name.
         dropout: probability of dropping a weight.
-        by_blocks: whether the logits may be worked on in blocks of rows.
+        observed_mask: while calibrating, the mask that a quantised model will add: the point
+            mask_add sees the logits with this one, and every point sees whole tensors.
         keep_weights: whether the weights are wanted (and their point attn_weights is reached).
     """
     batch, heads, query_length, head_dim = query.shape
@@ -79,17 +93,20 @@ def attend_batched(
     scale = quantize(scale, "scale")
 
     def softmax(logits: Tensor, mask: Tensor) -> Tensor:
-        logits = quantize(quantize(logits, "logits_raw") * scale, "logits")
-        return _masked_softmax(logits, mask, quantize)
+        logits = quantize(logits, "logits_raw", owned=True)
+        logits = quantize(logits * scale, "logits", owned=True)
+        return _masked_softmax(logits, mask, observed_mask, quantize)
 
     logits = logits.view(batch, heads, query_length, key_length)
-    weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
+    weights = _apply(softmax, logits, mask, by_blocks=observed_mask is None)
     weights = functional.dropout(weights, dropout) if dropout else weights
     output = torch.matmul(weights.view(batch, kv_heads, -1, key_length), value)
-    output = quantize(output.view(batch, heads, query_length, head_dim), "attn_out")
+    output = output.view(batch, heads, query_length, head_dim)
+    output = quantize(output, "attn_out", owned=True)
+    output = output.transpose(1, 2).reshape(batch, query_length, -1)
     return AttentionResult(
-        output=quantize(output.transpose(1, 2).reshape(batch, query_length, -1), "attn_out_h"),
-        weights=quantize(weights, "attn_weights") if keep_weights else None,
+        output=quantize(output, "attn_out_h", owned=True),
+        weights=quantize(weights, "attn_weights", owned=True) if keep_weights else None,
     )
 
 
@@ -101,7 +118,7 @@ def attend_by_head(
     *,
     quantize: Quantize,
     dropout: float,
-    by_blocks: bool,
+    observed_mask: Tensor | None,
     keep_weights: bool,
 ) -> AttentionResult:
     """Attends head by head, with the factor on the logits already in the keys.
@@ -114,34 +131,46 @@ def attend_by_head(
         mask: additive, [B or 1, 1, query, key].
         quantize: called with a tensor and a point's name.
         dropout: probability of dropping a weight.
-        by_blocks: whether the logits may be worked on in blocks of rows.
+        observed_mask: while calibrating, the mask that a quantised model will add: the point
+            mask_add sees the logits with this one, and every point sees whole tensors.
         keep_weights: whether the weights are wanted (and their point attn_weights is reached).
     """
     groups = len(queries) // len(keys)
-    mask = mask.squeeze(1)  # [B or 1, query, key]
+    # [B or 1, query, key]
+    mask = mask.squeeze(1)
+    observed_mask = None if observed_mask is None else observed_mask.squeeze(1)
 
     def softmax(logits: Tensor, mask: Tensor) -> Tensor:
-        return _masked_softmax(quantize(logits, "logits"), mask, quantize)
+        logits = quantize(logits, "logits", owned=True)
+        return _masked_softmax(logits, mask, observed_mask, quantize)
 
     outputs, kept = [], []
     for head, query in enumerate(queries):
         logits = torch.matmul(query, keys[head // groups].transpose(-1, -2))
-        weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
+        weights = _apply(softmax, logits, mask, by_blocks=observed_mask is None)
         weights = functional.dropout(weights, dropout) if dropout else weights
-        outputs.append(quantize(torch.matmul(weights, values[head // groups]), "attn_out"))
+        output = torch.matmul(weights, values[head // groups])
+        outputs.append(quantize(output, "attn_out", owned=True))
         if keep_weights:
             kept.append(weights)
-    return AttentionResult(
-        output=quantize(torch.cat(outputs, dim=-1), "attn_out_h"),
-        weights=quantize(torch.stack(kept, dim=1), "attn_weights") if keep_weights else None,
-    )
+    output = quantize(torch.cat(outputs, dim=-1), "attn_out_h", owned=True)
+    if not keep_weights:
+        return AttentionResult(output, weights=None)
+    weights = quantize(torch.stack(kept, dim=1), "attn_weights", owned=True)
+    return AttentionResult(output, weights)
 
 
-def _masked_softmax(logits: Tensor, mask: Tensor, quantize: Quantize) -> Tensor:
+def _masked_softmax(
+    logits: Tensor, mask: Tensor, observed_mask: Tensor | None, quantize: Quantize
+) -> Tensor:
+    masked = logits + mask
+    if observed_mask is None:
+        masked = quantize(masked, "mask_add", owned=True)
+    else:
+        quantize(logits + observed_mask, "mask_add")
     # In float32 for any dtype, as transformers' eager attention.
-    masked = quantize(logits + mask, "mask_add")
     weights = functional.softmax(masked, dim=-1, dtype=torch.float32).to(logits.dtype)
-    return quantize(weights, "softmax")
+    return quantize(weights, "softmax", owned=True)
 
 
 def _apply(

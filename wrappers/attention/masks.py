@@ -82,6 +82,10 @@ class MaskBuilder:
             )
         if mask is None:
             return self._causal(query_length, key_length, past_length, dtype, device, causal)
+        if not isinstance(mask, Tensor):
+            raise InputError(
+                f"An attention mask is a {type(mask).__name__}; expected None or a tensor."
+            )
         if mask.is_complex():
             raise InputError(
                 f"An attention mask of dtype {mask.dtype} has no meaning; "
@@ -107,10 +111,23 @@ class MaskBuilder:
         nothing in a softmax, so what the float model does there has to be done by the attention.
 
         Args:
-            mask: an additive mask made by `additive`.
+            mask: an additive mask made by `additive`, quantised or not: a value counts as hidden
+                from half of the fill value on.
+        """
+        return mask.amax(dim=-1, keepdim=True) <= self.fill_value / 2
+
+    def exact(self, mask: Tensor) -> Tensor:
+        """Returns an additive mask that hides for good: the dtype's least value for the fill value.
+
+        Logits that lie further apart than the fill value would show hidden keys (real models have
+        such). A quantised model lives with that, since its range must stay small; without
+        quantisation nothing is gained by it.
+
+        Args:
+            mask: an additive mask made by `additive`, not quantised.
         """
         fill = torch.full((), self.fill_value, dtype=mask.dtype, device=mask.device)
-        return mask.amax(dim=-1, keepdim=True) <= fill
+        return mask.masked_fill(mask <= fill, torch.finfo(mask.dtype).min)
 
     def __getstate__(self) -> dict[str, object]:
         return {"fill_value": self.fill_value, "_template": None}

@@ -38,8 +38,10 @@ def rotate(
     # Slices rather than chunk: one exporter's split operator rotated wrongly.
     x1 = quantize(x[..., :half], "x1")
     x2 = quantize(x[..., half:], "x2")
-    rotated = quantize(rotate_half(x1, x2), "cat")
-    return quantize(quantize(x * cos, "cos") + quantize(rotated * sin, "sin"), "rot")
+    swapped = quantize(rotate_half(x1, x2), "cat", owned=True)
+    along = quantize(x * cos, "cos", owned=True)
+    across = quantize(swapped * sin, "sin", owned=True)
+    return quantize(along + across, "rot", owned=True)
 
 
 def swap(x1: Tensor, x2: Tensor) -> Tensor:

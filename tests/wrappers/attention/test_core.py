@@ -20,11 +20,11 @@ BATCHED_POINTS = [
 ]
 
 
-def unchanged(x, point):
+def unchanged(x, point, *, owned=False):
     return x
 
 
-def round_to_eighths(x, point):
+def round_to_eighths(x, point, *, owned=False):
     return torch.round(x * 8) / 8
 
 
@@ -51,7 +51,7 @@ def options(**changes):
     return {
         "quantize": unchanged,
         "dropout": 0.0,
-        "by_blocks": True,
+        "observed_mask": None,
         "keep_weights": True,
         **changes,
     }
@@ -125,7 +125,7 @@ def test_blocks_of_any_size_change_no_bit(
 ):
     q, k, v, mask = example(batch, *heads, query, key)
     mask = mask[:1] if one_mask else mask
-    whole = attend(q, k, v, mask, 0.3, quantize=quantize, by_blocks=False)
+    whole = attend(q, k, v, mask, 0.3, quantize=quantize, observed_mask=mask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core, "BLOCK_ELEMENTS", block)
         blocks = attend(q, k, v, mask, 0.3, quantize=quantize)
@@ -137,12 +137,12 @@ def test_batched_reaches_every_point_once_with_whole_tensors():
     q, k, v, mask = example()
     shapes = {}
 
-    def record(x, point):
+    def record(x, point, *, owned=False):
         assert point not in shapes
         shapes[point] = tuple(x.shape)
         return x
 
-    batched(q, k, v, mask, 0.3, quantize=record, by_blocks=False)
+    batched(q, k, v, mask, 0.3, quantize=record, observed_mask=mask)
     assert list(shapes) == BATCHED_POINTS
     assert shapes["scale"] == ()
     assert {shapes[p] for p in ("logits_raw", "logits", "mask_add", "softmax")} == {(2, 4, 5, 7)}
@@ -154,11 +154,11 @@ def test_by_head_reaches_the_points_of_each_head_and_never_the_scale():
     q, k, v, mask = example()
     points = []
 
-    def record(x, point):
+    def record(x, point, *, owned=False):
         points.append((point, tuple(x.shape)))
         return x
 
-    by_head(q, k, v, mask, 0.3, quantize=record, by_blocks=False)
+    by_head(q, k, v, mask, 0.3, quantize=record, observed_mask=mask)
     per_head = [("logits", (2, 5, 7)), ("mask_add", (2, 5, 7)), ("softmax", (2, 5, 7))]
     per_head.append(("attn_out", (2, 5, 6)))
     whole = [("attn_out_h", (2, 5, 24)), ("attn_weights", (2, 4, 5, 7))]
@@ -169,7 +169,7 @@ def test_by_head_reaches_the_points_of_each_head_and_never_the_scale():
 def test_unwanted_weights_are_neither_kept_nor_quantised(attend):
     points = []
 
-    def record(x, point):
+    def record(x, point, *, owned=False):
         points.append(point)
         return x
 
@@ -182,7 +182,7 @@ def test_unwanted_weights_are_neither_kept_nor_quantised(attend):
 def test_a_point_replaces_what_goes_on(attend):
     q, k, v, mask = example()
 
-    def flat(x, point):
+    def flat(x, point, *, owned=False):
         return torch.full_like(x, 1 / 7) if point == "softmax" else x
 
     result = attend(q, k, v, mask, 0.3, quantize=flat)

@@ -11,7 +11,7 @@ from wrappers.attention.rope import negate_and_swap, negate_first_half, rotate, 
 POINTS = ["x1", "x2", "cat", "cos", "sin", "rot"]
 
 
-def unchanged(x, point):
+def unchanged(x, point, *, owned=False):
     return x
 
 
@@ -69,7 +69,7 @@ def test_every_point_is_reached_once_in_order_and_its_result_is_used(rotate_half
     x, cos, sin = torch.randn(1, 2, 4), torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     reached = []
 
-    def record(value, point):
+    def record(value, point, *, owned=False):
         reached.append((point, value))
         return value.double() * 0 + 1 if point == "rot" else value
 
