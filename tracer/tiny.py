@@ -1,0 +1,89 @@
+"""The built-in models: reduced configurations with seeded weights, made in a moment.
+
+Their weights are drawn so that every activation has about unit variance, and so that no norm or
+bias is neutral: a mistake anywhere shows in the output.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+def build(name: str, seed: int) -> Any:
+    """Builds a model of `TINY` with weights of a seed; the global random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        model = TINY[name]()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                # Unit variance in, unit variance out: no activation fades or explodes.
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise / math.sqrt(fan_in))
+            else:
+                centre = 1.0 if bool((parameter == 1.0).all()) else 0.0
+                parameter.copy_(centre + 0.1 * noise)
+    return model
+
+
+def _tiny_llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _tiny_qwen3_vl() -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": 512,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 500000.0,
+                "mrope_section": [4, 2, 2],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=508,
+        video_token_id=509,
+        vision_start_token_id=510,
+        vision_end_token_id=511,
+    )
+    return Qwen3VLForConditionalGeneration(config)
+
+
+TINY: Mapping[str, Callable[[], Any]] = {
+    "tiny-llama": _tiny_llama,
+    "tiny-qwen3-vl": _tiny_qwen3_vl,
+}
