@@ -458,6 +458,8 @@ def _coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Coverag
         called = target in outcome.reference_calls, own in outcome.candidate_calls
         if called == (True, False):
             reasons[target] = "called by the reference, not by the candidate"
+            if hides_children(pairing.candidate[own]):
+                reasons[target] = "compiled in the candidate, where its calls cannot be seen"
         elif called == (False, True):
             reasons[own] = "called by the candidate, not by the reference"
             one_sided.add(own)

@@ -24,7 +24,7 @@ from tracer.rows import (
     paired_arguments,
     reference_output,
 )
-from tracer.values import map_tensors, replace_leaves, tensor_leaves, visible_positions
+from tracer.values import map_tensors, replace_leaves, tensor_leaves
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class Experiment(Comparer):
         self._trial = trial
         self._watch = watch
         self._reference_modules = reference_modules
-        self._visible: torch.Tensor | None = None
         self._swapped: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor | None]] = []
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
@@ -65,7 +64,6 @@ class Experiment(Comparer):
         key = reference.name, reference.index
         answer: Answer = None
         if phase is Phase.START:
-            self._look_for_padding(reference)
             self._look(reference, candidate, key, phase)
             if key in self._trial.arguments:
                 answer = self._replace_argument(reference, candidate, self._trial.arguments[key])
@@ -99,11 +97,6 @@ class Experiment(Comparer):
             place, name, value = self._swapped.pop()
             place[name] = value
 
-    def _look_for_padding(self, reference: Call) -> None:
-        mask = reference.arguments.get("attention_mask")
-        if reference.parent is None and isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            self._visible = visible_positions(mask)
-
     def _look(self, reference: Call, candidate: Call, key: CallKey, phase: Phase) -> None:
         """Fits the known mistakes to the watched value while both tensors are alive."""
         watch = self._watch
@@ -120,7 +113,7 @@ class Experiment(Comparer):
         root = "output" if watch.is_output else f"kwargs.{watch.argument}"
         r, c = (dict(tensor_leaves(value, root)).get(watch.value) for value in pair)
         if r is not None and c is not None:
-            self.mistakes = known_mistakes(r, c, watch.limit, self._visible)
+            self.mistakes = known_mistakes(r, c, watch.limit)
 
     def _replace_argument(self, reference: Call, candidate: Call, name: str) -> Answer:
         if hasattr(candidate.module, "to_reference_input"):

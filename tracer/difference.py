@@ -33,7 +33,7 @@ _CANCELLED = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mergeable statistics of `reference - candidate`, over the pairs that are finite on both sides.
+    """Mergeable statistics of `reference - candidate`, over pairs that are finite on both.
 
     Attributes:
         elements: number of pairs, finite or not.
@@ -195,12 +195,15 @@ class Tolerance:
     """How far a pair of leaves may lie apart and still agree, as a limit on PEIR per dtype.
 
     The coarser dtype of a pair decides. Integers and booleans must be equal. The limits allow for
-    rounding that has gone through a deep model: about 100 units in the last place in float32, fewer
-    in the half precisions, whose errors are averaged out over the layers rather than accumulated.
+    rounding that has gone through a deep model: about 100 units in the last place in float32, 20
+    and 10 in float16 and bfloat16, whose errors average out over the layers. The peak of many
+    rounding errors has a long tail, above all in attention weights, so that up to four times the
+    limit of the table agrees if the error as a whole (relative L2) is within it.
     `benchmarks/noise.py` prints what correct pairs of models reach.
 
     Attributes:
-        peir: one limit for every floating dtype instead of the table, or None for the table.
+        peir: one strict limit for every floating dtype instead of the table, or None for the
+            table.
     """
 
     peir: float | None = None
@@ -222,17 +225,21 @@ class Tolerance:
         self, difference: Difference, reference: torch.dtype, candidate: torch.dtype
     ) -> bool:
         """Whether a measured pair agrees."""
-        return difference.mismatched == 0 and difference.relative_peak <= self.limit(
-            reference, candidate
-        )
+        limit = self.limit(reference, candidate)
+        if difference.mismatched or difference.relative_peak > _TAIL * limit:
+            return False
+        if difference.relative_peak <= limit:
+            return True
+        return self.peir is None and difference.relative_l2 <= limit
 
 
+_TAIL = 4.0
 _PEIR_LIMITS = {
     torch.float64: 1e-10,
     torch.complex128: 1e-10,
     torch.float32: 1e-5,
     torch.complex64: 1e-5,
-    torch.float16: 1e-2,
+    torch.float16: 2e-2,
     torch.bfloat16: 8e-2,
 }
 

@@ -4,7 +4,8 @@
 [Fit('cast down to bfloat16 on the way', residual=0.0)]
 
 Each is a cheap fit of the candidate by a changed reference. A fit is reported only when it is good:
-what it leaves unexplained lies within the tolerance, or is a small part of the error.
+what it leaves unexplained lies within the tolerance, or is a small part of the error. (A difference
+at padded positions only is told apart earlier, when the pair is compared.)
 """
 
 import itertools
@@ -39,14 +40,12 @@ def known_mistakes(
     reference: torch.Tensor,
     candidate: torch.Tensor,
     limit: float,
-    visible: torch.Tensor | None = None,
 ) -> list[Fit]:
     """The mistakes that explain the difference of a pair, best first; empty if none does.
 
     Args:
         reference, candidate: one diverging pair; shapes may differ by a permutation.
         limit: the tolerance of the pair, as a PEIR.
-        visible: [batch, sequence] booleans, False at padded positions, if the inputs had a mask.
     """
     if not (_is_real(reference) and _is_real(candidate)) or not reference.numel():
         return []
@@ -57,7 +56,7 @@ def known_mistakes(
             if (r.numel() == c.numel() <= _MOST_ELEMENTS)
             else []
         )
-    r, c, visible = _leading(r, c, visible)
+    r, c = _leading(r, c)
     r, c = r.double(), c.double()
     if not bool(torch.isfinite(r).all()) or not bool(torch.isfinite(c).all()):
         return []
@@ -65,8 +64,6 @@ def known_mistakes(
     if error == 0.0:
         return []
     fits = [fit for fitted in _FITS for fit in fitted(r, c)]
-    if visible is not None:
-        fits += _at_hidden_positions(r, c, visible)
     return _sorted(fits, limit, error)
 
 
@@ -79,14 +76,12 @@ def _is_real(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout == torch.strided
 
 
-def _leading(
-    r: torch.Tensor, c: torch.Tensor, visible: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _leading(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The first batch rows only, where the whole would be large."""
     if r.numel() > _MOST_ELEMENTS and r.dim() > 1 and r.shape[0] > 1:
         rows = max(_MOST_ELEMENTS * r.shape[0] // r.numel(), 1)
-        return r[:rows], c[:rows], None if visible is None else visible[:rows]
-    return r, c, visible
+        return r[:rows], c[:rows]
+    return r, c
 
 
 def _relative(error: torch.Tensor, reference: torch.Tensor) -> float:
@@ -198,15 +193,6 @@ def _cast_down(r: torch.Tensor, c: torch.Tensor) -> Iterator[Fit]:
     for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
         name = str(dtype).removeprefix("torch.")
         yield Fit(f"cast down to {name} on the way", _relative(c - r.to(dtype).double(), r))
-
-
-def _at_hidden_positions(r: torch.Tensor, c: torch.Tensor, visible: torch.Tensor) -> list[Fit]:
-    """All of the error at padded positions."""
-    if r.dim() < 2 or r.shape[:2] != visible.shape or bool(visible.all()):
-        return []
-    shown = visible.to(r.device).view(*visible.shape, *[1] * (r.dim() - 2))
-    rest = _relative((c - r) * shown, r)
-    return [Fit("different at padded positions only", rest)]
 
 
 _FITS: tuple[Callable[[torch.Tensor, torch.Tensor], Iterator[Fit]], ...] = (

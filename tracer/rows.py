@@ -22,7 +22,9 @@ from tracer.values import (
     describe_mask,
     is_mask_name,
     leaves,
+    tensor_leaves,
     visible_pair,
+    visible_positions,
 )
 
 # A module's identity in a run: the reference's name and the call index.
@@ -189,6 +191,8 @@ class Comparer:
         self._progress = progress
         self._order = 0
         self._finished = 0
+        self._visible: torch.Tensor | None = None
+        self._lengths: set[int] = set()
         self._compared: dict[tuple[int, int], _Compared] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
@@ -226,6 +230,8 @@ class Comparer:
             start=self._order,
         )
         self._next()
+        if reference.parent is None:
+            self._look_for_padding(reference)
         for name, r, c in paired_arguments(reference, candidate):
             self._compare_values(record, f"kwargs.{name}", r, c)
 
@@ -294,7 +300,12 @@ class Comparer:
             difference = Difference.of(r, c)
             limit = self._tolerance.limit(r.dtype, c.dtype)
             agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
-            note = _nonfinite_note(difference)
+            note = _note(difference, limit)
+            if not agrees and self._visible is not None:
+                shown = self._at_visible_positions(r, c)
+                if shown is not None:
+                    note = f"at padded positions PEIR {difference.peir:.3g}, left out"
+                    difference, agrees = shown, True
         row = Row(
             order=self._next(),
             module=record.module,
@@ -312,6 +323,42 @@ class Comparer:
         self._add(record, row)
         if not is_output:
             self._describe(record, row, path, r, c)
+
+    def _at_visible_positions(self, r: torch.Tensor, c: torch.Tensor) -> Difference | None:
+        """The difference without padded positions, if without them the pair agrees.
+
+        What a model computes at a padded position depends on the attention implementation (a row
+        of the mask that hides everything has no defined result), and nothing else may depend on
+        it. They are looked for along the dimensions of the length of the mask or of the input.
+        """
+        assert self._visible is not None
+        batch, length = self._visible.shape
+        visible = self._visible.to(r.device)
+        for dim, size in enumerate(r.shape):
+            if dim == 0 and size == batch * length:
+                shown = r[visible.flatten()], c[visible.flatten().to(c.device)]
+            elif dim > 0 and r.shape[0] == batch and size in self._lengths:
+                tail = visible[:, length - size :]
+                shown = r.movedim(dim, 1)[tail], c.movedim(dim, 1)[tail.to(c.device)]
+            else:
+                continue
+            difference = Difference.of(*shown)
+            if self._tolerance.agrees(difference, r.dtype, c.dtype):
+                return difference
+        return None
+
+    def _look_for_padding(self, reference: Call) -> None:
+        """Notes which positions are padding, from a [batch, sequence] mask given to the model."""
+        for name, value in reference.arguments.items():
+            if is_mask_name(name) and isinstance(value, torch.Tensor) and value.dim() == 2:
+                visible = visible_positions(value)
+                if visible is not None and not bool(visible.all()) and bool(visible.any()):
+                    self._visible = visible
+                    self._lengths = {value.shape[1]} | {
+                        other.shape[1]
+                        for _, other in tensor_leaves(reference.arguments, "")
+                        if other.dim() > 1 and other.shape[0] == value.shape[0]
+                    }
 
     def _describe(
         self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
@@ -462,10 +509,12 @@ def _summary(parts: Mapping[str, object]) -> str:
     return ", ".join(shown) + (", ..." if len(parts) > 3 else "") if shown else "nothing"
 
 
-def _nonfinite_note(difference: Difference) -> str:
-    if not (difference.reference_nonfinite or difference.candidate_nonfinite):
-        return ""
-    return (
-        f"{difference.reference_nonfinite} non-finite elements; "
-        f"candidate {difference.candidate_nonfinite}"
-    )
+def _note(difference: Difference, limit: float) -> str:
+    if difference.reference_nonfinite or difference.candidate_nonfinite:
+        return (
+            f"{difference.reference_nonfinite} non-finite elements; "
+            f"candidate {difference.candidate_nonfinite}"
+        )
+    if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
+        return f"relative L2 {difference.relative_l2:.3g}"
+    return ""

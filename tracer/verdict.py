@@ -142,13 +142,21 @@ def _agreement(comparer: Comparer) -> Verdict:
         text += ": every compared value is equal"
     elif worst is not None:
         text += f": the largest PEIR is {_figure(worst.peir)}, at {_place(worst)}"
-        text += f" (limit {_figure(worst.limit)})" if worst.limit else ""
+        details = [f"limit {_figure(worst.limit)}"] if worst.limit else []
+        details += [worst.note] if worst.note else []
+        text += f" ({'; '.join(details)})" if details else ""
     nonfinite = sum(row.difference.reference_nonfinite for row in measured if row.difference)
     lines = [f"{text}."]
     if nonfinite:
         lines.append(
             f"{nonfinite} compared elements are NaN or infinite on both sides alike; the models "
             "agree on them, but look whether they should be there."
+        )
+    padded = [row for row in comparer.rows if row.note.startswith("at padded positions")]
+    if padded:
+        lines.append(
+            f"{len(padded)} values differ at padded positions only, which nothing visible depends "
+            f"on: first {_place(padded[0])}."
         )
     masks = [row for row in comparer.rows if not row.agrees]
     if masks:
