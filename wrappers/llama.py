@@ -23,8 +23,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -41,16 +41,22 @@ from wrappers.attention.core import AttentionResult, attend_batched, attend_by_h
 from wrappers.attention.masks import MaskBuilder, packed_sequences
 from wrappers.attention.rope import negate_and_swap, negate_first_half, rotate, swap
 from wrappers.config import PTQConfig
-from wrappers.errors import InputError
+from wrappers.errors import InputError, WrapError
 from wrappers.module import Mode, QuantModule
+from wrappers.nn import QuantLinear
 from wrappers.registry import register
 
 ROPE_POINTS = ("x1", "x2", "cat", "cos", "sin", "rot")
 
 
 @register(LlamaMLP)
-class QuantLlamaMLP(QuantModule, LlamaMLP):
+class QuantLlamaMLP(QuantModule, LlamaMLP):  # type: ignore[misc]
     """down_proj(act_fn(gate_proj(x)) * up_proj(x))."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: nn.Module
 
     def _setup(self, config: PTQConfig) -> None:
         self._add_point("act_in")
@@ -60,15 +66,26 @@ class QuantLlamaMLP(QuantModule, LlamaMLP):
         """[..., hidden] to [..., hidden]."""
         x = self._quantize(x, "act_in")
         product = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(self._quantize(product, "mul", owned=True))
+        output: Tensor = self.down_proj(self._quantize(product, "mul", owned=True))
+        return output
 
 
-class QuantLlamaAttention(QuantModule, LlamaAttention):
+class QuantLlamaAttention(QuantModule, LlamaAttention):  # type: ignore[misc]
     """What all variants of the attention share; a variant says how heads are rotated and attend.
 
     `forward` brings what a caller may give into one form; `attend` is the arithmetic with static
     shapes that is left.
     """
+
+    config: LlamaConfig
+    layer_idx: int
+    head_dim: int
+    scaling: float
+    attention_dropout: float
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
 
     def _setup(self, config: PTQConfig) -> None:
         self.masks = MaskBuilder(config.attention_mask_fill_value)
@@ -156,7 +173,8 @@ class QuantLlamaAttention(QuantModule, LlamaAttention):
     @property
     def _eager(self) -> bool:
         # What transformers takes for an attention of its own outside any model.
-        return self.config._attn_implementation in (None, "eager")
+        implementation: str | None = self.config._attn_implementation
+        return implementation in (None, "eager")
 
     @abstractmethod
     def _sine_table(self, sin: Tensor) -> Tensor:
@@ -196,8 +214,16 @@ class QuantLlamaAttention(QuantModule, LlamaAttention):
 class QuantLlamaAttentionPrefill(QuantLlamaAttention):
     """Attention as an accelerator computes it, head by head."""
 
+    k_proj: QuantLinear
+
     def _setup(self, config: PTQConfig) -> None:
         super()._setup(config)
+        if not isinstance(self.k_proj, QuantLinear):
+            raise WrapError(
+                f"{config.scope}.k_proj is a {type(self.k_proj).__name__}, into which the factor "
+                "on the logits cannot be folded; give a model whose k_proj is an nn.Linear "
+                "(merge adapters, dequantise), or use the variant 'prefill_reference'"
+            )
         self.k_proj.fold_output_scale(self.scaling)
 
     def _sine_table(self, sin: Tensor) -> Tensor:
@@ -232,7 +258,7 @@ class QuantLlamaAttentionPrefill(QuantLlamaAttention):
 
     def _heads(self, states: Tensor) -> list[Tensor]:
         # [B, query, heads * head_dim] -> heads times [B, query, head_dim]
-        return list(states.split(self.head_dim, dim=-1))
+        return list(torch.split(states, self.head_dim, dim=-1))
 
 
 @register(LlamaAttention, variant="prefill_reference")
@@ -273,12 +299,17 @@ class QuantLlamaAttentionPrefillReference(QuantLlamaAttention):
 
     def _heads(self, states: Tensor) -> Tensor:
         # [B, query, heads * head_dim] -> [B, heads, query, head_dim]
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 @register(LlamaDecoderLayer)
-class QuantLlamaDecoderLayer(QuantModule, LlamaDecoderLayer):
+class QuantLlamaDecoderLayer(QuantModule, LlamaDecoderLayer):  # type: ignore[misc]
     """Attention and MLP, each on a normalised input and added to what came in."""
+
+    self_attn: QuantLlamaAttention
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
 
     def _setup(self, config: PTQConfig) -> None:
         self.masks = MaskBuilder(config.attention_mask_fill_value)
@@ -317,8 +348,14 @@ class QuantLlamaDecoderLayer(QuantModule, LlamaDecoderLayer):
 
 
 @register(LlamaModel)
-class QuantLlamaModel(QuantModule, LlamaModel):
+class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
     """Embedding, mask and rope tables once for all layers, the layers, the final norm."""
+
+    config: LlamaConfig
+    embed_tokens: nn.Module
+    rotary_emb: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
 
     def _setup(self, config: PTQConfig) -> None:
         # transformers notes for each class, when it is constructed, which outputs its models can
@@ -328,8 +365,8 @@ class QuantLlamaModel(QuantModule, LlamaModel):
         for point in ("causal_mask", "cos", "sin"):
             self._add_point(point)
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -390,7 +427,7 @@ class QuantLlamaModel(QuantModule, LlamaModel):
 
 
 @register(LlamaForCausalLM)
-class QuantLlamaForCausalLM(QuantModule, LlamaForCausalLM):
+class QuantLlamaForCausalLM(QuantModule, LlamaForCausalLM):  # type: ignore[misc]
     """The model and its head, which have all the points: its forward is the float model's."""
 
 
