@@ -1,0 +1,82 @@
+"""The report for programs: one JSON object of a stable schema.
+
+    {
+      "schema": 1,
+      "verdict": {"agrees": false, "symptom": {...}, "origin": {...}, "confirmed": true, ...},
+      "coverage": {"paired_modules": [...], "reference_only": [...], "compared_calls": 58, ...},
+      "rows": [{"module": "model.embed_tokens", "call": 0, "value": "output", "peir": 0.0, ...}],
+      "form_differences": [{"module": "model", "value": "kwargs.attention_mask", ...}],
+      "run": {"reference": "tiny-llama", "candidate": "wrapped", "command": "trace_model ...", ...},
+      "environment": {"trace_model": "0.1.0", "python": "3.12.3", "torch": "2.13.0", ...}
+    }
+
+It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
+statistic that could not be computed is null, as is "run" for a comparison made in Python. Rows are
+in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one when a key
+is renamed, removed or means something else, not when one is added.
+"""
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+
+import torch
+
+import tracer
+from tracer.comparison import Comparison, row_values
+from tracer.reports import Run
+
+SCHEMA = 1
+
+
+def render(comparison: Comparison, run: Run | None = None) -> str:
+    """The report as text, with a newline at the end."""
+    return json.dumps(document(comparison, run), indent=2, allow_nan=False) + "\n"
+
+
+def document(comparison: Comparison, run: Run | None = None) -> dict[str, object]:
+    """The report as plain values that `json` can write."""
+    coverage = {
+        **vars(comparison.coverage),
+        "unmatched_calls": [
+            {"side": side, "module": module, "call": call}
+            for side, module, call in comparison.coverage.unmatched_calls
+        ],
+    }
+    plain = _plain(
+        {
+            "schema": SCHEMA,
+            "verdict": asdict(comparison.verdict),
+            "coverage": coverage,
+            "rows": [row_values(row) for row in comparison.rows],
+            "form_differences": [asdict(form) for form in comparison.form_differences],
+            "run": None if run is None else asdict(run),
+            "environment": _environment(),
+        }
+    )
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _environment() -> dict[str, object]:
+    return {
+        "trace_model": tracer.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "platform": platform.platform(),
+    }
+
+
+def _plain(value: object) -> object:
+    """Lists for tuples, and strings for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
