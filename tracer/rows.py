@@ -46,6 +46,8 @@ class Row:
         limit: the PEIR up to which the pair agrees.
         agrees: whether it does.
         note: what the numbers do not say: other shapes, plain values, masks by meaning.
+        input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
+            None for an argument, and where none was compared.
     """
 
     order: int
@@ -59,6 +61,7 @@ class Row:
     limit: float
     agrees: bool
     note: str = ""
+    input_peir: float | None = None
 
     @property
     def is_output(self) -> bool:
@@ -372,6 +375,11 @@ class Comparer:
         return self._order
 
     def _add(self, record: CallRecord, row: Row) -> None:
+        if row.is_output:
+            inputs = [
+                argument.peir for argument in record.arguments.values() if not argument.is_mask
+            ]
+            row = replace(row, input_peir=max(inputs, default=None))
         self.rows.append(row)
         if row.is_output:
             record.outputs.append(row)
