@@ -9,7 +9,7 @@ quantized = wrappers.convert(wrapped)
 # Importing these registers their wrappers.
 from wrappers import llama as llama
 from wrappers import nn as nn
-from wrappers.config import PTQConfig, QuantSpec, affine, no_quantization
+from wrappers.config import PTQConfig, QuantSpec, affine, microscaling, no_quantization
 from wrappers.dtypes import DType, QScheme
 from wrappers.module import Mode, QuantModule, QuantPoint, iter_points, iter_wrappers
 from wrappers.quantize import calibrate, convert, prepare
@@ -28,6 +28,7 @@ __all__ = [
     "convert",
     "iter_points",
     "iter_wrappers",
+    "microscaling",
     "no_quantization",
     "prepare",
     "register",

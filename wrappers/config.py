@@ -172,6 +172,21 @@ def affine(
     )
 
 
+def microscaling(element: str = "int8", *, block_size: int = 32, axis: int = -1) -> QuantSpec:
+    """Blocks of values that share a power of two as their scale, after the OCP MX specification.
+
+    Args:
+        element: `int8`, `fp8_e4m3`, `fp8_e5m2`, `fp6_e2m3`, `fp6_e3m2` or `fp4_e2m1`.
+        block_size: how many values share a scale.
+        axis: the dimension that blocks run along.
+
+    Raises:
+        ConfigError: any of these cannot be.
+    """
+    options = {"element": element, "block_size": block_size, "block_axis": axis}
+    return QuantSpec(observer="mx", options=options)
+
+
 def no_quantization() -> QuantSpec:
     """Never quantised, in no mode."""
     return QuantSpec(observer="identity")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -28,6 +28,7 @@ from wrappers.errors import (
     TensorError,
     UnseenObserverError,
 )
+from wrappers.microscaling import MXQuantizer
 
 
 class Quantizer(Protocol):
@@ -130,7 +131,7 @@ class IdentityObserver(Observer):
 
 
 class AffineObserver(Observer):
-    """Base of observers that keep a range per tensor or channel and give scale and zero point."""
+    """Base of observers that give scale and zero point: keeps the extremes per tensor or channel."""
 
     minimum: Tensor  # float32, 0-d or [channels]; +inf where nothing finite was seen
     maximum: Tensor  # likewise, -inf
@@ -198,17 +199,14 @@ class AffineObserver(Observer):
             self._widen(minimum, maximum)
         self.seen += finite
 
-    @abstractmethod
     def _widen(self, minimum: Tensor, maximum: Tensor) -> None:
         """Take in the range of a tensor that is not the first; infinite where nothing is finite."""
+        self.minimum = torch.minimum(self.minimum, minimum)
+        self.maximum = torch.maximum(self.maximum, maximum)
 
 
 class MinMaxObserver(AffineObserver):
     """The least and the greatest value seen."""
-
-    def _widen(self, minimum: Tensor, maximum: Tensor) -> None:
-        self.minimum = torch.minimum(self.minimum, minimum)
-        self.maximum = torch.maximum(self.maximum, maximum)
 
 
 class EMAObserver(AffineObserver):
@@ -241,9 +239,135 @@ class EMAObserver(AffineObserver):
         return torch.where(torch.isinf(past), now, torch.where(torch.isinf(now), past, average))
 
 
+class PercentileObserver(AffineObserver):
+    """The range that holds all but the outermost values, from a random sample of what was seen.
+
+    The sample is uniform over all values of all tensors. The extremes themselves are known
+    exactly: the range never lies outside of them, and `percentile=100` gives just them.
+
+    Args:
+        percentile: how many percent of the values lie below the maximum, and above the minimum,
+            in (50, 100].
+        capacity: how many values the sample holds, per channel with a per-channel scheme.
+        seed: of the sample.
+    """
+
+    def __init__(
+        self,
+        dtype: DType | None = None,
+        qscheme: QScheme | None = None,
+        axis: int | None = None,
+        *,
+        percentile: float = 99.9,
+        capacity: int = 1 << 16,
+        seed: int = 0,
+    ) -> None:
+        if not _is_number(percentile) or not 50 < percentile <= 100:
+            raise ConfigError(f"percentile must be a number in (50, 100], not {percentile!r}")
+        for name, value, least in (("capacity", capacity, 2), ("seed", seed, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{name} must be an integer of at least {least}, not {value!r}")
+        self.percentile = percentile
+        self.capacity = capacity
+        self.seed = seed
+        super().__init__(dtype, qscheme, axis)
+
+    def reset(self) -> None:
+        """Forget all that was seen, and draw as at first."""
+        super().reset()
+        # A value stays in the sample while its key, a random number, is among the greatest.
+        self._sample = torch.empty(0, 0)  # [channels or 1, kept]
+        self._keys = torch.empty(0, 0)  # likewise; -1 where the value is not finite
+        self._tensors = 0
+        self._values_per_channel = 0
+
+    def _observe(self, x: Tensor) -> None:
+        super()._observe(x)
+        channels = x.reshape(1, -1) if self.axis is None else x.movedim(self.axis, 0).flatten(1)
+        values = channels.to(device="cpu", dtype=torch.float32)  # [channels or 1, values]
+        generator = torch.Generator().manual_seed(self.seed + self._tensors)
+        keys = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+        keys = torch.where(torch.isfinite(values), keys, -1.0)
+        self._tensors += 1
+        self._values_per_channel += values.shape[1]
+        if self._sample.numel() > 0:
+            values = torch.cat((self._sample, values), dim=1)
+            keys = torch.cat((self._keys, keys), dim=1)
+        if values.shape[1] > self.capacity:
+            keys, kept = torch.topk(keys, self.capacity, dim=1)
+            values = values.gather(1, kept)
+        self._sample, self._keys = values, keys
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        minimum, maximum = self.minimum.reshape(-1).cpu(), self.maximum.reshape(-1).cpu()
+        bounds = [
+            self._quantiles(sample[keys >= 0], low, high)
+            for sample, keys, low, high in zip(
+                self._sample, self._keys, minimum.tolist(), maximum.tolist(), strict=True
+            )
+        ]
+        low, high = torch.tensor(bounds, dtype=torch.float32).unbind(dim=1)
+        return low.reshape(self.minimum.shape), high.reshape(self.maximum.shape)
+
+    def _quantiles(self, sample: Tensor, minimum: float, maximum: float) -> tuple[float, float]:
+        """Lower and upper quantile of a channel, interpolated between its sorted values.
+
+        The exact extremes stand at the ends, the values of the sample evenly between them. As
+        long as the sample holds every value, these are `torch.quantile`'s.
+        """
+        if sample.numel() == 0:
+            return minimum, maximum
+        ordered = torch.sort(sample.to(torch.float64)).values
+        if self._values_per_channel > self.capacity:
+            ends = ordered.new_tensor([minimum, maximum])
+            points = torch.cat((ends[:1], ordered, ends[1:]))
+            positions = (torch.arange(len(points), dtype=torch.float64) - 0.5) / len(ordered)
+            positions[0], positions[-1] = 0, 1
+        else:
+            points = ordered
+            positions = torch.linspace(0, 1, len(points), dtype=torch.float64)
+        share = self.percentile / 100
+        return _interpolate(1 - share, positions, points), _interpolate(share, positions, points)
+
+
+class MXObserver(Observer):
+    """For microscaling, whose scales come from each tensor itself: nothing is to be learned.
+
+    Args:
+        element: a key of `wrappers.microscaling.ELEMENT_FORMATS`.
+        block_size: how many values share a scale.
+        block_axis: the dimension that blocks run along.
+    """
+
+    affine = False
+    needs_data = False
+
+    def __init__(
+        self,
+        dtype: DType | None = None,
+        qscheme: QScheme | None = None,
+        axis: int | None = None,
+        *,
+        element: str = "int8",
+        block_size: int = 32,
+        block_axis: int = -1,
+    ) -> None:
+        self._quantizer = MXQuantizer(element, block_size, block_axis)
+        super().__init__(dtype, qscheme, axis)
+
+    def quantizer(self) -> MXQuantizer:
+        """The rounding to the element format, block by block."""
+        return self._quantizer
+
+    def _observe(self, x: Tensor) -> None:
+        self.seen += x.numel()
+
+
 OBSERVERS: Mapping[str, type[Observer]] = {
     "minmax": MinMaxObserver,
     "ema": EMAObserver,
+    "percentile": PercentileObserver,
+    "mx": MXObserver,
     "identity": IdentityObserver,
 }
 
@@ -270,7 +394,8 @@ def build_observer(
     """
     if name not in OBSERVERS:
         raise ConfigError(f"unknown observer {name!r}: choose one of {', '.join(OBSERVERS)}")
-    kind, options = OBSERVERS[name], options or {}
+    kind: Callable[..., Observer] = OBSERVERS[name]
+    options = options or {}
     known = [
         parameter.name
         for parameter in inspect.signature(kind).parameters.values()
@@ -297,9 +422,11 @@ def quantizer_from_state(state: Mapping[str, Any]) -> Quantizer:
         return AffineQParams(
             state["scale"], state["zero_point"], DType.parse(state["dtype"]), state["axis"]
         )
+    if kind == "mx":
+        return MXQuantizer(state["element"], state["block_size"], state["axis"])
     if kind == "identity":
         return IdentityQuantizer()
-    raise QParamsError(f"a quantiser of the unknown kind {kind!r}: expected affine or identity")
+    raise QParamsError(f"a quantiser of the unknown kind {kind!r}: expected affine, mx or identity")
 
 
 def _extremes(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
@@ -308,6 +435,15 @@ def _extremes(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
         return torch.aminmax(x)
     others = [dimension for dimension in range(x.dim()) if dimension != axis % x.dim()]
     return torch.amin(x, dim=others), torch.amax(x, dim=others)
+
+
+def _interpolate(position: float, positions: Tensor, points: Tensor) -> float:
+    """The value at `position` of the line through (positions, points), both sorted."""
+    if len(points) == 1:
+        return float(points[0])
+    right = int(torch.searchsorted(positions, position).clamp(1, positions.numel() - 1))
+    (x0, x1), (y0, y1) = positions[right - 1 : right + 1], points[right - 1 : right + 1]
+    return float(torch.lerp(y0, y1, (position - x0) / (x1 - x0)))
 
 
 def _is_number(value: object) -> bool:
