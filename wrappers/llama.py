@@ -129,7 +129,7 @@ class QuantLlamaAttention(QuantModule, LlamaAttention):  # type: ignore[misc]
             self._sine_table(sin),
             mask,
             cache,
-            exact_mask=self.masks.exact(mask),
+            exact_mask=None if self.mode is Mode.QUANT else self.masks.exact(mask),
             hidden_rows=self.masks.hidden_rows(mask).squeeze(1),
         )
 
@@ -152,8 +152,8 @@ class QuantLlamaAttention(QuantModule, LlamaAttention):  # type: ignore[misc]
             sin: the same, in the form of this variant.
             mask: additive within [fill value, 0], [B or 1, 1, query, key].
             cache: where the new keys and values go, and the earlier ones come from.
-            exact_mask: what is added in place of the mask while nothing is quantised, see
-                `MaskBuilder.exact`; None for the mask itself.
+            exact_mask: what is added in place of the mask, for when nothing is quantised; see
+                `MaskBuilder.exact`.
             hidden_rows: which queries may look at nothing, [B or 1, query, 1]; None if it does
                 not matter what such a query gets.
         """
@@ -196,9 +196,8 @@ class QuantLlamaAttention(QuantModule, LlamaAttention):  # type: ignore[misc]
 
     def _options(self, mask: Tensor, exact_mask: Tensor | None) -> dict[str, Any]:
         calibrating = self.mode is Mode.CALIBRATE
-        quantised = self.mode is Mode.QUANT or exact_mask is None
         return {
-            "mask": mask if quantised else exact_mask,
+            "mask": mask if exact_mask is None else exact_mask,
             "observed_mask": mask if calibrating else None,
             "quantize": self._quantize,
             "dropout": self.attention_dropout if self.training else 0.0,
@@ -258,7 +257,8 @@ class QuantLlamaAttentionPrefill(QuantLlamaAttention):
 
     def _heads(self, states: Tensor) -> list[Tensor]:
         # [B, query, heads * head_dim] -> heads times [B, query, head_dim]
-        return list(torch.split(states, self.head_dim, dim=-1))
+        starts = range(0, states.shape[-1], self.head_dim)
+        return [states[..., start : start + self.head_dim] for start in starts]
 
 
 @register(LlamaAttention, variant="prefill_reference")

@@ -88,7 +88,7 @@ def attend_batched(
     grouped = query.reshape(batch, kv_heads, -1, head_dim)
     logits = torch.matmul(grouped, key.transpose(-1, -2))
     # At least float32, so that a factor in a half-precision model is not rounded itself.
-    scale_dtype = torch.promote_types(query.dtype, torch.float32)
+    scale_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     scale = torch.full((), scaling, dtype=scale_dtype, device=query.device)
     scale = quantize(scale, "scale")
 

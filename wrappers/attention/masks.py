@@ -117,7 +117,7 @@ class MaskBuilder:
         return mask.amax(dim=-1, keepdim=True) <= self.fill_value / 2
 
     def exact(self, mask: Tensor) -> Tensor:
-        """Returns an additive mask that hides for good: the dtype's least value for the fill value.
+        """Returns an additive mask that hides for good: the least finite value for the fill value.
 
         Logits that lie further apart than the fill value would show hidden keys (real models have
         such). A quantised model lives with that, since its range must stay small; without
@@ -127,7 +127,10 @@ class MaskBuilder:
             mask: an additive mask made by `additive`, not quantised.
         """
         fill = torch.full((), self.fill_value, dtype=mask.dtype, device=mask.device)
-        return mask.masked_fill(mask <= fill, torch.finfo(mask.dtype).min)
+        # The softmax is in float32, where the least float64 would be minus infinity, and a row of
+        # these has no softmax.
+        least = max(torch.finfo(mask.dtype).min, torch.finfo(torch.float32).min)
+        return mask.masked_fill(mask <= fill, least)
 
     def __getstate__(self) -> dict[str, object]:
         return {"fill_value": self.fill_value, "_template": None}

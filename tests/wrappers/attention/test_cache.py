@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from wrappers.attention.cache import CacheExtent, as_cache, cache_extent
+from wrappers.attention.cache import CacheExtent, ScaledKeys, as_cache, cache_extent
 from wrappers.errors import InputError
 
 CONFIG = LlamaConfig(hidden_size=8, num_attention_heads=2, num_key_value_heads=2)
@@ -74,3 +74,16 @@ def test_a_cache_that_dropped_its_first_positions_is_refused():
     cache.update(states(6), states(6), 0)
     with pytest.raises(InputError, match="begins at position 3"):
         cache_extent(cache, 1)
+
+
+def test_scaled_keys_are_held_without_their_factor():
+    cache = DynamicCache()
+    scaled = ScaledKeys(cache, 0.25)
+    assert as_cache(scaled) is scaled
+    key, value = states(3), states(3, seed=1)
+    scaled.update(key * 0.25, value, 0)
+    all_keys, all_values = scaled.update(key * 0.25, value, 0)
+    assert torch.equal(cache.layers[0].keys, torch.cat((key, key), dim=2))
+    assert torch.equal(all_keys, torch.cat((key, key), dim=2) * 0.25)
+    assert torch.equal(all_values, torch.cat((value, value), dim=2))
+    assert cache_extent(scaled, 2) == cache_extent(cache, 2) == CacheExtent(6, 8)

@@ -220,6 +220,18 @@ def test_hidden_rows_with_a_fill_value_that_the_dtype_rounds():
     assert masks.hidden_rows(additive).flatten().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("fill", [FILL, -100.3])
+def test_the_exact_mask_hides_what_the_additive_one_hides(dtype, fill):
+    masks = MaskBuilder(fill)
+    given = torch.tensor([[0.0, -3.0, -1e4, -float("inf")]])[None, None]
+    additive = masks.additive(given, batch_size=1, query_length=1, key_length=4, dtype=dtype)
+    exact = masks.exact(additive)
+    assert torch.equal(exact[..., :2], additive[..., :2])
+    assert exact[..., 2:].float().max() <= -65504
+    assert torch.isfinite(exact.float()).all()
+
+
 def test_the_template_grows_on_demand_and_is_shared_by_equal_requests():
     masks = MaskBuilder(FILL)
     assert masks._template is None
