@@ -54,7 +54,7 @@ def main() -> None:
     comparison = tracer.compare(reference, candidate, inputs)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{comparison.coverage}; {len(comparison.rows)} rows; medians of {arguments.runs} runs")
-    base = list(calls)[0]
+    base = next(iter(calls))
     for name in calls:
         ratios = [
             statistics.median(times[name]) / statistics.median(times[base]) for times in (cpu, wall)

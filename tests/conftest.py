@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Tiny models gain nothing from a second thread, and lose much where the cores are busy.
+torch.set_num_threads(1)
 
 _BESIDE_THE_REPOSITORY = Path(__file__).parent.parent.parent / "shared" / "data"
 
