@@ -96,6 +96,7 @@ def compare(
         tolerance,
         rerun if confirm and outcome.failure is None else None,
         (session.pairing.reference, session.pairing.candidate),
+        _unmatched_calls(outcome),
     )
     comparison = Comparison(
         verdict=verdict,
@@ -490,13 +491,14 @@ def _coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Coverag
         reasons=reasons,
         compared_calls=len({(row.module, row.call) for row in measured}),
         compared_elements=sum(row.difference.elements for row in measured if row.difference),
-        unmatched_calls=tuple(
-            (side, name, call)
-            for side, calls in (
-                ("reference", outcome.unmatched_reference),
-                ("candidate", outcome.unmatched_candidate),
-            )
-            for name, call in calls
-        ),
+        unmatched_calls=_unmatched_calls(outcome),
         held_bytes_peak=outcome.held_bytes_peak,
     )
+
+
+def _unmatched_calls(outcome: Outcome) -> tuple[tuple[str, str, int], ...]:
+    sides = (
+        ("reference", outcome.unmatched_reference),
+        ("candidate", outcome.unmatched_candidate),
+    )
+    return tuple((side, name, call) for side, calls in sides for name, call in calls)

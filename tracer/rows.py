@@ -230,9 +230,8 @@ class Comparer:
             described={},
             form_differences=[],
             children=0,
-            start=self._order,
+            start=self._next(),
         )
-        self._next()
         if reference.parent is None:
             self._look_for_padding(reference)
         for name, r, c in paired_arguments(reference, candidate):

@@ -94,6 +94,7 @@ def judge(
     tolerance: Tolerance,
     rerun: Rerun | None,
     modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    one_sided: Sequence[tuple[str, str, int]] = (),
 ) -> Verdict:
     """Judges the rows of a finished run.
 
@@ -102,12 +103,13 @@ def judge(
         rerun: runs both models again on the same inputs with another visitor, for the
             counterfactual; None leaves every suspect unconfirmed.
         modules: both sides' modules by name.
+        one_sided: (side, module, call index) of calls that the other side did not make.
     """
     first = first_divergence(comparer.rows)
     if first is None:
         return _agreement(comparer)
     case = _Case(comparer, tolerance, rerun, modules)
-    return case.judge(first)
+    return case.judge(first, one_sided)
 
 
 def first_divergence(rows: Sequence[Row]) -> Row | None:
@@ -200,7 +202,7 @@ class _Case:
         self.reference_modules, self.candidate_modules = modules
         self.mistakes: list[Fit] = []
 
-    def judge(self, first: Row) -> Verdict:
+    def judge(self, first: Row, one_sided: Sequence[tuple[str, str, int]]) -> Verdict:
         start = self._introduced_at(first)
         finding = self._examine(start)
         if start is not first and not finding.confirmed:
@@ -213,6 +215,7 @@ class _Case:
             "" if start is first else f"It was introduced at {_place(start)}{self._size(start)}.",
             *finding.lines,
             *(f"It looks as if the candidate were {fit}." for fit in self.mistakes[:2]),
+            *_one_sided_calls(one_sided),
             self._spread(first),
         ]
         return Verdict(
@@ -587,6 +590,20 @@ class _Case:
             and isinstance(candidate.get(name), bool | int | float | str)
             and value != candidate[name]
         ]
+
+
+def _one_sided_calls(calls: Sequence[tuple[str, str, int]]) -> list[str]:
+    """A line for each module that only one side called, without the modules inside it."""
+    names = {(side, name) for side, name, _ in calls}
+    lines = []
+    for side, name, call in calls:
+        above = name.split(".")
+        inside = any((side, ".".join(above[:n])) in names for n in range(1, len(above)))
+        if not inside:
+            other = "candidate" if side == "reference" else "reference"
+            index = f" (call {call})" if call else ""
+            lines.append(f"The {side} calls {_module(name)}{index}, the {other} does not.")
+    return lines[:3]
 
 
 def _own_line(
