@@ -45,10 +45,13 @@ class AffineQParams:
     zero_point: Tensor
     dtype: DType
     axis: int | None = None
-    # The same numbers as Python ones, so that no call has to read them from a tensor.
+    # What a call with one scale needs, in the form in which the call costs least: an operator
+    # takes a 0-d tensor faster than a Python number, but where it expects the latter.
     _scale: float = field(init=False, repr=False)
-    _inverse: float = field(init=False, repr=False)
     _zero_point: int = field(init=False, repr=False)
+    _inverse: Tensor = field(init=False, repr=False)
+    _low: int = field(init=False, repr=False)
+    _high: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         scale = self.scale.detach().to(torch.float32)
@@ -70,8 +73,10 @@ class AffineQParams:
         object.__setattr__(self, "zero_point", zero_point)
         if self.axis is None:
             object.__setattr__(self, "_scale", float(scale))
-            object.__setattr__(self, "_inverse", float(scale.reciprocal()))
             object.__setattr__(self, "_zero_point", int(zero_point))
+            object.__setattr__(self, "_inverse", scale.cpu().reciprocal())
+            object.__setattr__(self, "_low", self.dtype.qmin - self._zero_point)
+            object.__setattr__(self, "_high", self.dtype.qmax - self._zero_point)
 
     def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
         """`fake_quantize` with these parameters."""
@@ -184,79 +189,88 @@ def fake_quantize(x: Tensor, qparams: AffineQParams, *, owned: bool = False) -> 
     Raises:
         TensorError: `x` is not a floating-point tensor.
     """
-    _check_floating(x)
     dtype = qparams.dtype
     if qparams.axis is not None:
+        _check_floating(x)
         return torch.fake_quantize_per_channel_affine(
             x, qparams.scale, qparams.zero_point, qparams.axis, dtype.qmin, dtype.qmax
         )
-    if not _eager_on_cpu(x):
+    if not _is_plain(x):
+        _check_floating(x)
         return torch.fake_quantize_per_tensor_affine(
             x, qparams._scale, qparams._zero_point, dtype.qmin, dtype.qmax
         )
-    result = _fake_quantize_in_chunks(x.detach(), qparams, owned=owned)
-    return x if owned and result.data_ptr() == x.data_ptr() else result
+    if x.numel() > CHUNK:
+        return _fake_quantize_in_chunks(x, qparams, owned=owned)
+    if x.dtype is not torch.float32:
+        return _round_to_codes(x.to(torch.float32).mul_(qparams._inverse), qparams).to(x.dtype)
+    # An expanded tensor has several elements in one place: it cannot be written into.
+    scaled = x.mul_(qparams._inverse) if owned and x.is_contiguous() else x * qparams._inverse
+    return _round_to_codes(scaled, qparams)
 
 
-def _fake_quantize_in_chunks(x: Tensor, qparams: AffineQParams, *, owned: bool) -> Tensor:
-    order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    source = x.permute(order)
-    dense = source.is_contiguous()
-    result = x if owned and dense else torch.empty_like(x)
-    target = result.permute(order)
-    if not target.is_contiguous():  # an expanded or overlapping source
-        result = torch.empty(x.shape, dtype=x.dtype)
-        source, target = x, result
-    if x.numel() <= CHUNK:
-        _fake_quantize_chunk(source, target, qparams)
-    elif dense:
-        chunks = zip(
-            torch.split(source.view(-1), CHUNK), torch.split(target.view(-1), CHUNK), strict=True
-        )
-        for source_chunk, target_chunk in chunks:
-            _fake_quantize_chunk(source_chunk, target_chunk, qparams)
-    else:
-        rows = max(1, CHUNK * source.shape[0] // x.numel())
-        for source_chunk, target_chunk in zip(
-            torch.split(source, rows), torch.split(target, rows), strict=True
-        ):
-            _fake_quantize_chunk(source_chunk, target_chunk, qparams)
-    return result
-
-
-def _fake_quantize_chunk(source: Tensor, target: Tensor, qparams: AffineQParams) -> None:
-    """Fake-quantise `source` into `target`, which has its shape and may be it."""
-    dtype, zero_point = qparams.dtype, qparams._zero_point
-    # torch rounds in float32 (float64 for float64), whatever the dtype of the input.
-    wide = source.dtype in (torch.float32, torch.float64)
-    work = target if wide else source.to(torch.float32)
-    torch.mul(source if wide else work, qparams._inverse, out=work)
+def _round_to_codes(work: Tensor, qparams: AffineQParams) -> Tensor:
+    """The second half of `fake_quantize`, in place, of float32 values divided by the scale."""
     # The zero point is an integer: to add it after rounding and take it off again after clamping
     # is to clamp to shifted bounds.
-    work.round_().clamp_(dtype.qmin - zero_point, dtype.qmax - zero_point)
+    work.round_().clamp_(qparams._low, qparams._high)
     # 0 + scale * code rather than scale * code: a code of -0.0 must come back as 0.0.
     torch.add(_ZERO, work, alpha=qparams._scale, out=work)
     # NaN went through all of the above; torch's operator makes a code of it.
     if math.isnan(work.sum().item()):
-        nan = torch.full((1,), math.nan)
-        value = torch.fake_quantize_per_tensor_affine(
-            nan, qparams._scale, zero_point, dtype.qmin, dtype.qmax
+        dtype = qparams.dtype
+        of_nan = torch.fake_quantize_per_tensor_affine(
+            torch.full((1,), math.nan),
+            qparams._scale,
+            qparams._zero_point,
+            dtype.qmin,
+            dtype.qmax,
         )
-        work.masked_fill_(torch.isnan(work), value.item())
-    if not wide:
-        target.copy_(work)
+        work.masked_fill_(torch.isnan(work), of_nan.item())
+    return work
 
 
 _ZERO = torch.zeros(())
 
 
-def _eager_on_cpu(x: Tensor) -> bool:
+def _fake_quantize_in_chunks(x: Tensor, qparams: AffineQParams, *, owned: bool) -> Tensor:
+    # Elements in the order of memory, so that a transposed tensor is walked as it lies.
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    source = x.permute(order)
+    flat = source.is_contiguous()
+    if owned and flat:
+        result, target = x, source
+    else:
+        target = torch.empty(source.shape, dtype=x.dtype)
+        result = target.permute([order.index(dimension) for dimension in range(x.dim())])
+    if flat:
+        pieces = zip(source.view(-1).split(CHUNK), target.view(-1).split(CHUNK), strict=True)
+    else:
+        rows = max(1, CHUNK * len(source) // x.numel())
+        pieces = zip(source.split(rows), target.split(rows), strict=True)
+    for source_piece, target_piece in pieces:
+        if x.dtype is torch.float32:
+            torch.mul(source_piece, qparams._inverse, out=target_piece)
+            _round_to_codes(target_piece, qparams)
+        else:
+            scaled = source_piece.to(torch.float32).mul_(qparams._inverse)
+            target_piece.copy_(_round_to_codes(scaled, qparams))
+    return result
+
+
+def _is_plain(x: Tensor) -> bool:
+    """A tensor on the CPU that no gradient, graph or subclass watches, rounded in float32."""
     return (
-        type(x) in (Tensor, nn.Parameter)
-        and x.device.type == "cpu"
+        x.dtype in _ROUNDED_IN_FLOAT32
+        and x.is_cpu
+        and type(x) in (Tensor, nn.Parameter)
         and not (x.requires_grad and torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
     )
+
+
+# torch multiplies float64 with the inverse in float64 and with the scale in float32; it does so.
+_ROUNDED_IN_FLOAT32 = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check_floating(x: Tensor) -> None:

@@ -131,7 +131,7 @@ class IdentityObserver(Observer):
 
 
 class AffineObserver(Observer):
-    """Base of observers that give scale and zero point: keeps the extremes per tensor or channel."""
+    """Base of observers that keep extremes per tensor or channel and give affine parameters."""
 
     minimum: Tensor  # float32, 0-d or [channels]; +inf where nothing finite was seen
     maximum: Tensor  # likewise, -inf
