@@ -5,7 +5,6 @@ error, as is anything else that would let a comparison run on a model other than
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,44 +14,13 @@ import torch
 from torch import nn
 
 from tracer.comparison import dtype_name
-from tracer.errors import ModelLoadError, near_names
-from tracer.tiny import TINY
+from tracer.errors import ModelLoadError
 from tracer.words import brief, first_line, listed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_TIMEOUT = 10.0  # seconds
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-
-
-def find(name: str) -> Path | str:
-    """A local folder with a config, or a hub id that can be reached.
-
-    Raises:
-        ModelLoadError: there is neither.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelLoadError(
-                f"{name} is a folder without config.json: expected a checkpoint in transformers' "
-                "layout, with config.json and model.safetensors"
-            )
-        return folder
-    if folder.exists():
-        raise ModelLoadError(
-            f"{name} is a file: give the folder that holds config.json and model.safetensors"
-        )
-    if not _HUB_ID.fullmatch(name):
-        raise ModelLoadError(
-            f"unknown model {name!r}: it is no built-in model ({', '.join(TINY)}), there is no "
-            "folder of that name, and a hub id has the form organisation/name"
-            f"{near_names(name, TINY)}"
-        )
-    _check_hub(name)
-    return name
 
 
 def load_pretrained(
@@ -62,7 +30,7 @@ def load_pretrained(
 
     Args:
         name: how the user called it, for messages.
-        source: what `find` returned.
+        source: a local folder or a hub id.
         dtype: of the weights; None as stored.
 
     Returns:
@@ -134,42 +102,6 @@ def load_tokenizer(
             f"{name}: the tokenizer cannot be loaded: {brief(error)}; without its files, random "
             "tokens are used"
         ) from error
-
-
-def _check_hub(name: str) -> None:
-    """Asks once for the config of a hub repository, where transformers would retry for long."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT)
-    except OfflineModeIsEnabled as error:
-        reason = "it is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)"
-        raise ModelLoadError(_not_from_hub(name, reason)) from error
-    except GatedRepoError as error:
-        reason = "its owner must grant access first: ask on its page, then log in (hf auth login)"
-        raise ModelLoadError(_not_from_hub(name, reason)) from error
-    except RepositoryNotFoundError as error:
-        reason = "the hub has no such repository, or it is private and you are not logged in"
-        raise ModelLoadError(_not_from_hub(name, reason)) from error
-    except EntryNotFoundError as error:
-        reason = "the repository has no config.json, so it is no transformers checkpoint"
-        raise ModelLoadError(_not_from_hub(name, reason)) from error
-    # Errors of the network are those of the HTTP library, which changes between hub versions.
-    except Exception as error:
-        reason = f"it is not in the local cache, and the hub cannot be reached ({brief(error)})"
-        raise ModelLoadError(_not_from_hub(name, reason)) from error
-
-
-def _not_from_hub(name: str, reason: str) -> str:
-    return f"{name}: there is no folder of that name, and as a hub id: {reason}"
 
 
 def _loader(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tracer.choices import PADDING_SIDES
 from tracer.comparison import dtype_name
 from tracer.errors import InputError, ModelLoadError, UsageError, near_names
 from tracer.words import brief, listed
@@ -25,7 +26,6 @@ DEFAULT_PROMPT = (
     "Once upon a time there was a small house by the sea, and in it lived a girl who counted the "
     "waves every morning before breakfast."
 )
-PADDING_SIDES = ("right", "left")
 
 _RANDOM_LENGTH = 32
 _IMAGE_AND_TEXT_LENGTH = 84

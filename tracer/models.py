@@ -12,16 +12,17 @@ repository on the Hugging Face hub. transformers and wrappers are imported only 
 import copy
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tracer import tiny
-from tracer.checkpoints import find, load_pretrained, load_tokenizer
+from tracer.checkpoints import load_pretrained, load_tokenizer
+from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS
 from tracer.errors import UsageError, near_names
 from tracer.inputs import (
     Made,
@@ -33,20 +34,15 @@ from tracer.inputs import (
     random_tokens,
     read,
 )
+from tracer.sources import check_hub, locate
 from tracer.words import brief, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CANDIDATES = ("wrapped", "quantized", "bfloat16", "float16", "sdpa", "eager", "compile")
-NEED_WRAPPERS = ("wrapped", "quantized")
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
 
 
 @dataclass(frozen=True)
@@ -124,12 +120,14 @@ def load(
     )
     tokenizer = None
     notes: tuple[str, ...] = ()
-    if name in tiny.TINY:
+    source = locate(name)
+    if name in BUILT_IN:
         model = tiny.build(name, seed)
         if wanted is not None:
             cast(model, wanted)
     else:
-        source = find(name)
+        if isinstance(source, str):
+            check_hub(source)
         model, notes = load_pretrained(name, source, wanted, trust_remote_code=trust_remote_code)
         if given is None or "input_ids" in given:
             tokenizer = load_tokenizer(name, source, trust_remote_code=trust_remote_code)
@@ -156,6 +154,7 @@ def candidate(
     activation: str = "uint8",
     weight: str = "uint8",
     calibration: Calibration | None = None,
+    progress: Progress | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """Builds the model to compare with a loaded one, which stays as it is.
@@ -170,6 +169,7 @@ def candidate(
         variant: of the wrappers, for "wrapped" and "quantized".
         activation, weight: integer types for "quantized", such as "uint8", "int16", "uint4".
         calibration: for "quantized"; the loaded model's inputs alone if None.
+        progress: shows how far the calibration is: hands on what it iterates over.
         trust_remote_code: as for `load`, for a path.
 
     Raises:
@@ -180,7 +180,7 @@ def candidate(
     model = loaded.model
     if kind in NEED_WRAPPERS:
         wrapped = _wrapped(loaded, kind, variant, activation, weight)
-        return wrapped if kind == "wrapped" else _quantized(loaded, wrapped, calibration)
+        return wrapped if kind == "wrapped" else _quantized(loaded, wrapped, calibration, progress)
     if kind in _DTYPES:
         return cast(copy.deepcopy(model), _DTYPES[kind])
     if kind in ("sdpa", "eager"):
@@ -189,11 +189,7 @@ def candidate(
         return twin
     if kind == "compile":
         return _compiled(model)
-    if kind not in tiny.TINY and "/" not in kind and not Path(kind).expanduser().exists():
-        raise UsageError(
-            f"unknown candidate {kind!r}: expected {', '.join(CANDIDATES)}, or the path of a model"
-            f"{near_names(kind, CANDIDATES)}"
-        )
+    locate(kind, CANDIDATES)
     first = next(model.parameters())
     return load(
         kind,
@@ -301,10 +297,16 @@ def _wrapped(loaded: Loaded, kind: str, variant: str, activation: str, weight: s
     return wrapped
 
 
-def _quantized(loaded: Loaded, wrapped: nn.Module, calibration: Calibration | None) -> nn.Module:
+def _quantized(
+    loaded: Loaded,
+    wrapped: nn.Module,
+    calibration: Calibration | None,
+    progress: Progress | None,
+) -> nn.Module:
     import wrappers
 
-    wrappers.calibrate(wrapped, (loaded.inputs,) if calibration is None else calibration.batches)
+    batches = (loaded.inputs,) if calibration is None else calibration.batches
+    wrappers.calibrate(wrapped, batches, progress=progress)
     return wrappers.convert(wrapped)
 
 

@@ -24,13 +24,16 @@ class Run:
         reference, candidate: the two models, in words.
         notes: what was chosen on the way, in words.
         command: the command line that runs it again; None from Python.
-        differences_expected: the candidate is quantised, so that differing is no failure.
+        quantized: the candidate is quantised.
+        differences_expected: a difference is no failure: the candidate is quantised, and no limit
+            was given.
     """
 
     reference: str
     candidate: str
     notes: tuple[str, ...] = ()
     command: str | None = None
+    quantized: bool = False
     differences_expected: bool = False
 
 

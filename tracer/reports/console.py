@@ -10,9 +10,10 @@ What does not fit a narrow terminal (shapes, dtypes, SQNR, cosine, limits) comes
 """
 
 import io
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -20,23 +21,24 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from tracer.comparison import Captured, Comparison, Coverage, dtype_name
+from tracer.comparison import Captured, Comparison, dtype_name
 from tracer.difference import Difference
 from tracer.reports import Run
 from tracer.reports.curve import curve
 from tracer.reports.fold import arrange, number
-from tracer.reports.table import table
-from tracer.rows import FormDifference
-from tracer.verdict import Verdict
+from tracer.reports.ranking import Ranked, ranking
+from tracer.reports.table import shortened, table
 
 # The width of what is not read on a terminal, where COLUMNS does not say.
 _PLAIN_WIDTH = 200
 _CURVE_WIDTH = 110
 _MOST_LISTED = 5
+_MOST_RANKED = 10
 _SHOWN_VALUES = 6
 _SUMMARY = ("mean", "stddev", "min", "max")
-# One character for one, so that columns stay aligned.
-_ASCII = str.maketrans("…▶─│┌┐└┘├┤┬┴┼╭╮╰╯→", "~>-|+++++++++++++>")
+# One character for one, so that columns stay aligned; the curve has Braille where it is dense.
+_BRAILLE = range(0x2801, 0x2900)
+_ASCII = dict.fromkeys(_BRAILLE, "*") | str.maketrans("…▶─│┌┐└┘├┤┬┴┼╭╮╰╯→•", "~>-|+++++++++++++>*")
 
 
 def show(
@@ -59,14 +61,16 @@ def show(
         console: where to; standard output by default.
     """
     console = console or make_console()
-    page = console
-    if console.options.ascii_only:
-        page = Console(file=io.StringIO(), width=console.width, highlight=False)
-    for part in _parts(comparison, all_rows, ranked, focus, run, page):
-        whole = isinstance(part, Text) and part.no_wrap
-        page.print(part, highlight=False, no_wrap=whole, overflow="ellipsis" if whole else "fold")
-    if isinstance(page.file, io.StringIO) and page is not console:
-        console.out(page.file.getvalue().translate(_ASCII), end="", highlight=False)
+    _print(_parts(comparison, all_rows, ranked, focus, run, console), console)
+
+
+def show_rows(
+    comparison: Comparison, *, all_rows: bool = False, console: Console | None = None
+) -> None:
+    """Prints the table only, of a comparison that did not come to its end."""
+    console = console or make_console()
+    items = arrange(comparison.rows, comparison.verdict.symptom, all_rows=all_rows)
+    _print(table(items, comparison.verdict.symptom, width=console.width), console)
 
 
 def make_console() -> Console:
@@ -76,6 +80,27 @@ def make_console() -> Console:
         columns = os.environ.get("COLUMNS", "")
         console.width = int(columns) if columns.isdecimal() and int(columns) else _PLAIN_WIDTH
     return console
+
+
+def _print(parts: Iterable[RenderableType], console: Console) -> None:
+    """Prints on a terminal at once, and elsewhere as plain text without trailing blanks."""
+    if console.is_terminal and not console.options.ascii_only:
+        _print_styled(parts, console)
+        return
+    page = io.StringIO()
+    _print_styled(parts, Console(file=page, width=console.width))
+    text = "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
+    if console.options.ascii_only:
+        text = text.translate(_ASCII).encode("ascii", "replace").decode()
+    console.out(text, end="", highlight=False)
+
+
+def _print_styled(parts: Iterable[RenderableType], console: Console) -> None:
+    for part in parts:
+        whole = isinstance(part, Text) and part.no_wrap
+        console.print(
+            part, highlight=False, no_wrap=whole, overflow="ellipsis" if whole else "fold"
+        )
 
 
 def _parts(
@@ -88,24 +113,26 @@ def _parts(
 ) -> Iterator[RenderableType]:
     if run is not None:
         yield from _head(run)
+    expected = ranked if run is None else run.differences_expected
     items = arrange(comparison.rows, comparison.verdict.symptom, all_rows=all_rows)
-    yield from table(items, comparison.verdict.symptom, width=console.width, expected=ranked)
+    yield from table(items, comparison.verdict.symptom, width=console.width, expected=expected)
     yield ""
     drawn = curve(
         comparison.rows,
         width=min(console.width, _CURVE_WIDTH),
         height=14 if console.width >= _CURVE_WIDTH else 12,
         colour=console.color_system is not None and not console.no_color,
-        ascii_only=console.options.ascii_only,
-        expected=ranked,
+        expected=expected,
     )
     if drawn:
         yield Text.from_ansi(drawn, no_wrap=True)
         yield ""
     if focus:
         yield from _focus(focus)
-    yield from _coverage(comparison.coverage, comparison.form_differences)
-    yield _verdict(comparison.verdict, console, expected=ranked)
+    if ranked:
+        yield from _ranking(ranking(comparison.rows), console.width)
+    yield from _coverage(comparison)
+    yield _verdict(comparison, console, expected=expected)
 
 
 def _head(run: Run) -> Iterator[RenderableType]:
@@ -168,7 +195,27 @@ def _item(item: torch.Tensor) -> str:
     return f"{plain:.4g}" if isinstance(plain, float | complex) else str(plain)
 
 
-def _coverage(coverage: Coverage, forms: Sequence[FormDifference]) -> Iterator[RenderableType]:
+def _ranking(ranked: Sequence[Ranked], width: int) -> Iterator[RenderableType]:
+    if not ranked:
+        return
+    yield Text("where the error grows: PEIR of the output over the largest of the inputs", "bold")
+    yield Text(f"  {'PEIR in':>8}  {'PEIR out':>8}  {'growth':>6}  module", "dim", no_wrap=True)
+    for item in ranked[:_MOST_RANKED]:
+        growth = "exact" if math.isinf(item.growth) else f"{item.growth:.3g}"
+        call = f"#{item.call}" if item.call else ""
+        name = f"{item.module or 'the root'}{call}"
+        yield Text(
+            f"  {number(item.input_peir):>8}  {number(item.peir):>8}  {growth:>6}  "
+            f"{shortened(name, width - 30)}",
+            no_wrap=True,
+        )
+    if len(ranked) > _MOST_RANKED:
+        yield Text(f"  … {len(ranked) - _MOST_RANKED} more", "dim")
+    yield ""
+
+
+def _coverage(comparison: Comparison) -> Iterator[RenderableType]:
+    coverage = comparison.coverage
     yield Text(f"coverage: {coverage}", style="dim")
     unpaired = [
         f"{name or 'the root'}: {coverage.reasons[name]}"
@@ -179,12 +226,15 @@ def _coverage(coverage: Coverage, forms: Sequence[FormDifference]) -> Iterator[R
         for side, name, call in coverage.unmatched_calls
     ]
     yield from _listed("unpaired", unpaired)
+    forms: dict[str, list[str]] = {}
+    for form in comparison.form_differences:
+        said = f"{form.value.removeprefix('kwargs.')}: {form.reference}; candidate {form.candidate}"
+        forms.setdefault(said, []).append(form.module or "the root")
     passed = [
-        f"{form.value.removeprefix('kwargs.')} of {form.module or 'the root'}: "
-        f"{form.reference}; candidate {form.candidate}"
-        for form in forms
+        f"{said}, at {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for said, names in forms.items()
     ]
-    yield from _listed("passed in another form", passed)
+    yield from _listed("in another form", passed)
     yield ""
 
 
@@ -195,20 +245,35 @@ def _listed(title: str, lines: Sequence[str]) -> Iterator[RenderableType]:
         yield Text(f"{title}: {len(lines) - _MOST_LISTED} more", style="dim")
 
 
-def _verdict(verdict: Verdict, console: Console, *, expected: bool) -> RenderableType:
+def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> RenderableType:
+    verdict = comparison.verdict
+    text = verdict.explanation
     if verdict.agrees or verdict.symptom is None:
         headline, style = "agrees", "green"
     else:
         symptom = verdict.symptom
-        headline = f"diverges at {symptom.module or 'the root'}"
+        headline, style = f"diverges at {symptom.module or 'the root'}", "red"
         if symptom.value.startswith("kwargs."):
             headline += f", argument {symptom.value.removeprefix('kwargs.')}"
         headline += f", call {symptom.call}" if symptom.call else ""
         headline += f", PEIR {number(symptom.peir)}"
-        style = "red"
         if expected:
             headline, style = f"{headline}, as expected of a quantised candidate", "yellow"
-    lines = Group(Text(headline, style=f"bold {style}"), Text(verdict.explanation))
+            text = _end(comparison)
+    lines = Group(Text(headline, style=f"bold {style}"), Text(text))
     if not console.is_terminal:
         return lines
     return Panel(lines, border_style=style, title="verdict", title_align="left")
+
+
+def _end(comparison: Comparison) -> str:
+    """What has become of the differences where the model ends."""
+    outputs = [row for row in comparison.rows if row.is_output and row.difference is not None]
+    last = next((row for row in outputs if not row.module), outputs[-1])
+    assert last.difference is not None
+    return (
+        "With quantisation on everything differs a little; a limit given by tolerance makes a "
+        f"difference beyond it a failure.\n{last.value} of {last.module or 'the model'} ends at "
+        f"PEIR {number(last.peir)}, SQNR {last.difference.sqnr:.1f} dB, cosine "
+        f"{last.difference.cosine:.6f}."
+    )

@@ -18,7 +18,6 @@ def curve(
     width: int,
     height: int,
     colour: bool = False,
-    ascii_only: bool = False,
     expected: bool = False,
 ) -> str:
     """The curve as lines of text; empty where there are too few points, or all of them are 0.
@@ -27,7 +26,6 @@ def curve(
         rows: all rows; the largest PEIR of each call's output is one point.
         width, height: in characters.
         colour: with escape codes for colours.
-        ascii_only: with points that any encoding has.
         expected: differing points are in the colour of a remark rather than of an alarm.
     """
     points = _points(rows)
@@ -39,7 +37,7 @@ def curve(
     low, high = math.floor(min(finite)), math.ceil(max(finite))
     # Neither 0 nor infinity has a place on a log scale: they get the lines below and above it.
     places = {0.0: low - 1.0, math.inf: high + 1.0}
-    symbol = "*" if ascii_only else "•" if len(points) <= width - _MARGIN else "braille"
+    symbol = "•" if len(points) <= width - _MARGIN else "braille"
     # plotext keeps one figure for the whole process.
     figure.clear()
     figure.theme("colorless")

@@ -1,0 +1,23 @@
+"""The names that can be chosen, for the command line to list and check without loading PyTorch."""
+
+from collections.abc import Mapping
+
+BUILT_IN: Mapping[str, str] = {
+    "tiny-llama": "a Llama of 4 layers, hidden size 64",
+    "tiny-qwen3-vl": "a Qwen3-VL of 2 vision blocks and 2 decoder layers, with an image as input",
+}
+
+CANDIDATES: Mapping[str, str] = {
+    "wrapped": "wrapped for quantisation, with quantisation off",
+    "quantized": "wrapped, calibrated and quantised; differences are expected",
+    "bfloat16": "a copy cast to bfloat16",
+    "float16": "a copy cast to float16",
+    "sdpa": "the same weights with PyTorch's fused attention",
+    "eager": "the same weights with attention in plain steps; the reference then uses sdpa",
+    "compile": "the same weights through torch.compile",
+}
+NEED_WRAPPERS = ("wrapped", "quantized")
+
+# Names in torch.
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+PADDING_SIDES = ("right", "left")

@@ -1,0 +1,458 @@
+"""The command line: parse, call, return the exit code.
+
+    trace_model compare tiny-llama
+    trace_model compare PATH --candidate quantized --report out.json
+
+0: the models agree; 1: they diverge; 2: wrong use or bad input, said in one sentence. Whatever
+takes time to import is imported after the options have been checked.
+"""
+
+import argparse
+import fnmatch
+import math
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import tracer
+from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS, PADDING_SIDES
+from tracer.errors import ModelRunError, TracerError, UsageError, near_names
+from tracer.reports import Run, check_path, save
+from tracer.sources import locate
+from tracer.words import listed
+
+if TYPE_CHECKING:
+    from tracer.comparison import Captured, Comparison
+    from tracer.models import Calibration, Loaded
+
+AGREES, DIVERGES, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code.
+
+    Args:
+        argv: the arguments; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parse(arguments)
+    except SystemExit as stop:  # argparse has said why
+        return int(stop.code or 0)
+    try:
+        return _compare(options, shlex.join(["trace_model", *arguments]))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`): the interpreter must not try to flush for it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG_USE
+    except Exception as error:
+        if not _is_known(error):
+            raise
+        if isinstance(error, ModelRunError) and error.comparison is not None and not options.json:
+            from tracer.reports.console import show_rows
+
+            show_rows(error.comparison, all_rows=options.all)
+            sys.stdout.flush()
+        print(f"trace_model: {error}", file=sys.stderr)
+        return WRONG_USE
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="trace_model",
+        description="Finds where two PyTorch models that should agree stop agreeing, and why.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"trace_model {tracer.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    compare = _add_compare(commands)
+    if not arguments:
+        parser.print_help()
+        parser.exit(WRONG_USE)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [name for action in compare._actions for name in action.option_strings]
+        near = near_names(unknown[0], known)
+        compare.error(f"unknown option or argument {unknown[0]!r}{near}")
+    if options.command is None:
+        parser.error("expected a command: compare")
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+_EXIT_CODES = "exit codes: 0 the models agree, 1 they diverge, 2 wrong use or bad input"
+
+
+def _add_compare(
+    commands: "argparse._SubParsersAction[_Parser]",
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "compare",
+        help="run a model and a candidate side by side and say where they part",
+        description=(
+            "Runs a model and a candidate side by side on the same inputs and says where they "
+            "part, and why."
+        ),
+        epilog=(
+            f"{_EXIT_CODES}. With a quantised candidate differences are expected: only a limit "
+            "given by --tolerance makes it 1."
+        ),
+        allow_abbrev=False,
+    )
+    built_in = "; ".join(f"{name}: {what}" for name, what in BUILT_IN.items())
+    kinds = "; ".join(f"{name}: {what}" for name, what in CANDIDATES.items())
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"a local folder, a Hugging Face hub id, or a built-in model ({built_in})",
+    )
+    parser.add_argument(
+        "--candidate",
+        default="wrapped",
+        metavar="KIND|PATH",
+        help=f"the model under test (default: %(default)s). {kinds}; or another model's path",
+    )
+
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--tolerance",
+        type=_tolerance,
+        metavar="PEIR",
+        help="peak error to interval ratio up to which values agree; by default a limit per dtype",
+    )
+    group.add_argument(
+        "--map",
+        action="append",
+        type=_rule,
+        default=[],
+        metavar="REGEX=REPLACEMENT",
+        help=(
+            "turns the candidate's module names into the reference's; the last = separates "
+            "(repeatable)"
+        ),
+    )
+
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        help=(
+            "of the weights, on both sides unless the candidate says otherwise; auto: as stored "
+            "(default: float32, so that rounding in half precision hides nothing)"
+        ),
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
+    group.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with a checkpoint (default: off)",
+    )
+
+    group = parser.add_argument_group("the inputs")
+    group.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="a text (default: a short English one; random tokens without a tokenizer)",
+    )
+    group.add_argument(
+        "--sequence-length",
+        type=_count(1),
+        metavar="N",
+        help="tokens in the longest sequence; a text is repeated or cut to it",
+    )
+    group.add_argument(
+        "--batch",
+        type=_count(1),
+        metavar="N",
+        help="sequences, of different lengths and padded if more than one (default: 1)",
+    )
+    group.add_argument(
+        "--padding", choices=PADDING_SIDES, help="the side that is padded (default: right)"
+    )
+    group.add_argument(
+        "--inputs",
+        type=_file,
+        metavar="FILE.safetensors",
+        help="the model's keyword arguments, in place of the above",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of random inputs and of a built-in model's weights (default: %(default)s)",
+    )
+
+    group = parser.add_argument_group("the wrapped or quantised candidate")
+    group.add_argument(
+        "--variant", help="form of the wrappers: prefill, prefill_reference (default: prefill)"
+    )
+    group.add_argument("--activation", metavar="DTYPE", help="uint8, int16, ... (default: uint8)")
+    group.add_argument("--weight", metavar="DTYPE", help="uint8, uint4, ... (default: uint8)")
+    group.add_argument(
+        "--calibrate",
+        type=_count(0),
+        metavar="N",
+        help="sequences to calibrate on besides the inputs themselves (default: 8)",
+    )
+    group.add_argument(
+        "--calibration-text",
+        type=_file,
+        metavar="FILE",
+        help="a text to take them from (default: random tokens)",
+    )
+
+    group = parser.add_argument_group("what is reported")
+    group.add_argument(
+        "--focus",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="print the values of the modules with such names, on both sides (repeatable)",
+    )
+    group.add_argument(
+        "--all", action="store_true", help="print every row, arguments included, none folded"
+    )
+    group.add_argument(
+        "--report",
+        action="append",
+        type=_report,
+        default=[],
+        metavar="FILE",
+        help="write a report as well, in the format of the suffix: .json (repeatable)",
+    )
+    group.add_argument("--json", action="store_true", help="print the JSON report and nothing else")
+    return parser
+
+
+# The types of options raise ArgumentTypeError, which argparse turns into its own error.
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a ratio of at least 0, such as 1e-5")
+    return value
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, separator, replacement = text.rpartition("=")
+    if not separator or not pattern:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected REGEX=REPLACEMENT, such as '^decoder\\.=model.'"
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(
+            f"{pattern!r} is no regular expression: {error}"
+        ) from error
+    return pattern, replacement
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least} up")
+        return value
+
+    return count
+
+
+def _file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
+
+
+def _report(text: str) -> Path:
+    try:
+        check_path(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Checks what can be checked before PyTorch is loaded.
+
+    Raises:
+        UsageError: options that do not go together.
+        ModelLoadError: names that lead nowhere.
+    """
+    locate(options.model)
+    if options.candidate not in CANDIDATES:
+        locate(options.candidate, CANDIDATES)
+    for needed, names in (
+        (NEED_WRAPPERS, ("variant",)),
+        (("quantized",), ("activation", "weight", "calibrate", "calibration_text")),
+    ):
+        for name in names:
+            if getattr(options, name) is not None and options.candidate not in needed:
+                raise UsageError(
+                    f"{_flag(name)} goes with --candidate {' or '.join(needed)}, and the candidate "
+                    f"is {options.candidate}"
+                )
+    if options.inputs is not None:
+        for name in ("prompt", "sequence_length", "batch", "padding"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"{_flag(name)} makes inputs, and --inputs gives them: choose one")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _compare(options: argparse.Namespace, command: str) -> int:
+    """Does the work and returns the exit code."""
+    _check(options)
+    from tracer.reports.progress import call_counter, status, tracked
+
+    with status(f"loading {options.model}"):
+        from tracer import capture, compare, models
+
+        loaded = _load(options)
+        _check_focus(options.focus, loaded)
+        data = _calibration(options, loaded)
+    candidate = models.candidate(
+        loaded,
+        options.candidate,
+        **_given(options, "variant", "activation", "weight"),
+        calibration=data,
+        progress=tracked,
+        trust_remote_code=options.trust_remote_code,
+    )
+    quantized = options.candidate == "quantized"
+    run = Run(
+        reference=_describe(loaded),
+        candidate=_describe_candidate(options),
+        notes=(*loaded.notes, *(() if data is None else (f"calibrated on {data.description}",))),
+        command=command,
+        quantized=quantized,
+        differences_expected=quantized and options.tolerance is None,
+    )
+    rename = dict(options.map)
+    with call_counter("comparing", len(list(loaded.model.modules()))) as tell:
+        comparison = compare(
+            loaded.model,
+            candidate,
+            loaded.inputs,
+            rename=rename,
+            tolerance=options.tolerance,
+            confirm=not run.differences_expected,
+            progress=tell,
+        )
+    captured: list[Captured] = []
+    if options.focus and not options.json:
+        captured = capture(
+            loaded.model, candidate, loaded.inputs, include=options.focus, rename=rename
+        )
+    for report in options.report:
+        save(comparison, report, run=run)
+    _print(comparison, options, run, captured)
+    return AGREES if comparison.verdict.agrees or run.differences_expected else DIVERGES
+
+
+def _load(options: argparse.Namespace) -> "Loaded":
+    from tracer import models
+
+    return models.load(
+        options.model,
+        seed=options.seed,
+        attn_implementation="sdpa" if options.candidate == "eager" else "eager",
+        trust_remote_code=options.trust_remote_code,
+        **_given(
+            options,
+            "dtype",
+            "device",
+            "prompt",
+            "sequence_length",
+            "batch",
+            "padding",
+            "inputs",
+        ),
+    )
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given; the defaults of the others are written where they apply."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _check_focus(globs: Sequence[str], loaded: "Loaded") -> None:
+    names = [name for name, _ in loaded.model.named_modules()]
+    for glob in globs:
+        if not fnmatch.filter(names, glob):
+            raise UsageError(
+                f"--focus {glob!r} matches none of the {len(names)} modules of {loaded.name}, such "
+                f"as {listed(names[1:4])}{near_names(glob, names)}"
+            )
+
+
+def _calibration(options: argparse.Namespace, loaded: "Loaded") -> "Calibration | None":
+    if options.candidate != "quantized":
+        return None
+    from tracer import models
+
+    count = {} if options.calibrate is None else {"count": options.calibrate}
+    return models.calibration(loaded, **count, text=options.calibration_text, seed=options.seed)
+
+
+def _describe(loaded: "Loaded") -> str:
+    parameter = next(loaded.model.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    return f"{loaded.name} ({type(loaded.model).__name__}, {dtype}, {parameter.device})"
+
+
+def _describe_candidate(options: argparse.Namespace) -> str:
+    chosen = _given(options, "variant", "activation", "weight")
+    details = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    return f"{options.candidate}{f' ({details})' if details else ''}"
+
+
+def _print(
+    comparison: "Comparison",
+    options: argparse.Namespace,
+    run: Run,
+    captured: "Sequence[Captured]",
+) -> None:
+    if options.json:
+        from tracer.reports.json import render
+
+        sys.stdout.write(render(comparison, run))
+        return
+    from tracer.reports.console import show
+
+    show(comparison, all_rows=options.all, ranked=run.quantized, focus=captured, run=run)
+
+
+def _is_known(error: Exception) -> bool:
+    """Whether an error says in one sentence what the user can do about it."""
+    if isinstance(error, TracerError):
+        return True
+    if "wrappers" not in sys.modules:
+        return False
+    import wrappers
+
+    return isinstance(error, wrappers.errors.WrappersError)

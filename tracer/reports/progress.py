@@ -1,0 +1,61 @@
+"""What a long run shows while it lasts: on a terminal only, on standard error, gone at its end."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
+
+# A run that is over before then needs no bar.
+_PATIENCE = 1.0  # seconds
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """A spinner with a text."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+@contextmanager
+def call_counter(text: str, expected: int) -> Iterator[Callable[[int], None]]:
+    """A bar that comes up once the run has taken a while.
+
+    Args:
+        expected: about how many calls there will be.
+
+    Yields:
+        A function to be told the number of finished calls.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda finished: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} calls")
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+    task = bar.add_task(text, total=expected)
+    begin = time.monotonic()
+
+    def tell(finished: int) -> None:
+        if time.monotonic() - begin > _PATIENCE:
+            bar.start()
+        bar.update(task, completed=finished, total=max(expected, finished))
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+def tracked(items: Iterable[Any]) -> Iterable[Any]:
+    """Hands on what it is given and shows how far it is."""
+    console = Console(stderr=True)
+    return track(
+        items, "calibrating", console=console, transient=True, disable=not console.is_terminal
+    )

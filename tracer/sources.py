@@ -1,0 +1,83 @@
+"""Where a model's name leads: a built-in model, a local folder, or a repository on the hub.
+
+Nothing here loads PyTorch, so that a misspelt name is answered at once.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tracer.choices import BUILT_IN
+from tracer.errors import ModelLoadError, near_names
+from tracer.words import brief
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_TIMEOUT = 10.0  # seconds
+
+
+def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
+    """A folder with a config, or a name: that of a built-in model or a hub id.
+
+    Args:
+        others: more names that would have been possible, for the message.
+
+    Raises:
+        ModelLoadError: it is none of them.
+    """
+    if name in BUILT_IN:
+        return name
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelLoadError(
+                f"{name} is a folder without config.json: expected a checkpoint in transformers' "
+                "layout, with config.json and model.safetensors"
+            )
+        return folder
+    if folder.exists():
+        raise ModelLoadError(
+            f"{name} is a file: give the folder that holds config.json and model.safetensors"
+        )
+    if _HUB_ID.fullmatch(name):
+        return name
+    known = [*(others or ()), *BUILT_IN]
+    what = "candidate" if others else "model"
+    raise ModelLoadError(
+        f"unknown {what} {name!r}: it is none of {', '.join(known)}, there is no folder of that "
+        f"name, and a hub id has the form organisation/name{near_names(name, known)}"
+    )
+
+
+def check_hub(name: str) -> None:
+    """Asks once for the config of a hub repository, where transformers would retry for long.
+
+    Raises:
+        ModelLoadError: it is neither in the local cache nor to be had from the hub.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT)
+    # Errors of the network are those of the HTTP library, which changes between hub versions.
+    except Exception as error:
+        if isinstance(error, OfflineModeIsEnabled):
+            reason = "it is not in the local cache, and HF_HUB_OFFLINE is set"
+        elif isinstance(error, GatedRepoError):
+            reason = "its owner grants access on its page; then log in with `hf auth login`"
+        elif isinstance(error, RepositoryNotFoundError):
+            reason = "no such repository, or a private one and you are not logged in"
+        elif isinstance(error, EntryNotFoundError):
+            reason = "the repository has no config.json, so it is no checkpoint"
+        else:
+            reason = f"it is not in the local cache, and the hub cannot be reached ({brief(error)})"
+        raise ModelLoadError(
+            f"{name}: there is no folder of that name; as a hub id: {reason}"
+        ) from error
