@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer.comparison import dtype_name
 from tracer.errors import ModelLoadError
+from tracer.values import dtype_name
 from tracer.words import brief, first_line, listed
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@
 import copy
 import fnmatch
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from tracer.errors import (
 from tracer.lockstep import EventKey, Outcome, Visitor, lockstep
 from tracer.pairing import Pairing, pair
 from tracer.rows import Comparer, FormDifference, Row, paired_arguments, reference_output
-from tracer.values import tensor_leaves
+from tracer.values import dtype_name, tensor_leaves
 from tracer.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def compare(
         NothingComparedError: the models have no output in common.
     """
     if not isinstance(tolerance, Tolerance):
-        tolerance = Tolerance(tolerance)
+        working = (_working_dtype(model) for model in (reference, candidate))
+        tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     session = _Session(reference, candidate, inputs, rename, include)
     clone: frozenset[EventKey] = frozenset()
     for _ in range(_MOST_RUNS):
@@ -285,11 +287,6 @@ def row_values(row: Row) -> dict[str, object]:
     }
 
 
-def dtype_name(dtype: torch.dtype | None) -> str:
-    """The name without "torch."; the empty string where there is no tensor."""
-    return "" if dtype is None else str(dtype).removeprefix("torch.")
-
-
 class _Session:
     """Two models, their pairs of modules and their inputs: what every run has in common."""
 
@@ -390,6 +387,15 @@ def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
             )
         wanted.update(matched)
     return {name: target for name, target in pairing.pairs.items() if target in wanted}
+
+
+def _working_dtype(model: nn.Module) -> torch.dtype | None:
+    """The floating dtype of most of a model's parameters; None if it has none."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def _casting(reference: nn.Module, candidate: nn.Module) -> tuple[torch.dtype, torch.dtype] | None:

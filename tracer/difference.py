@@ -47,6 +47,9 @@ class Difference:
         mismatched: integers and booleans: elements that are not equal; otherwise: non-finite
             elements without an equal on the other side (NaN equals NaN, inf equals inf).
         peak_index: flat index of the largest |d| in the row-major order of the pairs, -1 if none.
+
+    Squares of float64 values beyond 1e154 overflow: `stddev` is then infinite, and NaN stands for
+    those of `sqnr`, `cosine` and `relative_l2` that cannot be told. Extremes and PEIR still hold.
     """
 
     elements: int = 0
@@ -73,11 +76,17 @@ class Difference:
 
         Raises:
             ShapeMismatchError: the shapes differ; nothing is ever broadcast.
+            UsageError: a tensor lies on the meta device and holds no values.
         """
         if reference.shape != candidate.shape:
             raise ShapeMismatchError(
                 f"the reference has shape {tuple(reference.shape)} and the candidate "
                 f"{tuple(candidate.shape)}; a Difference needs equal shapes and never broadcasts"
+            )
+        if reference.is_meta or candidate.is_meta:
+            raise UsageError(
+                "a tensor on the meta device has no values to compare; load the model's weights "
+                "onto a real device first"
             )
         reference, candidate = _plain(reference), _plain(candidate)
         if candidate.device != reference.device:
@@ -134,7 +143,8 @@ class Difference:
         """Population standard deviation of |d|: sqrt(E[d^2] - E[|d|]^2)."""
         if not self.count:
             return 0.0
-        return math.sqrt(max(self.sum_square / self.count - self.mean**2, 0.0))
+        variance = self.sum_square / self.count - self.mean * self.mean
+        return math.inf if math.isnan(variance) else math.sqrt(max(variance, 0.0))
 
     @property
     def interval(self) -> float:
@@ -149,6 +159,8 @@ class Difference:
         """
         if self.max == 0.0:
             return 0.0
+        if math.isinf(self.interval):
+            return 0.5 * self.max / (0.5 * self.reference_max - 0.5 * self.reference_min)
         return self.max / self.interval if self.interval > 0.0 else math.inf
 
     @property
@@ -166,6 +178,8 @@ class Difference:
         if self.reference_square == 0.0 or self.candidate_square == 0.0:
             return 1.0 if self.reference_square == self.candidate_square else 0.0
         norm = math.sqrt(self.reference_square) * math.sqrt(self.candidate_square)
+        if math.isinf(norm):
+            return math.nan
         return max(-1.0, min(1.0, self.product / norm))
 
     @property
@@ -186,6 +200,8 @@ class Difference:
         """
         if self.max == 0.0:
             return 0.0
+        if math.isinf(self.interval):
+            return self.peir
         scale = max(self.interval, abs(self.reference_min), abs(self.reference_max))
         return self.max / scale if scale > 0.0 else math.inf
 
@@ -204,9 +220,12 @@ class Tolerance:
     Attributes:
         peir: one strict limit for every floating dtype instead of the table, or None for the
             table.
+        working: the dtypes that the two models work in. A value that a bfloat16 model hands on in
+            float32 is no more exact than bfloat16.
     """
 
     peir: float | None = None
+    working: tuple[torch.dtype, ...] = ()
 
     def __post_init__(self) -> None:
         if self.peir is not None and not (self.peir >= 0.0 and math.isfinite(self.peir)):
@@ -216,10 +235,12 @@ class Tolerance:
 
     def limit(self, reference: torch.dtype, candidate: torch.dtype) -> float:
         """The largest PEIR at which a pair of these dtypes agrees."""
-        dtypes = [d for d in (reference, candidate) if d.is_floating_point or d.is_complex]
-        if not dtypes:
+        if not (_is_inexact(reference) or _is_inexact(candidate)):
             return 0.0
-        return max(_PEIR_LIMITS.get(d, 0.2) if self.peir is None else self.peir for d in dtypes)
+        if self.peir is not None:
+            return self.peir
+        dtypes = (reference, candidate, *self.working)
+        return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if _is_inexact(dtype))
 
     def agrees(
         self, difference: Difference, reference: torch.dtype, candidate: torch.dtype
@@ -306,6 +327,9 @@ def _of_float32(r: torch.Tensor, c: torch.Tensor) -> Difference:
                 sum_abs, sum_square = float(exact.sum()), float(np.dot(exact, exact))
             min_abs = float(d.min())
             candidate_square = float(np.dot(candidate, candidate))
+            squares = sorted((reference_square, candidate_square))
+            if squares[0] < _CANCELLED * squares[1]:
+                return _of_any(r, c)
             product = 0.5 * (reference_square + candidate_square - sum_square)
     return Difference(
         elements=n,
@@ -326,16 +350,13 @@ def _of_float32(r: torch.Tensor, c: torch.Tensor) -> Difference:
 def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:
     """One chunk of any dtype on any device, in float64, with one transfer to the host."""
     exact = not (_is_inexact(r.dtype) or _is_inexact(c.dtype))
-    mismatched = (r != c).sum() if exact else torch.zeros((), dtype=torch.int64, device=r.device)
-    distance = _distance(r, c)
+    distance, unequal = _distance(r, c)
     r, c = _to_float64(r), _to_float64(c)
     finite_r, finite_c = torch.isfinite(r), torch.isfinite(c)
     if r.is_complex() or c.is_complex():
         r, c = r.to(torch.complex128), c.to(torch.complex128)
     finite = finite_r & finite_c
-    if not exact:
-        equal = (r == c) | (torch.isnan(r) & torch.isnan(c))
-        mismatched = (~finite & ~equal).sum()
+    mismatched = unequal if exact else ~finite & unequal & ~(torch.isnan(r) & torch.isnan(c))
     # Where a pair is not finite it must leave no trace in any sum or extreme.
     d = torch.where(finite, distance, 0.0)
     r, c = torch.where(finite, r, 0.0), torch.where(finite, c, 0.0)
@@ -357,7 +378,7 @@ def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:
             (r * c.conj()).real.sum() if r.is_complex() else (r * c).sum(),
             (~finite_r).sum().double(),
             (~finite_c).sum().double(),
-            mismatched.double(),
+            mismatched.sum().double(),
             peak.double(),
         ]
     ).tolist()
@@ -391,13 +412,25 @@ def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float64)
 
 
-def _distance(r: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """|r - c| in float64; int64 is subtracted as integers wherever that cannot overflow."""
-    if torch.int64 in (r.dtype, c.dtype) and not (_is_inexact(r.dtype) or _is_inexact(c.dtype)):
-        r, c = r.to(torch.int64), c.to(torch.int64)
-        d = r - c
-        # Two's complement subtraction overflowed where the operands' signs differ and the
-        # result's sign is not the first operand's.
-        overflowed = ((r ^ c) & (r ^ d)) < 0
-        return torch.where(overflowed, (r.double() - c.double()).abs(), d.double().abs())
-    return (_to_float64(r) - _to_float64(c)).abs()
+def _distance(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """|r - c| in float64, and whether r and c are unequal, element by element."""
+    wide = r.dtype in _WIDE_INTEGERS or c.dtype in _WIDE_INTEGERS
+    if wide and not (_is_inexact(r.dtype) or _is_inexact(c.dtype)):
+        (r_high, r_low), (c_high, c_low) = _halves(r), _halves(c)
+        high, low = r_high - c_high, r_low - c_low
+        return (high.double() * 2.0**32 + low.double()).abs(), (high != 0) | (low != 0)
+    r, c = _to_float64(r), _to_float64(c)
+    return (r - c).abs(), r != c
+
+
+_WIDE_INTEGERS = (torch.int64, torch.uint64)
+
+
+def _halves(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers as high and low 32 bits, so that a difference cannot overflow."""
+    low_bits = 0xFFFF_FFFF
+    if tensor.dtype == torch.uint64:
+        bits = tensor.view(torch.int64)
+        return (bits >> 32) & low_bits, bits & low_bits
+    wide = tensor.to(torch.int64)
+    return wide >> 32, wide & low_bits

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from tracer.choices import PADDING_SIDES
-from tracer.comparison import dtype_name
 from tracer.errors import InputError, ModelLoadError, UsageError, near_names
+from tracer.values import dtype_name
 from tracer.words import brief, listed
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def check(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str) -> No
     for key, tensor in inputs.items():
         if key not in known:
             raise InputError(
-                f"{name} takes no input {key!r}{near_names(key, known)}; it takes {listed(known)}"
+                f"{name} takes no input {key!r}; it takes {listed(known)}{near_names(key, known)}"
             )
         if tensor.numel() == 0:
             raise InputError(f"{key} is empty, of shape {list(tensor.shape)}: nothing to compute")

@@ -85,8 +85,18 @@ class Row:
 
     @property
     def error(self) -> float:
-        """What is held against the limit; infinite where nothing could be computed."""
-        return math.inf if self.difference is None else self.difference.relative_peak
+        """What is held against the limit.
+
+        Infinite where nothing could be computed, or where one side alone is not finite.
+        """
+        if self.difference is None:
+            return math.inf
+        is_inexact = self.dtype is not None and (
+            self.dtype.is_floating_point or self.dtype.is_complex
+        )
+        if is_inexact and self.difference.mismatched:
+            return math.inf
+        return self.difference.relative_peak
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,7 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor])
 def describe(value: object) -> str:
     """A leaf in a few words: "float32 [1, 1, 84, 84], additive mask, causal" without the mask."""
     if isinstance(value, torch.Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        text = f"{dtype} {list(value.shape)}"
+        text = f"{dtype_name(value.dtype)} {list(value.shape)}"
         if value.numel() and value.layout == torch.strided and not value.is_complex():
             low, high = value.min().item(), value.max().item()
             if low == high:
@@ -110,6 +109,11 @@ def describe_mask(value: object) -> str:
         return f"{text}: {form}, hides nothing"
     hidden = int((~visible).sum())
     return f"{text}: {form}, hides {hidden} of {visible.numel()} positions"
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """The name without "torch."; the empty string where there is no tensor."""
+    return "" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def is_mask_name(path: str) -> bool:

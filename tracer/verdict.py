@@ -20,7 +20,7 @@ from tracer.difference import Difference, Tolerance
 from tracer.fits import Fit
 from tracer.lockstep import Visitor
 from tracer.rows import CallKey, CallRecord, Comparer, Row, argument_of, inputs_of
-from tracer.values import is_mask_name
+from tracer.values import dtype_name, is_mask_name
 
 # An error that is at least this part of it already in the inputs was inherited, not introduced.
 _INHERITED = 0.25
@@ -356,11 +356,12 @@ class _Case:
         for form in record.form_differences:
             if argument_of(form.value) == argument:
                 return form.reference, form.candidate
-        for value, row in record.arguments.items():
-            if argument_of(value) == argument and not row.agrees:
-                r, c = record.described[value]
-                return r, c
-        raise AssertionError(f"{argument} of {record.key} does not differ")
+        for value, words in record.described.items():
+            if argument_of(value) == argument:
+                return words
+        # An error within its tolerance, which only what is computed from it makes visible.
+        row = next(row for row in record.arguments.values() if row.argument == argument)
+        return f"{dtype_name(row.dtype)} {list(row.shape)}", f"PEIR {_figure(row.peir)} away"
 
     def _handed_wrongly(self, start: Row, record: CallRecord) -> _Finding:
         """The caller's arguments agree, and what it hands to this call does not."""
@@ -373,7 +374,7 @@ class _Case:
             other.key
             for other in self.records.values()
             if other.parent == record.parent and argument in self._differing_arguments(other)
-        ]
+        ] or [record.key]
         targets = [record.key] if is_activation else calls
         confirmed, evidence = self._confirm(
             Trial(arguments=dict.fromkeys(targets, argument)),
