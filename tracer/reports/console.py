@@ -21,17 +21,19 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from tracer.comparison import Captured, Comparison, dtype_name
+from tracer.comparison import Captured, Comparison
 from tracer.difference import Difference
 from tracer.reports import Run
 from tracer.reports.curve import curve
 from tracer.reports.fold import arrange, number
 from tracer.reports.ranking import Ranked, ranking
 from tracer.reports.table import shortened, table
+from tracer.values import dtype_name
 
 # The width of what is not read on a terminal, where COLUMNS does not say.
 _PLAIN_WIDTH = 200
 _CURVE_WIDTH = 110
+_PANEL_WIDTH = 120
 _MOST_LISTED = 5
 _MOST_RANKED = 10
 _SHOWN_VALUES = 6
@@ -263,7 +265,13 @@ def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> Ren
     lines = Group(Text(headline, style=f"bold {style}"), Text(text))
     if not console.is_terminal:
         return lines
-    return Panel(lines, border_style=style, title="verdict", title_align="left")
+    return Panel(
+        lines,
+        border_style=style,
+        title="verdict",
+        title_align="left",
+        width=min(console.width, _PANEL_WIDTH),
+    )
 
 
 def _end(comparison: Comparison) -> str:

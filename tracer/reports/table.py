@@ -7,9 +7,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tracer.comparison import dtype_name
 from tracer.reports.fold import Fold, is_symptom, number
 from tracer.rows import Row
+from tracer.values import dtype_name
 from tracer.verdict import Symptom
 
 AGREES, DIFFERS, EXPECTED = "dim", "red", "yellow"
