@@ -12,8 +12,8 @@ arguments, and with quantisation off give the same numbers; k_proj of `prefill` 
 factor and reads its output back by `to_reference_output`. A cache holds keys without it.
 
 A query that may look at nothing (padding on the left) gets what the model's attention
-implementation gives it: the mean of all values in `eager`, zero in the others. Adding a finite fill
-value to the whole row would give neither.
+implementation makes of its own masks: the mean of all values in `eager`, zero in the others. Adding
+a finite fill value to the whole row would give neither.
 """
 
 from __future__ import annotations
@@ -299,7 +299,8 @@ class QuantLlamaAttentionPrefillReference(QuantLlamaAttention):
 
     def _heads(self, states: Tensor) -> Tensor:
         # [B, query, heads * head_dim] -> [B, heads, query, head_dim]
-        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        heads = states.shape[-1] // self.head_dim
+        return states.view(*states.shape[:-1], heads, self.head_dim).transpose(1, 2)
 
 
 @register(LlamaDecoderLayer)

@@ -85,7 +85,8 @@ def attend_batched(
     batch, heads, query_length, head_dim = query.shape
     kv_heads, key_length = key.shape[1:3]
     # Query heads that share a key head become further rows of one product: no copies of the keys.
-    grouped = query.reshape(batch, kv_heads, -1, head_dim)
+    rows = heads // kv_heads * query_length
+    grouped = query.reshape(batch, kv_heads, rows, head_dim)
     logits = torch.matmul(grouped, key.transpose(-1, -2))
     # At least float32, so that a factor in a half-precision model is not rounded itself.
     scale_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -100,10 +101,10 @@ def attend_batched(
     logits = logits.view(batch, heads, query_length, key_length)
     weights = _apply(softmax, logits, mask, by_blocks=observed_mask is None)
     weights = functional.dropout(weights, dropout) if dropout else weights
-    output = torch.matmul(weights.view(batch, kv_heads, -1, key_length), value)
+    output = torch.matmul(weights.view(batch, kv_heads, rows, key_length), value)
     output = output.view(batch, heads, query_length, head_dim)
     output = quantize(output, "attn_out", owned=True)
-    output = output.transpose(1, 2).reshape(batch, query_length, -1)
+    output = output.transpose(1, 2).reshape(batch, query_length, heads * head_dim)
     return AttentionResult(
         output=quantize(output, "attn_out_h", owned=True),
         weights=quantize(weights, "attn_weights", owned=True) if keep_weights else None,

@@ -114,7 +114,7 @@ class MaskBuilder:
             mask: an additive mask made by `additive`, quantised or not: a value counts as hidden
                 from half of the fill value on.
         """
-        return mask.amax(dim=-1, keepdim=True) <= self.fill_value / 2
+        return (mask <= self.fill_value / 2).all(dim=-1, keepdim=True)
 
     def exact(self, mask: Tensor) -> Tensor:
         """Returns an additive mask that hides for good: the least finite value for the fill value.
