@@ -80,8 +80,8 @@ class Row:
 
     @property
     def peir(self) -> float:
-        """PEIR; infinite where nothing could be computed."""
-        return math.inf if self.difference is None else self.difference.peir
+        """PEIR of the finite elements; infinite as `error` is."""
+        return self.difference.peir if self._measured and self.difference else math.inf
 
     @property
     def error(self) -> float:
@@ -89,14 +89,14 @@ class Row:
 
         Infinite where nothing could be computed, or where one side alone is not finite.
         """
-        if self.difference is None:
-            return math.inf
-        is_inexact = self.dtype is not None and (
-            self.dtype.is_floating_point or self.dtype.is_complex
-        )
-        if is_inexact and self.difference.mismatched:
-            return math.inf
-        return self.difference.relative_peak
+        return self.difference.relative_peak if self._measured and self.difference else math.inf
+
+    @property
+    def _measured(self) -> bool:
+        if self.difference is None or self.dtype is None:
+            return False
+        is_inexact = self.dtype.is_floating_point or self.dtype.is_complex
+        return not (is_inexact and self.difference.mismatched)
 
 
 @dataclass(frozen=True)

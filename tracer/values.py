@@ -137,7 +137,7 @@ def visible_positions(mask: torch.Tensor) -> torch.Tensor | None:
     zero_or_one = bool(((mask == 0) | (mask == 1)).all())
     if not mask.is_floating_point():
         return mask != 0 if zero_or_one else None
-    if zero_or_one and mask.dim() == 2:
+    if zero_or_one and mask.dim() == 2 and bool((mask == 1).any()):
         return mask != 0
     if bool((mask > 0).any()) or bool(mask.isnan().any()):
         return None

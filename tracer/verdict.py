@@ -510,8 +510,13 @@ class _Case:
         if left is None:
             return True, f"Confirmed: with {given}, everything agrees{self._final(experiment)}."
         remains = f"Not confirmed: with {given}, it still diverges at {_place(left)}."
-        if after is None or not after.agrees or left.order < after.order:
+        if after is None or after.error > _INHERITED * start.error or left.order < after.order:
             return False, remains
+        falls = f"PEIR at {_place(start)} falls from {_figure(start.peir)} to {_figure(after.peir)}"
+        if trial.parameters is not None:
+            return True, (
+                f"Confirmed: with {given}, {falls}. A divergence at {_place(left)} remains."
+            )
         inherited = max((row.error for row in experiment.inputs(left)), default=0.0)
         if inherited >= _INHERITED * left.error:
             return False, remains
