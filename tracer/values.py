@@ -8,8 +8,10 @@ tuples, lists, mappings (transformers' `ModelOutput` among them), dataclasses, c
 registered with PyTorch's pytree, and other objects that hold tensors, such as key-value caches.
 """
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import Enum
 
 import torch
@@ -48,31 +50,31 @@ def tensor_leaves(value: object, path: str) -> Iterator[tuple[str, torch.Tensor]
 def replace_leaves(value: object, path: str, replacements: Mapping[str, object]) -> object:
     """The same nested value with the leaves at the given paths replaced.
 
-    Containers on the way are rebuilt, everything else is kept by reference. An object that is no
-    container (a cache) is changed in place, since the model holds on to it.
+    Containers on the way are rebuilt in their own type, everything else is kept by reference. An
+    object that is no container (a cache) is changed in place, since the model holds on to it.
     """
     if path in replacements:
         return replacements[path]
     if not any(key.startswith(f"{path}.") for key in replacements):
         return value
-    changed = {
-        key: replace_leaves(child, f"{path}.{key}", replacements) for key, child in _children(value)
-    }
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(**changed)
-    if isinstance(value, tuple | list):
-        return type(value)(changed.values())
-    if isinstance(value, Mapping):
-        names = {str(key): key for key in value}
-        rebuilt = _copy_mapping(value)
-        for key, child in changed.items():
-            rebuilt[names[key]] = child  # type: ignore[index]
-        return rebuilt
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **changed)
-    for key, child in changed.items():
+    parts = [
+        (key, replace_leaves(child, f"{path}.{key}", replacements))
+        for key, child in _children(value)
+    ]
+    if _is_container(value):
+        return _rebuilt(value, parts)
+    for key, child in parts:
         setattr(value, key, child)
     return value
+
+
+def snapshot(value: object) -> object:
+    """The same nested value as it is now, in containers and objects of its own.
+
+    A list or a cache that is filled further leaves its snapshot alone. Tensors are not copied, and
+    neither are objects that hold none.
+    """
+    return _snapshot(value, ())
 
 
 def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:
@@ -85,8 +87,9 @@ def describe(value: object) -> str:
     """A leaf in a few words: "float32 [1, 1, 84, 84], additive mask, causal" without the mask."""
     if isinstance(value, torch.Tensor):
         text = f"{dtype_name(value.dtype)} {list(value.shape)}"
-        if value.numel() and value.layout == torch.strided and not value.is_complex():
-            low, high = value.min().item(), value.max().item()
+        if value.numel() and not value.is_meta and not value.is_complex():
+            values = _ordered(value)
+            low, high = values.min().item(), values.max().item()
             if low == high:
                 return f"{text}, all {_number(low)}"
             text += f", from {_number(low)} to {_number(high)}"
@@ -128,7 +131,8 @@ def visible_positions(mask: torch.Tensor) -> torch.Tensor | None:
     other floats are added to the logits, and hide where they are at most -30.
 
     Returns:
-        None where the values have no such reading, as with an integer mask of other values.
+        None where the values have no such reading, as with an integer mask of other values, or with
+        floats that weigh a position without hiding it (a position bias, too weak a fill value).
     """
     if mask.dtype == torch.bool:
         return mask
@@ -139,9 +143,8 @@ def visible_positions(mask: torch.Tensor) -> torch.Tensor | None:
         return mask != 0 if zero_or_one else None
     if zero_or_one and mask.dim() == 2 and bool((mask == 1).any()):
         return mask != 0
-    if bool((mask > 0).any()) or bool(mask.isnan().any()):
-        return None
-    return mask > HIDDEN_BELOW
+    visible = mask == 0
+    return visible if bool((visible | (mask <= HIDDEN_BELOW)).all()) else None
 
 
 def visible_pair(
@@ -189,12 +192,47 @@ def _walk(
         )
 
 
+def _snapshot(value: object, above: tuple[int, ...]) -> object:
+    if isinstance(value, torch.Tensor) or id(value) in above:
+        return value
+    if not _is_container(value) and not any(tensor_leaves(value, "")):
+        return value
+    parts = [(key, _snapshot(child, (*above, id(value)))) for key, child in _children(value)]
+    if _is_container(value):
+        return _rebuilt(value, parts)
+    taken = copy.copy(value)
+    for key, child in parts:
+        setattr(taken, key, child)
+    return taken
+
+
+def _ordered(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values where `min` and `max` are implemented for them."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    unordered = tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.double() if unordered or tensor.dtype in _UNORDERED else tensor
+
+
+_UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
+
+
 def _is_container(value: object) -> bool:
     return (
         isinstance(value, tuple | list | Mapping)
-        or dataclasses.is_dataclass(value)
-        or type(value) in pytree.SUPPORTED_NODES
+        or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+        or _is_registered(value)
     )
+
+
+def _is_registered(value: object) -> bool:
+    """Whether PyTorch's pytree takes it apart, and it is no object with attributes of its own.
+
+    Those are walked by attribute, whether or not someone has registered their class by now.
+    """
+    return type(value) in pytree.SUPPORTED_NODES and not hasattr(value, "__dict__")
 
 
 def _children(value: object) -> list[tuple[str, object]]:
@@ -208,15 +246,38 @@ def _children(value: object) -> list[tuple[str, object]]:
     if isinstance(value, type | nn.Module | Enum | Set | str | bytes) or callable(value):
         return []
     if dataclasses.is_dataclass(value):
-        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    if type(value) in pytree.SUPPORTED_NODES and not hasattr(value, "__dict__"):
+        names = [f.name for f in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+    if _is_registered(value):
         parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
         return [(str(index), child) for index, child in enumerate(parts)]
     return list(vars(value).items()) if hasattr(value, "__dict__") else []
 
 
-def _copy_mapping(value: Mapping[object, object]) -> Mapping[object, object]:
-    copy = getattr(value, "copy", None)
-    rebuilt = copy() if callable(copy) else dict(value)
-    # `ModelOutput.copy()` is OrderedDict's, which keeps the class; anything else must have too.
-    return rebuilt if isinstance(rebuilt, type(value)) else dict(value)
+def _rebuilt(value: object, parts: Sequence[tuple[str, object]]) -> object:
+    """A container of the same type with other parts, given in the order of `_children`."""
+    items = [child for _, child in parts]
+    if isinstance(value, Mapping):
+        if not isinstance(value, dict | UserDict):
+            return type(value)(dict(zip(value, items, strict=True)))  # type: ignore[call-arg]
+        mapping = copy.copy(value)
+        for key, child in zip(value, items, strict=True):
+            mapping[key] = child
+        return mapping
+    if isinstance(value, list):
+        sequence = copy.copy(value)
+        sequence[:] = items
+        return sequence
+    if isinstance(value, tuple):
+        if all(old is new for old, new in zip(value, items, strict=True)):
+            return value
+        # The results of `torch.max` and the like have a constructor of their own.
+        is_result = hasattr(value, "n_sequence_fields")
+        return type(value)(items) if is_result else tuple.__new__(type(value), items)
+    if dataclasses.is_dataclass(value):
+        record = copy.copy(value)
+        for name, child in parts:
+            object.__setattr__(record, name, child)
+        return record
+    _, context = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
+    return pytree.SUPPORTED_NODES[type(value)].unflatten_fn(items, context)
