@@ -1,10 +1,18 @@
-"""Fixtures that every test may use: the folder of real checkpoints and texts."""
+"""Fixtures that tests share: the folder of real data, and comparisons made by hand."""
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tracer.comparison import Comparison, Coverage
+from tracer.difference import Difference
+from tracer.rows import Row
+from tracer.verdict import Origin, Symptom, Verdict
 
 # Tiny models gain nothing from a second thread, and lose much where the cores are busy.
 torch.set_num_threads(1)
@@ -21,3 +29,49 @@ def shared_data() -> Path:
             f"the real checkpoints are not at {folder} (set TRACE_MODEL_DATA to their folder)"
         )
     return folder
+
+
+@pytest.fixture
+def make_row() -> Callable[..., Row]:
+    """Makes a Row by hand: a module's output with a given PEIR, or whatever else is said."""
+
+    def make(module: str, peir: float | None = 0.0, **fields: Any) -> Row:
+        # One element is off by the PEIR in an interval of 1.
+        difference = None
+        if peir is not None:
+            reference = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
+            off = torch.tensor([0.0, 0.0, peir], dtype=torch.float64)
+            difference = Difference.of(reference, reference + off)
+        defaults = {
+            "order": 0,
+            "call": 0,
+            "value": "output",
+            "shape": (1, 3),
+            "dtype": torch.float32,
+            "candidate_dtype": torch.float32,
+            "limit": 1e-5,
+            "agrees": peir is not None and peir <= 1e-5,
+        }
+        return Row(module=module, difference=difference, **(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def make_comparison() -> Callable[..., Comparison]:
+    """Makes a Comparison of rows by hand; the first row that disagrees is the symptom."""
+
+    def make(rows: Sequence[Row], **fields: Any) -> Comparison:
+        rows = [replace(row, order=order) for order, row in enumerate(rows)]
+        first = next((row for row in rows if not row.agrees), None)
+        verdict = Verdict(True, None, None, False, "The models agree.")
+        if first is not None:
+            symptom = Symptom(first.module, first.call, first.value, first.peir)
+            origin = Origin(first.module, None, "computation", "/a/model.py:3", "/b/model.py:5")
+            verdict = Verdict(False, symptom, origin, True, "It begins there.", ("a scale",))
+        modules = tuple(dict.fromkeys(row.module for row in rows))
+        coverage = Coverage(modules, (), (), {}, len(rows), 3 * len(rows), (), 0)
+        defaults = {"verdict": verdict, "coverage": coverage, "form_differences": ()}
+        return Comparison(rows=tuple(rows), **(defaults | fields))
+
+    return make

@@ -88,17 +88,17 @@ def _columns(rows: Sequence[Row], width: int, symptom: Symptom | None) -> list[_
         for name in ("mean", "min", "max", "stddev", "PEIR")
     ]
     room = width - sum(gap + column.width for column in statistics)
-    wanted = _GUTTER + min(_longest(rows, lambda row: _label(row, with_value=False)), _LONGEST_NAME)
+    value, *others = _optional_columns(rows, symptom)
+    names = _longest(rows, lambda row: _label(row, with_value=False))
+    with_value = room - gap - value.width < _wanted(names)
+    longest = _longest(rows, lambda row: _label(row, with_value=with_value))
     chosen = []
-    for column in _optional_columns(rows, symptom):
-        if room - gap - column.width >= wanted:
+    for column in others if with_value else (value, *others):
+        if room - gap - column.width >= _wanted(longest):
             chosen.append(column)
             room -= gap + column.width
-    headers = {column.header for column in chosen}
-    with_value = "value" not in headers
-    longest = _longest(rows, lambda row: _label(row, with_value=with_value))
     module = min(room, _GUTTER + max(longest, len("module")))
-    if "status" in headers:
+    if chosen and chosen[-1].header == "status":
         status = chosen.pop()
         chosen.append(replace(status, width=status.width + room - module))
 
@@ -107,6 +107,11 @@ def _columns(rows: Sequence[Row], width: int, symptom: Symptom | None) -> list[_
         return mark + _label(row, with_value=with_value, width=module - _GUTTER)
 
     return [_Column("  module", module, name), *statistics, *chosen]
+
+
+def _wanted(longest: int) -> int:
+    """The width that the first column should have at least, for names of a length."""
+    return _GUTTER + min(max(longest, len("module")), _LONGEST_NAME)
 
 
 def _optional_columns(rows: Sequence[Row], symptom: Symptom | None) -> list[_Column]:

@@ -1,0 +1,155 @@
+"""The JSON report: its schema, strictness, and writing it to a file."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import tracer
+from tracer.errors import UsageError
+from tracer.reports import Run, check_path, save
+from tracer.reports.json import SCHEMA, render
+from tracer.rows import FormDifference
+
+
+def strict(text: str) -> dict:
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+class TestSchema:
+    def test_the_keys_are_pinned(self, make_row, make_comparison):
+        report = strict(render(make_comparison([make_row("a", 0.5)])))
+        assert SCHEMA == report["schema"] == 1
+        assert list(report) == [
+            *("schema", "verdict", "coverage", "rows", "form_differences"),
+            *("ranking", "run", "environment"),
+        ]
+        assert list(report["verdict"]) == [
+            *("agrees", "symptom", "origin", "confirmed", "explanation", "mistakes"),
+        ]
+        assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
+        assert list(report["verdict"]["origin"]) == [
+            *("module", "argument", "kind", "reference_line", "candidate_line"),
+        ]
+        assert set(report["coverage"]) >= {
+            *("paired_modules", "reference_only", "candidate_only", "reasons"),
+            *("compared_calls", "compared_elements", "unmatched_calls", "held_bytes_peak"),
+        }
+        assert set(report["environment"]) == {
+            *("trace_model", "python", "torch", "transformers", "platform"),
+        }
+
+    def test_rows_are_those_of_the_frame(self, make_row, make_comparison):
+        comparison = make_comparison([make_row("a", 0.25), make_row("b")])
+        rows = strict(render(comparison))["rows"]
+        frame = comparison.to_frame()
+        assert set(rows[0]) == set(frame.columns)
+        for column in ("module", "call", "value", "peir", "mean", "max", "agrees"):
+            assert [row[column] for row in rows] == frame[column].tolist()
+        assert rows[0]["shape"] == [1, 3]
+        assert rows[0]["dtype"] == "float32"
+
+    def test_numbers_that_are_not_finite_are_strings(self, make_row, make_comparison):
+        row = make_row("a", None, limit=math.nan)
+        report = strict(render(make_comparison([row, make_row("b", 0.0)])))
+        assert report["rows"][0]["peir"] == "inf"
+        assert report["rows"][0]["limit"] == "nan"
+        assert report["rows"][0]["mean"] is None
+        assert report["rows"][1]["sqnr"] == "inf"
+
+    def test_the_rest_of_a_comparison(self, make_row, make_comparison):
+        form = FormDifference(3, "model", 0, "kwargs.attention_mask", "None", "float32 [1]")
+        comparison = make_comparison([make_row("a")], form_differences=(form,))
+        report = strict(render(comparison))
+        assert report["verdict"]["agrees"] is True
+        assert report["verdict"]["symptom"] is None
+        assert report["run"] is None
+        assert report["ranking"] is None
+        assert report["form_differences"][0]["reference"] == "None"
+        assert report["environment"]["torch"] == torch.__version__
+        assert report["environment"]["trace_model"] == tracer.__version__
+
+    def test_how_to_run_it_again(self, make_row, make_comparison):
+        run = Run("tiny-llama", "sdpa", ("inputs: 3 tokens",), "trace_model compare tiny-llama")
+        report = strict(render(make_comparison([make_row("a")]), run))
+        assert report["run"]["command"] == "trace_model compare tiny-llama"
+        assert report["run"]["notes"] == ["inputs: 3 tokens"]
+
+    def test_a_quantised_candidate_is_ranked(self, make_row, make_comparison):
+        run = Run("a", "b", quantized=True, differences_expected=True)
+        comparison = make_comparison([make_row("embed", 0.5, input_peir=0.0)])
+        assert strict(render(comparison, run))["ranking"] == [
+            {
+                "module": "embed",
+                "call": 0,
+                "value": "output",
+                "input_peir": 0.0,
+                "peir": 0.5,
+                "growth": "inf",
+            }
+        ]
+
+
+class TestSave:
+    def test_by_suffix(self, tmp_path: Path, make_row, make_comparison):
+        comparison = make_comparison([make_row("a")])
+        comparison.save(tmp_path / "one.JSON")
+        save(comparison, str(tmp_path / "two.json"))
+        assert strict((tmp_path / "one.JSON").read_text()) == strict(
+            (tmp_path / "two.json").read_text()
+        )
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["one.JSON", "two.json"]
+
+    def test_a_failure_leaves_what_was_there(
+        self, tmp_path: Path, make_row, make_comparison, monkeypatch
+    ):
+        path = tmp_path / "report.json"
+        path.write_text("before")
+
+        def full(*args: object, **kwargs: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        with pytest.raises(UsageError, match="cannot be written: No space left on device"):
+            save(make_comparison([make_row("a")]), path)
+        monkeypatch.undo()
+        assert path.read_text() == "before"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_link_stays_a_link(self, tmp_path: Path, make_row, make_comparison):
+        target = tmp_path / "target.json"
+        target.write_text("before")
+        link = tmp_path / "link.json"
+        link.symlink_to(target)
+        save(make_comparison([make_row("a")]), link)
+        assert link.is_symlink()
+        assert strict(target.read_text())["schema"] == SCHEMA
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("report.pdf", r"suffix '\.pdf': expected \.json"),
+            ("report", r"suffix '': expected \.json"),
+            ("missing/report.json", "there is no folder .*missing"),
+            ("folder.json", "is a folder"),
+        ],
+    )
+    def test_paths_that_cannot_be(self, tmp_path: Path, name: str, message: str):
+        (tmp_path / "folder.json").mkdir()
+        with pytest.raises(UsageError, match=message):
+            check_path(tmp_path / name)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+    def test_a_folder_that_is_closed(self, tmp_path: Path):
+        tmp_path.chmod(0o500)
+        try:
+            with pytest.raises(UsageError, match="not writable"):
+                check_path(tmp_path / "report.json")
+        finally:
+            tmp_path.chmod(0o700)
