@@ -61,7 +61,7 @@ def test_default_schemes():
 def test_unsigned_and_symmetric_exclude_each_other(qscheme):
     check_qscheme(INT8, qscheme)
     if qscheme.symmetric:
-        with pytest.raises(ConfigError, match="uint8 cannot be .* use int8"):
+        with pytest.raises(ConfigError, match=r"uint8 cannot be .* use int8"):
             check_qscheme(UINT8, qscheme)
     else:
         check_qscheme(UINT8, qscheme)

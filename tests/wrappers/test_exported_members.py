@@ -1,0 +1,27 @@
+"""The public surface of the package, pinned."""
+
+import wrappers
+
+
+def test_exported_members():
+    assert wrappers.__all__ == sorted(wrappers.__all__)
+    assert set(wrappers.__all__) == {
+        "DType",
+        "Mode",
+        "PTQConfig",
+        "QScheme",
+        "QuantModule",
+        "QuantPoint",
+        "QuantSpec",
+        "affine",
+        "calibrate",
+        "convert",
+        "iter_points",
+        "iter_wrappers",
+        "microscaling",
+        "no_quantization",
+        "prepare",
+        "register",
+    }
+    for name in wrappers.__all__:
+        assert hasattr(wrappers, name)
