@@ -143,7 +143,7 @@ def _check_weight_files(folder: Path) -> None:
     if index.is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, OSError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             raise ModelLoadError(
                 f"{index}: cannot be read as an index of shards: {error}"
             ) from error
