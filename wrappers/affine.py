@@ -25,6 +25,9 @@ SCALE_EPSILON = 1e-12
 # next, so many that the calls of the passes do not count (benchmarks/fake_quantize.py).
 CHUNK = 1 << 19
 
+# Below this many elements torch's one call costs less than our five.
+FEW = 1 << 10
+
 
 @dataclass(frozen=True, eq=False)
 class AffineQParams:
@@ -175,8 +178,8 @@ def fake_quantize(x: Tensor, qparams: AffineQParams, *, owned: bool = False) -> 
     """Quantise and dequantise: `x` rounded to what the codes can represent.
 
     Bit for bit torch's own fake-quantise operators. Those are used where it matters that they
-    are: with gradients, under torch.compile and torch.export, on accelerators, per channel.
-    Elsewhere the same arithmetic runs chunk by chunk in cache.
+    are: with gradients, under torch.compile and torch.export, on accelerators, per channel, for
+    float64 and for few elements. Elsewhere the same arithmetic runs chunk by chunk in cache.
 
     Args:
         x: floating point, any shape and strides.
@@ -195,7 +198,7 @@ def fake_quantize(x: Tensor, qparams: AffineQParams, *, owned: bool = False) -> 
         return torch.fake_quantize_per_channel_affine(
             x, qparams.scale, qparams.zero_point, qparams.axis, dtype.qmin, dtype.qmax
         )
-    if not _is_plain(x):
+    if not _is_ours(x):
         _check_floating(x)
         return torch.fake_quantize_per_tensor_affine(
             x, qparams._scale, qparams._zero_point, dtype.qmin, dtype.qmax
@@ -258,10 +261,11 @@ def _fake_quantize_in_chunks(x: Tensor, qparams: AffineQParams, *, owned: bool) 
     return result
 
 
-def _is_plain(x: Tensor) -> bool:
-    """A tensor on the CPU that no gradient, graph or subclass watches, rounded in float32."""
+def _is_ours(x: Tensor) -> bool:
+    """Not small, on the CPU, rounded in float32, and no gradient, graph or subclass watches it."""
     return (
-        x.dtype in _ROUNDED_IN_FLOAT32
+        x.numel() >= FEW
+        and x.dtype in _ROUNDED_IN_FLOAT32
         and x.is_cpu
         and type(x) in (Tensor, nn.Parameter)
         and not (x.requires_grad and torch.is_grad_enabled())

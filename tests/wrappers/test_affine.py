@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from wrappers import affine as affine_factory
 from wrappers.affine import (
     CHUNK,
+    FEW,
     AffineQParams,
     affine_qparams,
     dequantize,
@@ -186,6 +187,12 @@ def test_infinities_saturate_and_nan_has_no_code():
 # --- fake quantisation: the bits of torch's operator
 
 
+@pytest.fixture(autouse=True)
+def even_few_elements(monkeypatch):
+    """Small tensors take our own path too, so that the tests see it."""
+    monkeypatch.setattr(sys.modules["wrappers.affine"], "FEW", 0)
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -267,6 +274,13 @@ def test_nan_in_a_later_chunk():
 def test_an_owned_tensor_is_written_into():
     x = torch.randn(64)
     assert fake_quantize(x, qparams(0.1), owned=True) is x
+
+
+def test_few_elements_are_left_to_torch(monkeypatch):
+    monkeypatch.undo()
+    x = torch.randn(FEW - 1)
+    assert fake_quantize(x, qparams(0.1), owned=True) is not x
+    assert same_bits(fake_quantize(x, qparams(0.1)), by_torch(x, qparams(0.1)))
 
 
 @pytest.mark.parametrize("chunk_first", [True, False])
