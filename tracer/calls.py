@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_TRACER = f"{Path(__file__).parent}{os.sep}"
 
 
 class Phase(Enum):
@@ -56,7 +57,7 @@ class Call:
         index: 0 for the module's first call, 1 for its second.
         module: the module.
         arguments: what it was given, by parameter name; extra positional ones are "args.0", ...
-        caller: the line that called it, outside torch itself; None where there is none.
+        caller: the line that called it, outside torch itself; None where the tracer called it.
         parent: the call that it was made in; None for the root's.
         positional: names of the arguments that were passed by position, in order.
         output: what it returned; None until its end.
@@ -129,7 +130,7 @@ class Recorder:
             module=module,
             arguments=arguments,
             positional=positional,
-            caller=_calling_location(sys._getframe(2)),
+            caller=_calling_location(module, sys._getframe(1)),
             parent=parent,
             handled=sys.exception(),
         )
@@ -146,11 +147,16 @@ class Recorder:
 
     def end(self, module: nn.Module, output: object) -> object:
         """A forward hook's work; returns a new output if the listener gives one."""
-        if id(module) not in self.names or not self._stack:
+        # Not on the stack: a hook of the user's own raised before this call was seen to start.
+        if not any(call.module is module for call in self._stack):
             return None
+        # Calls above it were left by an exception for which PyTorch runs no hooks, and which the
+        # model caught: KeyboardInterrupt, say.
+        while self._stack[-1].module is not module:
+            self._stack.pop()
         call = self._stack[-1]
         exception = sys.exception()
-        if output is None and exception is not None and exception is not call.handled:
+        if exception is not None and exception is not call.handled:
             if self.raised is None or self.raised[0] is not exception:
                 self.raised = exception, call
             self._stack.pop()
@@ -159,6 +165,10 @@ class Recorder:
         answer = self.listener(call, Phase.END)
         self._stack.pop()
         return answer.value if isinstance(answer, NewOutput) else None
+
+    def in_progress(self) -> Iterator[Call]:
+        """The calls that have begun and not ended, the outermost first."""
+        yield from self._stack
 
     def _parameter_names(self, module: nn.Module, count: int) -> tuple[str, ...]:
         """Names for the first `count` positional arguments of a module's forward."""
@@ -174,7 +184,8 @@ def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) 
     """Hooks every module of the models; `current` says which recorder a call belongs to.
 
     A module that several models share is hooked once. Modules inside a compiled or scripted module
-    are left alone: their hooks would be traced into the compiled code, or never run.
+    are left alone: their hooks would be traced into the compiled code, or never run. That module
+    itself takes no hooks, or only in its compiled code; its call is seen from around it.
     """
 
     def on_start(
@@ -193,23 +204,22 @@ def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) 
         recorder = current()
         return None if recorder is None else recorder.end(module, output)
 
-    handles = []
-    try:
+    with ExitStack() as attached:
         seen: set[int] = set()
         for model in models:
             for module in visible_modules(model).values():
                 if id(module) in seen:
                     continue
                 seen.add(id(module))
-                handles.append(module.register_forward_pre_hook(on_start, with_kwargs=True))
+                if _takes_no_hooks(module):
+                    attached.enter_context(_intercepted(module, on_start, on_end))
+                    continue
+                start = module.register_forward_pre_hook(on_start, with_kwargs=True)
+                attached.callback(start.remove)
                 # Also when the forward raises: otherwise a call would seem to go on for ever.
-                handles.append(
-                    module.register_forward_hook(on_end, with_kwargs=True, always_call=True)
-                )
+                end = module.register_forward_hook(on_end, with_kwargs=True, always_call=True)
+                attached.callback(end.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -237,6 +247,41 @@ def hides_children(module: nn.Module) -> bool:
     )
 
 
+def _takes_no_hooks(module: nn.Module) -> bool:
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return scripted or module._compiled_call_impl is not None
+
+
+@contextmanager
+def _intercepted(
+    module: nn.Module,
+    on_start: Callable[..., tuple[tuple[object, ...], dict[str, object]] | None],
+    on_end: Callable[..., object],
+) -> Iterator[None]:
+    """Puts a function of ours where PyTorch looks for a module's compiled call."""
+    compiled = module._compiled_call_impl
+    forward: Callable[..., object] = module._call_impl if compiled is None else compiled
+
+    def call(*args: object, **kwargs: object) -> object:
+        args, kwargs = on_start(module, args, kwargs) or (args, kwargs)
+        try:
+            output = forward(*args, **kwargs)
+        except Exception:
+            on_end(module, args, kwargs, None)
+            raise
+        answer = on_end(module, args, kwargs, output)
+        return output if answer is None else answer
+
+    module.__dict__["_compiled_call_impl"] = call
+    try:
+        yield
+    finally:
+        if compiled is None:
+            del module.__dict__["_compiled_call_impl"]
+        else:
+            module.__dict__["_compiled_call_impl"] = compiled
+
+
 def definition(module: nn.Module) -> Location | None:
     """Where the module's forward is defined; None for one that has no Python source."""
     forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
@@ -256,13 +301,16 @@ def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind in by_position)
 
 
-def _calling_location(frame: FrameType | None) -> Location | None:
-    """The first line outside torch and outside any `__call__`, going up from a hook."""
+def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | None:
+    """The first line outside torch and outside the module's own `__call__`, going up from here."""
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
     while frame is not None:
         code = frame.f_code
-        if code.co_name != "__call__" and not code.co_filename.startswith(_TORCH):
-            if code.co_filename == __file__:
-                return None
+        if code.co_filename.startswith(_TRACER):
+            return None
+        own = code.co_name == "__call__" and frame.f_locals.get("self") is module
+        if not own and not code.co_filename.startswith(_TORCH):
             return Location(code.co_filename, frame.f_lineno, code.co_qualname)
         frame = frame.f_back
     return None

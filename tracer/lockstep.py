@@ -8,20 +8,22 @@ reference, until their counterpart comes or their enclosing call has ended on bo
 """
 
 import contextvars
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import greenlet
+import numpy as np
 import torch
 from torch import nn, overrides
 from torch.overrides import TorchFunctionMode
-from torch.utils import _python_dispatch
+from torch.utils import _device, _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracer.calls import Answer, Call, Phase, Recorder, hooked
-from tracer.values import map_tensors, tensor_leaves
+from tracer.values import map_tensors, snapshot, tensor_leaves
 
 Run = Callable[[], object]
 # An event's key is the reference's name of the module, the call index and the phase.
@@ -173,10 +175,9 @@ class _Side:
         self.finished = False
         self._stopped = False
         self.failure: Failure | None = None
-        self.open: set[tuple[str, int]] = set()
         self._run = run
         self._pairs = pairs
-        self._random = _RandomState()
+        self._random = _Random()
         self._ambient = _ThreadState.capture()
         self._driver = greenlet.getcurrent()
 
@@ -188,6 +189,13 @@ class _Side:
         assert isinstance(event, _Event)
         return event
 
+    def is_inside(self, name: str, index: int) -> bool:
+        """Whether the model is in that call of the reference's name."""
+        return any(
+            call.index == index and self._pairs.get(call.name) == name
+            for call in self.recorder.in_progress()
+        )
+
     def stop(self) -> None:
         """Ends a model that still stands at an event; its `finally` blocks run."""
         self._stopped = True
@@ -197,7 +205,8 @@ class _Side:
     def _body(self, _: Answer) -> None:
         self._random.enter()
         try:
-            self._run()
+            with self._ambient.kept():
+                self._run()
         except greenlet.GreenletExit:
             raise
         except Exception as exception:
@@ -211,15 +220,10 @@ class _Side:
         name = self._pairs.get(call.name)
         if name is None or self._stopped:
             return None
-        instance = name, call.index
-        if phase is Phase.START:
-            self.open.add(instance)
-        else:
-            self.open.discard(instance)
-        self._random.leave()
         with self._ambient.put_back():
-            answer: Answer = self._driver.switch(_Event((*instance, phase), call))
-        self._random.enter()
+            self._random.leave()
+            answer: Answer = self._driver.switch(_Event((name, call.index, phase), call))
+            self._random.enter()
         return answer
 
 
@@ -269,7 +273,8 @@ class _Meeting:
                     answer = self._visit(key, waiting.call, event.call)
                     break
                 name, index, phase = waiting.key
-                if phase is Phase.END and (name, index) in self.candidate.open and name != key[0]:
+                is_end = phase is Phase.END and (name, index) != key[:2]
+                if is_end and self.candidate.is_inside(name, index):
                     # The candidate is still inside the call that the reference is about to leave:
                     # what it does there has no counterpart ahead.
                     self._hold(1, event)
@@ -296,19 +301,15 @@ class _Meeting:
     def _visit(
         self, key: EventKey, reference: Call, candidate: Call, edited: frozenset[str] = frozenset()
     ) -> Answer:
-        name, _, phase = key
         if edited:
             self.visitor.stale(key, edited)
-        answer = self.visitor.visit(reference, candidate, phase)
-        if phase is Phase.END:
-            self._forget_inside(name)
+        answer = self.visitor.visit(reference, candidate, key[2])
+        if key[2] is Phase.END:
+            self._forget_inside(key[0], (reference, candidate))
         return answer
 
     def _hold(self, side: int, event: _Event) -> None:
-        call, phase = event.call, event.key[2]
-        if event.key in self.clone:
-            call = _cloned(call, phase)
-        value = call.arguments if phase is Phase.START else call.output
+        call, value = _taken(event, event.key in self.clone)
         leaves = tuple((path, t, version_of(t)) for path, t in tensor_leaves(value, ""))
         held = _Held(call, leaves, sum(t.numel() * t.element_size() for _, t, _ in leaves))
         self.held[side][event.key] = held
@@ -321,63 +322,90 @@ class _Meeting:
             self._held_bytes -= held.size
         return held
 
-    def _forget_inside(self, name: str) -> None:
+    def _forget_inside(self, name: str, ended: tuple[Call, Call]) -> None:
         """Drops what was held for the modules below one whose call has ended on both sides.
 
         They were called on one side only; waiting on for a counterpart would keep every such
         activation alive to the end of the run.
         """
         for side, held in enumerate(self.held):
-            for key in [k for k in held if name and k[0].startswith(f"{name}.")]:
-                self._release(side, key)
-                if key[2] is Phase.START:
-                    self.unmatched[side].append(key[:2])
+            for key, waiting in list(held.items()):
+                if key[0].startswith(f"{name}.") and _is_inside(waiting.call, ended[side]):
+                    self._release(side, key)
+                    if key[2] is Phase.START:
+                        self.unmatched[side].append(key[:2])
 
 
-def _cloned(call: Call, phase: Phase) -> Call:
-    """The call with its own copy of the leaves that its phase compares."""
+def _taken(event: _Event, clone: bool) -> tuple[Call, object]:
+    """The call as it is now, and the value that its event is about.
+
+    A list that grows or a cache that is filled while the event waits must not change it. Edits of
+    a tensor are told by its version, but for inference tensors, which have none.
+    """
+    phase = event.key[2]
+    value = snapshot(event.call.arguments if phase is Phase.START else event.call.output)
+    if clone or any(tensor.is_inference() for _, tensor in tensor_leaves(value, "")):
+        value = map_tensors(value, torch.Tensor.clone)
     if phase is Phase.START:
-        copied = {n: map_tensors(v, torch.Tensor.clone) for n, v in call.arguments.items()}
-        return replace(call, arguments=copied)
-    return replace(call, output=map_tensors(call.output, torch.Tensor.clone))
+        assert isinstance(value, dict)
+        return replace(event.call, arguments=value), value
+    return replace(event.call, output=value), value
+
+
+def _is_inside(call: Call, outer: Call) -> bool:
+    parent = call.parent
+    while parent is not None and (parent.name, parent.index) != (outer.name, outer.index):
+        parent = parent.parent
+    return parent is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _RandomStates:
+    """The states of the generators of random numbers that models draw from."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def read(cls) -> "_RandomStates":
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return cls(
+            python=random.getstate(),
+            numpy=np.random.get_state(),
+            cpu=torch.get_rng_state(),
+            cuda=tuple(torch.cuda.get_rng_state_all()) if in_use else (),
+        )
+
+    def write(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        for index, state in enumerate(self.cuda):
+            torch.cuda.set_rng_state(state, index)
 
 
 @dataclass
-class _RandomState:
+class _Random:
     """One side's random numbers: both sides begin alike and draw without disturbing each other."""
 
-    _states: dict[str, torch.Tensor] = field(default_factory=lambda: _read_random_state())
+    _states: _RandomStates = field(default_factory=_RandomStates.read)
 
     def enter(self) -> None:
-        _write_random_state(self._states)
+        self._states.write()
 
     def leave(self) -> None:
-        self._states = _read_random_state()
+        self._states = _RandomStates.read()
 
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    states = _read_random_state()
+    states = _RandomStates.read()
     try:
         yield
     finally:
-        _write_random_state(states)
-
-
-def _read_random_state() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        for index in range(torch.cuda.device_count()):
-            states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
-    return states
-
-
-def _write_random_state(states: Mapping[str, torch.Tensor]) -> None:
-    for device, state in states.items():
-        if device == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)
+        states.write()
 
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -392,6 +420,7 @@ class _ThreadState:
     default_dtype: torch.dtype
     autocast: tuple[tuple[bool, torch.dtype], ...]
     autocast_cache: bool
+    device: torch.device | None
     function_modes: list[TorchFunctionMode]
     dispatch_modes: list[TorchDispatchMode]
 
@@ -406,30 +435,48 @@ class _ThreadState:
                 for d in _AUTOCAST_DEVICES
             ),
             autocast_cache=torch.is_autocast_cache_enabled(),
+            device=_device.CURRENT_DEVICE,
             function_modes=overrides._get_current_function_mode_stack(),
             dispatch_modes=_python_dispatch._get_current_dispatch_mode_stack(),
         )
 
     def apply(self, current: "_ThreadState") -> None:
         """Switches from the current state to this one, but for inference mode."""
+        # Modes see PyTorch's functions being called, these here too: first out, last in.
         if self.dispatch_modes != current.dispatch_modes:
             for _ in current.dispatch_modes:
                 _python_dispatch._pop_mode()
         if self.function_modes != current.function_modes:
             for _ in current.function_modes:
                 overrides._pop_mode()
+        if self.grad != current.grad:
+            torch.set_grad_enabled(self.grad)
+        if self.default_dtype != current.default_dtype:
+            torch.set_default_dtype(self.default_dtype)
+        if (self.autocast, self.autocast_cache) != (current.autocast, current.autocast_cache):
+            for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+            torch.set_autocast_cache_enabled(self.autocast_cache)
+            # It holds casts of parameters that the models may share, in this state's dtype or not.
+            torch.clear_autocast_cache()
+        _device.CURRENT_DEVICE = self.device
+        if self.function_modes != current.function_modes:
             for function_mode in self.function_modes:
                 overrides._push_mode(function_mode)
         if self.dispatch_modes != current.dispatch_modes:
             for dispatch_mode in self.dispatch_modes:
                 _python_dispatch._push_mode(dispatch_mode)
-        torch.set_grad_enabled(self.grad)
-        if self.default_dtype != current.default_dtype:
-            torch.set_default_dtype(self.default_dtype)
-        for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-        torch.set_autocast_cache_enabled(self.autocast_cache)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts this state back in force afterwards, whatever a model has left behind."""
+        try:
+            yield
+        finally:
+            left = _ThreadState.capture()
+            if left != self:
+                self.apply(left)
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
