@@ -96,7 +96,8 @@ class Row:
         if self.difference is None or self.dtype is None:
             return False
         is_inexact = self.dtype.is_floating_point or self.dtype.is_complex
-        return not (is_inexact and self.difference.mismatched)
+        # A mask is compared as booleans, where a mismatch is an ordinary difference.
+        return not (is_inexact and not self.is_mask and self.difference.mismatched)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ def arrange(
         open_rows.update(by_peir[:_LARGEST])
     else:
         open_rows.update(range(max(first - _BEFORE, 0), _settled(visible, first)))
+        # Masks that differ come before what they do.
+        open_rows.update(i for i in range(first) if not visible[i].agrees)
     return list(_folded(visible, open_rows))
 
 

@@ -1,0 +1,62 @@
+"""How far quantisation moves the logits: PEIR against the float model, by integer types.
+
+    python benchmarks/quantized_logits.py MODEL [MODEL ...] [--text FILE]
+
+Each model (a folder, hub id or built-in name) is wrapped, calibrated on its own inputs and 8 more
+sequences, quantised and compared with the float model: the PEIR of the logits, and the three
+modules where the PEIR of the output grows most over that of the inputs.
+"""
+
+import argparse
+import math
+import platform
+
+import torch
+
+import tracer
+from tracer import models
+
+TYPES = [("uint8", "uint8"), ("int16", "uint8"), ("int16", "uint4"), ("uint8", "uint4")]
+VARIANTS = ("prefill", "prefill_reference")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--text", help="calibrate on this text in place of random tokens")
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, torch {torch.__version__}")
+    for name in arguments.models:
+        print(f"\n{name}")
+        print(f"{'variant':19}{'activation':12}{'weight':8}{'logits':>8}  largest growth")
+        loaded = models.load(name)
+        calibration = models.calibration(loaded, text=arguments.text)
+        for variant in VARIANTS:
+            for activation, weight in TYPES:
+                candidate = models.candidate(
+                    loaded,
+                    "quantized",
+                    variant=variant,
+                    activation=activation,
+                    weight=weight,
+                    calibration=calibration,
+                )
+                comparison = tracer.compare(loaded.model, candidate, loaded.inputs, confirm=False)
+                logits = next(row for row in comparison.rows if row.value == "output.logits")
+                print(
+                    f"{variant:19}{activation:12}{weight:8}{logits.peir:8.2g}  "
+                    f"{', '.join(most_growth(comparison))}"
+                )
+
+
+def most_growth(comparison: tracer.Comparison) -> list[str]:
+    grown = [
+        (row.peir / row.input_peir, row.module)
+        for row in comparison.rows
+        if row.is_output and row.module and row.input_peir and math.isfinite(row.peir)
+    ]
+    return [f"{module} {growth:.1f}" for growth, module in sorted(grown, reverse=True)[:3]]
+
+
+if __name__ == "__main__":
+    main()
