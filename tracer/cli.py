@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
     try:
-        return _compare(options, shlex.join(["trace_model", *arguments]))
+        code = _compare(options, shlex.join(["trace_model", *arguments]))
+        sys.stdout.flush()  # here, where a reader that has gone is taken for what it is
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -314,6 +316,10 @@ def _check(options: argparse.Namespace) -> None:
                     f"{_flag(name)} goes with --candidate {' or '.join(needed)}, and the candidate "
                     f"is {options.candidate}"
                 )
+    if options.focus and options.json:
+        raise UsageError(
+            "--focus prints values, and --json the report and nothing else: choose one"
+        )
     if options.inputs is not None:
         for name in ("prompt", "sequence_length", "batch", "padding"):
             if getattr(options, name) is not None:
@@ -364,7 +370,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             progress=tell,
         )
     captured: list[Captured] = []
-    if options.focus and not options.json:
+    if options.focus:
         captured = capture(
             loaded.model, candidate, loaded.inputs, include=options.focus, rename=rename
         )

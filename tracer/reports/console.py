@@ -77,11 +77,17 @@ def show_rows(
 
 def make_console() -> Console:
     """A console on standard output: a terminal's own width, else COLUMNS or 200 columns."""
-    console = Console(file=sys.stdout, highlight=False, emoji=False)
+    console = _Console(file=sys.stdout, highlight=False, emoji=False)
     if not console.is_terminal:
         columns = os.environ.get("COLUMNS", "")
         console.width = int(columns) if columns.isdecimal() and int(columns) else _PLAIN_WIDTH
     return console
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the caller; rich would end the process with the code of a divergence."""
+        raise
 
 
 def _print(parts: Iterable[RenderableType], console: Console) -> None:
