@@ -191,10 +191,12 @@ def fake_quantize(x: Tensor, qparams: AffineQParams, *, owned: bool = False) -> 
 
     Raises:
         TensorError: `x` is not a floating-point tensor.
+        QParamsError: `x` has another number of channels.
     """
     dtype = qparams.dtype
     if qparams.axis is not None:
         _check_floating(x)
+        _check_channels(x, qparams)
         return torch.fake_quantize_per_channel_affine(
             x, qparams.scale, qparams.zero_point, qparams.axis, dtype.qmin, dtype.qmax
         )
@@ -282,11 +284,21 @@ def _check_floating(x: Tensor) -> None:
         raise TensorError(f"only floating-point tensors are quantised, found {x.dtype}")
 
 
+def _check_channels(x: Tensor, qparams: AffineQParams) -> None:
+    axis, channels = qparams.axis, qparams.scale.numel()
+    if axis is not None and not (-x.dim() <= axis < x.dim() and x.shape[axis] == channels):
+        raise QParamsError(
+            f"{channels} scales along dimension {axis} do not fit a tensor of shape "
+            f"{tuple(x.shape)}"
+        )
+
+
 def _broadcast(x: Tensor, qparams: AffineQParams) -> tuple[Tensor, Tensor]:
     """Scale and zero point shaped so that they broadcast against `x`."""
     axis = qparams.axis
     if axis is None:
         return qparams.scale, qparams.zero_point
+    _check_channels(x, qparams)
     shape = [1] * x.dim()
     shape[axis] = -1
     return qparams.scale.view(shape), qparams.zero_point.view(shape)

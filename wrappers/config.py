@@ -340,8 +340,7 @@ def _flatten_overrides(node: Mapping[str, Any], path: str) -> dict[str, Any]:
         if isinstance(value, QuantSpec):
             found: dict[str, Any] = {here: value}
         elif isinstance(value, Mapping) and _holds_keywords(value):
-            complete = set(value) == _SPEC_KEYWORDS
-            found = {here: QuantSpec.from_dict(value) if complete else dict(value)}
+            found = {here: _override(value, here)}
         elif isinstance(value, Mapping) and value:
             found = _flatten_overrides(value, here)
         else:
@@ -357,6 +356,23 @@ def _flatten_overrides(node: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 _SPEC_KEYWORDS = {spec_field.name for spec_field in dataclasses.fields(QuantSpec)}
+
+
+def _override(keywords: Mapping[str, Any], path: str) -> QuantSpec | dict[str, Any]:
+    """All keywords together are a spec; some of them are kept, with names made values."""
+    try:
+        if set(keywords) == _SPEC_KEYWORDS:
+            return QuantSpec.from_dict(keywords)
+        checked = dict(keywords)
+        if checked.get("dtype") is not None:
+            checked["dtype"] = DType.parse(checked["dtype"])
+        if checked.get("qscheme") is not None:
+            checked["qscheme"] = QScheme.parse(checked["qscheme"])
+        if "observer" in checked:
+            build_observer(checked["observer"], options=checked.get("options"))
+    except ConfigError as error:
+        raise ConfigError(f"the override {path!r}: {error}") from error
+    return checked
 
 
 def _holds_keywords(node: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ by reference. So a wrapper is an instance of the float class with its names and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self, TypeVar
 
@@ -93,10 +94,7 @@ class QuantPoint:
         )
         self.quantizer: Quantizer | None = None
         self.locked = False
-        self._cached_source: Tensor | None = None
-        self._cached_state: tuple[int, int]
-        self._cached_result: Tensor
-        self._forget_cached()
+        self._cache: _QuantizedParameter | None = None
 
     @property
     def qparams(self) -> AffineQParams | None:
@@ -127,14 +125,13 @@ class QuantPoint:
             raise QParamsError(f"{observer.qscheme.value} has zero point 0, found {zero_point}")
         self.quantizer = AffineQParams(scale, zero_point, observer.dtype, observer.axis)
         self.locked = True
-        self._forget_cached()
 
     def reset(self) -> None:
         """Forget what was observed and frozen, unless locked."""
         self.observer.reset()
         if not self.locked:
             self.quantizer = None
-        self._forget_cached()
+        self._cache = None
 
     def fake_quantize(self, x: Tensor, *, owned: bool) -> Tensor:
         """`x` fake-quantised; of a parameter, the same tensor until the parameter changes."""
@@ -142,11 +139,10 @@ class QuantPoint:
             raise ModeError(f"the point {self.name!r} has no quantisation parameters yet")
         if self.parameter is None or not _can_cache(x):
             return self.quantizer.fake_quantize(x, owned=owned and self.parameter is None)
-        state = (x._version, x.data_ptr())
-        if x is not self._cached_source or state != self._cached_state:
-            self._cached_result = self.quantizer.fake_quantize(x)
-            self._cached_source, self._cached_state = x, state
-        return self._cached_result
+        if self._cache is None or not self._cache.is_of(x, self.quantizer):
+            result = self.quantizer.fake_quantize(x)
+            self._cache = _QuantizedParameter(x, x._version, x.data_ptr(), self.quantizer, result)
+        return self._cache.result
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take the quantiser of `get_extra_state`.
@@ -162,7 +158,6 @@ class QuantPoint:
             )
         self.quantizer = quantizer
         self.locked = bool(state["locked"])
-        self._forget_cached()
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the wrapper's parameters to another device; scales stay float32."""
@@ -171,17 +166,33 @@ class QuantPoint:
             device = fn(torch.empty(0, device=qparams.scale.device)).device
             if device.type != "meta":  # which would lose the numbers
                 self.quantizer = qparams.to(device)
-        self._forget_cached()
-
-    def _forget_cached(self) -> None:
-        self._cached_source = None
-        self._cached_state = (-1, 0)
-        self._cached_result = torch.empty(0)
+        self._cache = None
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = self.__dict__.copy()
-        fresh.update(_cached_source=None, _cached_result=torch.empty(0))
-        return fresh
+        return self.__dict__ | {"_cache": None}
+
+
+@dataclass(frozen=True, eq=False)
+class _QuantizedParameter:
+    """A fake-quantised parameter, and what it was made of."""
+
+    source: Tensor
+    version: int
+    address: int
+    quantizer: Quantizer
+    result: Tensor
+
+    def is_of(self, x: Tensor, quantizer: Quantizer) -> bool:
+        """`x` and `quantizer` are the same and unchanged.
+
+        An edit through `x.data` in place is the one change that torch does not count.
+        """
+        return (
+            x is self.source
+            and x._version == self.version
+            and x.data_ptr() == self.address
+            and quantizer is self.quantizer
+        )
 
 
 class QuantModule(nn.Module):
@@ -240,8 +251,8 @@ class QuantModule(nn.Module):
         """
         if name in self.points:
             raise PointError(f"{type(self).__name__} declares the point {name!r} twice")
-        spec = self.ptq_config.spec_for(name, role=role, default=default)
         try:
+            spec = self.ptq_config.spec_for(name, role=role, default=default)
             self.points[name] = QuantPoint(
                 name, spec, role=role, parameter=parameter, channel_axis=channel_axis
             )

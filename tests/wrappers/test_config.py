@@ -169,6 +169,9 @@ def test_changing_a_spec_changes_only_what_is_named():
         ({"overrides": {"a": {"weight": {"dtpye": "int8"}}}}, "'a.weight.dtpye' is 'int8'"),
         ({"overrides": {"a": {"weight": {"dtype": "int8", "bits": 4}}}}, "'a.weight.dtype' is"),
         ({"overrides": {"a": {}}}, "the override 'a' is"),
+        ({"overrides": {"a": {"w": {"dtype": "int99"}}}}, "the override 'a.w': an integer type"),
+        ({"overrides": {"a": {"w": {"qscheme": "rows"}}}}, "the override 'a.w': unknown qscheme"),
+        ({"overrides": {"a": {"w": {"observer": "log"}}}}, "the override 'a.w': unknown observer"),
         ({"overrides": {1: affine("int8")}}, "keys must be strings"),
         (
             {"overrides": {"a.weight": affine("int8"), "a": {"weight": affine("int4")}}},
@@ -190,6 +193,14 @@ def test_dot_paths_and_nesting_are_the_same():
         "model.layers.0.mlp.act_in": {"dtype": "int16"},
     }
     assert PTQConfig(overrides=nested) == PTQConfig(overrides=mixed)
+
+
+def test_keywords_by_name_or_value_are_the_same():
+    by_value = PTQConfig(
+        overrides={"a.w": {"dtype": UINT8, "qscheme": QScheme.PER_TENSOR_ASYMMETRIC}}
+    )
+    by_name = PTQConfig(overrides={"a.w": {"dtype": "uint8", "qscheme": "per_tensor_asymmetric"}})
+    assert by_value == by_name == PTQConfig.from_json(by_value.to_json())
 
 
 def test_a_child_has_everything_and_what_lies_below_it():

@@ -292,6 +292,36 @@ def test_a_parameter_is_quantised_once_until_it_changes():
         assert wrapper._quantize(wrapper.weight, "weight").any()
 
 
+def test_another_quantiser_is_noticed():
+    _, wrapper = quantized_linear()
+    with torch.no_grad():
+        wrapper(X)
+        wrapper.points["weight"].load_qparams(torch.full((4,), 1000.0))
+        assert not wrapper._quantize(wrapper.weight, "weight").any()
+
+
+def test_a_point_reset_by_hand_says_so():
+    _, wrapper = quantized_linear()
+    wrapper.points["act_in"].reset()
+    with pytest.raises(ModeError, match="'act_in' has no quantisation parameters yet"):
+        wrapper(X)
+
+
+def test_scales_of_another_number_of_channels_are_refused():
+    _, wrapper = quantized_linear()
+    wrapper.points["weight"].load_qparams(torch.ones(3))
+    with pytest.raises(QParamsError, match=r"3 scales along dimension 0 do not fit .*\(4, 6\)"):
+        wrapper(X)
+
+
+def test_an_override_that_does_not_go_with_its_spec_names_the_module():
+    with pytest.raises(ConfigError, match=r"^0: uint8 cannot be per_tensor_symmetric"):
+        prepare(
+            nn.Sequential(nn.ReLU()),
+            PTQConfig(overrides={"0.act_in": {"qscheme": "per_tensor_symmetric"}}),
+        )
+
+
 def test_gradients_reach_the_parameters():
     source, wrapper = quantized_linear()
     with torch.no_grad():
