@@ -84,24 +84,24 @@ def load_tokenizer(
         ModelLoadError: its files are there and cannot be used.
     """
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
 
-    if isinstance(source, Path):
-        present = any((source / file).is_file() for file in _TOKENIZER_FILES)
-    else:
-        present = any(
-            cached_file(source, file, _raise_exceptions_for_missing_entries=False)
-            for file in _TOKENIZER_FILES
-        )
-    if not present:
-        return None
     try:
+        if not any(_has_file(source, file) for file in _TOKENIZER_FILES):
+            return None
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelLoadError(
             f"{name}: the tokenizer cannot be loaded: {brief(error)}; without its files, random "
             "tokens are used"
         ) from error
+
+
+def _has_file(source: Path | str, file: str) -> bool:
+    from transformers.utils import cached_file
+
+    if isinstance(source, Path):
+        return (source / file).is_file()
+    return cached_file(source, file, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def _loader(

@@ -165,6 +165,16 @@ class TestTokenizer:
         tokenizer = load_tokenizer("it", shared_data / "stories260K" / "hf")
         assert tokenizer("Once upon a time")["input_ids"][0] == tokenizer.bos_token_id
 
+    def test_a_hub_repository_without(self, monkeypatch):
+        asked: list[str] = []
+
+        def cached_file(source: str, file: str, **options: object) -> None:
+            asked.append(f"{source}/{file}")
+
+        monkeypatch.setattr("transformers.utils.cached_file", cached_file)
+        assert load_tokenizer("it", "organisation/name") is None
+        assert "organisation/name/tokenizer.json" in asked
+
     def test_broken(self, checkpoint: Path):
         (checkpoint / "tokenizer.json").write_text("{")
         with pytest.raises(ModelLoadError, match="it: the tokenizer cannot be loaded"):

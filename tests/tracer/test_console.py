@@ -283,23 +283,35 @@ class TestVerdict:
 
 
 class TestCoverage:
-    def test_unpaired_modules_with_their_reasons_then_a_count(self, make_row, make_comparison):
+    def test_unpaired_modules_by_their_reasons(self, make_row, make_comparison):
         names = tuple(f"extra.{i}" for i in range(8))
         reasons = dict.fromkeys(names, "the reference has no such module")
-        coverage = Coverage(("a",), (), names, reasons, 1, 3, (("candidate", "a", 1),), 0)
+        reasons["own"] = "the candidate has no such module"
+        coverage = Coverage(("a",), ("own",), names, reasons, 1, 3, (("candidate", "a", 1),), 0)
+        text = shown(make_comparison([make_row("a")], coverage=coverage), width=120)
+        assert "coverage: 1 of 2 modules, 1 calls, 3 elements compared; 8 modules in the" in text
+        assert "unpaired: the candidate has no such module: own\n" in text
+        assert (
+            "unpaired: the reference has no such module: extra.0, extra.1, extra.2 and 5 more\n"
+        ) in text
+        assert "unpaired: called by the candidate only: a, call 1\n" in text
+
+    def test_a_few_reasons_then_a_count(self, make_row, make_comparison):
+        reasons = {f"extra.{i}": f"reason {i}" for i in range(8)}
+        coverage = Coverage(("a",), (), tuple(reasons), reasons, 1, 3, (), 0)
         text = shown(make_comparison([make_row("a")], coverage=coverage))
-        assert "coverage: 1 of 1 modules, 1 calls, 3 elements compared; 8 modules in the" in text
-        assert "unpaired: extra.0: the reference has no such module" in text
-        assert "unpaired: 4 more" in text
-        assert "extra.5" not in text
+        assert "unpaired: reason 4: extra.4\nunpaired: 3 more\n" in text
 
     def test_other_forms_are_grouped(self, make_row, make_comparison):
         forms = tuple(
             FormDifference(i, f"layers.{i}", 0, "kwargs.attention_mask", "float32 [1]", "None")
-            for i in range(4)
+            for i in range(5)
         )
         text = shown(make_comparison([make_row("a")], form_differences=forms), width=120)
-        assert "attention_mask: float32 [1]; candidate None, at layers.0 and 3 more" in text
+        assert (
+            "in another form: attention_mask: float32 [1]; candidate None: "
+            "layers.0, layers.1, layers.2 and 2 more\n"
+        ) in text
 
 
 class TestFocus:

@@ -13,7 +13,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -29,12 +29,14 @@ from tracer.reports.fold import arrange, number
 from tracer.reports.ranking import Ranked, ranking
 from tracer.reports.table import shortened, table
 from tracer.values import dtype_name
+from tracer.words import listed
 
 # The width of what is not read on a terminal, where COLUMNS does not say.
 _PLAIN_WIDTH = 200
 _CURVE_WIDTH = 110
 _PANEL_WIDTH = 120
 _MOST_LISTED = 5
+_MOST_NAMES = 3
 _MOST_RANKED = 10
 _SHOWN_VALUES = 6
 _SUMMARY = ("mean", "stddev", "min", "max")
@@ -225,32 +227,28 @@ def _ranking(ranked: Sequence[Ranked], width: int) -> Iterator[RenderableType]:
 def _coverage(comparison: Comparison) -> Iterator[RenderableType]:
     coverage = comparison.coverage
     yield Text(f"coverage: {coverage}", style="dim")
-    unpaired = [
-        f"{name or 'the root'}: {coverage.reasons[name]}"
-        for name in (*coverage.reference_only, *coverage.candidate_only)
-    ]
-    unpaired += [
-        f"{name or 'the root'}, call {call}: made by the {side} only"
-        for side, name, call in coverage.unmatched_calls
-    ]
-    yield from _listed("unpaired", unpaired)
+    reasons: dict[str, list[str]] = {}
+    for name in (*coverage.reference_only, *coverage.candidate_only):
+        reasons.setdefault(coverage.reasons[name], []).append(name)
+    for side, name, call in coverage.unmatched_calls:
+        reasons.setdefault(f"called by the {side} only", []).append(f"{name}, call {call}")
+    yield from _grouped("unpaired", reasons)
     forms: dict[str, list[str]] = {}
     for form in comparison.form_differences:
         said = f"{form.value.removeprefix('kwargs.')}: {form.reference}; candidate {form.candidate}"
-        forms.setdefault(said, []).append(form.module or "the root")
-    passed = [
-        f"{said}, at {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        for said, names in forms.items()
-    ]
-    yield from _listed("in another form", passed)
+        forms.setdefault(said, []).append(form.module)
+    yield from _grouped("in another form", forms)
     yield ""
 
 
-def _listed(title: str, lines: Sequence[str]) -> Iterator[RenderableType]:
-    for line in lines[:_MOST_LISTED]:
-        yield Text(f"{title}: {line}", style="dim")
-    if len(lines) > _MOST_LISTED:
-        yield Text(f"{title}: {len(lines) - _MOST_LISTED} more", style="dim")
+def _grouped(title: str, groups: Mapping[str, Sequence[str]]) -> Iterator[RenderableType]:
+    """One line for all names of which the same can be said, for the first few such groups."""
+    for said, names in list(groups.items())[:_MOST_LISTED]:
+        places = listed([name or "the root" for name in names], _MOST_NAMES)
+        yield Text(f"{title}: {said}: {places}", style="dim")
+    if len(groups) > _MOST_LISTED:
+        rest = sum(len(names) for names in list(groups.values())[_MOST_LISTED:])
+        yield Text(f"{title}: {rest} more", style="dim")
 
 
 def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> RenderableType:
