@@ -86,11 +86,11 @@ class AffineQParams:
         return fake_quantize(x, self, owned=owned)
 
     def state(self) -> dict[str, Any]:
-        """Plain values and tensors that `wrappers.observers.quantizer_from_state` reads."""
+        """Plain JSON values that `wrappers.observers.quantizer_from_state` reads."""
         return {
             "kind": "affine",
-            "scale": self.scale,
-            "zero_point": self.zero_point,
+            "scale": self.scale.tolist(),
+            "zero_point": self.zero_point.tolist(),
             "dtype": str(self.dtype),
             "axis": self.axis,
         }

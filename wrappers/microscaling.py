@@ -81,7 +81,7 @@ class MXQuantizer:
         return microscale(x, self.element, block_size=self.block_size, axis=self.axis)
 
     def state(self) -> dict[str, Any]:
-        """Plain values that `wrappers.observers.quantizer_from_state` reads."""
+        """Plain JSON values that `wrappers.observers.quantizer_from_state` reads."""
         return {
             "kind": "mx",
             "element": self.element,

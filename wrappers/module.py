@@ -19,6 +19,7 @@ by reference. So a wrapper is an instance of the float class with its names and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -131,7 +132,7 @@ class QuantPoint:
         self.observer.reset()
         if not self.locked:
             self.quantizer = None
-        self._cache = None
+        self.forget_result()
 
     def fake_quantize(self, x: Tensor, *, owned: bool) -> Tensor:
         """`x` fake-quantised; of a parameter, the same tensor until the parameter changes."""
@@ -159,13 +160,14 @@ class QuantPoint:
         self.quantizer = quantizer
         self.locked = bool(state["locked"])
 
-    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow the wrapper's parameters to another device; scales stay float32."""
+    def move(self, device: torch.device) -> None:
+        """Follow the wrapper to another device; scales stay float32."""
         qparams = self.qparams
-        if qparams is not None:
-            device = fn(torch.empty(0, device=qparams.scale.device)).device
-            if device.type != "meta":  # which would lose the numbers
-                self.quantizer = qparams.to(device)
+        if qparams is not None and device.type != "meta":  # which would lose the numbers
+            self.quantizer = qparams.to(device)
+
+    def forget_result(self) -> None:
+        """Drop the fake-quantised parameter that is kept, if any."""
         self._cache = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -321,35 +323,45 @@ class QuantModule(nn.Module):
             and point.observer.seen == 0
         ]
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The quantisers of all frozen points, for `state_dict`."""
-        return {
+    def get_extra_state(self) -> Tensor:
+        """The quantisers of all frozen points, for `state_dict`.
+
+        Returns:
+            JSON text as bytes, uint8, [length]: safetensors holds nothing but tensors.
+        """
+        state = {
             name: {"locked": point.locked, **point.quantizer.state()}
             for name, point in self.points.items()
             if point.quantizer is not None
         }
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Take the quantisers of `get_extra_state`. The mode stays; `convert` makes use of them.
 
         Raises:
             PointError: the state is of points that this wrapper does not have.
             QParamsError: a quantiser is of another kind than the point's spec asks for.
         """
-        unknown = sorted(state.keys() - self.points.keys())
+        states: dict[str, dict[str, Any]] = json.loads(bytes(state.tolist()))
+        unknown = sorted(states.keys() - self.points.keys())
         if unknown:
             raise PointError(
                 f"the state has points {', '.join(unknown)}, which {self._scope()} does not have; "
                 f"it has {', '.join(self.points)}: was it saved from another variant?"
             )
-        for name, point in self.points.items():
-            if name in state:
-                point.load_state(state[name])
+        device = next((parameter.device for parameter in self.parameters()), state.device)
+        for name, point_state in states.items():
+            self.points[name].load_state(point_state)
+            self.points[name].move(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for point in self.points.values():
-            point.move(fn)
+            qparams = point.qparams
+            if qparams is not None:
+                point.move(fn(torch.empty(0, device=qparams.scale.device)).device)
+            point.forget_result()
         return self
 
     def _observe_parameters(self) -> None:

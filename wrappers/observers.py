@@ -39,7 +39,7 @@ class Quantizer(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Plain values and tensors that `quantizer_from_state` reads."""
+        """Plain JSON values that `quantizer_from_state` reads."""
         ...
 
 
@@ -420,7 +420,10 @@ def quantizer_from_state(state: Mapping[str, Any]) -> Quantizer:
     kind = state.get("kind")
     if kind == "affine":
         return AffineQParams(
-            state["scale"], state["zero_point"], DType.parse(state["dtype"]), state["axis"]
+            torch.tensor(state["scale"]),
+            torch.tensor(state["zero_point"]),
+            DType.parse(state["dtype"]),
+            state["axis"],
         )
     if kind == "mx":
         return MXQuantizer(state["element"], state["block_size"], state["axis"])

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -328,3 +329,13 @@ def test_tied_weights_stay_tied():
 def test_the_rotary_embedding_stays_what_it_is(llama):
     wrapped = prepare(llama, PTQConfig())
     assert type(wrapped.model.rotary_emb) is type(llama.model.rotary_emb)
+
+
+def test_a_quantised_causal_lm_is_saved_and_restored(llama, tmp_path):
+    quantized = prepare(llama, PTQConfig())
+    calibrate(quantized, [TOKENS])
+    convert(quantized).save_pretrained(tmp_path)
+    fresh = prepare(copy.deepcopy(llama), PTQConfig())
+    fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(convert(fresh)(TOKENS).logits, quantized(TOKENS).logits)
