@@ -71,7 +71,7 @@ def load_pretrained(
         )
     stored = getattr(config, "dtype", None)
     if dtype is not None and stored is not None and stored != dtype:
-        notes.append(f"{dtype_name(dtype)} on both sides; the checkpoint is {dtype_name(stored)}")
+        notes.append(f"loaded in {dtype_name(dtype)}; the checkpoint is {dtype_name(stored)}")
     return model, tuple(notes)
 
 

@@ -64,7 +64,7 @@ class TestWhole:
         assert next(load(checkpoint, None).parameters()).dtype == torch.bfloat16
         model, notes = load_pretrained("it", checkpoint, torch.float32)
         assert next(model.parameters()).dtype == torch.float32
-        assert notes == ("float32 on both sides; the checkpoint is bfloat16",)
+        assert notes == ("loaded in float32; the checkpoint is bfloat16",)
 
     def test_weights_that_nobody_wants_are_noted(self, checkpoint: Path):
         change_weights(checkpoint, lambda weights: weights.update(extra=torch.ones(2)))
