@@ -9,7 +9,8 @@ import copy
 import fnmatch
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,8 +58,8 @@ def compare(
 
     Both run without gradients, in the mode (training or evaluation) they are in, from the same
     random state, each on its own copy of the inputs. Neither the models, nor the inputs, nor the
-    random state are changed. Where they diverge, both are run again a few times to confirm the
-    cause.
+    random state are changed: buffers that training mode updates are put back. Where the models
+    diverge, both are run again a few times to confirm the cause.
 
     Args:
         reference: the model that is right by definition.
@@ -307,7 +308,7 @@ class _Session:
 
     def run(self, visitor: Visitor, clone: frozenset[EventKey]) -> Outcome:
         """Runs both models once, each on its own copy of the inputs."""
-        with torch.no_grad():
+        with torch.no_grad(), _buffers_kept((self.reference, self.candidate)):
             return lockstep(
                 self.reference,
                 self.candidate,
@@ -323,6 +324,24 @@ class _Session:
     def _call(self, model: nn.Module, cast: tuple[torch.dtype, torch.dtype] | None) -> object:
         args, kwargs = _copied(self.inputs, cast)
         return model(*args, **kwargs)
+
+
+@contextmanager
+def _buffers_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts back the buffers that modules in training mode update, such as running statistics."""
+    modules = {id(m): m for model in models for m in model.modules() if m.training}
+    kept = [
+        (buffer, buffer.detach().clone())
+        for module in modules.values()
+        for buffer in module.buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        # Whether they changed or not: batch normalisation writes past their version counters.
+        for buffer, copied in kept:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                buffer.copy_(copied)
 
 
 class _Collector:
@@ -426,13 +445,13 @@ def _raise_failure(outcome: Outcome, comparison: "Comparison | None") -> None:
     failure = outcome.failure
     if failure is None:
         return
-    where = "before its first module"
+    where = "outside its modules"
     if failure.call is not None:
         where = f"in module {failure.call.name!r}" if failure.call.name else "in its own forward"
         where += f" ({type(failure.call.module).__name__}, call {failure.call.index})"
     raise ModelRunError(
         f"the {failure.side} raised {type(failure.exception).__name__} {where}: "
-        f"{failure.exception}",
+        f"{failure.exception}" + ("" if failure.also is None else "; the candidate raised too"),
         comparison,
     ) from failure.exception
 
@@ -465,30 +484,24 @@ def _coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Coverag
         called = target in outcome.reference_calls, own in outcome.candidate_calls
         if called == (True, False):
             reasons[target] = "called by the reference, not by the candidate"
-            if hides_children(pairing.candidate[own]):
-                reasons[target] = "compiled in the candidate, where its calls cannot be seen"
         elif called == (False, True):
-            reasons[own] = "called by the candidate, not by the reference"
+            reasons[own] = reasons[target] = "called by the candidate, not by the reference"
             one_sided.add(own)
         else:
             paired.add(target)
     hidden = [
-        f"`{own}`" if own else "the root"
-        for own in pairing.pairs
-        if hides_children(pairing.candidate[own])
+        (own, target)
+        for own, target in pairing.pairs.items()
+        if hides_children(pairing.candidate[own]) or hides_children(pairing.reference[target])
     ]
-    unseen = (
-        f"hidden: {', '.join(hidden[:3])} of the candidate is compiled or scripted"
-        if hidden
-        else "the candidate has no such module"
-    )
     for name in pairing.reference:
         if name not in paired:
-            reasons.setdefault(name, unseen)
+            around = [(target, own) for own, target in hidden]
+            reasons.setdefault(name, _why_unseen(name, around, "candidate"))
     for name in pairing.candidate:
         if name not in pairing.pairs:
             one_sided.add(name)
-            reasons.setdefault(name, "the reference has no such module")
+            reasons.setdefault(name, _why_unseen(name, hidden, "reference"))
     measured = [row for row in comparer.rows if row.difference is not None]
     return Coverage(
         paired_modules=tuple(name for name in pairing.reference if name in paired),
@@ -496,10 +509,19 @@ def _coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Coverag
         candidate_only=tuple(name for name in pairing.candidate if name in one_sided),
         reasons=reasons,
         compared_calls=len({(row.module, row.call) for row in measured}),
-        compared_elements=sum(row.difference.elements for row in measured if row.difference),
+        compared_elements=comparer.compared_elements,
         unmatched_calls=_unmatched_calls(outcome),
         held_bytes_peak=outcome.held_bytes_peak,
     )
+
+
+def _why_unseen(name: str, hidden: Sequence[tuple[str, str]], other_side: str) -> str:
+    """Why a module has no counterpart; `hidden` pairs its side's names with the other side's."""
+    for outer, counterpart in hidden:
+        if not outer or name.startswith(f"{outer}."):
+            place = f"`{counterpart}`" if counterpart else "the root"
+            return f"hidden: {place} of the {other_side} is compiled or scripted"
+    return f"the {other_side} has no such module"
 
 
 def _unmatched_calls(outcome: Outcome) -> tuple[tuple[str, str, int], ...]:

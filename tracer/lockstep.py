@@ -52,11 +52,13 @@ class Failure:
         side: "reference" or "candidate".
         call: the innermost call that it was raised in; None outside the model's own modules.
         exception: what was raised.
+        also: what the candidate raised, where both sides did.
     """
 
     side: str
     call: Call | None
     exception: BaseException
+    also: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -251,13 +253,21 @@ class _Meeting:
             if self.reference.failure is not None:
                 return self.reference.failure
         if self.candidate.failure is not None:
-            return self.candidate.failure
+            return self._failure_of_both(self.candidate.failure)
         while (waiting := self._next_of_reference()) is not None:
             self._waiting = None
             self._meet_held(waiting)
         for side, held in enumerate(self.held):
             self.unmatched[side].extend(key[:2] for key in held if key[2] is Phase.START)
         return self.reference.failure
+
+    def _failure_of_both(self, failure: Failure) -> Failure:
+        """The candidate is always a step ahead; inputs that fit neither model are not its fault."""
+        while self.reference.resume() is not None:
+            pass
+        if self.reference.failure is None:
+            return failure
+        return replace(self.reference.failure, also=failure.exception)
 
     def _meet(self, event: _Event) -> Answer:
         """Brings the reference to the candidate's event, if it comes to it."""

@@ -195,6 +195,7 @@ class Comparer:
         records: every pair of calls, in the order in which they began.
         edited: events whose values were edited in place before they could be compared; their rows
             are wrong until a run in which lockstep clones them.
+        compared_elements: how many elements were compared, each pair of tensors counted once.
     """
 
     def __init__(self, tolerance: Tolerance, progress: Callable[[int], None] | None = None) -> None:
@@ -203,6 +204,7 @@ class Comparer:
         self.edited: set[EventKey] = set()
         self._tolerance = tolerance
         self._progress = progress
+        self.compared_elements = 0
         self._order = 0
         self._finished = 0
         self._visible: torch.Tensor | None = None
@@ -332,6 +334,7 @@ class Comparer:
             agrees=agrees,
             note=note,
         )
+        self.compared_elements += difference.elements if difference is not None else 0
         self._remember(r, c, row)
         self._add(record, row)
         if not is_output:
@@ -342,36 +345,49 @@ class Comparer:
 
         What a model computes at a padded position depends on the attention implementation (a row
         of the mask that hides everything has no defined result), and nothing else may depend on
-        it. They are looked for along the dimensions of the length of the mask or of the input.
+        it. They are looked for along the dimensions of the length of the mask or of the input, but
+        not along the last one, of channels or keys. Where heads are as many as positions, only a
+        sequence without padding shows that it is not a head that is wrong.
         """
         assert self._visible is not None
         batch, length = self._visible.shape
-        visible = self._visible.to(r.device)
-        for dim, size in enumerate(r.shape):
-            if dim == 0 and size == batch * length:
-                shown = r[visible.flatten()], c[visible.flatten().to(c.device)]
-            elif dim > 0 and r.shape[0] == batch and size in self._lengths:
-                tail = visible[:, length - size :]
-                shown = r.movedim(dim, 1)[tail], c.movedim(dim, 1)[tail.to(c.device)]
-            else:
-                continue
+        places = []  # of (dimension, visible positions along it)
+        if r.dim() > 1 and r.shape[0] == batch:
+            for dim in range(1, max(r.dim() - 1, 2)):
+                if r.shape[dim] in self._lengths:
+                    places.append((dim, self._visible[:, length - r.shape[dim] :]))
+            if len(places) > 1 and not bool(self._visible.all(dim=1).any()):
+                return None
+        if r.dim() > 1 and r.shape[0] == batch * length:
+            places.append((0, self._visible.flatten()))
+        for dim, visible in places:
+            r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
+            shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
             difference = Difference.of(*shown)
             if self._tolerance.agrees(difference, r.dtype, c.dtype):
                 return difference
         return None
 
     def _look_for_padding(self, reference: Call) -> None:
-        """Notes which positions are padding, from a [batch, sequence] mask given to the model."""
-        for name, value in reference.arguments.items():
-            if is_mask_name(name) and isinstance(value, torch.Tensor) and value.dim() == 2:
-                visible = visible_positions(value)
-                if visible is not None and not bool(visible.all()) and bool(visible.any()):
-                    self._visible = visible
-                    self._lengths = {value.shape[1]} | {
-                        other.shape[1]
-                        for _, other in tensor_leaves(reference.arguments, "")
-                        if other.dim() > 1 and other.shape[0] == value.shape[0]
-                    }
+        """Notes which positions are padding, from a [batch, sequence] mask given to the model.
+
+        Only `attention_mask` is known to be 1 where there is a token; PyTorch's own
+        `key_padding_mask`, for one, says the opposite.
+        """
+        mask = reference.arguments.get("attention_mask")
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return
+        visible = visible_positions(mask)
+        if visible is None or bool(visible.all()) or not bool(visible.any()):
+            return
+        for name, value in tensor_leaves(reference.arguments, "inputs"):
+            is_ids = value.dim() == 2 and not value.is_floating_point()
+            is_embeddings = value.dim() == 3 and value.is_floating_point()
+            if is_mask_name(name) or not (is_ids or is_embeddings):
+                continue
+            if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
+                self._visible, self._lengths = visible, {mask.shape[1], value.shape[1]}
+                return
 
     def _describe(
         self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
@@ -518,7 +534,8 @@ def _is_tensor(*values: object) -> bool:
 
 def _equal(left: object, right: object) -> bool:
     if isinstance(left, float) and isinstance(right, float | int):
-        return left == right or math.isclose(left, right, rel_tol=1e-6)
+        both_nan = math.isnan(left) and math.isnan(right)
+        return both_nan or math.isclose(left, right, rel_tol=1e-6)
     return bool(left == right)
 
 
