@@ -9,6 +9,7 @@ takes time to import is imported after the options have been checked.
 
 import argparse
 import fnmatch
+import inspect
 import math
 import os
 import re
@@ -432,9 +433,15 @@ def _describe(loaded: "Loaded") -> str:
 
 
 def _describe_candidate(options: argparse.Namespace) -> str:
-    chosen = _given(options, "variant", "activation", "weight")
-    details = ", ".join(f"{name} {value}" for name, value in chosen.items())
-    return f"{options.candidate}{f' ({details})' if details else ''}"
+    """The candidate with its settings, whether given or at their defaults."""
+    from tracer import models
+
+    defaults = inspect.signature(models.candidate).parameters
+    names: tuple[str, ...] = ("variant",) if options.candidate in NEED_WRAPPERS else ()
+    if options.candidate == "quantized":
+        names += ("activation", "weight")
+    settings = [f"{name} {getattr(options, name) or defaults[name].default}" for name in names]
+    return f"{options.candidate} ({', '.join(settings)})" if settings else str(options.candidate)
 
 
 def _print(

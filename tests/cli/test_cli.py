@@ -1,6 +1,7 @@
 """`trace_model`, as a user meets it: exit codes, what is printed where, and how soon."""
 
 import copy
+import functools
 import json
 import shlex
 import subprocess
@@ -159,7 +160,9 @@ class TestOutcome:
     def test_agrees(self, capsys):
         assert compare("tiny-llama") == 0
         text = capsys.readouterr().out
-        assert text.startswith("tiny-llama (LlamaForCausalLM, float32, cpu) against wrapped\n")
+        assert text.startswith(
+            "tiny-llama (LlamaForCausalLM, float32, cpu) against wrapped (variant prefill)"
+        )
         assert "inputs: 32 random tokens (seed 0)" in text
         assert text.split("\n\n")[-1].startswith("agrees\n")
         assert "\x1b" not in text
@@ -257,7 +260,9 @@ class TestOptions:
         folder = shared_data / "stories260K" / "hf"
         quantized = ("--candidate", "quantized", "--activation", "int16")
         report = report_of(capsys, folder, *quantized, "--calibration-text", text, "--calibrate", 2)
-        assert report["run"]["candidate"] == "quantized (activation int16)"
+        assert report["run"]["candidate"] == (
+            "quantized (variant prefill, activation int16, weight uint8)"
+        )
         assert f"the first 2 sequences of 59 tokens of {text}" in report["run"]["notes"][-1]
         assert report["ranking"]
 
@@ -275,6 +280,7 @@ class TestTrouble:
             def forward(*args: object, **kwargs: object) -> None:
                 raise error
 
+            @functools.wraps(models.candidate)
             def candidate(loaded: models.Loaded, kind: str, **options: object) -> torch.nn.Module:
                 made = copy.deepcopy(loaded.model)
                 made.model.layers[2].mlp.forward = forward
