@@ -9,6 +9,7 @@ at padded positions only is told apart earlier, when the pair is compared.)
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -61,8 +62,8 @@ def known_mistakes(
     if not bool(torch.isfinite(r).all()) or not bool(torch.isfinite(c).all()):
         return []
     error = _relative(c - r, r)
-    if error == 0.0:
-        return []
+    if error == 0.0 or not math.isfinite(error):
+        return []  # nothing to explain, or a reference of zeros that explains nothing
     fits = [fit for fitted in _FITS for fit in fitted(r, c)]
     return _sorted(fits, limit, error)
 
@@ -168,7 +169,8 @@ def _clipped(r: torch.Tensor, c: torch.Tensor) -> Iterator[Fit]:
     beyond = int(((r < low) | (r > high)).sum())
     if beyond > 1 and low < high:
         # A value that is merely the extreme occurs once; a clipping limit is where many end up.
-        at_limit = int(((c == low) | (c == high)).sum())
+        rounding = 1e-5 * (high - low)
+        at_limit = int(((c - low <= rounding) | (high - c <= rounding)).sum())
         if at_limit >= beyond:
             words = f"clipped to [{low:.4g}, {high:.4g}] ({beyond} elements lie beyond)"
             yield Fit(words, _relative(c - r.clamp(low, high), c))
@@ -181,7 +183,7 @@ def _one_slice(r: torch.Tensor, c: torch.Tensor) -> Iterator[Fit]:
     for dim in reversed(range(r.dim())):
         if r.shape[dim] < 4:
             continue
-        by_index = square.sum(dim=[d for d in range(r.dim()) if d != dim])
+        by_index = square.movedim(dim, 0).flatten(1).sum(dim=1) if r.dim() > 1 else square
         worst = int(by_index.argmax())
         rest = (total - by_index[worst]).clamp(min=0.0).sqrt().item()
         norm = torch.linalg.vector_norm(r).item()

@@ -194,7 +194,8 @@ def _fingerprint(module: nn.Module) -> tuple[object, ...] | None:
         values = parameter.detach()
         if values.is_meta:
             return None
-        magnitude = values.abs().sum(dtype=torch.float64).item()
-        norm = torch.linalg.vector_norm(values.double()).item()
+        values = values.to(torch.complex128 if values.is_complex() else torch.float64)
+        magnitude = values.abs().sum().item()
+        norm = torch.linalg.vector_norm(values).item()
         key.append((values.numel(), f"{magnitude:.5e}", f"{norm:.5e}"))
     return tuple(key) or None

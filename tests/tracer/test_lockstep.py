@@ -8,7 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -159,9 +159,6 @@ class TestOrder:
     def test_the_other_order_on_the_other_side(self) -> None:
         reference = Net(lambda net, x: net.a(x) + net.b(x))
         candidate = copy.deepcopy(reference)
-        candidate.how = lambda net, x: (
-            (net.b(x), net.a(x))[1] + net.b[1](net.b[0](x)) * 0 + net.b(x)
-        )
         candidate.how = _b_first
         watcher = Watcher()
         outcome = walked(reference, candidate, watcher)
@@ -286,12 +283,9 @@ class TestEditsInPlace:
                 first.mul_(100.0)
                 return net.b(x) + kept
 
-        def plain(net: Net, x: torch.Tensor) -> torch.Tensor:
-            return _b_first(net, x)
-
         reference = Net(edited)
         candidate = copy.deepcopy(reference)
-        candidate.how = plain
+        candidate.how = _b_first
         comparison = compare(reference, candidate, X)
         assert comparison.verdict.agrees
         assert rows_of(comparison)["a", 0].difference.max == 0.0
@@ -416,8 +410,7 @@ class TestExceptions:
         assert message.endswith("; the candidate raised too") is (side == "both")
         assert "boom" in message
         assert isinstance(caught.value.__cause__, ValueError)
-        place = {"b.0": "'b.0'", "": "its own forward", "before": "its own forward"}
-        assert place.get(where, "its own forward") in message
+        assert ("in module 'b.0'" if where == "b.0" else "in its own forward") in message
         rows = rows_of(caught.value.comparison)
         assert (("a", 0) in rows) is (where in ("b.0", "", "hook", "pre-hook"))
 
@@ -439,10 +432,8 @@ class TestExceptions:
         """Its call is over; what comes after is not held back as if it were still inside."""
 
         def careful(net: Net, x: torch.Tensor) -> torch.Tensor:
-            try:
+            with suppress(ValueError):
                 net.b(x)
-            except ValueError:
-                pass
             for layer in net.layers:
                 x = layer(x)
             return net.a(x)
@@ -585,7 +576,7 @@ def variable(value: str) -> Iterator[None]:
 
 
 STATES: dict[str, Callable[[], object]] = {
-    "grad": torch.enable_grad,
+    "grad": torch.no_grad,
     "inference": torch.inference_mode,
     "dtype": lambda: default_dtype(torch.float64),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
@@ -654,7 +645,7 @@ class TestNothingLeaks:
                     assert state() == outside
                     net.b(x)
                 else:
-                    net.a[0](x) if isinstance(net.a, nn.Sequential) else net.a(x)
+                    net.a(x)
                     with STATES[kind]():
                         inside = state()
                         net.b(x)
@@ -906,16 +897,13 @@ class TestMemory:
         """Held memory does not grow with the number of layers."""
 
         class Layer(nn.Module):
-            def __init__(self, full: bool) -> None:
+            def __init__(self) -> None:
                 super().__init__()
                 self.inner = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Tanh(), nn.Tanh()))
                 self.out = nn.Linear(8, 8)
-                self.full = full
 
             def forward(self, x):
-                if self.full:
-                    return self.out(self.inner(x))
-                return self.out(self.inner[1][1](self.inner[1][0](self.inner[0](x))).clone())
+                return self.out(self.inner(x))
 
         class Shortcut(Layer):
             def forward(self, x):
@@ -924,7 +912,7 @@ class TestMemory:
 
         def stack(depth: int, cls: type[Layer]) -> nn.Module:
             torch.manual_seed(0)
-            return nn.Sequential(*(cls(True) for _ in range(depth)))
+            return nn.Sequential(*(cls() for _ in range(depth)))
 
         peaks = {}
         for depth in (2, 12):
