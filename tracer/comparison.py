@@ -27,7 +27,7 @@ from tracer.errors import (
     UsageError,
     near_names,
 )
-from tracer.lockstep import EventKey, Outcome, Visitor, lockstep
+from tracer.lockstep import EventKey, Failure, Outcome, Visitor, lockstep
 from tracer.pairing import Pairing, pair
 from tracer.rows import Comparer, FormDifference, Row, paired_arguments, reference_output
 from tracer.values import dtype_name, tensor_leaves
@@ -91,8 +91,9 @@ def compare(
             break
         clone |= comparer.edited
 
-    def rerun(visitor: Visitor) -> None:
-        _raise_failure(session.run(visitor, clone), None)
+    def rerun(visitor: Visitor) -> str | None:
+        failure = session.run(visitor, clone).failure
+        return None if failure is None else _in_words(failure)
 
     verdict = judge(
         comparer,
@@ -442,18 +443,18 @@ def _copied(
 
 
 def _raise_failure(outcome: Outcome, comparison: "Comparison | None") -> None:
-    failure = outcome.failure
-    if failure is None:
-        return
+    if outcome.failure is not None:
+        raise ModelRunError(_in_words(outcome.failure), comparison) from outcome.failure.exception
+
+
+def _in_words(failure: Failure) -> str:
     where = "outside its modules"
     if failure.call is not None:
         where = f"in module {failure.call.name!r}" if failure.call.name else "in its own forward"
         where += f" ({type(failure.call.module).__name__}, call {failure.call.index})"
-    raise ModelRunError(
-        f"the {failure.side} raised {type(failure.exception).__name__} {where}: "
-        f"{failure.exception}" + ("" if failure.also is None else "; the candidate raised too"),
-        comparison,
-    ) from failure.exception
+    text = f"the {failure.side} raised {type(failure.exception).__name__} {where}: "
+    also = "" if failure.also is None else "; the candidate raised too"
+    return f"{text}{failure.exception}{also}"
 
 
 def _check_something_compared(comparison: "Comparison", outcome: Outcome) -> None:

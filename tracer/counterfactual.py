@@ -41,6 +41,7 @@ class Experiment(Comparer):
 
     Attributes:
         applied: whether something was replaced.
+        failure: what a model raised in this run, in words; None if nothing.
         mistakes: the known mistakes that explain the watched row, as it was before replacement.
     """
 
@@ -53,6 +54,7 @@ class Experiment(Comparer):
     ) -> None:
         super().__init__(tolerance)
         self.applied = False
+        self.failure: str | None = None
         self.mistakes: list[Fit] = []
         self._trial = trial
         self._watch = watch

@@ -26,6 +26,8 @@ from tracer.values import dtype_name, is_mask_name
 _INHERITED = 0.25
 # Below this part of the tolerance an error is rounding, wherever it was introduced.
 _ROUNDING = 0.1
+# How many names of a kind an explanation lists.
+_FEW = 3
 # Each suspect costs one more run of both models.
 _MOST_SUSPECTS = 4
 
@@ -86,7 +88,8 @@ class Verdict:
     mistakes: tuple[str, ...] = ()
 
 
-Rerun = Callable[[Visitor], None]
+# Runs both models with a visitor; says what was raised if one of them raised, else None.
+Rerun = Callable[[Visitor], str | None]
 
 
 def judge(
@@ -176,6 +179,14 @@ class _Suspect:
     argument: str
     giver: CallKey | None
     calls: tuple[CallKey, ...]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """How a parameter differs, and whether the reference's would fit in its place."""
+
+    text: str
+    exchangeable: bool
 
 
 @dataclass(frozen=True)
@@ -322,7 +333,7 @@ class _Case:
         if self.rerun is None:
             return None
         trial = self._run(Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument)))
-        after = trial.row(start)
+        after = trial.row(start) if trial.failure is None else None
         if after is None or not after.agrees:
             return None
         record = self.records[suspect.calls[0]]
@@ -438,22 +449,24 @@ class _Case:
             where = (
                 f"It begins inside {_module(record.module)}: its inputs agree, its output does not."
             )
-        parameters = [f"`{name}` differs ({text})." for name, text in changed.items()]
+        parameters = [
+            f"`{name}` differs ({change.text})." for name, change in list(changed.items())[:_FEW]
+        ]
         lines = [where, *_both_lines(origin), *parameters, *self._settings(record.key)]
         return _Finding(origin, confirmed, (*lines, evidence))
 
     def _wrong_parameters(
-        self, start: Row, record: CallRecord, changed: Mapping[str, str]
+        self, start: Row, record: CallRecord, changed: "Mapping[str, _Change]"
     ) -> _Finding | None:
         """Parameters that differ, unless the reference's do not take the divergence away."""
-        names = " and ".join(f"`{name}`" for name in changed)
+        names = _few([f"`{name}`" for name in changed], " and ")
         given = f"the reference's {names}"
-        missing = "has none" in " ".join(changed.values())
+        exchangeable = all(change.exchangeable for change in changed.values())
         confirmed, evidence = self._confirm(Trial(parameters=record.key), start, given)
-        if not confirmed and missing:
+        if not confirmed and not exchangeable:
             given = f"the reference's output of {_module(record.module)}"
             confirmed, evidence = self._confirm(Trial(output=record.key), start, given)
-        if not confirmed and self.rerun is not None:
+        if not confirmed and exchangeable and self.rerun is not None:
             return None
         origin = Origin(
             record.module,
@@ -468,7 +481,7 @@ class _Case:
             confirmed,
             (
                 f"The inputs of {_module(record.module)} agree, its {names} {differ} "
-                f"({'; '.join(changed.values())}).",
+                f"({_few([change.text for change in changed.values()], '; ')}).",
                 *_both_lines(origin),
                 evidence,
             ),
@@ -488,7 +501,7 @@ class _Case:
         assert self.rerun is not None
         experiment = Experiment(self.tolerance, trial, watch, self.reference_modules)
         try:
-            self.rerun(experiment)
+            experiment.failure = self.rerun(experiment)
         finally:
             experiment.restore()
         return experiment
@@ -503,6 +516,8 @@ class _Case:
             self.mistakes = self._run(Trial(), watch=start).mistakes
         else:
             self.mistakes = experiment.mistakes
+        if experiment.failure is not None:
+            return False, f"Not confirmed: with {given}, {experiment.failure}."
         if not experiment.applied:
             return False, f"Not confirmed: {given} cannot be put in its place."
         after = experiment.row(start)
@@ -535,7 +550,7 @@ class _Case:
             f", and PEIR at {_place(last)} falls from {_figure(last.peir)} to {_figure(after.peir)}"
         )
 
-    def _changed_parameters(self, record: CallRecord) -> dict[str, str]:
+    def _changed_parameters(self, record: CallRecord) -> "dict[str, _Change]":
         """Own parameters and buffers of a module that differ, each with how it differs."""
         reference = self.reference_modules[record.module]
         candidate = self.candidate_modules[record.candidate_module]
@@ -550,20 +565,21 @@ class _Case:
             for module in (reference, candidate)
         ]
         scaled = hasattr(candidate, "to_reference_output")
-        changed = {}
+        changed: dict[str, _Change] = {}
         for name, r in sides[0].items():
             c = sides[1].get(name)
             if c is None:
-                changed[name] = "the candidate has none"
+                changed[name] = _Change("the candidate has none", exchangeable=False)
             elif r.shape != c.shape:
-                changed[name] = f"shape {list(r.shape)} against {list(c.shape)}"
-            elif (text := self._changed(r, c, scaled)) is not None:
-                changed[name] = text
+                text = f"shape {list(r.shape)} against {list(c.shape)}"
+                changed[name] = _Change(text, exchangeable=False)
+            elif (distance := self._distance(r, c, scaled)) is not None:
+                changed[name] = _Change(distance, exchangeable=True)
         for name in sides[1].keys() - sides[0].keys():
-            changed[name] = "the reference has none"
+            changed[name] = _Change("the reference has none", exchangeable=False)
         return changed
 
-    def _changed(self, r: torch.Tensor, c: torch.Tensor, scaled: bool) -> str | None:
+    def _distance(self, r: torch.Tensor, c: torch.Tensor, scaled: bool) -> str | None:
         if scaled and (square := (r.double() ** 2).sum().item()):
             # A scale folded into the weights is declared; it is no mistake.
             c = c.double() / ((r.double() * c.double()).sum().item() / square)
@@ -609,7 +625,13 @@ def _one_sided_calls(calls: Sequence[tuple[str, str, int]]) -> list[str]:
             other = "candidate" if side == "reference" else "reference"
             index = f" (call {call})" if call else ""
             lines.append(f"The {side} calls {_module(name)}{index}, the {other} does not.")
-    return lines[:3]
+    return lines[:_FEW]
+
+
+def _few(items: Sequence[str], separator: str) -> str:
+    """The first few items, and how many more there are."""
+    more = f"{separator}{len(items) - _FEW} more" if len(items) > _FEW else ""
+    return separator.join(items[:_FEW]) + more
 
 
 def _own_line(

@@ -309,6 +309,46 @@ def test_call_that_only_one_side_makes(reference, x) -> None:
     assert "The reference calls `blocks.1.first`, the candidate does not." in verdict.explanation
 
 
+def test_counterfactual_that_cannot_run_leaves_a_suspect(x) -> None:
+    class Other(Model):
+        """Works in another width behind the same interface."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(6) for _ in range(3))
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return super().forward(x[..., :6])
+
+    torch.manual_seed(0)
+    reference, candidate = Model().eval(), Other().eval()
+    candidate.forward = lambda x: Other.forward(candidate, x)
+    for model in (reference, candidate):
+        for block in model.blocks:
+            block.forward = lambda x, mask=None, offset=0, block=block: block.second(x)
+    verdict = judged(reference, candidate, x)
+    assert not verdict.agrees
+    assert not verdict.confirmed
+    assert (verdict.origin.module, verdict.origin.kind) == ("", "computation")
+    assert "the candidate raised RuntimeError in module" in verdict.explanation
+
+
+def test_many_changed_parameters_are_counted_not_listed(x) -> None:
+    class Leaf(nn.Module):
+        def __init__(self, names: str) -> None:
+            super().__init__()
+            for name in names:
+                self.register_parameter(name, nn.Parameter(torch.ones(8)))
+
+        def forward(self, x):
+            return x * sum(self.parameters())
+
+    verdict = judged(nn.Sequential(Leaf("a")), nn.Sequential(Leaf("abcdefgh")), x)
+    assert verdict.origin.kind == "parameter"
+    assert "4 more" in verdict.explanation
+
+
 def test_models_are_left_as_they_were(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     with torch.no_grad():
