@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         TracerError,
         UsageError,
     )
+    from tracer.origin import Origin
     from tracer.rows import FormDifference, Row
-    from tracer.verdict import Origin, Symptom, Verdict
+    from tracer.verdict import Symptom, Verdict
 
 __version__ = "0.1.0"
 
@@ -62,8 +63,9 @@ _ROOMS = {
         "TracerError",
         "UsageError",
     ),
+    "origin": ("Origin",),
     "rows": ("FormDifference", "Row"),
-    "verdict": ("Origin", "Symptom", "Verdict"),
+    "verdict": ("Symptom", "Verdict"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -459,6 +459,7 @@ def _in_words(failure: Failure) -> str:
 
 def _check_something_compared(comparison: "Comparison", outcome: Outcome) -> None:
     compared = [row for row in comparison.rows if row.is_output and row.difference is not None]
+    met = any(row.module for row in comparison.rows if row.is_output)
     called, others = (
         [name for name in calls if name]
         for calls in (outcome.reference_calls, outcome.candidate_calls)
@@ -470,7 +471,7 @@ def _check_something_compared(comparison: "Comparison", outcome: Outcome) -> Non
             f"{len(others) + 1} called modules has an output of the same shape as its counterpart "
             f"among the reference's {len(called) + 1}. {hint}"
         )
-    if called and others and not comparison.verdict.agrees and not any(r.module for r in compared):
+    if called and others and not comparison.verdict.agrees and not met:
         raise NothingComparedError(
             f"the outputs differ, and none of the reference's {len(called)} called modules (such "
             f"as {', '.join(called[:3])}) has a counterpart among the candidate's {len(others)} "

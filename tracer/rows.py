@@ -8,7 +8,7 @@ unchanged: a hidden state is an output here and an input there, and a mask goes 
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -165,6 +165,15 @@ class CallRecord:
 def argument_of(value: str) -> str:
     """The parameter's name in a value's path: "kwargs.position_embeddings.0" gives the middle."""
     return value.removeprefix("kwargs.").split(".", 1)[0]
+
+
+def first_divergence(rows: Sequence[Row]) -> Row | None:
+    """The first computed value that disagrees.
+
+    Attention masks are left out: one that differs may be without any effect, and one that has an
+    effect is found as the origin of what disagrees after it.
+    """
+    return next((row for row in rows if not row.agrees and not row.is_mask), None)
 
 
 def inputs_of(row: Row, records: Mapping[CallKey, CallRecord]) -> Iterator[Row]:

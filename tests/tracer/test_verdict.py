@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tracer
-from tracer.verdict import short_line
+from tracer.phrases import short_line
 
 
 class Block(nn.Module):
@@ -179,7 +179,7 @@ def test_second_mistake_is_told_apart(reference, x) -> None:
     verdict = judged(reference, candidate, x)
     assert verdict.origin.module == "blocks.0"
     assert verdict.confirmed
-    assert "Another divergence follows at argument `input` of `blocks.2.second`" in (
+    assert "another divergence follows at argument `input` of `blocks.2.second`" in (
         verdict.explanation
     )
 

@@ -1,0 +1,440 @@
+"""The origin of a divergence: where the error was introduced, by whom, and the proof.
+
+From a value that disagrees the error is followed back as long as the inputs had most of it, then
+up through the callers as long as an argument already disagreed there. What remains is put to the
+test: both models run again, the candidate with the reference's value in the suspected place.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from tracer.calls import Location
+from tracer.counterfactual import Experiment, Trial
+from tracer.difference import Tolerance
+from tracer.fits import Fit
+from tracer.lockstep import Visitor
+from tracer.parameters import Change, changed_parameters, changed_settings
+from tracer.phrases import FEW, few, figure, module_in_words, place, short_line
+from tracer.rows import CallKey, CallRecord, Comparer, Row, argument_of, first_divergence, inputs_of
+from tracer.values import dtype_name, is_mask_name
+
+# An error that is at least this part of it already in the inputs was inherited, not introduced.
+_INHERITED = 0.25
+# Below this part of the tolerance an error is rounding, wherever it was introduced.
+_ROUNDING = 0.1
+# Each suspect costs one more run of both models.
+_MOST_SUSPECTS = 4
+
+# Runs both models with a visitor; says what was raised if one of them raised, else None.
+Rerun = Callable[[Visitor], str | None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the divergence begins.
+
+    Attributes:
+        module: the module in whose own lines, parameters or computation it begins; "" is the root.
+        argument: the argument that this module handed down wrongly, if that is what it did.
+        kind: "parameter", "computation" or "argument".
+        reference_line, candidate_line: "file:line" on each side; None where there is no source.
+    """
+
+    module: str
+    argument: str | None
+    kind: str
+    reference_line: str | None
+    candidate_line: str | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The origin that was found for a divergence.
+
+    Attributes:
+        origin: where it begins.
+        confirmed: whether a run with the reference's value there takes it away.
+        lines: the finding and the evidence in words.
+        mistakes: known kinds of mistake that explain it, best first.
+    """
+
+    origin: Origin
+    confirmed: bool
+    lines: tuple[str, ...]
+    mistakes: tuple[Fit, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Suspect:
+    """An argument that was handed down wrongly, by `giver`, in `calls`."""
+
+    argument: str
+    giver: CallKey | None
+    calls: tuple[CallKey, ...]
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What a run with the reference's value in place has shown."""
+
+    confirmed: bool
+    text: str
+    mistakes: tuple[Fit, ...] = ()
+
+
+class Search:
+    """Looks for the origin of one divergence."""
+
+    def __init__(
+        self,
+        comparer: Comparer,
+        tolerance: Tolerance,
+        rerun: Rerun | None,
+        modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    ) -> None:
+        self.rows = comparer.rows
+        self.records = comparer.records
+        self.tolerance = tolerance
+        self.rerun = rerun
+        self.reference_modules, self.candidate_modules = modules
+
+    # Where the error was introduced.
+
+    def introduced_at(self, first: Row) -> Row:
+        """Follows the error back as long as the inputs had most of it already.
+
+        A mistake smaller than the tolerance crosses it only further on, where it has added up.
+        """
+        if not math.isfinite(first.error):
+            return first
+        current = first
+        while True:
+            inputs = [row for row in inputs_of(current, self.records) if math.isfinite(row.error)]
+            source = max(inputs, key=lambda row: row.error, default=None)
+            if source is None or source.error < _INHERITED * current.error:
+                break
+            current = source
+        return current if current.error >= _ROUNDING * first.limit else first
+
+    def _children(self, key: CallKey) -> list[CallRecord]:
+        return [record for record in self.records.values() if record.parent == key]
+
+    # Suspects and their trial.
+
+    def examine(self, start: Row) -> Finding:
+        for suspect in self._suspects(start):
+            if (finding := self._try_argument(suspect, start)) is not None:
+                return finding
+        record = self.records[start.module, start.call]
+        if not start.is_output:
+            return self._handed_wrongly(start, record)
+        return self._computed_wrongly(start, record)
+
+    def _suspects(self, start: Row) -> list[_Suspect]:
+        """Arguments of the calls around a divergence that differ, each followed to its giver."""
+        record = self.records[start.module, start.call]
+        around: CallRecord | None = record if start.is_output else self._parent(record)
+        found: dict[tuple[CallKey | None, str], _Suspect] = {}
+        while around is not None:
+            for argument in self._differing_arguments(around, start.order):
+                top = around
+                while (parent := self._parent(top)) is not None and argument in (
+                    self._differing_arguments(parent, start.order)
+                ):
+                    top = parent
+                calls = tuple(
+                    other.key
+                    for other in self.records.values()
+                    if other.parent == top.parent and argument in self._differing_arguments(other)
+                )
+                found.setdefault((top.parent, argument), _Suspect(argument, top.parent, calls))
+            around = self._parent(around)
+        ranked = sorted(found.values(), key=lambda suspect: not is_mask_name(suspect.argument))
+        return ranked[:_MOST_SUSPECTS]
+
+    def _parent(self, record: CallRecord) -> CallRecord | None:
+        return None if record.parent is None else self.records[record.parent]
+
+    def _differing_arguments(self, record: CallRecord, before: float = math.inf) -> list[str]:
+        """Names of the arguments of a call that differ in value or in form."""
+        names = [
+            argument_of(value)
+            for value, row in record.arguments.items()
+            if not row.agrees and row.order < before
+        ]
+        names += [
+            argument_of(form.value)
+            for form in record.form_differences
+            if not form.value.startswith("output") and form.order < before
+        ]
+        return list(dict.fromkeys(names))
+
+    def _try_argument(self, suspect: _Suspect, start: Row) -> Finding | None:
+        """Gives the candidate the reference's argument; a finding if the divergence is gone."""
+        if self.rerun is None:
+            return None
+        trial = self._run(Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument)))
+        after = trial.row(start) if trial.failure is None else None
+        if after is None or not after.agrees:
+            return None
+        record = self.records[suspect.calls[0]]
+        giver = suspect.giver[0] if suspect.giver else ""
+        evidence = (
+            f"Confirmed: with the reference's `{suspect.argument}`, PEIR at {place(start)} falls "
+            f"from {figure(start.peir)} to {figure(after.peir)}{self._final(trial)}."
+        )
+        origin = Origin(
+            giver,
+            suspect.argument,
+            "argument",
+            _line(record.reference_caller),
+            _line(record.candidate_caller),
+        )
+        return Finding(origin, True, (*self._handed(origin, suspect.calls), evidence))
+
+    def _handed(self, origin: Origin, calls: Sequence[CallKey]) -> list[str]:
+        record = self.records[calls[0]]
+        others = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
+        form = self._both_forms(record, origin.argument or "")
+        return [
+            f"{module_in_words(origin.module)} hands a wrong `{origin.argument}` to "
+            f"{module_in_words(record.module)}{others}:",
+            f"  reference: {form[0]}, at {short_line(origin.reference_line)}",
+            f"  candidate: {form[1]}, at {short_line(origin.candidate_line)}",
+        ]
+
+    def _both_forms(self, record: CallRecord, argument: str) -> tuple[str, str]:
+        """What each side passed for an argument, in words."""
+        for form in record.form_differences:
+            if argument_of(form.value) == argument:
+                return form.reference, form.candidate
+        for value, words in record.described.items():
+            if argument_of(value) == argument:
+                return words
+        # An error within its tolerance, which only what is computed from it makes visible.
+        row = next(row for row in record.arguments.values() if row.argument == argument)
+        return f"{dtype_name(row.dtype)} {list(row.shape)}", f"PEIR {figure(row.peir)} away"
+
+    def _handed_wrongly(self, start: Row, record: CallRecord) -> Finding:
+        """The caller's arguments agree, and what it hands to this call does not."""
+        argument = start.argument or ""
+        giver = record.parent[0] if record.parent else ""
+        is_activation = argument == record.main_argument and (
+            start.dtype is None or start.dtype.is_floating_point
+        )
+        calls = [
+            other.key
+            for other in self.records.values()
+            if other.parent == record.parent and argument in self._differing_arguments(other)
+        ] or [record.key]
+        targets = [record.key] if is_activation else calls
+        proof = self._confirm(
+            Trial(arguments=dict.fromkeys(targets, argument)),
+            start,
+            f"the reference's `{argument}`",
+        )
+        origin = Origin(
+            giver,
+            None if is_activation else argument,
+            "computation" if is_activation else "argument",
+            _line(record.reference_caller),
+            _line(record.candidate_caller),
+        )
+        if not is_activation:
+            return Finding(
+                origin, proof.confirmed, (*self._handed(origin, calls), proof.text), proof.mistakes
+            )
+        before = self._last_agreeing_child(record)
+        since = (
+            f", after {module_in_words(before.module)} still agreed" if before is not None else ""
+        )
+        lines = [
+            f"It begins in the own lines of {module_in_words(giver)}: what it computes for "
+            f"{module_in_words(record.module)} is wrong{since}.",
+            *_both_lines(origin),
+            *self._settings(self._parent(record)),
+        ]
+        return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
+
+    def _last_agreeing_child(self, record: CallRecord) -> CallRecord | None:
+        if record.parent is None:
+            return None
+        earlier = [
+            c
+            for c in self._children(record.parent)
+            if 0 <= c.end < record.start and c.outputs and all(row.agrees for row in c.outputs)
+        ]
+        return earlier[-1] if earlier else None
+
+    def _computed_wrongly(self, start: Row, record: CallRecord) -> Finding:
+        """The arguments agree and the output does not: inside the module."""
+        changed = changed_parameters(
+            self.reference_modules[record.module],
+            self.candidate_modules[record.candidate_module],
+            self.tolerance,
+            recurse=record.children == 0,
+        )
+        if changed and record.children == 0:
+            finding = self._wrong_parameters(start, record, changed)
+            if finding is not None:
+                return finding
+        children = self._children(record.key)
+        lines_of = children[-1] if children else None
+        origin = Origin(
+            record.module,
+            None,
+            "computation",
+            _line(_own_line(lines_of, record, reference=True)),
+            _line(_own_line(lines_of, record, reference=False)),
+        )
+        proof = self._confirm(
+            Trial(output=record.key),
+            start,
+            f"the reference's output of {module_in_words(record.module)}",
+        )
+        name = module_in_words(record.module)
+        if children:
+            where = (
+                f"It begins in the own lines of {name}, after its last call "
+                f"({module_in_words(children[-1].module)}), which still agreed."
+            )
+        else:
+            where = f"It begins inside {name}: its inputs agree, its output does not."
+        parameters = [
+            f"`{name}` differs ({change.text})." for name, change in list(changed.items())[:FEW]
+        ]
+        lines = [where, *_both_lines(origin), *parameters, *self._settings(record)]
+        return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
+
+    def _wrong_parameters(
+        self, start: Row, record: CallRecord, changed: Mapping[str, Change]
+    ) -> Finding | None:
+        """Parameters that differ, unless the reference's do not take the divergence away."""
+        names = few([f"`{name}`" for name in changed], " and ")
+        given = f"the reference's {names}"
+        exchangeable = all(change.exchangeable for change in changed.values())
+        proof = self._confirm(Trial(parameters=record.key), start, given)
+        if not proof.confirmed and not exchangeable:
+            given = f"the reference's output of {module_in_words(record.module)}"
+            proof = self._confirm(Trial(output=record.key), start, given)
+        if not proof.confirmed and exchangeable and self.rerun is not None:
+            return None
+        origin = Origin(
+            record.module,
+            None,
+            "parameter",
+            _line(record.reference_caller),
+            _line(record.candidate_caller),
+        )
+        differ = "differs" if len(changed) == 1 else "differ"
+        return Finding(
+            origin,
+            proof.confirmed,
+            (
+                f"The inputs of {module_in_words(record.module)} agree, its {names} {differ} "
+                f"({few([change.text for change in changed.values()], '; ')}).",
+                *_both_lines(origin),
+                proof.text,
+            ),
+            proof.mistakes,
+        )
+
+    def gradual(self, start: Row, first: Row, alternative: Finding) -> Finding:
+        line = (
+            f"No single value causes it: the error grows from PEIR {figure(start.peir)} at "
+            f"{place(start)} to {figure(first.peir)} here, as accumulated rounding does. If that "
+            "much is expected, give a tolerance above it."
+        )
+        return Finding(alternative.origin, False, (line,))
+
+    # Evidence.
+
+    def _run(self, trial: Trial, watch: Row | None = None) -> Experiment:
+        assert self.rerun is not None
+        experiment = Experiment(self.tolerance, trial, watch, self.reference_modules)
+        try:
+            experiment.failure = self.rerun(experiment)
+        finally:
+            experiment.restore()
+        return experiment
+
+    def _confirm(self, trial: Trial, start: Row, given: str) -> _Proof:
+        """Runs with the reference's value in place and says what is left of the divergence."""
+        if self.rerun is None:
+            return _Proof(False, "Not confirmed: a second run was not asked for.")
+        experiment = self._run(trial, watch=start)
+        # With the reference's parameters in place there is nothing left to fit.
+        fitted = experiment if trial.parameters is None else self._run(Trial(), watch=start)
+        confirmed, text = self._outcome(trial, start, experiment)
+        word = "Confirmed" if confirmed else "Not confirmed"
+        return _Proof(confirmed, f"{word}: with {given}, {text}.", tuple(fitted.mistakes))
+
+    def _outcome(self, trial: Trial, start: Row, experiment: Experiment) -> tuple[bool, str]:
+        """Whether a trial took the divergence away, and what it led to in words."""
+        if experiment.failure is not None:
+            return False, experiment.failure
+        if not experiment.applied:
+            return False, "which cannot be put in its place, nothing was shown"
+        after = experiment.row(start)
+        left = first_divergence(experiment.rows)
+        if left is None:
+            return True, f"everything agrees{self._final(experiment)}"
+        remains = f"it still diverges at {place(left)}"
+        if after is None or after.error > _INHERITED * start.error or left.order < after.order:
+            return False, remains
+        if trial.parameters is not None:
+            return True, (
+                f"PEIR at {place(start)} falls from {figure(start.peir)} to {figure(after.peir)}; "
+                f"a divergence at {place(left)} remains"
+            )
+        inherited = max((row.error for row in experiment.inputs(left)), default=0.0)
+        if inherited >= _INHERITED * left.error:
+            return False, remains
+        return True, (
+            f"it is gone; another divergence follows at {place(left)}, PEIR {figure(left.peir)}, "
+            "from inputs that agree"
+        )
+
+    def _final(self, experiment: Experiment) -> str:
+        """How the model's own output changes: ", and ... falls from 0.6 to 5e-07"."""
+        last = next((row for row in reversed(self.rows) if row.is_output), None)
+        after = None if last is None else experiment.row(last)
+        if last is None or after is None or last.agrees:
+            return ""
+        return f", and PEIR at {place(last)} falls from {figure(last.peir)} to {figure(after.peir)}"
+
+    def _settings(self, record: CallRecord | None) -> list[str]:
+        if record is None:
+            return []
+        return changed_settings(
+            self.reference_modules[record.module], self.candidate_modules[record.candidate_module]
+        )
+
+
+def _own_line(
+    last_child: CallRecord | None, record: CallRecord, *, reference: bool
+) -> Location | None:
+    """The line in a module after which its own computation went wrong.
+
+    That of its last call, or where its forward begins; for a forward inside PyTorch, the line that
+    called it, since that is where the user can look.
+    """
+    if last_child is not None:
+        return last_child.reference_caller if reference else last_child.candidate_caller
+    own = record.reference_definition if reference else record.candidate_definition
+    caller = record.reference_caller if reference else record.candidate_caller
+    return caller if own is None or own.is_in_torch else own
+
+
+def _line(location: Location | None) -> str | None:
+    return None if location is None else str(location)
+
+
+def _both_lines(origin: Origin) -> list[str]:
+    return [
+        f"  reference: {short_line(origin.reference_line)}",
+        f"  candidate: {short_line(origin.candidate_line)}",
+    ]
