@@ -29,6 +29,11 @@ Run = Callable[[], object]
 # An event's key is the reference's name of the module, the call index and the phase.
 EventKey = tuple[str, int, Phase]
 
+# How many events the reference may be ahead of the last one that was met before the candidate's is
+# held back instead: the calls of two or three layers, so that a call that only the candidate makes
+# does not send the reference through the whole model.
+_MOST_AHEAD = 64
+
 
 class Visitor(Protocol):
     """Sees each pair of calls while both models stand at it."""
@@ -150,6 +155,7 @@ class _Held:
     call: Call
     leaves: tuple[tuple[str, torch.Tensor, int | None], ...]
     size: int
+    place: int
 
     def edited(self) -> frozenset[str]:
         """Paths of leaves that were edited in place since."""
@@ -247,6 +253,9 @@ class _Meeting:
         self._held_bytes = 0
         # The event that the reference stands at and that nobody has seen yet.
         self._waiting: _Event | None = None
+        # Places of reference events in their own order: of the latest, and of the last one met.
+        self._latest = 0
+        self._met = 0
 
     def run(self) -> Failure | None:
         answer: Answer = None
@@ -277,18 +286,22 @@ class _Meeting:
         answer: Answer = None
         held = self._release(0, key)
         if held is not None:
+            self._met = max(self._met, held.place)
             answer = self._visit(key, held.call, event.call, held.edited())
         else:
+            # One step at least, so that what only the reference calls is got through.
+            last = max(self._met + _MOST_AHEAD, self._latest + 1)
             while (waiting := self._next_of_reference()) is not None:
                 if waiting.key == key:
                     self._waiting = None
+                    self._met = self._latest
                     answer = self._visit(key, waiting.call, event.call)
                     break
                 name, index, phase = waiting.key
                 is_end = phase is Phase.END and (name, index) != key[:2]
-                if is_end and self.candidate.is_inside(name, index):
+                if self._latest > last or (is_end and self.candidate.is_inside(name, index)):
                     # The candidate is still inside the call that the reference is about to leave:
-                    # what it does there has no counterpart ahead.
+                    # what it does there has no counterpart ahead. Or the search went far enough.
                     self._hold(1, event)
                     break
                 self._waiting = None
@@ -300,6 +313,7 @@ class _Meeting:
     def _next_of_reference(self) -> _Event | None:
         if self._waiting is None and not self.reference.finished:
             self._waiting = self.reference.resume()
+            self._latest += 1
         return self._waiting
 
     def _meet_held(self, waiting: _Event) -> None:
@@ -308,6 +322,7 @@ class _Meeting:
         if held is None:
             self._hold(0, waiting)
         else:
+            self._met = self._latest
             self._visit(waiting.key, waiting.call, held.call, held.edited())
 
     def _visit(
@@ -323,7 +338,8 @@ class _Meeting:
     def _hold(self, side: int, event: _Event) -> None:
         call, value = _taken(event, event.key in self.clone)
         leaves = tuple((path, t, version_of(t)) for path, t in tensor_leaves(value, ""))
-        held = _Held(call, leaves, sum(t.numel() * t.element_size() for _, t, _ in leaves))
+        size = sum(t.numel() * t.element_size() for _, t, _ in leaves)
+        held = _Held(call, leaves, size, self._latest)
         self.held[side][event.key] = held
         self._held_bytes += held.size
         self.held_bytes_peak = max(self.held_bytes_peak, self._held_bytes)

@@ -925,6 +925,44 @@ class TestMemory:
             peaks[depth] = comparison.coverage.held_bytes_peak
         assert peaks[12] == peaks[2] > 0
 
+    @pytest.mark.parametrize("side", ["reference", "candidate"])
+    def test_an_extra_call_does_not_send_the_other_side_through_the_model(self, side: str) -> None:
+        def once(net: Net, x: torch.Tensor) -> torch.Tensor:
+            x = net.a(x)
+            for layer in net.layers:
+                x = layer(x)
+            return net.b(x)
+
+        def twice(net: Net, x: torch.Tensor) -> torch.Tensor:
+            net.a(x)
+            return once(net, x)
+
+        peaks = {}
+        for depth in (60, 120):
+            models = [Net(once, depth=depth)]
+            models.insert(side == "candidate", copy.deepcopy(models[0]))
+            models[side == "candidate"].how = twice
+            comparison = compare(*models, X)
+            assert comparison.verdict.agrees
+            assert comparison.coverage.unmatched_calls == ((side, "a", 1),)
+            assert (f"layers.{depth - 1}", 0) in rows_of(comparison)
+            peaks[depth] = comparison.coverage.held_bytes_peak
+        assert peaks[60] == peaks[120]
+
+    def test_an_order_that_is_quite_another_costs_no_comparison(self) -> None:
+        """Also beyond what the reference is let ahead by."""
+
+        def backwards(net: Net, x: torch.Tensor) -> torch.Tensor:
+            return sum(layer(x) for layer in reversed(net.layers)) + net.a(x)
+
+        reference = Net(lambda net, x: net.a(x) + sum(layer(x) for layer in net.layers), depth=80)
+        candidate = copy.deepcopy(reference)
+        candidate.how = backwards
+        comparison = compare(reference, candidate, X)
+        assert comparison.verdict.agrees
+        assert comparison.coverage.unmatched_calls == ()
+        assert {(f"layers.{i}", 0) for i in range(80)} <= rows_of(comparison).keys()
+
 
 def test_a_scripted_candidate() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
