@@ -24,6 +24,11 @@ from tracer.errors import (
 X = torch.linspace(-1.0, 1.0, 32).reshape(4, 8)
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(

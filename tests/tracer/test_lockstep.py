@@ -35,6 +35,11 @@ HOOKS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 class Net(nn.Module):
     """Two layers, called as the test says."""
 

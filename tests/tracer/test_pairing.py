@@ -11,6 +11,11 @@ from tracer.errors import UsageError
 from tracer.pairing import Pairing, pair
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
