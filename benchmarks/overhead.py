@@ -5,7 +5,7 @@
 Llama of hidden size 512, 8 layers, 8 heads and 4 key-value heads, sequence 512, eager attention,
 float32: two plain forwards (reference, then candidate) against `tracer.compare` of the same two
 models with full statistics of arguments and outputs. Process CPU time and wall time, medians of
-interleaved runs; then the peak memory of each in a process of its own, beyond what was resident
+interleaved runs; then the peak memory of each in processes of its own, beyond what was resident
 before. Only the ratios mean anything on a machine other than the one that is printed.
 """
 
@@ -63,17 +63,13 @@ def main() -> None:
             f"{name:28} CPU {statistics.median(cpu[name]):7.3f} s, ratio {ratios[0]:.2f}   "
             f"wall {statistics.median(wall[name]):7.3f} s, ratio {ratios[1]:.2f}"
         )
-    plain_mib, traced_mib = (
-        float(
-            subprocess.run(
-                [sys.executable, __file__, "--memory", kind],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for kind in ("plain", "traced")
-    )
+    growth: dict[str, list[float]] = {"plain": [], "traced": []}
+    for _ in range(arguments.runs):
+        for kind, figures in growth.items():
+            command = [sys.executable, __file__, "--memory", kind]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures.append(float(done.stdout))
+    plain_mib, traced_mib = (statistics.median(figures) for figures in growth.values())
     print(
         f"peak memory beyond the two models: plain {plain_mib:.0f} MiB, traced {traced_mib:.0f} "
         f"MiB, {traced_mib - plain_mib:+.0f} MiB"

@@ -22,7 +22,7 @@ def short_line(location: Location | str | None) -> str:
     try:
         return f"{Path(path).relative_to(Path.cwd())}:{line}"
     except ValueError:
-        return "/".join(parts[-3:])
+        return "/".join(parts[-3:]) if len(parts) > 3 else str(location)
 
 
 def module_in_words(name: str) -> str:

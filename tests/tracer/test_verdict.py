@@ -365,4 +365,5 @@ def test_short_line() -> None:
     path = "/a/lib/python3.11/site-packages/transformers/models/llama/modeling_llama.py:12"
     assert short_line(path) == "transformers/models/llama/modeling_llama.py:12"
     assert short_line("/somewhere/else/project/model.py:3") == "else/project/model.py:3"
+    assert short_line("/model.py:3") == "/model.py:3"
     assert short_line(None) == "(no source)"
