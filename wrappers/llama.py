@@ -360,8 +360,10 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
 
     def _setup(self, config: PTQConfig) -> None:
         # transformers notes for each class, when it is constructed, which outputs its models can
-        # record (output_hidden_states and the like); wrappers are not constructed.
-        _CAN_RECORD_REGISTRY[self] = self._can_record_outputs
+        # record (output_hidden_states and the like); wrappers are not constructed. Early releases
+        # of version 5 keep a plain dict with the class's name as key.
+        by_name = type(_CAN_RECORD_REGISTRY) is dict
+        _CAN_RECORD_REGISTRY[str(type(self)) if by_name else self] = self._can_record_outputs
         self.masks = MaskBuilder(config.attention_mask_fill_value)
         for point in ("causal_mask", "cos", "sin"):
             self._add_point(point)
