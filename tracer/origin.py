@@ -215,7 +215,8 @@ class Search:
             if argument_of(value) == argument:
                 return words
         # An error within its tolerance, which only what is computed from it makes visible.
-        row = next(row for row in record.arguments.values() if row.argument == argument)
+        rows = record.arguments.items()
+        row = next(row for value, row in rows if argument_of(value) == argument)
         return f"{dtype_name(row.dtype)} {list(row.shape)}", f"PEIR {figure(row.peir)} away"
 
     def _handed_wrongly(self, start: Row, record: CallRecord) -> Finding:
