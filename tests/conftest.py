@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tracer.comparison import Comparison, Coverage
+from tracer.comparison import Comparison
+from tracer.coverage import Coverage
 from tracer.difference import Difference
 from tracer.rows import Row
 from tracer.verdict import Origin, Symptom, Verdict

@@ -23,8 +23,8 @@ def test_find_a_wrong_mask(monkeypatch, capsys) -> None:
 def test_compare_under_other_names(monkeypatch, capsys) -> None:
     printed = run("compare_under_other_names.py", monkeypatch, capsys)
     assert "agrees" in printed
-    assert "unpaired: attention.query: the candidate has no such module" in printed
-    assert "unpaired: attn.qkv: the reference has no such module" in printed
+    assert "unpaired: the candidate has no such module: attention.query" in printed
+    assert "unpaired: the reference has no such module: attn.qkv" in printed
 
 
 def test_quantize_llama(monkeypatch, capsys) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracer import models
-    from tracer.comparison import Captured, Comparison, Coverage, capture, compare
+    from tracer.comparison import Captured, Comparison, capture, compare
+    from tracer.coverage import Coverage
     from tracer.difference import Difference, Tolerance
     from tracer.errors import (
         InputError,
@@ -52,7 +53,8 @@ __all__ = [
 # Where each public name lives. They are imported when first used, so that `trace_model --help`
 # does not wait for PyTorch.
 _ROOMS = {
-    "comparison": ("Captured", "Comparison", "Coverage", "capture", "compare"),
+    "comparison": ("Captured", "Comparison", "capture", "compare"),
+    "coverage": ("Coverage",),
     "difference": ("Difference", "Tolerance"),
     "errors": (
         "InputError",

@@ -13,17 +13,11 @@ import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, NewArguments, NewOutput, Phase
+from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.fits import Fit, known_mistakes
-from tracer.rows import (
-    CallKey,
-    Comparer,
-    Row,
-    argument_names,
-    inputs_of,
-    paired_arguments,
-    reference_output,
-)
+from tracer.forms import argument_names, paired_arguments, reference_output
+from tracer.rows import CallKey, Row, inputs_of
 from tracer.values import map_tensors, replace_leaves, tensor_leaves
 
 

@@ -8,21 +8,16 @@ reference, until their counterpart comes or their enclosing call has ended on bo
 """
 
 import contextvars
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import greenlet
-import numpy as np
 import torch
-from torch import nn, overrides
-from torch.overrides import TorchFunctionMode
-from torch.utils import _device, _python_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from tracer.calls import Answer, Call, Phase, Recorder, hooked
+from tracer.states import RandomNumbers, ThreadState, random_state_kept
 from tracer.values import map_tensors, snapshot, tensor_leaves
 
 Run = Callable[[], object]
@@ -126,7 +121,7 @@ def lockstep(
         return None
 
     meeting = _Meeting(*sides, visitor, clone)
-    with _random_state_kept(), hooked((reference, candidate), current):
+    with random_state_kept(), hooked((reference, candidate), current):
         try:
             failure = meeting.run()
         finally:
@@ -187,8 +182,8 @@ class _Side:
         self.failure: Failure | None = None
         self._run = run
         self._pairs = pairs
-        self._random = _Random(is_training)
-        self._ambient = _ThreadState.capture()
+        self._random = RandomNumbers(is_training)
+        self._ambient = ThreadState.capture()
         self._driver = greenlet.getcurrent()
 
     def resume(self, answer: Answer = None) -> _Event | None:
@@ -385,153 +380,3 @@ def _is_inside(call: Call, outer: Call) -> bool:
     while parent is not None and (parent.name, parent.index) != (outer.name, outer.index):
         parent = parent.parent
     return parent is not None
-
-
-@dataclass(frozen=True, slots=True)
-class _RandomStates:
-    """The states of the generators of random numbers that models draw from."""
-
-    cpu: torch.Tensor
-    cuda: tuple[torch.Tensor, ...]
-    python: Any = None
-    numpy: Any = None
-
-    @classmethod
-    def read(cls, *, beyond_torch: bool) -> "_RandomStates":
-        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
-        return cls(
-            cpu=torch.get_rng_state(),
-            cuda=tuple(torch.cuda.get_rng_state_all()) if in_use else (),
-            python=random.getstate() if beyond_torch else None,
-            numpy=np.random.get_state() if beyond_torch else None,
-        )
-
-    def write(self) -> None:
-        torch.set_rng_state(self.cpu)
-        for index, state in enumerate(self.cuda):
-            torch.cuda.set_rng_state(state, index)
-        if self.python is not None:
-            random.setstate(self.python)
-        if self.numpy is not None:
-            np.random.set_state(self.numpy)
-
-
-class _Random:
-    """One side's random numbers: both sides begin alike and draw without disturbing each other.
-
-    Python's and NumPy's own generators are switched in training only, where models draw from them
-    (to drop layers, to mask spectrograms): reading their states takes 50 times as long as torch's.
-    """
-
-    def __init__(self, is_training: bool) -> None:
-        self._is_training = is_training
-        self._states = _RandomStates.read(beyond_torch=is_training)
-
-    def enter(self) -> None:
-        self._states.write()
-
-    def leave(self) -> None:
-        self._states = _RandomStates.read(beyond_torch=self._is_training)
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    states = _RandomStates.read(beyond_torch=True)
-    try:
-        yield
-    finally:
-        states.write()
-
-
-_AUTOCAST_DEVICES = ("cpu", "cuda")
-
-
-@dataclass(frozen=True, slots=True)
-class _ThreadState:
-    """What a model may have switched on in PyTorch's thread state around a call of a module."""
-
-    grad: bool
-    inference: bool
-    default_dtype: torch.dtype
-    autocast: tuple[tuple[bool, torch.dtype], ...]
-    autocast_cache: bool
-    device: torch.device | None
-    function_modes: list[TorchFunctionMode]
-    dispatch_modes: list[TorchDispatchMode]
-
-    @classmethod
-    def capture(cls) -> "_ThreadState":
-        return cls(
-            grad=torch.is_grad_enabled(),
-            inference=torch.is_inference_mode_enabled(),
-            default_dtype=torch.get_default_dtype(),
-            autocast=tuple(
-                (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d))
-                for d in _AUTOCAST_DEVICES
-            ),
-            autocast_cache=torch.is_autocast_cache_enabled(),
-            device=_device.CURRENT_DEVICE,
-            function_modes=overrides._get_current_function_mode_stack(),
-            dispatch_modes=_python_dispatch._get_current_dispatch_mode_stack(),
-        )
-
-    def apply(self, current: "_ThreadState") -> None:
-        """Switches from the current state to this one, but for inference mode."""
-        # Modes see PyTorch's functions being called, these here too: first out, last in.
-        if self.dispatch_modes != current.dispatch_modes:
-            for _ in current.dispatch_modes:
-                _python_dispatch._pop_mode()
-        if self.function_modes != current.function_modes:
-            for _ in current.function_modes:
-                overrides._pop_mode()
-        if self.grad != current.grad:
-            torch.set_grad_enabled(self.grad)
-        if self.default_dtype != current.default_dtype:
-            torch.set_default_dtype(self.default_dtype)
-        if (self.autocast, self.autocast_cache) != (current.autocast, current.autocast_cache):
-            for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
-                torch.set_autocast_enabled(device, enabled)
-                torch.set_autocast_dtype(device, dtype)
-            torch.set_autocast_cache_enabled(self.autocast_cache)
-            # It holds casts of parameters that the models may share, in this state's dtype or not.
-            torch.clear_autocast_cache()
-        _device.CURRENT_DEVICE = self.device
-        if self.function_modes != current.function_modes:
-            for function_mode in self.function_modes:
-                overrides._push_mode(function_mode)
-        if self.dispatch_modes != current.dispatch_modes:
-            for dispatch_mode in self.dispatch_modes:
-                _python_dispatch._push_mode(dispatch_mode)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Puts this state back in force afterwards, whatever a model has left behind."""
-        try:
-            yield
-        finally:
-            left = _ThreadState.capture()
-            if left != self:
-                self.apply(left)
-
-    @contextmanager
-    def put_back(self) -> Iterator[None]:
-        """Puts this state in force for a while.
-
-        A hook may fire inside a `with` block of the model's own: autocast, grad or inference mode,
-        a device context. The other side must not see it, and the model must find it again.
-        """
-        found = _ThreadState.capture()
-        if found == self:
-            yield
-            return
-        with ExitStack() as guards:
-            if found.inference != self.inference:
-                guards.enter_context(torch.inference_mode(self.inference))
-            self.apply(_ThreadState.capture())
-            try:
-                yield
-            finally:
-                # Inference mode is left first: it brings back the dispatch keys of that moment.
-                entered = _ThreadState.capture()
-                guards.close()
-                found.apply(entered)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from tracer.calls import Location
+from tracer.comparer import Comparer
 from tracer.counterfactual import Experiment, Trial
 from tracer.difference import Tolerance
 from tracer.fits import Fit
 from tracer.lockstep import Visitor
 from tracer.parameters import Change, changed_parameters, changed_settings
 from tracer.phrases import FEW, few, figure, module_in_words, place, short_line
-from tracer.rows import CallKey, CallRecord, Comparer, Row, argument_of, first_divergence, inputs_of
+from tracer.rows import CallKey, CallRecord, Row, argument_of, first_divergence, inputs_of
 from tracer.values import dtype_name, is_mask_name
 
 # An error that is at least this part of it already in the inputs was inherited, not introduced.

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.origin import Origin, Rerun, Search
 from tracer.phrases import FEW, figure, module_in_words, place, size
-from tracer.rows import Comparer, Row, first_divergence
+from tracer.rows import Row, first_divergence
 
 
 @dataclass(frozen=True)

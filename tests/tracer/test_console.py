@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tracer.comparison import Captured, Comparison, Coverage
+from tracer.comparison import Captured, Comparison
+from tracer.coverage import Coverage
 from tracer.reports import Run
 from tracer.reports.console import make_console, show, show_rows
 from tracer.reports.curve import curve

@@ -1,0 +1,345 @@
+"""Turns pairs of calls into rows: one per compared leaf, in execution order.
+
+A `Comparer` is the visitor of a lockstep run. It pairs arguments by name and outputs by path,
+compares each pair of tensors at once and keeps numbers only, so that no activation lives longer
+than its comparison. A pair that has been compared is not compared again while both tensors live
+unchanged: a hidden state is an output here and an input there, and a mask goes to every layer.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from tracer.calls import Answer, Call, Phase, definition
+from tracer.difference import Difference, Tolerance
+from tracer.forms import paired_arguments, reference_output
+from tracer.lockstep import EventKey, version_of
+from tracer.rows import CallKey, CallRecord, FormDifference, Row
+from tracer.values import (
+    describe,
+    describe_mask,
+    is_mask_name,
+    leaves,
+    tensor_leaves,
+    visible_pair,
+    visible_positions,
+)
+
+
+class Comparer:
+    """The visitor that compares: see the module's docstring.
+
+    Attributes:
+        rows: one per compared leaf, in execution order.
+        records: every pair of calls, in the order in which they began.
+        edited: events whose values were edited in place before they could be compared; their rows
+            are wrong until a run in which lockstep clones them.
+        compared_elements: how many elements were compared, each pair of tensors counted once.
+    """
+
+    def __init__(self, tolerance: Tolerance, progress: Callable[[int], None] | None = None) -> None:
+        self.rows: list[Row] = []
+        self.records: dict[CallKey, CallRecord] = {}
+        self.edited: set[EventKey] = set()
+        self._tolerance = tolerance
+        self._progress = progress
+        self.compared_elements = 0
+        self._order = 0
+        self._finished = 0
+        self._visible: torch.Tensor | None = None
+        self._lengths: set[int] = set()
+        self._compared: dict[tuple[int, int], _Compared] = {}
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Compares the arguments of two calls that have started, or the outputs of two ended."""
+        if phase is Phase.START:
+            self._start(reference, candidate)
+        else:
+            self._end(reference, candidate)
+        return None
+
+    def stale(self, key: EventKey, paths: frozenset[str]) -> None:
+        """Notes an event that must be cloned in another run."""
+        self.edited.add(key)
+
+    def _start(self, reference: Call, candidate: Call) -> None:
+        key = reference.name, reference.index
+        parent = _enclosing(reference, self.records)
+        if parent is not None:
+            self.records[parent].children += 1
+        record = self.records[key] = CallRecord(
+            module=reference.name,
+            call=reference.index,
+            candidate_module=candidate.name,
+            parent=parent,
+            reference_caller=reference.caller,
+            candidate_caller=candidate.caller,
+            reference_definition=definition(reference.module),
+            candidate_definition=definition(candidate.module),
+            main_argument=next(iter(reference.arguments), None),
+            arguments={},
+            outputs=[],
+            described={},
+            form_differences=[],
+            children=0,
+            start=self._next(),
+        )
+        if reference.parent is None:
+            self._look_for_padding(reference)
+        for name, r, c in paired_arguments(reference, candidate):
+            self._compare_values(record, f"kwargs.{name}", r, c)
+
+    def _end(self, reference: Call, candidate: Call) -> None:
+        record = self.records.get((reference.name, reference.index))
+        if record is None:
+            return  # its start was given up as unmatched
+        self._compare_values(record, "output", reference.output, reference_output(candidate))
+        record.end = self._next()
+        self._finished += 1
+        if self._progress is not None:
+            self._progress(self._finished)
+
+    def _compare_values(self, record: CallRecord, path: str, r: object, c: object) -> None:
+        reference, candidate = dict(leaves(r, path)), dict(leaves(c, path))
+        common = False
+        for leaf_path, left in reference.items():
+            right = candidate.get(leaf_path)
+            if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+                common = True
+                self._compare_tensors(record, leaf_path, left, right)
+            elif _is_tensor(left, right) or (leaf_path in candidate and not _equal(left, right)):
+                self._differ_in_form(record, leaf_path, left, right)
+        for leaf_path, right in candidate.items():
+            if leaf_path not in reference and isinstance(right, torch.Tensor):
+                self._differ_in_form(record, leaf_path, None, right)
+        if path == "output" and not common:
+            self._judge_form(record, reference, candidate)
+
+    def _compare_tensors(
+        self, record: CallRecord, path: str, r: torch.Tensor, c: torch.Tensor
+    ) -> None:
+        is_output = path.startswith("output")
+        earlier = self._known(r, c)
+        if earlier is not None:
+            if is_output and not record.outputs:
+                self._add(
+                    record,
+                    replace(
+                        earlier,
+                        order=self._next(),
+                        module=record.module,
+                        call=record.call,
+                        value=path,
+                    ),
+                )
+            elif not is_output:
+                record.arguments[path] = earlier
+                self._describe(record, earlier, path, r, c)
+            return
+        is_mask = not is_output and is_mask_name(path)
+        visible = visible_pair(r, c) if is_mask else None
+        difference: Difference | None
+        if visible is not None:
+            difference, limit = Difference.of(*visible), 0.0
+            agrees, note = difference.mismatched == 0, "compared by what they let through"
+            if not agrees:
+                note = f"{describe_mask(r)}; candidate {describe_mask(c)}"
+        elif r.shape != c.shape:
+            if is_mask:
+                self._differ_in_form(record, path, r, c)
+                return
+            difference, limit, agrees = None, 0.0, False
+            note = f"shape {list(r.shape)}; candidate {list(c.shape)}"
+        else:
+            difference = Difference.of(r, c)
+            limit = self._tolerance.limit(r.dtype, c.dtype)
+            agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
+            note = _note(difference, limit)
+            if not agrees and self._visible is not None:
+                shown = self._at_visible_positions(r, c)
+                if shown is not None:
+                    note = f"at padded positions PEIR {difference.peir:.3g}, left out"
+                    difference, agrees = shown, True
+        row = Row(
+            order=self._next(),
+            module=record.module,
+            call=record.call,
+            value=path,
+            shape=tuple(r.shape),
+            dtype=r.dtype,
+            candidate_dtype=c.dtype,
+            difference=difference,
+            limit=limit,
+            agrees=agrees,
+            note=note,
+        )
+        self.compared_elements += difference.elements if difference is not None else 0
+        self._remember(r, c, row)
+        self._add(record, row)
+        if not is_output:
+            self._describe(record, row, path, r, c)
+
+    def _at_visible_positions(self, r: torch.Tensor, c: torch.Tensor) -> Difference | None:
+        """The difference without padded positions, if without them the pair agrees.
+
+        What a model computes at a padded position depends on the attention implementation (a row
+        of the mask that hides everything has no defined result), and nothing else may depend on
+        it. They are looked for along the dimensions of the length of the mask or of the input, but
+        not along the last one, of channels or keys. Where heads are as many as positions, only a
+        sequence without padding shows that it is not a head that is wrong.
+        """
+        assert self._visible is not None
+        batch, length = self._visible.shape
+        places = []  # of (dimension, visible positions along it)
+        if r.dim() > 1 and r.shape[0] == batch:
+            for dim in range(1, max(r.dim() - 1, 2)):
+                if r.shape[dim] in self._lengths:
+                    places.append((dim, self._visible[:, length - r.shape[dim] :]))
+            if len(places) > 1 and not bool(self._visible.all(dim=1).any()):
+                return None
+        if r.dim() > 1 and r.shape[0] == batch * length:
+            places.append((0, self._visible.flatten()))
+        for dim, visible in places:
+            r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
+            shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
+            difference = Difference.of(*shown)
+            if self._tolerance.agrees(difference, r.dtype, c.dtype):
+                return difference
+        return None
+
+    def _look_for_padding(self, reference: Call) -> None:
+        """Notes which positions are padding, from a [batch, sequence] mask given to the model.
+
+        Only `attention_mask` is known to be 1 where there is a token; PyTorch's own
+        `key_padding_mask`, for one, says the opposite.
+        """
+        mask = reference.arguments.get("attention_mask")
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return
+        visible = visible_positions(mask)
+        if visible is None or bool(visible.all()) or not bool(visible.any()):
+            return
+        for name, value in tensor_leaves(reference.arguments, "inputs"):
+            is_ids = value.dim() == 2 and not value.is_floating_point()
+            is_embeddings = value.dim() == 3 and value.is_floating_point()
+            if is_mask_name(name) or not (is_ids or is_embeddings):
+                continue
+            if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
+                self._visible, self._lengths = visible, {mask.shape[1], value.shape[1]}
+                return
+
+    def _describe(
+        self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
+    ) -> None:
+        if not row.agrees:
+            words = describe_mask if is_mask_name(path) else describe
+            record.described[path] = words(r), words(c)
+
+    def _next(self) -> int:
+        self._order += 1
+        return self._order
+
+    def _add(self, record: CallRecord, row: Row) -> None:
+        if row.is_output:
+            inputs = [
+                argument.peir for argument in record.arguments.values() if not argument.is_mask
+            ]
+            row = replace(row, input_peir=max(inputs, default=None))
+        self.rows.append(row)
+        if row.is_output:
+            record.outputs.append(row)
+        else:
+            record.arguments[row.value] = row
+
+    def _differ_in_form(self, record: CallRecord, path: str, r: object, c: object) -> None:
+        words = describe_mask if is_mask_name(path) else describe
+        record.form_differences.append(
+            FormDifference(self._next(), record.module, record.call, path, words(r), words(c))
+        )
+
+    def _judge_form(
+        self, record: CallRecord, reference: Mapping[str, object], candidate: Mapping[str, object]
+    ) -> None:
+        """A row for outputs without any tensor in common, unless they are equal plain values."""
+        if not _is_tensor(*reference.values(), *candidate.values()) and (
+            reference.keys() == candidate.keys()
+            and all(_equal(value, candidate[path]) for path, value in reference.items())
+        ):
+            return
+        self._add(
+            record,
+            Row(
+                order=self._next(),
+                module=record.module,
+                call=record.call,
+                value="output",
+                shape=(),
+                dtype=None,
+                candidate_dtype=None,
+                difference=None,
+                limit=0.0,
+                agrees=False,
+                note=f"returned {_summary(reference)}; candidate {_summary(candidate)}",
+            ),
+        )
+
+    def _known(self, r: torch.Tensor, c: torch.Tensor) -> Row | None:
+        known = self._compared.get((id(r), id(c)))
+        if known is None or known.reference() is not r or known.candidate() is not c:
+            return None
+        return known.row if known.versions == (version_of(r), version_of(c)) else None
+
+    def _remember(self, r: torch.Tensor, c: torch.Tensor, row: Row) -> None:
+        versions = version_of(r), version_of(c)
+        if None in versions:
+            return
+        key = id(r), id(c)
+        forget = lambda _: self._compared.pop(key, None)  # noqa: E731
+        self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    reference: "weakref.ref[torch.Tensor]"
+    candidate: "weakref.ref[torch.Tensor]"
+    versions: tuple[int | None, int | None]
+    row: Row
+
+
+def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | None:
+    """The nearest call around this one that was compared."""
+    parent = call.parent
+    while parent is not None and (parent.name, parent.index) not in records:
+        parent = parent.parent
+    return None if parent is None else (parent.name, parent.index)
+
+
+def _is_tensor(*values: object) -> bool:
+    """Whether any of the values is a tensor."""
+    return any(isinstance(value, torch.Tensor) for value in values)
+
+
+def _equal(left: object, right: object) -> bool:
+    if isinstance(left, float) and isinstance(right, float | int):
+        both_nan = math.isnan(left) and math.isnan(right)
+        return both_nan or math.isclose(left, right, rel_tol=1e-6)
+    return bool(left == right)
+
+
+def _summary(parts: Mapping[str, object]) -> str:
+    shown = [f"{path} ({describe(value)})" for path, value in list(parts.items())[:3]]
+    return ", ".join(shown) + (", ..." if len(parts) > 3 else "") if shown else "nothing"
+
+
+def _note(difference: Difference, limit: float) -> str:
+    if difference.reference_nonfinite or difference.candidate_nonfinite:
+        return (
+            f"{difference.reference_nonfinite} non-finite elements; "
+            f"candidate {difference.candidate_nonfinite}"
+        )
+    if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
+        return f"relative L2 {difference.relative_l2:.3g}"
+    return ""

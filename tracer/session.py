@@ -1,0 +1,145 @@
+"""Two models, their pairs of modules and their inputs: what all runs of a comparison share."""
+
+import copy
+import fnmatch
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from tracer.errors import InputError, UsageError, near_names
+from tracer.lockstep import EventKey, Outcome, Visitor, lockstep
+from tracer.pairing import Pairing, pair
+from tracer.values import tensor_leaves
+
+Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
+
+
+class Session:
+    """Two models, their pairs of modules and their inputs: what every run has in common."""
+
+    def __init__(
+        self,
+        reference: nn.Module,
+        candidate: nn.Module,
+        inputs: Inputs,
+        rename: Mapping[str, str] | None,
+        include: str | Sequence[str],
+    ) -> None:
+        self.reference = reference
+        self.candidate = candidate
+        self.inputs = _arguments(inputs, reference)
+        self.pairing = pair(reference, candidate, rename)
+        self.pairs = _included(self.pairing, [include] if isinstance(include, str) else include)
+        self.cast = _casting(reference, candidate)
+
+    def run(self, visitor: Visitor, clone: frozenset[EventKey]) -> Outcome:
+        """Runs both models once, each on its own copy of the inputs."""
+        with torch.no_grad(), _buffers_kept((self.reference, self.candidate)):
+            return lockstep(
+                self.reference,
+                self.candidate,
+                lambda: self._call(self.reference, None),
+                lambda: self._call(self.candidate, self.cast),
+                self.pairs,
+                visitor,
+                reference_names={id(m): name for name, m in self.pairing.reference.items()},
+                candidate_names={id(m): name for name, m in self.pairing.candidate.items()},
+                clone=clone,
+            )
+
+    def _call(self, model: nn.Module, cast: tuple[torch.dtype, torch.dtype] | None) -> object:
+        args, kwargs = _copied(self.inputs, cast)
+        return model(*args, **kwargs)
+
+
+@contextmanager
+def _buffers_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts back the buffers that modules in training mode update, such as running statistics."""
+    modules = {id(m): m for model in models for m in model.modules() if m.training}
+    kept = [
+        (buffer, buffer.detach().clone())
+        for module in modules.values()
+        for buffer in module.buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        # Whether they changed or not: batch normalisation writes past their version counters.
+        for buffer, copied in kept:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                buffer.copy_(copied)
+
+
+def working_dtype(model: nn.Module) -> torch.dtype | None:
+    """The floating dtype of most of a model's parameters; None if it has none."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def _arguments(inputs: Inputs, model: nn.Module) -> tuple[tuple[object, ...], dict[str, object]]:
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    if not isinstance(inputs, Mapping):
+        raise InputError(
+            f"inputs are a {type(inputs).__name__}; expected a dict of keyword arguments, a tuple "
+            "of positional ones, or a single tensor"
+        )
+    kwargs = {str(name): value for name, value in inputs.items()}
+    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for name in kwargs:
+            if name not in parameters:
+                raise InputError(
+                    f"inputs name {name!r}, which forward of {type(model).__name__} does not take; "
+                    f"it takes {', '.join(parameters) or 'nothing'}{near_names(name, parameters)}"
+                )
+    return (), kwargs
+
+
+def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
+    """The pairs whose reference name matches a glob."""
+    names = list(pairing.pairs.values())
+    wanted: set[str] = set()
+    for glob in globs:
+        matched = fnmatch.filter(names, glob)
+        if not matched:
+            raise UsageError(
+                f"{glob!r} matches none of the {len(names)} modules that the models have in "
+                f"common, such as {', '.join([n for n in names if n][:3]) or 'the root'}"
+                f"{near_names(glob, names)}"
+            )
+        wanted.update(matched)
+    return {name: target for name, target in pairing.pairs.items() if target in wanted}
+
+
+def _casting(reference: nn.Module, candidate: nn.Module) -> tuple[torch.dtype, torch.dtype] | None:
+    """The dtypes that float inputs are cast from and to for the candidate; None if they fit."""
+    r, c = (
+        {p.dtype for p in model.parameters() if p.is_floating_point()}
+        for model in (reference, candidate)
+    )
+    return (r.pop(), c.pop()) if len(r) == len(c) == 1 and r != c else None
+
+
+def _copied(
+    inputs: tuple[tuple[object, ...], dict[str, object]],
+    cast: tuple[torch.dtype, torch.dtype] | None,
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """A copy of everything, caches and other objects included, tensors free of their graph.
+
+    The models may edit what they are given, so each gets its own.
+    """
+    memo: dict[int, object] = {}
+    for _, tensor in tensor_leaves(inputs, ""):
+        copied = tensor.detach().clone()
+        memo[id(tensor)] = copied.to(cast[1]) if cast and tensor.dtype == cast[0] else copied
+    return copy.deepcopy(inputs, memo)

@@ -1,0 +1,171 @@
+"""What outlives a hand-over between two models that run in one thread.
+
+Random numbers, and what a model may have switched on around a call: gradients, autocast, inference
+mode, a default dtype or device, function and dispatch modes. Neither model must see the other's.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import overrides
+from torch.overrides import TorchFunctionMode
+from torch.utils import _device, _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+class RandomNumbers:
+    """One side's random numbers: both sides begin alike and draw without disturbing each other.
+
+    Python's and NumPy's own generators are switched in training only, where models draw from them
+    (to drop layers, to mask spectrograms): reading their states takes 50 times as long as torch's.
+    """
+
+    def __init__(self, is_training: bool) -> None:
+        self._is_training = is_training
+        self._states = _RandomStates.read(beyond_torch=is_training)
+
+    def enter(self) -> None:
+        """This side goes on."""
+        self._states.write()
+
+    def leave(self) -> None:
+        """The other side goes on."""
+        self._states = _RandomStates.read(beyond_torch=self._is_training)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts all generators of random numbers back to where they were."""
+    states = _RandomStates.read(beyond_torch=True)
+    try:
+        yield
+    finally:
+        states.write()
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadState:
+    """What a model may have switched on in PyTorch's thread state around a call of a module."""
+
+    grad: bool
+    inference: bool
+    default_dtype: torch.dtype
+    autocast: tuple[tuple[bool, torch.dtype], ...]
+    autocast_cache: bool
+    device: torch.device | None
+    function_modes: list[TorchFunctionMode]
+    dispatch_modes: list[TorchDispatchMode]
+
+    @classmethod
+    def capture(cls) -> "ThreadState":
+        """The state that is in force."""
+        return cls(
+            grad=torch.is_grad_enabled(),
+            inference=torch.is_inference_mode_enabled(),
+            default_dtype=torch.get_default_dtype(),
+            autocast=tuple(
+                (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d))
+                for d in _AUTOCAST_DEVICES
+            ),
+            autocast_cache=torch.is_autocast_cache_enabled(),
+            device=_device.CURRENT_DEVICE,
+            function_modes=overrides._get_current_function_mode_stack(),
+            dispatch_modes=_python_dispatch._get_current_dispatch_mode_stack(),
+        )
+
+    def apply(self, current: "ThreadState") -> None:
+        """Switches from the current state to this one, but for inference mode."""
+        # Modes see PyTorch's functions being called, these here too: first out, last in.
+        if self.dispatch_modes != current.dispatch_modes:
+            for _ in current.dispatch_modes:
+                _python_dispatch._pop_mode()
+        if self.function_modes != current.function_modes:
+            for _ in current.function_modes:
+                overrides._pop_mode()
+        if self.grad != current.grad:
+            torch.set_grad_enabled(self.grad)
+        if self.default_dtype != current.default_dtype:
+            torch.set_default_dtype(self.default_dtype)
+        if (self.autocast, self.autocast_cache) != (current.autocast, current.autocast_cache):
+            for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+            torch.set_autocast_cache_enabled(self.autocast_cache)
+            # It holds casts of parameters that the models may share, in this state's dtype or not.
+            torch.clear_autocast_cache()
+        _device.CURRENT_DEVICE = self.device
+        if self.function_modes != current.function_modes:
+            for function_mode in self.function_modes:
+                overrides._push_mode(function_mode)
+        if self.dispatch_modes != current.dispatch_modes:
+            for dispatch_mode in self.dispatch_modes:
+                _python_dispatch._push_mode(dispatch_mode)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts this state back in force afterwards, whatever a model has left behind."""
+        try:
+            yield
+        finally:
+            left = ThreadState.capture()
+            if left != self:
+                self.apply(left)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Puts this state in force for a while.
+
+        A hook may fire inside a `with` block of the model's own: autocast, grad or inference mode,
+        a device context. The other side must not see it, and the model must find it again.
+        """
+        found = ThreadState.capture()
+        if found == self:
+            yield
+            return
+        with ExitStack() as guards:
+            if found.inference != self.inference:
+                guards.enter_context(torch.inference_mode(self.inference))
+            self.apply(ThreadState.capture())
+            try:
+                yield
+            finally:
+                # Inference mode is left first: it brings back the dispatch keys of that moment.
+                entered = ThreadState.capture()
+                guards.close()
+                found.apply(entered)
+
+
+@dataclass(frozen=True, slots=True)
+class _RandomStates:
+    """The states of the generators of random numbers that models draw from."""
+
+    cpu: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+    python: Any = None
+    numpy: Any = None
+
+    @classmethod
+    def read(cls, *, beyond_torch: bool) -> "_RandomStates":
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return cls(
+            cpu=torch.get_rng_state(),
+            cuda=tuple(torch.cuda.get_rng_state_all()) if in_use else (),
+            python=random.getstate() if beyond_torch else None,
+            numpy=np.random.get_state() if beyond_torch else None,
+        )
+
+    def write(self) -> None:
+        torch.set_rng_state(self.cpu)
+        for index, state in enumerate(self.cuda):
+            torch.cuda.set_rng_state(state, index)
+        if self.python is not None:
+            random.setstate(self.python)
+        if self.numpy is not None:
+            np.random.set_state(self.numpy)
