@@ -585,7 +585,11 @@ def test_the_call_of_a_module_that_takes_no_hooks_is_seen(kind: str) -> None:
 
 
 def test_an_exception_in_a_compiled_module_ends_its_call() -> None:
-    child = Fails(ValueError("no"))
+    class Refuses(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no")
+
+    child = Refuses()
     child.compile(backend="eager")
     model = Catches(child)
     recording = recorded(model, lambda: model(X))
