@@ -249,6 +249,13 @@ class Search:
             return Finding(
                 origin, proof.confirmed, (*self._handed(origin, calls), proof.text), proof.mistakes
             )
+        caller = self._parent(record)
+        if caller is not None:
+            # A module may hold parameters of its own beside the modules that it calls.
+            changed = self._changed_parameters(caller)
+            finding = self._wrong_parameters(start, caller, changed)
+            if finding is not None:
+                return finding
         before = self._last_agreeing_child(record)
         since = (
             f", after {module_in_words(before.module)} still agreed" if before is not None else ""
@@ -257,7 +264,7 @@ class Search:
             f"It begins in the own lines of {module_in_words(giver)}: what it computes for "
             f"{module_in_words(record.module)} is wrong{since}.",
             *_both_lines(origin),
-            *self._settings(self._parent(record)),
+            *self._settings(caller),
         ]
         return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
 
@@ -273,16 +280,10 @@ class Search:
 
     def _computed_wrongly(self, start: Row, record: CallRecord) -> Finding:
         """The arguments agree and the output does not: inside the module."""
-        changed = changed_parameters(
-            self.reference_modules[record.module],
-            self.candidate_modules[record.candidate_module],
-            self.tolerance,
-            recurse=record.children == 0,
-        )
-        if changed and record.children == 0:
-            finding = self._wrong_parameters(start, record, changed)
-            if finding is not None:
-                return finding
+        changed = self._changed_parameters(record)
+        finding = self._wrong_parameters(start, record, changed)
+        if finding is not None:
+            return finding
         children = self._children(record.key)
         lines_of = children[-1] if children else None
         origin = Origin(
@@ -314,7 +315,12 @@ class Search:
     def _wrong_parameters(
         self, start: Row, record: CallRecord, changed: Mapping[str, Change]
     ) -> Finding | None:
-        """Parameters that differ, unless the reference's do not take the divergence away."""
+        """Parameters that differ, unless the reference's do not take the divergence away.
+
+        Where that cannot be tried, they are blamed if the module makes no calls itself.
+        """
+        if not changed:
+            return None
         names = few([f"`{name}`" for name in changed], " and ")
         given = f"the reference's {names}"
         exchangeable = all(change.exchangeable for change in changed.values())
@@ -322,7 +328,8 @@ class Search:
         if not proof.confirmed and not exchangeable:
             given = f"the reference's output of {module_in_words(record.module)}"
             proof = self._confirm(Trial(output=record.key), start, given)
-        if not proof.confirmed and exchangeable and self.rerun is not None:
+        untried = self.rerun is None or not exchangeable
+        if not proof.confirmed and (record.children > 0 or not untried):
             return None
         origin = Origin(
             record.module,
@@ -407,6 +414,14 @@ class Search:
         if last is None or after is None or last.agrees:
             return ""
         return f", and PEIR at {place(last)} falls from {figure(last.peir)} to {figure(after.peir)}"
+
+    def _changed_parameters(self, record: CallRecord) -> dict[str, Change]:
+        return changed_parameters(
+            self.reference_modules[record.module],
+            self.candidate_modules[record.candidate_module],
+            self.tolerance,
+            recurse=record.children == 0,
+        )
 
     def _settings(self, record: CallRecord | None) -> list[str]:
         if record is None:
