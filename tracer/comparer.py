@@ -69,7 +69,7 @@ class Comparer:
         key = reference.name, reference.index
         parent = _enclosing(reference, self.records)
         if parent is not None:
-            self.records[parent].children += 1
+            self.records[parent].children.append(key)
         record = self.records[key] = CallRecord(
             module=reference.name,
             call=reference.index,
@@ -84,7 +84,7 @@ class Comparer:
             outputs=[],
             described={},
             form_differences=[],
-            children=0,
+            children=[],
             start=self._next(),
         )
         if reference.parent is None:
@@ -214,7 +214,8 @@ class Comparer:
         """Notes which positions are padding, from a [batch, sequence] mask given to the model.
 
         Only `attention_mask` is known to be 1 where there is a token; PyTorch's own
-        `key_padding_mask`, for one, says the opposite.
+        `key_padding_mask`, for one, says the opposite. In an encoder-decoder model it is the
+        encoder's: where the decoder's sequences are as long, a value does not tell whose it is.
         """
         mask = reference.arguments.get("attention_mask")
         if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
@@ -228,7 +229,9 @@ class Comparer:
             if is_mask_name(name) or not (is_ids or is_embeddings):
                 continue
             if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
-                self._visible, self._lengths = visible, {mask.shape[1], value.shape[1]}
+                lengths = {mask.shape[1], value.shape[1]}
+                if not lengths & _decoder_lengths(reference):
+                    self._visible, self._lengths = visible, lengths
                 return
 
     def _describe(
@@ -307,6 +310,17 @@ class _Compared:
     candidate: "weakref.ref[torch.Tensor]"
     versions: tuple[int | None, int | None]
     row: Row
+
+
+def _decoder_lengths(call: Call) -> set[int]:
+    """The lengths of the sequences that an encoder-decoder model is given for its decoder."""
+    config = getattr(call.module, "config", None)
+    names = ["decoder_", "labels"] if getattr(config, "is_encoder_decoder", False) else ["decoder_"]
+    return {
+        value.shape[1]
+        for path, value in tensor_leaves(call.arguments, "inputs")
+        if value.dim() > 1 and any(name in path for name in names)
+    }
 
 
 def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | None:

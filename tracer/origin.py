@@ -121,7 +121,7 @@ class Search:
         return current if current.error >= _ROUNDING * first.limit else first
 
     def _children(self, key: CallKey) -> list[CallRecord]:
-        return [record for record in self.records.values() if record.parent == key]
+        return [self.records[child] for child in self.records[key].children]
 
     # Suspects and their trial.
 
@@ -135,7 +135,10 @@ class Search:
         return self._computed_wrongly(start, record)
 
     def _suspects(self, start: Row) -> list[_Suspect]:
-        """Arguments of the calls around a divergence that differ, each followed to its giver."""
+        """Arguments of the calls around a divergence that differ, each followed to its giver.
+
+        Masks first, then from the outermost in: others may be made from it under other names.
+        """
         record = self.records[start.module, start.call]
         around: CallRecord | None = record if start.is_output else self._parent(record)
         found: dict[tuple[CallKey | None, str], _Suspect] = {}
@@ -153,7 +156,13 @@ class Search:
                 )
                 found.setdefault((top.parent, argument), _Suspect(argument, top.parent, calls))
             around = self._parent(around)
-        ranked = sorted(found.values(), key=lambda suspect: not is_mask_name(suspect.argument))
+        ranked = sorted(
+            found.values(),
+            key=lambda suspect: (
+                not is_mask_name(suspect.argument),
+                -1 if suspect.giver is None else self.records[suspect.giver].start,
+            ),
+        )
         return ranked[:_MOST_SUSPECTS]
 
     def _parent(self, record: CallRecord) -> CallRecord | None:
@@ -329,7 +338,7 @@ class Search:
             given = f"the reference's output of {module_in_words(record.module)}"
             proof = self._confirm(Trial(output=record.key), start, given)
         untried = self.rerun is None or not exchangeable
-        if not proof.confirmed and (record.children > 0 or not untried):
+        if not proof.confirmed and (record.children or not untried):
             return None
         origin = Origin(
             record.module,
@@ -375,11 +384,13 @@ class Search:
         if self.rerun is None:
             return _Proof(False, "Not confirmed: a second run was not asked for.")
         experiment = self._run(trial, watch=start)
-        # With the reference's parameters in place there is nothing left to fit.
-        fitted = experiment if trial.parameters is None else self._run(Trial(), watch=start)
         confirmed, text = self._outcome(trial, start, experiment)
+        mistakes = experiment.mistakes
+        if trial.parameters is not None:
+            # With the reference's parameters in place there was nothing left to fit.
+            mistakes = self._run(Trial(), watch=start).mistakes if confirmed else []
         word = "Confirmed" if confirmed else "Not confirmed"
-        return _Proof(confirmed, f"{word}: with {given}, {text}.", tuple(fitted.mistakes))
+        return _Proof(confirmed, f"{word}: with {given}, {text}.", tuple(mistakes))
 
     def _outcome(self, trial: Trial, start: Row, experiment: Experiment) -> tuple[bool, str]:
         """Whether a trial took the divergence away, and what it led to in words."""
@@ -420,7 +431,7 @@ class Search:
             self.reference_modules[record.module],
             self.candidate_modules[record.candidate_module],
             self.tolerance,
-            recurse=record.children == 0,
+            recurse=not record.children,
         )
 
     def _settings(self, record: CallRecord | None) -> list[str]:

@@ -121,7 +121,7 @@ class CallRecord:
         outputs: the row of each compared leaf of the output.
         described: what each side passed, in words, for the arguments that disagree.
         form_differences: what could not be compared, of arguments and outputs.
-        children: how many paired calls were made in it.
+        children: the paired calls that were made in it, in order.
         start, end: its place in execution order.
     """
 
@@ -138,7 +138,7 @@ class CallRecord:
     outputs: list[Row]
     described: dict[str, tuple[str, str]]
     form_differences: list[FormDifference]
-    children: int
+    children: list[CallKey]
     start: int
     end: int = -1
 
@@ -177,6 +177,5 @@ def inputs_of(row: Row, records: Mapping[CallKey, CallRecord]) -> Iterator[Row]:
     for earlier in inside.arguments.values():
         if earlier.order < row.order and not earlier.is_mask:
             yield earlier
-    for child in records.values():
-        if child.parent == inside.key:
-            yield from (earlier for earlier in child.outputs if earlier.order < row.order)
+    for child in inside.children:
+        yield from (earlier for earlier in records[child].outputs if earlier.order < row.order)

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -503,6 +504,22 @@ class TestPadding:
     @pytest.mark.parametrize("mask", [torch.ones_like(PADDING), torch.zeros_like(PADDING)])
     def test_a_mask_that_shows_or_hides_all_excuses_nothing(self, mask: torch.Tensor) -> None:
         assert not padded_row((3, 8, 16), at_padding(PADDING, 1), mask).agrees
+
+    @pytest.mark.parametrize("length", [8, 5])
+    def test_a_decoder_as_long_as_the_encoder_is_not_excused(self, length: int) -> None:
+        """Its positions are none of the mask's, and the shapes do not tell them apart."""
+        others = {"decoder_input_ids": torch.zeros(3, length, dtype=torch.long)}
+        row = padded_row((3, 8, 16), at_padding(PADDING, 1), **others)
+        assert row.agrees is (length != 8)
+
+    @pytest.mark.parametrize("is_pair", [True, False])
+    def test_labels_are_the_decoders_in_an_encoder_decoder_model(self, is_pair: bool) -> None:
+        models = Padded((3, 8, 16)), Padded((3, 8, 16), at_padding(PADDING, 1))
+        for model in models:
+            model.config = SimpleNamespace(is_encoder_decoder=is_pair)
+        inputs = {"input_ids": IDS, "attention_mask": PADDING, "labels": IDS}
+        comparison = compare(*models, inputs, confirm=False)
+        assert comparison.verdict.agrees is not is_pair
 
     def test_nonfinite_values_at_padded_positions_are_excused(self) -> None:
         change = at_padding(PADDING, 1)
