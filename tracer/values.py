@@ -4,8 +4,9 @@
 [('output.logits', tensor), ('output.past.0', keys), ('output.past.1', values)]
 
 Whatever passes in or out of a module is walked here and nowhere else: tensors, tuples, named
-tuples, lists, mappings (transformers' `ModelOutput` among them), dataclasses, containers that are
-registered with PyTorch's pytree, and other objects that hold tensors, such as key-value caches.
+tuples, lists, mappings (transformers' `ModelOutput` among them), dataclasses, nested tensors (one
+leaf for each tensor in them), containers that are registered with PyTorch's pytree, and other
+objects that hold tensors, such as key-value caches.
 """
 
 import copy
@@ -180,7 +181,8 @@ def _number(value: float) -> str:
 def _walk(
     value: object, path: str, above: tuple[int, ...], object_depth: int
 ) -> Iterator[tuple[str, object]]:
-    if isinstance(value, torch.Tensor) or (isinstance(value, _PLAIN_TYPES) and not object_depth):
+    is_plain = isinstance(value, _PLAIN_TYPES) and not object_depth
+    if is_plain or (isinstance(value, torch.Tensor) and not value.is_nested):
         yield path, value
         return
     if id(value) in above or object_depth > _MAX_OBJECT_DEPTH:
@@ -221,7 +223,7 @@ _UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
 
 def _is_container(value: object) -> bool:
     return (
-        isinstance(value, tuple | list | Mapping)
+        isinstance(value, tuple | list | Mapping | torch.Tensor)
         or (dataclasses.is_dataclass(value) and not isinstance(value, type))
         or _is_registered(value)
     )
@@ -241,6 +243,8 @@ def _children(value: object) -> list[tuple[str, object]]:
         return [(str(key), child) for key, child in value.items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return [(name, getattr(value, name)) for name in value._fields]
+    if isinstance(value, torch.Tensor):
+        value = value.unbind() if value.is_nested else ()
     if isinstance(value, tuple | list):
         return [(str(index), child) for index, child in enumerate(value)]
     if isinstance(value, type | nn.Module | Enum | Set | str | bytes) or callable(value):
@@ -257,6 +261,9 @@ def _children(value: object) -> list[tuple[str, object]]:
 def _rebuilt(value: object, parts: Sequence[tuple[str, object]]) -> object:
     """A container of the same type with other parts, given in the order of `_children`."""
     items = [child for _, child in parts]
+    if isinstance(value, torch.Tensor):
+        tensors = [item for item in items if isinstance(item, torch.Tensor)]
+        return torch.nested.as_nested_tensor(tensors, layout=value.layout)
     if isinstance(value, Mapping):
         if not isinstance(value, dict | UserDict):
             return type(value)(dict(zip(value, items, strict=True)))  # type: ignore[call-arg]

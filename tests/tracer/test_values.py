@@ -342,6 +342,20 @@ def test_cycles_are_walked_once() -> None:
     assert list(found(box)) == ["v.value.0"]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_has_a_leaf_for_each_tensor_in_it(layout: torch.layout) -> None:
+    parts = [torch.ones(3, 4), torch.full((2, 4), 2.0)]
+    value = {"states": torch.nested.nested_tensor(parts, layout=layout)}
+    assert list(found(value)) == ["v.states.0", "v.states.1"]
+    for leaf, part in zip(found(value).values(), parts, strict=True):
+        torch.testing.assert_close(leaf, part)
+    doubled = map_tensors(value, lambda tensor: 2 * tensor)
+    assert doubled["states"].layout == layout
+    for leaf, part in zip(found(doubled).values(), parts, strict=True):
+        torch.testing.assert_close(leaf, 2 * part)
+
+
 def test_a_tensor_at_two_places_is_found_at_both() -> None:
     shared = tensor()
     assert list(found((shared, {"again": shared}))) == ["v.0", "v.1.again"]
