@@ -17,17 +17,24 @@ from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.fits import Fit, known_mistakes
 from tracer.forms import argument_names, paired_arguments, reference_output
+from tracer.parameters import as_written
 from tracer.rows import CallKey, Row, inputs_of
 from tracer.values import map_tensors, replace_leaves, tensor_leaves
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What to replace in a run: the same argument of some calls, an output, or parameters."""
+    """What to replace in a run: the same argument of some calls, an output, or parameters.
+
+    Attributes:
+        arguments: the argument to replace by call.
+        output: the call whose output is replaced.
+        parameters: a call, and the names of the parameters and buffers that its module is given.
+    """
 
     arguments: Mapping[CallKey, str] = field(default_factory=dict)
     output: CallKey | None = None
-    parameters: CallKey | None = None
+    parameters: tuple[CallKey, tuple[str, ...]] | None = None
 
 
 class Experiment(Comparer):
@@ -63,11 +70,11 @@ class Experiment(Comparer):
             self._look(reference, candidate, key, phase)
             if key in self._trial.arguments:
                 answer = self._replace_argument(reference, candidate, self._trial.arguments[key])
-            if key == self._trial.parameters:
+            if self._swaps(key):
                 self._swap_parameters(candidate.module, self._reference_modules[key[0]])
         else:
             self._look(reference, candidate, key, phase)
-            if key == self._trial.parameters:
+            if self._swaps(key):
                 self.restore()
             if key == self._trial.output:
                 answer = self._replace_output(reference, candidate)
@@ -131,27 +138,34 @@ class Experiment(Comparer):
         self.applied = True
         return NewOutput(candidate.output)
 
+    def _swaps(self, key: CallKey) -> bool:
+        return self._trial.parameters is not None and self._trial.parameters[0] == key
+
     def _swap_parameters(self, candidate: nn.Module, reference: nn.Module) -> None:
-        theirs = dict(candidate.named_modules())
-        for path, module in reference.named_modules():
-            own = theirs.get(path)
-            if own is None:
+        assert self._trial.parameters is not None
+        own, theirs = as_written(candidate), as_written(reference)
+        for path in self._trial.parameters[1]:
+            owner, _, name = path.rpartition(".")
+            try:
+                places = _places(own.get_submodule(owner)), _places(theirs.get_submodule(owner))
+            except AttributeError:  # one side alone has such a module
                 continue
-            for mine, place in (
-                (module._parameters, own._parameters),
-                (module._buffers, own._buffers),
-            ):
-                for name, value in mine.items():
-                    found = place.get(name)
-                    if value is None or name not in place:
-                        continue
-                    if found is not None and found.shape != value.shape:
-                        continue
-                    like = value if found is None else found
-                    place_any: dict[str, torch.Tensor | None] = place
-                    self._swapped.append((place_any, name, found))
-                    place_any[name] = _as_parameter(value.detach().to(like), found)
-                    self.applied = True
+            for mine, other in zip(*places, strict=True):
+                value, found = other.get(name), mine.get(name)
+                if value is None or name not in mine:
+                    continue
+                if found is not None and found.shape != value.shape:
+                    continue
+                like = value if found is None else found
+                self._swapped.append((mine, name, found))
+                mine[name] = _as_parameter(value.detach().to(like), found)
+                self.applied = True
+
+
+def _places(module: nn.Module) -> tuple[dict[str, torch.Tensor | None], ...]:
+    """Where a module keeps its parameters and its buffers."""
+    parameters: dict[str, torch.Tensor | None] = module._parameters  # type: ignore[assignment]
+    return parameters, module._buffers
 
 
 def _in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) -> object:

@@ -234,7 +234,7 @@ class Search:
         argument = start.argument or ""
         giver = record.parent[0] if record.parent else ""
         is_activation = argument == record.main_argument and (
-            start.dtype is None or start.dtype.is_floating_point
+            start.dtype is None or start.dtype.is_floating_point or start.dtype.is_complex
         )
         calls = [
             other.key
@@ -333,7 +333,7 @@ class Search:
         names = few([f"`{name}`" for name in changed], " and ")
         given = f"the reference's {names}"
         exchangeable = all(change.exchangeable for change in changed.values())
-        proof = self._confirm(Trial(parameters=record.key), start, given)
+        proof = self._confirm(Trial(parameters=(record.key, tuple(changed))), start, given)
         if not proof.confirmed and not exchangeable:
             given = f"the reference's output of {module_in_words(record.module)}"
             proof = self._confirm(Trial(output=record.key), start, given)
@@ -427,12 +427,18 @@ class Search:
         return f", and PEIR at {place(last)} falls from {figure(last.peir)} to {figure(after.peir)}"
 
     def _changed_parameters(self, record: CallRecord) -> dict[str, Change]:
-        return changed_parameters(
+        """Of a module that makes calls, only what can be tried: it may hold more for other ends."""
+        inside = f"{record.module}." if record.module else ""
+        called = {name.removeprefix(inside) for name, _ in self.records if name.startswith(inside)}
+        changed = changed_parameters(
             self.reference_modules[record.module],
             self.candidate_modules[record.candidate_module],
             self.tolerance,
-            recurse=not record.children,
+            called if record.children else frozenset(),
         )
+        if not record.children:
+            return changed
+        return {name: change for name, change in changed.items() if change.exchangeable}
 
     def _settings(self, record: CallRecord | None) -> list[str]:
         if record is None:

@@ -1,5 +1,6 @@
 """What two paired modules hold: parameters, buffers and plain attributes that differ."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,10 @@ class Change:
 
 
 def changed_parameters(
-    reference: nn.Module, candidate: nn.Module, tolerance: Tolerance, *, recurse: bool
+    reference: nn.Module,
+    candidate: nn.Module,
+    tolerance: Tolerance,
+    called: Collection[str] = frozenset(),
 ) -> dict[str, Change]:
     """Parameters and buffers of a pair of modules that differ, by name.
 
@@ -34,11 +38,12 @@ def changed_parameters(
     module that declares another form of its output, a constant factor is no difference.
 
     Args:
-        recurse: whether those of modules inside count as well.
+        called: names of modules inside that were called. What they hold is their own affair; what
+            others hold, a list of parameters or a layer whose weight is read, is used right here.
     """
     if reference is candidate:
         return {}
-    references, candidates = _held(reference, recurse), _held(candidate, recurse)
+    references, candidates = _held(reference, called), _held(candidate, called)
     declared = hasattr(candidate, "to_reference_output")
     changed: dict[str, Change] = {}
     for name, r in references.items():
@@ -68,9 +73,21 @@ def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
     ]
 
 
-def _held(module: nn.Module, recurse: bool) -> dict[str, torch.Tensor]:
-    parameters = dict(module.named_parameters(recurse=recurse))
-    return {**parameters, **dict(module.named_buffers(recurse=recurse))}
+def as_written(module: nn.Module) -> nn.Module:
+    """The module that was compiled, for what `torch.compile` returns; else the module itself."""
+    original = module._modules.get("_orig_mod")
+    return module if original is None else original
+
+
+def _held(module: nn.Module, called: Collection[str]) -> dict[str, torch.Tensor]:
+    module = as_written(module)
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: value for name, value in held.items() if not _is_inside(name, called)}
+
+
+def _is_inside(name: str, modules: Collection[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in modules for count in range(1, len(parts)))
 
 
 def _values_apart(
