@@ -10,6 +10,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 
@@ -111,7 +112,11 @@ class Comparer:
                 common = True
                 self._compare_tensors(record, leaf_path, left, right)
             elif _is_tensor(left, right) or (leaf_path in candidate and not _equal(left, right)):
-                self._differ_in_form(record, leaf_path, left, right)
+                if path == "output" and _is_number(left) and _is_number(right):
+                    common = True
+                    self._compare_tensors(record, leaf_path, *map(_as_tensor, (left, right)))
+                else:
+                    self._differ_in_form(record, leaf_path, left, right)
         for leaf_path, right in candidate.items():
             if leaf_path not in reference and isinstance(right, torch.Tensor):
                 self._differ_in_form(record, leaf_path, None, right)
@@ -158,6 +163,8 @@ class Comparer:
             limit = self._tolerance.limit(r.dtype, c.dtype)
             agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
             note = _note(difference, limit)
+            if not agrees and not note and r.dim() == 0:
+                note = f"{r.item():.6g}; candidate {c.item():.6g}"
             if not agrees and self._visible is not None:
                 shown = self._at_visible_positions(r, c)
                 if shown is not None:
@@ -334,6 +341,19 @@ def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | N
 def _is_tensor(*values: object) -> bool:
     """Whether any of the values is a tensor."""
     return any(isinstance(value, torch.Tensor) for value in values)
+
+
+def _is_number(value: object) -> TypeGuard[complex]:
+    """Whether it is a number that a tensor can hold."""
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return isinstance(value, float | complex)
+
+
+def _as_tensor(number: complex) -> torch.Tensor:
+    is_integer = isinstance(number, int)
+    wide = torch.complex128 if isinstance(number, complex) else torch.float64
+    return torch.tensor(number, dtype=None if is_integer else wide)
 
 
 def _equal(left: object, right: object) -> bool:

@@ -19,7 +19,7 @@ from tracer.fits import Fit, known_mistakes
 from tracer.forms import argument_names, paired_arguments, reference_output
 from tracer.parameters import as_written
 from tracer.rows import CallKey, Row, inputs_of
-from tracer.values import map_tensors, replace_leaves, tensor_leaves
+from tracer.values import leaves, map_tensors, replace_leaves, tensor_leaves
 
 
 @dataclass(frozen=True)
@@ -174,16 +174,17 @@ def _in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype])
     Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the
     candidate works in at this call: another dtype is then part of what went wrong.
     """
-    theirs = dict(tensor_leaves(reference, "value"))
-    mine = dict(tensor_leaves(candidate, "value"))
-    if not mine or mine.keys() != theirs.keys():
+    theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))
+    tensors = dict(tensor_leaves(candidate, "value"))
+    if not tensors or tensors.keys() != dict(tensor_leaves(reference, "value")).keys():
         return map_tensors(copy.copy(reference), torch.Tensor.clone)
-    copies = {}
-    for path, own in mine.items():
-        value = theirs[path].detach()
+    copies: dict[str, object] = {path: theirs[path] for path in mine if path in theirs}
+    for path, own in tensors.items():
+        value = theirs[path]
+        assert isinstance(value, torch.Tensor)
         is_cast = own.is_floating_point() and value.is_floating_point()
         dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
-        copies[path] = value.to(own.device, dtype, copy=True)
+        copies[path] = value.detach().to(own.device, dtype, copy=True)
     return replace_leaves(candidate, "value", copies)
 
 

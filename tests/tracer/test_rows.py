@@ -195,7 +195,10 @@ def test_outputs_that_agree(kind: str) -> None:
 
 
 WRONG_OUTPUTS = {
-    "int": (3, 4, "returned output (3); candidate output (4)"),
+    "int": (3, 4, "3; candidate 4"),
+    "huge int": (2**70, 2**71, f"returned output ({2**70})"),
+    "bool": (True, False, "1; candidate 0"),
+    "complex": (1j, 1.5j, "0+1j; candidate 0+1.5j"),
     "str": ("a", "b", "returned output ('a'); candidate output ('b')"),
     "None and int": (None, 0, "returned output (None); candidate output (0)"),
     "None and tensor": (None, X, "returned output (None); candidate output (float32 [4, 8]"),
@@ -210,6 +213,34 @@ WRONG_OUTPUTS = {
     "infinite on one side": (X, X / 0, "0 non-finite elements; candidate 32"),
     "a value": (X, X + 1e-3, ""),
 }
+
+
+@pytest.mark.parametrize(("left", "right"), [(3, 4), (0.5, 0.5001), (True, False)])
+def test_a_number_beside_a_tensor_is_part_of_the_result(left: float, right: float) -> None:
+    """A loss that is returned as a Python number, say; it is confirmed as any other value."""
+    how = lambda model, x: model.a(x)  # noqa: E731
+    models = [Calls(how, a=Returns({"states": X, "loss": value})) for value in (left, right)]
+    verdict = compare(*models, X).verdict
+    assert not verdict.agrees
+    assert (verdict.symptom.module, verdict.symptom.value) == ("a", "output.loss")
+    assert (verdict.origin.module, verdict.origin.kind, verdict.confirmed) == (
+        "a",
+        "computation",
+        True,
+    )
+
+
+def test_numbers_have_the_tolerance_of_the_dtype_that_the_models_work_in() -> None:
+    how = lambda model, x: (model.a(x), model.b(x))[0]  # noqa: E731
+    models = [
+        Calls(how, a=Returns((x, 0.5 + e)), b=nn.Linear(8, 8)) for x, e in ((X, 0), (X, 4e-6))
+    ]
+    for model, dtype in zip(models, (torch.float32, torch.float64), strict=True):
+        model.b = nn.Linear(8, 8, dtype=dtype)
+    with torch.no_grad():
+        models[1].b.load_state_dict(models[0].b.state_dict())
+    assert compare(*models, X).verdict.agrees
+    assert not compare(*models, X, tolerance=1e-6).verdict.agrees
 
 
 @pytest.mark.parametrize("kind", WRONG_OUTPUTS)
