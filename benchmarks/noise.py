@@ -1,44 +1,59 @@
 """What correct pairs of models reach: the rounding that the default tolerances must allow for.
 
-    python benchmarks/noise.py [MODEL ...]
+    python benchmarks/noise.py [MODEL ...] [--sequence-length N] [--batch N]
 
 Each model (the built-in ones by default; a folder or hub id) is compared with what computes the
-same in another order or precision. Printed for each pair: the verdict, the largest PEIR, where it
-is, and that of the model's own output.
+same in another order or precision, and with its wrapped forms where there are wrappers. Printed for
+each pair: the verdict, the largest PEIR, where it is, and that of the model's own output.
 """
 
 import argparse
 import copy
 import platform
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 import tracer
 from tracer import models
 
 DTYPES = (torch.float64, torch.bfloat16, torch.float16)
+VARIANTS = ("prefill", "prefill_reference")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["tiny-llama", "tiny-qwen3-vl"])
+    parser.add_argument("--sequence-length", type=int)
+    parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()
     print(f"{platform.machine()}, torch {torch.__version__}")
     for name in arguments.models:
-        loaded = models.load(name)
-        pairs = {kind: models.candidate(loaded, kind) for kind in ("sdpa", "compile")}
-        for dtype in DTYPES:
-            pairs[str(dtype).removeprefix("torch.")] = copy.deepcopy(loaded.model).to(dtype)
-        for kind, candidate in pairs.items():
+        loaded = models.load(name, sequence_length=arguments.sequence_length, batch=arguments.batch)
+        print(name)
+        for kind, candidate in candidates(loaded):
             comparison = tracer.compare(loaded.model, candidate, loaded.inputs, confirm=False)
             measured = [row for row in comparison.rows if row.difference is not None]
             worst = max(measured, key=lambda row: row.error)
             last = [row for row in measured if row.is_output][-1]
             agrees = "agrees" if comparison.verdict.agrees else "DIVERGES"
             print(
-                f"{name:16} {kind:9} {agrees:9} largest PEIR {worst.peir:.2g} "
+                f"  {kind:18}{agrees:9} largest PEIR {worst.peir:.2g} "
                 f"({worst.module or 'root'} {worst.value}), output {last.peir:.2g}"
             )
+
+
+def candidates(loaded: models.Loaded) -> Iterator[tuple[str, nn.Module]]:
+    for kind in ("sdpa", "compile"):
+        yield kind, models.candidate(loaded, kind)
+    for dtype in DTYPES:
+        yield str(dtype).removeprefix("torch."), copy.deepcopy(loaded.model).to(dtype)
+    for variant in VARIANTS:
+        try:
+            yield variant, models.candidate(loaded, "wrapped", variant=variant)
+        except tracer.UsageError as error:
+            print(f"  {variant:18}none: {error}")
 
 
 if __name__ == "__main__":

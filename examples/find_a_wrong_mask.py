@@ -17,7 +17,8 @@ def forward(self, input_ids, attention_mask=None, **kwargs):
     hidden = self.embed_tokens(input_ids)
     length = hidden.shape[1]
     positions = torch.arange(length).unsqueeze(0)
-    causal_mask = torch.full((length, length), -120.0).triu(diagonal=1)[None, None]
+    hidden_value = torch.finfo(hidden.dtype).min
+    causal_mask = torch.full((length, length), hidden_value).triu(diagonal=1)[None, None]
     position_embeddings = self.rotary_emb(hidden, position_ids=positions)
     for layer in self.layers:
         hidden = layer(
