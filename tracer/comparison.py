@@ -24,6 +24,7 @@ from tracer.rows import FormDifference, Row
 from tracer.session import Inputs, Session, working_dtype
 from tracer.values import dtype_name, tensor_leaves
 from tracer.verdict import Verdict, judge
+from tracer.words import brief
 
 if TYPE_CHECKING:
     import pandas
@@ -49,12 +50,14 @@ def compare(
 
     Both run without gradients, in the mode (training or evaluation) they are in, from the same
     random state, each on its own copy of the inputs. Neither the models, nor the inputs, nor the
-    random state are changed: buffers that training mode updates are put back. Where the models
-    diverge, both are run again a few times to confirm the cause.
+    random state are changed: what modules keep from call to call in attributes and buffers (running
+    statistics, a recurrent state) is put back. Where the models diverge, both are run again a few
+    times to confirm the cause.
 
     Args:
         reference: the model that is right by definition.
-        candidate: the model under test; it may share modules with the reference or be the same.
+        candidate: the model under test; it may share modules with the reference or be the same,
+            but for modules that keep a state.
         inputs: keyword arguments as a dict, positional ones as a tuple, or a single tensor. Floats
             of the reference's dtype are cast to the candidate's where that is another one.
         rename: regular expressions and replacements that turn the candidate's module names into
@@ -66,14 +69,15 @@ def compare(
 
     Raises:
         InputError: the inputs are of another type, or name arguments that forward does not take.
-        UsageError: a glob or rename rule matches nothing, or the tolerance is no limit.
+        UsageError: a glob or rename rule matches nothing, the tolerance is no limit, or a lazy
+            module has not been run yet.
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
+    session = Session(reference, candidate, inputs, rename, include)
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
-    session = Session(reference, candidate, inputs, rename, include)
     clone: frozenset[EventKey] = frozenset()
     for _ in range(_MOST_RUNS):
         comparer = Comparer(tolerance, progress)
@@ -282,8 +286,11 @@ def _in_words(failure: Failure) -> str:
         where = f"in module {failure.call.name!r}" if failure.call.name else "in its own forward"
         where += f" ({type(failure.call.module).__name__}, call {failure.call.index})"
     text = f"the {failure.side} raised {type(failure.exception).__name__} {where}: "
+    hint = ""
+    if failure.call is not None and any(p.is_meta for p in failure.call.module.parameters()):
+        hint = "; its parameters lie on the meta device and hold no values: load the weights first"
     also = "" if failure.also is None else "; the candidate raised too"
-    return f"{text}{failure.exception}{also}"
+    return f"{text}{brief(failure.exception)}{hint}{also}"
 
 
 def _check_something_compared(comparison: "Comparison", outcome: Outcome) -> None:

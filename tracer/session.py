@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tracer.errors import InputError, UsageError, near_names
-from tracer.lockstep import EventKey, Outcome, Visitor, lockstep
+from tracer.lockstep import EventKey, Outcome, Visitor, lockstep, version_of
 from tracer.pairing import Pairing, pair
 from tracer.values import tensor_leaves
 
@@ -29,6 +30,8 @@ class Session:
         rename: Mapping[str, str] | None,
         include: str | Sequence[str],
     ) -> None:
+        for side, model in (("reference", reference), ("candidate", candidate)):
+            _check_initialised(side, model)
         self.reference = reference
         self.candidate = candidate
         self.inputs = _arguments(inputs, reference)
@@ -38,7 +41,7 @@ class Session:
 
     def run(self, visitor: Visitor, clone: frozenset[EventKey]) -> Outcome:
         """Runs both models once, each on its own copy of the inputs."""
-        with torch.no_grad(), _buffers_kept((self.reference, self.candidate)):
+        with torch.no_grad(), _state_kept((self.reference, self.candidate)):
             return lockstep(
                 self.reference,
                 self.candidate,
@@ -56,22 +59,47 @@ class Session:
         return model(*args, **kwargs)
 
 
+def _check_initialised(side: str, model: nn.Module) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            raise UsageError(
+                f"the {side} holds {name!r}, which has no shape yet: run a lazy module once before "
+                "it is compared"
+            )
+
+
 @contextmanager
-def _buffers_kept(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts back the buffers that modules in training mode update, such as running statistics."""
-    modules = {id(m): m for model in models for m in model.modules() if m.training}
-    kept = [
-        (buffer, buffer.detach().clone())
-        for module in modules.values()
+def _state_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts back what modules keep from call to call: their attributes and the values of buffers.
+
+    No run may see what an earlier one has left: running statistics, a recurrent state, a cache.
+    """
+    modules = {id(m): m for model in models for m in model.modules()}.values()
+    attributes = [
+        (place, dict(place))
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)
+        for place in (vars(module), module._buffers)
+    ]
+    # Batch normalisation in training mode writes past the version counters.
+    values = [
+        (buffer, buffer.detach().clone(), None if module.training else version_of(buffer))
+        for module in modules
         for buffer in module.buffers(recurse=False)
     ]
     try:
         yield
     finally:
-        # Whether they changed or not: batch normalisation writes past their version counters.
-        for buffer, copied in kept:
-            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                buffer.copy_(copied)
+        for buffer, kept, version in values:
+            if version is None or version_of(buffer) != version:
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(kept)
+        for place, before in attributes:
+            for name in place.keys() - before.keys():
+                del place[name]
+            for name, value in before.items():
+                if place.get(name) is not value:
+                    place[name] = value
 
 
 def working_dtype(model: nn.Module) -> torch.dtype | None:

@@ -185,6 +185,31 @@ class TestModelsAreLeftAsTheyAre:
         assert comparison.verdict.agrees
         assert all(row.difference.max == 0.0 for row in comparison.rows)
 
+    @pytest.mark.parametrize("keep", ["attribute", "buffer", "edited buffer"])
+    def test_a_recurrent_state(self, keep: str) -> None:
+        """Each run begins with the state that the models had, so that the cause is confirmed."""
+        model = Stateful(keep).eval()
+        candidate = copy.deepcopy(model)
+        with torch.no_grad():
+            candidate.layer.weight[0, 0] += 1.0
+        names = set(vars(model))
+        state, version = model.state, model.layer.weight._version
+        verdict = compare(model, candidate, X).verdict
+        assert (verdict.origin.module, verdict.origin.kind) == ("layer", "parameter")
+        assert verdict.confirmed
+        assert "everything agrees" in verdict.explanation
+        assert model.state is state
+        assert torch.equal(state, torch.zeros(4, 8))
+        assert set(vars(model)) == names
+        assert model.layer.weight._version == version
+
+    def test_buffers_that_nothing_edits_are_not_written_to(self) -> None:
+        model = Named()
+        model.register_buffer("table", torch.ones(3))
+        model.eval()
+        compare(model, copy.deepcopy(model), {"x": X})
+        assert model.table._version == 0
+
     def test_after_a_failure_too(self) -> None:
         model = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(3, 3)).train()
         with pytest.raises(ModelRunError):
@@ -206,6 +231,27 @@ class TestModelsAreLeftAsTheyAre:
         assert after == before
         now = [p for m in (model, candidate) for p in m.parameters()]
         assert all(torch.equal(p, value) for p, value in zip(now, values, strict=True))
+
+
+class Stateful(nn.Module):
+    """Adds up what it has seen, in an attribute or a buffer."""
+
+    def __init__(self, keep: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.keep = keep
+        if keep == "attribute":
+            self.state = torch.zeros(4, 8)
+        else:
+            self.register_buffer("state", torch.zeros(4, 8))
+
+    def forward(self, x):
+        self.seen = x
+        if self.keep == "edited buffer":
+            self.state += self.layer(x)
+        else:
+            self.state = self.state + self.layer(x)
+        return self.state * 2
 
 
 def broken_norm(model: nn.Sequential) -> nn.Sequential:
@@ -437,6 +483,18 @@ def test_a_failure_keeps_what_was_compared(model: nn.Sequential) -> None:
     assert "the candidate raised RuntimeError in module '1.1' (Linear, call 0)" in str(caught.value)
     assert {"0", "1.0"} <= {row.module for row in comparison.rows}
     assert comparison.coverage.compared_elements > 0
+
+
+def test_weights_without_values_are_named_as_the_cause(model: nn.Sequential) -> None:
+    candidate = copy.deepcopy(model)
+    candidate[1][1].to("meta")
+    with pytest.raises(ModelRunError, match="on the meta device and hold no values: load the"):
+        compare(model, candidate, X)
+
+
+def test_a_lazy_module_must_have_been_run(model: nn.Sequential) -> None:
+    with pytest.raises(UsageError, match=r"the candidate holds '0.weight', which has no shape yet"):
+        compare(model, nn.Sequential(nn.LazyLinear(8)), X)
 
 
 def test_saving_in_an_unknown_format(model: nn.Module, tmp_path: Path) -> None:
