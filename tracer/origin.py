@@ -319,6 +319,11 @@ class Search:
             f"`{name}` differs ({change.text})." for name, change in list(changed.items())[:FEW]
         ]
         lines = [where, *_both_lines(origin), *parameters, *self._settings(record)]
+        if start.dtype is None:
+            lines.append(
+                "If the form alone differs, give the candidate's module a method "
+                "`to_reference_output(output)` that reads it back."
+            )
         return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
 
     def _wrong_parameters(

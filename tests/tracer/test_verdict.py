@@ -241,6 +241,7 @@ def test_undeclared_form_is_a_divergence_and_a_declared_one_is_none(reference, x
         assert verdict.agrees is agrees, verdict.explanation
         if not agrees:
             assert verdict.origin.module == "head"
+            assert "a method `to_reference_output(output)`" in verdict.explanation
 
 
 def test_scale_folded_and_declared_hides_no_other_mistake(reference, x) -> None:
