@@ -4,7 +4,8 @@
 
 Each model (the built-in ones by default; a folder or hub id) is compared with what computes the
 same in another order or precision, and with its wrapped forms where there are wrappers. Printed for
-each pair: the verdict, the largest PEIR, where it is, and that of the model's own output.
+each pair: the verdict, the largest PEIR, where it is, that of the model's own output, and how many
+rows lie beyond 1e-05, the limit for float32.
 """
 
 import argparse
@@ -37,10 +38,12 @@ def main() -> None:
             measured = [row for row in comparison.rows if row.difference is not None]
             worst = max(measured, key=lambda row: row.error)
             last = [row for row in measured if row.is_output][-1]
+            beyond = sum(row.peir > 1e-5 for row in measured)
             agrees = "agrees" if comparison.verdict.agrees else "DIVERGES"
             print(
                 f"  {kind:18}{agrees:9} largest PEIR {worst.peir:.2g} "
-                f"({worst.module or 'root'} {worst.value}), output {last.peir:.2g}"
+                f"({worst.module or 'root'} {worst.value}), output {last.peir:.2g}; "
+                f"{beyond} of {len(measured)} rows beyond 1e-05"
             )
 
 

@@ -61,7 +61,6 @@ class Call:
         parent: the call that it was made in; None for the root's.
         positional: names of the arguments that were passed by position, in order.
         output: what it returned; None until its end.
-        children: how many calls it has made so far.
         handled: the exception that was being handled when it began, None as a rule.
     """
 
@@ -73,7 +72,6 @@ class Call:
     caller: Location | None
     parent: "Call | None"
     output: object = None
-    children: int = 0
     handled: BaseException | None = None
 
 
@@ -135,8 +133,6 @@ class Recorder:
             handled=sys.exception(),
         )
         self.counts[name] += 1
-        if parent is not None:
-            parent.children += 1
         self._stack.append(call)
         answer = self.listener(call, Phase.START)
         if not isinstance(answer, NewArguments):
