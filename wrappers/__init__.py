@@ -9,6 +9,7 @@ quantized = wrappers.convert(wrapped)
 # Importing these registers their wrappers.
 from wrappers import llama as llama
 from wrappers import nn as nn
+from wrappers import qwen3_vl as qwen3_vl
 from wrappers.config import PTQConfig, QuantSpec, affine, microscaling, no_quantization
 from wrappers.dtypes import DType, QScheme
 from wrappers.module import Mode, QuantModule, QuantPoint, iter_points, iter_wrappers

@@ -263,6 +263,16 @@ class PTQConfig:
         object.__setattr__(child, "scope", f"{self.scope}.{name}" if self.scope else name)
         return child
 
+    def with_model_args(self, **model_args: Any) -> PTQConfig:
+        """The same config, knowing more of the model; what it knew already stays.
+
+        Args:
+            **model_args: see the field.
+        """
+        config = dataclasses.replace(self, model_args={**model_args, **self.model_args})
+        object.__setattr__(config, "scope", self.scope)
+        return config
+
     def spec_for(
         self, point: str, *, role: Role = "activation", default: QuantSpec | None = None
     ) -> QuantSpec:

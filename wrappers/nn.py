@@ -15,6 +15,28 @@ from wrappers.module import QuantModule
 from wrappers.registry import register
 
 
+class ScaledOutput(QuantModule):
+    """Base of layers whose output is proportional to their parameters, `weight` and perhaps
+    `bias`, so that they may carry a constant factor."""
+
+    output_scale = 1.0
+    """The factor that the output has over that of the float layer."""
+
+    def fold_output_scale(self, factor: float) -> None:
+        """Multiply the parameters, and with them every output, by `factor`.
+
+        The layer then owns its parameters instead of sharing them with the float model.
+        """
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            scaled = parameter.detach() * factor
+            setattr(self, name, nn.Parameter(scaled, requires_grad=parameter.requires_grad))
+        self.output_scale *= factor
+
+    def to_reference_output(self, output: Tensor) -> Tensor:
+        """The output as the float layer would give it."""
+        return output if self.output_scale == 1.0 else output / self.output_scale
+
+
 class WeightedLayer(QuantModule):
     """Base of layers with one weight whose first dimension is the output channels."""
 
@@ -25,25 +47,8 @@ class WeightedLayer(QuantModule):
 
 
 @register(nn.Linear)
-class QuantLinear(WeightedLayer, nn.Linear):
-    """A linear layer, which may carry a constant factor folded into its parameters."""
-
-    output_scale = 1.0
-    """The factor that its output has over that of the float layer."""
-
-    def fold_output_scale(self, factor: float) -> None:
-        """Multiply weight and bias, and with them every output, by `factor`.
-
-        The layer then owns its parameters instead of sharing them with the float model.
-        """
-        self.weight = _scaled(self.weight, factor)
-        if self.bias is not None:
-            self.bias = _scaled(self.bias, factor)
-        self.output_scale *= factor
-
-    def to_reference_output(self, output: Tensor) -> Tensor:
-        """The output as the float layer would give it."""
-        return output if self.output_scale == 1.0 else output / self.output_scale
+class QuantLinear(ScaledOutput, WeightedLayer, nn.Linear):
+    """A linear layer."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
@@ -114,7 +119,7 @@ class QuantRMSNorm(QuantModule, nn.RMSNorm):
         return self._quantize(output, "act_out", owned=True)
 
 
-class TransformersRMSNorm(QuantModule):
+class TransformersRMSNorm(ScaledOutput):
     """Base of the root mean square norms that transformers has in each model family: a `weight`
     and a `variance_epsilon`, the statistics in float32."""
 
@@ -265,7 +270,3 @@ class QuantSiLU(SiLU, nn.SiLU):
 @register(transformers_activations.SiLUActivation)
 class QuantSiLUActivation(SiLU, transformers_activations.SiLUActivation):  # type: ignore[misc]
     """transformers' SiLU."""
-
-
-def _scaled(parameter: Tensor, factor: float) -> nn.Parameter:
-    return nn.Parameter(parameter.detach() * factor, requires_grad=parameter.requires_grad)

@@ -54,6 +54,15 @@ def negate_and_swap(x1: Tensor, x2: Tensor) -> Tensor:
     return torch.cat((-x2, x1), dim=-1)
 
 
+def negate_and_swap_observed(quantize: Quantize) -> RotateHalf:
+    """Returns `negate_and_swap` with the point neg on the half that is negated."""
+
+    def rotate_half(x1: Tensor, x2: Tensor) -> Tensor:
+        return torch.cat((quantize(-x2, "neg", owned=True), x1), dim=-1)
+
+    return rotate_half
+
+
 def negate_first_half(sin: Tensor) -> Tensor:
     """Returns the sine table [..., head_dim] for use with `swap`. It is its own inverse."""
     half = sin.shape[-1] // 2
