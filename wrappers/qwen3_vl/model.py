@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -33,16 +33,23 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
     visual: nn.Module
     language_model: nn.Module
     rope_deltas: Tensor | None
+    get_input_embeddings: Callable[[], nn.Module]
+    get_image_features: Callable[..., Any]
+    get_video_features: Callable[..., Any]
+    get_placeholder_mask: Callable[..., tuple[Tensor, Tensor]]
+    compute_3d_position_ids: Callable[..., Tensor | None]
 
     @classmethod
     def from_float(cls, source: nn.Module, config: PTQConfig, wrap: Wrap) -> Self:
-        indexes = source.config.vision_config.deepstack_visual_indexes
+        float_config: Any = source.config
         # The text model's own config does not say how many layers take features; the vision
         # model may give more than there are layers.
-        layers = min(len(indexes), source.config.text_config.num_hidden_layers)
-        return super().from_float(
-            source, config.with_model_args(**{DEEPSTACK_LAYERS: layers}), wrap
+        layers = min(
+            len(float_config.vision_config.deepstack_visual_indexes),
+            float_config.text_config.num_hidden_layers,
         )
+        config = config.with_model_args(**{DEEPSTACK_LAYERS: layers})
+        return super().from_float(source, config, wrap)
 
     def _setup(self, config: PTQConfig) -> None:
         self._add_point("mm_fusion")
@@ -145,8 +152,9 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
 
 
 @register(Qwen3VLForConditionalGeneration)
-class QuantQwen3VLForConditionalGeneration(  # type: ignore[misc]
-    QuantModule, Qwen3VLForConditionalGeneration
+class QuantQwen3VLForConditionalGeneration(
+    QuantModule,
+    Qwen3VLForConditionalGeneration,  # type: ignore[misc]
 ):
     """The model and its head, which have all the points: its forward is the float model's."""
 

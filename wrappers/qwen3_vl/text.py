@@ -88,8 +88,10 @@ class NormalisedHeads(CausalAttention):
 
 
 @register(Qwen3VLTextAttention, variant="prefill")
-class QuantQwen3VLTextAttentionPrefill(  # type: ignore[misc]
-    NormalisedHeads, HeadByHeadAttention, Qwen3VLTextAttention
+class QuantQwen3VLTextAttentionPrefill(
+    NormalisedHeads,
+    HeadByHeadAttention,
+    Qwen3VLTextAttention,  # type: ignore[misc]
 ):
     """Head by head, with the factor on the logits folded into k_norm."""
 
@@ -97,8 +99,10 @@ class QuantQwen3VLTextAttentionPrefill(  # type: ignore[misc]
 
 
 @register(Qwen3VLTextAttention, variant="prefill_reference")
-class QuantQwen3VLTextAttentionPrefillReference(  # type: ignore[misc]
-    NormalisedHeads, BatchedAttention, Qwen3VLTextAttention
+class QuantQwen3VLTextAttentionPrefillReference(
+    NormalisedHeads,
+    BatchedAttention,
+    Qwen3VLTextAttention,  # type: ignore[misc]
 ):
     """All heads at once."""
 
@@ -212,9 +216,9 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         text_positions, positions = _positions(position_ids, hidden_states, cache)
-        may_be_packed = position_ids is not None and text_positions is not None
-        if may_be_packed and attention_mask is None and cache is None:
-            attention_mask = packed_sequences(text_positions)
+        given = None if position_ids is None else text_positions
+        if given is not None and attention_mask is None and cache is None:
+            attention_mask = packed_sequences(given)
         mask = additive_mask(self.masks, attention_mask, hidden_states, cache)
         cos, sin = self.rotary_emb(hidden_states, positions)
         mask = self._quantize(mask, "attention_mask")
