@@ -37,7 +37,8 @@ class MaskBuilder:
     are asked for, and is left out of copies and pickles.
 
     Args:
-        fill_value: the finite negative number that stands for minus infinity.
+        fill_value: the finite negative number that stands for minus infinity; where the type of
+            the logits or of the softmax cannot hold it, their least finite number does.
     """
 
     def __init__(self, fill_value: float) -> None:
@@ -97,12 +98,13 @@ class MaskBuilder:
                 mask.bool(), batch_size, query_length, int(past_length), key_length
             )
             base = self._causal(query_length, key_length, past_length, dtype, device, causal)
-            return torch.where(visible[:, None, None, :], base, self.fill_value)
+            return torch.where(visible[:, None, None, :], base, self._fill(dtype))
         _check_four_dimensions(mask, batch_size, query_length, key_length)
         if mask.is_floating_point():
-            return mask.clamp(self.fill_value, 0.0).to(dtype)
+            # Converted first: a type of less range than `dtype` may not hold the fill value.
+            return mask.to(dtype).clamp(self._fill(dtype), 0.0)
         zero = torch.zeros((), dtype=dtype, device=mask.device)
-        return torch.where(mask.bool(), zero, self.fill_value)
+        return torch.where(mask.bool(), zero, self._fill(dtype))
 
     def hidden_rows(self, mask: Tensor) -> Tensor:
         """Returns which queries may look at no key at all, as bool [B or 1, 1, query, 1].
@@ -114,7 +116,7 @@ class MaskBuilder:
             mask: an additive mask made by `additive`, quantised or not: a value counts as hidden
                 from half of the fill value on.
         """
-        return (mask <= self.fill_value / 2).all(dim=-1, keepdim=True)
+        return (mask <= self._fill(mask.dtype) / 2).all(dim=-1, keepdim=True)
 
     def exact(self, mask: Tensor) -> Tensor:
         """Returns an additive mask that hides for good: the least finite value for the fill value.
@@ -126,14 +128,15 @@ class MaskBuilder:
         Args:
             mask: an additive mask made by `additive`, not quantised.
         """
-        fill = torch.full((), self.fill_value, dtype=mask.dtype, device=mask.device)
-        # The softmax is in float32, where the least float64 would be minus infinity, and a row of
-        # these has no softmax.
-        least = max(torch.finfo(mask.dtype).min, torch.finfo(torch.float32).min)
-        return mask.masked_fill(mask <= fill, least)
+        fill = torch.full((), self._fill(mask.dtype), dtype=mask.dtype, device=mask.device)
+        return mask.masked_fill(mask <= fill, _least(mask.dtype))
 
     def __getstate__(self) -> dict[str, object]:
         return {"fill_value": self.fill_value, "_template": None}
+
+    def _fill(self, dtype: torch.dtype) -> float:
+        # A type that cannot hold it would make it minus infinity, or refuse it.
+        return max(self.fill_value, _least(dtype))
 
     def _causal(
         self,
@@ -149,7 +152,7 @@ class MaskBuilder:
         # A mask after a past has few rows; and a graph being captured must own its tensors.
         if not _is_zero(past_length) or torch.compiler.is_compiling():
             return _causal_mask(
-                query_length, key_length, past_length, self.fill_value, dtype, device
+                query_length, key_length, past_length, self._fill(dtype), dtype, device
             )
         return self._prefill_template(query_length, key_length, dtype, torch.device(device))[
             :, :, :query_length, :key_length
@@ -172,7 +175,7 @@ class MaskBuilder:
                 max(rows, _next_power_of_two(query_length)),
                 max(columns, _next_power_of_two(key_length)),
                 0,
-                self.fill_value,
+                self._fill(dtype),
                 dtype,
                 device,
             )
@@ -247,6 +250,12 @@ def _causal_mask(
     keys = torch.arange(key_length, device=device)[None, :]
     zero = torch.zeros((), dtype=dtype, device=device)
     return torch.where(keys <= queries, zero, fill_value)[None, None]
+
+
+def _least(dtype: torch.dtype) -> float:
+    # The softmax is in float32, where the least float64 would be minus infinity, and a row of these
+    # has no softmax.
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
 def _is_zero(past_length: int | Tensor) -> bool:

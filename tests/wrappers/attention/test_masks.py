@@ -1,124 +1,213 @@
 """Masks: the visible set of every accepted kind equals transformers', and the rest is refused."""
 
 import copy
+import math
 import pickle
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, LlamaConfig, StaticCache
+from transformers import Cache, DynamicCache, LlamaConfig, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask
 
+from wrappers.attention.cache import cache_extent
 from wrappers.attention.masks import MaskBuilder, packed_sequences
 from wrappers.errors import InputError
 
 FILL = -77.0
-CONFIG = LlamaConfig(
-    vocab_size=8,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    attn_implementation="eager",
-)
-MASK_DTYPES = [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float32, torch.float16]
+PADDING_DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+]
 FLOAT_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+INTEGER_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 PROPERTY = settings(deadline=None, max_examples=60)
 
 
-def cache_of(past_length, batch_size=1, capacity=None):
-    cache = DynamicCache() if capacity is None else StaticCache(CONFIG, max_cache_len=capacity)
-    states = torch.zeros(batch_size, 1, past_length, 4)
-    cache.update(states, states, 0)
+def config(implementation="eager", *, causal=True):
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        is_causal=causal,
+    )
+    config._attn_implementation = implementation
+    return config
+
+
+def cache_of(past_length, batch_size=1, slots=None):
+    cache = DynamicCache() if slots is None else StaticCache(config(), max_cache_len=slots)
+    if past_length:
+        states = torch.zeros(batch_size, 1, past_length, 4)
+        cache.update(states, states, 0)
     return cache
 
 
-def visible_in_transformers(mask, batch_size, query_length, past_length, position_ids=None):
-    additive = create_causal_mask(
-        CONFIG,
+def visible_in_transformers(
+    mask,
+    batch_size,
+    query_length,
+    cache=None,
+    *,
+    implementation="eager",
+    causal=True,
+    position_ids=None,
+):
+    """Which keys the float model lets each query look at, as bool [B or 1, 1, query, key]."""
+    made = create_causal_mask(
+        config(implementation, causal=causal),
         torch.zeros(batch_size, query_length, 8),
         mask,
-        cache_of(past_length, batch_size) if past_length else None,
+        cache,
         position_ids=position_ids,
     )
-    return additive == 0
+    if made is not None and made.is_floating_point():
+        return made == 0
+    # A bool mask, or none: all keys that get any weight from a query of zeros.
+    key_length = cache_extent(cache, query_length).key_length
+    identity = torch.eye(key_length).expand(batch_size, 1, -1, -1)
+    query = torch.zeros(batch_size, 1, query_length, key_length)
+    module = SimpleNamespace(is_causal=causal, num_key_value_groups=1)
+    weights, _ = sdpa_attention_forward(module, query, identity, identity, made)
+    return weights.transpose(1, 2) > 0
+
+
+@dataclass(frozen=True)
+class Given:
+    """A mask as a caller gives it.
+
+    Attributes:
+        mask: what is given to the wrapped model.
+        plain: a mask that says the same and that the float model understands.
+        batch_size, query_length: of the new positions.
+        cache: what came before them.
+    """
+
+    mask: torch.Tensor | None
+    plain: torch.Tensor | None
+    batch_size: int
+    query_length: int
+    cache: Cache | None
 
 
 @st.composite
-def padded_batches(draw):
-    batch_size = draw(st.integers(1, 3))
-    query_length = draw(st.integers(1, 6))
-    past_length = draw(st.integers(0, 5))
-    length = past_length + query_length
-    kind = draw(st.sampled_from(["left", "right", "any"]))
-    if kind == "any":
-        rows = [draw(st.lists(st.booleans(), min_size=length, max_size=length)) for _ in range(3)]
-        padding = torch.tensor(rows[:batch_size])
-    else:
-        kept = torch.tensor([draw(st.integers(0, length)) for _ in range(batch_size)])
-        padding = torch.arange(length)[None, :] < kept[:, None]
-        padding = padding.flip(1) if kind == "left" else padding
-    return padding.to(draw(st.sampled_from(MASK_DTYPES))), query_length, past_length
+def given_masks(draw):
+    """Any rank, dtype, padding, batch, past length and kind of cache."""
+    batch_size, query_length = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    kind = draw(st.sampled_from(["none", "dynamic", "static"]))
+    past_length = 0 if kind == "none" else draw(st.integers(0, 5))
+    in_use = past_length + query_length
+    slots = in_use + draw(st.integers(0, 4)) if kind == "static" else None
+    cache = None if kind == "none" else cache_of(past_length, batch_size, slots)
+    sizes = (batch_size, query_length, cache)
+    rank = draw(st.sampled_from([None, 2, 4]))
+    if rank is None:
+        return Given(None, None, *sizes)
+    if rank == 4:
+        shape = (draw(st.sampled_from([1, batch_size])), 1, query_length, slots or in_use)
+        return Given(*draw(final_masks(shape)), *sizes)
+    length = draw(st.sampled_from([query_length, in_use, slots or in_use]))
+    padding = draw(paddings((batch_size, length)))
+    plain = padding
+    if length == query_length:
+        plain = torch.cat([torch.ones(batch_size, past_length, dtype=torch.bool), padding], dim=1)
+    dtype = draw(st.sampled_from(PADDING_DTYPES))
+    return Given(draw(nonzero_where(padding, dtype)), plain, *sizes)
 
 
-@PROPERTY
-@given(padded_batches(), st.sampled_from(FLOAT_DTYPES))
-def test_padding_shows_what_transformers_shows(batch, dtype):
-    padding, query_length, past_length = batch
-    batch_size, key_length = padding.shape
+@st.composite
+def paddings(draw, shape):
+    """Bool [B, length]: zeros on one side, or anywhere."""
+    batch_size, length = shape
+    side = draw(st.sampled_from(["left", "right", "any"]))
+    if side == "any":
+        return draw(patterns(shape))
+    kept = torch.tensor([draw(st.integers(0, length)) for _ in range(batch_size)])
+    padding = torch.arange(length)[None, :] < kept[:, None]
+    return padding.flip(1) if side == "left" else padding
+
+
+@st.composite
+def final_masks(draw, shape):
+    """A 4-D mask of any dtype, and what the float model understands."""
+    visible = draw(patterns(shape))
+    dtype = draw(st.sampled_from(PADDING_DTYPES))
+    if not dtype.is_floating_point:
+        return draw(nonzero_where(visible, dtype)), visible
+    hidden = draw(st.sampled_from([-float("inf"), torch.finfo(dtype).min, -1e4]))
+    return torch.zeros(shape, dtype=dtype).masked_fill(~visible, hidden), visible
+
+
+def nonzero_where(visible, dtype):
+    """`visible` as numbers: any but zero says the same."""
+    return st.sampled_from([1, 3]).map(lambda number: (visible * number).to(dtype))
+
+
+def patterns(shape):
+    """Bool, of any values."""
+    count = math.prod(shape)
+    bits = st.lists(st.booleans(), min_size=count, max_size=count)
+    return bits.map(lambda bits: torch.tensor(bits).view(shape))
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    given_masks(),
+    st.sampled_from(["eager", "sdpa"]),
+    st.sampled_from(FLOAT_DTYPES),
+    st.sampled_from([int, torch.as_tensor]),
+    st.booleans(),
+)
+def test_what_is_visible_is_what_transformers_shows(given, implementation, dtype, count, causal):
+    plain = given.plain
+    if plain is not None and plain.ndim == 4 and implementation == "eager":
+        plain = torch.where(plain, 0.0, torch.finfo(torch.float32).min)
+    expected = visible_in_transformers(
+        plain,
+        given.batch_size,
+        given.query_length,
+        given.cache,
+        implementation=implementation,
+        causal=causal,
+    )
+    extent = cache_extent(given.cache, given.query_length)
     additive = MaskBuilder(FILL).additive(
-        padding,
-        batch_size=batch_size,
-        query_length=query_length,
-        past_length=past_length,
+        given.mask,
+        batch_size=given.batch_size,
+        query_length=given.query_length,
+        past_length=count(extent.past_length),
+        key_length=extent.key_length,
         dtype=dtype,
+        causal=causal,
     )
-    assert additive.shape == (batch_size, 1, query_length, key_length)
     assert additive.dtype == dtype
-    expected = visible_in_transformers(padding, batch_size, query_length, past_length)
-    assert torch.equal(additive == 0, expected)
-    assert torch.equal(additive == FILL, ~expected)
-
-
-@PROPERTY
-@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 9))
-def test_none_is_causal_as_in_transformers(batch_size, query_length, past_length):
-    additive = MaskBuilder(FILL).additive(
-        None, batch_size=batch_size, query_length=query_length, past_length=past_length
-    )
-    assert additive.shape == (1, 1, query_length, past_length + query_length)
-    expected = visible_in_transformers(None, batch_size, query_length, past_length)
+    assert additive.shape[0] in (1, given.batch_size)
+    assert additive.shape[1:] == (1, given.query_length, extent.key_length)
     assert torch.equal((additive == 0).expand_as(expected), expected)
+    assert torch.equal((additive == FILL).expand_as(expected), ~expected)
 
 
-@PROPERTY
-@given(padded_batches(), st.sampled_from([torch.bool, torch.int64, torch.int8]))
-def test_four_dimensional_bool_and_integer_masks_are_final(batch, dtype):
-    padding, query_length, past_length = batch
-    visible = visible_in_transformers(padding, padding.shape[0], query_length, past_length)
-    additive = MaskBuilder(FILL).additive(
-        visible.to(dtype),
-        batch_size=padding.shape[0],
-        query_length=query_length,
-        past_length=past_length,
-    )
-    assert torch.equal(additive == 0, visible)
-    assert torch.equal(additive == FILL, ~visible)
-
-
-@pytest.mark.parametrize("hidden", [-float("inf"), torch.finfo(torch.float32).min, -1e4])
+@pytest.mark.parametrize("given_dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
-def test_additive_masks_are_clamped_whatever_their_minus_infinity(hidden, dtype):
-    visible = torch.ones(2, 1, 3, 5, dtype=torch.bool).tril(2)
-    mask = torch.where(visible, 0.0, hidden)
-    additive = MaskBuilder(FILL).additive(
-        mask, batch_size=2, query_length=3, past_length=2, dtype=dtype
-    )
-    assert additive.dtype == dtype
-    assert torch.equal(additive == 0, visible)
-    assert torch.equal(additive == FILL, ~visible)
+@pytest.mark.parametrize("fill", [-1e5, -1e39, -1e300])
+def test_a_fill_value_beyond_the_type_is_its_least_number(fill, dtype, given_dtype):
+    least = max(fill, torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    hidden = torch.tensor([[[[0.0, -math.inf], [-math.inf, -math.inf]]]], dtype=given_dtype)
+    masks = MaskBuilder(fill)
+    for mask in (None, torch.tensor([[0, 1]]), hidden.isfinite(), hidden):
+        additive = masks.additive(mask, batch_size=1, query_length=2, dtype=dtype)
+        assert additive.dtype == dtype
+        assert additive.min() == torch.tensor(least, dtype=dtype)
+        assert torch.equal(masks.hidden_rows(additive), (additive != 0).all(-1, keepdim=True))
+        assert torch.equal(masks.exact(additive) == 0, additive == 0)
+        assert masks.exact(additive).isfinite().all()
 
 
 @PROPERTY
@@ -145,25 +234,6 @@ def test_a_short_padding_mask_leaves_the_cached_keys_visible():
     full = torch.cat([torch.ones(2, 4, dtype=torch.int64), short], dim=1)
     sizes = {"batch_size": 2, "query_length": 3, "past_length": 4}
     assert torch.equal(masks.additive(short, **sizes), masks.additive(full, **sizes))
-
-
-@pytest.mark.parametrize("padding", [None, torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])])
-def test_empty_slots_of_a_static_cache_are_hidden_as_in_transformers(padding):
-    cache = cache_of(2, batch_size=2, capacity=9)
-    expected = create_causal_mask(CONFIG, torch.zeros(2, 3, 8), padding, cache, None) == 0
-    for past_length in (2, cache.get_seq_length(0)):
-        additive = MaskBuilder(FILL).additive(
-            padding, batch_size=2, query_length=3, past_length=past_length, key_length=9
-        )
-        assert torch.equal((additive == 0).expand_as(expected), expected)
-
-
-def test_without_causality_only_padding_hides():
-    masks = MaskBuilder(FILL)
-    padding = torch.tensor([[True, True, False]])
-    additive = masks.additive(padding, batch_size=1, query_length=3, causal=False)
-    assert torch.equal(additive == 0, padding.expand(1, 1, 3, 3))
-    assert not masks.additive(None, batch_size=1, query_length=3, causal=False).any()
 
 
 @pytest.mark.parametrize(
@@ -270,5 +340,5 @@ def test_a_template_made_in_inference_mode_serves_a_forward_with_gradients():
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 3))
 def test_packed_sequences_see_only_themselves_as_in_transformers(lengths, first):
     position_ids = torch.cat([torch.arange(length) + first for length in lengths])[None]
-    expected = visible_in_transformers(None, 1, position_ids.shape[1], 0, position_ids=position_ids)
+    expected = visible_in_transformers(None, 1, position_ids.shape[1], position_ids=position_ids)
     assert torch.equal(packed_sequences(position_ids), expected)
