@@ -1,11 +1,12 @@
 """Attention arithmetic between rotated heads and the output projection, in two forms.
 
 `attend_batched` computes all heads at once and scales the logits; `attend_by_head` goes head by
-head, as an accelerator does, with the scale already folded into the keys. Both apply the same
-quantization points in the same order:
+head, as an accelerator does, with the scale already folded into the keys wherever it can be. Both
+apply the same quantization points in the same order:
 
-    logits_raw, scale     (batched only)
-    logits, mask_add, softmax, attn_out, attn_weights, attn_out_h
+    logits_raw, scale     (unless the scale is folded)
+    logits, mask_add      (the latter unless there is no mask)
+    softmax, attn_out, attn_weights, attn_out_h
 
 The logits are by far the largest tensors: [B, heads, query, key]. Every step on them goes row by
 row, so outside of calibration the whole chain is run over blocks of rows that stay in the cache of
@@ -59,13 +60,14 @@ def attend_batched(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     scaling: float,
     quantize: Quantize,
     dropout: float,
     observed_mask: Tensor | None,
     keep_weights: bool,
+    whole_tensors: bool = False,
 ) -> AttentionResult:
     """Attends with all heads at once.
 
@@ -74,13 +76,14 @@ def attend_batched(
         key: rotated, [B, kv_heads, key, head_dim]; each serves heads / kv_heads query heads in
             turn, as `repeat_interleave` would expand it.
         value: [B, kv_heads, key, head_dim].
-        mask: additive, [B or 1, 1, query, key].
+        mask: additive, [B or 1, 1, query, key]; None where every key is visible.
         scaling: the factor on the logits.
         quantize: called with a tensor and a point's name.
         dropout: probability of dropping a weight.
         observed_mask: while calibrating, the mask that a quantised model will add: the point
             mask_add sees the logits with this one, and every point sees whole tensors.
         keep_weights: whether the weights are wanted (and their point attn_weights is reached).
+        whole_tensors: every point sees whole tensors, without an `observed_mask` too.
     """
     batch, heads, query_length, head_dim = query.shape
     kv_heads, key_length = key.shape[1:3]
@@ -88,18 +91,15 @@ def attend_batched(
     rows = heads // kv_heads * query_length
     grouped = query.reshape(batch, kv_heads, rows, head_dim)
     logits = torch.matmul(grouped, key.transpose(-1, -2))
-    # At least float32, so that a factor in a half-precision model is not rounded itself.
-    scale_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    scale = torch.full((), scaling, dtype=scale_dtype, device=query.device)
-    scale = quantize(scale, "scale")
+    scale = _scale(scaling, query, quantize)
+    by_blocks = observed_mask is None and not whole_tensors
 
-    def softmax(logits: Tensor, mask: Tensor) -> Tensor:
-        logits = quantize(logits, "logits_raw", owned=True)
-        logits = quantize(logits * scale, "logits", owned=True)
+    def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+        logits = _scaled(logits, scale, quantize)
         return _masked_softmax(logits, mask, observed_mask, quantize)
 
     logits = logits.view(batch, heads, query_length, key_length)
-    weights = _apply(softmax, logits, mask, by_blocks=observed_mask is None)
+    weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
     weights = functional.dropout(weights, dropout) if dropout else weights
     output = torch.matmul(weights.view(batch, kv_heads, rows, key_length), value)
     output = output.view(batch, heads, query_length, head_dim)
@@ -115,40 +115,46 @@ def attend_by_head(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    mask: Tensor,
+    mask: Tensor | None,
     *,
+    scaling: float | None = None,
     quantize: Quantize,
     dropout: float,
     observed_mask: Tensor | None,
     keep_weights: bool,
+    whole_tensors: bool = False,
 ) -> AttentionResult:
-    """Attends head by head, with the factor on the logits already in the keys.
+    """Attends head by head.
 
     Args:
         queries: for each head, rotated, [B, query, head_dim].
-        keys: for each key/value head, rotated and scaled, [B, key, head_dim]; each is used by
+        keys: for each key/value head, rotated, [B, key, head_dim]; each is used by
             len(queries) / len(keys) heads in turn.
         values: for each key/value head, [B, key, head_dim].
-        mask: additive, [B or 1, 1, query, key].
+        mask: additive, [B or 1, 1, query, key]; None where every key is visible.
+        scaling: the factor on the logits; None if the keys have it already.
         quantize: called with a tensor and a point's name.
         dropout: probability of dropping a weight.
         observed_mask: while calibrating, the mask that a quantised model will add: the point
             mask_add sees the logits with this one, and every point sees whole tensors.
         keep_weights: whether the weights are wanted (and their point attn_weights is reached).
+        whole_tensors: every point sees whole tensors, without an `observed_mask` too.
     """
     groups = len(queries) // len(keys)
     # [B or 1, query, key]
-    mask = mask.squeeze(1)
+    mask = None if mask is None else mask.squeeze(1)
     observed_mask = None if observed_mask is None else observed_mask.squeeze(1)
+    scale = None if scaling is None else _scale(scaling, queries[0], quantize)
+    by_blocks = observed_mask is None and not whole_tensors
 
-    def softmax(logits: Tensor, mask: Tensor) -> Tensor:
-        logits = quantize(logits, "logits", owned=True)
+    def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+        logits = _scaled(logits, scale, quantize)
         return _masked_softmax(logits, mask, observed_mask, quantize)
 
     outputs, kept = [], []
     for head, query in enumerate(queries):
         logits = torch.matmul(query, keys[head // groups].transpose(-1, -2))
-        weights = _apply(softmax, logits, mask, by_blocks=observed_mask is None)
+        weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
         weights = functional.dropout(weights, dropout) if dropout else weights
         output = torch.matmul(weights, values[head // groups])
         outputs.append(quantize(output, "attn_out", owned=True))
@@ -161,21 +167,37 @@ def attend_by_head(
     return AttentionResult(output, weights)
 
 
+def _scale(scaling: float, query: Tensor, quantize: Quantize) -> Tensor:
+    # At least float32, so that a factor in a half-precision model is not rounded itself.
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return quantize(torch.full((), scaling, dtype=dtype, device=query.device), "scale")
+
+
+def _scaled(logits: Tensor, scale: Tensor | None, quantize: Quantize) -> Tensor:
+    if scale is not None:
+        logits = quantize(logits, "logits_raw", owned=True) * scale
+    return quantize(logits, "logits", owned=True)
+
+
 def _masked_softmax(
-    logits: Tensor, mask: Tensor, observed_mask: Tensor | None, quantize: Quantize
+    logits: Tensor, mask: Tensor | None, observed_mask: Tensor | None, quantize: Quantize
 ) -> Tensor:
-    masked = logits + mask
-    if observed_mask is None:
-        masked = quantize(masked, "mask_add", owned=True)
-    else:
+    masked = logits if mask is None else logits + mask
+    if observed_mask is not None:
         quantize(logits + observed_mask, "mask_add")
+    elif mask is not None:
+        masked = quantize(masked, "mask_add", owned=True)
     # In float32 for any dtype, as transformers' eager attention.
     weights = functional.softmax(masked, dim=-1, dtype=torch.float32).to(logits.dtype)
     return quantize(weights, "softmax", owned=True)
 
 
 def _apply(
-    chain: Callable[[Tensor, Tensor], Tensor], logits: Tensor, mask: Tensor, *, by_blocks: bool
+    chain: Callable[[Tensor, Tensor | None], Tensor],
+    logits: Tensor,
+    mask: Tensor | None,
+    *,
+    by_blocks: bool,
 ) -> Tensor:
     # logits: [B, heads, query, key] or [B, query, key]; mask: the same rank, broadcastable.
     # A graph, autograd's or a captured one, wants the chain as one piece.
@@ -187,7 +209,9 @@ def _apply(
     return logits
 
 
-def _blocks(logits: Tensor, mask: Tensor, *, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(
+    logits: Tensor, mask: Tensor | None, *, dim: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     # Splits along the first dimension that has to be; never along the keys, which softmax needs.
     if logits.numel() <= BLOCK_ELEMENTS or dim == logits.ndim - 1:
         yield logits, mask
@@ -196,5 +220,5 @@ def _blocks(logits: Tensor, mask: Tensor, *, dim: int) -> Iterator[tuple[Tensor,
     step = max(1, BLOCK_ELEMENTS * length // logits.numel())
     for start in range(0, length, step):
         size = min(step, length - start)
-        part = mask if mask.shape[dim] == 1 else mask.narrow(dim, start, size)
+        part = mask if mask is None or mask.shape[dim] == 1 else mask.narrow(dim, start, size)
         yield from _blocks(logits.narrow(dim, start, size), part, dim=dim + 1)

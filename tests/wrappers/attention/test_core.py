@@ -67,7 +67,13 @@ def by_head(q, k, v, mask, scaling, **changes):
     )
 
 
-FORMS = pytest.mark.parametrize("attend", [batched, by_head])
+def by_head_unfolded(q, k, v, mask, scaling, **changes):
+    return attend_by_head(
+        q.unbind(1), k.unbind(1), v.unbind(1), mask, scaling=scaling, **options(**changes)
+    )
+
+
+FORMS = pytest.mark.parametrize("attend", [batched, by_head, by_head_unfolded])
 
 
 @FORMS
@@ -109,23 +115,55 @@ def test_a_mask_of_one_serves_the_whole_batch(attend):
     assert torch.equal(attend(q, k, v, one, 0.3).output, expected.output)
 
 
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_mask_equals_a_mask_that_hides_nothing_without_its_point(attend, dtype):
+    q, k, v, mask = example(dtype=dtype)
+    points = []
+
+    def record(x, point, *, owned=False):
+        points.append(point)
+        return round_to_eighths(x, point)
+
+    everything = attend(q, k, v, torch.zeros_like(mask), 0.3, quantize=round_to_eighths)
+    nothing = attend(q, k, v, None, 0.3, quantize=record)
+    assert torch.equal(nothing.output, everything.output)
+    assert torch.equal(nothing.weights, everything.weights)
+    assert "logits" in points
+    assert "mask_add" not in points
+
+
+@FORMS
+def test_without_a_mask_points_see_whole_tensors_only_if_asked(attend, monkeypatch):
+    monkeypatch.setattr(core, "BLOCK_ELEMENTS", 7)
+    q, k, v, _ = example()
+    rows = {True: set(), False: set()}
+    for whole, seen in rows.items():
+
+        def record(x, point, *, owned=False, seen=seen):
+            if point == "softmax":
+                seen.add(x.shape[-2])
+            return x
+
+        attend(q, k, v, None, 0.3, quantize=record, whole_tensors=whole)
+    assert rows == {True: {5}, False: {1}}
+
+
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from([batched, by_head]),
+    st.sampled_from([batched, by_head, by_head_unfolded]),
     st.integers(1, 3),
     st.sampled_from([(1, 1), (4, 2), (3, 3), (6, 2)]),
     st.integers(1, 9),
     st.integers(1, 9),
     st.integers(1, 200),
-    st.booleans(),
+    st.sampled_from(["each", "one", "none"]),
     st.sampled_from([unchanged, round_to_eighths]),
 )
-def test_blocks_of_any_size_change_no_bit(
-    attend, batch, heads, query, key, block, one_mask, quantize
-):
+def test_blocks_of_any_size_change_no_bit(attend, batch, heads, query, key, block, masks, quantize):
     q, k, v, mask = example(batch, *heads, query, key)
-    mask = mask[:1] if one_mask else mask
-    whole = attend(q, k, v, mask, 0.3, quantize=quantize, observed_mask=mask)
+    mask = {"each": mask, "one": mask[:1], "none": None}[masks]
+    whole = attend(q, k, v, mask, 0.3, quantize=quantize, whole_tensors=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(core, "BLOCK_ELEMENTS", block)
         blocks = attend(q, k, v, mask, 0.3, quantize=quantize)
@@ -150,7 +188,8 @@ def test_batched_reaches_every_point_once_with_whole_tensors():
     assert shapes["attn_out_h"] == (2, 5, 24)
 
 
-def test_by_head_reaches_the_points_of_each_head_and_never_the_scale():
+@pytest.mark.parametrize("folded", [True, False])
+def test_by_head_reaches_the_points_of_each_head(folded):
     q, k, v, mask = example()
     points = []
 
@@ -158,11 +197,14 @@ def test_by_head_reaches_the_points_of_each_head_and_never_the_scale():
         points.append((point, tuple(x.shape)))
         return x
 
-    by_head(q, k, v, mask, 0.3, quantize=record, observed_mask=mask)
-    per_head = [("logits", (2, 5, 7)), ("mask_add", (2, 5, 7)), ("softmax", (2, 5, 7))]
+    attend = by_head if folded else by_head_unfolded
+    attend(q, k, v, mask, 0.3, quantize=record, observed_mask=mask)
+    first = [] if folded else [("scale", ())]
+    per_head = [] if folded else [("logits_raw", (2, 5, 7))]
+    per_head += [("logits", (2, 5, 7)), ("mask_add", (2, 5, 7)), ("softmax", (2, 5, 7))]
     per_head.append(("attn_out", (2, 5, 6)))
     whole = [("attn_out_h", (2, 5, 24)), ("attn_weights", (2, 4, 5, 7))]
-    assert points == per_head * 4 + whole
+    assert points == first + per_head * 4 + whole
 
 
 @FORMS

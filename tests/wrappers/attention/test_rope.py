@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from wrappers.attention.rope import negate_and_swap, negate_first_half, rotate, swap
+from wrappers.attention.rope import (
+    negate_and_swap,
+    negate_and_swap_observed,
+    negate_first_half,
+    rotate,
+    swap,
+)
 
 POINTS = ["x1", "x2", "cat", "cos", "sin", "rot"]
 
@@ -81,3 +87,24 @@ def test_every_point_is_reached_once_in_order_and_its_result_is_used(rotate_half
     assert torch.equal(values["x2"], x[..., 2:])
     assert torch.equal(values["cos"], x * cos)
     assert torch.equal(values["sin"] + values["cos"], values["rot"])
+
+
+def test_the_negated_half_can_have_a_point_of_its_own():
+    x, cos, sin = torch.randn(1, 2, 4), torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    reached = {}
+
+    def record(value, point, *, owned=False):
+        reached[point] = value
+        return value
+
+    rotated = rotate(x, cos, sin, negate_and_swap_observed(record), record)
+    assert list(reached) == ["x1", "x2", "neg", "cat", "cos", "sin", "rot"]
+    assert torch.equal(reached["neg"], -x[..., 2:])
+    assert torch.equal(rotated, rotate(x, cos, sin, negate_and_swap, unchanged))
+
+    def flat(value, point, *, owned=False):
+        return torch.ones_like(value) if point == "neg" else value
+
+    flattened = rotate(x, cos, sin, negate_and_swap_observed(flat), unchanged)
+    expected = x * cos + torch.cat((torch.ones(1, 2, 2), x[..., :2]), dim=-1) * sin
+    assert torch.equal(flattened, expected)
