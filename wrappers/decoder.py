@@ -29,7 +29,7 @@ from transformers import PreTrainedConfig
 
 from wrappers.attention.cache import KeyValueCache, ScaledKeys, as_cache, cache_extent
 from wrappers.attention.core import AttentionResult, Quantize, attend_batched, attend_by_head
-from wrappers.attention.masks import MaskBuilder
+from wrappers.attention.masks import MaskBuilder, packed_sequences
 from wrappers.attention.rope import RotateHalf, negate_and_swap, negate_first_half, rotate, swap
 from wrappers.config import PTQConfig
 from wrappers.errors import InputError, WrapError
@@ -387,6 +387,40 @@ def additive_mask(
         device=hidden_states.device,
         causal=causal,
     )
+
+
+def model_mask(
+    masks: MaskBuilder,
+    config: PreTrainedConfig,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    hidden_states: Tensor,
+    cache: KeyValueCache | None,
+) -> Tensor:
+    """Returns the additive mask [B or 1, 1, query, key] that a model hands to all its layers.
+
+    Args:
+        masks: builds it.
+        config: the model's; attention is causal unless its `is_causal` says otherwise.
+        attention_mask: any kind that `MaskBuilder` takes.
+        position_ids: positions in the text that a caller gave, [B or 1, query]. Without a mask
+            and a cache, positions that start again begin another sequence.
+        hidden_states: [B, query, hidden].
+        cache: holds the keys of earlier positions.
+
+    Raises:
+        InputError: a mask or cache of no known kind.
+    """
+    causal = getattr(config, "is_causal", True)
+    if causal and attention_mask is None and cache is None and position_ids is not None:
+        attention_mask = packed_sequences(position_ids)
+    return additive_mask(masks, attention_mask, hidden_states, cache, causal=causal)
+
+
+def next_positions(hidden_states: Tensor, cache: KeyValueCache | None) -> Tensor:
+    """Returns the positions of `hidden_states` [B, query, hidden] after the cached ones, [query]."""
+    past_length = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
 
 
 def rope_tables(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -23,7 +22,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from wrappers.attention.cache import as_cache
-from wrappers.attention.masks import MaskBuilder, packed_sequences
+from wrappers.attention.masks import MaskBuilder
 from wrappers.config import PTQConfig
 from wrappers.decoder import (
     BatchedAttention,
@@ -32,6 +31,8 @@ from wrappers.decoder import (
     HeadByHeadAttention,
     additive_mask,
     embedded,
+    model_mask,
+    next_positions,
     rope_tables,
 )
 from wrappers.module import QuantModule
@@ -141,14 +142,11 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
         cache = as_cache(past_key_values)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        causal = getattr(self.config, "is_causal", True)
+        mask = model_mask(
+            self.masks, self.config, attention_mask, position_ids, hidden_states, cache
+        )
         if position_ids is None:
-            past_length = 0 if cache is None else cache.get_seq_length()
-            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)
-            position_ids = (position_ids + past_length).unsqueeze(0)
-        elif attention_mask is None and cache is None and causal:
-            attention_mask = packed_sequences(position_ids)
-        mask = additive_mask(self.masks, attention_mask, hidden_states, cache, causal=causal)
+            position_ids = next_positions(hidden_states, cache).unsqueeze(0)
         cos, sin = self.rotary_emb(hidden_states, position_ids=position_ids)
         mask = self._quantize(mask, "causal_mask")
         tables = self._quantize(cos, "cos"), self._quantize(sin, "sin")

@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from wrappers.attention.cache import KeyValueCache, as_cache
 from wrappers.attention.core import Quantize
-from wrappers.attention.masks import MaskBuilder, packed_sequences
+from wrappers.attention.masks import MaskBuilder
 from wrappers.attention.rope import RotateHalf, negate_and_swap_observed
 from wrappers.config import PTQConfig
 from wrappers.decoder import (
@@ -38,8 +38,9 @@ from wrappers.decoder import (
     DecoderLayer,
     GatedMLP,
     HeadByHeadAttention,
-    additive_mask,
     embedded,
+    model_mask,
+    next_positions,
 )
 from wrappers.errors import ConfigError, InputError
 from wrappers.module import Mode, QuantModule
@@ -191,10 +192,10 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         Args:
             input_ids: [B, query].
             attention_mask: any kind that `MaskBuilder` takes.
-            position_ids: [B or 1, query]; [3, B or 1, query] with times, rows and columns; or
-                [4, B or 1, query] with the positions in the text before these. By default they go
-                on after the cached positions. Without a mask and a cache, positions in the text
-                that start again begin another sequence.
+            position_ids: [B or 1, query]; [3, B or 1, query] with times, rows and columns, or
+                [1, B or 1, query] for all three; or [4, B or 1, query] with the positions in the
+                text before these. By default they go on after the cached positions. Without a
+                mask and a cache, positions in the text that start again begin another sequence.
             past_key_values: any kind that `as_cache` takes.
             inputs_embeds: [B, query, hidden], in place of `input_ids`.
             use_cache: whether to make a cache where none is given.
@@ -217,9 +218,7 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
             cache = DynamicCache(config=self.config)
         text_positions, positions = _positions(position_ids, hidden_states, cache)
         given = None if position_ids is None else text_positions
-        if given is not None and attention_mask is None and cache is None:
-            attention_mask = packed_sequences(given)
-        mask = additive_mask(self.masks, attention_mask, hidden_states, cache)
+        mask = model_mask(self.masks, self.config, attention_mask, given, hidden_states, cache)
         cos, sin = self.rotary_emb(hidden_states, positions)
         mask = self._quantize(mask, "attention_mask")
         tables = self._quantize(cos, "cos"), self._quantize(sin, "sin")
@@ -244,12 +243,13 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         self, visual_pos_masks: Tensor | None, features: Sequence[Tensor] | None
     ) -> Sequence[Tensor]:
         features = () if features is None else features
-        if features and visual_pos_masks is None:
+        if len(features) > 0 and visual_pos_masks is None:
             raise InputError(
                 f"found deepstack_visual_embeds for {len(features)} layers without "
                 "visual_pos_masks; give the positions that they belong to, bool [batch, sequence]"
             )
-        if len(features) > self.deepstack_layers:
+        # Features beyond the last layer have no place, in the float model either.
+        if min(len(features), len(self.layers)) > self.deepstack_layers:
             raise InputError(
                 f"found deepstack_visual_embeds for {len(features)} layers, and the text model is "
                 f"wrapped for {self.deepstack_layers}; wrap the whole model, or give "
@@ -262,7 +262,6 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
     ) -> Tensor:
         # hidden_states: [B, query, hidden]; positions: [B, query]
         features = features.to(hidden_states.device, hidden_states.dtype)
-        features = self._quantize(features, f"deepstack_visual_embeds_{index}")
         visual = positions.unsqueeze(-1)
         if features.ndim == 2:
             if not torch.compiler.is_compiling() and len(features) != int(positions.sum()):
@@ -272,15 +271,20 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
                     "each position of an image or video"
                 )
             features = torch.zeros_like(hidden_states).masked_scatter(visual, features)
-        # Text positions go on unchanged. So the sum is quantised everywhere and taken where it
-        # counts, which needs no shape that depends on data; an observer sees only what counts.
+        features = self._quantize_at(positions, features, f"deepstack_visual_embeds_{index}")
         total = hidden_states + features
-        point = f"deepstack_sum_{index}"
-        if self.mode is Mode.CALIBRATE:
-            self._quantize(total[positions], point)
-        else:
-            total = self._quantize(total, point, owned=True)
+        total = self._quantize_at(positions, total, f"deepstack_sum_{index}", owned=True)
         return torch.where(visual, total, hidden_states)
+
+    def _quantize_at(
+        self, positions: Tensor, x: Tensor, point: str, *, owned: bool = False
+    ) -> Tensor:
+        # An observer sees only what counts. All of it is fake-quantised, since a shape that
+        # depends on data could not be exported; what does not count is not used.
+        if self.mode is Mode.CALIBRATE:
+            self._quantize(x[positions], point)
+            return x
+        return self._quantize(x, point, owned=owned)
 
 
 def _deepstack_layers(config: PTQConfig, layers: int) -> int:
@@ -296,18 +300,18 @@ def _deepstack_layers(config: PTQConfig, layers: int) -> int:
 def _positions(
     position_ids: Tensor | None, hidden_states: Tensor, cache: KeyValueCache | None
 ) -> tuple[Tensor | None, Tensor]:
-    """Positions in the text, [B or 1, query] or None, and those of rope, [3, B or 1, query]."""
+    """Positions in the text, [B or 1, query] or None; those of rope, [3 or 1, B or 1, query]."""
     if position_ids is None:
-        past_length = 0 if cache is None else cache.get_seq_length()
-        positions = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
+        positions = next_positions(hidden_states, cache)
         position_ids = positions.unsqueeze(0).expand(hidden_states.shape[0], -1)
     if position_ids.ndim == 2:
         return position_ids, position_ids.expand(3, *position_ids.shape)
     if position_ids.ndim == 3 and position_ids.shape[0] == 4:
         return position_ids[0], position_ids[1:]
-    if position_ids.ndim == 3 and position_ids.shape[0] == 3:
+    if position_ids.ndim == 3 and position_ids.shape[0] in (1, 3):
         return None, position_ids
     raise InputError(
         f"found position_ids of shape {list(position_ids.shape)}; expected [batch, sequence], or "
-        "3 or 4 of these: time, row and column, with the positions in the text before them"
+        "3 of these: time, row and column, perhaps with the positions in the text before them; "
+        "or 1 that stands for all three"
     )
