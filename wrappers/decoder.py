@@ -27,7 +27,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from wrappers.attention.cache import KeyValueCache, ScaledKeys, as_cache, cache_extent
+from wrappers.attention.cache import (
+    KeyValueCache,
+    ScaledKeys,
+    StepCache,
+    as_cache,
+    cache_extent,
+    update_in_parts,
+)
 from wrappers.attention.core import AttentionResult, Quantize, attend_batched, attend_by_head
 from wrappers.attention.masks import MaskBuilder, packed_sequences
 from wrappers.attention.rope import RotateHalf, negate_and_swap, negate_first_half, rotate, swap
@@ -222,19 +229,43 @@ class HeadByHeadAttention(CausalAttention):
         keys = [self._quantize(head, "new_k", owned=True) for head in keys]
         values = [self._quantize(head, "new_v") for head in self._heads(value)]
         if cache is not None:
-            unscaled = ScaledKeys(cache, self.key_factor)
-            all_keys, all_values = unscaled.update(
-                torch.stack(keys, dim=1), torch.stack(values, dim=1), self.layer_idx
+            holds_factor = isinstance(cache, StepCache)
+            all_keys, all_values = self._updated(
+                cache if holds_factor else ScaledKeys(cache, self.key_factor),
+                torch.stack(keys, dim=1),
+                torch.stack(values, dim=1),
             )
             keys, values = list(all_keys.unbind(1)), list(all_values.unbind(1))
         keys = [self._quantize(head, "present_key") for head in keys]
         values = [self._quantize(head, "present_value") for head in values]
         return attend_by_head(queries, keys, values, **self._options(mask, exact_mask))
 
+    def _updated(self, cache: KeyValueCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions, from new ones, each [B, kv_heads, query, head_dim]."""
+        return cache.update(keys, values, self.layer_idx)
+
     def _heads(self, states: Tensor) -> list[Tensor]:
         # [B, query, heads * head_dim] -> heads times [B, query, head_dim]
         starts = range(0, states.shape[-1], self.head_dim)
         return [states[..., start : start + self.head_dim] for start in starts]
+
+
+class DecodeAttention(HeadByHeadAttention):
+    """Attention of new positions, one or more, over a cache: what was cached has points of its
+    own, since it comes into a decode graph from outside."""
+
+    def _setup(self, config: PTQConfig) -> None:
+        super()._setup(config)
+        self._add_point("past_key")
+        self._add_point("past_value")
+
+    def _updated(self, cache: KeyValueCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        all_keys, all_values = [], []
+        for part in update_in_parts(cache, keys, values, self.layer_idx):
+            new = part.is_new
+            all_keys.append(part.key if new else self._quantize(part.key, "past_key"))
+            all_values.append(part.value if new else self._quantize(part.value, "past_value"))
+        return torch.cat(all_keys, dim=2), torch.cat(all_values, dim=2)
 
 
 class BatchedAttention(CausalAttention):
@@ -421,6 +452,15 @@ def next_positions(hidden_states: Tensor, cache: KeyValueCache | None) -> Tensor
     """Returns the positions of `hidden_states` [B, query, hidden] after the cached ones, [query]."""
     past_length = 0 if cache is None else cache.get_seq_length()
     return torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
+
+
+def key_factors(model: nn.Module, layers: int) -> list[float]:
+    """Returns for each layer the factor that the keys of its attention carry; 1 in float models."""
+    factors = [1.0] * layers
+    for module in model.modules():
+        if isinstance(module, HeadByHeadAttention):
+            factors[module.layer_idx] = module.key_factor
+    return factors
 
 
 def rope_tables(

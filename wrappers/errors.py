@@ -15,11 +15,14 @@
     │   └── StaleWrapperError            a wrapper for a class that the package no longer has
     ├── WrapError (ValueError)           a module that cannot be wrapped as it stands
     └── InputError (ValueError)          inputs that a model or a function cannot take
+        └── CacheFullError               ... because a static cache has no room for them
 
 `CalibrationWarning` is the one warning: calibration data held NaN or infinities.
 """
 
 from __future__ import annotations
+
+from torch import Tensor
 
 
 class WrappersError(Exception):
@@ -80,6 +83,18 @@ class WrapError(WrappersError, ValueError):
 
 class InputError(WrappersError, ValueError):
     """Inputs that a model or a function cannot take."""
+
+
+class CacheFullError(InputError):
+    """A sequence that outgrew its static cache.
+
+    Attributes:
+        tokens: what was generated before, int64 [B, new tokens].
+    """
+
+    def __init__(self, message: str, tokens: Tensor) -> None:
+        super().__init__(message)
+        self.tokens = tokens
 
 
 class CalibrationWarning(UserWarning):

@@ -26,6 +26,7 @@ from wrappers.attention.masks import MaskBuilder
 from wrappers.config import PTQConfig
 from wrappers.decoder import (
     BatchedAttention,
+    DecodeAttention,
     DecoderLayer,
     GatedMLP,
     HeadByHeadAttention,
@@ -55,6 +56,11 @@ class QuantLlamaAttentionPrefill(HeadByHeadAttention, LlamaAttention):  # type: 
 @register(LlamaAttention, variant="prefill_reference")
 class QuantLlamaAttentionPrefillReference(BatchedAttention, LlamaAttention):  # type: ignore[misc]
     """All heads at once."""
+
+
+@register(LlamaAttention, variant="decode")
+class QuantLlamaAttentionDecode(DecodeAttention, LlamaAttention):  # type: ignore[misc]
+    """Head by head over a cache, with the factor on the logits folded into k_proj."""
 
 
 @register(LlamaDecoderLayer)

@@ -14,10 +14,11 @@ form (a tuple with a pair of key and value for each layer), or anything else wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from wrappers.errors import InputError
@@ -52,6 +53,15 @@ class KeyValueCache(Protocol):
 
 
 @dataclass(frozen=True)
+class CachePart:
+    """Some of the keys and values that attention works with, each [B, kv_heads, part, head_dim]."""
+
+    key: Tensor
+    value: Tensor
+    is_new: bool
+
+
+@dataclass(frozen=True)
 class CacheExtent:
     """How far attention reaches.
 
@@ -82,11 +92,100 @@ class ScaledKeys:
         key, value = self._cache.update(key_states / self._factor, value_states, layer_idx)
         return key * self._factor, value
 
+    def update_in_parts(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+    ) -> list[CachePart]:
+        """See the function of that name."""
+        parts = update_in_parts(self._cache, key_states / self._factor, value_states, layer_idx)
+        return [
+            CachePart(
+                key_states if part.is_new else part.key * self._factor, part.value, part.is_new
+            )
+            for part in parts
+        ]
+
     def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
         return self._cache.get_seq_length(layer_idx)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self._cache.get_mask_sizes(query_length, layer_idx)
+
+
+class StepCache:
+    """The cache of one step with static shapes: the past is given, and what is new kept apart.
+
+    Attention sees the past and, after it, the new positions. Keys are held as attention works with
+    them, carrying a factor if that attention's keys do: an accelerator's step has no use for keys
+    in another form, and a cache of that form is written from what a step returns.
+
+    Args:
+        past: by layer keys and values, each [B, kv_heads, past, head_dim]; empty where nothing is
+            past.
+
+    Attributes:
+        new: by layer the keys and values of the new positions, each [B, kv_heads, query,
+            head_dim]; filled by `update`.
+    """
+
+    def __init__(self, past: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
+        self._past = {} if past is None else past
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        parts = self.update_in_parts(key_states, value_states, layer_idx)
+        return (
+            torch.cat([part.key for part in parts], dim=2),
+            torch.cat([part.value for part in parts], dim=2),
+        )
+
+    def update_in_parts(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+    ) -> list[CachePart]:
+        """See the function of that name."""
+        if layer_idx in self.new:
+            raise InputError(
+                f"layer {layer_idx} wrote to the cache of a step twice; make a StepCache for each "
+                "forward pass"
+            )
+        self.new[layer_idx] = key_states, value_states
+        new = CachePart(key_states, value_states, is_new=True)
+        if not self._past:
+            return [new]
+        return [CachePart(*self._past[layer_idx], is_new=False), new]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        # All layers are as long, and layer 0 need not be among them.
+        return next((keys.shape[2] for keys, _ in self._past.values()), 0)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+
+def update_in_parts(
+    cache: KeyValueCache, key_states: Tensor, value_states: Tensor, layer_idx: int
+) -> list[CachePart]:
+    """Updates a cache and returns what attention works with, split into past and new, in order.
+
+    Args:
+        cache: a static one may have empty slots after the new positions: they count as past.
+        key_states: of the new positions, [B, kv_heads, query, head_dim].
+        value_states: likewise.
+        layer_idx: the layer that they belong to.
+    """
+    if isinstance(cache, StepCache | ScaledKeys):
+        return cache.update_in_parts(key_states, value_states, layer_idx)
+    # A copy: a static cache counts on, in place.
+    start = int(cache.get_seq_length(layer_idx))
+    end = start + key_states.shape[2]
+    keys, values = cache.update(key_states, value_states, layer_idx)
+    parts = [
+        CachePart(keys[:, :, :start], values[:, :, :start], is_new=False),
+        CachePart(keys[:, :, start:end], values[:, :, start:end], is_new=True),
+        CachePart(keys[:, :, end:], values[:, :, end:], is_new=False),
+    ]
+    return [part for part in parts if part.key.shape[2]]
 
 
 def as_cache(past_key_values: object) -> KeyValueCache | None:

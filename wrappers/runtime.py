@@ -1,0 +1,277 @@
+"""Generates as an accelerator does: one prefill, then steps over a static cache.
+
+    runtime = Runtime(prefill, decode, capacity=256)
+    tokens = runtime.generate(input_ids, attention_mask, max_new_tokens=64)
+
+Each of the two is a causal LM of transformers or a wrapped or quantised copy of one: the variant
+`prefill` or `prefill_reference` for the first, `decode` for the second. A float model serves as
+both.
+
+Every step has the same shapes: one token for each sequence, a cache with a slot for each position
+that it can hold, and a mask over the slots. Sequences are packed to the left in their slots,
+whichever side their prompts were padded on, and so may be of different lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.generation import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from wrappers.attention.cache import StepCache
+from wrappers.decoder import key_factors
+from wrappers.errors import CacheFullError, InputError
+
+Choose = Callable[[Tensor], Tensor]
+"""Takes logits [B, vocabulary] and returns tokens [B]."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; each limit is off at its default.
+
+    Args:
+        temperature: divides the logits.
+        top_k: the number of likeliest tokens that are kept; 0 keeps all.
+        top_p: the least probability that the likeliest tokens, which are kept, have together.
+        seed: of the draws.
+
+    Raises:
+        InputError: a limit out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"found {self}; expected a temperature above 0, top_k from 0 up, and top_p above "
+                "0 and at most 1"
+            )
+
+    def chooser(self, device: torch.device) -> Choose:
+        """Draws from logits, with its own random state."""
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
+        if self.top_k:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        generator = torch.Generator(device).manual_seed(self.seed)
+
+        def choose(logits: Tensor) -> Tensor:
+            probabilities = warpers(None, logits.float()).softmax(-1)
+            return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+        return choose
+
+
+class Slots:
+    """The static cache of a batch, and what a step over it takes.
+
+    Attributes:
+        layers: for each layer its keys and values, each [B, kv_heads, capacity, head_dim]; the keys
+            as the decode model works with them.
+        lengths: how many slots of each sequence are in use, from the left, int64 [B].
+    """
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], lengths: Tensor) -> None:
+        self.layers = layers
+        self.lengths = lengths
+
+    @property
+    def capacity(self) -> int:
+        """How many positions of a sequence there is room for."""
+        return self.layers[0][0].shape[2]
+
+    @classmethod
+    def from_prefill(
+        cls, cache: DynamicCache, visible: Tensor, capacity: int, key_factors: list[float]
+    ) -> Slots:
+        """The cache of a prefill, packed.
+
+        Args:
+            cache: keys and values of all positions of the prompts.
+            visible: which of these are no padding, bool [B, prompt].
+            capacity: slots of each sequence.
+            key_factors: for each layer the factor that the decode model's keys carry.
+        """
+        # Visible positions first, in their order.
+        order = visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        order = order[:, :capacity]
+        return cls(
+            [
+                (
+                    _packed(layer.keys * factor, order, capacity),
+                    _packed(layer.values, order, capacity),
+                )
+                for layer, factor in zip(cache.layers, key_factors, strict=True)
+            ],
+            visible.sum(dim=1),
+        )
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """The additive mask of a step, [B, 1, 1, capacity + 1]: slots in use, and the new key."""
+        slots = torch.arange(self.capacity + 1, device=self.lengths.device)
+        hidden = (slots >= self.lengths[:, None]) & (slots < self.capacity)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None, :]
+
+    def write(self, new: StepCache, rows: Tensor) -> None:
+        """Puts the new keys and values of a step into the next slot of each sequence.
+
+        Args:
+            new: the cache that the step was given.
+            rows: which sequences go on, bool [B]; the others stay as they are.
+        """
+        batch = rows.nonzero().squeeze(-1)
+        slots = self.lengths[batch]
+        for (keys, values), (key, value) in zip(self.layers, new.new.values(), strict=True):
+            keys[batch, :, slots] = key[batch, :, 0]
+            values[batch, :, slots] = value[batch, :, 0]
+        self.lengths = self.lengths + rows
+
+
+class Runtime:
+    """Prefill and decode over a static cache.
+
+    Args:
+        prefill: a causal LM that takes whole prompts.
+        decode: a causal LM that takes one token at a time; `prefill` itself by default.
+        capacity: how many positions of a sequence the cache holds.
+
+    Raises:
+        InputError: a capacity below 1.
+    """
+
+    def __init__(
+        self, prefill: nn.Module, decode: nn.Module | None = None, *, capacity: int
+    ) -> None:
+        if capacity < 1:
+            raise InputError(f"found a capacity of {capacity}; expected at least 1 position")
+        self.prefill = prefill
+        self.decode = prefill if decode is None else decode
+        self.capacity = capacity
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int = 0,
+    ) -> Tensor:
+        """Returns the new tokens, int64 [B, at most max_new_tokens].
+
+        Args:
+            input_ids: the prompts, [B, prompt].
+            attention_mask: 1 for tokens and 0 for padding on either side, [B, prompt]; by default
+                there is none.
+            max_new_tokens: tokens for each sequence.
+            sampling: how tokens are drawn; by default the likeliest is taken.
+            eos_token_id: ends a sequence; the rest of its row is `pad_token_id`.
+            pad_token_id: see above.
+
+        Raises:
+            InputError: a prompt without tokens, or longer than the capacity.
+            CacheFullError: a sequence would outgrow the capacity; it holds the tokens so far.
+        """
+        visible = _checked_mask(input_ids, attention_mask, self.capacity)
+        choose = _likeliest if sampling is None else sampling.chooser(input_ids.device)
+        logits, slots = self._start(input_ids, visible)
+        running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        generated: list[Tensor] = []
+        while True:
+            tokens = choose(logits).where(running, pad_token_id)
+            generated.append(tokens)
+            if eos_token_id is not None:
+                running = running & (tokens != eos_token_id)
+            if len(generated) == max_new_tokens or not running.any():
+                return torch.stack(generated, dim=1)
+            longest = int(slots.lengths[running].max())
+            if longest == self.capacity:
+                raise CacheFullError(
+                    f"the cache is full: a sequence has {longest} positions and the capacity is "
+                    f"{self.capacity}, after {len(generated)} of {max_new_tokens} new tokens. Give "
+                    "more capacity or ask for fewer tokens; the error's `tokens` are those so far",
+                    torch.stack(generated, dim=1),
+                )
+            logits = self._step(tokens, slots, running)
+
+    def _start(self, input_ids: Tensor, visible: Tensor) -> tuple[Tensor, Slots]:
+        """The logits after each prompt, [B, vocabulary], and the cache of the prompts."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        ends, of_row = (visible * positions).argmax(dim=1).unique(return_inverse=True)
+        cache = DynamicCache()
+        output = self.prefill(
+            input_ids=input_ids,
+            attention_mask=visible.long(),
+            position_ids=(visible.cumsum(dim=1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=ends,
+        )
+        factors = key_factors(self.decode, len(cache.layers))
+        slots = Slots.from_prefill(cache, visible, self.capacity, factors)
+        return output.logits[torch.arange(len(of_row)), of_row], slots
+
+    def _step(self, tokens: Tensor, slots: Slots, running: Tensor) -> Tensor:
+        """The logits after one more token [B] of each sequence, [B, vocabulary]."""
+        new = StepCache(dict(enumerate(slots.layers)))
+        output = self.decode(
+            input_ids=tokens[:, None],
+            attention_mask=slots.mask(next(self.decode.parameters()).dtype),
+            position_ids=slots.lengths[:, None],
+            past_key_values=new,
+            use_cache=True,
+        )
+        slots.write(new, running)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=-1)
+
+
+def _checked_mask(input_ids: Tensor, attention_mask: Tensor | None, capacity: int) -> Tensor:
+    """Which tokens of the prompts are no padding, bool [B, prompt]."""
+    if attention_mask is None:
+        visible = torch.ones_like(input_ids, dtype=torch.bool)
+    elif attention_mask.shape == input_ids.shape:
+        visible = attention_mask.bool()
+    else:
+        raise InputError(
+            f"found an attention_mask of shape {list(attention_mask.shape)} for prompts of shape "
+            f"{list(input_ids.shape)}; expected the same [batch, sequence]"
+        )
+    lengths = visible.sum(dim=1)
+    if input_ids.numel() == 0 or int(lengths.min()) == 0:
+        raise InputError("a prompt holds no tokens; give at least one in each row")
+    if int(lengths.max()) > capacity:
+        raise InputError(
+            f"a prompt has {int(lengths.max())} tokens, and the cache a capacity of {capacity}: "
+            "give more capacity or a shorter prompt"
+        )
+    return visible
+
+
+def _packed(states: Tensor, order: Tensor, capacity: int) -> Tensor:
+    # states: [B, kv_heads, prompt, head_dim] -> [B, kv_heads, capacity, head_dim]
+    index = order[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    packed = states.gather(2, index)
+    return nn.functional.pad(packed, (0, 0, 0, capacity - packed.shape[2]))
