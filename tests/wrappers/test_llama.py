@@ -1,7 +1,6 @@
 """Llama: float against wrapped, calibrated, quantised and exported, for both prefill variants."""
 
 import copy
-import inspect
 import pickle
 
 import pytest
@@ -18,6 +17,13 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import wrappers
+from tests.wrappers.agreement import (
+    assert_modules_agree,
+    fake_quantize_64,
+    linear_64,
+    padding,
+    peir,
+)
 from wrappers.attention.rope import negate_first_half
 from wrappers.errors import InputError, WrapError
 from wrappers.llama import QuantLlamaAttentionPrefill, QuantLlamaModel
@@ -58,67 +64,6 @@ def wrap(model, variant, **config):
 
 def tokens(batch, length, seed=1):
     return torch.randint(3, 96, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def padding(batch, length, side):
-    mask = torch.ones(batch, length, dtype=torch.int64)
-    for row in range(batch):
-        count = row * length // (batch + 1)
-        if side == "left":
-            mask[row, :count] = 0
-        elif side == "right":
-            mask[row, length - count :] = 0
-    return mask
-
-
-def peir(reference, candidate):
-    reference, candidate = reference.detach().double(), candidate.detach().double()
-    error = (reference - candidate).abs().max()
-    interval = reference.max() - reference.min()
-    return 0.0 if error == 0 else float(error / interval)
-
-
-def record(model, **inputs):
-    """The calls of all modules in the order in which they end: (name, names of the arguments that
-    were passed, output tensors in the reference's form)."""
-    calls, hooks = [], []
-
-    def hook(name):
-        def after(module, args, kwargs, output):
-            names = list(inspect.signature(module.forward).parameters)[: len(args)]
-            if isinstance(module, QuantModule) and hasattr(module, "to_reference_output"):
-                output = module.to_reference_output(output)
-            parts = output if isinstance(output, tuple) else (output,)
-            calls.append((name, {*names, *kwargs}, parts))
-
-        return after
-
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_hook(hook(name), with_kwargs=True))
-    with torch.no_grad():
-        output = model(**inputs)
-    for handle in hooks:
-        handle.remove()
-    return output, calls
-
-
-def assert_modules_agree(model, wrapped, limit, **inputs):
-    """Same calls, same arguments by name, same form of output, and every tensor within `limit`."""
-    expected, expected_calls = record(model, **inputs)
-    found, found_calls = record(wrapped, **inputs)
-    assert [name for name, _, _ in found_calls] == [name for name, _, _ in expected_calls]
-    for (name, arguments, reference), (_, other, candidate) in zip(
-        expected_calls, found_calls, strict=True
-    ):
-        assert other == arguments, name
-        assert len(candidate) == len(reference), name
-        for r, c in zip(reference, candidate, strict=True):
-            assert type(r) is type(c), name
-            if isinstance(r, torch.Tensor):
-                assert r.shape == c.shape and r.dtype == c.dtype, name
-                assert peir(r, c) <= limit, name
-    assert peir(expected.logits, found.logits) <= limit
-    return found
 
 
 def calibrated(model, variant, inputs, **config):
@@ -654,28 +599,11 @@ class TestCalibration:
             assert shapes[name] == [(2, 4, 6, 6)]
 
 
-def fake_quantize_64(x, point):
-    """Quantise and dequantise in float64, by the definition."""
-    qparams = point.qparams
-    scale, zero = qparams.scale.double(), qparams.zero_point.double()
-    if qparams.axis is not None:
-        shape = [1] * x.dim()
-        shape[qparams.axis] = -1
-        scale, zero = scale.view(shape), zero.view(shape)
-    codes = (torch.round(x / scale) + zero).clamp(qparams.dtype.qmin, qparams.dtype.qmax)
-    return (codes - zero) * scale
-
-
 def quantised_attention_64(attention, hidden, cos, sin, fill, *, folded):
     """The quantised attention without a cache, written out once more, in float64."""
 
     def q(x, name):
         return fake_quantize_64(x, attention.points[name])
-
-    def linear(module, x):
-        weight = fake_quantize_64(module.weight.double(), module.points["weight"])
-        output = fake_quantize_64(x, module.points["act_in"]) @ weight.T
-        return fake_quantize_64(output, module.points["act_out"])
 
     def rotate(x, name):
         x1, x2 = q(x[..., :4], f"{name}_x1"), q(x[..., 4:], f"{name}_x2")
@@ -689,7 +617,7 @@ def quantised_attention_64(attention, hidden, cos, sin, fill, *, folded):
     sin = q(torch.cat((-sin[..., :4], sin[..., 4:]), dim=-1) if folded else sin, "sin")
     mask = torch.full((length, length), fill, dtype=torch.float64).triu(1)
     mask = q(mask, "attn_mask")
-    projected = [linear(getattr(attention, f"{n}_proj"), hidden)[0] for n in "qkv"]
+    projected = [linear_64(getattr(attention, f"{n}_proj"), hidden)[0] for n in "qkv"]
     query, key, value = (x.view(length, -1, 8).transpose(0, 1) for x in projected)
     query = rotate(query, "q")
     key = q(q(rotate(key, "k"), "new_k"), "present_key")
@@ -703,7 +631,7 @@ def quantised_attention_64(attention, hidden, cos, sin, fill, *, folded):
         masked = q(q(logits, "logits") + mask, "mask_add")
         weights = q(masked.softmax(dim=-1), "softmax")
         outputs.append(q(weights @ value[head // 2], "attn_out"))
-    return linear(attention.o_proj, q(torch.cat(outputs, dim=-1)[None], "attn_out_h"))
+    return linear_64(attention.o_proj, q(torch.cat(outputs, dim=-1)[None], "attn_out_h"))
 
 
 class TestQuantisationOn:
@@ -779,18 +707,14 @@ class TestQuantisationOn:
         def q(module, x, name):
             return fake_quantize_64(x, module.points[name])
 
-        def linear(module, x):
-            weight = q(module, module.weight.double(), "weight")
-            return q(module, q(module, x, "act_in") @ weight.T, "act_out")
-
         with torch.no_grad():
             x = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(4)) * 0.5
             found = mlp(x)
             inner = q(mlp, x.double(), "act_in")
-            gate, up = linear(mlp.gate_proj, inner), linear(mlp.up_proj, inner)
+            gate, up = linear_64(mlp.gate_proj, inner), linear_64(mlp.up_proj, inner)
             act = q(mlp.act_fn, gate, "act_in")
             act = q(mlp.act_fn, act * q(mlp.act_fn, act.sigmoid(), "sigmoid"), "mul")
-            expected = linear(mlp.down_proj, q(mlp, q(mlp.act_fn, act, "act_out") * up, "mul"))
+            expected = linear_64(mlp.down_proj, q(mlp, q(mlp.act_fn, act, "act_out") * up, "mul"))
         step = float(mlp.down_proj.points["act_out"].qparams.scale)
         assert (found.double() - expected).abs().max() <= 2 * step
 

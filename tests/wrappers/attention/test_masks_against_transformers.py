@@ -256,10 +256,7 @@ def test_parts_called_by_themselves(family, variant, implementation, past, part)
 
 
 @on_each_model
-def test_attention_in_both_directions_by_configuration(family, variant, implementation, request):
-    if family == "qwen3_vl":
-        reason = "the wrapped text model of Qwen3-VL does not ask its config for is_causal"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_attention_in_both_directions_by_configuration(family, variant, implementation):
     model = FAMILIES[family]().eval()
     model.config.is_causal = False
     model.set_attn_implementation(implementation)

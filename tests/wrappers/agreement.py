@@ -1,0 +1,119 @@
+"""How wrapper tests compare a wrapped model with its float model, module by module."""
+
+import inspect
+import math
+
+import torch
+from torch import nn
+
+from wrappers.module import QuantModule
+
+
+def peir(reference, candidate):
+    """Peak error to interval ratio of two tensors of one shape."""
+    reference, candidate = reference.detach().double(), candidate.detach().double()
+    error = (reference - candidate).abs().max()
+    interval = reference.max() - reference.min()
+    return 0.0 if error == 0 else float(error / interval)
+
+
+def padding(batch, length, side):
+    """An attention mask, int64 [batch, length], with more padding in each row than in the last."""
+    mask = torch.ones(batch, length, dtype=torch.int64)
+    for row in range(batch):
+        count = row * length // (batch + 1)
+        if side == "left":
+            mask[row, :count] = 0
+        elif side == "right":
+            mask[row, length - count :] = 0
+    return mask
+
+
+def redrawn(model, seed=0):
+    """The model with weights that keep the variance, and with no norm and no bias neutral."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(noise / math.sqrt(parameter[0].numel()))
+            else:
+                parameter.copy_(parameter + 0.2 * noise)
+    return model
+
+
+def record(model, **inputs):
+    """Runs a model.
+
+    Returns:
+        Its output, and the calls of all modules in the order in which they end: (name, names of
+        the arguments that were passed, parts of the output in the reference's form).
+    """
+    calls, hooks = [], []
+
+    def hook(name):
+        def after(module, args, kwargs, output):
+            names = list(inspect.signature(module.forward).parameters)[: len(args)]
+            if isinstance(module, QuantModule) and hasattr(module, "to_reference_output"):
+                output = module.to_reference_output(output)
+            calls.append((name, {*names, *kwargs}, _parts(output)))
+
+        return after
+
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_hook(hook(name), with_kwargs=True))
+    with torch.no_grad():
+        output = model(**inputs)
+    for handle in hooks:
+        handle.remove()
+    return output, calls
+
+
+def assert_modules_agree(model, wrapped, limit, **inputs):
+    """Same calls, same arguments by name, same form of output, and every tensor within `limit`.
+
+    Returns:
+        The output of the wrapped model.
+    """
+    _, expected_calls = record(model, **inputs)
+    found, found_calls = record(wrapped, **inputs)
+    assert [name for name, _, _ in found_calls] == [name for name, _, _ in expected_calls]
+    for (name, arguments, reference), (_, other, candidate) in zip(
+        expected_calls, found_calls, strict=True
+    ):
+        assert other == arguments, name
+        assert len(candidate) == len(reference), name
+        for r, c in zip(reference, candidate, strict=True):
+            assert type(r) is type(c), name
+            if isinstance(r, torch.Tensor):
+                assert r.shape == c.shape and r.dtype == c.dtype, name
+                assert peir(r, c) <= limit, name
+    return found
+
+
+def fake_quantize_64(x, point):
+    """Quantise and dequantise in float64, by the definition."""
+    qparams = point.qparams
+    scale, zero = qparams.scale.double(), qparams.zero_point.double()
+    if qparams.axis is not None:
+        shape = [1] * x.dim()
+        shape[qparams.axis] = -1
+        scale, zero = scale.view(shape), zero.view(shape)
+    codes = (torch.round(x / scale) + zero).clamp(qparams.dtype.qmin, qparams.dtype.qmax)
+    return (codes - zero) * scale
+
+
+def linear_64(module: nn.Linear, x):
+    """A quantised linear layer without a bias, written out once more, in float64."""
+    weight = fake_quantize_64(module.weight.double(), module.points["weight"])
+    output = fake_quantize_64(x, module.points["act_in"]) @ weight.T
+    return fake_quantize_64(output, module.points["act_out"])
+
+
+def _parts(output):
+    """The members of an output, those of a list or tuple in it one by one."""
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if not isinstance(output, tuple | list):
+        return (output,)
+    return tuple(part for member in output for part in _parts(member))
