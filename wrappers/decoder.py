@@ -20,6 +20,7 @@ a finite fill value to the whole row would give neither.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -102,7 +103,7 @@ class CausalAttention(QuantModule):
         return self.attend(
             hidden_states,
             cos,
-            self._sine_table(sin),
+            self.sine_table(sin),
             mask,
             cache,
             exact_mask=None if self.mode is Mode.QUANT else self.masks.exact(mask),
@@ -146,6 +147,13 @@ class CausalAttention(QuantModule):
             output = output.masked_fill(hidden_rows, 0.0)
         return self.o_proj(output), result.weights if self._eager else None
 
+    def step(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """Attends as a graph for an accelerator does: see `attend` for the arguments."""
+        output, _ = self.attend(hidden_states, cos, sin, mask, cache)
+        return output
+
     @property
     def _eager(self) -> bool:
         # What transformers takes for an attention of its own outside any model.
@@ -157,8 +165,8 @@ class CausalAttention(QuantModule):
         return self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
 
     @abstractmethod
-    def _sine_table(self, sin: Tensor) -> Tensor:
-        """The float model's sine table in the form of this variant."""
+    def sine_table(self, sin: Tensor) -> Tensor:
+        """The float model's sine table in the form of this variant, or the other way round."""
 
     @abstractmethod
     def _attend_heads(
@@ -208,7 +216,7 @@ class HeadByHeadAttention(CausalAttention):
         keys.fold_output_scale(self.scaling)
         self.key_factor = keys.output_scale
 
-    def _sine_table(self, sin: Tensor) -> Tensor:
+    def sine_table(self, sin: Tensor) -> Tensor:
         return negate_first_half(sin)
 
     def _attend_heads(
@@ -276,7 +284,7 @@ class BatchedAttention(CausalAttention):
         self._add_point("logits_raw")
         self._add_point("scale")
 
-    def _sine_table(self, sin: Tensor) -> Tensor:
+    def sine_table(self, sin: Tensor) -> Tensor:
         return sin
 
     def _attend_heads(
@@ -351,20 +359,23 @@ class DecoderLayer(QuantModule):
     input_layernorm: nn.Module
     post_attention_layernorm: nn.Module
 
-    def _residual_blocks(self, hidden_states: Tensor, **attention_arguments: Any) -> Tensor:
+    def _residual_blocks(self, hidden_states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """[B, query, hidden] to the same.
 
         Args:
             hidden_states: what came in.
-            **attention_arguments: of the attention, besides its hidden states.
+            attend: the attention over normalised hidden states.
         """
         after_attention, after_mlp = self.residual_points
-        attended, _ = self.self_attn(
-            hidden_states=self.input_layernorm(hidden_states), **attention_arguments
-        )
+        attended = attend(self.input_layernorm(hidden_states))
         residual = self._quantize(hidden_states + attended, after_attention, owned=True)
         transformed = self.mlp(self.post_attention_layernorm(residual))
         return self._quantize(residual + transformed, after_mlp, owned=True)
+
+    def _attend(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attended: Tensor
+        attended, _ = self.self_attn(hidden_states=hidden_states, **arguments)
+        return attended
 
 
 def embedded(
@@ -449,9 +460,25 @@ def model_mask(
 
 
 def next_positions(hidden_states: Tensor, cache: KeyValueCache | None) -> Tensor:
-    """Returns the positions of `hidden_states` [B, query, hidden] after the cached ones, [query]."""
+    """Returns the positions of `hidden_states` [B, query, hidden] after those cached, [query]."""
     past_length = 0 if cache is None else cache.get_seq_length()
     return torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
+
+
+def quantized_tables(
+    module: QuantModule, attention: Any, tables: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Passes cos and sin through a module's points of that name and returns them.
+
+    Args:
+        module: has the points. That of the sine table sees it in the form of the variant, in which
+            a graph for an accelerator takes it.
+        attention: a `CausalAttention` of that variant.
+        tables: cos and sin as in the float model, as what is returned.
+    """
+    cos, sin = tables
+    quantized = module._quantize(attention.sine_table(sin), "sin")
+    return module._quantize(cos, "cos"), attention.sine_table(quantized)
 
 
 def key_factors(model: nn.Module, layers: int) -> list[float]:

@@ -6,6 +6,7 @@ transformers' do, with the same arguments, and with quantisation off give the sa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from wrappers.attention.cache import as_cache
+from wrappers.attention.cache import KeyValueCache, as_cache
 from wrappers.attention.masks import MaskBuilder
 from wrappers.config import PTQConfig
 from wrappers.decoder import (
@@ -34,6 +35,7 @@ from wrappers.decoder import (
     embedded,
     model_mask,
     next_positions,
+    quantized_tables,
     rope_tables,
 )
 from wrappers.module import QuantModule
@@ -88,16 +90,30 @@ class QuantLlamaDecoderLayer(DecoderLayer, LlamaDecoderLayer):  # type: ignore[m
         cache = as_cache(past_key_values)
         layer_idx = self.self_attn.layer_idx
         mask = additive_mask(self.masks, attention_mask, hidden_states, cache, layer_idx)
-        cos, sin = rope_tables(position_embeddings, type(self))
-        return self._residual_blocks(
-            hidden_states,
+        tables = rope_tables(position_embeddings, type(self))
+        attend = partial(
+            self._attend,
             attention_mask=self._quantize(mask, "attn_mask"),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=use_cache,
-            position_embeddings=(self._quantize(cos, "cos"), self._quantize(sin, "sin")),
+            position_embeddings=quantized_tables(self, self.self_attn, tables),
             **kwargs,
         )
+        return self._residual_blocks(hidden_states, attend)
+
+    def step(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """As a graph for an accelerator does it: see `CausalAttention.attend` for the arguments."""
+        attend = partial(
+            self.self_attn.step,
+            cos=self._quantize(cos, "cos"),
+            sin=self._quantize(sin, "sin"),
+            mask=self._quantize(mask, "attn_mask"),
+            cache=cache,
+        )
+        return self._residual_blocks(hidden_states, attend)
 
 
 @register(LlamaModel)
@@ -155,7 +171,7 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
             position_ids = next_positions(hidden_states, cache).unsqueeze(0)
         cos, sin = self.rotary_emb(hidden_states, position_ids=position_ids)
         mask = self._quantize(mask, "causal_mask")
-        tables = self._quantize(cos, "cos"), self._quantize(sin, "sin")
+        tables = quantized_tables(self, self.layers[0].self_attn, (cos, sin))
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
                 hidden_states,
@@ -170,7 +186,31 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
             last_hidden_state=self.norm(hidden_states), past_key_values=cache
         )
 
+    def step(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """From embeddings to the final norm, as a graph for an accelerator does it: see
+        `CausalAttention.attend` for the arguments."""
+        cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
+        mask = self._quantize(mask, "causal_mask")
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer.step(hidden_states, cos, sin, mask, cache)  # type: ignore[operator]
+        normalised: Tensor = self.norm(hidden_states)
+        return normalised
+
 
 @register(LlamaForCausalLM)
 class QuantLlamaForCausalLM(QuantModule, LlamaForCausalLM):  # type: ignore[misc]
     """The model and its head, which have all the points: its forward is the float model's."""
+
+    model: QuantLlamaModel
+    lm_head: nn.Module
+
+    def step(
+        self, input_ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """From tokens [B, query] to logits [B, query, vocabulary], as a graph for an accelerator
+        does it: see `CausalAttention.attend` for the other arguments."""
+        embeddings = self.model.embed_tokens(input_ids)
+        logits: Tensor = self.lm_head(self.model.step(embeddings, cos, sin, mask, cache))
+        return logits

@@ -11,6 +11,7 @@ states after its first layers, at the positions of images and videos.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from wrappers.decoder import (
     embedded,
     model_mask,
     next_positions,
+    quantized_tables,
 )
 from wrappers.errors import ConfigError, InputError
 from wrappers.module import Mode, QuantModule
@@ -137,8 +139,8 @@ class QuantQwen3VLTextDecoderLayer(DecoderLayer, Qwen3VLTextDecoderLayer):  # ty
         **kwargs: Any,
     ) -> Tensor:
         """[B, query, hidden] to the same; see `CausalAttention.forward` for the arguments."""
-        return self._residual_blocks(
-            self._quantize(hidden_states, "act_in"),
+        attend = partial(
+            self._attend,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -146,6 +148,14 @@ class QuantQwen3VLTextDecoderLayer(DecoderLayer, Qwen3VLTextDecoderLayer):  # ty
             position_embeddings=position_embeddings,
             **kwargs,
         )
+        return self._residual_blocks(self._quantize(hidden_states, "act_in"), attend)
+
+    def step(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """As a graph for an accelerator does it: see `CausalAttention.attend` for the arguments."""
+        attend = partial(self.self_attn.step, cos=cos, sin=sin, mask=mask, cache=cache)
+        return self._residual_blocks(self._quantize(hidden_states, "act_in"), attend)
 
 
 @register(Qwen3VLTextModel)
@@ -221,7 +231,7 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         mask = model_mask(self.masks, self.config, attention_mask, given, hidden_states, cache)
         cos, sin = self.rotary_emb(hidden_states, positions)
         mask = self._quantize(mask, "attention_mask")
-        tables = self._quantize(cos, "cos"), self._quantize(sin, "sin")
+        tables = quantized_tables(self, self.layers[0].self_attn, (cos, sin))
         for i, layer in enumerate(self.layers):
             hidden_states = layer(
                 hidden_states,
@@ -238,6 +248,35 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=cache
         )
+
+    def step(
+        self,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        cache: KeyValueCache,
+        visual_pos_masks: Tensor | None = None,
+        deepstack_visual_embeds: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """From embeddings to the final norm, as a graph for an accelerator does it.
+
+        Args:
+            hidden_states: embeddings with the visual features in their places.
+            cos: see `CausalAttention.attend`, as for `sin`, `mask` and `cache`.
+            visual_pos_masks: which positions are images or videos, bool [B, query].
+            deepstack_visual_embeds: for each of the first layers [B, query, hidden].
+        """
+        features = self._checked_features(visual_pos_masks, deepstack_visual_embeds)
+        hidden_states = self._quantize(hidden_states, "inputs_embeds")
+        cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
+        mask = self._quantize(mask, "attention_mask")
+        for i, layer in enumerate(self.layers):
+            hidden_states = layer.step(hidden_states, cos, sin, mask, cache)  # type: ignore[operator]
+            if visual_pos_masks is not None and i < len(features):
+                hidden_states = self._add_features(hidden_states, visual_pos_masks, features[i], i)
+        normalised: Tensor = self.norm(hidden_states)
+        return normalised
 
     def _checked_features(
         self, visual_pos_masks: Tensor | None, features: Sequence[Tensor] | None
