@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@echo "==> trace_model compare tiny-llama: the float model against the wrapped one, quantisation off"
-	@$(BIN)/trace_model compare tiny-llama
+	@echo "==> A wrapped Qwen3-VL with and without the mask bug: examples/find_the_mask_bug.py"
+	@$(BIN)/python examples/find_the_mask_bug.py
 
 test: $(STAMP)
 	@echo "==> Tests"

@@ -8,8 +8,13 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setattr("sys.argv", [name])
+def run(
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *arguments: str,
+) -> str:
+    monkeypatch.setattr("sys.argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     return capsys.readouterr().out
 
@@ -18,6 +23,50 @@ def test_find_a_wrong_mask(monkeypatch, capsys) -> None:
     printed = run("find_a_wrong_mask.py", monkeypatch, capsys)
     assert "`model` hands a wrong `attention_mask` to `model.layers.0` and 3 more" in printed
     assert "Confirmed: with the reference's `attention_mask`" in printed
+
+
+def test_find_the_mask_bug(monkeypatch, capsys) -> None:
+    printed = run("find_the_mask_bug.py", monkeypatch, capsys)
+    right, wrong = printed.split("# The wrapped model as it was")
+    assert "The models agree" in right
+    check_mask_bug(wrong, length=84)
+    agreeing = figures(right)
+    assert len(agreeing) == len(figures(wrong)) == 5
+    assert all(peir < 1e-6 for peir in agreeing.values())
+    damaged = {"o_proj", "lm_head"}
+    for name, peir in figures(wrong).items():
+        assert 0.3 < peir < 1.0 if name in damaged else peir < 1e-6, name
+
+
+def test_find_the_mask_bug_on_a_photo(monkeypatch, capsys, shared_data) -> None:
+    processor = str(shared_data / "qwen_processor" / "qwen3vl")
+    photo = str(shared_data / "images" / "chelsea.png")
+    arguments = ["--processor", processor, "--image", photo]
+    printed = run("find_the_mask_bug.py", monkeypatch, capsys, *arguments)
+    right, wrong = printed.split("# The wrapped model as it was")
+    assert "The models agree" in right
+    check_mask_bug(wrong, length=140)
+
+
+def check_mask_bug(printed: str, length: int) -> None:
+    """The verdict says who hands down what, and what it was to be."""
+    printed = " ".join(printed.split())
+    text_model = "model.language_model"
+    assert f"`{text_model}` hands a wrong `attention_mask` to `{text_model}.layers.0`" in printed
+    assert f"reference: float32 [1, 1, {length}, {length}]" in printed
+    assert "additive mask, causal, at transformers/models/qwen3_vl/modeling_qwen3_vl.py:" in printed
+    assert f"candidate: int64 [1, {length}], all 1: mask, hides nothing, at wrappers/" in printed
+    assert (
+        f"First visible at argument `input` of `{text_model}.layers.0.self_attn.o_proj`" in printed
+    )
+    assert "Confirmed: with the reference's `attention_mask`, PEIR at" in printed
+
+
+def figures(printed: str) -> dict[str, float]:
+    """PEIR by the last part of the module's name, of the rows printed last."""
+    lines = printed.split("peir\n")[1].split("\n\n")[0].splitlines()
+    rows = [line.split() for line in lines if len(line.split()) == 6]
+    return {row[0].rpartition(".")[2]: float(row[-1]) for row in rows}
 
 
 def test_compare_under_other_names(monkeypatch, capsys) -> None:

@@ -23,7 +23,7 @@ import tracer
 from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS, PADDING_SIDES
 from tracer.errors import ModelRunError, TracerError, UsageError, near_names
 from tracer.reports import Run, check_path, save
-from tracer.sources import locate
+from tracer.sources import locate, locate_processor
 from tracer.words import listed
 
 if TYPE_CHECKING:
@@ -168,7 +168,43 @@ def _add_compare(
     group.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="a text (default: a short English one; random tokens without a tokenizer)",
+        help=(
+            "a text (default: a short English one; random tokens without a tokenizer, and around "
+            "a synthetic image for a Qwen3-VL)"
+        ),
+    )
+    group.add_argument(
+        "--image",
+        action="append",
+        type=_file,
+        metavar="FILE",
+        help=(
+            "a photo that a Qwen3-VL sees before the prompt (repeatable: all in one sequence; with "
+            "--batch one in each, or the only one in all)"
+        ),
+    )
+    group.add_argument(
+        "--processor",
+        metavar="FOLDER|HUB_ID",
+        help=(
+            "what makes tokens and patches of prompt and images (default: the model's own); "
+            "tiny-qwen3-vl, which has none, is built with its vocabulary"
+        ),
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=_count(1),
+        metavar="N",
+        help=(
+            "shrinks larger images to N pixels, for fewer tokens: a Qwen3-VL makes one of 32 x 32 "
+            "pixels"
+        ),
+    )
+    group.add_argument(
+        "--video",
+        type=_count(1),
+        metavar="FRAMES",
+        help="adds a synthetic clip of FRAMES frames to the synthetic image of a Qwen3-VL",
     )
     group.add_argument(
         "--sequence-length",
@@ -307,6 +343,8 @@ def _check(options: argparse.Namespace) -> None:
     locate(options.model)
     if options.candidate not in CANDIDATES:
         locate(options.candidate, CANDIDATES)
+    if options.processor is not None:
+        locate_processor(options.processor)
     for needed, names in (
         (NEED_WRAPPERS, ("variant",)),
         (("quantized",), ("activation", "weight", "calibrate", "calibration_text")),
@@ -322,9 +360,22 @@ def _check(options: argparse.Namespace) -> None:
             "--focus prints values, and --json the report and nothing else: choose one"
         )
     if options.inputs is not None:
-        for name in ("prompt", "sequence_length", "batch", "padding"):
+        for name in _MAKE_INPUTS:
             if getattr(options, name) is not None:
                 raise UsageError(f"{_flag(name)} makes inputs, and --inputs gives them: choose one")
+
+
+# The options that say how inputs are made.
+_MAKE_INPUTS = (
+    "prompt",
+    "sequence_length",
+    "batch",
+    "padding",
+    "image",
+    "processor",
+    "max_pixels",
+    "video",
+)
 
 
 def _flag(name: str) -> str:
@@ -389,6 +440,7 @@ def _load(options: argparse.Namespace) -> "Loaded":
         seed=options.seed,
         attn_implementation="sdpa" if options.candidate == "eager" else "eager",
         trust_remote_code=options.trust_remote_code,
+        images=options.image or (),
         **_given(
             options,
             "dtype",
@@ -397,6 +449,9 @@ def _load(options: argparse.Namespace) -> "Loaded":
             "sequence_length",
             "batch",
             "padding",
+            "processor",
+            "max_pixels",
+            "video",
             "inputs",
         ),
     )

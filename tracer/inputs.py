@@ -28,7 +28,6 @@ DEFAULT_PROMPT = (
 )
 
 _RANDOM_LENGTH = 32
-_IMAGE_AND_TEXT_LENGTH = 84
 
 Made = tuple[dict[str, torch.Tensor], str]
 
@@ -43,9 +42,13 @@ class Request:
         batch: number of sequences. Beyond 1 they have different lengths and are padded.
         padding: the side that is padded, "right" or "left".
         seed: for what is random.
+        images: files to show with the prompt: all in one sequence; in a batch one in each, or
+            the only one in all.
+        max_pixels: what larger images are shrunk to.
+        frames: frames of a synthetic clip.
 
     Raises:
-        UsageError: a number below 1, or another padding side.
+        UsageError: a number below 1, another padding side, or what excludes one another.
     """
 
     prompt: str | None = None
@@ -53,6 +56,9 @@ class Request:
     batch: int = 1
     padding: str = "right"
     seed: int = 0
+    images: tuple[Path, ...] = ()
+    max_pixels: int | None = None
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.padding not in PADDING_SIDES:
@@ -60,9 +66,30 @@ class Request:
         for option, number in (
             ("sequence length", self.sequence_length),
             ("batch", self.batch),
+            ("max pixels", self.max_pixels),
+            ("video", self.frames),
         ):
             if number is not None and number < 1:
                 raise UsageError(f"{option} {number}: expected at least 1")
+        self._check_images()
+
+    def _check_images(self) -> None:
+        if not self.images:
+            if self.max_pixels is not None:
+                raise UsageError("max pixels go with images, and there are none: give --image FILE")
+            return
+        if self.frames is not None:
+            raise UsageError("a synthetic clip does not go with --image: choose one")
+        if self.sequence_length is not None:
+            raise UsageError(
+                "a sequence length does not go with --image: the prompt and the images decide it, "
+                "and --max-pixels makes it shorter"
+            )
+        if self.batch > 1 and len(self.images) not in (1, self.batch):
+            raise UsageError(
+                f"{len(self.images)} images in a batch of {self.batch}: expected one for each "
+                "sequence, or one for all"
+            )
 
     def lengths(self, longest: int) -> list[int]:
         """Lengths of the batch's sequences, longest first, different where there is room."""
@@ -105,57 +132,10 @@ def from_text(
         length = request.sequence_length or len(ids)
         rows = [_rotated(ids, 5 * i, n) for i, n in enumerate(request.lengths(length))]
         what = "tokens of the default prompt" if request.prompt is None else "tokens of the prompt"
-    made = _padded(rows, request.padding, _padding_id(model, tokenizer))
+    made = padded(rows, request.padding, padding_id(model, tokenizer))
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         made["decoder_input_ids"] = made["input_ids"].clone()
-    return made, f"{length} {what}{_batch_in_words(rows, request)}"
-
-
-def image_and_text(model: nn.Module, request: Request) -> Made:
-    """Inputs of a Qwen3-VL: in each sequence one synthetic image between random text tokens.
-
-    Raises:
-        UsageError: a prompt, for which there is no tokenizer, or a sequence too short.
-    """
-    if request.prompt is not None:
-        raise UsageError("tiny-qwen3-vl has no tokenizer for a prompt: give --sequence-length")
-    config: Any = model.config
-    vision = config.vision_config
-    length = request.sequence_length or _IMAGE_AND_TEXT_LENGTH
-    # The image is a square of side x side tokens, with at least 8 tokens of text around it if
-    # there is room; its start and end are tokens too.
-    side = next((n for n in (8, 6, 4, 2) if n * n + 10 <= length), 1)
-    tokens = side * side
-    if length < tokens + 3:
-        raise UsageError(
-            f"sequence length {length}: tiny-qwen3-vl needs at least 4 tokens, for an image of one "
-            "token between its start and its end, and one of text"
-        )
-    image = [
-        config.vision_start_token_id,
-        *[config.image_token_id] * tokens,
-        config.vision_end_token_id,
-    ]
-    generator = torch.Generator().manual_seed(request.seed)
-    first_special = min(config.image_token_id, config.video_token_id)
-    rows = []
-    for n in request.lengths(length - len(image)):
-        text = torch.randint(1, first_special, (n,), generator=generator).tolist()
-        before = min(4, n - 1)
-        rows.append([*text[:before], *image, *text[before:]])
-    made = _padded(rows, request.padding, _padding_id(model, None))
-    made["mm_token_type_ids"] = (made["input_ids"] == config.image_token_id).int()
-    grid = side * vision.spatial_merge_size
-    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    # [images * patches, channels * frames * height * width], from -1 to 1 as a processor gives it
-    patches = torch.rand(request.batch * grid * grid, width, generator=generator) * 2 - 1
-    made["pixel_values"] = patches
-    made["image_grid_thw"] = torch.tensor([[1, grid, grid]] * request.batch)
-    description = (
-        f"{length} tokens, {tokens} of them a synthetic image of {grid} x {grid} patches "
-        f"(seed {request.seed}){_batch_in_words(rows, request)}"
-    )
-    return made, description
+    return made, f"{length} {what}{batch_in_words([len(row) for row in rows], request)}"
 
 
 def read(path: str | Path) -> dict[str, torch.Tensor]:
@@ -209,7 +189,7 @@ def check(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str) -> No
         _check_ids(model, inputs["input_ids"], name)
     sequence = inputs.get("input_ids", inputs.get("inputs_embeds"))
     if sequence is not None:
-        _check_length(model, sequence, inputs.get("attention_mask"), name)
+        _check_length(model, sequence, inputs, name)
 
 
 def vocabulary(model: nn.Module) -> int:
@@ -229,18 +209,7 @@ def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return [int(token) for token in tokenizer(text, verbose=False)["input_ids"]]
 
 
-def _rotated(ids: Sequence[int], shift: int, length: int) -> list[int]:
-    """A text's tokens, repeated as needed, from another place on for each row of a batch.
-
-    The first token stays: it may be the one that every text begins with.
-    """
-    rest = ids[1:]
-    if not rest:
-        return [ids[0]] * length
-    return [ids[0], *(rest[(shift + i) % len(rest)] for i in range(length - 1))]
-
-
-def _padded(rows: Sequence[Sequence[int]], padding: str, pad: int) -> dict[str, torch.Tensor]:
+def padded(rows: Sequence[Sequence[int]], padding: str, pad: int) -> dict[str, torch.Tensor]:
     """Token ids and attention mask, [batch, longest], int64."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad)
@@ -252,7 +221,8 @@ def _padded(rows: Sequence[Sequence[int]], padding: str, pad: int) -> dict[str, 
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _padding_id(model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None") -> int:
+def padding_id(model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None" = None) -> int:
+    """The token that stands at padded positions: the tokenizer's, else the model's, else 0."""
     for owner in (tokenizer, _text_config(model)):
         known = getattr(owner, "pad_token_id", None)
         if isinstance(known, int) and 0 <= known < vocabulary(model):
@@ -260,11 +230,23 @@ def _padding_id(model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None") -
     return 0
 
 
-def _batch_in_words(rows: Sequence[Sequence[int]], request: Request) -> str:
-    if len(rows) == 1:
+def batch_in_words(lengths: Sequence[int], request: Request) -> str:
+    """How a batch's sequences differ, as a clause; nothing for a batch of one."""
+    if len(lengths) == 1:
         return ""
-    lengths = listed([str(len(row)) for row in rows])
-    return f", a batch of {len(rows)} with lengths {lengths}, padded on the {request.padding}"
+    each = listed([str(length) for length in lengths])
+    return f", a batch of {len(lengths)} with lengths {each}, padded on the {request.padding}"
+
+
+def _rotated(ids: Sequence[int], shift: int, length: int) -> list[int]:
+    """A text's tokens, repeated as needed, from another place on for each row of a batch.
+
+    The first token stays: it may be the one that every text begins with.
+    """
+    rest = ids[1:]
+    if not rest:
+        return [ids[0]] * length
+    return [ids[0], *(rest[(shift + i) % len(rest)] for i in range(length - 1))]
 
 
 def _check_ids(model: nn.Module, ids: torch.Tensor, name: str) -> None:
@@ -282,13 +264,15 @@ def _check_ids(model: nn.Module, ids: torch.Tensor, name: str) -> None:
 
 
 def _check_length(
-    model: nn.Module, sequence: torch.Tensor, mask: torch.Tensor | None, name: str
+    model: nn.Module, sequence: torch.Tensor, inputs: Mapping[str, torch.Tensor], name: str
 ) -> None:
+    mask = inputs.get("attention_mask")
     positions = getattr(_text_config(model), "max_position_embeddings", None)
     if positions is not None and sequence.shape[1] > positions:
+        shorter = "--max-pixels" if "pixel_values" in inputs else "--sequence-length"
         raise InputError(
             f"a sequence of {sequence.shape[1]} tokens: {name} has {positions} positions; give a "
-            "shorter text, or --sequence-length"
+            f"shorter text, or {shorter}"
         )
     if mask is not None and mask.dim() == 2 and mask.shape != sequence.shape[:2]:
         raise InputError(

@@ -12,7 +12,7 @@ repository on the Hugging Face hub. transformers and wrappers are imported only 
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +21,27 @@ import torch
 from torch import nn
 
 from tracer import tiny
+from tracer.calibration import Calibration as Calibration
+from tracer.calibration import calibration as calibration
 from tracer.checkpoints import load_pretrained, load_tokenizer
 from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS
 from tracer.errors import UsageError, near_names
-from tracer.inputs import (
-    Made,
-    Request,
-    check,
-    encode,
-    from_text,
-    image_and_text,
-    random_tokens,
-    read,
-)
-from tracer.sources import check_hub, locate
+from tracer.images import from_images, open_image
+from tracer.inputs import Made, Request, check, from_text, read
+from tracer.processors import Processor, check_processor, load_processor, tokens_of
+from tracer.sources import check_hub, locate, locate_processor
+from tracer.synthetic import image_and_text
 from tracer.words import brief, listed
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 _DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+# The model types whose inputs can be made with images.
+_WITH_IMAGES = ("qwen3_vl", "qwen3_vl_moe")
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,8 @@ class Loaded:
         inputs: keyword arguments for it.
         tokenizer: None where there is none.
         notes: what was chosen on the way, in words, for reports.
+        processor: where there are images, or one was asked for.
+        request: what the inputs were made from; None if they were given.
     """
 
     name: str
@@ -62,14 +63,8 @@ class Loaded:
     inputs: dict[str, torch.Tensor]
     tokenizer: "PreTrainedTokenizerBase | None" = None
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a quantised candidate is calibrated on, and the same in words."""
-
-    batches: tuple[dict[str, torch.Tensor], ...]
-    description: str
+    processor: "Processor | None" = None
+    request: Request | None = None
 
 
 def load(
@@ -82,6 +77,10 @@ def load(
     sequence_length: int | None = None,
     batch: int = 1,
     padding: str = "right",
+    images: Sequence[str | Path] = (),
+    processor: str | Path | None = None,
+    max_pixels: int | None = None,
+    video: int | None = None,
     inputs: Mapping[str, torch.Tensor] | str | Path | None = None,
     attn_implementation: str = "eager",
     trust_remote_code: bool = False,
@@ -99,6 +98,12 @@ def load(
         sequence_length: tokens in the longest sequence. A text is repeated or cut to it.
         batch: number of sequences. Beyond 1 they have different lengths and are padded.
         padding: the side that is padded, "right" or "left".
+        images: files to show to a Qwen3-VL before the prompt: all in one sequence; in a batch
+            image i in sequence i, or the only one in all.
+        processor: the folder or hub id of what prepares them; the model's own by default. A
+            built-in model, which has none, is built with its vocabulary.
+        max_pixels: shrinks larger images to this number of pixels.
+        video: for synthetic inputs of a Qwen3-VL: adds a clip of as many frames.
         inputs: keyword arguments to use instead, or a safetensors file that holds them.
         attn_implementation: of transformers: "eager", "sdpa", ...
         trust_remote_code: run Python code that comes with a checkpoint.
@@ -108,34 +113,48 @@ def load(
         ModelLoadError: nothing of that name, a broken checkpoint, or one that lacks weights.
         InputError: inputs that the model cannot take.
     """
-    request = Request(prompt, sequence_length, batch, padding, seed)
-    if inputs is not None and request != Request(seed=seed, padding=padding):
+    request = Request(
+        prompt,
+        sequence_length,
+        batch,
+        padding,
+        seed,
+        images=tuple(Path(image).expanduser() for image in images),
+        max_pixels=max_pixels,
+        frames=video,
+    )
+    if inputs is not None and (processor or request != Request(seed=seed, padding=padding)):
         raise UsageError(
-            "inputs that are given exclude a prompt, a sequence length and a batch size: "
-            "these describe inputs that are made"
+            "inputs that are given exclude a prompt, a sequence length and a batch size, images, "
+            "a processor and a video: these describe inputs that are made"
         )
     name, target, wanted = str(name_or_path), _device(device), _dtype(dtype)
     given = (
         dict(inputs) if isinstance(inputs, Mapping) else None if inputs is None else read(inputs)
     )
-    tokenizer = None
-    notes: tuple[str, ...] = ()
+    pictures = [open_image(path) for path in request.images]
     source = locate(name)
-    if name in BUILT_IN:
-        model = tiny.build(name, seed)
-        if wanted is not None:
-            cast(model, wanted)
-    else:
-        if isinstance(source, str):
-            check_hub(source)
-        model, notes = load_pretrained(name, source, wanted, trust_remote_code=trust_remote_code)
-        if given is None or "input_ids" in given:
-            tokenizer = load_tokenizer(name, source, trust_remote_code=trust_remote_code)
+    prepares = None if processor is None else _processor(str(processor), trust_remote_code)
+    model, notes = _model(name, source, seed, wanted, prepares, trust_remote_code)
+    if pictures or prepares is not None or video is not None:
+        _check_takes_images(model, name)
+    if pictures and prepares is None:
+        if name in BUILT_IN:
+            raise UsageError(f"{name} has no processor for images: give --processor FOLDER|HUB_ID")
+        prepares = _processor(name, trust_remote_code)
+    tokenizer = None
+    if prepares is not None:
+        check_processor(model, prepares, name)
+        tokenizer = prepares.tokenizer
+        kind = type(prepares.image_processor).__name__
+        notes += (f"processor: {processor or name}, with a {kind}",)
+    elif name not in BUILT_IN and (given is None or "input_ids" in given):
+        tokenizer = load_tokenizer(name, source, trust_remote_code=trust_remote_code)
     _set_attention(model, attn_implementation, name)
-    if given is None:
-        made, description = _make(name, model, tokenizer, request)
-    else:
+    if given is not None:
         made, description = given, f"given: {listed(list(given))}"
+    else:
+        made, description = _make(model, tokenizer, prepares, request, pictures)
     check(model, made, name)
     return Loaded(
         name=name,
@@ -143,6 +162,8 @@ def load(
         inputs={key: tensor.to(target) for key, tensor in made.items()},
         tokenizer=tokenizer,
         notes=(*notes, f"inputs: {description}"),
+        processor=prepares,
+        request=request if given is None else None,
     )
 
 
@@ -200,49 +221,6 @@ def candidate(
     ).model
 
 
-def calibration(
-    loaded: Loaded, *, count: int = 8, text: str | Path | None = None, seed: int = 0
-) -> Calibration:
-    """Makes data to calibrate on: the model's own inputs, and sequences of the same length.
-
-    Inputs that are more than token ids (an image) stay the only ones.
-
-    Args:
-        count: how many sequences to add.
-        text: a text file; its tokens are cut into sequences, of which the first are taken. None
-            for random tokens of the vocabulary.
-        seed: for the random tokens.
-
-    Raises:
-        UsageError: a negative count, or a text that cannot be read, holds too little, or does not
-            go with the model.
-    """
-    if count < 0:
-        raise UsageError(f"calibrate {count}: expected a number of sequences, at least 0")
-    own = loaded.inputs
-    ids = own.get("input_ids")
-    if ids is None or set(own) - {"input_ids", "attention_mask"}:
-        if text is not None:
-            raise UsageError(
-                f"{loaded.name} takes {listed([*own])}: text alone cannot calibrate it"
-            )
-        return Calibration((own,), "the inputs themselves")
-    length = ids.shape[1]
-    if text is None:
-        # Another seed than that of random inputs, or the first sequence would be the inputs again.
-        sequences = random_tokens(loaded.model, (count, 1, length), seed + 1)
-        source = f"{count} random sequences of {length} tokens (seed {seed})"
-    else:
-        sequences = _windows(loaded, Path(text), length)[:count]
-        source = f"the first {len(sequences)} sequences of {length} tokens of {text}"
-    batches = [
-        {"input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
-        for sequence in sequences.to(ids.device)
-    ]
-    added = f" and {source}" if batches else ""
-    return Calibration((own, *batches), f"the inputs themselves{added}")
-
-
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Casts a model's weights in place, as loading its checkpoint in that dtype would.
 
@@ -263,13 +241,53 @@ def share_parameters(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def _make(
+def _model(
     name: str,
+    source: Path | str,
+    seed: int,
+    dtype: torch.dtype | None,
+    processor: "Processor | None",
+    trust_remote_code: bool,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model, and what is worth knowing about it, in words."""
+    if name not in BUILT_IN:
+        if isinstance(source, str):
+            check_hub(source)
+        return load_pretrained(name, source, dtype, trust_remote_code=trust_remote_code)
+    knows_images = name == "tiny-qwen3-vl" and processor is not None
+    model = tiny.build(name, seed, **({"tokens": tokens_of(processor)} if knows_images else {}))
+    return (model if dtype is None else cast(model, dtype)), ()
+
+
+def _takes_images(model: nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", None) in _WITH_IMAGES
+
+
+def _check_takes_images(model: nn.Module, name: str) -> None:
+    if not _takes_images(model):
+        raise UsageError(
+            f"{name} is a {type(model).__name__}: images, a processor and a video are for a "
+            "Qwen3-VL; another model's go into --inputs FILE.safetensors"
+        )
+
+
+def _processor(name: str, trust_remote_code: bool) -> "Processor":
+    source = locate_processor(name)
+    if isinstance(source, str):
+        check_hub(source)
+    return load_processor(name, source, trust_remote_code=trust_remote_code)
+
+
+def _make(
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase | None",
+    processor: "Processor | None",
     request: Request,
+    images: "Sequence[Image]",
 ) -> Made:
-    if name == "tiny-qwen3-vl":
+    if images and processor is not None:
+        return from_images(processor, request, images)
+    if _takes_images(model) and (request.prompt is None or request.frames is not None):
         return image_and_text(model, request)
     return from_text(model, tokenizer, request)
 
@@ -277,24 +295,30 @@ def _make(
 def _wrapped(loaded: Loaded, kind: str, variant: str, activation: str, weight: str) -> nn.Module:
     import wrappers
 
+    _check_wrappers(loaded, kind)
     config = wrappers.PTQConfig(
         activation=wrappers.affine(activation), weight=wrappers.affine(weight), variant=variant
     )
-    wrapped = wrappers.prepare(loaded.model, config).eval()
-    originals = dict(loaded.model.named_modules())
-    family = type(loaded.model).__module__
-    if not any(
-        isinstance(module, wrappers.QuantModule) and type(originals[name]).__module__ == family
-        for name, module in wrapped.named_modules()
-        if name in originals
-    ):
-        # Its linear layers and norms alone would pass for the model.
-        others = ", ".join(other for other in CANDIDATES if other not in NEED_WRAPPERS)
-        raise UsageError(
-            f"there are no wrappers for {type(loaded.model).__name__} yet, so {loaded.name} has no "
-            f"candidate {kind!r}; these work without: {others}, or the path of a model"
-        )
-    return wrapped
+    return wrappers.prepare(loaded.model, config).eval()
+
+
+def _check_wrappers(loaded: Loaded, kind: str) -> None:
+    """Refuses a model of which only linear layers, norms and the like would be wrapped."""
+    from transformers import PreTrainedModel
+
+    from wrappers.registry import has_wrapper, wrapped_classes
+
+    model = loaded.model
+    # A head of another kind may stand on a model that has wrappers.
+    if has_wrapper(type(model)) or has_wrapper(type(getattr(model, "base_model", model))):
+        return
+    known = [cls.__name__ for cls in wrapped_classes() if issubclass(cls, PreTrainedModel)]
+    others = ", ".join(other for other in CANDIDATES if other not in NEED_WRAPPERS)
+    raise UsageError(
+        f"there are no wrappers for {type(model).__name__}, so {loaded.name} has no candidate "
+        f"{kind!r}; there are for {listed(sorted(known))}; without wrappers work {others}, or the "
+        "path of a model"
+    )
 
 
 def _quantized(
@@ -370,22 +394,3 @@ def _devices() -> list[str]:
     accelerator = torch.accelerator.current_accelerator()
     found = [] if accelerator is None or torch.accelerator.device_count() == 0 else [accelerator]
     return ["cpu", *(str(device) for device in found)]
-
-
-def _windows(loaded: Loaded, path: Path, length: int) -> torch.Tensor:
-    """The tokens of a text file in pieces of one length, [pieces, 1, length]."""
-    if loaded.tokenizer is None:
-        raise UsageError(
-            f"{loaded.name} has no tokenizer, so the text {path} cannot calibrate it; without a "
-            "text, random tokens are used"
-        )
-    try:
-        text = path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the calibration text {path} cannot be read: {brief(error)}") from error
-    ids = encode(loaded.tokenizer, text)
-    if len(ids) < length:
-        raise UsageError(
-            f"the calibration text {path} has {len(ids)} tokens: one sequence takes {length}"
-        )
-    return torch.tensor(ids[: len(ids) // length * length]).view(-1, 1, length)

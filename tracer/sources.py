@@ -13,6 +13,8 @@ from tracer.words import brief
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_TIMEOUT = 10.0  # seconds
+# What transformers reads the settings of an image processor from; the second since release 5.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
@@ -45,6 +47,28 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
     raise ModelLoadError(
         f"unknown {what} {name!r}: it is none of {', '.join(known)}, there is no folder of that "
         f"name, and a hub id has the form organisation/name{near_names(name, known)}"
+    )
+
+
+def locate_processor(name: str) -> Path | str:
+    """A folder with a processor, or a hub id.
+
+    Raises:
+        ModelLoadError: it is neither.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in _PROCESSOR_FILES):
+            raise ModelLoadError(
+                f"{name} is a folder without {' or '.join(_PROCESSOR_FILES)}: expected the folder "
+                "of a Qwen3-VL's processor"
+            )
+        return folder
+    if not folder.exists() and _HUB_ID.fullmatch(name):
+        return name
+    raise ModelLoadError(
+        f"no processor {name!r}: there is no folder of that name, and a hub id has the form "
+        "organisation/name"
     )
 
 

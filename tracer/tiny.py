@@ -6,15 +6,32 @@ bias is neutral: a mistake anywhere shows in the output.
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
-def build(name: str, seed: int) -> Any:
-    """Builds a model of `TINY` with weights of a seed; the global random state is kept."""
+@dataclass(frozen=True)
+class Tokens:
+    """The size of a vocabulary, and those of its ids that have a meaning to a Qwen3-VL."""
+
+    vocabulary: int
+    padding: int
+    image: int
+    video: int
+    vision_start: int
+    vision_end: int
+
+
+def build(name: str, seed: int, **options: Any) -> Any:
+    """Builds a model of `TINY` with weights of a seed; the global random state is kept.
+
+    Args:
+        options: of the model's builder: `tokens` of tiny-qwen3-vl.
+    """
     with torch.random.fork_rng(devices=[]):
-        model = TINY[name]()
+        model = TINY[name](**options)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -45,12 +62,17 @@ def _tiny_llama() -> Any:
     return LlamaForCausalLM(config)
 
 
-def _tiny_qwen3_vl() -> Any:
+_OWN_TOKENS = Tokens(
+    vocabulary=512, padding=0, image=508, video=509, vision_start=510, vision_end=511
+)
+
+
+def _tiny_qwen3_vl(tokens: Tokens = _OWN_TOKENS) -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": 512,
+            "vocab_size": tokens.vocabulary,
             "hidden_size": 64,
             "intermediate_size": 128,
             "num_hidden_layers": 2,
@@ -58,7 +80,7 @@ def _tiny_qwen3_vl() -> Any:
             "num_key_value_heads": 2,
             "head_dim": 16,
             "max_position_embeddings": 512,
-            "pad_token_id": 0,
+            "pad_token_id": tokens.padding,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 500000.0,
@@ -75,15 +97,15 @@ def _tiny_qwen3_vl() -> Any:
             "num_position_embeddings": 256,
             "deepstack_visual_indexes": [0, 1],
         },
-        image_token_id=508,
-        video_token_id=509,
-        vision_start_token_id=510,
-        vision_end_token_id=511,
+        image_token_id=tokens.image,
+        video_token_id=tokens.video,
+        vision_start_token_id=tokens.vision_start,
+        vision_end_token_id=tokens.vision_end,
     )
     return Qwen3VLForConditionalGeneration(config)
 
 
-TINY: Mapping[str, Callable[[], Any]] = {
+TINY: Mapping[str, Callable[..., Any]] = {
     "tiny-llama": _tiny_llama,
     "tiny-qwen3-vl": _tiny_qwen3_vl,
 }

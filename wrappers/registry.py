@@ -61,6 +61,11 @@ def has_wrapper(float_class: type[nn.Module]) -> bool:
     return any(registered is float_class for registered, _ in _WRAPPERS)
 
 
+def wrapped_classes() -> list[type[nn.Module]]:
+    """The classes that have a wrapper in some variant, in the order of their registration."""
+    return list(dict.fromkeys(float_class for float_class, _ in _WRAPPERS))
+
+
 def lookup(float_class: type[nn.Module], variant: str) -> type[QuantModule]:
     """The wrapper of a class: of the exact variant, else the common one.
 

@@ -11,18 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tracer.errors import InputError, ModelLoadError, UsageError
-from tracer.inputs import Request, check, from_text, image_and_text, random_tokens, read, vocabulary
+from tracer.inputs import Request, check, from_text, random_tokens, read, vocabulary
 from tracer.tiny import build
 
 
 @pytest.fixture(scope="module")
 def llama() -> nn.Module:
     return build("tiny-llama", seed=0)
-
-
-@pytest.fixture(scope="module")
-def qwen() -> nn.Module:
-    return build("tiny-qwen3-vl", seed=0)
 
 
 class Letters:
@@ -119,35 +114,6 @@ class TestFromText:
         monkeypatch.setattr(llama.config, "is_encoder_decoder", True, raising=False)
         made, _ = from_text(llama, None, Request())
         assert torch.equal(made["decoder_input_ids"], made["input_ids"])
-
-
-class TestImageAndText:
-    @pytest.mark.parametrize("length", [None, 4, 30, 84, 200])
-    @pytest.mark.parametrize("batch", [1, 3])
-    def test_the_model_takes_them(self, qwen, length, batch: int):
-        made, _ = image_and_text(qwen, Request(sequence_length=length, batch=batch))
-        check(qwen, made, "tiny-qwen3-vl")
-        assert made["input_ids"].shape == (batch, length or 84)
-        with torch.no_grad():
-            logits = qwen.eval()(**made).logits
-        assert bool(logits.isfinite().all())
-
-    def test_image_tokens_are_as_many_as_patches_say(self, qwen):
-        made, description = image_and_text(qwen, Request(batch=2))
-        images = made["mm_token_type_ids"].sum(1)
-        assert images.tolist() == [64, 64]
-        assert made["image_grid_thw"].prod(1).tolist() == [256, 256]
-        assert made["pixel_values"].shape == (512, 3 * 2 * 16 * 16)
-        assert made["pixel_values"].abs().max() <= 1
-        assert "64 of them a synthetic image of 16 x 16 patches" in description
-
-    def test_too_short(self, qwen):
-        with pytest.raises(UsageError, match="needs at least 4 tokens"):
-            image_and_text(qwen, Request(sequence_length=3))
-
-    def test_no_prompt(self, qwen):
-        with pytest.raises(UsageError, match="no tokenizer for a prompt"):
-            image_and_text(qwen, Request(prompt="a cat"))
 
 
 class TestRead:

@@ -21,7 +21,7 @@ from tracer import tiny
 from tracer.difference import Difference
 
 FAMILIES = {
-    "llama": lambda: tiny.build("tiny-llama", 0).model,
+    "llama": lambda: of_two_layers(tiny.build("tiny-llama", 0).model),
     "qwen3_vl": lambda: tiny.build("tiny-qwen3-vl", 0).model.language_model,
 }
 LENGTH = 8  # positions cached and new
@@ -44,6 +44,12 @@ PASTS = {
     "static, empty": ("static", 0),
     "static": ("static", 4),
 }
+
+
+def of_two_layers(model):
+    model.layers = model.layers[:2]
+    model.config.num_hidden_layers = 2
+    return model
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""Data to calibrate a quantised candidate on: a model's own inputs, and others like them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tracer.errors import UsageError
+from tracer.images import QUESTIONS, crop, from_images, open_image
+from tracer.inputs import Request, encode, random_tokens
+from tracer.synthetic import image_and_text
+from tracer.words import brief, listed
+
+if TYPE_CHECKING:
+    from tracer.models import Loaded
+    from tracer.processors import Processor
+
+_PASSAGE = 24  # words of a text that are said with an image
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a quantised candidate is calibrated on, and the same in words."""
+
+    batches: tuple[dict[str, torch.Tensor], ...]
+    description: str
+
+
+def calibration(
+    loaded: "Loaded", *, count: int = 8, text: str | Path | None = None, seed: int = 0
+) -> Calibration:
+    """Makes data to calibrate on: the model's own inputs, and others of their kind.
+
+    To tokens come sequences of the same length; to photos, random parts of them with other
+    questions; to synthetic images, others. Given inputs that are more than tokens stay alone.
+
+    Args:
+        count: how many to add.
+        text: a text file; its tokens are cut into sequences, of which the first are taken, or its
+            words into passages to go with photos. None for random tokens of the vocabulary, or
+            for questions about a photo.
+        seed: for what is random.
+
+    Raises:
+        UsageError: a negative count, or a text that cannot be read, holds too little, or does not
+            go with the model.
+    """
+    if count < 0:
+        raise UsageError(f"calibrate {count}: expected a number of sequences, at least 0")
+    own, request = loaded.inputs, loaded.request
+    file = None if text is None else Path(text)
+    if loaded.processor is not None and request is not None and request.images:
+        made, source = _of_photos(loaded.processor, request, count, file, seed)
+    elif "input_ids" in own and not set(own) - {"input_ids", "attention_mask"}:
+        made, source = _of_tokens(loaded, count, file, seed)
+    elif file is not None:
+        raise UsageError(f"{loaded.name} takes {listed([*own])}: text alone cannot calibrate it")
+    elif request is not None and "pixel_values" in own:
+        made = [
+            image_and_text(loaded.model, replace(request, seed=seed + 1 + i))[0]
+            for i in range(count)
+        ]
+        source = f"{count} like them with other random tokens and pixels (seed {seed})"
+    else:
+        made, source = [], ""
+    device = next(iter(own.values())).device
+    batches = [{key: tensor.to(device) for key, tensor in batch.items()} for batch in made]
+    added = f" and {source}" if batches else ""
+    return Calibration((own, *batches), f"the inputs themselves{added}")
+
+
+def _of_tokens(
+    loaded: "Loaded", count: int, file: Path | None, seed: int
+) -> tuple[list[dict[str, torch.Tensor]], str]:
+    length = loaded.inputs["input_ids"].shape[1]
+    if file is None:
+        # Another seed than that of random inputs, or the first sequence would be the inputs again.
+        sequences = random_tokens(loaded.model, (count, 1, length), seed + 1)
+        source = f"{count} random sequences of {length} tokens (seed {seed})"
+    else:
+        sequences = _windows(loaded, file, length)[:count]
+        source = f"the first {len(sequences)} sequences of {length} tokens of {file}"
+    batches = [
+        {"input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
+        for sequence in sequences
+    ]
+    return batches, source
+
+
+def _of_photos(
+    processor: "Processor", request: Request, count: int, file: Path | None, seed: int
+) -> tuple[list[dict[str, torch.Tensor]], str]:
+    prompts = list(QUESTIONS) if file is None else _passages(file)
+    generator = torch.Generator().manual_seed(seed)
+    images = [open_image(path) for path in request.images]
+    batches = []
+    for i in range(count):
+        asked = replace(request, prompt=prompts[i % len(prompts)])
+        parts = [crop(image, generator) for image in images]
+        batches.append(from_images(processor, asked, parts)[0])
+    said = "other questions" if file is None else f"passages of {file}"
+    return batches, f"{count} like them with random parts of the images and {said} (seed {seed})"
+
+
+def _passages(file: Path) -> list[str]:
+    """A text in pieces of some words."""
+    words = _read(file).split()
+    if not words:
+        raise UsageError(f"the calibration text {file} has no words: expected a text")
+    return [" ".join(words[i : i + _PASSAGE]) for i in range(0, len(words), _PASSAGE)]
+
+
+def _windows(loaded: "Loaded", file: Path, length: int) -> torch.Tensor:
+    """The tokens of a text file in pieces of one length, [pieces, 1, length]."""
+    if loaded.tokenizer is None:
+        raise UsageError(
+            f"{loaded.name} has no tokenizer, so the text {file} cannot calibrate it; without a "
+            "text, random tokens are used"
+        )
+    ids = encode(loaded.tokenizer, _read(file))
+    if len(ids) < length:
+        raise UsageError(
+            f"the calibration text {file} has {len(ids)} tokens: one sequence takes {length}"
+        )
+    return torch.tensor(ids[: len(ids) // length * length]).view(-1, 1, length)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the calibration text {file} cannot be read: {brief(error)}") from error
