@@ -105,7 +105,7 @@ def calibrate(
     Warns:
         CalibrationWarning: NaN or infinities came by; they are left out of the ranges.
     """
-    _set_mode(wrapped, Mode.CALIBRATE)
+    set_mode(wrapped, Mode.CALIBRATE)
     batches = 0
     with torch.no_grad():
         for batch in inputs if progress is None else progress(inputs):
@@ -148,11 +148,16 @@ def convert(wrapped: nn.Module) -> nn.Module:
             f"{_listed(unseen)}. Calibrate with inputs that reach them, load their qparams, or "
             "override them with no_quantization()"
         )
-    _set_mode(wrapped, Mode.QUANT)
+    set_mode(wrapped, Mode.QUANT)
     return wrapped
 
 
-def _set_mode(wrapped: nn.Module, mode: Mode) -> None:
+def set_mode(wrapped: nn.Module, mode: Mode) -> None:
+    """Sets the mode of all wrappers of a model; see `QuantModule.mode`.
+
+    Raises:
+        ModeError: the model has no wrappers.
+    """
     wrappers = [module for _, module in iter_wrappers(wrapped)]
     if not wrappers:
         raise ModeError(

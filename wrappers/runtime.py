@@ -14,8 +14,9 @@ whichever side their prompts were padded on, and so may be of different lengths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +129,20 @@ class Slots:
         mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None, :]
 
+    def step(self) -> StepCache:
+        """The cache of one step."""
+        return StepCache(dict(enumerate(self.layers)))
+
+    def cleared(self) -> Slots:
+        """A copy whose slots that are not in use are zero."""
+        slots = torch.arange(self.capacity, device=self.lengths.device)
+        free = (slots >= self.lengths[:, None])[:, None, :, None]
+        layers = [
+            (keys.masked_fill(free, 0.0), values.masked_fill(free, 0.0))
+            for keys, values in self.layers
+        ]
+        return Slots(layers, self.lengths)
+
     def write(self, new: StepCache, rows: Tensor) -> None:
         """Puts the new keys and values of a step into the next slot of each sequence.
 
@@ -190,9 +205,18 @@ class Runtime:
             InputError: a prompt without tokens, or longer than the capacity.
             CacheFullError: a sequence would outgrow the capacity; it holds the tokens so far.
         """
-        visible = _checked_mask(input_ids, attention_mask, self.capacity)
+        given = {"input_ids": input_ids}
+        if attention_mask is not None:
+            given["attention_mask"] = attention_mask
+        input_ids, visible = prompt_and_mask(given)
+        longest = int(visible.sum(dim=1).max())
+        if longest > self.capacity:
+            raise InputError(
+                f"a prompt has {longest} tokens, and the cache a capacity of {self.capacity}: "
+                "give more capacity or a shorter prompt"
+            )
         choose = _likeliest if sampling is None else sampling.chooser(input_ids.device)
-        logits, slots = self._start(input_ids, visible)
+        logits, slots = run_prefill(self.prefill, self.decode, input_ids, visible, self.capacity)
         running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         generated: list[Tensor] = []
         while True:
@@ -210,46 +234,25 @@ class Runtime:
                     "more capacity or ask for fewer tokens; the error's `tokens` are those so far",
                     torch.stack(generated, dim=1),
                 )
-            logits = self._step(tokens, slots, running)
-
-    def _start(self, input_ids: Tensor, visible: Tensor) -> tuple[Tensor, Slots]:
-        """The logits after each prompt, [B, vocabulary], and the cache of the prompts."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        ends, of_row = (visible * positions).argmax(dim=1).unique(return_inverse=True)
-        cache = DynamicCache()
-        output = self.prefill(
-            input_ids=input_ids,
-            attention_mask=visible.long(),
-            position_ids=(visible.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=ends,
-        )
-        factors = key_factors(self.decode, len(cache.layers))
-        slots = Slots.from_prefill(cache, visible, self.capacity, factors)
-        return output.logits[torch.arange(len(of_row)), of_row], slots
-
-    def _step(self, tokens: Tensor, slots: Slots, running: Tensor) -> Tensor:
-        """The logits after one more token [B] of each sequence, [B, vocabulary]."""
-        new = StepCache(dict(enumerate(slots.layers)))
-        output = self.decode(
-            input_ids=tokens[:, None],
-            attention_mask=slots.mask(next(self.decode.parameters()).dtype),
-            position_ids=slots.lengths[:, None],
-            past_key_values=new,
-            use_cache=True,
-        )
-        slots.write(new, running)
-        logits: Tensor = output.logits[:, -1]
-        return logits
+            cache = slots.step()
+            output = self.decode(**step_inputs(self.decode, tokens, slots, cache))
+            slots.write(cache, running)
+            logits = output.logits[:, -1]
 
 
-def _likeliest(logits: Tensor) -> Tensor:
-    return logits.argmax(dim=-1)
+def prompt_and_mask(prompt: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns token ids and which of them are no padding, bool, both [B, prompt].
 
+    Args:
+        prompt: token ids, or these as `input_ids` with an `attention_mask`.
 
-def _checked_mask(input_ids: Tensor, attention_mask: Tensor | None, capacity: int) -> Tensor:
-    """Which tokens of the prompts are no padding, bool [B, prompt]."""
+    Raises:
+        InputError: no token ids, a mask of another shape, or a row without tokens.
+    """
+    given = {"input_ids": prompt} if isinstance(prompt, Tensor) else prompt
+    if "input_ids" not in given:
+        raise InputError(f"a prompt holds {', '.join(given)}; expected input_ids")
+    input_ids, attention_mask = given["input_ids"], given.get("attention_mask")
     if attention_mask is None:
         visible = torch.ones_like(input_ids, dtype=torch.bool)
     elif attention_mask.shape == input_ids.shape:
@@ -259,15 +262,64 @@ def _checked_mask(input_ids: Tensor, attention_mask: Tensor | None, capacity: in
             f"found an attention_mask of shape {list(attention_mask.shape)} for prompts of shape "
             f"{list(input_ids.shape)}; expected the same [batch, sequence]"
         )
-    lengths = visible.sum(dim=1)
-    if input_ids.numel() == 0 or int(lengths.min()) == 0:
+    if input_ids.numel() == 0 or not visible.any(dim=1).all():
         raise InputError("a prompt holds no tokens; give at least one in each row")
-    if int(lengths.max()) > capacity:
-        raise InputError(
-            f"a prompt has {int(lengths.max())} tokens, and the cache a capacity of {capacity}: "
-            "give more capacity or a shorter prompt"
-        )
-    return visible
+    return input_ids, visible
+
+
+def run_prefill(
+    prefill: nn.Module, decode: nn.Module, input_ids: Tensor, visible: Tensor, capacity: int
+) -> tuple[Tensor, Slots]:
+    """Runs prompts, and returns the logits after each and the static cache to go on from.
+
+    Args:
+        prefill: a causal LM.
+        decode: the causal LM that goes on, which decides the form of the keys.
+        input_ids: the prompts, [B, prompt].
+        visible: which of them are no padding, bool [B, prompt].
+        capacity: slots for each sequence.
+
+    Returns:
+        The logits [B, vocabulary], and the slots.
+    """
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    ends, of_row = (visible * positions).argmax(dim=1).unique(return_inverse=True)
+    cache = DynamicCache()
+    output = prefill(
+        input_ids=input_ids,
+        attention_mask=visible.long(),
+        position_ids=(visible.cumsum(dim=1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=ends,
+    )
+    factors = key_factors(decode, len(cache.layers))
+    slots = Slots.from_prefill(cache, visible, capacity, factors)
+    return output.logits[torch.arange(len(of_row)), of_row], slots
+
+
+def step_inputs(
+    decode: nn.Module, tokens: Tensor, slots: Slots, cache: StepCache
+) -> dict[str, Any]:
+    """Returns the keyword arguments of a decode model for one more token of each sequence.
+
+    Args:
+        decode: a causal LM.
+        tokens: [B].
+        slots: the static cache.
+        cache: of this step, over the layers of `slots`.
+    """
+    return {
+        "input_ids": tokens[:, None],
+        "attention_mask": slots.mask(next(decode.parameters()).dtype),
+        "position_ids": slots.lengths[:, None],
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=-1)
 
 
 def _packed(states: Tensor, order: Tensor, capacity: int) -> Tensor:

@@ -1,0 +1,158 @@
+"""Calibration of a decode model: on what it meets after a float or a quantised prefill.
+
+    calibrate_decode(prefill, decode, prompts, steps=16, source="float")
+    quantized = wrappers.convert(decode)
+
+Of each prompt the last `steps` tokens are taken one at a time, as they would be in generation; the
+keys and values before them are those that the prefill model computes. Which model that is makes
+two objectives:
+
+| source | the prefill model | the objective |
+|---|---|---|
+| `float` | not quantised | to decode as the float model does, on the float model's past |
+| `quantized` | quantised, as it is deployed | to decode well on a past that has its errors |
+
+Inputs are made one by one as they are asked for, and memory holds the cache of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wrappers.errors import InputError, ModeError
+from wrappers.module import Mode, iter_wrappers
+from wrappers.quantize import Progress, calibrate, convert, set_mode
+from wrappers.runtime import prompt_and_mask, run_prefill, step_inputs
+
+Source = Literal["float", "quantized"]
+
+Prompt = Tensor | Mapping[str, Tensor]
+"""Token ids [B, prompt], or these as `input_ids` with an `attention_mask`, padded on any side."""
+
+
+def decode_inputs(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    *,
+    steps: int,
+    source: Source,
+) -> Iterator[dict[str, Any]]:
+    """Yields keyword arguments of the decode model, `steps` for each prompt.
+
+    Args:
+        prefill: the causal LM that computes the past: float or wrapped, and quantised just if
+            `source` says so.
+        decode: the wrapped causal LM that the inputs are for; it is not run.
+        prompts: each longer than `steps` in every row.
+        steps: how many of the last tokens of each row are decoded.
+        source: where the past comes from, see this module's table.
+
+    Raises:
+        InputError: an unknown source, fewer than one step, or a prompt too short.
+        ModeError: the prefill model is not what `source` says.
+    """
+    if source not in ("float", "quantized"):
+        raise InputError(f"found the source {source!r}; expected 'float' or 'quantized'")
+    if steps < 1:
+        raise InputError(f"found {steps} steps; expected at least 1")
+    _check_source(prefill, source)
+    for prompt in prompts:
+        input_ids, visible = prompt_and_mask(prompt)
+        shortest = int(visible.sum(dim=1).min())
+        if shortest <= steps:
+            raise InputError(
+                f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
+                "one: give longer prompts or fewer steps"
+            )
+        with torch.no_grad():
+            _, slots = run_prefill(prefill, decode, input_ids, visible, visible.shape[1])
+        tokens = _packed_tokens(input_ids, visible)
+        lengths = slots.lengths
+        for back in range(steps, 0, -1):
+            slots.lengths = lengths - back
+            past = slots.cleared()
+            token = tokens.gather(1, past.lengths[:, None]).squeeze(1)
+            yield step_inputs(decode, token, past, past.step())
+
+
+def calibrate_decode(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    *,
+    steps: int,
+    source: Source,
+    progress: Progress | None = None,
+) -> None:
+    """Calibrates the decode model alone; see `decode_inputs` for the arguments and errors.
+
+    Args:
+        progress: as in `calibrate`; it counts steps.
+    """
+    batches = decode_inputs(prefill, decode, prompts, steps=steps, source=source)
+    calibrate(decode, batches, progress=progress)
+
+
+def calibrate_both(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    *,
+    steps: int,
+    source: Source,
+    progress: Progress | None = None,
+) -> None:
+    """Calibrates two wrapped models of one float model on the same prompts.
+
+    With `float` both observe in one pass. With `quantized` the prefill model is calibrated and
+    converted first, and the prompts are gone through twice.
+
+    Args:
+        prefill: wrapped, in a variant of prefill; quantised afterwards if `source` is `quantized`.
+        decode: wrapped, in the variant `decode`.
+        prompts: as for `decode_inputs`; not an iterator if they are gone through twice.
+        steps: as for `decode_inputs`.
+        source: as for `decode_inputs`.
+        progress: as in `calibrate`; it counts steps.
+
+    Raises:
+        InputError: see `decode_inputs`; or prompts that can be gone through once only.
+        ModeError: a model has no wrappers.
+    """
+    if source == "quantized":
+        if isinstance(prompts, Iterator):
+            raise InputError(
+                "the prompts are gone through twice, first for the prefill, and an iterator is "
+                "used up then: give a list or another iterable that can begin again"
+            )
+        calibrate(prefill, (_prefill_inputs(prompt) for prompt in prompts))
+        convert(prefill)
+    else:
+        set_mode(prefill, Mode.CALIBRATE)
+    calibrate_decode(prefill, decode, prompts, steps=steps, source=source, progress=progress)
+
+
+def _check_source(prefill: nn.Module, source: Source) -> None:
+    quantized = any(wrapper.mode is Mode.QUANT for _, wrapper in iter_wrappers(prefill))
+    if quantized != (source == "quantized"):
+        found = "quantised" if quantized else "not quantised"
+        raise ModeError(
+            f"the source is {source!r}, and the prefill model is {found}: give the model that "
+            "the past is to come from"
+        )
+
+
+def _prefill_inputs(prompt: Prompt) -> dict[str, Tensor]:
+    input_ids, visible = prompt_and_mask(prompt)
+    return {"input_ids": input_ids, "attention_mask": visible.long()}
+
+
+def _packed_tokens(input_ids: Tensor, visible: Tensor) -> Tensor:
+    # The tokens of each row from the left, as its slots are, padding after them.
+    order = visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+    return input_ids.gather(1, order)
