@@ -77,7 +77,8 @@ def assert_modules_agree(model, wrapped, limit, **inputs):
     """
     _, expected_calls = record(model, **inputs)
     found, found_calls = record(wrapped, **inputs)
-    assert [name for name, _, _ in found_calls] == [name for name, _, _ in expected_calls]
+    names = [name for name, _, _ in expected_calls]
+    assert [name for name, _, _ in found_calls] == names, "the same calls in the same order"
     for (name, arguments, reference), (_, other, candidate) in zip(
         expected_calls, found_calls, strict=True
     ):

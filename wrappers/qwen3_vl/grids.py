@@ -104,6 +104,8 @@ class GridLayout:
 
     def to(self, device: torch.device) -> GridLayout:
         """This layout on another device."""
+        if self.weights.device == device:
+            return self
         return GridLayout(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
 

@@ -81,8 +81,9 @@ class NormalisedHeads(CausalAttention):
     k_norm: nn.Module
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = super()._project(hidden)
-        return self._normalised(self.q_norm, query), self._normalised(self.k_norm, key), value
+        query = self._normalised(self.q_norm, self.q_proj(hidden))
+        key = self._normalised(self.k_norm, self.k_proj(hidden))
+        return query, key, self.v_proj(hidden)
 
     def _normalised(self, norm: nn.Module, states: Tensor) -> Tensor:
         # The norm sees [B, query, heads, head_dim], as in the float model; both are views.
