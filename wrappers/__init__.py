@@ -11,10 +11,13 @@ from wrappers import llama as llama
 from wrappers import nn as nn
 from wrappers import qwen3_vl as qwen3_vl
 from wrappers.config import PTQConfig, QuantSpec, affine, microscaling, no_quantization
+from wrappers.decoding import calibrate_both, calibrate_decode, decode_inputs
 from wrappers.dtypes import DType, QScheme
 from wrappers.module import Mode, QuantModule, QuantPoint, iter_points, iter_wrappers
 from wrappers.quantize import calibrate, convert, prepare
 from wrappers.registry import register
+from wrappers.runtime import Runtime, Sampling
+from wrappers.steps import Step
 
 __all__ = [
     "DType",
@@ -24,9 +27,15 @@ __all__ = [
     "QuantModule",
     "QuantPoint",
     "QuantSpec",
+    "Runtime",
+    "Sampling",
+    "Step",
     "affine",
     "calibrate",
+    "calibrate_both",
+    "calibrate_decode",
     "convert",
+    "decode_inputs",
     "iter_points",
     "iter_wrappers",
     "microscaling",

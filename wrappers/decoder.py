@@ -9,6 +9,8 @@ blocks of a decoder layer, and the mask that its model hands down.
 | 1 / sqrt(head_dim) | folded into what makes the keys | applied to the logits |
 | rotate-half | (x2, x1), sine table half negated | (-x2, x1) |
 
+`decode` is `DecodeAttention`: as `prefill`, and what was cached before has points of its own.
+
 A family's wrapper mixes one of the two in front of its float class. The module that the factor is
 folded into reads its output back by `to_reference_output`. A cache holds keys without the factor.
 
@@ -30,6 +32,7 @@ from transformers import PreTrainedConfig
 
 from wrappers.attention.cache import (
     KeyValueCache,
+    PartKind,
     ScaledKeys,
     StepCache,
     as_cache,
@@ -259,8 +262,8 @@ class HeadByHeadAttention(CausalAttention):
 
 
 class DecodeAttention(HeadByHeadAttention):
-    """Attention of new positions, one or more, over a cache: what was cached has points of its
-    own, since it comes into a decode graph from outside."""
+    """Attention of new positions, one or more, over a cache: what was cached before has points of
+    its own, since it comes into a decode graph from outside."""
 
     def _setup(self, config: PTQConfig) -> None:
         super()._setup(config)
@@ -270,9 +273,9 @@ class DecodeAttention(HeadByHeadAttention):
     def _updated(self, cache: KeyValueCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         all_keys, all_values = [], []
         for part in update_in_parts(cache, keys, values, self.layer_idx):
-            new = part.is_new
-            all_keys.append(part.key if new else self._quantize(part.key, "past_key"))
-            all_values.append(part.value if new else self._quantize(part.value, "past_value"))
+            past = part.kind is PartKind.PAST
+            all_keys.append(self._quantize(part.key, "past_key") if past else part.key)
+            all_values.append(self._quantize(part.value, "past_value") if past else part.value)
         return torch.cat(all_keys, dim=2), torch.cat(all_values, dim=2)
 
 

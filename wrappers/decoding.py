@@ -18,6 +18,7 @@ Inputs are made one by one as they are asked for, and memory holds the cache of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -25,8 +26,14 @@ from torch import Tensor, nn
 
 from wrappers.errors import InputError, ModeError
 from wrappers.module import Mode, iter_wrappers
-from wrappers.quantize import Progress, calibrate, convert, set_mode
-from wrappers.runtime import prompt_and_mask, run_prefill, step_inputs
+from wrappers.quantize import Progress, calibrate, convert, set_mode, warn_of_dropped
+from wrappers.runtime import (
+    packed_order,
+    prefill_inputs,
+    prompt_and_mask,
+    run_prefill,
+    step_inputs,
+)
 
 Source = Literal["float", "quantized"]
 
@@ -46,38 +53,19 @@ def decode_inputs(
 
     Args:
         prefill: the causal LM that computes the past: float or wrapped, and quantised just if
-            `source` says so.
+            `source` says so. It observes nothing meanwhile.
         decode: the wrapped causal LM that the inputs are for; it is not run.
         prompts: each longer than `steps` in every row.
         steps: how many of the last tokens of each row are decoded.
         source: where the past comes from, see this module's table.
 
     Raises:
-        InputError: an unknown source, fewer than one step, or a prompt too short.
-        ModeError: the prefill model is not what `source` says.
+        InputError: an unknown source, fewer than one step, or, when its turn comes, a prompt that
+            is too short.
+        ModeError: the prefill model, when it begins, is not what `source` says.
     """
-    if source not in ("float", "quantized"):
-        raise InputError(f"found the source {source!r}; expected 'float' or 'quantized'")
-    if steps < 1:
-        raise InputError(f"found {steps} steps; expected at least 1")
-    _check_source(prefill, source)
-    for prompt in prompts:
-        input_ids, visible = prompt_and_mask(prompt)
-        shortest = int(visible.sum(dim=1).min())
-        if shortest <= steps:
-            raise InputError(
-                f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
-                "one: give longer prompts or fewer steps"
-            )
-        with torch.no_grad():
-            _, slots = run_prefill(prefill, decode, input_ids, visible, visible.shape[1])
-        tokens = _packed_tokens(input_ids, visible)
-        lengths = slots.lengths
-        for back in range(steps, 0, -1):
-            slots.lengths = lengths - back
-            past = slots.cleared()
-            token = tokens.gather(1, past.lengths[:, None]).squeeze(1)
-            yield step_inputs(decode, token, past, past.step())
+    _check_options(steps, source)
+    return _inputs(prefill, decode, prompts, steps, source, together=False)
 
 
 def calibrate_decode(
@@ -124,17 +112,28 @@ def calibrate_both(
         InputError: see `decode_inputs`; or prompts that can be gone through once only.
         ModeError: a model has no wrappers.
     """
-    if source == "quantized":
-        if isinstance(prompts, Iterator):
-            raise InputError(
-                "the prompts are gone through twice, first for the prefill, and an iterator is "
-                "used up then: give a list or another iterable that can begin again"
-            )
-        calibrate(prefill, (_prefill_inputs(prompt) for prompt in prompts))
-        convert(prefill)
-    else:
+    _check_options(steps, source)
+    if source == "float":
         set_mode(prefill, Mode.CALIBRATE)
+        batches = _inputs(prefill, decode, prompts, steps, source, together=True)
+        calibrate(decode, batches, progress=progress)
+        warn_of_dropped(prefill)
+        return
+    if isinstance(prompts, Iterator):
+        raise InputError(
+            "the prompts are gone through twice, first for the prefill, and an iterator is "
+            "used up then: give a list or another iterable that can begin again"
+        )
+    calibrate(prefill, (prefill_inputs(*prompt_and_mask(prompt)) for prompt in prompts))
+    convert(prefill)
     calibrate_decode(prefill, decode, prompts, steps=steps, source=source, progress=progress)
+
+
+def _check_options(steps: int, source: Source) -> None:
+    if source not in ("float", "quantized"):
+        raise InputError(f"found the source {source!r}; expected 'float' or 'quantized'")
+    if steps < 1:
+        raise InputError(f"found {steps} steps; expected at least 1")
 
 
 def _check_source(prefill: nn.Module, source: Source) -> None:
@@ -147,12 +146,55 @@ def _check_source(prefill: nn.Module, source: Source) -> None:
         )
 
 
-def _prefill_inputs(prompt: Prompt) -> dict[str, Tensor]:
+def _inputs(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    steps: int,
+    source: Source,
+    *,
+    together: bool,
+) -> Iterator[dict[str, Any]]:
+    """See `decode_inputs`; `together`: the prefill model is being calibrated too."""
+    _check_source(prefill, source)
+    for prompt in prompts:
+        # What one prompt needs is gone before the next.
+        yield from _inputs_of_prompt(prefill, decode, prompt, steps, together=together)
+
+
+def _inputs_of_prompt(
+    prefill: nn.Module, decode: nn.Module, prompt: Prompt, steps: int, *, together: bool
+) -> Iterator[dict[str, Any]]:
     input_ids, visible = prompt_and_mask(prompt)
-    return {"input_ids": input_ids, "attention_mask": visible.long()}
+    shortest = int(visible.sum(dim=1).min())
+    if shortest <= steps:
+        raise InputError(
+            f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
+            "one: give longer prompts or fewer steps"
+        )
+    with torch.no_grad(), nullcontext() if together else _observing_nothing(prefill):
+        _, slots = run_prefill(
+            prefill,
+            decode,
+            input_ids,
+            visible,
+            visible.shape[1],
+            logits_to_keep=0 if together else 1,  # observers are to see all
+        )
+    tokens = input_ids.gather(1, packed_order(visible))
+    for count in range(steps, 0, -1):
+        past = slots.without_last(count)
+        token = tokens.gather(1, past.lengths[:, None]).squeeze(1)
+        yield step_inputs(decode, token, past, past.step())
 
 
-def _packed_tokens(input_ids: Tensor, visible: Tensor) -> Tensor:
-    # The tokens of each row from the left, as its slots are, padding after them.
-    order = visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-    return input_ids.gather(1, order)
+@contextmanager
+def _observing_nothing(model: nn.Module) -> Iterator[None]:
+    calibrating = [wrapper for _, wrapper in iter_wrappers(model) if wrapper.mode is Mode.CALIBRATE]
+    for wrapper in calibrating:
+        wrapper.mode = Mode.NO_QUANT
+    try:
+        yield
+    finally:
+        for wrapper in calibrating:
+            wrapper._mode = Mode.CALIBRATE  # the property would forget what was observed

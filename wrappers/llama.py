@@ -1,4 +1,4 @@
-"""Llama: MLP, attention, decoder layer, model and causal LM, for the variants of prefill.
+"""Llama: MLP, attention, decoder layer, model and causal LM, for prefill and decode.
 
 The attention's variants are those of `wrappers.decoder`. The modules call each other as
 transformers' do, with the same arguments, and with quantisation off give the same numbers.

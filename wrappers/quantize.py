@@ -113,18 +113,7 @@ def calibrate(
             batches += 1
     if batches == 0:
         raise InputError("there were no calibration inputs: is the iterable used up already?")
-    dropped = {
-        f"{module}.{point_name}".lstrip("."): point.observer.dropped
-        for module, point_name, point in iter_points(wrapped)
-        if point.observer.dropped
-    }
-    if dropped:
-        warnings.warn(
-            "NaN or infinite values were left out of the observed ranges: "
-            + _listed([f"{name} ({count})" for name, count in dropped.items()]),
-            CalibrationWarning,
-            stacklevel=2,
-        )
+    warn_of_dropped(wrapped)
 
 
 def convert(wrapped: nn.Module) -> nn.Module:
@@ -150,6 +139,26 @@ def convert(wrapped: nn.Module) -> nn.Module:
         )
     set_mode(wrapped, Mode.QUANT)
     return wrapped
+
+
+def warn_of_dropped(wrapped: nn.Module) -> None:
+    """Warns of values that observers left out.
+
+    Warns:
+        CalibrationWarning: NaN or infinities came by.
+    """
+    dropped = {
+        f"{module}.{point_name}".lstrip("."): point.observer.dropped
+        for module, point_name, point in iter_points(wrapped)
+        if point.observer.dropped
+    }
+    if dropped:
+        warnings.warn(
+            "NaN or infinite values were left out of the observed ranges: "
+            + _listed([f"{name} ({count})" for name, count in dropped.items()]),
+            CalibrationWarning,
+            stacklevel=3,
+        )
 
 
 def set_mode(wrapped: nn.Module, mode: Mode) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Slots:
 
     Attributes:
         layers: for each layer its keys and values, each [B, kv_heads, capacity, head_dim]; the keys
-            as the decode model works with them.
+            as the decode model works with them. What is not in use is zero.
         lengths: how many slots of each sequence are in use, from the left, int64 [B].
     """
 
@@ -108,19 +109,14 @@ class Slots:
             capacity: slots of each sequence.
             key_factors: for each layer the factor that the decode model's keys carry.
         """
-        # Visible positions first, in their order.
-        order = visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        order = order[:, :capacity]
-        return cls(
-            [
-                (
-                    _packed(layer.keys * factor, order, capacity),
-                    _packed(layer.values, order, capacity),
-                )
-                for layer, factor in zip(cache.layers, key_factors, strict=True)
-            ],
-            visible.sum(dim=1),
-        )
+        order = packed_order(visible)[:, :capacity]
+        padding = visible.logical_not().gather(1, order)
+        pack = partial(_packed, order=order, padding=padding, capacity=capacity)
+        layers = [
+            (pack(layer.keys) * factor, pack(layer.values))
+            for layer, factor in zip(cache.layers, key_factors, strict=True)
+        ]
+        return cls(layers, visible.sum(dim=1))
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """The additive mask of a step, [B, 1, 1, capacity + 1]: slots in use, and the new key."""
@@ -133,15 +129,16 @@ class Slots:
         """The cache of one step."""
         return StepCache(dict(enumerate(self.layers)))
 
-    def cleared(self) -> Slots:
-        """A copy whose slots that are not in use are zero."""
-        slots = torch.arange(self.capacity, device=self.lengths.device)
-        free = (slots >= self.lengths[:, None])[:, None, :, None]
+    def without_last(self, count: int) -> Slots:
+        """A copy as it was `count` positions earlier."""
+        lengths = self.lengths - count
+        slots = torch.arange(self.capacity, device=lengths.device)
+        free = (slots >= lengths[:, None])[:, None, :, None]
         layers = [
             (keys.masked_fill(free, 0.0), values.masked_fill(free, 0.0))
             for keys, values in self.layers
         ]
-        return Slots(layers, self.lengths)
+        return Slots(layers, lengths)
 
     def write(self, new: StepCache, rows: Tensor) -> None:
         """Puts the new keys and values of a step into the next slot of each sequence.
@@ -202,13 +199,16 @@ class Runtime:
             pad_token_id: see above.
 
         Raises:
-            InputError: a prompt without tokens, or longer than the capacity.
+            InputError: a prompt without tokens or longer than the capacity, or no new tokens
+                wanted.
             CacheFullError: a sequence would outgrow the capacity; it holds the tokens so far.
         """
         given = {"input_ids": input_ids}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
         input_ids, visible = prompt_and_mask(given)
+        if max_new_tokens < 1:
+            raise InputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
         longest = int(visible.sum(dim=1).max())
         if longest > self.capacity:
             raise InputError(
@@ -216,7 +216,7 @@ class Runtime:
                 "give more capacity or a shorter prompt"
             )
         choose = _likeliest if sampling is None else sampling.chooser(input_ids.device)
-        logits, slots = run_prefill(self.prefill, self.decode, input_ids, visible, self.capacity)
+        logits, slots = self._run_prefill(input_ids, visible)
         running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         generated: list[Tensor] = []
         while True:
@@ -239,6 +239,15 @@ class Runtime:
             slots.write(cache, running)
             logits = output.logits[:, -1]
 
+    def _run_prefill(self, input_ids: Tensor, visible: Tensor) -> tuple[Tensor, Slots]:
+        """The logits after each prompt, [B, vocabulary], and the cache to go on from."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        ends, of_row = (visible * positions).argmax(dim=1).unique(return_inverse=True)
+        logits, slots = run_prefill(
+            self.prefill, self.decode, input_ids, visible, self.capacity, logits_to_keep=ends
+        )
+        return logits[torch.arange(len(of_row)), of_row], slots
+
 
 def prompt_and_mask(prompt: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Returns token ids and which of them are no padding, bool, both [B, prompt].
@@ -253,6 +262,10 @@ def prompt_and_mask(prompt: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tens
     if "input_ids" not in given:
         raise InputError(f"a prompt holds {', '.join(given)}; expected input_ids")
     input_ids, attention_mask = given["input_ids"], given.get("attention_mask")
+    if input_ids.ndim != 2:
+        raise InputError(
+            f"found input_ids of shape {list(input_ids.shape)}; expected [batch, sequence]"
+        )
     if attention_mask is None:
         visible = torch.ones_like(input_ids, dtype=torch.bool)
     elif attention_mask.shape == input_ids.shape:
@@ -267,10 +280,39 @@ def prompt_and_mask(prompt: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tens
     return input_ids, visible
 
 
+def packed_order(visible: Tensor) -> Tensor:
+    """Returns the positions of each row, int64 [B, prompt]: those of tokens, then padding.
+
+    Args:
+        visible: which positions are no padding, bool [B, prompt].
+    """
+    return visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+
+
+def prefill_inputs(input_ids: Tensor, visible: Tensor) -> dict[str, Tensor]:
+    """Returns the keyword arguments of a prefill model for prompts.
+
+    Args:
+        input_ids: the prompts, [B, prompt].
+        visible: which of them are no padding, bool [B, prompt].
+    """
+    return {
+        "input_ids": input_ids,
+        "attention_mask": visible.long(),
+        "position_ids": (visible.cumsum(dim=1) - 1).clamp(min=0),
+    }
+
+
 def run_prefill(
-    prefill: nn.Module, decode: nn.Module, input_ids: Tensor, visible: Tensor, capacity: int
+    prefill: nn.Module,
+    decode: nn.Module,
+    input_ids: Tensor,
+    visible: Tensor,
+    capacity: int,
+    *,
+    logits_to_keep: int | Tensor,
 ) -> tuple[Tensor, Slots]:
-    """Runs prompts, and returns the logits after each and the static cache to go on from.
+    """Runs prompts, and returns logits and the static cache to go on from.
 
     Args:
         prefill: a causal LM.
@@ -278,24 +320,20 @@ def run_prefill(
         input_ids: the prompts, [B, prompt].
         visible: which of them are no padding, bool [B, prompt].
         capacity: slots for each sequence.
+        logits_to_keep: of which positions, or of how many of the last ones, 0 for all.
 
     Returns:
-        The logits [B, vocabulary], and the slots.
+        The logits [B, kept, vocabulary], and the slots.
     """
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-    ends, of_row = (visible * positions).argmax(dim=1).unique(return_inverse=True)
     cache = DynamicCache()
     output = prefill(
-        input_ids=input_ids,
-        attention_mask=visible.long(),
-        position_ids=(visible.cumsum(dim=1) - 1).clamp(min=0),
+        **prefill_inputs(input_ids, visible),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=ends,
+        logits_to_keep=logits_to_keep,
     )
     factors = key_factors(decode, len(cache.layers))
-    slots = Slots.from_prefill(cache, visible, capacity, factors)
-    return output.logits[torch.arange(len(of_row)), of_row], slots
+    return output.logits, Slots.from_prefill(cache, visible, capacity, factors)
 
 
 def step_inputs(
@@ -322,8 +360,9 @@ def _likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def _packed(states: Tensor, order: Tensor, capacity: int) -> Tensor:
+def _packed(states: Tensor, *, order: Tensor, padding: Tensor, capacity: int) -> Tensor:
     # states: [B, kv_heads, prompt, head_dim] -> [B, kv_heads, capacity, head_dim]
     index = order[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-    packed = states.gather(2, index)
+    # Whatever padding has, NaN perhaps, would reach a sum with a weight of zero.
+    packed = states.gather(2, index).masked_fill(padding[:, None, :, None], 0.0)
     return nn.functional.pad(packed, (0, 0, 0, capacity - packed.shape[2]))

@@ -15,7 +15,8 @@ form (a tuple with a pair of key and value for each layer), or anything else wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -52,13 +53,26 @@ class KeyValueCache(Protocol):
         ...
 
 
+class PartKind(Enum):
+    """What a part of a cache holds."""
+
+    PAST = "past"
+    """Keys and values of earlier positions."""
+
+    NEW = "new"
+    """Those that came last."""
+
+    EMPTY = "empty"
+    """Nothing yet: zeros of a static cache, which a mask hides."""
+
+
 @dataclass(frozen=True)
 class CachePart:
     """Some of the keys and values that attention works with, each [B, kv_heads, part, head_dim]."""
 
     key: Tensor
     value: Tensor
-    is_new: bool
+    kind: PartKind
 
 
 @dataclass(frozen=True)
@@ -98,9 +112,8 @@ class ScaledKeys:
         """See the function of that name."""
         parts = update_in_parts(self._cache, key_states / self._factor, value_states, layer_idx)
         return [
-            CachePart(
-                key_states if part.is_new else part.key * self._factor, part.value, part.is_new
-            )
+            # The new keys as they came, not divided and multiplied again.
+            replace(part, key=key_states if part.kind is PartKind.NEW else part.key * self._factor)
             for part in parts
         ]
 
@@ -150,10 +163,10 @@ class StepCache:
                 "forward pass"
             )
         self.new[layer_idx] = key_states, value_states
-        new = CachePart(key_states, value_states, is_new=True)
+        new = CachePart(key_states, value_states, PartKind.NEW)
         if not self._past:
             return [new]
-        return [CachePart(*self._past[layer_idx], is_new=False), new]
+        return [CachePart(*self._past[layer_idx], PartKind.PAST), new]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         # All layers are as long, and layer 0 need not be among them.
@@ -166,10 +179,10 @@ class StepCache:
 def update_in_parts(
     cache: KeyValueCache, key_states: Tensor, value_states: Tensor, layer_idx: int
 ) -> list[CachePart]:
-    """Updates a cache and returns what attention works with, split into past and new, in order.
+    """Updates a cache and returns what attention works with, in order, in parts of one kind each.
 
     Args:
-        cache: a static one may have empty slots after the new positions: they count as past.
+        cache: of any layout.
         key_states: of the new positions, [B, kv_heads, query, head_dim].
         value_states: likewise.
         layer_idx: the layer that they belong to.
@@ -181,9 +194,9 @@ def update_in_parts(
     end = start + key_states.shape[2]
     keys, values = cache.update(key_states, value_states, layer_idx)
     parts = [
-        CachePart(keys[:, :, :start], values[:, :, :start], is_new=False),
-        CachePart(keys[:, :, start:end], values[:, :, start:end], is_new=True),
-        CachePart(keys[:, :, end:], values[:, :, end:], is_new=False),
+        CachePart(keys[:, :, :start], values[:, :, :start], PartKind.PAST),
+        CachePart(keys[:, :, start:end], values[:, :, start:end], PartKind.NEW),
+        CachePart(keys[:, :, end:], values[:, :, end:], PartKind.EMPTY),
     ]
     return [part for part in parts if part.key.shape[2]]
 
