@@ -153,10 +153,11 @@ def attend_by_head(
 
     outputs, kept = [], []
     for head, query in enumerate(queries):
-        logits = torch.matmul(query, keys[head // groups].transpose(-1, -2))
+        # Not matmul, whose reshapes in an exported graph mislead an exporter's simplifications.
+        logits = torch.bmm(query, keys[head // groups].transpose(-1, -2))
         weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
         weights = functional.dropout(weights, dropout) if dropout else weights
-        output = torch.matmul(weights, values[head // groups])
+        output = torch.bmm(weights, values[head // groups])
         outputs.append(quantize(output, "attn_out", owned=True))
         if keep_weights:
             kept.append(weights)
