@@ -5,7 +5,16 @@ import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from wrappers.attention.cache import CacheExtent, ScaledKeys, as_cache, cache_extent
+from wrappers.attention.cache import (
+    CacheExtent,
+    KeyValueCache,
+    PartKind,
+    ScaledKeys,
+    StepCache,
+    as_cache,
+    cache_extent,
+    update_in_parts,
+)
 from wrappers.errors import InputError
 
 CONFIG = LlamaConfig(hidden_size=8, num_attention_heads=2, num_key_value_heads=2)
@@ -87,3 +96,108 @@ def test_scaled_keys_are_held_without_their_factor():
     assert torch.equal(all_keys, torch.cat((key, key), dim=2) * 0.25)
     assert torch.equal(all_values, torch.cat((value, value), dim=2))
     assert cache_extent(scaled, 2) == cache_extent(cache, 2) == CacheExtent(6, 8)
+
+
+def joined(parts):
+    """Keys and values of all parts, in order."""
+    keys, values = ([getattr(part, name) for part in parts] for name in ("key", "value"))
+    return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+
+def static_cache():
+    return StaticCache(CONFIG, max_cache_len=12)
+
+
+@pytest.mark.parametrize("make", [DynamicCache, static_cache])
+@pytest.mark.parametrize("lengths", [(1,), (5, 1, 1), (3, 4, 2), (6, 6)])
+def test_parts_are_past_and_new_and_empty_slots_in_this_order(make, lengths):
+    whole, in_parts = make(), make()
+    before = 0
+    for seed, length in enumerate(lengths):
+        key, value = states(length, seed), states(length, seed + 10)
+        expected = whole.update(key, value, 0)
+        parts = update_in_parts(in_parts, key, value, 0)
+        for found, wanted in zip(joined(parts), expected, strict=True):
+            assert torch.equal(found, wanted)
+        sizes = {part.kind: part.key.shape[2] for part in parts}
+        slots = 12 if make is static_cache else before + length
+        wanted = {
+            PartKind.PAST: before,
+            PartKind.NEW: length,
+            PartKind.EMPTY: slots - before - length,
+        }
+        assert sizes == {kind: size for kind, size in wanted.items() if size}
+        assert len(parts) == len(sizes)
+        new = next(part for part in parts if part.kind is PartKind.NEW)
+        assert torch.equal(new.key, key) and torch.equal(new.value, value)
+        before += length
+
+
+PAST = (states(4, seed=2), states(4, seed=3))
+
+
+def filled(cache):
+    cache.update(*PAST, 0)
+    return cache
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: filled(DynamicCache()), lambda: filled(static_cache()), lambda: StepCache({0: PAST})],
+    ids=["dynamic", "static", "step"],
+)
+def test_parts_of_scaled_keys_hold_the_new_ones_bit_for_bit(make):
+    # 0.3 is no power of two: dividing by it and multiplying again would not give the same bits.
+    factor, key, value = 0.3, states(3, seed=4), states(3, seed=5)
+    assert not torch.equal(key / factor * factor, key)
+    parts = update_in_parts(ScaledKeys(make(), factor), key, value, 0)
+    past, new = parts[:2]
+    assert (past.kind, new.kind) == (PartKind.PAST, PartKind.NEW)
+    assert torch.equal(past.key, PAST[0] * factor) and torch.equal(past.value, PAST[1])
+    assert torch.equal(new.key, key) and torch.equal(new.value, value)
+    assert all(not part.key.any() for part in parts[2:])
+
+
+def test_a_step_sees_the_past_then_what_is_new_and_keeps_the_new_apart():
+    past = {1: PAST, 2: (states(4, seed=6), states(4, seed=7))}
+    cache = StepCache(past)
+    key, value = states(2, seed=8), states(2, seed=9)
+    for layer in (1, 2):
+        keys, values = cache.update(key, value, layer)
+        assert torch.equal(keys, torch.cat((past[layer][0], key), dim=2))
+        assert torch.equal(values, torch.cat((past[layer][1], value), dim=2))
+    assert list(cache.new) == [1, 2]
+    assert cache.new[2][0] is key and cache.new[2][1] is value
+    assert torch.equal(past[1][0], states(4, seed=2))  # not written to
+
+
+def test_the_parts_of_a_step_are_the_tensors_themselves():
+    cache = StepCache({0: PAST})
+    key, value = states(1), states(1)
+    past, new = update_in_parts(cache, key, value, 0)
+    assert (past.kind, new.kind) == (PartKind.PAST, PartKind.NEW)
+    assert past.key is PAST[0] and past.value is PAST[1]
+    assert new.key is key and new.value is value
+
+
+@pytest.mark.parametrize(("past", "length"), [(None, 0), ({}, 0), ({3: PAST}, 4)])
+def test_the_extent_of_a_step(past, length):
+    cache = StepCache(past)
+    assert isinstance(cache, KeyValueCache) and as_cache(cache) is cache
+    assert cache_extent(cache, 2, layer_idx=3) == CacheExtent(length, length + 2)
+    assert cache.get_seq_length() == length  # also where layer 0 is not among them
+
+
+def test_a_step_without_a_past_has_only_what_is_new():
+    cache = StepCache()
+    key, value = states(5), states(5, seed=1)
+    (part,) = update_in_parts(cache, key, value, 7)
+    assert part.kind is PartKind.NEW
+    assert cache.new[7] == (key, value)
+
+
+def test_a_layer_that_writes_twice_in_one_step_is_an_error():
+    cache = StepCache({0: PAST})
+    cache.update(states(1), states(1), 0)
+    with pytest.raises(InputError, match="layer 0 wrote to the cache of a step twice"):
+        cache.update(states(1), states(1), 0)
