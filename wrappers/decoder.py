@@ -484,13 +484,13 @@ def quantized_tables(
     return module._quantize(cos, "cos"), attention.sine_table(quantized)
 
 
-def key_factors(model: nn.Module, layers: int) -> list[float]:
-    """Returns for each layer the factor that the keys of its attention carry; 1 in float models."""
-    factors = [1.0] * layers
-    for module in model.modules():
-        if isinstance(module, HeadByHeadAttention):
-            factors[module.layer_idx] = module.key_factor
-    return factors
+def key_factors(model: nn.Module) -> dict[int, float]:
+    """Returns by layer the factor that the keys of its attention carry, where they do."""
+    return {
+        module.layer_idx: module.key_factor
+        for module in model.modules()
+        if isinstance(module, HeadByHeadAttention)
+    }
 
 
 def rope_tables(

@@ -99,7 +99,7 @@ class Slots:
 
     @classmethod
     def from_prefill(
-        cls, cache: DynamicCache, visible: Tensor, capacity: int, key_factors: list[float]
+        cls, cache: DynamicCache, visible: Tensor, capacity: int, factors: Mapping[int, float]
     ) -> Slots:
         """The cache of a prefill, packed.
 
@@ -107,14 +107,14 @@ class Slots:
             cache: keys and values of all positions of the prompts.
             visible: which of these are no padding, bool [B, prompt].
             capacity: slots of each sequence.
-            key_factors: for each layer the factor that the decode model's keys carry.
+            factors: by layer, the factor that the decode model's keys carry, where they do.
         """
         order = packed_order(visible)[:, :capacity]
         padding = visible.logical_not().gather(1, order)
         pack = partial(_packed, order=order, padding=padding, capacity=capacity)
         layers = [
-            (pack(layer.keys) * factor, pack(layer.values))
-            for layer, factor in zip(cache.layers, key_factors, strict=True)
+            (pack(layer.keys) * factors.get(i, 1.0), pack(layer.values))
+            for i, layer in enumerate(cache.layers)
         ]
         return cls(layers, visible.sum(dim=1))
 
@@ -332,8 +332,7 @@ def run_prefill(
         use_cache=True,
         logits_to_keep=logits_to_keep,
     )
-    factors = key_factors(decode, len(cache.layers))
-    return output.logits, Slots.from_prefill(cache, visible, capacity, factors)
+    return output.logits, Slots.from_prefill(cache, visible, capacity, key_factors(decode))
 
 
 def step_inputs(

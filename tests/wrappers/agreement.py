@@ -77,6 +77,12 @@ def assert_modules_agree(model, wrapped, limit, **inputs):
     """
     _, expected_calls = record(model, **inputs)
     found, found_calls = record(wrapped, **inputs)
+    assert_calls_agree(expected_calls, found_calls, limit)
+    return found
+
+
+def assert_calls_agree(expected_calls, found_calls, limit):
+    """Likewise, of calls that `record` gave."""
     names = [name for name, _, _ in expected_calls]
     assert [name for name, _, _ in found_calls] == names, "the same calls in the same order"
     for (name, arguments, reference), (_, other, candidate) in zip(
@@ -89,7 +95,6 @@ def assert_modules_agree(model, wrapped, limit, **inputs):
             if isinstance(r, torch.Tensor):
                 assert r.shape == c.shape and r.dtype == c.dtype, name
                 assert peir(r, c) <= limit, name
-    return found
 
 
 def fake_quantize_64(x, point):

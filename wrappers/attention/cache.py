@@ -111,11 +111,8 @@ class ScaledKeys:
     ) -> list[CachePart]:
         """See the function of that name."""
         parts = update_in_parts(self._cache, key_states / self._factor, value_states, layer_idx)
-        return [
-            # The new keys as they came, not divided and multiplied again.
-            replace(part, key=key_states if part.kind is PartKind.NEW else part.key * self._factor)
-            for part in parts
-        ]
+        # The new keys too: what a cache of low precision gives back is not what it was given.
+        return [replace(part, key=part.key * self._factor) for part in parts]
 
     def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
         return self._cache.get_seq_length(layer_idx)

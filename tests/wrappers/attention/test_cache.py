@@ -146,16 +146,27 @@ def filled(cache):
     [lambda: filled(DynamicCache()), lambda: filled(static_cache()), lambda: StepCache({0: PAST})],
     ids=["dynamic", "static", "step"],
 )
-def test_parts_of_scaled_keys_hold_the_new_ones_bit_for_bit(make):
-    # 0.3 is no power of two: dividing by it and multiplying again would not give the same bits.
+def test_parts_of_scaled_keys_are_those_of_the_cache_times_the_factor(make):
     factor, key, value = 0.3, states(3, seed=4), states(3, seed=5)
-    assert not torch.equal(key / factor * factor, key)
+    plain = update_in_parts(make(), key / factor, value, 0)
     parts = update_in_parts(ScaledKeys(make(), factor), key, value, 0)
-    past, new = parts[:2]
-    assert (past.kind, new.kind) == (PartKind.PAST, PartKind.NEW)
-    assert torch.equal(past.key, PAST[0] * factor) and torch.equal(past.value, PAST[1])
-    assert torch.equal(new.key, key) and torch.equal(new.value, value)
-    assert all(not part.key.any() for part in parts[2:])
+    assert [part.kind for part in parts[:2]] == [PartKind.PAST, PartKind.NEW]
+    for found, held in zip(parts, plain, strict=True):
+        assert found.kind is held.kind
+        assert torch.equal(found.key, held.key * factor)
+        assert torch.equal(found.value, held.value)
+    torch.testing.assert_close(parts[1].key, key)
+
+
+def test_new_keys_are_what_a_cache_of_low_precision_made_of_them():
+    class Rounding(DynamicCache):
+        def update(self, key_states, value_states, layer_idx):
+            return super().update(key_states.round(), value_states.round(), layer_idx)
+
+    key, value = states(3), states(3, seed=1)
+    (new,) = update_in_parts(ScaledKeys(Rounding(), 0.5), key, value, 0)
+    assert torch.equal(new.key, (key * 2).round() / 2)
+    assert torch.equal(new.value, value.round())
 
 
 def test_a_step_sees_the_past_then_what_is_new_and_keeps_the_new_apart():
