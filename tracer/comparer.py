@@ -8,7 +8,7 @@ unchanged: a hidden state is an output here and an input there, and a mask goes 
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -16,13 +16,23 @@ import torch
 
 from tracer.calls import Answer, Call, Phase, definition
 from tracer.difference import Difference, Tolerance
-from tracer.forms import paired_arguments, reference_output
+from tracer.forms import argument_names, paired_arguments, read_output
 from tracer.lockstep import EventKey, version_of
-from tracer.rows import CallKey, CallRecord, FormDifference, Row
+from tracer.rows import (
+    BY_MEANING,
+    WRITTEN,
+    CallKey,
+    CallRecord,
+    FormDifference,
+    Row,
+    argument_of,
+    is_result,
+)
 from tracer.values import (
     describe,
     describe_mask,
     is_mask_name,
+    is_stateful,
     leaves,
     tensor_leaves,
     visible_pair,
@@ -53,6 +63,7 @@ class Comparer:
         self._visible: torch.Tensor | None = None
         self._lengths: set[int] = set()
         self._compared: dict[tuple[int, int], _Compared] = {}
+        self._given: dict[CallKey, tuple[_Marks, _Marks]] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
@@ -84,6 +95,7 @@ class Comparer:
             arguments={},
             outputs=[],
             described={},
+            edited=(),
             form_differences=[],
             children=[],
             start=self._next(),
@@ -92,19 +104,54 @@ class Comparer:
             self._look_for_padding(reference)
         for name, r, c in paired_arguments(reference, candidate):
             self._compare_values(record, f"kwargs.{name}", r, c)
+        self._given[key] = _marks(reference.arguments), _marks(candidate.arguments)
 
     def _end(self, reference: Call, candidate: Call) -> None:
         record = self.records.get((reference.name, reference.index))
         if record is None:
             return  # its start was given up as unmatched
-        self._compare_values(record, "output", reference.output, reference_output(candidate))
+        outputs = read_output("reference", reference), read_output("candidate", candidate)
+        self._compare_values(record, "output", *outputs)
+        self._compare_written(record, reference, candidate)
         record.end = self._next()
         self._finished += 1
         if self._progress is not None:
             self._progress(self._finished)
 
-    def _compare_values(self, record: CallRecord, path: str, r: object, c: object) -> None:
-        reference, candidate = dict(leaves(r, path)), dict(leaves(c, path))
+    def _compare_written(self, record: CallRecord, reference: Call, candidate: Call) -> None:
+        """Compares what the calls have changed in caches, lists and dicts that they were given.
+
+        Plain tensors that were edited in place are noted, not compared: most such edits save memory
+        and do nothing else.
+        """
+        given = self._given.pop(record.key)
+        left = _marks(reference.arguments), _marks(candidate.arguments)
+        if given == left:
+            return
+        changed = [_changed(before, now) for before, now in zip(given, left, strict=True)]
+        names = {own: name for name, own in argument_names(reference, candidate).items()}
+        changed[1] = {_renamed(path, names) for path in changed[1]}
+        edited = []
+        for name, r, c in paired_arguments(reference, candidate):
+            if is_stateful(r) or is_stateful(c):
+                paths = {f"{WRITTEN}.{path}" for path in changed[0] | changed[1]}
+                self._compare_values(record, f"{WRITTEN}.{name}", r, c, only=paths)
+            elif name in {argument_of(path) for path in changed[1] - changed[0]}:
+                edited.append(name)
+        record.edited = tuple(edited)
+
+    def _compare_values(
+        self,
+        record: CallRecord,
+        path: str,
+        r: object,
+        c: object,
+        only: Set[str] | None = None,
+    ) -> None:
+        reference, candidate = (
+            {p: leaf for p, leaf in leaves(value, path) if only is None or p in only}
+            for value in (r, c)
+        )
         common = False
         for leaf_path, left in reference.items():
             right = candidate.get(leaf_path)
@@ -120,13 +167,14 @@ class Comparer:
         for leaf_path, right in candidate.items():
             if leaf_path not in reference and isinstance(right, torch.Tensor):
                 self._differ_in_form(record, leaf_path, None, right)
-        if path == "output" and not common:
-            self._judge_form(record, reference, candidate)
+        is_left_otherwise = path != "output" and only is not None and reference and candidate
+        if not common and (path == "output" or is_left_otherwise):
+            self._judge_form(record, path, reference, candidate)
 
     def _compare_tensors(
         self, record: CallRecord, path: str, r: torch.Tensor, c: torch.Tensor
     ) -> None:
-        is_output = path.startswith("output")
+        is_output = is_result(path)
         earlier = self._known(r, c)
         if earlier is not None:
             if is_output and not record.outputs:
@@ -149,7 +197,8 @@ class Comparer:
         difference: Difference | None
         if visible is not None:
             difference, limit = Difference.of(*visible), 0.0
-            agrees, note = difference.mismatched == 0, "compared by what they let through"
+            agrees = difference.mismatched == 0
+            note = "" if agrees and _same(r, c) else BY_MEANING
             if not agrees:
                 note = f"{describe_mask(r)}; candidate {describe_mask(c)}"
         elif r.shape != c.shape:
@@ -244,7 +293,7 @@ class Comparer:
     def _describe(
         self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
     ) -> None:
-        if not row.agrees:
+        if not row.agrees or row.note == BY_MEANING:
             words = describe_mask if is_mask_name(path) else describe
             record.described[path] = words(r), words(c)
 
@@ -271,28 +320,33 @@ class Comparer:
         )
 
     def _judge_form(
-        self, record: CallRecord, reference: Mapping[str, object], candidate: Mapping[str, object]
+        self,
+        record: CallRecord,
+        path: str,
+        reference: Mapping[str, object],
+        candidate: Mapping[str, object],
     ) -> None:
-        """A row for outputs without any tensor in common, unless they are equal plain values."""
+        """A row for results without any tensor in common, unless they are equal plain values."""
         if not _is_tensor(*reference.values(), *candidate.values()) and (
             reference.keys() == candidate.keys()
-            and all(_equal(value, candidate[path]) for path, value in reference.items())
+            and all(_equal(value, candidate[name]) for name, value in reference.items())
         ):
             return
+        verb = "returned" if path == "output" else "left"
         self._add(
             record,
             Row(
                 order=self._next(),
                 module=record.module,
                 call=record.call,
-                value="output",
+                value=path,
                 shape=(),
                 dtype=None,
                 candidate_dtype=None,
                 difference=None,
                 limit=0.0,
                 agrees=False,
-                note=f"returned {_summary(reference)}; candidate {_summary(candidate)}",
+                note=f"{verb} {_summary(reference)}; candidate {_summary(candidate)}",
             ),
         )
 
@@ -309,6 +363,32 @@ class Comparer:
         key = id(r), id(c)
         forget = lambda _: self._compared.pop(key, None)  # noqa: E731
         self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
+
+
+# Tensors by path: which it is, and how often it was edited.
+_Marks = Mapping[str, tuple[int, int | None]]
+
+
+def _marks(arguments: Mapping[str, object]) -> _Marks:
+    return {
+        f"{name}{path}": (id(tensor), version_of(tensor))
+        for name, value in arguments.items()
+        for path, tensor in tensor_leaves(value, "")
+    }
+
+
+def _changed(before: _Marks, now: _Marks) -> set[str]:
+    """Paths of what is another tensor now, or was edited, or is new."""
+    return {path for path, mark in now.items() if before.get(path) != mark}
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    own, dot, rest = path.partition(".")
+    return f"{names.get(own, own)}{dot}{rest}"
+
+
+def _same(r: torch.Tensor, c: torch.Tensor) -> bool:
+    return r.dtype == c.dtype and r.device == c.device and torch.equal(r, c)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
-"""A candidate's arguments and outputs, paired with the reference's and in its form.
+"""Arguments and outputs of both sides, paired and in the same form.
 
-A module whose form differs on purpose says how to read it back, by `to_reference_output(output)`
-and `to_reference_input(name, value)`; nothing else is known of it.
+A module whose form differs on purpose from that of the model it was made from says how to read it
+back, by `to_reference_output(output)` and `to_reference_input(name, value)`; nothing else is known
+of it. As a rule that is the candidate's; a reference that was made in the same way is read back
+too.
 """
 
 from collections.abc import Iterator
@@ -10,16 +12,21 @@ from tracer.calls import Call
 from tracer.errors import ModelRunError
 
 
-def reference_output(candidate: Call) -> object:
-    """A candidate's output, read back into the reference's form where its module says how."""
-    convert = getattr(candidate.module, "to_reference_output", None)
+def read_output(side: str, call: Call) -> object:
+    """An output, read back where its module says how.
+
+    Args:
+        side: "reference" or "candidate".
+        call: one that has ended.
+    """
+    convert = getattr(call.module, "to_reference_output", None)
     if convert is None:
-        return candidate.output
+        return call.output
     try:
-        return convert(candidate.output)
+        return convert(call.output)
     except Exception as error:
         raise ModelRunError(
-            f"to_reference_output of the candidate's module {candidate.name!r} raised "
+            f"to_reference_output of the {side}'s module {call.name!r} raised "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -42,21 +49,31 @@ def paired_arguments(reference: Call, candidate: Call) -> Iterator[tuple[str, ob
     values = {}
     for own, value in candidate.arguments.items():
         name = own_names.get(own, own)
-        values[name] = _reference_input(candidate, name, value)
+        values[name] = _read_input("candidate", candidate, name, value)
     for name, value in reference.arguments.items():
-        yield name, value, values.pop(name, None)
+        yield name, _read_input("reference", reference, name, value), values.pop(name, None)
     for name, value in values.items():
         yield name, None, value
 
 
-def _reference_input(candidate: Call, name: str, value: object) -> object:
-    convert = getattr(candidate.module, "to_reference_input", None)
+def is_of_one_form(reference: Call, candidate: Call, method: str) -> bool:
+    """Whether a value of the reference's can take the candidate's place as it is.
+
+    Args:
+        method: which of the two would have to read it back.
+    """
+    declared = [hasattr(call.module, method) for call in (reference, candidate)]
+    return not any(declared) or (all(declared) and type(reference.module) is type(candidate.module))
+
+
+def _read_input(side: str, call: Call, name: str, value: object) -> object:
+    convert = getattr(call.module, "to_reference_input", None)
     if convert is None:
         return value
     try:
         return convert(name, value)
     except Exception as error:
         raise ModelRunError(
-            f"to_reference_input of the candidate's module {candidate.name!r} raised "
+            f"to_reference_input of the {side}'s module {call.name!r} raised "
             f"{type(error).__name__} for {name!r}: {error}"
         ) from error

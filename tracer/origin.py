@@ -17,9 +17,24 @@ from tracer.counterfactual import Experiment, Trial
 from tracer.difference import Tolerance
 from tracer.fits import Fit
 from tracer.lockstep import Visitor
-from tracer.parameters import Change, changed_parameters, changed_settings
+from tracer.parameters import (
+    Change,
+    as_written,
+    changed_parameters,
+    changed_settings,
+    equal_parameter,
+)
 from tracer.phrases import FEW, few, figure, module_in_words, place, short_line
-from tracer.rows import CallKey, CallRecord, Row, argument_of, first_divergence, inputs_of
+from tracer.rows import (
+    BY_MEANING,
+    CallKey,
+    CallRecord,
+    Row,
+    argument_of,
+    first_divergence,
+    inputs_of,
+    is_result,
+)
 from tracer.values import dtype_name, is_mask_name
 
 # An error that is at least this part of it already in the inputs was inherited, not introduced.
@@ -96,11 +111,23 @@ class Search:
         rerun: Rerun | None,
         modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
     ) -> None:
+        self.comparer = comparer
         self.rows = comparer.rows
         self.records = comparer.records
         self.tolerance = tolerance
         self.rerun = rerun
         self.reference_modules, self.candidate_modules = modules
+
+    def record_of(self, candidate_module: str, call: int) -> CallRecord | None:
+        """The record of a call of the candidate's."""
+        return next(
+            (
+                record
+                for record in self.records.values()
+                if (record.candidate_module, record.call) == (candidate_module, call)
+            ),
+            None,
+        )
 
     # Where the error was introduced.
 
@@ -126,44 +153,127 @@ class Search:
     # Suspects and their trial.
 
     def examine(self, start: Row) -> Finding:
-        for suspect in self._suspects(start):
-            if (finding := self._try_argument(suspect, start)) is not None:
+        for record in self._editing_before(start):
+            if (finding := self._try_sparing(record, start)) is not None:
                 return finding
         record = self.records[start.module, start.call]
+        around = record if start.is_output else self._parent(record)
+        for suspect in self._suspects(around, start.order):
+            if (finding := self._try_argument(suspect, start)) is not None:
+                return finding
         if not start.is_output:
             return self._handed_wrongly(start, record)
         return self._computed_wrongly(start, record)
 
-    def _suspects(self, start: Row) -> list[_Suspect]:
-        """Arguments of the calls around a divergence that differ, each followed to its giver.
+    def _editing_before(self, start: Row) -> list[CallRecord]:
+        """Calls that edited an argument in place before a divergence, the innermost first."""
+        editing = [r for r in self.records.values() if r.edited and 0 <= r.end < start.order]
+        return sorted(editing, key=lambda record: record.start, reverse=True)[:_MOST_SUSPECTS]
 
-        Masks first, then from the outermost in: others may be made from it under other names.
+    def _try_sparing(self, record: CallRecord, start: Row) -> Finding | None:
+        """Lets a call edit copies of its arguments; a finding if the divergence is gone."""
+        if self.rerun is None:
+            return None
+        trial = self._run(Trial(spared=(record.key, record.edited)))
+        after = trial.row(start) if trial.failure is None else None
+        if after is None or not after.agrees:
+            return None
+        names = few([f"`{name}`" for name in record.edited], " and ")
+        origin = Origin(
+            record.module,
+            None,
+            "computation",
+            _line(record.reference_definition),
+            _line(record.candidate_definition),
+        )
+        lines = (
+            f"{module_in_words(record.module)} edits its argument {names} in place, which is used "
+            "again after it; the reference's does not.",
+            *_both_lines(origin),
+            f"Confirmed: with a copy of {names} for it, PEIR at {place(start)} falls from "
+            f"{figure(start.peir)} to {figure(after.peir)}{self._final(trial)}.",
+        )
+        return Finding(origin, True, lines)
+
+    def examine_failure(self, record: CallRecord) -> Finding:
+        """Looks for what made the candidate raise in a call, where nothing had differed before."""
+        raised = f"{module_in_words(record.module)} of the candidate raises"
+        for suspect in self._suspects(record, math.inf):
+            if self.rerun is None:
+                break
+            trial = self._run(self._trial_of(suspect))
+            if trial.failure is None:
+                origin = self._origin_of(suspect)
+                proof = f"Confirmed: with the reference's `{suspect.argument}` it does not raise."
+                return Finding(origin, True, (*self._handed(origin, suspect.calls), proof))
+        origin = Origin(
+            record.module,
+            None,
+            "computation",
+            _line(record.reference_definition),
+            _line(record.candidate_definition),
+        )
+        return Finding(origin, False, (f"{raised}; nothing else had differed.",))
+
+    def _suspects(self, around: CallRecord | None, before: float) -> list[_Suspect]:
+        """Arguments of a call and of those around it that differ, each followed to its giver.
+
+        Masks first, then from the outermost in: others may be made from it under other names. A
+        cache may be wrong because of an earlier step, so the first call that was given another one
+        is looked at too. Last come masks that mean the same: one may hide by infinity, and make NaN
+        where all is hidden.
         """
-        record = self.records[start.module, start.call]
-        around: CallRecord | None = record if start.is_output else self._parent(record)
-        found: dict[tuple[CallKey | None, str], _Suspect] = {}
-        while around is not None:
-            for argument in self._differing_arguments(around, start.order):
-                top = around
-                while (parent := self._parent(top)) is not None and argument in (
-                    self._differing_arguments(parent, start.order)
-                ):
-                    top = parent
-                calls = tuple(
-                    other.key
-                    for other in self.records.values()
-                    if other.parent == top.parent and argument in self._differing_arguments(other)
-                )
-                found.setdefault((top.parent, argument), _Suspect(argument, top.parent, calls))
-            around = self._parent(around)
+        found = self._followed(around, before, self._differing_arguments)
+        for argument in {suspect.argument: None for suspect in found}:
+            first = next(
+                (r for r in self.records.values() if argument in self._differing_arguments(r)), None
+            )
+            earlier = self._followed(first, before, lambda r, b, a=argument: self._only(a, r, b))
+            found += [suspect for suspect in earlier if suspect not in found]
         ranked = sorted(
-            found.values(),
+            found,
             key=lambda suspect: (
                 not is_mask_name(suspect.argument),
                 -1 if suspect.giver is None else self.records[suspect.giver].start,
             ),
         )
-        return ranked[:_MOST_SUSPECTS]
+        return ranked[:_MOST_SUSPECTS] + self._followed(around, before, self._masks_by_meaning)
+
+    def _followed(
+        self,
+        around: CallRecord | None,
+        before: float,
+        names_of: Callable[[CallRecord, float], list[str]],
+    ) -> list[_Suspect]:
+        """Those arguments of a call and of the calls around it, each with its giver."""
+        found: dict[tuple[CallKey | None, str], _Suspect] = {}
+        while around is not None:
+            for argument in names_of(around, before):
+                top = around
+                while (parent := self._parent(top)) is not None and argument in (
+                    names_of(parent, before)
+                ):
+                    top = parent
+                calls = tuple(
+                    other.key
+                    for other in self.records.values()
+                    if _module(other.parent) == _module(top.parent)
+                    and argument in names_of(other, math.inf)
+                )
+                found.setdefault((top.parent, argument), _Suspect(argument, top.parent, calls))
+            around = self._parent(around)
+        return list(found.values())
+
+    def _only(self, argument: str, record: CallRecord, before: float) -> list[str]:
+        return [argument] if argument in self._differing_arguments(record, before) else []
+
+    def _masks_by_meaning(self, record: CallRecord, before: float) -> list[str]:
+        names = [
+            argument_of(value)
+            for value, row in record.arguments.items()
+            if row.agrees and row.note == BY_MEANING and row.order < before
+        ]
+        return list(dict.fromkeys(names))
 
     def _parent(self, record: CallRecord) -> CallRecord | None:
         return None if record.parent is None else self.records[record.parent]
@@ -178,7 +288,7 @@ class Search:
         names += [
             argument_of(form.value)
             for form in record.form_differences
-            if not form.value.startswith("output") and form.order < before
+            if not is_result(form.value) and form.order < before
         ]
         return list(dict.fromkeys(names))
 
@@ -186,24 +296,36 @@ class Search:
         """Gives the candidate the reference's argument; a finding if the divergence is gone."""
         if self.rerun is None:
             return None
-        trial = self._run(Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument)))
+        trial = self._run(self._trial_of(suspect))
         after = trial.row(start) if trial.failure is None else None
         if after is None or not after.agrees:
             return None
-        record = self.records[suspect.calls[0]]
-        giver = suspect.giver[0] if suspect.giver else ""
         evidence = (
             f"Confirmed: with the reference's `{suspect.argument}`, PEIR at {place(start)} falls "
             f"from {figure(start.peir)} to {figure(after.peir)}{self._final(trial)}."
         )
-        origin = Origin(
-            giver,
+        origin = self._origin_of(suspect)
+        return Finding(origin, True, (*self._handed(origin, suspect.calls), evidence))
+
+    def _trial_of(self, suspect: _Suspect) -> Trial:
+        """One who was given a copy of a cache must be given the next one as well."""
+        written = {argument_of(row.value) for row in self.rows if row.is_written}
+        return Trial(
+            arguments=dict.fromkeys(suspect.calls, suspect.argument),
+            handed=(suspect.giver[0], suspect.argument)
+            if suspect.giver is not None and suspect.argument in written
+            else None,
+        )
+
+    def _origin_of(self, suspect: _Suspect) -> Origin:
+        record = self.records[suspect.calls[0]]
+        return Origin(
+            suspect.giver[0] if suspect.giver else "",
             suspect.argument,
             "argument",
             _line(record.reference_caller),
             _line(record.candidate_caller),
         )
-        return Finding(origin, True, (*self._handed(origin, suspect.calls), evidence))
 
     def _handed(self, origin: Origin, calls: Sequence[CallKey]) -> list[str]:
         record = self.records[calls[0]]
@@ -308,7 +430,9 @@ class Search:
             f"the reference's output of {module_in_words(record.module)}",
         )
         name = module_in_words(record.module)
-        if children:
+        if start.is_written:
+            where = f"What {name} leaves in its argument `{start.value.split('.')[1]}` is wrong."
+        elif children:
             where = (
                 f"It begins in the own lines of {name}, after its last call "
                 f"({module_in_words(children[-1].module)}), which still agreed."
@@ -353,17 +477,28 @@ class Search:
             _line(record.candidate_caller),
         )
         differ = "differs" if len(changed) == 1 else "differ"
+        others = [self._whose(record, name) for name in changed]
         return Finding(
             origin,
             proof.confirmed,
             (
                 f"The inputs of {module_in_words(record.module)} agree, its {names} {differ} "
                 f"({few([change.text for change in changed.values()], '; ')}).",
+                *[other for other in others if other][:FEW],
                 *_both_lines(origin),
                 proof.text,
             ),
             proof.mistakes,
         )
+
+    def _whose(self, record: CallRecord, name: str) -> str:
+        """A sentence where a wrong parameter is another one of the reference's."""
+        owner, _, last = name.rpartition(".")
+        modules = as_written(self.candidate_modules[record.candidate_module])
+        held = dict(modules.named_modules()).get(owner)
+        parameter = None if held is None else held._parameters.get(last)
+        other = None if parameter is None else equal_parameter(parameter, self.reference_modules)
+        return "" if other is None else f"Its `{name}` equals the reference's `{other}`."
 
     def gradual(self, start: Row, first: Row, alternative: Finding) -> Finding:
         line = (
@@ -466,6 +601,10 @@ def _own_line(
     own = record.reference_definition if reference else record.candidate_definition
     caller = record.reference_caller if reference else record.candidate_caller
     return caller if own is None or own.is_in_torch else own
+
+
+def _module(call: CallKey | None) -> str | None:
+    return None if call is None else call[0]
 
 
 def _line(location: Location | None) -> str | None:

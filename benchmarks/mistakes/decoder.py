@@ -415,24 +415,22 @@ class Generating:
     """Mixed into a causal LM: a prompt, then one more token, for which the cache is read."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **images: Any) -> Tensor:
-        types = images.pop("mm_token_type_ids", None)
-        if types is not None:
-            images["mm_token_type_ids"] = types[:, :-1]
-        first = super().forward(  # type: ignore[misc]
-            input_ids=input_ids[:, :-1],
-            attention_mask=attention_mask[:, :-1],
-            use_cache=True,
-            **images,
-        )
-        ids, mask, cache = self.hand_on(input_ids, attention_mask, first.past_key_values)
-        second = super().forward(  # type: ignore[misc]
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
-        return second.logits
+        prompt = {"input_ids": input_ids[:, :-1], "attention_mask": attention_mask[:, :-1]}
+        if "mm_token_type_ids" in images:
+            images["mm_token_type_ids"] = images["mm_token_type_ids"][:, :-1]
+        first = super().forward(**prompt, **images, use_cache=True)  # type: ignore[misc]
+        step = {"input_ids": input_ids[:, -1:], "attention_mask": attention_mask}
+        if images:
+            # As in `generate`: the positions in the text, and what the images take off them.
+            positions = attention_mask.sum(-1, keepdim=True) - 1
+            deltas = self.model.rope_deltas  # type: ignore[attr-defined]
+            step["position_ids"] = (positions + deltas).expand(3, -1, -1)
+        step = self.hand_on({**step, "past_key_values": first.past_key_values})
+        return super().forward(**step, use_cache=True).logits  # type: ignore[misc]
 
-    def hand_on(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Tensor, Any]:
+    def hand_on(self, step: dict[str, Any]) -> dict[str, Any]:
         """What the second step is given."""
-        return ids[:, -1:], mask, cache
+        return step
 
 
 def generating(model: Any) -> Any:

@@ -352,19 +352,21 @@ def reordered(cache: Any) -> Any:
     return cache
 
 
-def cropped(cache: Any) -> Any:
-    """The last position taken for one of the future, and the one before put in its place."""
+def repeated(cache: Any) -> Any:
+    """The last position is that before it once more."""
     for cached in cache.layers:
         cached.keys[:, :, -1] = cached.keys[:, :, -2]
         cached.values[:, :, -1] = cached.values[:, :, -2]
     return cache
 
 
-def hand_on(
-    change: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor, Any]],
-) -> Callable[[Any], None]:
+def hand_on(**changes: Callable[[Any], Any]) -> Callable[[Any], None]:
     """Other inputs for the second step."""
-    return method("", "hand_on", lambda self, own, *args: change(*own(*args)))
+
+    def change(self: Any, own: Any, step: dict[str, Any]) -> dict[str, Any]:
+        return {**step, **{name: change(step[name]) for name, change in changes.items()}}
+
+    return method("", "hand_on", change)
 
 
 def neighbours_cache(model: Any) -> None:
@@ -386,10 +388,10 @@ GENERATION = [
     Mistake("positions begin again", model(positions=lambda past, n: torch.arange(n)), "model", "position_ids"),
     Mistake("mask without the past", model(make_mask=without_past), "model", "attention_mask"),
     Mistake("padding of the past off by one", model(make_mask=past_padding_late), "model", "attention_mask"),
-    Mistake("token of another sequence", hand_on(lambda ids, mask, cache: (ids.roll(1, 0), mask, cache)), "", "input_ids"),
-    Mistake("padding forgotten after the first step", hand_on(lambda ids, mask, cache: (ids, torch.ones_like(mask), cache)), "", "attention_mask"),
-    Mistake("sequences of the cache exchanged", hand_on(lambda ids, mask, cache: (ids, mask, reordered(cache))), "", "past_key_values"),
-    Mistake("stale last position in the cache", hand_on(lambda ids, mask, cache: (ids, mask, cropped(cache))), "", "past_key_values"),
+    Mistake("token of another sequence", hand_on(input_ids=lambda ids: ids.roll(1, 0)), "", "input_ids"),
+    Mistake("padding forgotten after the first step", hand_on(attention_mask=torch.ones_like), "", "attention_mask"),
+    Mistake("sequences of the cache exchanged", hand_on(past_key_values=reordered), "", "past_key_values"),
+    Mistake("stale last position in the cache", hand_on(past_key_values=repeated), "", "past_key_values"),
 ]  # fmt: skip
 
 
