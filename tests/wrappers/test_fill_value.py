@@ -155,11 +155,8 @@ def test_every_builder_of_masks_has_the_value_of_its_config(name, variant):
     assert values == [{FILL}, {-50.0}]
 
 
-@each_family
-@each_variant
-@each_activation
-def test_mask_points_observe_it(family, variant, activation):
-    model = quantised(family, variant, activation)
+def assert_observed(model):
+    """The points of masks, and of logits with a mask added, reach down to the fill value."""
     minima = [
         float(point.observer.minimum)
         for _, name, point in wrappers.iter_points(model)
@@ -171,6 +168,32 @@ def test_mask_points_observe_it(family, variant, activation):
         logits, masked = (layer.self_attn.points[name].observer for name in ("logits", "mask_add"))
         # In float32, as the sums were, whose rounding keeps their order.
         assert FILL + logits.minimum <= masked.minimum <= FILL + logits.maximum
+
+
+@each_family
+@each_variant
+@each_activation
+def test_mask_points_observe_it(family, variant, activation):
+    assert_observed(quantised(family, variant, activation))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="mask points take their range from the masks of the calibration alone: one that never "
+    "saw a hidden key quantises every mask to zero, and the model sees the future",
+)
+@each_family
+@each_variant
+@pytest.mark.parametrize("batches", ["one token each", "all visible"])
+def test_mask_points_observe_it_where_nothing_is_hidden(family, variant, batches):
+    config = wrappers.PTQConfig(variant=variant, attention_mask_fill_value=FILL)
+    wrapped = wrappers.prepare(FAMILIES[family](), config)
+    if batches == "all visible":
+        visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+        wrappers.calibrate(wrapped, [{"input_ids": tokens(), "attention_mask": visible}])
+    else:
+        wrappers.calibrate(wrapped, [{"input_ids": tokens()[:, i : i + 1]} for i in range(LENGTH)])
+    assert_observed(wrapped)
 
 
 @each_family
@@ -252,12 +275,12 @@ def numbers_in(program):
 def test_a_large_value_costs_a_quantised_attention_its_logits(variant):
     cases = [mask_fill.case_of(seed, length=24) for seed in range(3)]
 
-    def peir(dtype, fill):
+    def error(dtype, fill):
         return statistics.median(mask_fill.clamped(case, variant, dtype, fill) for case in cases)
 
     fills = (-40.0, -120.0, -1e4, mask_fill.LEAST)
-    narrow = [peir("uint8", fill) for fill in fills]
-    wide = [peir("int16", fill) for fill in fills]
+    narrow = [error("uint8", fill) for fill in fills]
+    wide = [error("int16", fill) for fill in fills]
     assert 1.5 * narrow[0] < narrow[1] < narrow[2] / 3
     assert narrow[2] == pytest.approx(narrow[3])  # no step is left for the logits in either
     assert wide[0] == pytest.approx(wide[1], rel=0.1)

@@ -162,9 +162,9 @@ def hidden_states(model, batch, mask, cache):
         ).last_hidden_state
 
 
-def assert_equal(expected, found, where=slice(None)):
+def assert_equal(expected, found, where=slice(None), *, limit=LIMIT):
     assert found.isfinite().all()
-    assert peir(expected[where], found[where]) <= LIMIT
+    assert peir(expected[where], found[where]) <= limit
 
 
 @on_each_model
@@ -231,6 +231,24 @@ def test_four_dimensions_of_any_pattern(family, variant, implementation, past, r
     expected = hidden_states(model, batch, final, cache)
     for mask in (visible, visible.long(), visible.byte() * 2, additive, additive.half()):
         assert_equal(expected, hidden_states(wrapped, batch, mask, cache))
+
+
+@on_each_model
+@pytest.mark.parametrize("past", PASTS)
+def test_additive_values_between_visible_and_hidden(family, variant, implementation, past):
+    model, wrapped = models(family, variant, implementation)
+    batch = batch_of(["11111111", "01011010"], past)
+    generator = torch.Generator().manual_seed(4)
+    bias = -3 * torch.rand(batch.visible.shape, generator=generator)
+    cache = cached(model, batch, past)
+    sees = batch.visible.any(dim=-1).squeeze(1)
+    # Only differences within a row count, so all of it may be low.
+    for shift in (0.0, -70.0, -100.0):
+        mask = batch.additive(LEAST).where(~batch.visible, bias + shift)
+        expected = hidden_states(model, batch, mask, cache)
+        # A logit near the shift is rounded to a multiple of the shift's own step.
+        limit = LIMIT - shift * torch.finfo(torch.float32).eps
+        assert_equal(expected, hidden_states(wrapped, batch, mask, cache), sees, limit=limit)
 
 
 @on_each_model
