@@ -653,6 +653,12 @@ class TestStructure:
         assert last(wrap(model, "prefill_reference"), input_ids=tokens(1, 4)).shape == (1, 4, 32)
 
     @VARIANTS
+    def test_a_norm_that_layers_share_is_folded_into_once(self, variant):
+        model = tiny()
+        model.layers[2].self_attn.k_norm = model.layers[0].self_attn.k_norm
+        assert_modules_agree(model, wrap(model, variant), 2e-6, input_ids=tokens(2, 8))
+
+    @VARIANTS
     def test_overrides_of_single_points(self, variant):
         overrides = {
             "layers.0.self_attn.k_norm.weight": wrappers.affine("int16"),
