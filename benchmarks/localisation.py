@@ -15,16 +15,18 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 import tracer
 from benchmarks.mistakes.clean import CLEAN, Pair
-from benchmarks.mistakes.groups import Group, Setting, groups
+from benchmarks.mistakes.groups import Group, groups
 from benchmarks.mistakes.planting import Mistake
 
 
@@ -88,24 +90,18 @@ def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcom
     """Compares every pair whose group and name match."""
     for each in groups(data):
         if fnmatch.fnmatchcase(each.name, group):
-            mistakes = [m for m in each.mistakes if fnmatch.fnmatchcase(m.name, only)]
-            setting = each.setting() if mistakes else None
-            for mistake in mistakes:
-                assert setting is not None
-                yield planted(each, setting, mistake)
+            for mistake in each.mistakes:
+                if fnmatch.fnmatchcase(mistake.name, only):
+                    yield planted(each, mistake)
     for pair in CLEAN:
         if fnmatch.fnmatchcase(pair.group, group) and fnmatch.fnmatchcase(pair.name, only):
             yield right(pair)
 
 
-def planted(group: Group, setting: Setting, mistake: Mistake) -> Outcome:
+def planted(group: Group, mistake: Mistake) -> Outcome:
     """The verdict on a candidate with one mistake."""
-    return _judged(
-        group.name,
-        mistake.name,
-        (mistake.module, mistake.found),
-        (setting.reference, setting.candidate(mistake), setting.inputs),
-    )
+    expected = mistake.module, mistake.found
+    return _judged(group.name, mistake.name, expected, group.pair(mistake))
 
 
 def right(pair: Pair) -> Outcome:
@@ -117,7 +113,7 @@ def _judged(
     group: str,
     name: str,
     expected: tuple[str, str] | None,
-    models: tuple[torch.nn.Module, torch.nn.Module, dict[str, torch.Tensor]],
+    models: tuple[nn.Module, nn.Module, Mapping[str, Any]],
 ) -> Outcome:
     start = time.perf_counter()
     raised, verdict = "", None

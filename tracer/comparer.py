@@ -60,8 +60,7 @@ class Comparer:
         self.compared_elements = 0
         self._order = 0
         self._finished = 0
-        self._visible: torch.Tensor | None = None
-        self._lengths: set[int] = set()
+        self._paddings: dict[CallKey, list[_Padding]] = {}
         self._compared: dict[tuple[int, int], _Compared] = {}
         self._given: dict[CallKey, tuple[_Marks, _Marks]] = {}
 
@@ -100,8 +99,7 @@ class Comparer:
             children=[],
             start=self._next(),
         )
-        if reference.parent is None:
-            self._look_for_padding(reference)
+        self._note_padding(record, reference)
         for name, r, c in paired_arguments(reference, candidate):
             self._compare_values(record, f"kwargs.{name}", r, c)
         self._given[key] = _marks(reference.arguments), _marks(candidate.arguments)
@@ -214,8 +212,8 @@ class Comparer:
             note = _note(difference, limit)
             if not agrees and not note and r.dim() == 0:
                 note = f"{r.item():.6g}; candidate {c.item():.6g}"
-            if not agrees and self._visible is not None:
-                shown = self._at_visible_positions(r, c)
+            if not agrees:
+                shown = self._at_visible_positions(record, r, c)
                 if shown is not None:
                     note = f"at padded positions PEIR {difference.peir:.3g}, left out"
                     difference, agrees = shown, True
@@ -238,57 +236,41 @@ class Comparer:
         if not is_output:
             self._describe(record, row, path, r, c)
 
-    def _at_visible_positions(self, r: torch.Tensor, c: torch.Tensor) -> Difference | None:
+    def _note_padding(self, record: CallRecord, reference: Call) -> None:
+        """Notes what a call says of padding, for itself and for those around it that know of some.
+
+        Whoever generates calls the model with masks of other lengths than its own.
+        """
+        padding = _padding_of(reference)
+        if padding is None:
+            return
+        self._paddings[record.key] = [padding]
+        key = record.parent
+        while key is not None:
+            if key in self._paddings:
+                self._paddings[key].append(padding)
+            key = self.records[key].parent
+
+    def _at_visible_positions(
+        self, record: CallRecord, r: torch.Tensor, c: torch.Tensor
+    ) -> Difference | None:
         """The difference without padded positions, if without them the pair agrees.
 
         What a model computes at a padded position depends on the attention implementation (a row
         of the mask that hides everything has no defined result), and nothing else may depend on
-        it. They are looked for along the dimensions of the length of the mask or of the input, but
-        not along the last one, of channels or keys. Where heads are as many as positions, only a
-        sequence without padding shows that it is not a head that is wrong.
+        it.
         """
-        assert self._visible is not None
-        batch, length = self._visible.shape
-        places = []  # of (dimension, visible positions along it)
-        if r.dim() > 1 and r.shape[0] == batch:
-            for dim in range(1, max(r.dim() - 1, 2)):
-                if r.shape[dim] in self._lengths:
-                    places.append((dim, self._visible[:, length - r.shape[dim] :]))
-            if len(places) > 1 and not bool(self._visible.all(dim=1).any()):
-                return None
-        if r.dim() > 1 and r.shape[0] == batch * length:
-            places.append((0, self._visible.flatten()))
-        for dim, visible in places:
-            r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
-            shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
-            difference = Difference.of(*shown)
-            if self._tolerance.agrees(difference, r.dtype, c.dtype):
-                return difference
+        around: CallRecord | None = record
+        while around is not None:
+            for padding in self._paddings.get(around.key, ()):
+                for dim, visible in padding.places(tuple(r.shape)):
+                    r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
+                    shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
+                    difference = Difference.of(*shown)
+                    if self._tolerance.agrees(difference, r.dtype, c.dtype):
+                        return difference
+            around = None if around.parent is None else self.records[around.parent]
         return None
-
-    def _look_for_padding(self, reference: Call) -> None:
-        """Notes which positions are padding, from a [batch, sequence] mask given to the model.
-
-        Only `attention_mask` is known to be 1 where there is a token; PyTorch's own
-        `key_padding_mask`, for one, says the opposite. In an encoder-decoder model it is the
-        encoder's: where the decoder's sequences are as long, a value does not tell whose it is.
-        """
-        mask = reference.arguments.get("attention_mask")
-        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-            return
-        visible = visible_positions(mask)
-        if visible is None or bool(visible.all()) or not bool(visible.any()):
-            return
-        for name, value in tensor_leaves(reference.arguments, "inputs"):
-            is_ids = value.dim() == 2 and not value.is_floating_point()
-            is_embeddings = value.dim() == 3 and value.is_floating_point()
-            if is_mask_name(name) or not (is_ids or is_embeddings):
-                continue
-            if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
-                lengths = {mask.shape[1], value.shape[1]}
-                if not lengths & _decoder_lengths(reference):
-                    self._visible, self._lengths = visible, lengths
-                return
 
     def _describe(
         self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
@@ -397,6 +379,57 @@ class _Compared:
     candidate: "weakref.ref[torch.Tensor]"
     versions: tuple[int | None, int | None]
     row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class _Padding:
+    """Which positions of a call's sequences are not padding, and the lengths that these come in."""
+
+    visible: torch.Tensor  # bool, [batch, sequence]
+    lengths: frozenset[int]
+
+    def places(self, shape: tuple[int, ...]) -> list[tuple[int, torch.Tensor]]:
+        """Dimensions of a value that may be positions, each with which of them are not padding.
+
+        They are looked for along the dimensions of the length of the mask or of the input, but not
+        along the last one, of channels or keys. Where heads are as many as positions, only a
+        sequence without padding shows that it is not a head that is wrong.
+        """
+        batch, length = self.visible.shape
+        places: list[tuple[int, torch.Tensor]] = []
+        if len(shape) > 1 and shape[0] == batch:
+            for dim in range(1, max(len(shape) - 1, 2)):
+                if shape[dim] in self.lengths:
+                    places.append((dim, self.visible[:, length - shape[dim] :]))
+            if len(places) > 1 and not bool(self.visible.all(dim=1).any()):
+                return []
+        if len(shape) > 1 and shape[0] == batch * length:
+            places.append((0, self.visible.flatten()))
+        return places
+
+
+def _padding_of(call: Call) -> _Padding | None:
+    """What a [batch, sequence] mask among a call's arguments says of padding.
+
+    Only `attention_mask` is known to be 1 where there is a token; PyTorch's own `key_padding_mask`,
+    for one, says the opposite. In an encoder-decoder model it is the encoder's: where the decoder's
+    sequences are as long, a value does not tell whose it is.
+    """
+    mask = call.arguments.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    visible = visible_positions(mask)
+    if visible is None or bool(visible.all()) or not bool(visible.any()):
+        return None
+    for name, value in tensor_leaves(call.arguments, "inputs"):
+        is_ids = value.dim() == 2 and not value.is_floating_point()
+        is_embeddings = value.dim() == 3 and value.is_floating_point()
+        if is_mask_name(name) or not (is_ids or is_embeddings):
+            continue
+        if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
+            lengths = frozenset({mask.shape[1], value.shape[1]})
+            return None if lengths & _decoder_lengths(call) else _Padding(visible, lengths)
+    return None
 
 
 def _decoder_lengths(call: Call) -> set[int]:

@@ -7,6 +7,7 @@ after that was not caused by it.
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,13 @@ from tracer.calls import Answer, Call, NewArguments, NewOutput, Phase
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.fits import Fit, known_mistakes
-from tracer.forms import argument_names, is_of_one_form, paired_arguments, read_output
+from tracer.forms import (
+    argument_names,
+    is_of_one_form,
+    output_factor,
+    paired_arguments,
+    read_output,
+)
 from tracer.parameters import as_written, exchange
 from tracer.rows import CallKey, Row, inputs_of
 from tracer.values import (
@@ -162,16 +169,20 @@ class Experiment(Comparer):
         return NewArguments(copies)
 
     def _replace_output(self, reference: Call, candidate: Call) -> Answer:
-        if not is_of_one_form(reference, candidate, "to_reference_output"):
+        factor = _factor_over(reference, candidate)
+        if factor is None:
             return None
         dtypes = _float_dtypes(candidate.arguments)
         for name, own_name in argument_names(reference, candidate).items():
             left = reference.arguments[name], candidate.arguments[own_name]
             if all(map(is_stateful, left)):
                 _leave(*left, dtypes)
-        candidate.output = _in_place_of(candidate.output, reference.output, dtypes)
+        output = _in_place_of(candidate.output, reference.output, dtypes)
+        if factor != 1.0:
+            output = map_tensors(output, lambda tensor: tensor * factor)
+        candidate.output = output
         self.applied = True
-        return NewOutput(candidate.output)
+        return NewOutput(output)
 
     def _swaps(self, key: CallKey) -> bool:
         return self._trial.parameters is not None and self._trial.parameters[0] == key
@@ -185,13 +196,21 @@ class Experiment(Comparer):
                 self.applied = True
 
 
+def _factor_over(reference: Call, candidate: Call) -> float | None:
+    """What the reference's output is multiplied by to take the candidate's place."""
+    if is_of_one_form(reference, candidate, "to_reference_output"):
+        return 1.0
+    factors = output_factor(reference.module), output_factor(candidate.module)
+    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]
+
+
 def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> None:
     """Makes the candidate's list, dict or object hold what the reference's does."""
-    value = _in_place_of(candidate, reference, dtypes)
+    value: Any = _in_place_of(candidate, reference, dtypes)
     if value is candidate:
         return
     if isinstance(candidate, list):
-        candidate[:] = value  # type: ignore[call-overload]
+        candidate[:] = value
     elif isinstance(candidate, MutableMapping):
         candidate.clear()
         candidate.update(value)

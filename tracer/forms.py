@@ -8,6 +8,9 @@ too.
 
 from collections.abc import Iterator
 
+import torch
+from torch import nn
+
 from tracer.calls import Call
 from tracer.errors import ModelRunError
 
@@ -54,6 +57,25 @@ def paired_arguments(reference: Call, candidate: Call) -> Iterator[tuple[str, ob
         yield name, _read_input("reference", reference, name, value), values.pop(name, None)
     for name, value in values.items():
         yield name, None, value
+
+
+def output_factor(module: nn.Module) -> float | None:
+    """The factor that a module's output carries over what it declares; 1 if it declares nothing.
+
+    None where it declares something else than a factor: another shape, say.
+    """
+    convert = getattr(module, "to_reference_output", None)
+    if convert is None:
+        return 1.0
+    ones = torch.ones(2, 2)
+    try:
+        read = convert(ones)
+    except Exception:  # whatever a method raises that was written for another kind of value
+        return None
+    if not isinstance(read, torch.Tensor) or read.shape != ones.shape:
+        return None
+    first = read.flatten()[0].item()
+    return 1.0 / first if first and bool((read == first).all()) else None
 
 
 def is_of_one_form(reference: Call, candidate: Call, method: str) -> bool:

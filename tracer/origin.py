@@ -8,6 +8,7 @@ test: both models run again, the candidate with the reference's value in the sus
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -228,7 +229,7 @@ class Search:
             first = next(
                 (r for r in self.records.values() if argument in self._differing_arguments(r)), None
             )
-            earlier = self._followed(first, before, lambda r, b, a=argument: self._only(a, r, b))
+            earlier = self._followed(first, before, partial(self._only, argument))
             found += [suspect for suspect in earlier if suspect not in found]
         ranked = sorted(
             found,
@@ -304,6 +305,13 @@ class Search:
             f"Confirmed: with the reference's `{suspect.argument}`, PEIR at {place(start)} falls "
             f"from {figure(start.peir)} to {figure(after.peir)}{self._final(trial)}."
         )
+        giver = None if suspect.giver is None else self.records[suspect.giver]
+        if giver is not None:
+            # What it hands on may be wrong because of what it holds.
+            changed = self._changed_parameters(giver)
+            finding = self._wrong_parameters(start, giver, changed)
+            if finding is not None and finding.confirmed:
+                return finding
         origin = self._origin_of(suspect)
         return Finding(origin, True, (*self._handed(origin, suspect.calls), evidence))
 
@@ -353,33 +361,6 @@ class Search:
 
     def _handed_wrongly(self, start: Row, record: CallRecord) -> Finding:
         """The caller's arguments agree, and what it hands to this call does not."""
-        argument = start.argument or ""
-        giver = record.parent[0] if record.parent else ""
-        is_activation = argument == record.main_argument and (
-            start.dtype is None or start.dtype.is_floating_point or start.dtype.is_complex
-        )
-        calls = [
-            other.key
-            for other in self.records.values()
-            if other.parent == record.parent and argument in self._differing_arguments(other)
-        ] or [record.key]
-        targets = [record.key] if is_activation else calls
-        proof = self._confirm(
-            Trial(arguments=dict.fromkeys(targets, argument)),
-            start,
-            f"the reference's `{argument}`",
-        )
-        origin = Origin(
-            giver,
-            None if is_activation else argument,
-            "computation" if is_activation else "argument",
-            _line(record.reference_caller),
-            _line(record.candidate_caller),
-        )
-        if not is_activation:
-            return Finding(
-                origin, proof.confirmed, (*self._handed(origin, calls), proof.text), proof.mistakes
-            )
         caller = self._parent(record)
         if caller is not None:
             # A module may hold parameters of its own beside the modules that it calls.
@@ -387,12 +368,39 @@ class Search:
             finding = self._wrong_parameters(start, caller, changed)
             if finding is not None:
                 return finding
+        argument = start.argument or ""
+        is_activation = argument == record.main_argument and (
+            start.dtype is None or start.dtype.is_floating_point or start.dtype.is_complex
+        )
+        calls = tuple(
+            other.key
+            for other in self.records.values()
+            if other.parent == record.parent and argument in self._differing_arguments(other)
+        ) or (record.key,)
+        proof = self._confirm(
+            Trial(arguments=dict.fromkeys([record.key] if is_activation else calls, argument)),
+            start,
+            f"the reference's `{argument}`",
+        )
+        if not is_activation:
+            origin = self._origin_of(_Suspect(argument, record.parent, calls))
+            lines = self._handed(origin, calls)
+            return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
+        if caller is not None and not proof.confirmed and self._is_jump(start):
+            proof = self._confirm_inside(caller, proof)
+        origin = Origin(
+            caller.module if caller is not None else "",
+            None,
+            "computation",
+            _line(record.reference_caller),
+            _line(record.candidate_caller),
+        )
         before = self._last_agreeing_child(record)
         since = (
             f", after {module_in_words(before.module)} still agreed" if before is not None else ""
         )
         lines = [
-            f"It begins in the own lines of {module_in_words(giver)}: what it computes for "
+            f"It begins in the own lines of {module_in_words(origin.module)}: what it computes for "
             f"{module_in_words(record.module)} is wrong{since}.",
             *_both_lines(origin),
             *self._settings(caller),
@@ -531,6 +539,27 @@ class Search:
             mistakes = self._run(Trial(), watch=start).mistakes if confirmed else []
         word = "Confirmed" if confirmed else "Not confirmed"
         return _Proof(confirmed, f"{word}: with {given}, {text}.", tuple(mistakes))
+
+    def _confirm_inside(self, record: CallRecord, otherwise: _Proof) -> _Proof:
+        """Whether everything after a call agrees once it returns the reference's output."""
+        if self.rerun is None or not record.module:
+            return otherwise
+        experiment = self._run(Trial(output=record.key))
+        again = experiment.records.get(record.key)
+        if experiment.failure is not None or not experiment.applied or again is None:
+            return otherwise
+        if first_divergence([row for row in experiment.rows if row.order > again.end]) is not None:
+            return otherwise
+        text = (
+            f"Confirmed: with the reference's output of {module_in_words(record.module)}, "
+            f"everything after it agrees{self._final(experiment)}."
+        )
+        return _Proof(True, text, otherwise.mistakes)
+
+    def _is_jump(self, start: Row) -> bool:
+        """Whether an error appears where nothing of that size went in."""
+        inputs = [row.error for row in inputs_of(start, self.records)]
+        return not start.agrees and max(inputs, default=0.0) < _INHERITED * start.error
 
     def _outcome(self, trial: Trial, start: Row, experiment: Experiment) -> tuple[bool, str]:
         """Whether a trial took the divergence away, and what it led to in words."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tracer.difference import Difference, Tolerance
+from tracer.forms import output_factor
 from tracer.phrases import figure
 from tracer.values import children, describe, is_plain, replace_leaves, tensor_leaves
 
@@ -47,8 +48,9 @@ def changed_parameters(
 ) -> dict[str, Change]:
     """Parameters, buffers and other held tensors of a pair of modules that differ, by name.
 
-    Those of one dtype must be equal; others may differ by the tolerance of their dtypes. Where only
-    the candidate declares another form of its output, a constant factor is no difference.
+    Those of one dtype must be equal; others may differ by the tolerance of their dtypes. Where the
+    candidate declares a factor on its output, its parameters may carry it, and where it declares
+    another form, any factor.
 
     Args:
         called: names of modules inside that were called. What they hold is their own affair; what
@@ -57,8 +59,7 @@ def changed_parameters(
     if reference is candidate:
         return {}
     references, candidates = _held(reference, called), _held(candidate, called)
-    declared = hasattr(candidate, "to_reference_output")
-    declared = declared and not hasattr(reference, "to_reference_output")
+    factor = _folded_factor(reference, candidate)
     changed: dict[str, Change] = {}
     for name, r in references.items():
         c = candidates.get(name)
@@ -67,7 +68,7 @@ def changed_parameters(
         elif r.shape != c.shape:
             text = f"shape {list(r.shape)} against {list(c.shape)}"
             changed[name] = Change(text, exchangeable=False)
-        elif (text_of_values := _values_apart(r, c.to(r.device), tolerance, declared)) is not None:
+        elif (text_of_values := _values_apart(r, c.to(r.device), tolerance, factor)) is not None:
             changed[name] = Change(text_of_values, exchangeable=True)
     for name in candidates:
         if name not in references:
@@ -93,7 +94,10 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
         value, found = theirs.get(last), mine.get(last)
         if value is None or last not in mine or (found is not None and found.shape != value.shape):
             continue
-        mine[last] = _as_parameter(value.detach().to(value if found is None else found), found)
+        like = value if found is None else found
+        factor = _folded_factor(reference, candidate) if not owner else 1.0
+        given = value.detach().to(like)
+        mine[last] = _as_parameter(given if factor in (1.0, None) else given * factor, found)
         return lambda: mine.__setitem__(last, found)
     return _exchange_attribute(candidate, reference, name)
 
@@ -180,7 +184,7 @@ def _objects_apart(r: object, c: object, tolerance: Tolerance) -> str:
     if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor):
         if r.shape != c.shape:
             return f"{describe(r)} against {describe(c)}"
-        return _values_apart(r, c.to(r.device), tolerance, declared=False) or ""
+        return _values_apart(r, c.to(r.device), tolerance) or ""
     if not dataclasses.is_dataclass(r) or isinstance(r, type):
         return f"{type(r).__name__} against {type(c).__name__}"
     apart = []
@@ -246,14 +250,25 @@ def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tens
     return value
 
 
+def _fitted_factor(r: torch.Tensor, c: torch.Tensor) -> float:
+    square = (r * r).sum().item()
+    return (r * c).sum().item() / square or 1.0 if square else 1.0
+
+
+def _folded_factor(reference: nn.Module, candidate: nn.Module) -> float | None:
+    """The factor that the candidate's parameters may carry; None if it may be any."""
+    factors = output_factor(reference), output_factor(candidate)
+    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]
+
+
 def _values_apart(
-    r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance, declared: bool
+    r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance, factor: float | None = 1.0
 ) -> str | None:
     limit = 0.0 if r.dtype == c.dtype else tolerance.limit(r.dtype, c.dtype)
-    if declared and (square := (r.double() ** 2).sum().item()):
-        factor = (r.double() * c.double()).sum().item() / square
-        if factor:
-            r, c, limit = r.double(), c.double() / factor, _FOLDED_LIMIT
+    if factor is None:
+        factor = _fitted_factor(r.double(), c.double())
+    if factor != 1.0 and Difference.of(r, c).max:
+        r, c, limit = r.double(), c.double() / factor, max(limit, _FOLDED_LIMIT)
     difference = Difference.of(r, c)
     if difference.mismatched == 0 and difference.relative_peak <= limit:
         return None

@@ -371,6 +371,10 @@ def through_bfloat16(value: Tensor) -> Tensor:
     return value.bfloat16().to(value.dtype)
 
 
+def through_float8(value: Tensor) -> Tensor:
+    return value.to(torch.float8_e4m3fn).to(value.dtype)
+
+
 def to_eight_bits(weight: Tensor) -> Tensor:
     step = weight.abs().max() / 127
     return (weight / step).round() * step
