@@ -33,6 +33,7 @@ from wrappers.decoder import (
     embedded,
     model_mask,
     next_positions,
+    quantized_mask,
     rope_tables,
 )
 from wrappers.module import QuantModule
@@ -85,7 +86,7 @@ class QuantLlamaDecoderLayer(DecoderLayer, LlamaDecoderLayer):  # type: ignore[m
         cos, sin = rope_tables(position_embeddings, type(self))
         return self._residual_blocks(
             hidden_states,
-            attention_mask=self._quantize(mask, "attn_mask"),
+            attention_mask=quantized_mask(self, "attn_mask", mask),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=use_cache,
@@ -148,7 +149,7 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
         if position_ids is None:
             position_ids = next_positions(hidden_states, cache).unsqueeze(0)
         cos, sin = self.rotary_emb(hidden_states, position_ids=position_ids)
-        mask = self._quantize(mask, "causal_mask")
+        mask = quantized_mask(self, "causal_mask", mask)
         tables = self._quantize(cos, "cos"), self._quantize(sin, "sin")
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(

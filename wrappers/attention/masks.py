@@ -132,6 +132,19 @@ class MaskBuilder:
         fill = torch.full((), self._fill(mask.dtype), dtype=mask.dtype, device=mask.device)
         return mask.masked_fill(mask <= fill, _least(mask.dtype))
 
+    def to_observe(self, mask: Tensor) -> list[Tensor]:
+        """Returns the masks that an observer is to see for one: itself, and where it hides nothing
+        one of its shape that hides everything.
+
+        A range without the fill value would turn every later mask into one that hides nothing.
+
+        Args:
+            mask: an additive mask made by `additive`, not quantised.
+        """
+        fill = self._fill(mask.dtype)
+        hides = bool((mask <= fill).any())
+        return [mask] if hides else [mask, torch.full_like(mask, fill)]
+
     def __getstate__(self) -> dict[str, object]:
         return {"fill_value": self.fill_value, "_template": None}
 

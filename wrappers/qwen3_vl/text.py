@@ -41,6 +41,7 @@ from wrappers.decoder import (
     embedded,
     model_mask,
     next_positions,
+    quantized_mask,
 )
 from wrappers.errors import ConfigError, InputError
 from wrappers.module import Mode, QuantModule
@@ -221,7 +222,7 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         given = None if position_ids is None else text_positions
         mask = model_mask(self.masks, self.config, attention_mask, given, hidden_states, cache)
         cos, sin = self.rotary_emb(hidden_states, positions)
-        mask = self._quantize(mask, "attention_mask")
+        mask = quantized_mask(self, "attention_mask", mask)
         tables = self._quantize(cos, "cos"), self._quantize(sin, "sin")
         for i, layer in enumerate(self.layers):
             hidden_states = layer(

@@ -240,7 +240,7 @@ class VisionAttention(QuantModule):
             "scaling": self.scaling,
             "quantize": self._quantize,
             "dropout": self.attention_dropout if self.training else 0.0,
-            "observed_mask": None,
+            "observed_masks": (),
             "keep_weights": False,
             "whole_tensors": self.mode is Mode.CALIBRATE,
         }
