@@ -187,6 +187,11 @@ class TestQuantisationOff:
         assert_modules_agree(model, wrapped, 3e-6, **EXAMPLES["one image"]())
 
     @VARIANTS
+    def test_without_the_head(self, variant):
+        model = tiny().model
+        assert_modules_agree(model, wrap(model, variant), 3e-6, **EXAMPLES["both"]())
+
+    @VARIANTS
     def test_a_change_in_the_image_is_seen_only_after_it(self, variant):
         inputs = EXAMPLES["one image"]()
         wrapped = wrap(tiny(), variant)
@@ -610,6 +615,17 @@ class TestQuantisationOn:
         candidate = quantized(loaded.model, variant, [loaded.inputs], activation=spec, weight=spec)
         found = peir(logits_of(loaded.model, loaded.inputs), logits_of(candidate, loaded.inputs))
         assert expected / 4 < found < expected * 4
+
+    @VARIANTS
+    def test_its_own_embeddings_in_place_of_ids(self, variant):
+        inputs = EXAMPLES["batch"]()
+        candidate = quantized(tiny(), variant, [inputs])
+        known = {name: value for name, value in inputs.items() if "pixel" not in name}
+        inputs["position_ids"], _ = candidate.model.get_rope_index(**known)
+        expected = logits_of(candidate, inputs)
+        with torch.no_grad():
+            embeds = candidate.get_input_embeddings()(inputs.pop("input_ids"))
+        assert torch.equal(logits_of(candidate, inputs | {"inputs_embeds": embeds}), expected)
 
     @VARIANTS
     def test_half_precision(self, variant):
