@@ -101,12 +101,12 @@ def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcom
 def planted(group: Group, mistake: Mistake) -> Outcome:
     """The verdict on a candidate with one mistake."""
     expected = mistake.module, mistake.found
-    return _judged(group.name, mistake.name, expected, group.pair(mistake))
+    return _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
 
 
 def right(pair: Pair) -> Outcome:
     """The verdict on a right pair."""
-    return _judged(pair.group, pair.name, None, pair.make())
+    return _judged(pair.group, pair.name, None, pair.make(), pair.rename)
 
 
 def _judged(
@@ -114,11 +114,12 @@ def _judged(
     name: str,
     expected: tuple[str, str] | None,
     models: tuple[nn.Module, nn.Module, Mapping[str, Any]],
+    rename: Mapping[str, str] | None,
 ) -> Outcome:
     start = time.perf_counter()
     raised, verdict = "", None
     try:
-        verdict = tracer.compare(*models).verdict
+        verdict = tracer.compare(*models, rename=rename).verdict
     except tracer.ModelRunError as error:
         raised = str(error)
         verdict = None if error.comparison is None else error.comparison.verdict

@@ -12,13 +12,14 @@ from torch._dynamo import OptimizedModule
 from torch.nn import functional
 
 import wrappers
-from benchmarks.mistakes import llama, qwen3_vl
+from benchmarks.mistakes import llama, ported, qwen3_vl
 from benchmarks.mistakes.decoder import (
     Tensor,
     attention_forward,
     generating,
     layer_forward,
     mlp_forward,
+    of_ten_thousand,
 )
 from benchmarks.mistakes.models import (
     VARIANTS,
@@ -27,6 +28,7 @@ from benchmarks.mistakes.models import (
     quantized,
     tiny_llama,
     tiny_qwen3_vl,
+    without_cache,
 )
 from benchmarks.mistakes.planting import Plant, everywhere, reforward, together
 
@@ -40,6 +42,7 @@ class Pair:
     group: str
     name: str
     make: Callable[[], tuple[nn.Module, nn.Module, Mapping[str, Any]]]
+    rename: Mapping[str, str] | None = None
 
 
 def itself(model: Any) -> Any:
@@ -152,13 +155,6 @@ def in_two_parts(logits: Tensor, mask: Tensor | None) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def boolean_mask(model: Any, hidden: Tensor, mask: Tensor, past: Any = None) -> Tensor:
-    """A mask of -1e4, made by hand."""
-    length = hidden.shape[1]
-    visible = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None, None, :].bool()
-    return torch.where(visible, 0.0, -1e4)
-
-
 def linear_patches(self: Any, hidden_states: Tensor) -> Tensor:
     return functional.linear(hidden_states, self.proj.weight.flatten(1), self.proj.bias)
 
@@ -209,14 +205,6 @@ def long_sequence(source: Source) -> Source:
     return longer
 
 
-def without_cache(source: Source) -> Source:
-    def cacheless() -> tuple[nn.Module, dict[str, Any]]:
-        model, inputs = source()
-        return model, {**inputs, "use_cache": False}
-
-    return cacheless
-
-
 def generation(source: Source) -> Source:
     def steps() -> tuple[nn.Module, dict[str, Any]]:
         model, inputs = source()
@@ -248,15 +236,16 @@ def generated_by(change: Change) -> Change:
 
 
 def pairs(group: str, listed: Mapping[str, tuple[Source, Change]]) -> list[Pair]:
-    def made(source: Source, change: Change) -> tuple[nn.Module, nn.Module, Mapping[str, Any]]:
-        reference, inputs = source()
-        candidate = change(reference)
-        if isinstance(candidate, OptimizedModule):
-            with torch.no_grad():
-                candidate(**inputs)  # compiling is none of the verdict's work
-        return reference, candidate, inputs
-
     return [Pair(group, name, partial(made, *how)) for name, how in listed.items()]
+
+
+def made(source: Source, change: Change) -> tuple[nn.Module, nn.Module, Mapping[str, Any]]:
+    reference, inputs = source()
+    candidate = change(reference)
+    if isinstance(candidate, OptimizedModule):
+        with torch.no_grad():
+            candidate(**inputs)  # compiling is none of the verdict's work
+    return reference, candidate, inputs
 
 
 HALF = torch.bfloat16
@@ -291,7 +280,7 @@ CLEAN = [
                 tiny_llama,
                 rewritten(all_of("Attention", attention_forward, weigh=in_two_parts)),
             ),
-            "mask of -1e4": (tiny_llama, rewritten(llama.model(make_mask=boolean_mask))),
+            "mask of -1e4": (tiny_llama, rewritten(llama.model(make_mask=of_ten_thousand))),
             "norms by a root": (tiny_llama, rewritten(all_of("Norm", by_square_root))),
             "other order of calls": (
                 tiny_llama,
@@ -335,6 +324,12 @@ CLEAN = [
                 )
             },
         },
+    ),
+    Pair(
+        "right pairs, Llama",
+        "ported",
+        partial(made, without_cache(tiny_llama), ported.port),
+        ported.RENAME,
     ),
     *pairs(
         "right pairs, Qwen3-VL",

@@ -176,6 +176,17 @@ def window(model: Any, hidden: Tensor, mask: Any, past: Any = None) -> Tensor:
     return right.masked_fill(far, torch.finfo(right.dtype).min)
 
 
+def of_the_first(model: Any, hidden: Tensor, mask: Any, past: Any = None) -> Tensor:
+    return correct_mask(model, hidden, mask, past)[:1]
+
+
+def of_ten_thousand(model: Any, hidden: Tensor, mask: Tensor, past: Any = None) -> Tensor:
+    """A right mask, with -1e4 where nothing is shown."""
+    length = hidden.shape[1]
+    visible = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None, None, :].bool()
+    return torch.where(visible, 0.0, -1e4)
+
+
 # Wrong parts of an attention.
 
 

@@ -1,7 +1,7 @@
 """The tables of mistakes with the models that they are planted in."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 import wrappers
-from benchmarks.mistakes import llama, quantized, qwen3_vl
+from benchmarks.mistakes import llama, ported, quantized, qwen3_vl
 from benchmarks.mistakes.models import (
     VARIANTS,
     Source,
@@ -19,6 +19,7 @@ from benchmarks.mistakes.models import (
     generating_qwen3_vl,
     tiny_llama,
     tiny_qwen3_vl,
+    without_cache,
 )
 from benchmarks.mistakes.models import quantized as converted
 from benchmarks.mistakes.planting import Mistake
@@ -35,12 +36,14 @@ class Group:
         mistakes: the table.
         source: gives the reference and what both are run on.
         make: gives a right candidate, in which a mistake is planted.
+        rename: rules for the candidate's names.
     """
 
     name: str
     mistakes: Sequence[Mistake]
     source: Source
     make: Callable[[Any], Any] = copy.deepcopy
+    rename: Mapping[str, str] | None = None
 
     def pair(self, mistake: Mistake) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
         """The reference, the candidate with the mistake, and their inputs."""
@@ -56,6 +59,9 @@ def groups(data: Path | None = None) -> list[Group]:
     listed = [
         Group("Llama", llama.FLOAT, tiny_llama),
         Group("Llama, bfloat16 candidate", coarse, tiny_llama, in_bfloat16),
+        Group(
+            "Llama, ported", ported.PORTED, without_cache(tiny_llama), ported.port, ported.RENAME
+        ),
         Group("Llama, generation", llama.GENERATION, generating_llama),
         Group("Qwen3-VL, text", qwen3_vl.FLOAT_TEXT, tiny_qwen3_vl),
         Group("Qwen3-VL, vision", qwen3_vl.FLOAT_VISION, tiny_qwen3_vl),

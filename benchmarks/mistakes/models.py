@@ -55,6 +55,16 @@ def generating_qwen3_vl() -> tuple[nn.Module, dict[str, Any]]:
     return generating(copy.deepcopy(model)), inputs
 
 
+def without_cache(source: Source) -> Source:
+    """Without the keys and values in what the model returns."""
+
+    def cacheless() -> tuple[nn.Module, dict[str, Any]]:
+        model, inputs = source()
+        return model, {**inputs, "use_cache": False}
+
+    return cacheless
+
+
 def quantized(source: Source, variant: str) -> Source:
     """The model quantised to uint8, calibrated on its own inputs."""
 
