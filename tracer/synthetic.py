@@ -81,12 +81,12 @@ def patches(frames: torch.Tensor, vision_config: Any) -> torch.Tensor:
         [clips * steps * rows * columns, channels * frames of a step * height * width of a patch];
         patches that become one token lie together.
     """
-    merge, size = vision_config.spatial_merge_size, vision_config.patch_size
-    time = vision_config.temporal_patch_size
+    merge, size = int(vision_config.spatial_merge_size), int(vision_config.patch_size)
+    time = int(vision_config.temporal_patch_size)
     lacking = -frames.shape[1] % time
     frames = torch.cat([frames, frames[:, -1:].expand(-1, lacking, -1, -1, -1)], dim=1)
     # [clip, step, frame, channel, token row, patch row, height, token column, patch column, width]
-    cut = frames.unflatten(4, (-1, merge, size)).unflatten(3, (-1, merge, size))
+    cut: torch.Tensor = frames.unflatten(4, (-1, merge, size)).unflatten(3, (-1, merge, size))
     cut = cut.unflatten(1, (-1, time))
     # [clip, step, token row, token column, patch row, patch column, channel, frame, height, width]
     return cut.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).flatten(6).flatten(0, 5)

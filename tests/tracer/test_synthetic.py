@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tracer.errors import UsageError
 from tracer.inputs import Request, check
@@ -144,14 +145,13 @@ class TestPatches:
         assert torch.equal(patches(frames, config), torch.stack(expected))
 
     def test_as_transformers_cuts_an_image(self):
-        module = pytest.importorskip(
-            "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl",
-            reason="needs Pillow",
-        )
-        frame = torch.rand(3, 64, 96)
+        drawn = (torch.arange(64 * 96 * 3) % 251).to(torch.uint8).view(64, 96, 3)
+        half = [0.5, 0.5, 0.5]
+        expected = Qwen2VLImageProcessorPil(
+            do_resize=False, patch_size=16, image_mean=half, image_std=half
+        )([drawn.numpy()], return_tensors="pt")
+        assert expected["image_grid_thw"].tolist() == [[1, 4, 6]]
+        frame = drawn.permute(2, 0, 1) / 127.5 - 1
         config = SimpleNamespace(spatial_merge_size=2, patch_size=16, temporal_patch_size=2)
-        expected, rows, columns = module.Qwen2VLImageProcessorPil().patchify(
-            frame.numpy(), patch_size=16, merge_size=2, temporal_patch_size=2
-        )
-        assert (rows, columns) == (4, 6)
-        assert torch.equal(patches(frame[None, None], config), torch.tensor(expected))
+        cut = patches(frame[None, None], config)
+        assert torch.allclose(cut, expected["pixel_values"], atol=1e-6)
