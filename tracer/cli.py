@@ -169,8 +169,8 @@ def _add_compare(
         "--prompt",
         metavar="TEXT",
         help=(
-            "a text (default: a short English one; random tokens without a tokenizer, and around "
-            "a synthetic image for a Qwen3-VL)"
+            "a text (default: a short English one, or a question about --image; random tokens "
+            "without a tokenizer, and around a synthetic image for a Qwen3-VL)"
         ),
     )
     group.add_argument(
@@ -196,8 +196,8 @@ def _add_compare(
         type=_count(1),
         metavar="N",
         help=(
-            "shrinks larger images to N pixels, for fewer tokens: a Qwen3-VL makes one of 32 x 32 "
-            "pixels"
+            "shrinks larger images to at most N pixels, for fewer tokens: a Qwen3-VL makes one of "
+            "32 x 32 pixels"
         ),
     )
     group.add_argument(
@@ -210,7 +210,7 @@ def _add_compare(
         "--sequence-length",
         type=_count(1),
         metavar="N",
-        help="tokens in the longest sequence; a text is repeated or cut to it",
+        help="tokens in the longest sequence; a text is repeated or cut to it (not with --image)",
     )
     group.add_argument(
         "--batch",
@@ -245,13 +245,16 @@ def _add_compare(
         "--calibrate",
         type=_count(0),
         metavar="N",
-        help="sequences to calibrate on besides the inputs themselves (default: 8)",
+        help=(
+            "how many inputs to calibrate on besides the inputs themselves: sequences, synthetic "
+            "images, or random parts of the images with other questions (default: 8)"
+        ),
     )
     group.add_argument(
         "--calibration-text",
         type=_file,
         metavar="FILE",
-        help="a text to take them from (default: random tokens)",
+        help="a text to take them, or what is said about images, from (default: random tokens)",
     )
 
     group = parser.add_argument_group("what is reported")

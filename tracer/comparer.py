@@ -8,7 +8,7 @@ unchanged: a hidden state is an output here and an input there, and a mask goes 
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -16,13 +16,23 @@ import torch
 
 from tracer.calls import Answer, Call, Phase, definition
 from tracer.difference import Difference, Tolerance
-from tracer.forms import paired_arguments, reference_output
+from tracer.forms import argument_names, paired_arguments, read_output
 from tracer.lockstep import EventKey, version_of
-from tracer.rows import CallKey, CallRecord, FormDifference, Row
+from tracer.rows import (
+    BY_MEANING,
+    WRITTEN,
+    CallKey,
+    CallRecord,
+    FormDifference,
+    Row,
+    argument_of,
+    is_result,
+)
 from tracer.values import (
     describe,
     describe_mask,
     is_mask_name,
+    is_stateful,
     leaves,
     tensor_leaves,
     visible_pair,
@@ -50,9 +60,9 @@ class Comparer:
         self.compared_elements = 0
         self._order = 0
         self._finished = 0
-        self._visible: torch.Tensor | None = None
-        self._lengths: set[int] = set()
+        self._paddings: dict[CallKey, list[_Padding]] = {}
         self._compared: dict[tuple[int, int], _Compared] = {}
+        self._given: dict[CallKey, tuple[_Marks, _Marks]] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
@@ -84,27 +94,62 @@ class Comparer:
             arguments={},
             outputs=[],
             described={},
+            edited=(),
             form_differences=[],
             children=[],
             start=self._next(),
         )
-        if reference.parent is None:
-            self._look_for_padding(reference)
+        self._note_padding(record, reference)
         for name, r, c in paired_arguments(reference, candidate):
             self._compare_values(record, f"kwargs.{name}", r, c)
+        self._given[key] = _marks(reference.arguments), _marks(candidate.arguments)
 
     def _end(self, reference: Call, candidate: Call) -> None:
         record = self.records.get((reference.name, reference.index))
         if record is None:
             return  # its start was given up as unmatched
-        self._compare_values(record, "output", reference.output, reference_output(candidate))
+        outputs = read_output("reference", reference), read_output("candidate", candidate)
+        self._compare_values(record, "output", *outputs)
+        self._compare_written(record, reference, candidate)
         record.end = self._next()
         self._finished += 1
         if self._progress is not None:
             self._progress(self._finished)
 
-    def _compare_values(self, record: CallRecord, path: str, r: object, c: object) -> None:
-        reference, candidate = dict(leaves(r, path)), dict(leaves(c, path))
+    def _compare_written(self, record: CallRecord, reference: Call, candidate: Call) -> None:
+        """Compares what the calls have changed in caches, lists and dicts that they were given.
+
+        Plain tensors that were edited in place are noted, not compared: most such edits save memory
+        and do nothing else.
+        """
+        given = self._given.pop(record.key)
+        left = _marks(reference.arguments), _marks(candidate.arguments)
+        if given == left:
+            return
+        changed = [_changed(before, now) for before, now in zip(given, left, strict=True)]
+        names = {own: name for name, own in argument_names(reference, candidate).items()}
+        changed[1] = {_renamed(path, names) for path in changed[1]}
+        edited = []
+        for name, r, c in paired_arguments(reference, candidate):
+            if is_stateful(r) or is_stateful(c):
+                paths = {f"{WRITTEN}.{path}" for path in changed[0] | changed[1]}
+                self._compare_values(record, f"{WRITTEN}.{name}", r, c, only=paths)
+            elif name in {argument_of(path) for path in changed[1] - changed[0]}:
+                edited.append(name)
+        record.edited = tuple(edited)
+
+    def _compare_values(
+        self,
+        record: CallRecord,
+        path: str,
+        r: object,
+        c: object,
+        only: Set[str] | None = None,
+    ) -> None:
+        reference, candidate = (
+            {p: leaf for p, leaf in leaves(value, path) if only is None or p in only}
+            for value in (r, c)
+        )
         common = False
         for leaf_path, left in reference.items():
             right = candidate.get(leaf_path)
@@ -120,13 +165,14 @@ class Comparer:
         for leaf_path, right in candidate.items():
             if leaf_path not in reference and isinstance(right, torch.Tensor):
                 self._differ_in_form(record, leaf_path, None, right)
-        if path == "output" and not common:
-            self._judge_form(record, reference, candidate)
+        is_left_otherwise = path != "output" and only is not None and reference and candidate
+        if not common and (path == "output" or is_left_otherwise):
+            self._judge_form(record, path, reference, candidate)
 
     def _compare_tensors(
         self, record: CallRecord, path: str, r: torch.Tensor, c: torch.Tensor
     ) -> None:
-        is_output = path.startswith("output")
+        is_output = is_result(path)
         earlier = self._known(r, c)
         if earlier is not None:
             if is_output and not record.outputs:
@@ -149,7 +195,8 @@ class Comparer:
         difference: Difference | None
         if visible is not None:
             difference, limit = Difference.of(*visible), 0.0
-            agrees, note = difference.mismatched == 0, "compared by what they let through"
+            agrees = difference.mismatched == 0
+            note = "" if agrees and _same(r, c) else BY_MEANING
             if not agrees:
                 note = f"{describe_mask(r)}; candidate {describe_mask(c)}"
         elif r.shape != c.shape:
@@ -165,8 +212,8 @@ class Comparer:
             note = _note(difference, limit)
             if not agrees and not note and r.dim() == 0:
                 note = f"{r.item():.6g}; candidate {c.item():.6g}"
-            if not agrees and self._visible is not None:
-                shown = self._at_visible_positions(r, c)
+            if not agrees:
+                shown = self._at_visible_positions(record, r, c)
                 if shown is not None:
                     note = f"at padded positions PEIR {difference.peir:.3g}, left out"
                     difference, agrees = shown, True
@@ -189,62 +236,46 @@ class Comparer:
         if not is_output:
             self._describe(record, row, path, r, c)
 
-    def _at_visible_positions(self, r: torch.Tensor, c: torch.Tensor) -> Difference | None:
+    def _note_padding(self, record: CallRecord, reference: Call) -> None:
+        """Notes what a call says of padding, for itself and for those around it that know of some.
+
+        Whoever generates calls the model with masks of other lengths than its own.
+        """
+        padding = _padding_of(reference)
+        if padding is None:
+            return
+        self._paddings[record.key] = [padding]
+        key = record.parent
+        while key is not None:
+            if key in self._paddings:
+                self._paddings[key].append(padding)
+            key = self.records[key].parent
+
+    def _at_visible_positions(
+        self, record: CallRecord, r: torch.Tensor, c: torch.Tensor
+    ) -> Difference | None:
         """The difference without padded positions, if without them the pair agrees.
 
         What a model computes at a padded position depends on the attention implementation (a row
         of the mask that hides everything has no defined result), and nothing else may depend on
-        it. They are looked for along the dimensions of the length of the mask or of the input, but
-        not along the last one, of channels or keys. Where heads are as many as positions, only a
-        sequence without padding shows that it is not a head that is wrong.
+        it.
         """
-        assert self._visible is not None
-        batch, length = self._visible.shape
-        places = []  # of (dimension, visible positions along it)
-        if r.dim() > 1 and r.shape[0] == batch:
-            for dim in range(1, max(r.dim() - 1, 2)):
-                if r.shape[dim] in self._lengths:
-                    places.append((dim, self._visible[:, length - r.shape[dim] :]))
-            if len(places) > 1 and not bool(self._visible.all(dim=1).any()):
-                return None
-        if r.dim() > 1 and r.shape[0] == batch * length:
-            places.append((0, self._visible.flatten()))
-        for dim, visible in places:
-            r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
-            shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
-            difference = Difference.of(*shown)
-            if self._tolerance.agrees(difference, r.dtype, c.dtype):
-                return difference
+        around: CallRecord | None = record
+        while around is not None:
+            for padding in self._paddings.get(around.key, ()):
+                for dim, visible in padding.places(tuple(r.shape)):
+                    r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
+                    shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
+                    difference = Difference.of(*shown)
+                    if self._tolerance.agrees(difference, r.dtype, c.dtype):
+                        return difference
+            around = None if around.parent is None else self.records[around.parent]
         return None
-
-    def _look_for_padding(self, reference: Call) -> None:
-        """Notes which positions are padding, from a [batch, sequence] mask given to the model.
-
-        Only `attention_mask` is known to be 1 where there is a token; PyTorch's own
-        `key_padding_mask`, for one, says the opposite. In an encoder-decoder model it is the
-        encoder's: where the decoder's sequences are as long, a value does not tell whose it is.
-        """
-        mask = reference.arguments.get("attention_mask")
-        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-            return
-        visible = visible_positions(mask)
-        if visible is None or bool(visible.all()) or not bool(visible.any()):
-            return
-        for name, value in tensor_leaves(reference.arguments, "inputs"):
-            is_ids = value.dim() == 2 and not value.is_floating_point()
-            is_embeddings = value.dim() == 3 and value.is_floating_point()
-            if is_mask_name(name) or not (is_ids or is_embeddings):
-                continue
-            if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
-                lengths = {mask.shape[1], value.shape[1]}
-                if not lengths & _decoder_lengths(reference):
-                    self._visible, self._lengths = visible, lengths
-                return
 
     def _describe(
         self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
     ) -> None:
-        if not row.agrees:
+        if not row.agrees or row.note == BY_MEANING:
             words = describe_mask if is_mask_name(path) else describe
             record.described[path] = words(r), words(c)
 
@@ -271,28 +302,33 @@ class Comparer:
         )
 
     def _judge_form(
-        self, record: CallRecord, reference: Mapping[str, object], candidate: Mapping[str, object]
+        self,
+        record: CallRecord,
+        path: str,
+        reference: Mapping[str, object],
+        candidate: Mapping[str, object],
     ) -> None:
-        """A row for outputs without any tensor in common, unless they are equal plain values."""
+        """A row for results without any tensor in common, unless they are equal plain values."""
         if not _is_tensor(*reference.values(), *candidate.values()) and (
             reference.keys() == candidate.keys()
-            and all(_equal(value, candidate[path]) for path, value in reference.items())
+            and all(_equal(value, candidate[name]) for name, value in reference.items())
         ):
             return
+        verb = "returned" if path == "output" else "left"
         self._add(
             record,
             Row(
                 order=self._next(),
                 module=record.module,
                 call=record.call,
-                value="output",
+                value=path,
                 shape=(),
                 dtype=None,
                 candidate_dtype=None,
                 difference=None,
                 limit=0.0,
                 agrees=False,
-                note=f"returned {_summary(reference)}; candidate {_summary(candidate)}",
+                note=f"{verb} {_summary(reference)}; candidate {_summary(candidate)}",
             ),
         )
 
@@ -311,12 +347,89 @@ class Comparer:
         self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
 
 
+# Tensors by path: which it is, and how often it was edited.
+_Marks = Mapping[str, tuple[int, int | None]]
+
+
+def _marks(arguments: Mapping[str, object]) -> _Marks:
+    return {
+        f"{name}{path}": (id(tensor), version_of(tensor))
+        for name, value in arguments.items()
+        for path, tensor in tensor_leaves(value, "")
+    }
+
+
+def _changed(before: _Marks, now: _Marks) -> set[str]:
+    """Paths of what is another tensor now, or was edited, or is new."""
+    return {path for path, mark in now.items() if before.get(path) != mark}
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    own, dot, rest = path.partition(".")
+    return f"{names.get(own, own)}{dot}{rest}"
+
+
+def _same(r: torch.Tensor, c: torch.Tensor) -> bool:
+    return r.dtype == c.dtype and r.device == c.device and torch.equal(r, c)
+
+
 @dataclass(frozen=True, slots=True)
 class _Compared:
     reference: "weakref.ref[torch.Tensor]"
     candidate: "weakref.ref[torch.Tensor]"
     versions: tuple[int | None, int | None]
     row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class _Padding:
+    """Which positions of a call's sequences are not padding, and the lengths that these come in."""
+
+    visible: torch.Tensor  # bool, [batch, sequence]
+    lengths: frozenset[int]
+
+    def places(self, shape: tuple[int, ...]) -> list[tuple[int, torch.Tensor]]:
+        """Dimensions of a value that may be positions, each with which of them are not padding.
+
+        They are looked for along the dimensions of the length of the mask or of the input, but not
+        along the last one, of channels or keys. Where heads are as many as positions, only a
+        sequence without padding shows that it is not a head that is wrong.
+        """
+        batch, length = self.visible.shape
+        places: list[tuple[int, torch.Tensor]] = []
+        if len(shape) > 1 and shape[0] == batch:
+            for dim in range(1, max(len(shape) - 1, 2)):
+                if shape[dim] in self.lengths:
+                    places.append((dim, self.visible[:, length - shape[dim] :]))
+            if len(places) > 1 and not bool(self.visible.all(dim=1).any()):
+                return []
+        if len(shape) > 1 and shape[0] == batch * length:
+            places.append((0, self.visible.flatten()))
+        return places
+
+
+def _padding_of(call: Call) -> _Padding | None:
+    """What a [batch, sequence] mask among a call's arguments says of padding.
+
+    Only `attention_mask` is known to be 1 where there is a token; PyTorch's own `key_padding_mask`,
+    for one, says the opposite. In an encoder-decoder model it is the encoder's: where the decoder's
+    sequences are as long, a value does not tell whose it is.
+    """
+    mask = call.arguments.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    visible = visible_positions(mask)
+    if visible is None or bool(visible.all()) or not bool(visible.any()):
+        return None
+    for name, value in tensor_leaves(call.arguments, "inputs"):
+        is_ids = value.dim() == 2 and not value.is_floating_point()
+        is_embeddings = value.dim() == 3 and value.is_floating_point()
+        if is_mask_name(name) or not (is_ids or is_embeddings):
+            continue
+        if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
+            lengths = frozenset({mask.shape[1], value.shape[1]})
+            return None if lengths & _decoder_lengths(call) else _Padding(visible, lengths)
+    return None
 
 
 def _decoder_lengths(call: Call) -> set[int]:

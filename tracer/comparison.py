@@ -18,8 +18,9 @@ from tracer.comparer import Comparer
 from tracer.coverage import Coverage, make_coverage, unmatched_calls
 from tracer.difference import Tolerance
 from tracer.errors import ModelRunError, NothingComparedError
-from tracer.forms import paired_arguments, reference_output
+from tracer.forms import paired_arguments, read_output
 from tracer.lockstep import EventKey, Failure, Outcome, Visitor
+from tracer.phrases import module_in_words
 from tracer.rows import FormDifference, Row
 from tracer.session import Inputs, Session, working_dtype
 from tracer.values import dtype_name, tensor_leaves
@@ -90,12 +91,15 @@ def compare(
         failure = session.run(visitor, clone).failure
         return None if failure is None else _in_words(failure)
 
+    failure = outcome.failure
+    candidates_own = failure is not None and failure.side == "candidate"
     verdict = judge(
         comparer,
         tolerance,
-        rerun if confirm and outcome.failure is None else None,
+        rerun if confirm and (failure is None or candidates_own) else None,
         (session.pairing.reference, session.pairing.candidate),
         unmatched_calls(outcome),
+        failure if candidates_own else None,
     )
     comparison = Comparison(
         verdict=verdict,
@@ -261,7 +265,8 @@ class _Collector:
             for name, r, c in paired_arguments(reference, candidate):
                 self._keep(reference, f"kwargs.{name}", r, c)
         else:
-            self._keep(reference, "output", reference.output, reference_output(candidate))
+            outputs = read_output("reference", reference), read_output("candidate", candidate)
+            self._keep(reference, "output", *outputs)
         return None
 
     def stale(self, key: EventKey, paths: frozenset[str]) -> None:
@@ -276,8 +281,22 @@ class _Collector:
 
 
 def _raise_failure(outcome: Outcome, comparison: "Comparison | None") -> None:
-    if outcome.failure is not None:
-        raise ModelRunError(_in_words(outcome.failure), comparison) from outcome.failure.exception
+    if outcome.failure is None:
+        return
+    text = _in_words(outcome.failure)
+    if comparison is not None and comparison.verdict.confirmed:
+        text += f"; it began when {_cause(comparison.verdict)}"
+    raise ModelRunError(text, comparison) from outcome.failure.exception
+
+
+def _cause(verdict: Verdict) -> str:
+    """The origin in a clause, for an error that names what was raised."""
+    assert verdict.origin is not None
+    module = module_in_words(verdict.origin.module)
+    if verdict.origin.argument is not None:
+        return f"{module} handed on a wrong `{verdict.origin.argument}`"
+    what = "with a wrong parameter" if verdict.origin.kind == "parameter" else "in its own lines"
+    return f"{module} computed otherwise, {what}"
 
 
 def _in_words(failure: Failure) -> str:

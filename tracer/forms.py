@@ -1,25 +1,35 @@
-"""A candidate's arguments and outputs, paired with the reference's and in its form.
+"""Arguments and outputs of both sides, paired and in the same form.
 
-A module whose form differs on purpose says how to read it back, by `to_reference_output(output)`
-and `to_reference_input(name, value)`; nothing else is known of it.
+A module whose form differs on purpose from that of the model it was made from says how to read it
+back, by `to_reference_output(output)` and `to_reference_input(name, value)`; nothing else is known
+of it. As a rule that is the candidate's; a reference that was made in the same way is read back
+too.
 """
 
 from collections.abc import Iterator
+
+import torch
+from torch import nn
 
 from tracer.calls import Call
 from tracer.errors import ModelRunError
 
 
-def reference_output(candidate: Call) -> object:
-    """A candidate's output, read back into the reference's form where its module says how."""
-    convert = getattr(candidate.module, "to_reference_output", None)
+def read_output(side: str, call: Call) -> object:
+    """An output, read back where its module says how.
+
+    Args:
+        side: "reference" or "candidate".
+        call: one that has ended.
+    """
+    convert = getattr(call.module, "to_reference_output", None)
     if convert is None:
-        return candidate.output
+        return call.output
     try:
-        return convert(candidate.output)
+        return convert(call.output)
     except Exception as error:
         raise ModelRunError(
-            f"to_reference_output of the candidate's module {candidate.name!r} raised "
+            f"to_reference_output of the {side}'s module {call.name!r} raised "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -42,21 +52,50 @@ def paired_arguments(reference: Call, candidate: Call) -> Iterator[tuple[str, ob
     values = {}
     for own, value in candidate.arguments.items():
         name = own_names.get(own, own)
-        values[name] = _reference_input(candidate, name, value)
+        values[name] = _read_input("candidate", candidate, name, value)
     for name, value in reference.arguments.items():
-        yield name, value, values.pop(name, None)
+        yield name, _read_input("reference", reference, name, value), values.pop(name, None)
     for name, value in values.items():
         yield name, None, value
 
 
-def _reference_input(candidate: Call, name: str, value: object) -> object:
-    convert = getattr(candidate.module, "to_reference_input", None)
+def output_factor(module: nn.Module) -> float | None:
+    """The factor that a module's output carries over what it declares; 1 if it declares nothing.
+
+    None where it declares something else than a factor: another shape, say.
+    """
+    convert = getattr(module, "to_reference_output", None)
+    if convert is None:
+        return 1.0
+    ones = torch.ones(2, 2)
+    try:
+        read = convert(ones)
+    except Exception:  # whatever a method raises that was written for another kind of value
+        return None
+    if not isinstance(read, torch.Tensor) or read.shape != ones.shape:
+        return None
+    first = read.flatten()[0].item()
+    return 1.0 / first if first and bool((read == first).all()) else None
+
+
+def is_of_one_form(reference: Call, candidate: Call, method: str) -> bool:
+    """Whether a value of the reference's can take the candidate's place as it is.
+
+    Args:
+        method: which of the two would have to read it back.
+    """
+    declared = [hasattr(call.module, method) for call in (reference, candidate)]
+    return not any(declared) or (all(declared) and type(reference.module) is type(candidate.module))
+
+
+def _read_input(side: str, call: Call, name: str, value: object) -> object:
+    convert = getattr(call.module, "to_reference_input", None)
     if convert is None:
         return value
     try:
         return convert(name, value)
     except Exception as error:
         raise ModelRunError(
-            f"to_reference_input of the candidate's module {candidate.name!r} raised "
+            f"to_reference_input of the {side}'s module {call.name!r} raised "
             f"{type(error).__name__} for {name!r}: {error}"
         ) from error

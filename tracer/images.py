@@ -101,4 +101,4 @@ def _shown(images: "Sequence[Image]", batch: int) -> "list[Sequence[Image]]":
     """The images of each sequence."""
     if batch == 1:
         return [images]
-    return [[image] for image in (images * batch if len(images) == 1 else images)]
+    return [[image] for image in (list(images) * batch if len(images) == 1 else images)]

@@ -118,7 +118,7 @@ def from_text(
         if request.prompt is not None:
             raise UsageError(
                 "a prompt needs a tokenizer, and this model comes without: give --sequence-length "
-                "for random tokens, or --inputs FILE.safetensors"
+                "for random tokens, --inputs FILE.safetensors, or to a Qwen3-VL a --processor"
             )
         length = request.sequence_length or _RANDOM_LENGTH
         drawn = random_tokens(model, (request.batch, length), request.seed).tolist()
@@ -269,7 +269,8 @@ def _check_length(
     mask = inputs.get("attention_mask")
     positions = getattr(_text_config(model), "max_position_embeddings", None)
     if positions is not None and sequence.shape[1] > positions:
-        shorter = "--max-pixels" if "pixel_values" in inputs else "--sequence-length"
+        shorten = {"pixel_values_videos": "fewer frames", "pixel_values": "--max-pixels"}
+        shorter = next((shorten[key] for key in shorten if key in inputs), "--sequence-length")
         raise InputError(
             f"a sequence of {sequence.shape[1]} tokens: {name} has {positions} positions; give a "
             f"shorter text, or {shorter}"

@@ -372,7 +372,8 @@ def _taken(event: _Event, clone: bool) -> tuple[Call, object]:
     if phase is Phase.START:
         assert isinstance(value, dict)
         return replace(event.call, arguments=value), value
-    return replace(event.call, output=value), value
+    left = {name: snapshot(argument) for name, argument in event.call.arguments.items()}
+    return replace(event.call, arguments=left, output=value), value
 
 
 def _is_inside(call: Call, outer: Call) -> bool:

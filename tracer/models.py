@@ -156,6 +156,8 @@ def load(
     else:
         made, description = _make(model, tokenizer, prepares, request, pictures)
     check(model, made, name)
+    if _takes_images(model) and not {"pixel_values", "pixel_values_videos"} & made.keys():
+        description += "; without an image, so that the vision model is not called"
     return Loaded(
         name=name,
         model=model.to(target).eval(),
@@ -306,13 +308,15 @@ def _check_wrappers(loaded: Loaded, kind: str) -> None:
     """Refuses a model of which only linear layers, norms and the like would be wrapped."""
     from transformers import PreTrainedModel
 
-    from wrappers.registry import has_wrapper, wrapped_classes
+    import wrappers
 
-    model = loaded.model
     # A head of another kind may stand on a model that has wrappers.
-    if has_wrapper(type(model)) or has_wrapper(type(getattr(model, "base_model", model))):
+    model = loaded.model
+    classes = {type(model), type(getattr(model, "base_model", model))}
+    wrapped = wrappers.registry.wrapped_classes()
+    if classes.intersection(wrapped):
         return
-    known = [cls.__name__ for cls in wrapped_classes() if issubclass(cls, PreTrainedModel)]
+    known = [cls.__name__ for cls in wrapped if issubclass(cls, PreTrainedModel)]
     others = ", ".join(other for other in CANDIDATES if other not in NEED_WRAPPERS)
     raise UsageError(
         f"there are no wrappers for {type(model).__name__}, so {loaded.name} has no candidate "

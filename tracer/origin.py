@@ -8,6 +8,7 @@ test: both models run again, the candidate with the reference's value in the sus
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -17,9 +18,24 @@ from tracer.counterfactual import Experiment, Trial
 from tracer.difference import Tolerance
 from tracer.fits import Fit
 from tracer.lockstep import Visitor
-from tracer.parameters import Change, changed_parameters, changed_settings
+from tracer.parameters import (
+    Change,
+    as_written,
+    changed_parameters,
+    changed_settings,
+    equal_parameter,
+)
 from tracer.phrases import FEW, few, figure, module_in_words, place, short_line
-from tracer.rows import CallKey, CallRecord, Row, argument_of, first_divergence, inputs_of
+from tracer.rows import (
+    BY_MEANING,
+    CallKey,
+    CallRecord,
+    Row,
+    argument_of,
+    first_divergence,
+    inputs_of,
+    is_result,
+)
 from tracer.values import dtype_name, is_mask_name
 
 # An error that is at least this part of it already in the inputs was inherited, not introduced.
@@ -96,11 +112,23 @@ class Search:
         rerun: Rerun | None,
         modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
     ) -> None:
+        self.comparer = comparer
         self.rows = comparer.rows
         self.records = comparer.records
         self.tolerance = tolerance
         self.rerun = rerun
         self.reference_modules, self.candidate_modules = modules
+
+    def record_of(self, candidate_module: str, call: int) -> CallRecord | None:
+        """The record of a call of the candidate's."""
+        return next(
+            (
+                record
+                for record in self.records.values()
+                if (record.candidate_module, record.call) == (candidate_module, call)
+            ),
+            None,
+        )
 
     # Where the error was introduced.
 
@@ -126,44 +154,127 @@ class Search:
     # Suspects and their trial.
 
     def examine(self, start: Row) -> Finding:
-        for suspect in self._suspects(start):
-            if (finding := self._try_argument(suspect, start)) is not None:
+        for record in self._editing_before(start):
+            if (finding := self._try_sparing(record, start)) is not None:
                 return finding
         record = self.records[start.module, start.call]
+        around = record if start.is_output else self._parent(record)
+        for suspect in self._suspects(around, start.order):
+            if (finding := self._try_argument(suspect, start)) is not None:
+                return finding
         if not start.is_output:
             return self._handed_wrongly(start, record)
         return self._computed_wrongly(start, record)
 
-    def _suspects(self, start: Row) -> list[_Suspect]:
-        """Arguments of the calls around a divergence that differ, each followed to its giver.
+    def _editing_before(self, start: Row) -> list[CallRecord]:
+        """Calls that edited an argument in place before a divergence, the innermost first."""
+        editing = [r for r in self.records.values() if r.edited and 0 <= r.end < start.order]
+        return sorted(editing, key=lambda record: record.start, reverse=True)[:_MOST_SUSPECTS]
 
-        Masks first, then from the outermost in: others may be made from it under other names.
+    def _try_sparing(self, record: CallRecord, start: Row) -> Finding | None:
+        """Lets a call edit copies of its arguments; a finding if the divergence is gone."""
+        if self.rerun is None:
+            return None
+        trial = self._run(Trial(spared=(record.key, record.edited)))
+        after = trial.row(start) if trial.failure is None else None
+        if after is None or not after.agrees:
+            return None
+        names = few([f"`{name}`" for name in record.edited], " and ")
+        origin = Origin(
+            record.module,
+            None,
+            "computation",
+            _line(record.reference_definition),
+            _line(record.candidate_definition),
+        )
+        lines = (
+            f"{module_in_words(record.module)} edits its argument {names} in place, which is used "
+            "again after it; the reference's does not.",
+            *_both_lines(origin),
+            f"Confirmed: with a copy of {names} for it, PEIR at {place(start)} falls from "
+            f"{figure(start.peir)} to {figure(after.peir)}{self._final(trial)}.",
+        )
+        return Finding(origin, True, lines)
+
+    def examine_failure(self, record: CallRecord) -> Finding:
+        """Looks for what made the candidate raise in a call, where nothing had differed before."""
+        raised = f"{module_in_words(record.module)} of the candidate raises"
+        for suspect in self._suspects(record, math.inf):
+            if self.rerun is None:
+                break
+            trial = self._run(self._trial_of(suspect))
+            if trial.failure is None:
+                origin = self._origin_of(suspect)
+                proof = f"Confirmed: with the reference's `{suspect.argument}` it does not raise."
+                return Finding(origin, True, (*self._handed(origin, suspect.calls), proof))
+        origin = Origin(
+            record.module,
+            None,
+            "computation",
+            _line(record.reference_definition),
+            _line(record.candidate_definition),
+        )
+        return Finding(origin, False, (f"{raised}; nothing else had differed.",))
+
+    def _suspects(self, around: CallRecord | None, before: float) -> list[_Suspect]:
+        """Arguments of a call and of those around it that differ, each followed to its giver.
+
+        Masks first, then from the outermost in: others may be made from it under other names. A
+        cache may be wrong because of an earlier step, so the first call that was given another one
+        is looked at too. Last come masks that mean the same: one may hide by infinity, and make NaN
+        where all is hidden.
         """
-        record = self.records[start.module, start.call]
-        around: CallRecord | None = record if start.is_output else self._parent(record)
-        found: dict[tuple[CallKey | None, str], _Suspect] = {}
-        while around is not None:
-            for argument in self._differing_arguments(around, start.order):
-                top = around
-                while (parent := self._parent(top)) is not None and argument in (
-                    self._differing_arguments(parent, start.order)
-                ):
-                    top = parent
-                calls = tuple(
-                    other.key
-                    for other in self.records.values()
-                    if other.parent == top.parent and argument in self._differing_arguments(other)
-                )
-                found.setdefault((top.parent, argument), _Suspect(argument, top.parent, calls))
-            around = self._parent(around)
+        found = self._followed(around, before, self._differing_arguments)
+        for argument in {suspect.argument: None for suspect in found}:
+            first = next(
+                (r for r in self.records.values() if argument in self._differing_arguments(r)), None
+            )
+            earlier = self._followed(first, before, partial(self._only, argument))
+            found += [suspect for suspect in earlier if suspect not in found]
         ranked = sorted(
-            found.values(),
+            found,
             key=lambda suspect: (
                 not is_mask_name(suspect.argument),
                 -1 if suspect.giver is None else self.records[suspect.giver].start,
             ),
         )
-        return ranked[:_MOST_SUSPECTS]
+        return ranked[:_MOST_SUSPECTS] + self._followed(around, before, self._masks_by_meaning)
+
+    def _followed(
+        self,
+        around: CallRecord | None,
+        before: float,
+        names_of: Callable[[CallRecord, float], list[str]],
+    ) -> list[_Suspect]:
+        """Those arguments of a call and of the calls around it, each with its giver."""
+        found: dict[tuple[CallKey | None, str], _Suspect] = {}
+        while around is not None:
+            for argument in names_of(around, before):
+                top = around
+                while (parent := self._parent(top)) is not None and argument in (
+                    names_of(parent, before)
+                ):
+                    top = parent
+                calls = tuple(
+                    other.key
+                    for other in self.records.values()
+                    if _module(other.parent) == _module(top.parent)
+                    and argument in names_of(other, math.inf)
+                )
+                found.setdefault((top.parent, argument), _Suspect(argument, top.parent, calls))
+            around = self._parent(around)
+        return list(found.values())
+
+    def _only(self, argument: str, record: CallRecord, before: float) -> list[str]:
+        return [argument] if argument in self._differing_arguments(record, before) else []
+
+    def _masks_by_meaning(self, record: CallRecord, before: float) -> list[str]:
+        names = [
+            argument_of(value)
+            for value, row in record.arguments.items()
+            if row.agrees and row.note == BY_MEANING and row.order < before
+        ]
+        return list(dict.fromkeys(names))
 
     def _parent(self, record: CallRecord) -> CallRecord | None:
         return None if record.parent is None else self.records[record.parent]
@@ -178,7 +289,7 @@ class Search:
         names += [
             argument_of(form.value)
             for form in record.form_differences
-            if not form.value.startswith("output") and form.order < before
+            if not is_result(form.value) and form.order < before
         ]
         return list(dict.fromkeys(names))
 
@@ -186,24 +297,43 @@ class Search:
         """Gives the candidate the reference's argument; a finding if the divergence is gone."""
         if self.rerun is None:
             return None
-        trial = self._run(Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument)))
+        trial = self._run(self._trial_of(suspect))
         after = trial.row(start) if trial.failure is None else None
         if after is None or not after.agrees:
             return None
-        record = self.records[suspect.calls[0]]
-        giver = suspect.giver[0] if suspect.giver else ""
         evidence = (
             f"Confirmed: with the reference's `{suspect.argument}`, PEIR at {place(start)} falls "
             f"from {figure(start.peir)} to {figure(after.peir)}{self._final(trial)}."
         )
-        origin = Origin(
-            giver,
+        giver = None if suspect.giver is None else self.records[suspect.giver]
+        if giver is not None:
+            # What it hands on may be wrong because of what it holds.
+            changed = self._changed_parameters(giver)
+            finding = self._wrong_parameters(start, giver, changed)
+            if finding is not None and finding.confirmed:
+                return finding
+        origin = self._origin_of(suspect)
+        return Finding(origin, True, (*self._handed(origin, suspect.calls), evidence))
+
+    def _trial_of(self, suspect: _Suspect) -> Trial:
+        """One who was given a copy of a cache must be given the next one as well."""
+        written = {argument_of(row.value) for row in self.rows if row.is_written}
+        return Trial(
+            arguments=dict.fromkeys(suspect.calls, suspect.argument),
+            handed=(suspect.giver[0], suspect.argument)
+            if suspect.giver is not None and suspect.argument in written
+            else None,
+        )
+
+    def _origin_of(self, suspect: _Suspect) -> Origin:
+        record = self.records[suspect.calls[0]]
+        return Origin(
+            suspect.giver[0] if suspect.giver else "",
             suspect.argument,
             "argument",
             _line(record.reference_caller),
             _line(record.candidate_caller),
         )
-        return Finding(origin, True, (*self._handed(origin, suspect.calls), evidence))
 
     def _handed(self, origin: Origin, calls: Sequence[CallKey]) -> list[str]:
         record = self.records[calls[0]]
@@ -231,33 +361,6 @@ class Search:
 
     def _handed_wrongly(self, start: Row, record: CallRecord) -> Finding:
         """The caller's arguments agree, and what it hands to this call does not."""
-        argument = start.argument or ""
-        giver = record.parent[0] if record.parent else ""
-        is_activation = argument == record.main_argument and (
-            start.dtype is None or start.dtype.is_floating_point or start.dtype.is_complex
-        )
-        calls = [
-            other.key
-            for other in self.records.values()
-            if other.parent == record.parent and argument in self._differing_arguments(other)
-        ] or [record.key]
-        targets = [record.key] if is_activation else calls
-        proof = self._confirm(
-            Trial(arguments=dict.fromkeys(targets, argument)),
-            start,
-            f"the reference's `{argument}`",
-        )
-        origin = Origin(
-            giver,
-            None if is_activation else argument,
-            "computation" if is_activation else "argument",
-            _line(record.reference_caller),
-            _line(record.candidate_caller),
-        )
-        if not is_activation:
-            return Finding(
-                origin, proof.confirmed, (*self._handed(origin, calls), proof.text), proof.mistakes
-            )
         caller = self._parent(record)
         if caller is not None:
             # A module may hold parameters of its own beside the modules that it calls.
@@ -265,12 +368,39 @@ class Search:
             finding = self._wrong_parameters(start, caller, changed)
             if finding is not None:
                 return finding
+        argument = start.argument or ""
+        is_activation = argument == record.main_argument and (
+            start.dtype is None or start.dtype.is_floating_point or start.dtype.is_complex
+        )
+        calls = tuple(
+            other.key
+            for other in self.records.values()
+            if other.parent == record.parent and argument in self._differing_arguments(other)
+        ) or (record.key,)
+        proof = self._confirm(
+            Trial(arguments=dict.fromkeys([record.key] if is_activation else calls, argument)),
+            start,
+            f"the reference's `{argument}`",
+        )
+        if not is_activation:
+            origin = self._origin_of(_Suspect(argument, record.parent, calls))
+            lines = self._handed(origin, calls)
+            return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
+        if caller is not None and not proof.confirmed and self._is_jump(start):
+            proof = self._confirm_inside(caller, proof)
+        origin = Origin(
+            caller.module if caller is not None else "",
+            None,
+            "computation",
+            _line(record.reference_caller),
+            _line(record.candidate_caller),
+        )
         before = self._last_agreeing_child(record)
         since = (
             f", after {module_in_words(before.module)} still agreed" if before is not None else ""
         )
         lines = [
-            f"It begins in the own lines of {module_in_words(giver)}: what it computes for "
+            f"It begins in the own lines of {module_in_words(origin.module)}: what it computes for "
             f"{module_in_words(record.module)} is wrong{since}.",
             *_both_lines(origin),
             *self._settings(caller),
@@ -308,7 +438,9 @@ class Search:
             f"the reference's output of {module_in_words(record.module)}",
         )
         name = module_in_words(record.module)
-        if children:
+        if start.is_written:
+            where = f"What {name} leaves in its argument `{start.value.split('.')[1]}` is wrong."
+        elif children:
             where = (
                 f"It begins in the own lines of {name}, after its last call "
                 f"({module_in_words(children[-1].module)}), which still agreed."
@@ -353,17 +485,28 @@ class Search:
             _line(record.candidate_caller),
         )
         differ = "differs" if len(changed) == 1 else "differ"
+        others = [self._whose(record, name) for name in changed]
         return Finding(
             origin,
             proof.confirmed,
             (
                 f"The inputs of {module_in_words(record.module)} agree, its {names} {differ} "
                 f"({few([change.text for change in changed.values()], '; ')}).",
+                *[other for other in others if other][:FEW],
                 *_both_lines(origin),
                 proof.text,
             ),
             proof.mistakes,
         )
+
+    def _whose(self, record: CallRecord, name: str) -> str:
+        """A sentence where a wrong parameter is another one of the reference's."""
+        owner, _, last = name.rpartition(".")
+        modules = as_written(self.candidate_modules[record.candidate_module])
+        held = dict(modules.named_modules()).get(owner)
+        parameter = None if held is None else held._parameters.get(last)
+        other = None if parameter is None else equal_parameter(parameter, self.reference_modules)
+        return "" if other is None else f"Its `{name}` equals the reference's `{other}`."
 
     def gradual(self, start: Row, first: Row, alternative: Finding) -> Finding:
         line = (
@@ -396,6 +539,27 @@ class Search:
             mistakes = self._run(Trial(), watch=start).mistakes if confirmed else []
         word = "Confirmed" if confirmed else "Not confirmed"
         return _Proof(confirmed, f"{word}: with {given}, {text}.", tuple(mistakes))
+
+    def _confirm_inside(self, record: CallRecord, otherwise: _Proof) -> _Proof:
+        """Whether everything after a call agrees once it returns the reference's output."""
+        if self.rerun is None or not record.module:
+            return otherwise
+        experiment = self._run(Trial(output=record.key))
+        again = experiment.records.get(record.key)
+        if experiment.failure is not None or not experiment.applied or again is None:
+            return otherwise
+        if first_divergence([row for row in experiment.rows if row.order > again.end]) is not None:
+            return otherwise
+        text = (
+            f"Confirmed: with the reference's output of {module_in_words(record.module)}, "
+            f"everything after it agrees{self._final(experiment)}."
+        )
+        return _Proof(True, text, otherwise.mistakes)
+
+    def _is_jump(self, start: Row) -> bool:
+        """Whether an error appears where nothing of that size went in."""
+        inputs = [row.error for row in inputs_of(start, self.records)]
+        return not start.agrees and max(inputs, default=0.0) < _INHERITED * start.error
 
     def _outcome(self, trial: Trial, start: Row, experiment: Experiment) -> tuple[bool, str]:
         """Whether a trial took the divergence away, and what it led to in words."""
@@ -466,6 +630,10 @@ def _own_line(
     own = record.reference_definition if reference else record.candidate_definition
     caller = record.reference_caller if reference else record.candidate_caller
     return caller if own is None or own.is_in_torch else own
+
+
+def _module(call: CallKey | None) -> str | None:
+    return None if call is None else call[0]
 
 
 def _line(location: Location | None) -> str | None:

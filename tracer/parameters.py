@@ -1,21 +1,35 @@
-"""What two paired modules hold: parameters, buffers and plain attributes that differ."""
+"""What two paired modules hold: parameters, buffers, other tensors and settings that differ.
 
-from collections.abc import Collection
+Beside parameters and buffers a module may hold tensors in plain attributes: a table of rotations, a
+mask, or an object with a scale and a zero point in it. These count as parameters, but for those in
+attributes whose name begins with an underscore, which are the module's own business.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from tracer.difference import Difference, Tolerance
+from tracer.forms import output_factor
 from tracer.phrases import figure
+from tracer.values import children, describe, is_plain, replace_leaves, tensor_leaves
 
 # A folded scale is rounded once in every weight.
 _FOLDED_LIMIT = 1e-5
+# An attribute may hold a dict of objects, which hold others.
+_MAX_DEPTH = 4
+# An object may have any number of settings that differ; so many sentences are read.
+_MOST_SETTINGS = 6
 
 
 @dataclass(frozen=True)
 class Change:
-    """How a parameter or buffer differs.
+    """How something that both modules hold differs.
 
     Attributes:
         text: in words.
@@ -32,10 +46,11 @@ def changed_parameters(
     tolerance: Tolerance,
     called: Collection[str] = frozenset(),
 ) -> dict[str, Change]:
-    """Parameters and buffers of a pair of modules that differ, by name.
+    """Parameters, buffers and other held tensors of a pair of modules that differ, by name.
 
-    Those of one dtype must be equal; others may differ by the tolerance of their dtypes. For a
-    module that declares another form of its output, a constant factor is no difference.
+    Those of one dtype must be equal; others may differ by the tolerance of their dtypes. Where the
+    candidate declares a factor on its output, its parameters may carry it, and where it declares
+    another form, any factor.
 
     Args:
         called: names of modules inside that were called. What they hold is their own affair; what
@@ -44,7 +59,7 @@ def changed_parameters(
     if reference is candidate:
         return {}
     references, candidates = _held(reference, called), _held(candidate, called)
-    declared = hasattr(candidate, "to_reference_output")
+    factor = _folded_factor(reference, candidate)
     changed: dict[str, Change] = {}
     for name, r in references.items():
         c = candidates.get(name)
@@ -53,30 +68,71 @@ def changed_parameters(
         elif r.shape != c.shape:
             text = f"shape {list(r.shape)} against {list(c.shape)}"
             changed[name] = Change(text, exchangeable=False)
-        elif (text_of_values := _values_apart(r, c.to(r.device), tolerance, declared)) is not None:
+        elif (text_of_values := _values_apart(r, c.to(r.device), tolerance, factor)) is not None:
             changed[name] = Change(text_of_values, exchangeable=True)
     for name in candidates:
         if name not in references:
             changed[name] = Change("the reference has none", exchangeable=False)
+    for name, value in _tensors_beside(reference):
+        text = _objects_apart(value, _at(candidate, name), tolerance)
+        if text:
+            changed[name] = Change(text, exchangeable=True)
     return changed
+
+
+def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[[], None] | None:
+    """Gives one module what the other holds under a name, and returns what puts it back.
+
+    None where that is not possible.
+    """
+    owner, _, last = name.rpartition(".")
+    try:
+        places = _places(candidate.get_submodule(owner)), _places(reference.get_submodule(owner))
+    except AttributeError:  # an attribute, or one side alone has such a module
+        places = ((), ())
+    for mine, theirs in zip(*places, strict=True):
+        value, found = theirs.get(last), mine.get(last)
+        if value is None or last not in mine or (found is not None and found.shape != value.shape):
+            continue
+        like = value if found is None else found
+        factor = _folded_factor(reference, candidate) if not owner else 1.0
+        given = value.detach().to(like)
+        mine[last] = _as_parameter(given if factor in (1.0, None) else given * factor, found)
+        return lambda: mine.__setitem__(last, found)
+    return _exchange_attribute(candidate, reference, name)
+
+
+def equal_parameter(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> str | None:
+    """The full name of another parameter with just these values."""
+    for path, module in modules.items():
+        for name, other in module.named_parameters(recurse=False):
+            alike = other.shape == tensor.shape and other.dtype == tensor.dtype
+            if alike and torch.equal(other, tensor.to(other.device)):
+                return f"{path}.{name}" if path else name
+    return None
 
 
 def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
     """A sentence for each plain attribute that differs, such as an epsilon or a scale."""
-    theirs = vars(candidate)
-    return [
-        f"Its `{name}` is {value!r} in the reference and {theirs[name]!r} in the candidate."
-        for name, value in vars(reference).items()
-        if isinstance(value, bool | int | float | str)
-        and isinstance(theirs.get(name), bool | int | float | str)
-        and value != theirs[name]
-    ]
+    sentences = []
+    classes = type(reference), type(candidate)
+    if not (issubclass(classes[1], classes[0]) or issubclass(*classes)):
+        sentences.append(_apart("class", *(kind.__name__ for kind in classes)))
+    for name, value, other in _settings(_attributes(reference), _attributes(candidate), "", 0):
+        if value != other:
+            sentences.append(_apart(f"`{name}`", repr(value), repr(other)))
+    more = len(sentences) - _MOST_SETTINGS
+    return sentences[:_MOST_SETTINGS] + ([f"{more} more settings differ."] if more > 0 else [])
 
 
 def as_written(module: nn.Module) -> nn.Module:
     """The module that was compiled, for what `torch.compile` returns; else the module itself."""
     original = module._modules.get("_orig_mod")
     return module if original is None else original
+
+
+def _apart(what: str, reference: str, candidate: str) -> str:
+    return f"Its {what} is {reference} in the reference and {candidate} in the candidate."
 
 
 def _held(module: nn.Module, called: Collection[str]) -> dict[str, torch.Tensor]:
@@ -90,17 +146,134 @@ def _is_inside(name: str, modules: Collection[str]) -> bool:
     return any(".".join(parts[:count]) in modules for count in range(1, len(parts)))
 
 
+def _attributes(module: nn.Module) -> dict[str, object]:
+    """The plain attributes that are of interest to others."""
+    return {name: v for name, v in vars(as_written(module)).items() if not name.startswith("_")}
+
+
+def _tensors_beside(module: nn.Module) -> Iterator[tuple[str, object]]:
+    """Tensors in plain attributes, or the innermost dataclass around them, each with its path."""
+    for name, value in _attributes(module).items():
+        yield from _holders(value, name, 0)
+
+
+def _holders(value: object, path: str, depth: int) -> Iterator[tuple[str, object]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif dataclasses.is_dataclass(value):
+        if any(tensor_leaves(value, "")):
+            yield path, value
+    elif depth < _MAX_DEPTH:
+        for key, part in children(value):
+            if not key.startswith("_"):
+                yield from _holders(part, f"{path}.{key}", depth + 1)
+
+
+def _at(module: nn.Module, path: str) -> object:
+    """What lies at a path of `_tensors_beside`; None if nothing."""
+    value: object = _attributes(module)
+    for key in path.split("."):
+        value = dict(children(value)).get(key)
+    return value
+
+
+def _objects_apart(r: object, c: object, tolerance: Tolerance) -> str:
+    """How two tensors, or dataclasses with tensors in them, differ in words; "" if they do not."""
+    if c is None:
+        return ""  # of another make altogether: the candidate may not need it
+    if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor):
+        if r.shape != c.shape:
+            return f"{describe(r)} against {describe(c)}"
+        return _values_apart(r, c.to(r.device), tolerance) or ""
+    if not dataclasses.is_dataclass(r) or isinstance(r, type):
+        return f"{type(r).__name__} against {type(c).__name__}"
+    apart = []
+    for name in (f.name for f in dataclasses.fields(r) if not f.name.startswith("_")):
+        if not hasattr(c, name):
+            return f"{type(r).__name__} against {type(c).__name__}"
+        left, right = getattr(r, name), getattr(c, name)
+        if isinstance(left, torch.Tensor):
+            if text := _objects_apart(left, right, tolerance):
+                apart.append(f"`{name}` {text}")
+        elif left != right:
+            apart.append(f"`{name}` {left} against {right}")
+    return ", ".join(apart)
+
+
+def _settings(
+    reference: Mapping[str, object], candidate: Mapping[str, object], path: str, depth: int
+) -> Iterator[tuple[str, object, object]]:
+    """Pairs of plain values, and of lists of them, at the same path of both."""
+    for name, r in reference.items():
+        c = candidate.get(name)
+        if name.startswith("_") or c is None or r is c:
+            continue
+        if is_plain(r) and is_plain(c):
+            yield f"{path}{name}", r, c
+        elif isinstance(r, list | tuple) and all(map(is_plain, r)):
+            yield f"{path}{name}", list(r), list(c) if isinstance(c, list | tuple) else c
+        elif depth < _MAX_DEPTH:
+            parts = dict(children(r)), dict(children(c))
+            yield from _settings(*parts, f"{path}{name}.", depth + 1)
+
+
+def _exchange_attribute(
+    candidate: nn.Module, reference: nn.Module, path: str
+) -> Callable[[], None] | None:
+    found, value = _at(candidate, path), _at(reference, path)
+    if found is None or value is None:
+        return None
+    name = path.partition(".")[0]
+    held: Any = vars(candidate)[name]
+
+    def put(new: object) -> None:
+        vars(candidate)[name] = replace_leaves(held, name, {path: new})
+
+    put(copy.deepcopy(value))
+
+    def undo() -> None:
+        put(found)
+        vars(candidate)[name] = held
+
+    return undo
+
+
+def _places(module: nn.Module) -> tuple[dict[str, torch.Tensor | None], ...]:
+    """Where a module keeps its parameters and its buffers."""
+    parameters: dict[str, torch.Tensor | None] = module._parameters  # type: ignore[assignment]
+    return parameters, module._buffers
+
+
+def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+    if isinstance(found, nn.Parameter):
+        return nn.Parameter(value, requires_grad=False)
+    return value
+
+
+def _fitted_factor(r: torch.Tensor, c: torch.Tensor) -> float:
+    square = (r * r).sum().item()
+    return (r * c).sum().item() / square or 1.0 if square else 1.0
+
+
+def _folded_factor(reference: nn.Module, candidate: nn.Module) -> float | None:
+    """The factor that the candidate's parameters may carry; None if it may be any."""
+    factors = output_factor(reference), output_factor(candidate)
+    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]
+
+
 def _values_apart(
-    r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance, declared: bool
+    r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance, factor: float | None = 1.0
 ) -> str | None:
     limit = 0.0 if r.dtype == c.dtype else tolerance.limit(r.dtype, c.dtype)
-    if declared and (square := (r.double() ** 2).sum().item()):
-        factor = (r.double() * c.double()).sum().item() / square
-        if factor:
-            r, c, limit = r.double(), c.double() / factor, _FOLDED_LIMIT
+    if factor is None:
+        factor = _fitted_factor(r.double(), c.double())
+    if factor != 1.0 and Difference.of(r, c).max:
+        r, c, limit = r.double(), c.double() / factor, max(limit, _FOLDED_LIMIT)
     difference = Difference.of(r, c)
     if difference.mismatched == 0 and difference.relative_peak <= limit:
         return None
+    if r.dim() == 0:
+        return f"{figure(r.item())} against {figure(c.item())}"
     peak = torch.unravel_index(torch.tensor(difference.peak_index), r.shape)
     index = tuple(int(i) for i in peak)
     return (

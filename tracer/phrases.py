@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tracer.calls import Location
-from tracer.rows import Row
+from tracer.rows import WRITTEN, Row
 
 # How many names of a kind an explanation lists.
 FEW = 3
@@ -32,9 +32,11 @@ def module_in_words(name: str) -> str:
 
 def place(row: Row) -> str:
     """Where a row's value belongs: "argument `input` of `model.norm` (call 1)"."""
-    call = f" (call {row.call})" if row.call else ""
+    module = module_in_words(row.module) + (f" (call {row.call})" if row.call else "")
+    if row.is_written:
+        return f"`{row.value.removeprefix(f'{WRITTEN}.')}` as left by {module}"
     what = row.value if row.is_output else f"argument `{row.value.removeprefix('kwargs.')}`"
-    return f"{what} of {module_in_words(row.module)}{call}"
+    return f"{what} of {module}"
 
 
 def size(row: Row) -> str:

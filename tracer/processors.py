@@ -46,10 +46,16 @@ def load_processor(
             f"{name}: no processor can be loaded: {brief(error)}; expected the folder or hub id of "
             "a Qwen3-VL, with preprocessor_config.json and the files of its tokenizer"
         ) from error
-    if not hasattr(found, "image_processor") or None in _ids(found).values():
+    if not hasattr(found, "image_processor"):
         raise ModelLoadError(
-            f"{name}: found a {type(found).__name__} without the tokens or images of a Qwen3-VL: "
-            "give the folder or hub id of its processor"
+            f"{name}: found a {type(found).__name__}, which takes no images: give the folder or "
+            "hub id of a Qwen3-VL's processor"
+        )
+    unknown = [token for token, number in _ids(found).items() if number is None]
+    if unknown:
+        raise ModelLoadError(
+            f"{name}: the tokenizer lacks the tokens for {', '.join(unknown)}: give the folder or "
+            "hub id of a Qwen3-VL's processor"
         )
     if found.chat_template is None:
         raise ModelLoadError(

@@ -16,6 +16,12 @@ from tracer.values import is_mask_name
 # A module's identity in a run: the reference's name and the call index.
 CallKey = tuple[str, int]
 
+# What a call changes in a cache, list or dict that it was given is a result of it, as its output.
+WRITTEN = "written"
+
+# The note of masks whose values differ and whose meaning does not.
+BY_MEANING = "compared by what they let through"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,7 +31,8 @@ class Row:
         order: its place in execution order.
         module: the reference's name of the module; "" is the root.
         call: the module's call index.
-        value: "output", "output.0", "output.logits", "kwargs.attention_mask", ...
+        value: "output", "output.0", "output.logits", "kwargs.attention_mask", ...; for what the
+            call has changed in an argument, "written.past_key_values.layers.0.keys", ...
         shape, dtype: the reference's.
         candidate_dtype: the candidate's.
         difference: the statistics; None where there is nothing to compute (the shapes differ).
@@ -52,7 +59,12 @@ class Row:
     @property
     def is_output(self) -> bool:
         """Whether the leaf came out of the module, as opposed to an argument."""
-        return self.value.split(".", 1)[0] == "output"
+        return is_result(self.value)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the call has left it in an argument."""
+        return self.value.startswith(f"{WRITTEN}.")
 
     @property
     def argument(self) -> str | None:
@@ -118,8 +130,11 @@ class CallRecord:
         main_argument: the name of the first parameter, the activation as a rule.
         arguments: the row of each compared leaf of the arguments. A pair that was compared before
             is found here with its earlier row.
-        outputs: the row of each compared leaf of the output.
-        described: what each side passed, in words, for the arguments that disagree.
+        outputs: the row of each compared leaf of the output, and of what it wrote.
+        described: what each side passed, in words, for the arguments that disagree, or whose
+            values do where their meaning does not.
+        edited: names of the tensors among the arguments that the candidate has edited in place in
+            this call, and the reference has not.
         form_differences: what could not be compared, of arguments and outputs.
         children: the paired calls that were made in it, in order.
         start, end: its place in execution order.
@@ -137,6 +152,7 @@ class CallRecord:
     arguments: dict[str, Row]
     outputs: list[Row]
     described: dict[str, tuple[str, str]]
+    edited: tuple[str, ...]
     form_differences: list[FormDifference]
     children: list[CallKey]
     start: int
@@ -150,7 +166,12 @@ class CallRecord:
 
 def argument_of(value: str) -> str:
     """The parameter's name in a value's path: "kwargs.position_embeddings.0" gives the middle."""
-    return value.removeprefix("kwargs.").split(".", 1)[0]
+    return value.removeprefix("kwargs.").removeprefix(f"{WRITTEN}.").split(".", 1)[0]
+
+
+def is_result(value: str) -> bool:
+    """Whether a value's path is that of an output, or of something written."""
+    return value.split(".", 1)[0] in ("output", WRITTEN)
 
 
 def first_divergence(rows: Sequence[Row]) -> Row | None:

@@ -1,6 +1,5 @@
 """Two models, their pairs of modules and their inputs: what all runs of a comparison share."""
 
-import copy
 import fnmatch
 import inspect
 from collections import Counter
@@ -14,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from tracer.errors import InputError, UsageError, near_names
 from tracer.lockstep import EventKey, Outcome, Visitor, lockstep, version_of
 from tracer.pairing import Pairing, pair
-from tracer.values import tensor_leaves
+from tracer.values import deep_copy
 
 Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
 
@@ -166,8 +165,10 @@ def _copied(
 
     The models may edit what they are given, so each gets its own.
     """
-    memo: dict[int, object] = {}
-    for _, tensor in tensor_leaves(inputs, ""):
-        copied = tensor.detach().clone()
-        memo[id(tensor)] = copied.to(cast[1]) if cast and tensor.dtype == cast[0] else copied
-    return copy.deepcopy(inputs, memo)
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.detach().clone()
+        return copy.to(cast[1]) if cast and tensor.dtype == cast[0] else copy
+
+    args, kwargs = deep_copy(inputs, copied)
+    return args, kwargs

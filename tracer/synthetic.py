@@ -70,6 +70,28 @@ def image_and_text(model: nn.Module, request: Request) -> Made:
     return made, description
 
 
+def patches(frames: torch.Tensor, vision_config: Any) -> torch.Tensor:
+    """Cuts clips into patches, in the order in which a Qwen3-VL's processor does.
+
+    Args:
+        frames: [clips, frames, channels, height, width]; the last one is repeated where a step in
+            time lacks frames.
+
+    Returns:
+        [clips * steps * rows * columns, channels * frames of a step * height * width of a patch];
+        patches that become one token lie together.
+    """
+    merge, size = int(vision_config.spatial_merge_size), int(vision_config.patch_size)
+    time = int(vision_config.temporal_patch_size)
+    lacking = -frames.shape[1] % time
+    frames = torch.cat([frames, frames[:, -1:].expand(-1, lacking, -1, -1, -1)], dim=1)
+    # [clip, step, frame, channel, token row, patch row, height, token column, patch column, width]
+    cut: torch.Tensor = frames.unflatten(4, (-1, merge, size)).unflatten(3, (-1, merge, size))
+    cut = cut.unflatten(1, (-1, time))
+    # [clip, step, token row, token column, patch row, patch column, channel, frame, height, width]
+    return cut.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).flatten(6).flatten(0, 5)
+
+
 @dataclass(frozen=True)
 class _Clip:
     """A clip of some frames, or of none; a few frames together make one step in time."""
@@ -97,18 +119,12 @@ class _Clip:
         if not self.frames:
             return {}
         vision = self.config.vision_config
-        merge, size, time = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
-        rows, columns = _ROWS * merge, _COLUMNS * merge
-        shape = (batch, self.frames, vision.in_channels, rows * size, columns * size)
+        rows, columns = (n * vision.spatial_merge_size for n in (_ROWS, _COLUMNS))
+        size = rows * vision.patch_size, columns * vision.patch_size
+        shape = batch, self.frames, vision.in_channels, *size
         frames = torch.rand(shape, generator=generator) * 2 - 1
-        # The last frame again where the last step is not full.
-        frames = torch.cat([frames, frames[:, -1:].expand(-1, -self.frames % time, -1, -1, -1)], 1)
-        # [batch, step, frame, channel, token row, patch row, height, token column, patch column,
-        # width] to [batch, step, token row, token column, patch row, patch column, channel, ...]
-        cut = frames.view(batch, -1, time, shape[2], _ROWS, merge, size, _COLUMNS, merge, size)
-        patches = cut.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).flatten(6).flatten(0, 5)
         grid = torch.tensor([[self.steps, rows, columns]] * batch)
-        return {"pixel_values_videos": patches, "video_grid_thw": grid}
+        return {"pixel_values_videos": patches(frames, vision), "video_grid_thw": grid}
 
     def __str__(self) -> str:
         if not self.frames:

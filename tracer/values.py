@@ -14,6 +14,7 @@ import dataclasses
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ def replace_leaves(value: object, path: str, replacements: Mapping[str, object])
         return value
     parts = [
         (key, replace_leaves(child, f"{path}.{key}", replacements))
-        for key, child in _children(value)
+        for key, child in children(value)
     ]
     if _is_container(value):
         return _rebuilt(value, parts)
@@ -78,10 +79,55 @@ def snapshot(value: object) -> object:
     return _snapshot(value, ())
 
 
+def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same nested value, nothing of which is shared: caches and other objects are copied too.
+
+    Args:
+        copied: makes the copy of each tensor.
+    """
+    memo = {id(tensor): copied(tensor) for _, tensor in tensor_leaves(value, "")}
+    return copy.deepcopy(value, memo)
+
+
 def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:
     """The same nested value with a function applied to each tensor leaf; see `replace_leaves`."""
     changed = {path: function(tensor) for path, tensor in tensor_leaves(value, "value")}
     return replace_leaves(value, "value", changed) if changed else value
+
+
+def children(value: object) -> list[tuple[str, object]]:
+    """The named parts of a value; nothing for what holds no tensors of interest."""
+    if isinstance(value, Mapping):
+        return [(str(key), child) for key, child in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(name, getattr(value, name)) for name in value._fields]
+    if isinstance(value, torch.Tensor):
+        value = value.unbind() if value.is_nested else ()
+    if isinstance(value, tuple | list):
+        return [(str(index), child) for index, child in enumerate(value)]
+    if isinstance(value, type | nn.Module | Enum | Set | str | bytes) or callable(value):
+        return []
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+    if _is_registered(value):
+        parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
+        return [(str(index), child) for index, child in enumerate(parts)]
+    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is a number, a string, or None."""
+    return isinstance(value, _PLAIN_TYPES)
+
+
+def is_stateful(value: object) -> bool:
+    """Whether a module can leave something in it for others to find: a cache, a list, a dict."""
+    if isinstance(value, torch.Tensor | tuple | nn.Module | Enum | type | Set) or callable(value):
+        return False
+    if isinstance(value, list | Mapping):
+        return True
+    return not _is_container(value) and hasattr(value, "__dict__")
 
 
 def describe(value: object) -> str:
@@ -95,7 +141,7 @@ def describe(value: object) -> str:
                 return f"{text}, all {_number(low)}"
             text += f", from {_number(low)} to {_number(high)}"
         return text
-    return repr(value) if isinstance(value, _PLAIN_TYPES) else type(value).__name__
+    return repr(value) if is_plain(value) else type(value).__name__
 
 
 def describe_mask(value: object) -> str:
@@ -181,14 +227,14 @@ def _number(value: float) -> str:
 def _walk(
     value: object, path: str, above: tuple[int, ...], object_depth: int
 ) -> Iterator[tuple[str, object]]:
-    is_plain = isinstance(value, _PLAIN_TYPES) and not object_depth
-    if is_plain or (isinstance(value, torch.Tensor) and not value.is_nested):
+    is_leaf = is_plain(value) and not object_depth
+    if is_leaf or (isinstance(value, torch.Tensor) and not value.is_nested):
         yield path, value
         return
     if id(value) in above or object_depth > _MAX_OBJECT_DEPTH:
         return
     inside_object = object_depth or not _is_container(value)
-    for key, child in _children(value):
+    for key, child in children(value):
         yield from _walk(
             child, f"{path}.{key}", (*above, id(value)), object_depth + bool(inside_object)
         )
@@ -199,7 +245,7 @@ def _snapshot(value: object, above: tuple[int, ...]) -> object:
         return value
     if not _is_container(value) and not any(tensor_leaves(value, "")):
         return value
-    parts = [(key, _snapshot(child, (*above, id(value)))) for key, child in _children(value)]
+    parts = [(key, _snapshot(child, (*above, id(value)))) for key, child in children(value)]
     if _is_container(value):
         return _rebuilt(value, parts)
     taken = copy.copy(value)
@@ -237,29 +283,8 @@ def _is_registered(value: object) -> bool:
     return type(value) in pytree.SUPPORTED_NODES and not hasattr(value, "__dict__")
 
 
-def _children(value: object) -> list[tuple[str, object]]:
-    """The named parts of a value; nothing for what holds no tensors of interest."""
-    if isinstance(value, Mapping):
-        return [(str(key), child) for key, child in value.items()]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return [(name, getattr(value, name)) for name in value._fields]
-    if isinstance(value, torch.Tensor):
-        value = value.unbind() if value.is_nested else ()
-    if isinstance(value, tuple | list):
-        return [(str(index), child) for index, child in enumerate(value)]
-    if isinstance(value, type | nn.Module | Enum | Set | str | bytes) or callable(value):
-        return []
-    if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value)]
-        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
-    if _is_registered(value):
-        parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
-        return [(str(index), child) for index, child in enumerate(parts)]
-    return list(vars(value).items()) if hasattr(value, "__dict__") else []
-
-
 def _rebuilt(value: object, parts: Sequence[tuple[str, object]]) -> object:
-    """A container of the same type with other parts, given in the order of `_children`."""
+    """A container of the same type with other parts, given in the order of `children`."""
     items = [child for _, child in parts]
     if isinstance(value, torch.Tensor):
         tensors = [item for item in items if isinstance(item, torch.Tensor)]

@@ -6,6 +6,7 @@ disagreed there. What remains is put to the test by running both models again wi
 value replaced by the reference's: if the divergence is gone, the suspect is confirmed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
+from tracer.lockstep import Failure
 from tracer.origin import Origin, Rerun, Search
 from tracer.phrases import FEW, figure, module_in_words, place, size
 from tracer.rows import Row, first_divergence
@@ -62,8 +64,9 @@ def judge(
     rerun: Rerun | None,
     modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
     one_sided: Sequence[tuple[str, str, int]] = (),
+    failure: Failure | None = None,
 ) -> Verdict:
-    """Judges the rows of a finished run.
+    """Judges the rows of a run.
 
     Args:
         comparer: the visitor of that run.
@@ -71,11 +74,12 @@ def judge(
             counterfactual; None leaves every suspect unconfirmed.
         modules: both sides' modules by name.
         one_sided: (side, module, call index) of calls that the other side did not make.
+        failure: what the candidate alone raised, if that ended the run.
     """
     first = first_divergence(comparer.rows)
-    if first is None:
-        return _agreement(comparer)
     search = Search(comparer, tolerance, rerun, modules)
+    if first is None:
+        return _agreement(comparer) if failure is None else _raising(search, failure)
     start = search.introduced_at(first)
     finding = search.examine(start)
     if start is not first and not finding.confirmed:
@@ -98,6 +102,23 @@ def judge(
         confirmed=finding.confirmed,
         explanation="\n".join(line for line in lines if line),
         mistakes=tuple(fit.mistake for fit in finding.mistakes),
+    )
+
+
+def _raising(search: Search, failure: Failure) -> Verdict:
+    """The candidate raised before any value had differed."""
+    call = failure.call
+    while call is not None and (record := search.record_of(call.name, call.index)) is None:
+        call = call.parent
+    if call is None or record is None:
+        return _agreement(search.comparer)
+    finding = search.examine_failure(record)
+    return Verdict(
+        agrees=False,
+        symptom=Symptom(record.module, record.call, "output", math.inf),
+        origin=finding.origin,
+        confirmed=finding.confirmed,
+        explanation="\n".join(finding.lines),
     )
 
 

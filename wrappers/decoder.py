@@ -139,7 +139,7 @@ class CausalAttention(QuantModule):
         """
         hidden = self._quantize(hidden_states, "hidden")
         cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
-        mask = self._quantize(mask, "attn_mask")
+        mask = quantized_mask(self, "attn_mask", mask)
         query, key, value = self._project(hidden)
         if hidden_rows is not None:
             # A query of zeros looks at all keys alike, if all are masked alike.
@@ -189,7 +189,7 @@ class CausalAttention(QuantModule):
         calibrating = self.mode is Mode.CALIBRATE
         return {
             "mask": mask if exact_mask is None else exact_mask,
-            "observed_mask": mask if calibrating else None,
+            "observed_masks": self.masks.to_observe(mask) if calibrating else (),
             "quantize": self._quantize,
             "dropout": self.attention_dropout if self.training else 0.0,
             # Every point is observed, whether its result is asked for or not.
@@ -216,7 +216,8 @@ class HeadByHeadAttention(CausalAttention):
                 "model's own class (merge adapters, dequantise), or use the variant "
                 "'prefill_reference'"
             )
-        keys.fold_output_scale(self.scaling)
+        if keys.output_scale == 1.0:  # else it is shared with a layer before
+            keys.fold_output_scale(self.scaling)
         self.key_factor = keys.output_scale
 
     def sine_table(self, sin: Tensor) -> Tensor:
@@ -460,6 +461,21 @@ def model_mask(
     if causal and attention_mask is None and cache is None and position_ids is not None:
         attention_mask = packed_sequences(position_ids)
     return additive_mask(masks, attention_mask, hidden_states, cache, causal=causal)
+
+
+def quantized_mask(module: Any, point: str, mask: Tensor) -> Tensor:
+    """Passes an additive mask through a point of a module, and returns it.
+
+    Args:
+        module: the wrapper, which has `masks`.
+        point: whose range reaches the fill value, whatever was hidden while it was calibrated.
+        mask: [B or 1, 1, query, key].
+    """
+    if module.mode is Mode.CALIBRATE:
+        module._quantize(torch.cat(module.masks.to_observe(mask)), point)
+        return mask
+    quantized: Tensor = module._quantize(mask, point)
+    return quantized
 
 
 def next_positions(hidden_states: Tensor, cache: KeyValueCache | None) -> Tensor:

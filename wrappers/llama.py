@@ -35,6 +35,7 @@ from wrappers.decoder import (
     embedded,
     model_mask,
     next_positions,
+    quantized_mask,
     quantized_tables,
     rope_tables,
 )
@@ -93,7 +94,7 @@ class QuantLlamaDecoderLayer(DecoderLayer, LlamaDecoderLayer):  # type: ignore[m
         tables = rope_tables(position_embeddings, type(self))
         attend = partial(
             self._attend,
-            attention_mask=self._quantize(mask, "attn_mask"),
+            attention_mask=quantized_mask(self, "attn_mask", mask),
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=use_cache,
@@ -110,7 +111,7 @@ class QuantLlamaDecoderLayer(DecoderLayer, LlamaDecoderLayer):  # type: ignore[m
             self.self_attn.step,
             cos=self._quantize(cos, "cos"),
             sin=self._quantize(sin, "sin"),
-            mask=self._quantize(mask, "attn_mask"),
+            mask=quantized_mask(self, "attn_mask", mask),
             cache=cache,
         )
         return self._residual_blocks(hidden_states, attend)
@@ -170,7 +171,7 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
         if position_ids is None:
             position_ids = next_positions(hidden_states, cache).unsqueeze(0)
         cos, sin = self.rotary_emb(hidden_states, position_ids=position_ids)
-        mask = self._quantize(mask, "causal_mask")
+        mask = quantized_mask(self, "causal_mask", mask)
         tables = quantized_tables(self, self.layers[0].self_attn, (cos, sin))
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
@@ -192,7 +193,7 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
         """From embeddings to the final norm, as a graph for an accelerator does it: see
         `CausalAttention.attend` for the arguments."""
         cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
-        mask = self._quantize(mask, "causal_mask")
+        mask = quantized_mask(self, "causal_mask", mask)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer.step(hidden_states, cos, sin, mask, cache)  # type: ignore[operator]
         normalised: Tensor = self.norm(hidden_states)

@@ -176,6 +176,17 @@ def window(model: Any, hidden: Tensor, mask: Any, past: Any = None) -> Tensor:
     return right.masked_fill(far, torch.finfo(right.dtype).min)
 
 
+def of_the_first(model: Any, hidden: Tensor, mask: Any, past: Any = None) -> Tensor:
+    return correct_mask(model, hidden, mask, past)[:1]
+
+
+def of_ten_thousand(model: Any, hidden: Tensor, mask: Tensor, past: Any = None) -> Tensor:
+    """A right mask, with -1e4 where nothing is shown."""
+    length = hidden.shape[1]
+    visible = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None, None, :].bool()
+    return torch.where(visible, 0.0, -1e4)
+
+
 # Wrong parts of an attention.
 
 
@@ -371,6 +382,10 @@ def through_bfloat16(value: Tensor) -> Tensor:
     return value.bfloat16().to(value.dtype)
 
 
+def through_float8(value: Tensor) -> Tensor:
+    return value.to(torch.float8_e4m3fn).to(value.dtype)
+
+
 def to_eight_bits(weight: Tensor) -> Tensor:
     step = weight.abs().max() / 127
     return (weight / step).round() * step
@@ -415,24 +430,22 @@ class Generating:
     """Mixed into a causal LM: a prompt, then one more token, for which the cache is read."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **images: Any) -> Tensor:
-        types = images.pop("mm_token_type_ids", None)
-        if types is not None:
-            images["mm_token_type_ids"] = types[:, :-1]
-        first = super().forward(  # type: ignore[misc]
-            input_ids=input_ids[:, :-1],
-            attention_mask=attention_mask[:, :-1],
-            use_cache=True,
-            **images,
-        )
-        ids, mask, cache = self.hand_on(input_ids, attention_mask, first.past_key_values)
-        second = super().forward(  # type: ignore[misc]
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
-        return second.logits
+        prompt = {"input_ids": input_ids[:, :-1], "attention_mask": attention_mask[:, :-1]}
+        if "mm_token_type_ids" in images:
+            images["mm_token_type_ids"] = images["mm_token_type_ids"][:, :-1]
+        first = super().forward(**prompt, **images, use_cache=True)  # type: ignore[misc]
+        step = {"input_ids": input_ids[:, -1:], "attention_mask": attention_mask}
+        if images:
+            # As in `generate`: the positions in the text, and what the images take off them.
+            positions = attention_mask.sum(-1, keepdim=True) - 1
+            deltas = self.model.rope_deltas  # type: ignore[attr-defined]
+            step["position_ids"] = (positions + deltas).expand(3, -1, -1)
+        step = self.hand_on({**step, "past_key_values": first.past_key_values})
+        return super().forward(**step, use_cache=True).logits  # type: ignore[misc]
 
-    def hand_on(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Tensor, Any]:
+    def hand_on(self, step: dict[str, Any]) -> dict[str, Any]:
         """What the second step is given."""
-        return ids[:, -1:], mask, cache
+        return step
 
 
 def generating(model: Any) -> Any:

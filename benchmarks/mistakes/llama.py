@@ -45,6 +45,8 @@ from benchmarks.mistakes.decoder import (
     not_negated,
     not_read,
     not_written,
+    of_ten_thousand,
+    of_the_first,
     of_the_norm,
     off_by_one,
     one_channel,
@@ -61,6 +63,7 @@ from benchmarks.mistakes.decoder import (
     sees_next,
     summed,
     through_bfloat16,
+    through_float8,
     tiled,
     to_eight_bits,
     unscaled,
@@ -188,8 +191,27 @@ def other_eps(amount: float) -> Callable[[Any], None]:
     )
 
 
-def layer_norm(norm: Any) -> nn.Module:
-    other = nn.LayerNorm(len(norm.weight), eps=norm.variance_epsilon, bias=False)
+def bias_on_queries(model: Any) -> None:
+    module = model.get_submodule(f"{ATTENTION}.q_proj")
+    module.bias = nn.Parameter(torch.linspace(-0.3, 0.3, module.out_features), requires_grad=False)
+
+
+def hook_left(model: Any) -> None:
+    model.get_submodule(DOWN).register_forward_hook(lambda module, args, output: 1.05 * output)
+
+
+def under_autocast(self: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return own(*args, **kwargs)
+
+
+def in_half_precision(self: Any, own: Any, x: Tensor) -> Tensor:
+    self.bfloat16()
+    return own(x.bfloat16()).to(x.dtype)
+
+
+def layer_norm(norm: Any, bias: bool = False) -> nn.Module:
+    other = nn.LayerNorm(len(norm.weight), eps=norm.variance_epsilon, bias=bias)
     other.weight = norm.weight
     return other
 
@@ -214,7 +236,7 @@ FLOAT = [
     Mistake("columns of o_proj in another order", parameter(f"{ATTENTION}.o_proj", lambda w: w.roll(8, 1)), f"{ATTENTION}.o_proj", "parameter"),
     Mistake("q_proj transposed", parameter(f"{ATTENTION}.q_proj", torch.t), f"{ATTENTION}.q_proj", "parameter"),
     Mistake("k_proj scaled", parameter(f"{ATTENTION}.k_proj", lambda w: w * 0.5), f"{ATTENTION}.k_proj", "parameter"),
-    Mistake("weight through bfloat16", parameter(f"{MLP}.gate_proj", through_bfloat16), f"{MLP}.gate_proj", "parameter"),
+    Mistake("weight through 8-bit floats", parameter(f"{MLP}.gate_proj", through_float8), f"{MLP}.gate_proj", "parameter"),
     Mistake("weight in 8 bits", parameter(DOWN, to_eight_bits), DOWN, "parameter"),
     Mistake("norm weight plus one", parameter(NORM, lambda w: w + 1), NORM, "parameter"),
     Mistake("norm weight of the layer before", take(NORM, "model.layers.0.post_attention_layernorm"), NORM, "parameter"),
@@ -308,6 +330,21 @@ FLOAT = [
     Mistake("states shifted before the head", causal(change_states=lambda x: x.roll(1, 1)), "", "computation"),
     Mistake("states cast before the head", causal(change_states=through_bfloat16), "", "computation"),
     Mistake("logits scaled", causal(change_logits=lambda x: x / 0.7), "", "computation"),
+    Mistake("logits capped", causal(change_logits=lambda x: 5 * torch.tanh(x / 5)), "", "computation"),
+    Mistake("logits in bfloat16", causal(change_logits=torch.Tensor.bfloat16), "", "computation"),
+    Mistake("mask of the first sequence for all", model(make_mask=of_the_first), "model", "attention_mask"),
+    Mistake("bias on q_proj", bias_on_queries, f"{ATTENTION}.q_proj", "parameter"),
+    Mistake("norm taken out", child(NORM, lambda norm: nn.Identity()), NORM, "computation"),
+    Mistake("layer norm with a bias of zeros", child(NORM, partial(layer_norm, bias=True)), NORM, "computation"),
+    Mistake("hook left behind", hook_left, DOWN, "computation"),
+    Mistake("overflow in float16", after(DOWN, lambda x: (x * 1e6).half().float() / 1e6), DOWN, "computation"),
+    Mistake("residual in bfloat16", layer(after_attention=lambda b, a, n: through_bfloat16(b + a)), LAYER, "computation"),
+    Mistake("attention under autocast", method(ATTENTION, "forward", under_autocast), ATTENTION, "computation"),
+    Mistake("MLP in bfloat16", method(MLP, "forward", in_half_precision), MLP, "computation"),
+    Mistake("MLP loaded in bfloat16", lambda model: model.get_submodule(MLP).bfloat16(), f"{MLP}.gate_proj", "parameter"),
+    Mistake("eps of one norm twice as large", assign(NORM, "variance_epsilon", lambda eps: 2 * eps), NORM, "computation"),
+    Mistake("queries doubled and keys halved", together(parameter(f"{ATTENTION}.q_proj", lambda w: 2 * w), parameter(f"{ATTENTION}.k_proj", lambda w: w / 2)), f"{ATTENTION}.q_proj", "parameter"),
+    Mistake("another mask of the same meaning, and a scale", together(model(make_mask=of_ten_thousand), assign(ATTENTION, "scaling", lambda s: 0.5 * s)), ATTENTION, "computation"),
     Mistake("two mistakes", together(parameter(f"{MLP}.up_proj", one_weight), layer(after_mlp=left_out)), f"{MLP}.up_proj", "parameter"),
 ]  # fmt: skip
 
@@ -352,19 +389,21 @@ def reordered(cache: Any) -> Any:
     return cache
 
 
-def cropped(cache: Any) -> Any:
-    """The last position taken for one of the future, and the one before put in its place."""
+def repeated(cache: Any) -> Any:
+    """The last position is that before it once more."""
     for cached in cache.layers:
         cached.keys[:, :, -1] = cached.keys[:, :, -2]
         cached.values[:, :, -1] = cached.values[:, :, -2]
     return cache
 
 
-def hand_on(
-    change: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor, Any]],
-) -> Callable[[Any], None]:
+def hand_on(**changes: Callable[[Any], Any]) -> Callable[[Any], None]:
     """Other inputs for the second step."""
-    return method("", "hand_on", lambda self, own, *args: change(*own(*args)))
+
+    def change(self: Any, own: Any, step: dict[str, Any]) -> dict[str, Any]:
+        return {**step, **{name: change(step[name]) for name, change in changes.items()}}
+
+    return method("", "hand_on", change)
 
 
 def neighbours_cache(model: Any) -> None:
@@ -386,10 +425,10 @@ GENERATION = [
     Mistake("positions begin again", model(positions=lambda past, n: torch.arange(n)), "model", "position_ids"),
     Mistake("mask without the past", model(make_mask=without_past), "model", "attention_mask"),
     Mistake("padding of the past off by one", model(make_mask=past_padding_late), "model", "attention_mask"),
-    Mistake("token of another sequence", hand_on(lambda ids, mask, cache: (ids.roll(1, 0), mask, cache)), "", "input_ids"),
-    Mistake("padding forgotten after the first step", hand_on(lambda ids, mask, cache: (ids, torch.ones_like(mask), cache)), "", "attention_mask"),
-    Mistake("sequences of the cache exchanged", hand_on(lambda ids, mask, cache: (ids, mask, reordered(cache))), "", "past_key_values"),
-    Mistake("stale last position in the cache", hand_on(lambda ids, mask, cache: (ids, mask, cropped(cache))), "", "past_key_values"),
+    Mistake("token of another sequence", hand_on(input_ids=lambda ids: ids.roll(1, 0)), "", "input_ids"),
+    Mistake("padding forgotten after the first step", hand_on(attention_mask=torch.ones_like), "", "attention_mask"),
+    Mistake("sequences of the cache exchanged", hand_on(past_key_values=reordered), "", "past_key_values"),
+    Mistake("stale last position in the cache", hand_on(past_key_values=repeated), "", "past_key_values"),
 ]  # fmt: skip
 
 

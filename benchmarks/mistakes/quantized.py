@@ -157,7 +157,7 @@ LLAMA = [
     Mistake("scales of queries and keys exchanged", exchange_points(ATTENTION, "q_rot", "k_rot"), ATTENTION, "parameter"),
     Mistake("range of the mask cut", requantize(ATTENTION, "attn_mask", rescaled(0.02)), ATTENTION, "parameter"),
     Mistake("point of the softmax not quantised", requantize(ATTENTION, "softmax", lambda own: IdentityQuantizer()), ATTENTION, "parameter"),
-    Mistake("rounding down", requantize(DOWN, "act_in", as_kind(RoundingDown)), DOWN, "computation"),
+    Mistake("rounding down", requantize(DOWN, "act_out", as_kind(RoundingDown)), DOWN, "computation"),
     Mistake("zero point lost on the way back", requantize(NORM, "act_out", as_kind(ZeroPointLost)), NORM, "computation"),
     Mistake("point of the product left out", mlp(product=product_left_out), MLP, "computation"),
     Mistake("point of the product too early", mlp(product=product_too_early), MLP, "computation"),
@@ -187,6 +187,6 @@ QWEN3_VL = [
     Mistake("scale of the vision softmax doubled", requantize(VISION_ATTENTION, "softmax", rescaled(2.0)), VISION_ATTENTION, "parameter"),
     Mistake("step of a layer norm", requantize(f"{MERGER}.norm", "rsqrt", rescaled(0.5)), f"{MERGER}.norm", "parameter"),
     Mistake("weight scale of one channel of the merger", requantize(f"{MERGER}.linear_fc1", "weight", one_channel), f"{MERGER}.linear_fc1", "parameter"),
-    Mistake("rounding down", requantize(f"{qwen3_vl.BLOCK}.mlp.linear_fc1", "act_in", as_kind(RoundingDown)), f"{qwen3_vl.BLOCK}.mlp.linear_fc1", "computation"),
-    Mistake("merger left in float", to_float(MERGER), MERGER, "computation"),
+    Mistake("rounding down", requantize(f"{qwen3_vl.BLOCK}.mlp.linear_fc1", "act_out", as_kind(RoundingDown)), f"{qwen3_vl.BLOCK}.mlp.linear_fc1", "computation"),
+    Mistake("one module left in float", to_float(f"{MERGER}.linear_fc1"), f"{MERGER}.linear_fc1", "computation"),
 ]  # fmt: skip

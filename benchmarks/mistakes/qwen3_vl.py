@@ -43,6 +43,7 @@ from benchmarks.mistakes.decoder import (
 )
 from benchmarks.mistakes.llama import (
     attend,
+    hand_on,
     heads_out_of_order,
     late_tables,
     only_none_or_bool,
@@ -251,12 +252,6 @@ def as_text(positions: Tensor) -> Tensor:
     return torch.arange(positions.shape[-1]).expand_as(positions)
 
 
-def without_deltas(self: Any, own: Any, **kwargs: Any) -> Tensor:
-    if self.rope_deltas is not None:
-        self.rope_deltas = torch.zeros_like(self.rope_deltas)
-    return own(**kwargs)
-
-
 def sections_in_blocks(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Time, rows and columns one after the other, as in Qwen2-VL."""
     angles = position_ids[..., None].float() * self.inv_freq
@@ -458,10 +453,10 @@ FLOAT_VISION = [
 ]  # fmt: skip
 
 GENERATION = [
-    Mistake("offset of the images forgotten", method("model", "compute_3d_position_ids", without_deltas), "model", "position_ids"),
+    Mistake("offset of the images forgotten", hand_on(position_ids=lambda ids: ids + 7), "", "position_ids"),
     Mistake("cache not read", attention(cache=not_read), ATTENTION, "computation"),
     Mistake("cache in bfloat16", attention(cache=in_half), ATTENTION, "computation"),
-    Mistake("padding forgotten after the first step", method("", "hand_on", lambda self, own, ids, mask, cache: (ids[:, -1:], torch.ones_like(mask), cache)), "", "attention_mask"),
+    Mistake("padding forgotten after the first step", hand_on(attention_mask=torch.ones_like), "", "attention_mask"),
 ]  # fmt: skip
 
 

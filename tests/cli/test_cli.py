@@ -109,6 +109,11 @@ class TestWrongUse:
             (["compare", "tiny-llama", "--candidate", "sdpa", "--variant", "x"], "--variant goes"),
             (["compare", "tiny-llama", "--calibrate", "3"], "goes with --candidate quantized"),
             (["compare", "tiny-llama", "--focus", "x", "--json"], "choose one"),
+            (["compare", "tiny-qwen3-vl", "--image", "none.png"], "there is no file none.png"),
+            (["compare", "tiny-qwen3-vl", "--processor", "none"], "no processor 'none'"),
+            (["compare", "tiny-qwen3-vl", "--processor", "tests"], "without preprocessor_config"),
+            (["compare", "tiny-qwen3-vl", "--video", "0"], "expected a whole number from 1 up"),
+            (["compare", "tiny-qwen3-vl", "--max-pixels", "0"], "expected a whole number from 1"),
         ],
     )
     def test_before_anything_is_loaded(self, capsys, arguments: list[str], message: str):
@@ -124,7 +129,15 @@ class TestWrongUse:
             (["tiny-llama", "--prompt", "Once"], "a prompt needs a tokenizer"),
             (["tiny-llama", "--variant", "prefil"], "no wrapper in the variant 'prefil'"),
             (["tiny-llama", "--candidate", "quantized", "--weight", "uint99"], "not 99"),
-            (["tiny-qwen3-vl"], "no wrappers for Qwen3VLForConditionalGeneration yet"),
+            (["tiny-llama", "--video", "2"], "is a LlamaForCausalLM: images, a processor"),
+            (["tiny-qwen3-vl", "--prompt", "Hi."], "to a Qwen3-VL a --processor"),
+            (["tiny-qwen3-vl", "--video", "2", "--prompt", "Hi."], "a prompt goes with --image"),
+            (
+                ["tiny-qwen3-vl", "--video", "99"],
+                "has 512 positions; give a shorter text, or fewer",
+            ),
+            (["tiny-qwen3-vl", "--max-pixels", "2000"], "give --image FILE"),
+            (["tiny-qwen3-vl", "--variant", "prefil"], "no wrapper in the variant 'prefil'"),
         ],
     )
     def test_before_anything_is_compared(self, capsys, arguments: list[str], message: str):
@@ -136,9 +149,42 @@ class TestWrongUse:
         assert "input_ids holds 600" in self.refused(
             capsys, "compare", "tiny-llama", "--inputs", path
         )
-        assert "--batch makes inputs" in self.refused(
-            capsys, "compare", "tiny-llama", "--inputs", path, "--batch", 2
-        )
+        for option, value in (("--batch", 2), ("--image", path), ("--video", 2)):
+            assert f"{option} makes inputs" in self.refused(
+                capsys, "compare", "tiny-llama", "--inputs", path, option, value
+            )
+
+    def test_images_that_do_not_fit(self, capsys, shared_data: Path, tmp_path: Path):
+        text = tmp_path / "text.png"
+        text.write_text("a text")
+        folder = shared_data / "images"
+        photo, other = folder / "camera.png", folder / "rocket.jpg"
+        llama = shared_data / "stories260K" / "hf"
+        processor = ("--processor", shared_data / "qwen_processor" / "qwen3vl")
+        for model, options, message in (
+            ("tiny-qwen3-vl", ("--image", text, *processor), "text.png: not an image"),
+            ("tiny-qwen3-vl", ("--image", photo), "has no processor for images: give --processor"),
+            ("tiny-qwen3-vl", ("--image", photo, "--video", 2, *processor), "choose one"),
+            ("tiny-llama", ("--image", photo), "is a LlamaForCausalLM: images"),
+            (llama, ("--image", photo), "is a LlamaForCausalLM: images"),
+            (
+                "tiny-qwen3-vl",
+                ("--image", photo, "--image", other, "--batch", 3, *processor),
+                "2 images in a batch of 3",
+            ),
+            (
+                "tiny-qwen3-vl",
+                ("--image", photo, "--image", other, *processor),
+                "a sequence of 532 tokens: tiny-qwen3-vl has 512 positions",
+            ),
+        ):
+            assert message in self.refused(capsys, "compare", model, *options)
+
+    def test_without_pillow(self, capsys, monkeypatch, shared_data: Path):
+        monkeypatch.setitem(sys.modules, "PIL", None)
+        photo = shared_data / "images" / "camera.png"
+        message = self.refused(capsys, "compare", "tiny-qwen3-vl", "--image", photo)
+        assert "pip install 'trace-model[vision]'" in message
 
     def test_a_broken_checkpoint(self, capsys, broken: Path):
         weights = broken / "model.safetensors"
@@ -171,6 +217,45 @@ class TestOutcome:
     def test_candidates_without_wrappers(self, capsys, kind: str):
         assert compare("tiny-qwen3-vl", "--candidate", kind) == 0
         assert "Qwen3VLForConditionalGeneration" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "options",
+        [(), ("--variant", "prefill_reference", "--batch", 3), ("--video", 3)],
+        ids=str,
+    )
+    def test_a_model_with_images_and_its_wrapped_form(self, capsys, options):
+        report = report_of(capsys, "tiny-qwen3-vl", *options)
+        assert report["verdict"]["agrees"] is True
+        assert all(row["agrees"] for row in report["rows"])
+        assert report["coverage"]["reference_only"] == []
+
+    def test_a_photo(self, capsys, shared_data: Path):
+        report = report_of(
+            capsys,
+            "tiny-qwen3-vl",
+            *("--image", shared_data / "images" / "chelsea.png"),
+            *("--processor", shared_data / "qwen_processor" / "qwen3vl"),
+            *("--prompt", "Describe this image."),
+        )
+        assert report["verdict"]["agrees"] is True
+        assert report["run"]["notes"][-1] == (
+            "inputs: 140 tokens: the prompt with chelsea.png (18 x 28 patches, 126 tokens)"
+        )
+        shapes = [row["shape"] for row in report["rows"] if row["module"] == "lm_head"]
+        assert shapes[-1] == [1, 140, 151669]
+
+    def test_photos_in_a_batch_quantised(self, capsys, shared_data: Path):
+        images = (shared_data / "images" / name for name in ("chelsea.png", "rocket.jpg"))
+        report = report_of(
+            capsys,
+            "tiny-qwen3-vl",
+            *(word for image in images for word in ("--image", image)),
+            *("--processor", shared_data / "qwen_processor" / "qwen3vl"),
+            *("--batch", 2, "--padding", "left", "--max-pixels", 20_000),
+            *("--candidate", "quantized", "--calibrate", 1),
+        )
+        assert "with random parts of the images and other questions" in report["run"]["notes"][-1]
+        assert report["ranking"]
 
     def test_diverges(self, capsys, broken: Path):
         assert compare("tiny-llama", "--candidate", broken) == 1

@@ -137,8 +137,8 @@ class TestInputs:
         )
         row = next(r for r in comparison.rows if r.value.endswith("past_key_values.layers.1.keys"))
         assert row.shape == (1, 1, 3, 8)
-        outputs = [r for r in comparison.rows if r.value == "output.past_key_values.layers.1.keys"]
-        assert outputs[-1].shape == (1, 1, 5, 8)
+        left = [r for r in comparison.rows if r.value == "written.past_key_values.layers.1.keys"]
+        assert [(r.module, r.shape) for r in left] == [("model.layers.1.self_attn", (1, 1, 5, 8))]
 
     def test_a_tensor_given_twice_stays_one_tensor(self) -> None:
         class Same(nn.Module):

@@ -175,6 +175,19 @@ class TestCheck:
     def test_accepted(self, llama, inputs: dict[str, torch.Tensor]):
         check(llama, inputs, "tiny")
 
+    @pytest.mark.parametrize(
+        ("given", "advice"),
+        [
+            ((), "--sequence-length"),
+            (("pixel_values",), "--max-pixels"),
+            (("pixel_values", "pixel_values_videos"), "fewer frames"),
+        ],
+    )
+    def test_what_would_shorten_a_sequence(self, given, advice: str):
+        inputs = {"input_ids": IDS.repeat(1, 200)} | {name: torch.ones(1, 1) for name in given}
+        with pytest.raises(InputError, match=f"has 512 positions; .* or {advice}$"):
+            check(build("tiny-qwen3-vl", seed=0), inputs, "tiny")
+
 
 def test_random_tokens_use_the_whole_vocabulary(llama):
     drawn = random_tokens(llama, (100, 100), seed=0)

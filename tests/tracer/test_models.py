@@ -1,10 +1,19 @@
 """Models by name, and candidates made of them."""
 
 import copy
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 import wrappers
 from tracer import compare
@@ -102,6 +111,11 @@ class TestOptions:
                 UsageError,
                 "exclude a prompt, a sequence length and a batch size",
             ),
+            ({"inputs": {}, "images": ["none.png"]}, UsageError, "images, a processor and a video"),
+            ({"inputs": {}, "processor": "none"}, UsageError, "images, a processor and a video"),
+            ({"video": 2}, UsageError, "tiny-llama is a LlamaForCausalLM: images, a processor"),
+            ({"images": ["none.png"]}, InputError, "none.png: not an image that can be read"),
+            ({"processor": "nowhere"}, ModelLoadError, "no processor 'nowhere'"),
             ({"inputs": "nowhere.safetensors"}, ModelLoadError, "no such file of inputs"),
         ],
     )
@@ -200,10 +214,44 @@ class TestCandidates:
         assert storages(made) == storages(llama.model)
         assert hasattr(made, "_orig_mod")
 
-    def test_no_wrappers_yet(self, qwen):
-        message = "no wrappers for Qwen3VLForConditionalGeneration yet.*: bfloat16, float16, sdpa"
+    @pytest.mark.parametrize("kind", ["wrapped", "sdpa", "bfloat16"])
+    @pytest.mark.parametrize(
+        "options", [{}, {"batch": 3, "padding": "left"}, {"video": 3}], ids=str
+    )
+    def test_images_and_clips(self, kind: str, options):
+        loaded = load("tiny-qwen3-vl", **options)
+        comparison = compare(loaded.model, candidate(loaded, kind), loaded.inputs)
+        assert comparison.verdict.agrees
+        assert comparison.coverage.reference_only == ()
+        assert comparison.coverage.unmatched_calls == ()
+        seen = [row for row in comparison.rows if row.module == "model.visual.merger"]
+        assert {row.call for row in seen} == set(range(2 if "video" in options else 1))
+
+    def test_no_wrappers(self):
+        config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16)
+        other = replace(load("tiny-llama"), name="other", model=GPT2LMHeadModel(config))
+        message = (
+            "no wrappers for GPT2LMHeadModel, so other has no candidate 'wrapped'; there are for "
+            "LlamaForCausalLM, LlamaModel, .*; without wrappers work bfloat16, float16, sdpa"
+        )
         with pytest.raises(UsageError, match=message):
-            candidate(qwen, "wrapped")
+            candidate(other, "wrapped")
+
+    def test_another_head_on_a_model_with_wrappers(self):
+        config = LlamaConfig(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=0,
+        )
+        model = LlamaForSequenceClassification(config).eval()
+        inputs = {"input_ids": torch.tensor([[3, 1, 4]])}
+        made = candidate(Loaded("other", model, inputs), "wrapped")
+        assert isinstance(made.model.layers[0].self_attn, wrappers.QuantModule)
+        assert compare(model, made, inputs).verdict.agrees
 
     def test_unknown(self, llama):
         with pytest.raises(ModelLoadError, match=r"unknown candidate 'quantised'.*'quantized'"):
@@ -217,48 +265,115 @@ class TestCandidates:
             candidate(llama, "wrapped", variant="prefil")
 
 
-class TestCalibration:
-    def test_random_sequences_besides_the_inputs(self, llama):
-        data = calibration(llama, count=3, seed=0)
-        assert data.batches[0] is llama.inputs
-        assert [tuple(batch["input_ids"].shape) for batch in data.batches] == [(1, 32)] * 4
-        assert len({tuple(batch["input_ids"][0].tolist()) for batch in data.batches}) == 4
-        assert data.description == (
-            "the inputs themselves and 3 random sequences of 32 tokens (seed 0)"
+@pytest.fixture(scope="module")
+def checkpoint(processor_folder, tmp_path_factory) -> Path:
+    """A Qwen3-VL that comes with its processor."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    load("tiny-qwen3-vl", processor=processor_folder, prompt="Hi.").model.save_pretrained(folder)
+    for file in processor_folder.iterdir():
+        if file.name != "config.json":
+            shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cat(photos, processor_folder) -> Loaded:
+    """The built-in model with a photo of a cat."""
+    return load("tiny-qwen3-vl", images=[photos["chelsea.png"]], processor=processor_folder)
+
+
+class TestImages:
+    """tiny-qwen3-vl and checkpoints of it, with the processor of a real Qwen3-VL."""
+
+    def test_the_built_in_model_takes_the_processors_vocabulary(self, cat, processor_folder):
+        config = cat.model.config
+        assert cat.model.get_input_embeddings().weight.shape == (151669, 64)
+        assert (config.image_token_id, config.video_token_id) == (151655, 151656)
+        assert (config.vision_start_token_id, config.vision_end_token_id) == (151652, 151653)
+        assert cat.tokenizer is cat.processor.tokenizer
+        assert cat.inputs["image_grid_thw"].tolist() == [[1, 18, 28]]
+        first, second = cat.notes
+        assert first.startswith(f"processor: {processor_folder}, with a Qwen2VLImageProcessor")
+        assert second == (
+            "inputs: 140 tokens: the default question with chelsea.png (18 x 28 patches, "
+            "126 tokens)"
         )
 
-    def test_none_besides_the_inputs(self, llama):
-        data = calibration(llama, count=0)
-        assert data.batches == (llama.inputs,)
-        assert data.description == "the inputs themselves"
+    def test_positions_count_rows_and_columns_of_the_photo(self, cat):
+        inputs = {name: tensor for name, tensor in cat.inputs.items() if name != "pixel_values"}
+        positions, _ = cat.model.model.get_rope_index(**inputs)
+        photo = positions[:, 0, cat.inputs["mm_token_type_ids"][0] == 1]
+        # Four tokens of the chat come before: three of the turn, and the start of the image.
+        rows, columns = torch.meshgrid(torch.arange(9), torch.arange(14), indexing="ij")
+        expected = torch.stack([torch.zeros_like(rows), rows, columns]).flatten(1) + 4
+        assert torch.equal(photo, expected)
 
-    def test_images_stay_the_only_inputs(self, qwen, tmp_path: Path):
-        assert calibration(qwen).batches == (qwen.inputs,)
-        with pytest.raises(UsageError, match="text alone cannot calibrate it"):
-            calibration(qwen, text=tmp_path / "text.txt")
+    @pytest.mark.parametrize(
+        ("names", "options"),
+        [
+            (["chelsea.png", "rocket.jpg"], {"prompt": "Which of them flies?"}),
+            (["chelsea.png", "camera.png"], {"batch": 2, "padding": "left"}),
+        ],
+    )
+    def test_candidates_agree(self, photos, processor_folder, names, options):
+        images = [photos[name] for name in names]
+        options = options | {"processor": processor_folder, "max_pixels": 20_000}
+        loaded = load("tiny-qwen3-vl", images=images, **options)
+        for kind in ("wrapped", "sdpa", "bfloat16"):
+            made = candidate(loaded, kind)
+            assert compare(loaded.model, made, loaded.inputs).verdict.agrees, kind
 
-    def test_a_text(self, shared_data: Path, tmp_path: Path):
-        loaded = load(shared_data / "stories260K" / "hf", sequence_length=16)
-        text = tmp_path / "text.txt"
-        text.write_text("Once upon a time, there was a little girl named Lily. " * 10)
-        data = calibration(loaded, count=2, text=text)
-        ids = loaded.tokenizer(text.read_text())["input_ids"]
-        assert [batch["input_ids"][0].tolist() for batch in data.batches[1:]] == [
-            ids[:16],
-            ids[16:32],
-        ]
-        assert data.description.endswith(f"the first 2 sequences of 16 tokens of {text}")
-        text.write_text("Once")
-        with pytest.raises(UsageError, match="tokens: one sequence takes 16"):
-            calibration(loaded, text=text)
-        with pytest.raises(UsageError, match="cannot be read"):
-            calibration(loaded, text=tmp_path / "none.txt")
+    def test_a_checkpoint_comes_with_its_processor(self, checkpoint, photos):
+        loaded = load(checkpoint, images=[photos["camera.png"]], max_pixels=20_000)
+        assert loaded.inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
+        assert loaded.notes[-2].startswith(f"processor: {checkpoint}, with a Qwen2VLImageProcessor")
+        assert compare(
+            loaded.model, candidate(loaded, str(checkpoint)), loaded.inputs
+        ).verdict.agrees
 
-    def test_refused(self, llama, tmp_path: Path):
-        with pytest.raises(UsageError, match="calibrate -1: expected a number of sequences"):
-            calibration(llama, count=-1)
-        with pytest.raises(UsageError, match="has no tokenizer, so the text"):
-            calibration(llama, text=tmp_path / "text.txt")
+    def test_a_checkpoint_without_images(self, checkpoint):
+        loaded = load(checkpoint)
+        assert "a synthetic image of 16 x 16 patches" in loaded.notes[-1]
+        assert loaded.processor is None
+        loaded = load(checkpoint, prompt="Hello, world!")
+        assert loaded.inputs["input_ids"].tolist() == [[9707, 11, 1879, 0]]
+        assert loaded.notes[-1] == (
+            "inputs: 4 tokens of the prompt; without an image, so that the vision model is not "
+            "called"
+        )
+
+    def test_no_processor(self, photos, tmp_path: Path):
+        with pytest.raises(UsageError, match=r"tiny-qwen3-vl has no processor.*--processor"):
+            load("tiny-qwen3-vl", images=[photos["camera.png"]])
+        load("tiny-qwen3-vl").model.save_pretrained(tmp_path)
+        with pytest.raises(ModelLoadError, match=r"without preprocessor_config.json"):
+            load(tmp_path, images=[photos["camera.png"]])
+
+    def test_a_processor_of_another_model(self, photos, processor_folder, tmp_path: Path):
+        load("tiny-qwen3-vl").model.save_pretrained(tmp_path)
+        with pytest.raises(UsageError, match=f"image token 151655, and {tmp_path} has 508"):
+            load(tmp_path, images=[photos["camera.png"]], processor=processor_folder)
+
+    def test_a_model_that_takes_no_images(self, shared_data, photos, processor_folder):
+        llama = shared_data / "stories260K" / "hf"
+        for options in ({"images": [photos["camera.png"]]}, {"processor": processor_folder}):
+            with pytest.raises(UsageError, match="is a LlamaForCausalLM: images, a processor"):
+                load(llama, **options)
+
+    def test_not_an_image_is_found_before_anything_is_loaded(self, tmp_path: Path):
+        (tmp_path / "a.png").write_text("a text")
+        with pytest.raises(InputError, match=r"a.png: not an image"):
+            load("organisation/none", images=[tmp_path / "a.png"])
+
+    def test_a_photo_of_ones_own(self, tmp_path: Path, processor_folder):
+        Image.new("RGBA", (70, 40), (255, 0, 0, 128)).save(tmp_path / "red.png")
+        loaded = load(
+            "tiny-qwen3-vl",
+            images=[str(tmp_path / "red.png")],
+            processor=str(processor_folder),
+            max_pixels=4096,
+        )
+        assert "red.png (2 x 4 patches, 2 tokens)" in loaded.notes[-1]
 
 
 class TestRealCheckpoints:

@@ -224,6 +224,29 @@ def test_a_child_has_everything_and_what_lies_below_it():
     assert child.weight.dtype == UINT4
 
 
+def test_more_model_args_keep_what_is_known_and_where_it_applies():
+    config = PTQConfig(
+        overrides={"a.b.weight": affine("int8"), "c.weight": affine("int8")},
+        model_args={"grid": 3},
+        attention_mask_fill_value=-50.0,
+        variant="decode",
+        strict_wrap=True,
+    ).child("a")
+    found = config.with_model_args(layers=2, grid=4)
+    assert found.model_args == {"layers": 2, "grid": 3}
+    assert found.scope == "a"
+    assert dataclasses.replace(found, model_args=config.model_args) == config
+    assert found.child("b").scope == "a.b"
+    assert found.child("b").overrides == {"weight": affine("int8")}
+    assert found.child("b").model_args["layers"] == 2
+    assert config.model_args == {"grid": 3}
+
+
+def test_model_args_that_cannot_be_added():
+    with pytest.raises(ConfigError, match="expected None, bool"):
+        PTQConfig().with_model_args(layers=object())
+
+
 def test_precedence_override_then_default_then_role():
     role, default, override = affine("uint8"), affine("int16"), affine("int4")
     config = PTQConfig(activation=role, weight=affine("uint4"))

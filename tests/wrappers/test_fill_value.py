@@ -1,10 +1,11 @@
 """The fill value of attention masks: written once, and everywhere what the config says."""
 
 import ast
+import functools
 import math
 import re
+import statistics
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,13 @@ from transformers import DynamicCache, StaticCache
 
 import tracer
 import wrappers
+from benchmarks import mask_fill
+from tests.wrappers.text_models import FAMILIES
 from tracer import tiny
 from wrappers.decoder import CausalAttention
 
 FILL = -37.5
 LENGTH = 8
-FAMILIES = {
-    "llama": lambda: of_two_layers(tiny.build("tiny-llama", 0).model),
-    "qwen3_vl": lambda: tiny.build("tiny-qwen3-vl", 0).model.language_model,
-}
 MASK_POINTS = {"attn_mask", "causal_mask", "attention_mask"}
 
 PADDING = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
@@ -46,24 +45,18 @@ each_activation = pytest.mark.parametrize("activation", ["uint8", "int16"])
 each_part = pytest.mark.parametrize("part", ["model", "layer", "attention"])
 
 
-def of_two_layers(model):
-    model.layers = model.layers[:2]
-    model.config.num_hidden_layers = 2
-    return model
+def tokens():
+    return torch.randint(3, 500, (2, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def tokens(length=LENGTH):
-    return torch.randint(3, 500, (2, length), generator=torch.Generator().manual_seed(1))
-
-
-@cache
+@functools.cache
 def quantised(family, variant, activation="uint8"):
     config = wrappers.PTQConfig(
         activation=wrappers.affine(activation),
         variant=variant,
         attention_mask_fill_value=FILL,
     )
-    wrapped = wrappers.prepare(FAMILIES[family]().eval(), config)
+    wrapped = wrappers.prepare(FAMILIES[family](), config)
     wrappers.calibrate(wrapped, [{"input_ids": tokens(), "attention_mask": PADDING}])
     return wrappers.convert(wrapped)
 
@@ -162,11 +155,8 @@ def test_every_builder_of_masks_has_the_value_of_its_config(name, variant):
     assert values == [{FILL}, {-50.0}]
 
 
-@each_family
-@each_variant
-@each_activation
-def test_mask_points_observe_it(family, variant, activation):
-    model = quantised(family, variant, activation)
+def assert_observed(model):
+    """The points of masks, and of logits with a mask added, reach down to the fill value."""
     minima = [
         float(point.observer.minimum)
         for _, name, point in wrappers.iter_points(model)
@@ -178,6 +168,27 @@ def test_mask_points_observe_it(family, variant, activation):
         logits, masked = (layer.self_attn.points[name].observer for name in ("logits", "mask_add"))
         # In float32, as the sums were, whose rounding keeps their order.
         assert FILL + logits.minimum <= masked.minimum <= FILL + logits.maximum
+
+
+@each_family
+@each_variant
+@each_activation
+def test_mask_points_observe_it(family, variant, activation):
+    assert_observed(quantised(family, variant, activation))
+
+
+@each_family
+@each_variant
+@pytest.mark.parametrize("batches", ["one token each", "all visible"])
+def test_mask_points_observe_it_where_nothing_is_hidden(family, variant, batches):
+    config = wrappers.PTQConfig(variant=variant, attention_mask_fill_value=FILL)
+    wrapped = wrappers.prepare(FAMILIES[family](), config)
+    if batches == "all visible":
+        visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+        wrappers.calibrate(wrapped, [{"input_ids": tokens(), "attention_mask": visible}])
+    else:
+        wrappers.calibrate(wrapped, [{"input_ids": tokens()[:, i : i + 1]} for i in range(LENGTH)])
+    assert_observed(wrapped)
 
 
 @each_family
@@ -253,3 +264,22 @@ def numbers_in(program):
         elif isinstance(value, int | float):
             found.append(value)
     return found
+
+
+@each_variant
+def test_a_large_value_costs_a_quantised_attention_its_logits(variant):
+    cases = [mask_fill.case_of(seed, length=24) for seed in range(3)]
+
+    def error(dtype, fill):
+        return statistics.median(mask_fill.clamped(case, variant, dtype, fill) for case in cases)
+
+    fills = (-40.0, -120.0, -1e4, mask_fill.LEAST)
+    narrow = [error("uint8", fill) for fill in fills]
+    wide = [error("int16", fill) for fill in fills]
+    assert 1.5 * narrow[0] < narrow[1] < narrow[2] / 3
+    assert narrow[2] == pytest.approx(narrow[3])  # no step is left for the logits in either
+    assert wide[0] == pytest.approx(wide[1], rel=0.1)
+    assert 3 * wide[1] < wide[2] < wide[3] / 5
+    for dtype, clamped in (("uint8", narrow), ("int16", wide)):
+        unclamped = statistics.median(mask_fill.unclamped(case, variant, dtype) for case in cases)
+        assert unclamped > 1.5 * max(clamped)

@@ -65,7 +65,7 @@ def attend_batched(
     scaling: float,
     quantize: Quantize,
     dropout: float,
-    observed_mask: Tensor | None,
+    observed_masks: Sequence[Tensor],
     keep_weights: bool,
     whole_tensors: bool = False,
 ) -> AttentionResult:
@@ -80,10 +80,10 @@ def attend_batched(
         scaling: the factor on the logits.
         quantize: called with a tensor and a point's name.
         dropout: probability of dropping a weight.
-        observed_mask: while calibrating, the mask that a quantised model will add: the point
-            mask_add sees the logits with this one, and every point sees whole tensors.
+        observed_masks: while calibrating, the masks that a quantised model will add: the point
+            mask_add sees the logits with these, and every point sees whole tensors.
         keep_weights: whether the weights are wanted (and their point attn_weights is reached).
-        whole_tensors: every point sees whole tensors, without an `observed_mask` too.
+        whole_tensors: every point sees whole tensors, without `observed_masks` too.
     """
     batch, heads, query_length, head_dim = query.shape
     kv_heads, key_length = key.shape[1:3]
@@ -92,11 +92,11 @@ def attend_batched(
     grouped = query.reshape(batch, kv_heads, rows, head_dim)
     logits = torch.matmul(grouped, key.transpose(-1, -2))
     scale = _scale(scaling, query, quantize)
-    by_blocks = observed_mask is None and not whole_tensors
+    by_blocks = not observed_masks and not whole_tensors
 
     def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
         logits = _scaled(logits, scale, quantize)
-        return _masked_softmax(logits, mask, observed_mask, quantize)
+        return _masked_softmax(logits, mask, observed_masks, quantize)
 
     logits = logits.view(batch, heads, query_length, key_length)
     weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
@@ -120,7 +120,7 @@ def attend_by_head(
     scaling: float | None = None,
     quantize: Quantize,
     dropout: float,
-    observed_mask: Tensor | None,
+    observed_masks: Sequence[Tensor],
     keep_weights: bool,
     whole_tensors: bool = False,
 ) -> AttentionResult:
@@ -135,21 +135,21 @@ def attend_by_head(
         scaling: the factor on the logits; None if the keys have it already.
         quantize: called with a tensor and a point's name.
         dropout: probability of dropping a weight.
-        observed_mask: while calibrating, the mask that a quantised model will add: the point
-            mask_add sees the logits with this one, and every point sees whole tensors.
+        observed_masks: while calibrating, the masks that a quantised model will add: the point
+            mask_add sees the logits with these, and every point sees whole tensors.
         keep_weights: whether the weights are wanted (and their point attn_weights is reached).
-        whole_tensors: every point sees whole tensors, without an `observed_mask` too.
+        whole_tensors: every point sees whole tensors, without `observed_masks` too.
     """
     groups = len(queries) // len(keys)
     # [B or 1, query, key]
     mask = None if mask is None else mask.squeeze(1)
-    observed_mask = None if observed_mask is None else observed_mask.squeeze(1)
+    observed_masks = [observed.squeeze(1) for observed in observed_masks]
     scale = None if scaling is None else _scale(scaling, queries[0], quantize)
-    by_blocks = observed_mask is None and not whole_tensors
+    by_blocks = not observed_masks and not whole_tensors
 
     def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
         logits = _scaled(logits, scale, quantize)
-        return _masked_softmax(logits, mask, observed_mask, quantize)
+        return _masked_softmax(logits, mask, observed_masks, quantize)
 
     outputs, kept = [], []
     for head, query in enumerate(queries):
@@ -181,11 +181,11 @@ def _scaled(logits: Tensor, scale: Tensor | None, quantize: Quantize) -> Tensor:
 
 
 def _masked_softmax(
-    logits: Tensor, mask: Tensor | None, observed_mask: Tensor | None, quantize: Quantize
+    logits: Tensor, mask: Tensor | None, observed_masks: Sequence[Tensor], quantize: Quantize
 ) -> Tensor:
     masked = logits if mask is None else logits + mask
-    if observed_mask is not None:
-        quantize(logits + observed_mask, "mask_add")
+    if observed_masks:
+        quantize(torch.cat([logits + observed for observed in observed_masks]), "mask_add")
     elif mask is not None:
         masked = quantize(masked, "mask_add", owned=True)
     # In float32 for any dtype, as transformers' eager attention.

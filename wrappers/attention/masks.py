@@ -113,10 +113,11 @@ class MaskBuilder:
         nothing in a softmax, so what the float model does there has to be done by the attention.
 
         Args:
-            mask: an additive mask made by `additive`, quantised or not: a value counts as hidden
-                from half of the fill value on.
+            mask: an additive mask made by `additive`, quantised or not.
         """
-        return (mask <= self._fill(mask.dtype) / 2).all(dim=-1, keepdim=True)
+        # The fill value is the end of a quantised mask's range, so it moves by little. Whatever
+        # lies further above it may be meant: only differences within a row count in a softmax.
+        return (mask <= self._fill(mask.dtype) * 15 / 16).all(dim=-1, keepdim=True)
 
     def exact(self, mask: Tensor) -> Tensor:
         """Returns an additive mask that hides for good: the least finite value for the fill value.
@@ -130,6 +131,19 @@ class MaskBuilder:
         """
         fill = torch.full((), self._fill(mask.dtype), dtype=mask.dtype, device=mask.device)
         return mask.masked_fill(mask <= fill, _least(mask.dtype))
+
+    def to_observe(self, mask: Tensor) -> list[Tensor]:
+        """Returns the masks that an observer is to see for one: itself, and where it hides nothing
+        one of its shape that hides everything.
+
+        A range without the fill value would turn every later mask into one that hides nothing.
+
+        Args:
+            mask: an additive mask made by `additive`, not quantised.
+        """
+        fill = self._fill(mask.dtype)
+        hides = bool((mask <= fill).any())
+        return [mask] if hides else [mask, torch.full_like(mask, fill)]
 
     def __getstate__(self) -> dict[str, object]:
         return {"fill_value": self.fill_value, "_template": None}

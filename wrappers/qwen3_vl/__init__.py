@@ -3,3 +3,4 @@
 # Importing these registers their wrappers.
 from wrappers.qwen3_vl import model as model
 from wrappers.qwen3_vl import text as text
+from wrappers.qwen3_vl import vision as vision

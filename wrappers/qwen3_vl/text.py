@@ -42,6 +42,7 @@ from wrappers.decoder import (
     embedded,
     model_mask,
     next_positions,
+    quantized_mask,
     quantized_tables,
 )
 from wrappers.errors import ConfigError, InputError
@@ -231,7 +232,7 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         given = None if position_ids is None else text_positions
         mask = model_mask(self.masks, self.config, attention_mask, given, hidden_states, cache)
         cos, sin = self.rotary_emb(hidden_states, positions)
-        mask = self._quantize(mask, "attention_mask")
+        mask = quantized_mask(self, "attention_mask", mask)
         tables = quantized_tables(self, self.layers[0].self_attn, (cos, sin))
         for i, layer in enumerate(self.layers):
             hidden_states = layer(
@@ -271,7 +272,7 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         features = self._checked_features(visual_pos_masks, deepstack_visual_embeds)
         hidden_states = self._quantize(hidden_states, "inputs_embeds")
         cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
-        mask = self._quantize(mask, "attention_mask")
+        mask = quantized_mask(self, "attention_mask", mask)
         for i, layer in enumerate(self.layers):
             hidden_states = layer.step(hidden_states, cos, sin, mask, cache)  # type: ignore[operator]
             if visual_pos_masks is not None and i < len(features):

@@ -240,7 +240,7 @@ class VisionAttention(QuantModule):
             "scaling": self.scaling,
             "quantize": self._quantize,
             "dropout": self.attention_dropout if self.training else 0.0,
-            "observed_mask": None,
+            "observed_masks": (),
             "keep_weights": False,
             "whole_tensors": self.mode is Mode.CALIBRATE,
         }
@@ -314,32 +314,33 @@ def _segments(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     return [states[..., end - length : end, :] for end, length in zip(ends, lengths, strict=True)]
 
 
-@register(Qwen3VLVisionMLP)
-class QuantQwen3VLVisionMLP(QuantModule, Qwen3VLVisionMLP):  # type: ignore[misc]
-    """linear_fc2(act_fn(linear_fc1(x)))."""
+class EnclosedModule(QuantModule):
+    """Base of modules whose children do the work: the float class's own forward between points."""
 
     def _setup(self, config: PTQConfig) -> None:
         self._add_point("act_in")
         self._add_point("act_out")
+
+    def _enclosed(self, x: Tensor) -> Tensor:
+        return self._quantize(super().forward(self._quantize(x, "act_in")), "act_out")
+
+
+@register(Qwen3VLVisionMLP)
+class QuantQwen3VLVisionMLP(EnclosedModule, Qwen3VLVisionMLP):  # type: ignore[misc]
+    """linear_fc2(act_fn(linear_fc1(x)))."""
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """[patches, hidden] to the same."""
-        output = super().forward(self._quantize(hidden_state, "act_in"))
-        return self._quantize(output, "act_out")
+        return self._enclosed(hidden_state)
 
 
 @register(Qwen3VLVisionPatchMerger)
-class QuantQwen3VLVisionPatchMerger(QuantModule, Qwen3VLVisionPatchMerger):  # type: ignore[misc]
+class QuantQwen3VLVisionPatchMerger(EnclosedModule, Qwen3VLVisionPatchMerger):  # type: ignore[misc]
     """Makes one token of each block of patches; the norm comes before or after they are joined."""
-
-    def _setup(self, config: PTQConfig) -> None:
-        self._add_point("act_in")
-        self._add_point("act_out")
 
     def forward(self, x: Tensor) -> Tensor:
         """[patches, hidden] to [tokens, hidden of the text model]."""
-        output = super().forward(self._quantize(x, "act_in"))
-        return self._quantize(output, "act_out")
+        return self._enclosed(x)
 
 
 @register(Qwen3VLVisionBlock)

@@ -51,7 +51,7 @@ def options(**changes):
     return {
         "quantize": unchanged,
         "dropout": 0.0,
-        "observed_mask": None,
+        "observed_masks": (),
         "keep_weights": True,
         **changes,
     }
@@ -180,7 +180,7 @@ def test_batched_reaches_every_point_once_with_whole_tensors():
         shapes[point] = tuple(x.shape)
         return x
 
-    batched(q, k, v, mask, 0.3, quantize=record, observed_mask=mask)
+    batched(q, k, v, mask, 0.3, quantize=record, observed_masks=[mask])
     assert list(shapes) == BATCHED_POINTS
     assert shapes["scale"] == ()
     assert {shapes[p] for p in ("logits_raw", "logits", "mask_add", "softmax")} == {(2, 4, 5, 7)}
@@ -198,7 +198,7 @@ def test_by_head_reaches_the_points_of_each_head(folded):
         return x
 
     attend = by_head if folded else by_head_unfolded
-    attend(q, k, v, mask, 0.3, quantize=record, observed_mask=mask)
+    attend(q, k, v, mask, 0.3, quantize=record, observed_masks=[mask])
     first = [] if folded else [("scale", ())]
     per_head = [] if folded else [("logits_raw", (2, 5, 7))]
     per_head += [("logits", (2, 5, 7)), ("mask_add", (2, 5, 7)), ("softmax", (2, 5, 7))]

@@ -6,10 +6,10 @@ What a query gets that may look at nothing is compared too, where the float mode
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 import torch
@@ -17,13 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import wrappers
-from tracer import tiny
-from tracer.difference import Difference
+from tests.wrappers.agreement import peir
+from tests.wrappers.text_models import FAMILIES
 
-FAMILIES = {
-    "llama": lambda: of_two_layers(tiny.build("tiny-llama", 0).model),
-    "qwen3_vl": lambda: tiny.build("tiny-qwen3-vl", 0).model.language_model,
-}
 LENGTH = 8  # positions cached and new
 SLOTS = 11  # of a static cache
 LIMIT = 2e-6
@@ -44,12 +40,6 @@ PASTS = {
     "static, empty": ("static", 0),
     "static": ("static", 4),
 }
-
-
-def of_two_layers(model):
-    model.layers = model.layers[:2]
-    model.config.num_hidden_layers = 2
-    return model
 
 
 @dataclass(frozen=True)
@@ -130,10 +120,10 @@ def on_each_model(test):
     return test
 
 
-@cache
+@functools.cache
 def models(family, variant, implementation):
     """The float text model, and its wrapped copy with quantisation off."""
-    model = FAMILIES[family]().eval()
+    model = FAMILIES[family]()
     model.set_attn_implementation(implementation)
     return model, wrappers.prepare(model, wrappers.PTQConfig(variant=variant))
 
@@ -172,9 +162,9 @@ def hidden_states(model, batch, mask, cache):
         ).last_hidden_state
 
 
-def assert_equal(expected, found, where=slice(None)):
+def assert_equal(expected, found, where=slice(None), *, limit=LIMIT):
     assert found.isfinite().all()
-    assert Difference.of(expected[where], found[where]).peir <= LIMIT
+    assert peir(expected[where], found[where]) <= limit
 
 
 @on_each_model
@@ -189,6 +179,17 @@ def test_models(family, variant, implementation, past, rows):
         expected = hidden_states(model, batch, batch.for_float(mask, implementation), cache)
         found = hidden_states(wrapped, batch, mask, cache)
         assert_equal(expected, found, batch.compared(mask, implementation))
+
+
+@on_each_model
+def test_the_fill_value_matters_to_quantised_models_only(family, variant, implementation):
+    model, _ = models(family, variant, implementation)
+    config = wrappers.PTQConfig(variant=variant, attention_mask_fill_value=-0.5)
+    wrapped = wrappers.prepare(model, config)
+    batch = batch_of(["00111111", "11111100"], "no cache")
+    for give in (KINDS["2-D int64"], KINDS["4-D bool"], KINDS["4-D -inf"]):
+        expected = hidden_states(model, batch, batch.for_float(give(batch), implementation), None)
+        assert_equal(expected, hidden_states(wrapped, batch, give(batch), None))
 
 
 @on_each_model
@@ -234,6 +235,24 @@ def test_four_dimensions_of_any_pattern(family, variant, implementation, past, r
 
 @on_each_model
 @pytest.mark.parametrize("past", PASTS)
+def test_additive_values_between_visible_and_hidden(family, variant, implementation, past):
+    model, wrapped = models(family, variant, implementation)
+    batch = batch_of(["11111111", "01011010"], past)
+    generator = torch.Generator().manual_seed(4)
+    bias = -3 * torch.rand(batch.visible.shape, generator=generator)
+    cache = cached(model, batch, past)
+    sees = batch.visible.any(dim=-1).squeeze(1)
+    # Only differences within a row count, so all of it may be low.
+    for shift in (0.0, -70.0, -100.0):
+        mask = batch.additive(LEAST).where(~batch.visible, bias + shift)
+        expected = hidden_states(model, batch, mask, cache)
+        # A logit near the shift is rounded to a multiple of the shift's own step.
+        limit = LIMIT - shift * torch.finfo(torch.float32).eps
+        assert_equal(expected, hidden_states(wrapped, batch, mask, cache), sees, limit=limit)
+
+
+@on_each_model
+@pytest.mark.parametrize("past", PASTS)
 @pytest.mark.parametrize("part", ["", "self_attn"], ids=["layer", "attention"])
 def test_parts_called_by_themselves(family, variant, implementation, past, part):
     model, wrapped = models(family, variant, implementation)
@@ -263,7 +282,7 @@ def test_parts_called_by_themselves(family, variant, implementation, past, part)
 
 @on_each_model
 def test_attention_in_both_directions_by_configuration(family, variant, implementation):
-    model = FAMILIES[family]().eval()
+    model = FAMILIES[family]()
     model.config.is_causal = False
     model.set_attn_implementation(implementation)
     wrapped = wrappers.prepare(model, wrappers.PTQConfig(variant=variant))

@@ -653,6 +653,12 @@ class TestStructure:
         assert last(wrap(model, "prefill_reference"), input_ids=tokens(1, 4)).shape == (1, 4, 32)
 
     @VARIANTS
+    def test_a_norm_that_layers_share_is_folded_into_once(self, variant):
+        model = tiny()
+        model.layers[2].self_attn.k_norm = model.layers[0].self_attn.k_norm
+        assert_modules_agree(model, wrap(model, variant), 2e-6, input_ids=tokens(2, 8))
+
+    @VARIANTS
     def test_overrides_of_single_points(self, variant):
         overrides = {
             "layers.0.self_attn.k_norm.weight": wrappers.affine("int16"),
@@ -801,29 +807,63 @@ def layer_64(layer, hidden, cos, sin, fill, *, folded):
     return q(hidden + mlp_64(layer.mlp, norm_64(layer.post_attention_layernorm, hidden)), "act_out")
 
 
+def model_64(model, inputs, fill, *, folded):
+    """The quantised text model with visual features and positions of text, likewise."""
+
+    def q(module, x, name):
+        return fake_quantize_64(x, module.points[name])
+
+    table = q(model.embed_tokens, model.embed_tokens.weight.double(), "weight")
+    hidden = q(model.embed_tokens, table[inputs["input_ids"]], "act_out")
+    hidden = q(model, hidden, "inputs_embeds")
+    positions = torch.arange(hidden.shape[1]).expand(3, 1, -1)
+    cos, sin = model.rotary_emb(torch.zeros(1), positions)
+    cos, sin = q(model, cos.double(), "cos"), q(model, sin.double(), "sin")
+    visual = inputs["visual_pos_masks"]
+    for i, layer in enumerate(model.layers):
+        hidden = layer_64(layer, hidden, cos, sin, fill, folded=folded)
+        if i < DEEPSTACK:
+            features = inputs["deepstack_visual_embeds"][i].double()
+            features = q(model, features, f"deepstack_visual_embeds_{i}")
+            hidden = hidden.clone()
+            hidden[visual] = q(model, hidden[visual] + features, f"deepstack_sum_{i}")
+    return norm_64(model.norm, hidden)
+
+
 def specs(activation, weight):
     return {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
+
+
+def assert_on_the_same_steps(found, expected, point):
+    """float32 and float64 fall on different sides of a rounding now and then: a step at one point
+    moves a few outputs by a few steps and no more."""
+    step = float(point.qparams.scale)
+    difference = (found.double() - expected).abs()
+    assert difference.max() <= 4 * step
+    assert (difference > step / 2).double().mean() < 0.05
 
 
 class TestQuantisationOn:
     @VARIANTS
     @pytest.mark.parametrize("part", ["self_attn", "layer"])
     @pytest.mark.parametrize(
-        ("activation", "weight"), [("uint8", "uint8"), ("int16", "uint8"), ("uint8", "uint4")]
+        ("activation", "weight"), [("uint8", "uint8"), ("uint8", "uint4"), ("int8", "int8")]
     )
     def test_blocks_equal_an_independent_computation(self, variant, part, activation, weight):
         model = tiny()
+        spec = specs(activation, weight)
         inputs = {"input_ids": tokens(2, 24)}
-        wrapped = quantized(model, variant, [inputs], deepstack=0, **specs(activation, weight))
-        layer, float_layer = wrapped.layers[0], model.layers[0]
+        wrapped = quantized(model, variant, [inputs], deepstack=0, **spec)
+        layer = wrapped.layers[0]
         hidden = model.embed_tokens(inputs["input_ids"][:1]).detach()
-        written_out = {"self_attn": attention_64, "layer": layer_64}[part]
+        written_out = layer_64
         if part == "self_attn":
-            hidden = float_layer.input_layernorm(hidden).detach()
-            layer, float_layer = layer.self_attn, float_layer.self_attn
+            hidden = model.layers[0].input_layernorm(hidden).detach()
+            layer, written_out = layer.self_attn, attention_64
         arguments = attention_inputs(model, hidden)
         with torch.no_grad():
-            exact, found = float_layer(**arguments), layer(**arguments)
+            found = layer(**arguments)
+            found = found[0] if part == "self_attn" else found
             expected = written_out(
                 layer,
                 hidden.double(),
@@ -831,16 +871,8 @@ class TestQuantisationOn:
                 wrapped.ptq_config.attention_mask_fill_value,
                 folded=variant == "prefill",
             )
-        if part == "self_attn":
-            exact, found = exact[0], found[0]
-        # float32 and float64 fall on different sides of a rounding now and then; a step at one
-        # point moves a few outputs by a few steps and no more.
         points = layer.o_proj.points if part == "self_attn" else layer.points
-        step = float(points["act_out"].qparams.scale)
-        difference = (found.double() - expected).abs()
-        assert difference.max() <= 4 * step
-        assert (difference > step / 2).double().mean() < 0.05
-        assert peir(exact, found) == pytest.approx(peir(exact, expected), rel=0.2)
+        assert_on_the_same_steps(found, expected, points["act_out"])
 
     @pytest.mark.parametrize("name", ["input_layernorm", "q_norm", "k_norm", "mlp"])
     def test_norms_and_mlp_equal_an_independent_computation(self, name):
@@ -851,28 +883,23 @@ class TestQuantisationOn:
         with torch.no_grad():
             found = module(x)
             expected = (mlp_64 if name == "mlp" else norm_64)(module, x.double())
-        step = float(module.points["act_out"].qparams.scale)
-        difference = (found.double() - expected).abs()
-        assert difference.max() <= 2.01 * step
-        assert (difference > step / 2).double().mean() < 0.05
+        assert_on_the_same_steps(found, expected, module.points["act_out"])
 
     @VARIANTS
-    def test_more_bits_give_less_error(self, variant):
-        model, inputs = tiny(), with_features(2, 24)
-        expected = last(model, **inputs)
-        errors = [
-            peir(expected, last(quantized(model, variant, [inputs], **specs(*types)), **inputs))
-            for types in (("int16", "int16"), ("int16", "uint8"), ("uint8", "uint8"))
-        ]
-        errors.append(
-            peir(
-                expected,
-                last(quantized(model, variant, [inputs], **specs("uint8", "uint4")), **inputs),
-            )
-        )
+    def test_the_error_is_that_of_an_independent_computation_and_falls_with_bits(self, variant):
+        model, inputs = tiny(), with_features(1, 24)
+        exact = last(model, **inputs)
+        errors = []
+        for types in (("int16", "int16"), ("int16", "uint8"), ("uint8", "uint8"), ("int4", "int4")):
+            wrapped = quantized(model, variant, [inputs], **specs(*types))
+            fill = wrapped.ptq_config.attention_mask_fill_value
+            with torch.no_grad():
+                expected = model_64(wrapped, inputs, fill, folded=variant == "prefill")
+            errors.append(peir(exact, last(wrapped, **inputs)))
+            assert errors[-1] == pytest.approx(peir(exact, expected), rel=0.2)
         assert errors == sorted(errors)
-        assert 1e-5 < errors[0] < 2e-3
-        assert 0.01 < errors[2] < 0.1
+        assert 1e-4 < errors[0] < 0.005
+        assert errors[-1] > 0.3
 
     @VARIANTS
     def test_a_quantised_cache_step_by_step_equals_one_forward(self, variant):
@@ -920,25 +947,37 @@ def has_fake_quantize(program):
     return any("fake_quantize_per_tensor" in str(node.target) for node in program.graph.nodes)
 
 
+FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # exports faster
+
+
 class TestExport:
-    @VARIANTS
     @pytest.mark.parametrize("quantised", [False, True])
-    @pytest.mark.parametrize("part", ["self_attn", "mlp", "layer", "input_layernorm", "k_norm"])
+    @pytest.mark.parametrize(
+        ("part", "variant"),
+        [
+            ("self_attn", "prefill"),
+            ("self_attn", "prefill_reference"),
+            ("layer", "prefill"),
+            ("layer", "prefill_reference"),
+            ("mlp", "prefill"),
+            ("input_layernorm", "prefill"),
+            ("k_norm", "prefill"),
+        ],
+    )
     def test_parts(self, variant, quantised, part):
-        model = tiny()
+        model = tiny(num_hidden_layers=1, **FEW_HEADS)
         wrapped = wrap(model, variant, deepstack=0)
         if quantised:
             wrappers.calibrate(wrapped, [{"input_ids": tokens(2, 8)}])
             wrappers.convert(wrapped)
         layer = wrapped.layers[0]
-        module = {"layer": layer, "k_norm": layer.self_attn.k_norm}.get(part)
-        module = getattr(layer, part) if module is None else module
-        hidden = randn(1, 8, 32)
-        inputs = {
-            "mlp": {"x": hidden},
-            "input_layernorm": {"hidden_states": hidden},
-            "k_norm": {"hidden_states": randn(1, 8, 2, 8)},
-        }.get(part) or attention_inputs(model, hidden)
+        module, inputs = {
+            "self_attn": (layer.self_attn, attention_inputs(model, randn(1, 8, 32))),
+            "layer": (layer, attention_inputs(model, randn(1, 8, 32))),
+            "mlp": (layer.mlp, {"x": randn(1, 8, 32)}),
+            "input_layernorm": (layer.input_layernorm, {"hidden_states": randn(1, 8, 32)}),
+            "k_norm": (layer.self_attn.k_norm, {"hidden_states": randn(1, 8, 1, 8)}),
+        }[part]
         program = exported(module, inputs)
         with torch.no_grad():
             expected, found = module(**inputs), program.module()(**inputs)
@@ -952,7 +991,7 @@ class TestExport:
     @pytest.mark.parametrize("quantised", [False, True])
     def test_the_text_model_with_everything_as_inputs(self, variant, quantised):
         examples = [at_all_positions(with_features(1, 8, seed=seed), 0.0) for seed in (3, 4)]
-        wrapped = wrap(tiny(num_hidden_layers=2), variant)
+        wrapped = wrap(tiny(num_hidden_layers=1, **FEW_HEADS), variant, deepstack=1)
         if quantised:
             wrappers.calibrate(wrapped, examples)
             wrappers.convert(wrapped)
@@ -974,29 +1013,27 @@ class TestExport:
         assert_static(program)
         assert has_fake_quantize(program) == quantised
 
-    @VARIANTS
-    def test_a_mask_made_inside_has_the_fill_value_of_the_config(self, variant):
+    def test_a_mask_made_inside_has_the_fill_value_of_the_config(self):
         inputs = {"input_ids": tokens(1, 8), "use_cache": False}
-        model, fill = tiny(num_hidden_layers=1), -77.0
-        wrapped = quantized(model, variant, [inputs], deepstack=0, attention_mask_fill_value=fill)
+        fill = -77.0
+        wrapped = quantized(
+            tiny(num_hidden_layers=1, **FEW_HEADS),
+            "prefill_reference",
+            [inputs],
+            deepstack=0,
+            attention_mask_fill_value=fill,
+        )
         program = exported(wrapped, inputs)
         with torch.no_grad():
             found = program.module()(**inputs).last_hidden_state
         assert peir(last(wrapped, **inputs), found) <= 1e-6
         assert_static(program)
-        numbers = {
-            argument
-            for node in program.graph.nodes
-            for argument in node.args
-            if isinstance(argument, float) and argument < -10
-        }
-        # Half of it is where a key counts as hidden.
-        assert numbers == {fill, fill / 2}
+        numbers = [a for node in program.graph.nodes for a in node.args if isinstance(a, float)]
+        assert min(numbers) == fill
 
-    @VARIANTS
-    def test_features_of_visual_positions_only(self, variant):
+    def test_features_of_visual_positions_only(self):
         inputs = with_features(1, 8) | {"use_cache": False}
-        wrapped = wrap(tiny(num_hidden_layers=2), variant)
+        wrapped = wrap(tiny(num_hidden_layers=1, **FEW_HEADS), "prefill", deepstack=1)
         program = exported(wrapped, inputs)
         with torch.no_grad():
             found = program.module()(**inputs).last_hidden_state

@@ -1,0 +1,190 @@
+"""Whether the verdict names the mistake: planted ones, and right pairs that must agree.
+
+    python -m benchmarks.localisation [--data DIR] [--group GLOB] [--only GLOB]
+                                      [--json FILE] [--markdown]
+
+Each mistake of `benchmarks/mistakes` is planted in a copy of a right model and compared with it.
+The module counts as found if the verdict names the expected one; the argument or kind if that is
+right too. Right pairs that do not agree are false alarms. Missed mistakes are listed with what was
+expected and what was found.
+"""
+
+import argparse
+import fnmatch
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+import tracer
+from benchmarks.mistakes.clean import CLEAN, Pair
+from benchmarks.mistakes.groups import Group, groups
+from benchmarks.mistakes.planting import Mistake
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was expected of one comparison, and what came of it.
+
+    Attributes:
+        group, name: of the mistake, or of the right pair.
+        expected, found: the module and the argument or kind; None for an agreement.
+        confirmed: whether a counterfactual run has shown it.
+        seconds: for the whole verdict, wall time.
+        raised: the error, where a model raised one.
+    """
+
+    group: str
+    name: str
+    expected: tuple[str, str] | None
+    found: tuple[str, str] | None
+    confirmed: bool
+    seconds: float
+    raised: str = ""
+
+    @property
+    def module_is_right(self) -> bool:
+        """Whether the module is the expected one."""
+        return (
+            self.found is not None
+            and self.expected is not None
+            and (self.found[0] == self.expected[0])
+        )
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the module and the argument or kind are the expected ones."""
+        return self.found == self.expected
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of real checkpoints")
+    parser.add_argument("--group", default="*", metavar="GLOB", help="groups to run")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="mistakes and pairs to run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    arguments = parser.parse_args()
+    outcomes = list(run(arguments.data, arguments.group, arguments.only))
+    if not outcomes:
+        parser.error("no mistake or pair of these names")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+    print(figures(outcomes, markdown=arguments.markdown))
+    print(missed(outcomes, markdown=arguments.markdown))
+
+
+def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcome]:
+    """Compares every pair whose group and name match."""
+    for each in groups(data):
+        if fnmatch.fnmatchcase(each.name, group):
+            for mistake in each.mistakes:
+                if fnmatch.fnmatchcase(mistake.name, only):
+                    yield planted(each, mistake)
+    for pair in CLEAN:
+        if fnmatch.fnmatchcase(pair.group, group) and fnmatch.fnmatchcase(pair.name, only):
+            yield right(pair)
+
+
+def planted(group: Group, mistake: Mistake) -> Outcome:
+    """The verdict on a candidate with one mistake."""
+    expected = mistake.module, mistake.found
+    return _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
+
+
+def right(pair: Pair) -> Outcome:
+    """The verdict on a right pair."""
+    return _judged(pair.group, pair.name, None, pair.make(), pair.rename)
+
+
+def _judged(
+    group: str,
+    name: str,
+    expected: tuple[str, str] | None,
+    models: tuple[nn.Module, nn.Module, Mapping[str, Any]],
+    rename: Mapping[str, str] | None,
+) -> Outcome:
+    start = time.perf_counter()
+    raised, verdict = "", None
+    try:
+        verdict = tracer.compare(*models, rename=rename).verdict
+    except tracer.ModelRunError as error:
+        raised = str(error)
+        verdict = None if error.comparison is None else error.comparison.verdict
+    seconds = time.perf_counter() - start
+    if verdict is None:
+        return Outcome(group, name, expected, None, False, seconds, raised)
+    origin = verdict.origin
+    found = None if origin is None else (origin.module, origin.argument or origin.kind)
+    return Outcome(group, name, expected, found, verdict.confirmed, seconds, raised)
+
+
+def figures(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
+    """A table with a line for each group, and one for all."""
+    names = list(dict.fromkeys(outcome.group for outcome in outcomes))
+    lines = [_line(name, [o for o in outcomes if o.group == name]) for name in names]
+    lines.append(_line("all", outcomes))
+    header = ["group", "mistakes", "module", "argument or kind", "confirmed"]
+    header += ["right pairs", "false alarms", "median s", "worst s"]
+    return _table([header, *lines], markdown=markdown)
+
+
+def missed(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
+    """A table of what was expected and not found."""
+    wrong = [outcome for outcome in outcomes if not outcome.is_right]
+    if not wrong:
+        return "Nothing was missed."
+    rows = [[o.group, o.name, _words(o.expected), o.raised or _words(o.found)] for o in wrong]
+    return _table([["group", "missed", "expected", "found"], *rows], markdown=markdown)
+
+
+def _line(name: str, outcomes: Sequence[Outcome]) -> list[str]:
+    mistakes = [outcome for outcome in outcomes if outcome.expected is not None]
+    pairs = [outcome for outcome in outcomes if outcome.expected is None]
+    seconds = [outcome.seconds for outcome in outcomes]
+    return [
+        name,
+        str(len(mistakes)),
+        _share([outcome.module_is_right for outcome in mistakes]),
+        _share([outcome.is_right for outcome in mistakes]),
+        _share([outcome.confirmed for outcome in mistakes]),
+        str(len(pairs)),
+        str(sum(not outcome.is_right for outcome in pairs)),
+        f"{statistics.median(seconds):.2f}",
+        f"{max(seconds):.2f}",
+    ]
+
+
+def _share(hits: Sequence[bool]) -> str:
+    return f"{100 * sum(hits) / len(hits):.1f} %" if hits else "-"
+
+
+def _words(origin: tuple[str, str] | None) -> str:
+    return "agreement" if origin is None else f"{origin[0] or 'the root'}: {origin[1]}"
+
+
+def _table(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:
+    if markdown:
+        head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+        return "\n".join([head, "|" + "---|" * len(rows[0]), *rest])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()
