@@ -17,28 +17,19 @@ Inputs are made one by one as they are asked for, and memory holds the cache of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wrappers.errors import InputError, ModeError
 from wrappers.module import Mode, iter_wrappers
 from wrappers.quantize import Progress, calibrate, convert, set_mode, warn_of_dropped
-from wrappers.runtime import (
-    packed_order,
-    prefill_inputs,
-    prompt_and_mask,
-    run_prefill,
-    step_inputs,
-)
+from wrappers.runtime import Prompt, Prompts, run_prefill, step_inputs
 
 Source = Literal["float", "quantized"]
-
-Prompt = Tensor | Mapping[str, Tensor]
-"""Token ids [B, prompt], or these as `input_ids` with an `attention_mask`, padded on any side."""
 
 
 def decode_inputs(
@@ -124,7 +115,7 @@ def calibrate_both(
             "the prompts are gone through twice, first for the prefill, and an iterator is "
             "used up then: give a list or another iterable that can begin again"
         )
-    calibrate(prefill, (prefill_inputs(*prompt_and_mask(prompt)) for prompt in prompts))
+    calibrate(prefill, (Prompts.packed(prompt).inputs() for prompt in prompts))
     convert(prefill)
     calibrate_decode(prefill, decode, prompts, steps=steps, source=source, progress=progress)
 
@@ -165,26 +156,21 @@ def _inputs(
 def _inputs_of_prompt(
     prefill: nn.Module, decode: nn.Module, prompt: Prompt, steps: int, *, together: bool
 ) -> Iterator[dict[str, Any]]:
-    input_ids, visible = prompt_and_mask(prompt)
-    shortest = int(visible.sum(dim=1).min())
+    packed = Prompts.packed(prompt)
+    shortest = int(packed.lengths.min())
     if shortest <= steps:
         raise InputError(
             f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
             "one: give longer prompts or fewer steps"
         )
+    logits_to_keep = 0 if together else 1  # observers are to see all
     with torch.no_grad(), nullcontext() if together else _observing_nothing(prefill):
         _, slots = run_prefill(
-            prefill,
-            decode,
-            input_ids,
-            visible,
-            visible.shape[1],
-            logits_to_keep=0 if together else 1,  # observers are to see all
+            prefill, decode, packed, packed.longest, logits_to_keep=logits_to_keep
         )
-    tokens = input_ids.gather(1, packed_order(visible))
     for count in range(steps, 0, -1):
         past = slots.without_last(count)
-        token = tokens.gather(1, past.lengths[:, None]).squeeze(1)
+        token = packed.input_ids.gather(1, past.lengths[:, None]).squeeze(1)
         yield step_inputs(decode, token, past, past.step())
 
 

@@ -8,15 +8,14 @@ Each of the two is a causal LM of transformers or a wrapped or quantised copy of
 both.
 
 Every step has the same shapes: one token for each sequence, a cache with a slot for each position
-that it can hold, and a mask over the slots. Sequences are packed to the left in their slots,
-whichever side their prompts were padded on, and so may be of different lengths.
+that it can hold, and a mask over the slots. Sequences may be of different lengths: prompts are
+packed to the left first, whichever side they were padded on, and so are their slots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +31,9 @@ from transformers.generation import (
 from wrappers.attention.cache import StepCache
 from wrappers.decoder import key_factors
 from wrappers.errors import CacheFullError, InputError
+
+Prompt = Tensor | Mapping[str, Tensor]
+"""Token ids [B, prompt], or these as `input_ids` with an `attention_mask`, padded on any side."""
 
 Choose = Callable[[Tensor], Tensor]
 """Takes logits [B, vocabulary] and returns tokens [B]."""
@@ -79,6 +81,58 @@ class Sampling:
         return choose
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a batch, with the padding of each after its tokens.
+
+    Attributes:
+        input_ids: [B, longest].
+        lengths: tokens of each, int64 [B].
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def packed(cls, prompt: Prompt) -> Prompts:
+        """Moves padding to the end and cuts off what all have of it.
+
+        Raises:
+            InputError: no token ids, a mask of another shape, or a row without tokens.
+        """
+        given = {"input_ids": prompt} if isinstance(prompt, Tensor) else prompt
+        if "input_ids" not in given:
+            raise InputError(f"a prompt holds {', '.join(given)}; expected input_ids")
+        input_ids, mask = given["input_ids"], given.get("attention_mask")
+        if input_ids.ndim != 2:
+            raise InputError(
+                f"found input_ids of shape {list(input_ids.shape)}; expected [batch, sequence]"
+            )
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        if mask.shape != input_ids.shape:
+            raise InputError(
+                f"found an attention_mask of shape {list(mask.shape)} for prompts of shape "
+                f"{list(input_ids.shape)}; expected the same [batch, sequence]"
+            )
+        visible = mask.bool()
+        lengths = visible.sum(dim=1)
+        if lengths.numel() == 0 or not lengths.all():
+            raise InputError("a prompt holds no tokens; give at least one in each row")
+        order = visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        return cls(input_ids.gather(1, order)[:, : int(lengths.max())], lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest."""
+        return self.input_ids.shape[1]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments of a prefill model."""
+        positions = torch.arange(self.longest, device=self.lengths.device)
+        visible = positions < self.lengths[:, None]
+        return {"input_ids": self.input_ids, "attention_mask": visible.long()}
+
+
 class Slots:
     """The static cache of a batch, and what a step over it takes.
 
@@ -99,24 +153,21 @@ class Slots:
 
     @classmethod
     def from_prefill(
-        cls, cache: DynamicCache, visible: Tensor, capacity: int, factors: Mapping[int, float]
+        cls, cache: DynamicCache, lengths: Tensor, capacity: int, factors: Mapping[int, float]
     ) -> Slots:
-        """The cache of a prefill, packed.
+        """The cache of a prefill.
 
         Args:
-            cache: keys and values of all positions of the prompts.
-            visible: which of these are no padding, bool [B, prompt].
-            capacity: slots of each sequence.
+            cache: keys and values of packed prompts.
+            lengths: tokens of each, int64 [B].
+            capacity: slots of each sequence, no less than the prompts are long.
             factors: by layer, the factor that the decode model's keys carry, where they do.
         """
-        order = packed_order(visible)[:, :capacity]
-        padding = visible.logical_not().gather(1, order)
-        pack = partial(_packed, order=order, padding=padding, capacity=capacity)
         layers = [
-            (pack(layer.keys) * factors.get(i, 1.0), pack(layer.values))
+            (_padded(layer.keys * factors.get(i, 1.0), capacity), _padded(layer.values, capacity))
             for i, layer in enumerate(cache.layers)
         ]
-        return cls(layers, visible.sum(dim=1))
+        return cls(layers, lengths)._cleared()
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """The additive mask of a step, [B, 1, 1, capacity + 1]: slots in use, and the new key."""
@@ -131,14 +182,7 @@ class Slots:
 
     def without_last(self, count: int) -> Slots:
         """A copy as it was `count` positions earlier."""
-        lengths = self.lengths - count
-        slots = torch.arange(self.capacity, device=lengths.device)
-        free = (slots >= lengths[:, None])[:, None, :, None]
-        layers = [
-            (keys.masked_fill(free, 0.0), values.masked_fill(free, 0.0))
-            for keys, values in self.layers
-        ]
-        return Slots(layers, lengths)
+        return Slots(self.layers, self.lengths - count)._cleared()
 
     def write(self, new: StepCache, rows: Tensor) -> None:
         """Puts the new keys and values of a step into the next slot of each sequence.
@@ -153,6 +197,16 @@ class Slots:
             keys[batch, :, slots] = key[batch, :, 0]
             values[batch, :, slots] = value[batch, :, 0]
         self.lengths = self.lengths + rows
+
+    def _cleared(self) -> Slots:
+        """A copy in which what is not in use is zero."""
+        slots = torch.arange(self.capacity, device=self.lengths.device)
+        free = (slots >= self.lengths[:, None])[:, None, :, None]
+        layers = [
+            (keys.masked_fill(free, 0.0), values.masked_fill(free, 0.0))
+            for keys, values in self.layers
+        ]
+        return Slots(layers, self.lengths)
 
 
 class Runtime:
@@ -203,20 +257,19 @@ class Runtime:
                 wanted.
             CacheFullError: a sequence would outgrow the capacity; it holds the tokens so far.
         """
+        if max_new_tokens < 1:
+            raise InputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
         given = {"input_ids": input_ids}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
-        input_ids, visible = prompt_and_mask(given)
-        if max_new_tokens < 1:
-            raise InputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
-        longest = int(visible.sum(dim=1).max())
-        if longest > self.capacity:
+        prompts = Prompts.packed(given)
+        if prompts.longest > self.capacity:
             raise InputError(
-                f"a prompt has {longest} tokens, and the cache a capacity of {self.capacity}: "
-                "give more capacity or a shorter prompt"
+                f"a prompt has {prompts.longest} tokens, and the cache a capacity of "
+                f"{self.capacity}: give more capacity or a shorter prompt"
             )
         choose = _likeliest if sampling is None else sampling.chooser(input_ids.device)
-        logits, slots = self._run_prefill(input_ids, visible)
+        logits, slots = self._run_prefill(prompts)
         running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         generated: list[Tensor] = []
         while True:
@@ -239,75 +292,19 @@ class Runtime:
             slots.write(cache, running)
             logits = output.logits[:, -1]
 
-    def _run_prefill(self, input_ids: Tensor, visible: Tensor) -> tuple[Tensor, Slots]:
+    def _run_prefill(self, prompts: Prompts) -> tuple[Tensor, Slots]:
         """The logits after each prompt, [B, vocabulary], and the cache to go on from."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        ends, of_row = (visible * positions).argmax(dim=1).unique(return_inverse=True)
+        ends, of_row = (prompts.lengths - 1).unique(return_inverse=True)
         logits, slots = run_prefill(
-            self.prefill, self.decode, input_ids, visible, self.capacity, logits_to_keep=ends
+            self.prefill, self.decode, prompts, self.capacity, logits_to_keep=ends
         )
         return logits[torch.arange(len(of_row)), of_row], slots
-
-
-def prompt_and_mask(prompt: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Returns token ids and which of them are no padding, bool, both [B, prompt].
-
-    Args:
-        prompt: token ids, or these as `input_ids` with an `attention_mask`.
-
-    Raises:
-        InputError: no token ids, a mask of another shape, or a row without tokens.
-    """
-    given = {"input_ids": prompt} if isinstance(prompt, Tensor) else prompt
-    if "input_ids" not in given:
-        raise InputError(f"a prompt holds {', '.join(given)}; expected input_ids")
-    input_ids, attention_mask = given["input_ids"], given.get("attention_mask")
-    if input_ids.ndim != 2:
-        raise InputError(
-            f"found input_ids of shape {list(input_ids.shape)}; expected [batch, sequence]"
-        )
-    if attention_mask is None:
-        visible = torch.ones_like(input_ids, dtype=torch.bool)
-    elif attention_mask.shape == input_ids.shape:
-        visible = attention_mask.bool()
-    else:
-        raise InputError(
-            f"found an attention_mask of shape {list(attention_mask.shape)} for prompts of shape "
-            f"{list(input_ids.shape)}; expected the same [batch, sequence]"
-        )
-    if input_ids.numel() == 0 or not visible.any(dim=1).all():
-        raise InputError("a prompt holds no tokens; give at least one in each row")
-    return input_ids, visible
-
-
-def packed_order(visible: Tensor) -> Tensor:
-    """Returns the positions of each row, int64 [B, prompt]: those of tokens, then padding.
-
-    Args:
-        visible: which positions are no padding, bool [B, prompt].
-    """
-    return visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-
-
-def prefill_inputs(input_ids: Tensor, visible: Tensor) -> dict[str, Tensor]:
-    """Returns the keyword arguments of a prefill model for prompts.
-
-    Args:
-        input_ids: the prompts, [B, prompt].
-        visible: which of them are no padding, bool [B, prompt].
-    """
-    return {
-        "input_ids": input_ids,
-        "attention_mask": visible.long(),
-        "position_ids": (visible.cumsum(dim=1) - 1).clamp(min=0),
-    }
 
 
 def run_prefill(
     prefill: nn.Module,
     decode: nn.Module,
-    input_ids: Tensor,
-    visible: Tensor,
+    prompts: Prompts,
     capacity: int,
     *,
     logits_to_keep: int | Tensor,
@@ -317,8 +314,7 @@ def run_prefill(
     Args:
         prefill: a causal LM.
         decode: the causal LM that goes on, which decides the form of the keys.
-        input_ids: the prompts, [B, prompt].
-        visible: which of them are no padding, bool [B, prompt].
+        prompts: no longer than `capacity`.
         capacity: slots for each sequence.
         logits_to_keep: of which positions, or of how many of the last ones, 0 for all.
 
@@ -327,12 +323,12 @@ def run_prefill(
     """
     cache = DynamicCache()
     output = prefill(
-        **prefill_inputs(input_ids, visible),
+        **prompts.inputs(),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=logits_to_keep,
     )
-    return output.logits, Slots.from_prefill(cache, visible, capacity, key_factors(decode))
+    return output.logits, Slots.from_prefill(cache, prompts.lengths, capacity, key_factors(decode))
 
 
 def step_inputs(
@@ -359,9 +355,6 @@ def _likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def _packed(states: Tensor, *, order: Tensor, padding: Tensor, capacity: int) -> Tensor:
+def _padded(states: Tensor, capacity: int) -> Tensor:
     # states: [B, kv_heads, prompt, head_dim] -> [B, kv_heads, capacity, head_dim]
-    index = order[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-    # Whatever padding has, NaN perhaps, would reach a sum with a weight of zero.
-    packed = states.gather(2, index).masked_fill(padding[:, None, :, None], 0.0)
-    return nn.functional.pad(packed, (0, 0, 0, capacity - packed.shape[2]))
+    return nn.functional.pad(states, (0, 0, 0, capacity - states.shape[2]))
