@@ -13,6 +13,7 @@ from torch import nn
 
 from tracer.calls import Call
 from tracer.errors import ModelRunError
+from tracer.values import is_mask_name
 
 
 def read_output(side: str, call: Call) -> object:
@@ -35,11 +36,18 @@ def read_output(side: str, call: Call) -> object:
 
 
 def argument_names(reference: Call, candidate: Call) -> dict[str, str]:
-    """The candidate's name of an argument by the reference's: by name, else by position."""
+    """The candidate's name of an argument by the reference's.
+
+    By name, else by position; and what is left of attention masks, if it is one on each side.
+    """
     names = {name: name for name in candidate.arguments if name in reference.arguments}
     for left, right in zip(reference.positional, candidate.positional, strict=False):
         if left not in names and right not in names.values():
             names[left] = right
+    masks = [name for name in reference.arguments if is_mask_name(name) and name not in names]
+    own = [n for n in candidate.arguments if is_mask_name(n) and n not in names.values()]
+    if len(masks) == len(own) == 1:
+        names[masks[0]] = own[0]
     return names
 
 

@@ -21,6 +21,7 @@ from tracer.lockstep import Visitor
 from tracer.parameters import (
     Change,
     as_written,
+    changed_dtypes,
     changed_parameters,
     changed_settings,
     equal_parameter,
@@ -207,14 +208,15 @@ class Search:
                 origin = self._origin_of(suspect)
                 proof = f"Confirmed: with the reference's `{suspect.argument}` it does not raise."
                 return Finding(origin, True, (*self._handed(origin, suspect.calls), proof))
+        dtypes = changed_dtypes(*self._both_modules(record))
         origin = Origin(
             record.module,
             None,
-            "computation",
+            "parameter" if dtypes else "computation",
             _line(record.reference_definition),
             _line(record.candidate_definition),
         )
-        return Finding(origin, False, (f"{raised}; nothing else had differed.",))
+        return Finding(origin, False, (f"{raised}; nothing else had differed.", *dtypes))
 
     def _suspects(self, around: CallRecord | None, before: float) -> list[_Suspect]:
         """Arguments of a call and of those around it that differ, each followed to its giver.
@@ -600,8 +602,7 @@ class Search:
         inside = f"{record.module}." if record.module else ""
         called = {name.removeprefix(inside) for name, _ in self.records if name.startswith(inside)}
         changed = changed_parameters(
-            self.reference_modules[record.module],
-            self.candidate_modules[record.candidate_module],
+            *self._both_modules(record),
             self.tolerance,
             called if record.children else frozenset(),
         )
@@ -610,11 +611,11 @@ class Search:
         return {name: change for name, change in changed.items() if change.exchangeable}
 
     def _settings(self, record: CallRecord | None) -> list[str]:
-        if record is None:
-            return []
-        return changed_settings(
-            self.reference_modules[record.module], self.candidate_modules[record.candidate_module]
-        )
+        return [] if record is None else changed_settings(*self._both_modules(record))
+
+    def _both_modules(self, record: CallRecord) -> tuple[nn.Module, nn.Module]:
+        reference = self.reference_modules[record.module]
+        return reference, self.candidate_modules[record.candidate_module]
 
 
 def _own_line(

@@ -17,7 +17,7 @@ from torch import nn
 from tracer.difference import Difference, Tolerance
 from tracer.forms import output_factor
 from tracer.phrases import figure
-from tracer.values import children, describe, is_plain, replace_leaves, tensor_leaves
+from tracer.values import children, describe, dtype_name, is_plain, replace_leaves, tensor_leaves
 
 # A folded scale is rounded once in every weight.
 _FOLDED_LIMIT = 1e-5
@@ -61,23 +61,39 @@ def changed_parameters(
     references, candidates = _held(reference, called), _held(candidate, called)
     factor = _folded_factor(reference, candidate)
     changed: dict[str, Change] = {}
+    # A module of another make may need less, or more.
+    one_sided = _are_related(reference, candidate)
     for name, r in references.items():
         c = candidates.get(name)
+        if c is None and not one_sided:
+            continue
         if c is None:
             changed[name] = Change("the candidate has none", exchangeable=False)
         elif r.shape != c.shape:
             text = f"shape {list(r.shape)} against {list(c.shape)}"
             changed[name] = Change(text, exchangeable=False)
-        elif (text_of_values := _values_apart(r, c.to(r.device), tolerance, factor)) is not None:
-            changed[name] = Change(text_of_values, exchangeable=True)
-    for name in candidates:
-        if name not in references:
-            changed[name] = Change("the reference has none", exchangeable=False)
+        else:
+            read = _read_back(candidate, c) if factor is None and "." not in name else None
+            c = c if read is None else read
+            apart = _values_apart(r, c.to(r.device), tolerance, factor if read is None else 1.0)
+            if apart is not None:
+                changed[name] = Change(apart, exchangeable=read is None)
+    for name in candidates.keys() - references.keys() if one_sided else ():
+        changed[name] = Change("the reference has none", exchangeable=False)
     for name, value in _tensors_beside(reference):
-        text = _objects_apart(value, _at(candidate, name), tolerance)
-        if text:
+        if text := _objects_apart(value, _at(candidate, name), tolerance):
             changed[name] = Change(text, exchangeable=True)
     return changed
+
+
+def changed_dtypes(reference: nn.Module, candidate: nn.Module) -> list[str]:
+    """A sentence for each parameter and buffer that is of another dtype."""
+    references, candidates = _held(reference, ()), _held(candidate, ())
+    return [
+        _apart(f"`{name}`", dtype_name(r.dtype), dtype_name(candidates[name].dtype))
+        for name, r in references.items()
+        if name in candidates and candidates[name].dtype != r.dtype
+    ]
 
 
 def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[[], None] | None:
@@ -115,9 +131,9 @@ def equal_parameter(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> s
 def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
     """A sentence for each plain attribute that differs, such as an epsilon or a scale."""
     sentences = []
-    classes = type(reference), type(candidate)
-    if not (issubclass(classes[1], classes[0]) or issubclass(*classes)):
-        sentences.append(_apart("class", *(kind.__name__ for kind in classes)))
+    if not _are_related(reference, candidate):
+        names = (type(module).__name__ for module in (reference, candidate))
+        sentences.append(_apart("class", *names))
     for name, value, other in _settings(_attributes(reference), _attributes(candidate), "", 0):
         if value != other:
             sentences.append(_apart(f"`{name}`", repr(value), repr(other)))
@@ -129,6 +145,13 @@ def as_written(module: nn.Module) -> nn.Module:
     """The module that was compiled, for what `torch.compile` returns; else the module itself."""
     original = module._modules.get("_orig_mod")
     return module if original is None else original
+
+
+def _are_related(reference: nn.Module, candidate: nn.Module) -> bool:
+    """Whether one is of the other's class, or of one of the same name (as on reloaded code)."""
+    kinds = type(as_written(reference)), type(as_written(candidate))
+    related = issubclass(*kinds) or issubclass(kinds[1], kinds[0])
+    return related or kinds[0].__name__ == kinds[1].__name__
 
 
 def _apart(what: str, reference: str, candidate: str) -> str:
@@ -248,6 +271,24 @@ def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tens
     if isinstance(found, nn.Parameter):
         return nn.Parameter(value, requires_grad=False)
     return value
+
+
+def _read_back(module: Any, parameter: torch.Tensor) -> torch.Tensor | None:
+    """A parameter in the form that its module declares for outputs, if that can be told.
+
+    The columns of a matrix are what a linear layer returns for the units; a bias is what it returns
+    for zeros.
+    """
+    if parameter.dim() not in (1, 2) or isinstance(module, nn.Embedding):
+        return None
+    outputs = parameter.detach().T if parameter.dim() == 2 else parameter.detach()[None]
+    try:
+        read = module.to_reference_output(outputs)
+    except Exception:  # whatever a method raises that was written for another kind of value
+        return None
+    if not isinstance(read, torch.Tensor) or read.shape != outputs.shape:
+        return None
+    return read.T if parameter.dim() == 2 else read[0]
 
 
 def _fitted_factor(r: torch.Tensor, c: torch.Tensor) -> float:

@@ -5,6 +5,7 @@ another order, which `Permuted` declares. The mistakes are those of the port and
 """
 # ruff: noqa: E501 - a table of one line a row
 
+import copy
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class Port(nn.Module):
         self.padding = True
         self.embedding_scale = 1.0
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool = False) -> Tensor:
         length = input_ids.shape[1]
         visible = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         if self.padding:
@@ -164,8 +165,8 @@ def not_permuted(model: Any) -> None:
 
 
 def port(reference: Any) -> Port:
-    """A right port, which shares most of its weights with the reference."""
-    return Port(reference).eval()
+    """A right port."""
+    return Port(copy.deepcopy(reference)).eval()
 
 
 FIRST, SECOND = "model.layers.0", "model.layers.1"

@@ -3,10 +3,25 @@
 import inspect
 import math
 
+import pytest
 import torch
 from torch import nn
 
 from wrappers.module import QuantModule
+
+VARIANTS = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
+IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+BATCHES = pytest.mark.parametrize(
+    ("batch", "length", "side"),
+    [
+        (1, 1, None),
+        (1, 7, None),
+        (3, 16, None),
+        (3, 16, "left"),
+        (3, 16, "right"),
+        (1, 97, None),
+    ],
+)
 
 
 def peir(reference, candidate):
@@ -40,6 +55,14 @@ def redrawn(model, seed=0):
             else:
                 parameter.copy_(parameter + 0.2 * noise)
     return model
+
+
+def with_checkpointing(model):
+    """The model in training, with the activations of its layers computed again as needed."""
+    # The older name warns where there is the newer one.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    getattr(model, next(name for name in names if hasattr(model, name)))()
+    return model.train()
 
 
 def record(model, **inputs):

@@ -18,19 +18,20 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import wrappers
 from tests.wrappers.agreement import (
+    BATCHES,
+    IMPLEMENTATIONS,
+    VARIANTS,
     assert_modules_agree,
     fake_quantize_64,
     linear_64,
     padding,
     peir,
+    with_checkpointing,
 )
 from wrappers.attention.rope import negate_first_half
 from wrappers.errors import InputError, WrapError
 from wrappers.llama import QuantLlamaAttentionPrefill, QuantLlamaModel
 from wrappers.module import Mode, QuantModule
-
-VARIANTS = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 
 ATTENTION_POINTS = {
     *("hidden", "cos", "sin", "attn_mask"),
@@ -81,17 +82,7 @@ def attention_inputs(model, hidden_states):
 class TestQuantisationOff:
     @VARIANTS
     @IMPLEMENTATIONS
-    @pytest.mark.parametrize(
-        ("batch", "length", "side"),
-        [
-            (1, 1, None),
-            (1, 7, None),
-            (3, 16, None),
-            (3, 16, "left"),
-            (3, 16, "right"),
-            (1, 97, None),
-        ],
-    )
+    @BATCHES
     def test_every_module_equals_the_float_model(
         self, variant, implementation, batch, length, side
     ):
@@ -256,10 +247,7 @@ class TestQuantisationOff:
 
     @VARIANTS
     def test_gradient_checkpointing(self, variant):
-        model = tiny(attention_dropout=0.0).train()
-        # The older name warns where there is the newer one.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        getattr(model, next(name for name in names if hasattr(model, name)))()
+        model = with_checkpointing(tiny(attention_dropout=0.0))
         ids = tokens(2, 9)
         wrapped = wrap(model, variant)
         wrapped(input_ids=ids, labels=ids).loss.backward()

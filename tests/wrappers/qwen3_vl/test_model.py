@@ -18,38 +18,25 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 import tracer
 import wrappers
-from tests.wrappers.agreement import assert_modules_agree, peir, record, redrawn
+from tests.wrappers.agreement import (
+    IMPLEMENTATIONS,
+    VARIANTS,
+    assert_modules_agree,
+    peir,
+    record,
+    redrawn,
+)
+from tests.wrappers.qwen3_vl.test_text import FACTOR, SIZES
 from wrappers.errors import InputError, UnseenObserverError
 from wrappers.module import Mode, QuantModule
 from wrappers.qwen3_vl import model as whole
 from wrappers.registry import lookup
 
-VARIANTS = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-
 IMAGE, VIDEO, START, END = 92, 93, 94, 95  # tokens; others are text, 0 pads
 PIXELS = 3 * 2 * 4 * 4  # of a patch
-FACTOR = 8**-0.5  # on the logits, from head_dim
 
 
 def tiny(implementation="eager", *, dtype=torch.float32, text=None, **changes):
-    text_sizes = {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 128,
-        "pad_token_id": 0,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "mrope_section": [2, 1, 1],
-            "mrope_interleaved": True,
-        },
-    }
     vision_sizes = {
         "depth": 3,
         "hidden_size": 32,
@@ -61,7 +48,7 @@ def tiny(implementation="eager", *, dtype=torch.float32, text=None, **changes):
         "deepstack_visual_indexes": [0, 2],
     }
     config = Qwen3VLConfig(
-        text_config={**text_sizes, **(text or {})},
+        text_config={**SIZES, "pad_token_id": 0, **(text or {})},
         vision_config=vision_sizes,
         image_token_id=IMAGE,
         video_token_id=VIDEO,

@@ -19,6 +19,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 import wrappers
 from tests.wrappers.agreement import (
+    BATCHES,
+    IMPLEMENTATIONS,
+    VARIANTS,
     assert_modules_agree,
     fake_quantize_64,
     linear_64,
@@ -26,46 +29,40 @@ from tests.wrappers.agreement import (
     peir,
     record,
     redrawn,
+    with_checkpointing,
 )
+from tests.wrappers.test_llama import ATTENTION_POINTS
 from wrappers.errors import ConfigError, InputError, UnknownOverrideError, WrapError
 from wrappers.module import Mode, QuantModule
 from wrappers.qwen3_vl import text
 from wrappers.registry import lookup
 
-VARIANTS = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
-IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 DEEPSTACK = 2  # layers that take visual features, of three
 FACTOR = 8**-0.5  # on the logits, from head_dim
-
-ROPE_POINTS = ("x1", "x2", "cat", "cos", "sin", "rot")
-ATTENTION_POINTS = {
-    *("hidden", "cos", "sin", "attn_mask"),
-    *(f"{states}_{point}" for states in "qk" for point in ROPE_POINTS),
-    *("new_k", "new_v", "present_key", "present_value"),
-    *("logits", "mask_add", "softmax", "attn_out", "attn_weights", "attn_out_h"),
-}
-
-
-def tiny(implementation="eager", *, dtype=torch.float32, **changes):
-    sizes = {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 128,
-        "rope_parameters": rope("default"),
-    }
-    config = Qwen3VLTextConfig(**{**sizes, **changes})
-    config._attn_implementation = implementation
-    return redrawn(Qwen3VLTextModel(config)).to(dtype).eval()
 
 
 def rope(kind, **options):
     sections = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
     return {"rope_type": kind, "rope_theta": 1e4, **sections, **options}
+
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "rope_parameters": rope("default"),
+}
+
+
+def tiny(implementation="eager", *, dtype=torch.float32, **changes):
+    config = Qwen3VLTextConfig(**{**SIZES, **changes})
+    config._attn_implementation = implementation
+    return redrawn(Qwen3VLTextModel(config)).to(dtype).eval()
 
 
 def wrap(model, variant, deepstack=DEEPSTACK, **config):
@@ -149,17 +146,7 @@ def last(model, **inputs):
 class TestQuantisationOff:
     @VARIANTS
     @IMPLEMENTATIONS
-    @pytest.mark.parametrize(
-        ("batch", "length", "side"),
-        [
-            (1, 1, None),
-            (1, 7, None),
-            (3, 16, None),
-            (3, 16, "left"),
-            (3, 16, "right"),
-            (1, 65, None),
-        ],
-    )
+    @BATCHES
     def test_every_module_equals_the_float_model(
         self, variant, implementation, batch, length, side
     ):
@@ -296,10 +283,7 @@ class TestQuantisationOff:
 
     @VARIANTS
     def test_gradient_checkpointing(self, variant):
-        model = tiny().train()
-        # The older name warns where there is the newer one.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        getattr(model, next(name for name in names if hasattr(model, name)))()
+        model = with_checkpointing(tiny())
         wrapped, inputs = wrap(model, variant), with_features(2, 9)
         gradients = []
         for candidate in (wrapped, model):
