@@ -100,15 +100,19 @@ class Recorder:
     Attributes:
         names: the module's name by `id(module)`; a module outside this mapping is not seen.
         listener: called at the start and the end of each call.
+        counted_as: by a module's name another one, under which its calls are counted together
+            with those of the other modules that share it.
         counts: how often each module was called so far.
         raised: the last exception that left a module, with the innermost call that it left.
     """
 
     names: Mapping[int, str]
     listener: Listener
+    counted_as: Mapping[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     raised: tuple[BaseException, Call] | None = None
     _stack: list[Call] = field(default_factory=list)
+    _indices: Counter[tuple[str, bool]] = field(default_factory=Counter)
     _signatures: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def start(
@@ -122,9 +126,10 @@ class Recorder:
         positional = self._parameter_names(module, len(args))
         arguments = dict(zip(positional, args, strict=True))
         arguments.update(kwargs)
+        counted = self.counted_as.get(name, name), name in self.counted_as
         call = Call(
             name=name,
-            index=self.counts[name],
+            index=self._indices[counted],
             module=module,
             arguments=arguments,
             positional=positional,
@@ -133,6 +138,7 @@ class Recorder:
             handled=sys.exception(),
         )
         self.counts[name] += 1
+        self._indices[counted] += 1
         self._stack.append(call)
         answer = self.listener(call, Phase.START)
         if not isinstance(answer, NewArguments):

@@ -174,7 +174,7 @@ class _Side:
         is_training: bool,
     ) -> None:
         self.label = label
-        self.recorder = Recorder(names, self._on_event)
+        self.recorder = Recorder(names, self._on_event, pairs)
         self.greenlet = greenlet.greenlet(self._body)
         self.greenlet.gr_context = contextvars.copy_context()
         self.finished = False

@@ -20,6 +20,7 @@ from torch import nn
 
 from tracer.calls import visible_modules
 from tracer.errors import UsageError, near_names
+from tracer.stepping import stages_of
 
 # Segments that wrappers put into module names: torch.compile, DataParallel and DDP, FSDP,
 # activation checkpointing, and wrappers that keep what they wrap in an attribute.
@@ -44,19 +45,61 @@ class Pairing:
     candidate: Mapping[str, nn.Module]
     by_value: frozenset[str]
 
+    def under(self, reference: str, candidate: str) -> "Pairing":
+        """The same with names that begin with a prefix on each side."""
+        return Pairing(
+            {
+                _joined(candidate, name): _joined(reference, target)
+                for name, target in self.pairs.items()
+            },
+            {_joined(reference, name): module for name, module in self.reference.items()},
+            {_joined(candidate, name): module for name, module in self.candidate.items()},
+            frozenset(_joined(candidate, name) for name in self.by_value),
+        )
+
+    def merge(self, other: "Pairing") -> "Pairing":
+        """Both together."""
+        return Pairing(
+            {**self.pairs, **other.pairs},
+            {**self.reference, **other.reference},
+            {**self.candidate, **other.candidate},
+            self.by_value | other.by_value,
+        )
+
 
 def pair(
     reference: nn.Module, candidate: nn.Module, rename: Mapping[str, str] | None = None
 ) -> Pairing:
     """Pairs the modules of two models; the roots always belong together.
 
+    The two models of a candidate that is `Stepping` are each paired with the reference's one, or
+    with its own counterpart where the reference has two as well.
+
     Args:
         rename: regular expressions and their replacements, applied to the candidate's names in
             order; the result is looked up among the reference's names.
 
     Raises:
-        UsageError: a rule is no regular expression, changes no name, or leads to no module.
+        UsageError: a rule is no regular expression, changes no name, or leads to no module; or the
+            reference has two models and the candidate one.
     """
+    references, candidates = stages_of(reference), stages_of(candidate)
+    if len(references) > len(candidates):
+        raise UsageError(
+            "the reference is a prefill and a decode model, and the candidate one model for both: "
+            "give the one model as the reference"
+        )
+    merged = Pairing({}, {}, {}, frozenset())
+    for stage, model in candidates.items():
+        origin = stage if stage in references else ""
+        found = _pair_models(references[origin], model, rename)
+        merged = merged.merge(found.under(origin, stage))
+    return merged
+
+
+def _pair_models(
+    reference: nn.Module, candidate: nn.Module, rename: Mapping[str, str] | None
+) -> Pairing:
     references, candidates = visible_modules(reference), visible_modules(candidate)
     renamed = _renamed(candidates, references, rename or {})
     pairs: dict[str, str] = {"": ""}
@@ -80,6 +123,10 @@ def pair(
         candidate=candidates,
         by_value=frozenset(set(pairs) - by_name),
     )
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}".strip(".")
 
 
 def _unchanged(name: str) -> str:
