@@ -1,5 +1,7 @@
 """The runtime: prefill and decode over a static cache, against transformers' generate."""
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -61,7 +63,7 @@ class Watch:
         decode.register_forward_pre_hook(self._before, with_kwargs=True)
 
     def _before(self, module, args, kwargs):
-        cache = kwargs["past_key_values"]
+        cache = kwargs.get("past_key_values")
         if not isinstance(cache, StepCache):
             return  # a prefill
         self.past = cache._past
@@ -462,3 +464,25 @@ class TestRealModels:
         ids, mask = real_text(shared_data, "stories260K", 96).view(4, 24), padding(4, 24, side)
         found = runtime(model, "prefill", capacity=64).generate(ids, mask, max_new_tokens=40)
         assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=40))
+
+    @pytest.mark.parametrize("pair", ["float", "prefill", "prefill_reference"])
+    def test_bfloat16(self, shared_data, pair):
+        model = real_model(shared_data, "stories260K", "sdpa").to(torch.bfloat16)
+        ids, mask = real_text(shared_data, "stories260K", 48).view(2, 24), padding(2, 24, "right")
+        generator = runtime(model, pair, capacity=88)
+        watch = Watch(generator.decode)
+        found = generator.generate(ids, mask, max_new_tokens=64)
+        assert {states.dtype for both in watch.past.values() for states in both} == {torch.bfloat16}
+        # Two ways of computing take another token where two are as likely, up to rounding.
+        exact_model = copy.deepcopy(model).float()
+        for row, visible, new in zip(ids, mask.bool(), found, strict=True):
+            text = torch.cat((row[visible], new))[None]
+            with torch.no_grad():
+                exact, rounded = (
+                    each(text).logits[0, -len(new) - 1 : -1].float()
+                    for each in (exact_model, model)
+                )
+            taken = exact.gather(1, new[:, None]).squeeze(1)
+            noise = (exact - rounded).abs().max()
+            assert ((exact.max(dim=1).values - taken) <= 2 * noise).all()
+            assert noise < 0.5
