@@ -27,6 +27,8 @@ from tracer.sources import locate, locate_processor
 from tracer.words import listed
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tracer.comparison import Captured, Comparison
     from tracer.models import Calibration, Loaded
 
@@ -235,9 +237,23 @@ def _add_compare(
         help="of random inputs and of a built-in model's weights (default: %(default)s)",
     )
 
+    group.add_argument(
+        "--steps",
+        type=_count(1),
+        metavar="N",
+        help=(
+            "generate: a prefill, and N decode steps with the last tokens of each sequence; with "
+            "--variant decode the candidate's prefill is in the variant prefill"
+        ),
+    )
+
     group = parser.add_argument_group("the wrapped or quantised candidate")
     group.add_argument(
-        "--variant", help="form of the wrappers: prefill, prefill_reference (default: prefill)"
+        "--variant",
+        help=(
+            "form of the wrappers: prefill, prefill_reference, or decode, which is run on the last "
+            "token of each sequence over the float model's cache (default: prefill)"
+        ),
     )
     group.add_argument("--activation", metavar="DTYPE", help="uint8, int16, ... (default: uint8)")
     group.add_argument("--weight", metavar="DTYPE", help="uint8, uint4, ... (default: uint8)")
@@ -395,11 +411,12 @@ def _compare(options: argparse.Namespace, command: str) -> int:
 
         loaded = _load(options)
         _check_focus(options.focus, loaded)
+        reference, inputs, how = _as_asked(options, loaded)
         data = _calibration(options, loaded)
     candidate = models.candidate(
         loaded,
         options.candidate,
-        **_given(options, "variant", "activation", "weight"),
+        **_given(options, "variant", "steps", "activation", "weight"),
         calibration=data,
         progress=tracked,
         trust_remote_code=options.trust_remote_code,
@@ -408,17 +425,22 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     run = Run(
         reference=_describe(loaded),
         candidate=_describe_candidate(options),
-        notes=(*loaded.notes, *(() if data is None else (f"calibrated on {data.description}",))),
+        notes=(
+            *loaded.notes,
+            *how,
+            *(() if data is None else (f"calibrated on {data.description}",)),
+        ),
         command=command,
         quantized=quantized,
         differences_expected=quantized and options.tolerance is None,
     )
     rename = dict(options.map)
-    with call_counter("comparing", len(list(loaded.model.modules()))) as tell:
+    calls = len(list(loaded.model.modules())) * (1 + (options.steps or 0))
+    with call_counter("comparing", calls) as tell:
         comparison = compare(
-            loaded.model,
+            reference,
             candidate,
-            loaded.inputs,
+            inputs,
             rename=rename,
             tolerance=options.tolerance,
             confirm=not run.differences_expected,
@@ -426,9 +448,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         )
     captured: list[Captured] = []
     if options.focus:
-        captured = capture(
-            loaded.model, candidate, loaded.inputs, include=options.focus, rename=rename
-        )
+        captured = capture(reference, candidate, inputs, include=options.focus, rename=rename)
     for report in options.report:
         save(comparison, report, run=run)
     _print(comparison, options, run, captured)
@@ -458,6 +478,28 @@ def _load(options: argparse.Namespace) -> "Loaded":
             "inputs",
         ),
     )
+
+
+def _as_asked(
+    options: argparse.Namespace, loaded: "Loaded"
+) -> "tuple[nn.Module, dict[str, Any], tuple[str, ...]]":
+    """The reference and the inputs as they are run, and notes on how."""
+    from tracer import models
+
+    if options.steps is not None:
+        note = (
+            f"a prefill, and {options.steps} decode steps with the last tokens of each sequence: "
+            f"call #0 is the prefill's, and call #{options.steps} that of the last step"
+        )
+        inputs = models.ending_in_steps(loaded.inputs, options.steps)
+        return models.Stepping(loaded.model, steps=options.steps), inputs, (note,)
+    if options.variant == "decode":
+        note = (
+            "a decode step: the last token of each sequence, over the float model's cache of "
+            "those before it"
+        )
+        return loaded.model, models.decode_step(loaded.model, loaded.inputs), (note,)
+    return loaded.model, loaded.inputs, ()
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

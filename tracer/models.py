@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ from tracer.images import from_images, open_image
 from tracer.inputs import Made, Request, check, from_text, read
 from tracer.processors import Processor, check_processor, load_processor, tokens_of
 from tracer.sources import check_hub, locate, locate_processor
+from tracer.stepping import Stepping as Stepping
+from tracer.stepping import decode_step as decode_step
+from tracer.stepping import ending_in_steps as ending_in_steps
 from tracer.synthetic import image_and_text
 from tracer.words import brief, listed
 
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 _DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+# How many of the last tokens of each prompt a single decode step is calibrated on.
+_CALIBRATED_STEPS = 8
 # The model types whose inputs can be made with images.
 _WITH_IMAGES = ("qwen3_vl", "qwen3_vl_moe")
 
@@ -174,6 +180,7 @@ def candidate(
     kind: str,
     *,
     variant: str = "prefill",
+    steps: int | None = None,
     activation: str = "uint8",
     weight: str = "uint8",
     calibration: Calibration | None = None,
@@ -189,7 +196,11 @@ def candidate(
             "bfloat16", "float16": a copy cast to that dtype;
             "sdpa", "eager": the same weights with another attention implementation;
             "compile": the same weights through torch.compile.
-        variant: of the wrappers, for "wrapped" and "quantized".
+        variant: of the wrappers, for "wrapped" and "quantized". What is in the variant "decode"
+            is compared on a `decode_step`, and calibrated on such steps after a float prefill.
+        steps: makes a `Stepping` of as many decode steps, to be compared with one of the loaded
+            model. The variant "decode" then has a model in the variant "prefill" before it, as on
+            an accelerator; any other candidate takes the steps itself.
         activation, weight: integer types for "quantized", such as "uint8", "int16", "uint4".
         calibration: for "quantized"; the loaded model's inputs alone if None.
         progress: shows how far the calibration is: hands on what it iterates over.
@@ -200,10 +211,24 @@ def candidate(
         ModelLoadError, InputError: as for `load`.
         wrappers.errors.WrappersError: the model cannot be wrapped or quantised that way.
     """
+    if kind not in NEED_WRAPPERS:
+        other = _unwrapped(loaded, kind, trust_remote_code)
+        return other if steps is None else Stepping(other, steps=steps)
+    _check_wrappers(loaded, kind)
+    batches: Sequence[dict[str, torch.Tensor]] | None = None
+    if kind == "quantized":
+        batches = (loaded.inputs,) if calibration is None else calibration.batches
+    wrap = partial(_wrapped, loaded.model, activation, weight)
+    if variant == "decode":
+        return _decoding(loaded.model, wrap, batches, steps, progress)
+    wrapped = wrap(variant)
+    if batches is not None:
+        wrapped = _quantized(wrapped, batches, progress)
+    return wrapped if steps is None else Stepping(wrapped, steps=steps)
+
+
+def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
     model = loaded.model
-    if kind in NEED_WRAPPERS:
-        wrapped = _wrapped(loaded, kind, variant, activation, weight)
-        return wrapped if kind == "wrapped" else _quantized(loaded, wrapped, calibration, progress)
     if kind in _DTYPES:
         return cast(copy.deepcopy(model), _DTYPES[kind])
     if kind in ("sdpa", "eager"):
@@ -294,14 +319,13 @@ def _make(
     return from_text(model, tokenizer, request)
 
 
-def _wrapped(loaded: Loaded, kind: str, variant: str, activation: str, weight: str) -> nn.Module:
+def _wrapped(model: nn.Module, activation: str, weight: str, variant: str) -> nn.Module:
     import wrappers
 
-    _check_wrappers(loaded, kind)
     config = wrappers.PTQConfig(
         activation=wrappers.affine(activation), weight=wrappers.affine(weight), variant=variant
     )
-    return wrappers.prepare(loaded.model, config).eval()
+    return wrappers.prepare(model, config).eval()
 
 
 def _check_wrappers(loaded: Loaded, kind: str) -> None:
@@ -326,16 +350,45 @@ def _check_wrappers(loaded: Loaded, kind: str) -> None:
 
 
 def _quantized(
-    loaded: Loaded,
-    wrapped: nn.Module,
-    calibration: Calibration | None,
-    progress: Progress | None,
+    wrapped: nn.Module, batches: Iterable[dict[str, Any]], progress: Progress | None
 ) -> nn.Module:
     import wrappers
 
-    batches = (loaded.inputs,) if calibration is None else calibration.batches
     wrappers.calibrate(wrapped, batches, progress=progress)
     return wrappers.convert(wrapped)
+
+
+def _decoding(
+    model: nn.Module,
+    wrap: Callable[[str], nn.Module],
+    prompts: Sequence[dict[str, torch.Tensor]] | None,
+    steps: int | None,
+    progress: Progress | None,
+) -> nn.Module:
+    """The decode variant, after a prefill where there are steps; quantised if there are prompts."""
+    import wrappers
+
+    decode = wrap("decode")
+    if steps is None:
+        if prompts is None:
+            return decode
+        shortest = min(_shortest(prompt) for prompt in prompts)
+        count = max(1, min(_CALIBRATED_STEPS, shortest - 1))
+        inputs = wrappers.decode_inputs(model, decode, prompts, steps=count, source="float")
+        return _quantized(decode, inputs, progress)
+    prefill = wrap("prefill")
+    if prompts is not None:
+        wrappers.calibrate_both(
+            prefill, decode, prompts, steps=steps, source="float", progress=progress
+        )
+        prefill, decode = wrappers.convert(prefill), wrappers.convert(decode)
+    return Stepping(prefill, decode, steps=steps)
+
+
+def _shortest(prompt: Mapping[str, torch.Tensor]) -> int:
+    """Tokens of the shortest row."""
+    mask = prompt.get("attention_mask")
+    return prompt["input_ids"].shape[1] if mask is None else int(mask.sum(dim=1).min())
 
 
 def _set_attention(model: nn.Module, kind: str, name: str) -> None:

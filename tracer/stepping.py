@@ -65,7 +65,7 @@ class Stepping(nn.Module):
         inputs = ending_in_steps(inputs, self.steps)
         output = self.prefill(**prompt_of(inputs, self.steps), use_cache=True)
         logits = [output.logits]
-        deltas = _image_deltas(self.prefill)
+        deltas = _image_deltas(self.prefill, inputs)
         for step in range(self.steps, 0, -1):
             output = self.decode(**self.step_inputs(inputs, step, output.past_key_values, deltas))
             logits.append(output.logits)
@@ -116,7 +116,7 @@ def decode_step(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any
     inputs = ending_in_steps(inputs, 1)
     with torch.no_grad():
         output = model(**prompt_of(inputs, 1), use_cache=True)
-    return stepping.step_inputs(inputs, 1, output.past_key_values, _image_deltas(model))
+    return stepping.step_inputs(inputs, 1, output.past_key_values, _image_deltas(model, inputs))
 
 
 def prompt_of(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def prompt_of(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
         name: value[:, :-steps] if name in (*_PER_TOKEN, "position_ids") else value
         for name, value in inputs.items()
     }
-    if not prompt.keys() <= {*_PER_TOKEN, "position_ids"}:
+    if _with_images(inputs):
         del prompt["position_ids"]  # images have positions of their own, which the model counts
     return prompt
 
@@ -177,7 +177,13 @@ def ending_in_steps(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tenso
     return {**inputs, **made}
 
 
-def _image_deltas(model: nn.Module) -> Tensor | None:
-    """What images took off the positions in a model's last prefill; None without images."""
+def _with_images(inputs: Mapping[str, Tensor]) -> bool:
+    return not inputs.keys() <= {*_PER_TOKEN, "position_ids"}
+
+
+def _image_deltas(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """What images took off the positions in a model's prefill, [batch, 1]; None without images."""
+    if not _with_images(inputs):
+        return None
     deltas: Tensor | None = getattr(getattr(model, "model", None), "rope_deltas", None)
     return deltas
