@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from wrappers import registry
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -80,6 +82,20 @@ def test_quantize_llama(monkeypatch, capsys) -> None:
     printed = run("quantize_llama.py", monkeypatch, capsys)
     assert "quantisation off: The models agree" in printed
     assert "logits: PEIR 0." in printed
+
+
+def test_add_a_variant(monkeypatch, capsys) -> None:
+    # What it registers is gone after it.
+    monkeypatch.setattr(registry, "_WRAPPERS", dict(registry._WRAPPERS))
+    printed = run("add_a_variant.py", monkeypatch, capsys)
+    prefill, reference = printed.split("prefill_reference: ")
+    assert prefill.startswith("prefill: SiLUByTanh with act_in, tanh, sigmoid, act_out\n")
+    assert reference.startswith("QuantSiLUActivation with act_in, sigmoid, mul, act_out\n")
+    for half in (prefill, reference):
+        assert "\nquantisation off: The models agree" in half
+        rows = [line.split() for line in half.splitlines() if line.startswith("model.layers.")]
+        assert [row[0] for row in rows] == [f"model.layers.{i}.mlp.act_fn" for i in range(4)]
+        assert all(0.01 < float(row[1]) < 0.5 for row in rows)
 
 
 def test_every_example_is_tested() -> None:
