@@ -240,16 +240,19 @@ class HeadByHeadAttention(CausalAttention):
         keys = [rotate(head, cos, sin, swap, rotate_k) for head in self._heads(key)]
         keys = [self._quantize(head, "new_k", owned=True) for head in keys]
         values = [self._quantize(head, "new_v") for head in self._heads(value)]
-        if cache is not None:
+        if cache is None:
+            keys = [self._quantize(head, "present_key") for head in keys]
+            values = [self._quantize(head, "present_value") for head in values]
+        else:
             holds_factor = isinstance(cache, StepCache)
             all_keys, all_values = self._updated(
                 cache if holds_factor else ScaledKeys(cache, self.key_factor),
                 torch.stack(keys, dim=1),
                 torch.stack(values, dim=1),
             )
-            keys, values = list(all_keys.unbind(1)), list(all_values.unbind(1))
-        keys = [self._quantize(head, "present_key") for head in keys]
-        values = [self._quantize(head, "present_value") for head in values]
+            # Before the heads are taken apart: past and new, joined, have a range of their own.
+            keys = list(self._quantize(all_keys, "present_key").unbind(1))
+            values = list(self._quantize(all_values, "present_value").unbind(1))
         return attend_by_head(queries, keys, values, **self._options(mask, exact_mask))
 
     def _updated(self, cache: KeyValueCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
