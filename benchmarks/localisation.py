@@ -61,8 +61,11 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        """Whether the module and the argument or kind are the expected ones."""
-        return self.found == self.expected
+        """Whether the module and the argument or kind are the expected ones.
+
+        A right pair must not raise either.
+        """
+        return self.found == self.expected and not (self.expected is None and self.raised)
 
 
 def main() -> None:

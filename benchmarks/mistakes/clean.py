@@ -13,10 +13,10 @@ from torch.nn import functional
 
 import wrappers
 from benchmarks.mistakes import llama, ported, qwen3_vl
+from benchmarks.mistakes.decode import prefill_and_decode
 from benchmarks.mistakes.decoder import (
     Tensor,
     attention_forward,
-    generating,
     layer_forward,
     mlp_forward,
     of_ten_thousand,
@@ -24,8 +24,12 @@ from benchmarks.mistakes.decoder import (
 from benchmarks.mistakes.models import (
     VARIANTS,
     Source,
+    generation,
+    longer_llama,
     pictures_and_text,
     quantized,
+    right_side,
+    static_llama,
     tiny_llama,
     tiny_qwen3_vl,
     without_cache,
@@ -168,24 +172,6 @@ def saved_and_loaded(model: Any) -> Any:
     return other
 
 
-def right_side(source: Source) -> Source:
-    """The same sequences, padded on the right."""
-
-    def padded() -> tuple[nn.Module, dict[str, Any]]:
-        model, inputs = source()
-        lengths = inputs["attention_mask"].sum(-1).tolist()
-        sided = {
-            name: torch.stack(
-                [row.roll(n, 0) for row, n in zip(inputs[name], lengths, strict=True)]
-            )
-            for name in ("input_ids", "attention_mask", "mm_token_type_ids")
-            if name in inputs
-        }
-        return model, {**inputs, **sided}
-
-    return padded
-
-
 def one_sequence(source: Source) -> Source:
     """The first sequence alone, without a mask."""
 
@@ -205,14 +191,6 @@ def long_sequence(source: Source) -> Source:
     return longer
 
 
-def generation(source: Source) -> Source:
-    def steps() -> tuple[nn.Module, dict[str, Any]]:
-        model, inputs = source()
-        return generating(copy.deepcopy(model)), inputs
-
-    return steps
-
-
 def text_only() -> tuple[nn.Module, dict[str, Any]]:
     model, inputs = tiny_qwen3_vl()
     ids = inputs["input_ids"].clamp(max=500)
@@ -225,12 +203,10 @@ def one_image() -> tuple[nn.Module, dict[str, Any]]:
 
 
 def generated_by(change: Change) -> Change:
-    """The change is made to the plain model, and what comes of it generates."""
+    """The change is made to the model, and what comes of it generates."""
 
     def changed(model: Any) -> Any:
-        plain = copy.deepcopy(model)
-        plain.__class__ = type(plain).__mro__[2]
-        return generating(change(plain))
+        return type(model)(change(model.prefill), steps=model.steps)
 
     return changed
 
@@ -251,6 +227,22 @@ def made(source: Source, change: Change) -> tuple[nn.Module, nn.Module, Mapping[
 HALF = torch.bfloat16
 
 CLEAN = [
+    *pairs(
+        "right pairs, decode",
+        {
+            f"{what}, padded on the {side}": (sided(generation(longer_llama, steps=16)), change)
+            for side, sided in (("left", itself), ("right", right_side))
+            for what, change in (
+                ("decode", generated_by(wrapped("decode"))),
+                ("prefill and decode", prefill_and_decode),
+                ("SDPA", generated_by(with_attention("sdpa"))),
+                ("bfloat16", as_dtype(HALF)),
+            )
+        }
+        | {
+            "static cache": (static_llama, copy.deepcopy),
+        },
+    ),
     *pairs(
         "right pairs, Llama",
         {
@@ -292,11 +284,11 @@ CLEAN = [
                 rewritten(all_of("DecoderLayer", layer_forward, after_mlp=added_in_place)),
             ),
             "generation": (generation(tiny_llama), copy.deepcopy),
-            "generation, SDPA": (generation(tiny_llama), with_attention("sdpa")),
+            "generation, SDPA": (generation(tiny_llama), generated_by(with_attention("sdpa"))),
             "generation, bfloat16": (generation(tiny_llama), as_dtype(torch.bfloat16)),
             "generation, rewritten": (
                 generation(tiny_llama),
-                rewritten(llama.model(), all_of("Attention", attention_forward)),
+                generated_by(rewritten(llama.model(), all_of("Attention", attention_forward))),
             ),
             **{
                 f"{what}, {variant}": (source, make(variant))
@@ -373,7 +365,7 @@ CLEAN = [
                 rewritten(all_of("TextMLP", mlp_forward, product=up_first)),
             ),
             "generation": (generation(tiny_qwen3_vl), copy.deepcopy),
-            "generation, SDPA": (generation(tiny_qwen3_vl), with_attention("sdpa")),
+            "generation, SDPA": (generation(tiny_qwen3_vl), generated_by(with_attention("sdpa"))),
             **{
                 f"{what}, {variant}": (source, make(variant))
                 for variant in VARIANTS

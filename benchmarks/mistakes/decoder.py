@@ -424,32 +424,3 @@ class CentredNorm:
     def forward(self, hidden_states: Tensor) -> Tensor:
         normed = functional.layer_norm(hidden_states, hidden_states.shape[-1:])
         return self.weight * normed  # type: ignore[attr-defined]
-
-
-class Generating:
-    """Mixed into a causal LM: a prompt, then one more token, for which the cache is read."""
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **images: Any) -> Tensor:
-        prompt = {"input_ids": input_ids[:, :-1], "attention_mask": attention_mask[:, :-1]}
-        if "mm_token_type_ids" in images:
-            images["mm_token_type_ids"] = images["mm_token_type_ids"][:, :-1]
-        first = super().forward(**prompt, **images, use_cache=True)  # type: ignore[misc]
-        step = {"input_ids": input_ids[:, -1:], "attention_mask": attention_mask}
-        if images:
-            # As in `generate`: the positions in the text, and what the images take off them.
-            positions = attention_mask.sum(-1, keepdim=True) - 1
-            deltas = self.model.rope_deltas  # type: ignore[attr-defined]
-            step["position_ids"] = (positions + deltas).expand(3, -1, -1)
-        step = self.hand_on({**step, "past_key_values": first.past_key_values})
-        return super().forward(**step, use_cache=True).logits  # type: ignore[misc]
-
-    def hand_on(self, step: dict[str, Any]) -> dict[str, Any]:
-        """What the second step is given."""
-        return step
-
-
-def generating(model: Any) -> Any:
-    """The same model, whose forward is now two steps of generation."""
-    kind = type(model)
-    model.__class__ = type(f"Generating{kind.__name__}", (Generating, kind), {})
-    return model

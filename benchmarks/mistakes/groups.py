@@ -10,13 +10,14 @@ from typing import Any
 from torch import nn
 
 import wrappers
-from benchmarks.mistakes import llama, ported, quantized, qwen3_vl
+from benchmarks.mistakes import decode, llama, ported, quantized, qwen3_vl
 from benchmarks.mistakes.models import (
     VARIANTS,
     Source,
     checkpoint,
-    generating_llama,
-    generating_qwen3_vl,
+    generation,
+    right_side,
+    static_llama,
     tiny_llama,
     tiny_qwen3_vl,
     without_cache,
@@ -62,11 +63,23 @@ def groups(data: Path | None = None) -> list[Group]:
         Group(
             "Llama, ported", ported.PORTED, without_cache(tiny_llama), ported.port, ported.RENAME
         ),
-        Group("Llama, generation", llama.GENERATION, generating_llama),
+        Group("Llama, generation", llama.GENERATION, generation(tiny_llama)),
         Group("Qwen3-VL, text", qwen3_vl.FLOAT_TEXT, tiny_qwen3_vl),
         Group("Qwen3-VL, vision", qwen3_vl.FLOAT_VISION, tiny_qwen3_vl),
-        Group("Qwen3-VL, generation", qwen3_vl.GENERATION, generating_qwen3_vl),
+        Group("Qwen3-VL, generation", qwen3_vl.GENERATION, generation(tiny_qwen3_vl)),
     ]
+    stepping = generation(tiny_llama, decode.STEPS)
+    for side, source in (("left", stepping), ("right", right_side(stepping))):
+        listed += [
+            Group(f"Llama, decode steps, padded on the {side}", decode.FLOAT, source),
+            Group(
+                f"wrapped Llama, decode, padded on the {side}",
+                decode.WRAPPED,
+                source,
+                decode.prefill_and_decode,
+            ),
+        ]
+    listed.append(Group("wrapped Llama, static cache", decode.STATIC, static_llama))
     for variant in VARIANTS:
         make = partial(wrapped, variant=variant)
         right = (converted(source, variant) for source in (tiny_llama, tiny_qwen3_vl))

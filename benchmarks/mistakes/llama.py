@@ -91,6 +91,10 @@ from benchmarks.mistakes.planting import (
 )
 
 
+def consecutive(past: int, length: int) -> Tensor:
+    return torch.arange(length) + past
+
+
 def model_forward(
     self: Any,
     input_ids: Tensor,
@@ -101,7 +105,7 @@ def model_forward(
     use_cache: bool | None = None,
     *,
     make_mask: Callable[..., Any] = correct_mask,
-    positions: Callable[[int, int], Tensor] = lambda past, length: torch.arange(length) + past,
+    positions: Callable[[int, int], Tensor] = consecutive,
     change_tables: Callable[[Any], Any] = lambda tables: tables,
     change_ids: Callable[[Tensor], Tensor] = lambda ids: ids,
     embed_scale: float = 1.0,
@@ -115,7 +119,9 @@ def model_forward(
     if use_cache and past_key_values is None:
         past_key_values = DynamicCache(config=self.config)
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
-    ids = positions(past, hidden.shape[1]).unsqueeze(0)
+    ids = position_ids
+    if ids is None or positions is not consecutive:
+        ids = positions(past, hidden.shape[1]).unsqueeze(0)
     mask = make_mask(self, hidden, attention_mask, past_key_values)
     tables = change_tables(self.rotary_emb(hidden, position_ids=ids))
     for index, layer in enumerate(order(self.layers)):
@@ -398,17 +404,18 @@ def repeated(cache: Any) -> Any:
 
 
 def hand_on(**changes: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """Other inputs for the second step."""
+    """Other inputs for each step."""
 
-    def change(self: Any, own: Any, step: dict[str, Any]) -> dict[str, Any]:
+    def change(self: Any, own: Any, *args: Any) -> dict[str, Any]:
+        step = own(*args)
         return {**step, **{name: change(step[name]) for name, change in changes.items()}}
 
-    return method("", "hand_on", change)
+    return method("", "step_inputs", change)
 
 
 def neighbours_cache(model: Any) -> None:
     for index, other in ((1, 2), (2, 1)):
-        model.model.layers[index].self_attn.layer_idx = other
+        model.get_submodule(f"model.layers.{index}.self_attn").layer_idx = other
 
 
 GENERATION = [

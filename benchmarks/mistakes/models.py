@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import wrappers
-from benchmarks.mistakes.decoder import generating
+from benchmarks.mistakes.decode import STEPS, Generation, StaticGeneration, prefill_and_decode
 from tracer import models
 
 VARIANTS = ("prefill", "prefill_reference")
@@ -23,6 +23,12 @@ Source = Callable[[], tuple[nn.Module, dict[str, Any]]]
 def tiny_llama() -> tuple[nn.Module, dict[str, Any]]:
     """The built-in Llama; three sequences, padded on the left."""
     return _loaded("tiny-llama")
+
+
+@cache
+def longer_llama() -> tuple[nn.Module, dict[str, Any]]:
+    """The built-in Llama; three sequences of 48 tokens at most, padded on the left."""
+    return _loaded("tiny-llama", 48)
 
 
 @cache
@@ -41,18 +47,38 @@ def tiny_qwen3_vl() -> tuple[nn.Module, dict[str, Any]]:
     return model, pictures_and_text(model.config, ((1, 4, 8), (1, 8, 4)), ((1, 6, 4),))
 
 
-@cache
-def generating_llama() -> tuple[nn.Module, dict[str, Any]]:
-    """The built-in Llama as it generates."""
-    model, inputs = tiny_llama()
-    return generating(copy.deepcopy(model)), inputs
+def generation(source: Source, steps: int = 1) -> Source:
+    """The model as it generates, with a cache."""
+
+    def generating() -> tuple[nn.Module, dict[str, Any]]:
+        model, inputs = source()
+        return Generation(copy.deepcopy(model), steps=steps), inputs
+
+    return generating
 
 
-@cache
-def generating_qwen3_vl() -> tuple[nn.Module, dict[str, Any]]:
-    """The built-in Qwen3-VL as it generates."""
-    model, inputs = tiny_qwen3_vl()
-    return generating(copy.deepcopy(model)), inputs
+def static_llama() -> tuple[nn.Module, dict[str, Any]]:
+    """The wrapped built-in Llama as it generates over a static cache; padded on the right."""
+    model, inputs = right_side(generation(tiny_llama, STEPS))()
+    return prefill_and_decode(model, StaticGeneration), inputs
+
+
+def right_side(source: Source) -> Source:
+    """The same sequences, padded on the right."""
+
+    def padded() -> tuple[nn.Module, dict[str, Any]]:
+        model, inputs = source()
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        sided = {
+            name: torch.stack(
+                [row.roll(n, 0) for row, n in zip(inputs[name], lengths, strict=True)]
+            )
+            for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+            if name in inputs
+        }
+        return model, {**inputs, **sided}
+
+    return padded
 
 
 def without_cache(source: Source) -> Source:
@@ -106,8 +132,8 @@ def pictures_and_text(
     }
 
 
-def _loaded(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    loaded = models.load(name, batch=3, sequence_length=24, padding="left")
+def _loaded(name: str | Path, length: int = 24) -> tuple[nn.Module, dict[str, Any]]:
+    loaded = models.load(name, batch=3, sequence_length=length, padding="left")
     return loaded.model, dict(loaded.inputs)
 
 
