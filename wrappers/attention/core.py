@@ -43,6 +43,14 @@ BLOCK_ELEMENTS = 1 << 17
 this size and twice it took the least time on a core with 1 MiB of second-level cache."""
 
 
+QUERY_ELEMENTS = 1 << 19
+"""Logits of all heads together that `attend_batched` holds at once, 2 MiB in float32. Beyond that
+it goes by parts of the queries, whose logits are used up while a processor's cache holds them."""
+
+LEAST_QUERIES = 16
+"""A part of fewer queries would make products too thin."""
+
+
 @dataclass(frozen=True)
 class AttentionResult:
     """What attention gives.
@@ -87,28 +95,40 @@ def attend_batched(
     """
     batch, heads, query_length, head_dim = query.shape
     kv_heads, key_length = key.shape[1:3]
-    # Query heads that share a key head become further rows of one product: no copies of the keys.
-    rows = heads // kv_heads * query_length
-    grouped = query.reshape(batch, kv_heads, rows, head_dim)
-    logits = torch.matmul(grouped, key.transpose(-1, -2))
     scale = _scale(scaling, query, quantize)
     by_blocks = not observed_masks and not whole_tensors
 
-    def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
-        logits = _scaled(logits, scale, quantize)
-        return _masked_softmax(logits, mask, observed_masks, quantize)
+    def softmax(logits: Tensor, mask: Tensor | None, in_place: bool) -> Tensor:
+        logits = _scaled(logits, scale, quantize, in_place)
+        return _masked_softmax(logits, mask, observed_masks, quantize, in_place)
 
-    logits = logits.view(batch, heads, query_length, key_length)
-    weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
-    weights = functional.dropout(weights, dropout) if dropout else weights
-    output = torch.matmul(weights.view(batch, kv_heads, rows, key_length), value)
-    output = output.view(batch, heads, query_length, head_dim)
-    output = quantize(output, "attn_out", owned=True)
-    output = output.transpose(1, 2).reshape(batch, query_length, heads * head_dim)
-    return AttentionResult(
-        output=quantize(output, "attn_out_h", owned=True),
-        weights=quantize(weights, "attn_weights", owned=True) if keep_weights else None,
-    )
+    def attend(query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        # Query heads that share a key head become further rows of one product: no copies of keys.
+        grouped = query.reshape(batch, kv_heads, -1, head_dim)
+        logits = torch.matmul(grouped, key.transpose(-1, -2))
+        logits = logits.view(batch, heads, -1, key_length)
+        weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
+        weights = functional.dropout(weights, dropout) if dropout else weights
+        output = torch.matmul(weights.view(batch, kv_heads, -1, key_length), value)
+        output = quantize(output.view(batch, heads, -1, head_dim), "attn_out", owned=True)
+        return output.transpose(1, 2), weights
+
+    in_parts = by_blocks and not keep_weights and not dropout and not _wants_graph(query, key)
+    part = QUERY_ELEMENTS // (batch * heads * key_length) if in_parts else query_length
+    if part >= query_length:
+        output, weights = attend(query, mask)
+        output = output.reshape(batch, query_length, heads * head_dim)
+        weights = quantize(weights, "attn_weights", owned=True) if keep_weights else None
+        return AttentionResult(quantize(output, "attn_out_h", owned=True), weights)
+    # Products over every part would each copy what does not lie in one piece.
+    key, value = key.contiguous(), value.contiguous()
+    output = query.new_empty(batch, query_length, heads, head_dim)
+    for start in range(0, query_length, max(part, LEAST_QUERIES)):
+        rows = slice(start, start + max(part, LEAST_QUERIES))
+        whole_mask = mask is None or mask.shape[2] == 1
+        output[:, rows], _ = attend(query[:, :, rows], mask if whole_mask else mask[:, :, rows])
+    output = quantize(output.flatten(2), "attn_out_h", owned=True)
+    return AttentionResult(output, weights=None)
 
 
 def attend_by_head(
@@ -147,9 +167,9 @@ def attend_by_head(
     scale = None if scaling is None else _scale(scaling, queries[0], quantize)
     by_blocks = not observed_masks and not whole_tensors
 
-    def softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
-        logits = _scaled(logits, scale, quantize)
-        return _masked_softmax(logits, mask, observed_masks, quantize)
+    def softmax(logits: Tensor, mask: Tensor | None, in_place: bool) -> Tensor:
+        logits = _scaled(logits, scale, quantize, in_place)
+        return _masked_softmax(logits, mask, observed_masks, quantize, in_place)
 
     outputs, kept = [], []
     for head, query in enumerate(queries):
@@ -174,16 +194,23 @@ def _scale(scaling: float, query: Tensor, quantize: Quantize) -> Tensor:
     return quantize(torch.full((), scaling, dtype=dtype, device=query.device), "scale")
 
 
-def _scaled(logits: Tensor, scale: Tensor | None, quantize: Quantize) -> Tensor:
+def _scaled(logits: Tensor, scale: Tensor | None, quantize: Quantize, in_place: bool) -> Tensor:
     if scale is not None:
-        logits = quantize(logits, "logits_raw", owned=True) * scale
+        logits = quantize(logits, "logits_raw", owned=True)
+        logits = logits.mul_(scale) if in_place else logits * scale
     return quantize(logits, "logits", owned=True)
 
 
 def _masked_softmax(
-    logits: Tensor, mask: Tensor | None, observed_masks: Sequence[Tensor], quantize: Quantize
+    logits: Tensor,
+    mask: Tensor | None,
+    observed_masks: Sequence[Tensor],
+    quantize: Quantize,
+    in_place: bool,
 ) -> Tensor:
-    masked = logits if mask is None else logits + mask
+    masked = logits
+    if mask is not None:
+        masked = logits.add_(mask) if in_place else logits + mask
     if observed_masks:
         quantize(torch.cat([logits + observed for observed in observed_masks]), "mask_add")
     elif mask is not None:
@@ -194,20 +221,24 @@ def _masked_softmax(
 
 
 def _apply(
-    chain: Callable[[Tensor, Tensor | None], Tensor],
+    chain: Callable[[Tensor, Tensor | None, bool], Tensor],
     logits: Tensor,
     mask: Tensor | None,
     *,
     by_blocks: bool,
 ) -> Tensor:
     # logits: [B, heads, query, key] or [B, query, key]; mask: the same rank, broadcastable.
-    # A graph, autograd's or a captured one, wants the chain as one piece.
-    if not by_blocks or logits.requires_grad or torch.compiler.is_compiling():
-        return chain(logits, mask)
+    if not by_blocks or _wants_graph(logits):
+        return chain(logits, mask, False)
     for block, block_mask in _blocks(logits, mask, dim=0):
         # Nobody else holds this product, so the weights may take the place of the logits.
-        block.copy_(chain(block, block_mask))
+        block.copy_(chain(block, block_mask, True))
     return logits
+
+
+def _wants_graph(*tensors: Tensor) -> bool:
+    # A graph, autograd's or a captured one, wants everything as one piece.
+    return torch.compiler.is_compiling() or any(tensor.requires_grad for tensor in tensors)
 
 
 def _blocks(
