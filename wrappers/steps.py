@@ -91,13 +91,11 @@ class Step(nn.Module):
 
     def _additive(self, inputs: Tensor, mask: Tensor, cache: StepCache) -> Tensor:
         parameter = next(self.module.parameters())
-        query_length = inputs.shape[1]
         return self.masks.additive(
             mask.unsqueeze(1),
             batch_size=inputs.shape[0],
-            query_length=query_length,
+            query_length=inputs.shape[1],
             past_length=cache.get_seq_length(),
-            key_length=cache.get_seq_length() + query_length,
             dtype=parameter.dtype,
             device=parameter.device,
         )

@@ -399,6 +399,14 @@ class TestSlots:
         assert slots.lengths.tolist() == [4, 2, 3]
         assert slots.capacity == 5
 
+    def test_keys_get_the_factor_of_their_layer(self):
+        cache, ones = DynamicCache(), torch.ones(1, 1, 2, 1)
+        for layer in range(3):
+            cache.update(ones, ones, layer)
+        slots = Slots.from_prefill(cache, torch.tensor([2]), 2, {0: 2.0, 2: 3.0})
+        assert [keys.unique().item() for keys, _ in slots.layers] == [2, 1, 3]
+        assert [values.unique().item() for _, values in slots.layers] == [1, 1, 1]
+
     def test_mask_shows_what_is_in_use_and_the_new_key(self):
         mask = self.slots([3, 1], capacity=4).mask(torch.float32)
         assert mask.shape == (2, 1, 1, 5)
