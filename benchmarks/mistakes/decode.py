@@ -37,7 +37,7 @@ class StaticGeneration(Generation):
     def forward(self, **inputs: Tensor) -> Tensor:
         inputs = ending_in_steps(inputs, self.steps)
         prompts = Prompts.packed(prompt_of(inputs, self.steps))
-        capacity = prompts.longest + self.steps
+        capacity = prompts.longest + self.steps + 1  # room for a mistake
         logits, slots = run_prefill(self.prefill, self.decode, prompts, capacity, logits_to_keep=0)
         slots = self.kind(slots.layers, slots.lengths)
         for tokens in inputs["input_ids"][:, -self.steps :].unbind(1):
@@ -59,13 +59,14 @@ def prefill_and_decode(reference: Any, kind: type[Generation] = Generation) -> G
 # A float model's own attention and mask.
 
 
-def written_late(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """A step's key and value come one slot late, after a slot of zeros."""
-    if past.get_seq_length(layer):
-        key, value = (torch.cat([torch.zeros_like(new), new], dim=2) for new in (key, value))
-        keys, values = update(past, key, value, layer)
-        return keys[:, :, :-1], values[:, :, :-1]
-    return update(past, key, value, layer)
+def written_early(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    """A step's key and value come one slot early, over those before, and leave their own empty."""
+    length = past.get_seq_length(layer)
+    keys, values = update(past, key, value, layer)
+    if length:
+        for states, new in ((keys, key), (values, value)):
+            states[:, :, -2:] = torch.cat([new, torch.zeros_like(new)], dim=2)
+    return keys, values
 
 
 def stale(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -90,13 +91,13 @@ def first_hidden(model: Any, hidden: Tensor, mask: Any, past: Any) -> Tensor:
     return right.roll(1, -1) if past.get_seq_length() else right
 
 
-FLOAT = [
-    *llama.GENERATION,
-    Mistake("key and value of a step one slot late", llama.attention(cache=written_late), ATTENTION, "computation"),
+OF_STEPS = [
+    Mistake("key and value of a step one slot early", llama.attention(cache=written_early), ATTENTION, "computation"),
     Mistake("key and value of a step stale", llama.attention(cache=stale), ATTENTION, "computation"),
     Mistake("mask of a step one short", model(make_mask=one_short), "model", "attention_mask"),
     Mistake("mask of a step one late", model(make_mask=first_hidden), "model", "attention_mask"),
 ]  # fmt: skip
+FLOAT = [*llama.GENERATION, *OF_STEPS]
 
 
 # The wrapped attention of decode.

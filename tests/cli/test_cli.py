@@ -108,6 +108,7 @@ class TestWrongUse:
             (["compare", "tiny-llama", "--candidate", "sdap"], "did you mean 'sdpa'"),
             (["compare", "tiny-llama", "--candidate", "sdpa", "--variant", "x"], "--variant goes"),
             (["compare", "tiny-llama", "--calibrate", "3"], "goes with --candidate quantized"),
+            (["compare", "tiny-llama", "--steps", "0"], "expected a whole number from 1 up"),
             (["compare", "tiny-llama", "--focus", "x", "--json"], "choose one"),
             (["compare", "tiny-qwen3-vl", "--image", "none.png"], "there is no file none.png"),
             (["compare", "tiny-qwen3-vl", "--processor", "none"], "no processor 'none'"),
@@ -138,6 +139,15 @@ class TestWrongUse:
             ),
             (["tiny-qwen3-vl", "--max-pixels", "2000"], "give --image FILE"),
             (["tiny-qwen3-vl", "--variant", "prefil"], "no wrapper in the variant 'prefil'"),
+            (["tiny-qwen3-vl", "--variant", "decode"], "no wrapper in the variant 'decode'"),
+            (
+                ["tiny-llama", "--variant", "decode", "--sequence-length", "1"],
+                "a row has 1 tokens, of which 1 would be decode steps",
+            ),
+            (
+                ["tiny-llama", "--steps", "5", "--sequence-length", "6", "--batch", "3"],
+                "a row has 4 tokens, of which 5 would be decode steps",
+            ),
         ],
     )
     def test_before_anything_is_compared(self, capsys, arguments: list[str], message: str):
@@ -256,6 +266,51 @@ class TestOutcome:
         )
         assert "with random parts of the images and other questions" in report["run"]["notes"][-1]
         assert report["ranking"]
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_a_decode_step(self, capsys, side: str):
+        options = "--variant", "decode", "--batch", 3, "--padding", side
+        report = report_of(capsys, "tiny-llama", *options)
+        assert report["verdict"]["agrees"] is True
+        assert all(row["agrees"] for row in report["rows"])
+        assert report["coverage"]["reference_only"] == []
+        assert report["run"]["notes"][-1] == (
+            "a decode step: the last token of each sequence, over the float model's cache of those "
+            "before it"
+        )
+        assert embedded(report)["shape"] == [3, 1, 64]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--variant", "decode"),
+            ("--variant", "decode", "--padding", "left"),
+            ("--candidate", "sdpa", "--padding", "left"),
+        ],
+        ids=str,
+    )
+    def test_several_steps(self, capsys, options):
+        report = report_of(capsys, "tiny-llama", "--steps", 3, "--batch", 3, *options)
+        assert report["verdict"]["agrees"] is True
+        assert report["coverage"]["reference_only"] == []
+        assert (
+            "call #0 is the prefill's, and call #3 that of the last" in report["run"]["notes"][-1]
+        )
+        shapes = [
+            row["shape"]
+            for row in report["rows"]
+            if (row["module"], row["value"]) == ("lm_head", "output")
+        ]
+        assert shapes == [[3, 29, 512], *[[3, 1, 512]] * 3]
+
+    @pytest.mark.parametrize("steps", [(), ("--steps", 2)], ids=str)
+    def test_decode_quantised(self, capsys, steps):
+        options = "--candidate", "quantized", "--variant", "decode", "--calibrate", 2
+        report = report_of(capsys, "tiny-llama", *options, *steps)
+        assert report["ranking"]
+        assert report["run"]["candidate"] == (
+            "quantized (variant decode, activation uint8, weight uint8)"
+        )
 
     def test_diverges(self, capsys, broken: Path):
         assert compare("tiny-llama", "--candidate", broken) == 1

@@ -7,6 +7,8 @@ import torch
 
 import tracer
 import wrappers
+from benchmarks.mistakes import decode
+from benchmarks.mistakes.models import right_side, static_llama
 from tests.tracer.mistakes import (
     FLOAT,
     WRAPPED,
@@ -53,6 +55,49 @@ def test_wrapped_model(loaded: tracer.models.Loaded, mistake: Mistake, variant: 
     candidate = wrappers.prepare(loaded.model, wrappers.PTQConfig(variant=variant))
     mistake.plant(candidate)
     check(loaded, candidate, mistake)
+
+
+def stepping(loaded: tracer.models.Loaded) -> tuple[decode.Generation, dict[str, torch.Tensor]]:
+    """The float model as it generates, and its inputs."""
+    model = decode.Generation(copy.deepcopy(loaded.model), steps=decode.STEPS)
+    return model, dict(loaded.inputs)
+
+
+def check_steps(
+    reference: decode.Generation,
+    candidate: decode.Generation,
+    inputs: dict[str, torch.Tensor],
+    mistake: Mistake,
+) -> None:
+    mistake.plant(candidate)
+    verdict = tracer.compare(reference, candidate, inputs).verdict
+    assert verdict.origin is not None
+    found = verdict.origin.argument or verdict.origin.kind
+    assert (verdict.origin.module, found) == (mistake.module, mistake.found), verdict.explanation
+    assert verdict.confirmed, verdict.explanation
+
+
+def ids(mistakes: list[Mistake]) -> list[str]:
+    return [mistake.name for mistake in mistakes]
+
+
+@pytest.mark.parametrize("mistake", decode.WRAPPED, ids=ids(decode.WRAPPED))
+def test_wrapped_decode_steps(loaded: tracer.models.Loaded, mistake: Mistake) -> None:
+    reference, inputs = stepping(loaded)
+    check_steps(reference, decode.prefill_and_decode(reference), inputs, mistake)
+
+
+@pytest.mark.parametrize("mistake", decode.OF_STEPS, ids=ids(decode.OF_STEPS))
+@pytest.mark.parametrize("sided", [lambda source: source, right_side], ids=["left", "right"])
+def test_decode_steps(loaded: tracer.models.Loaded, mistake: Mistake, sided) -> None:
+    reference, inputs = sided(lambda: stepping(loaded))()
+    check_steps(reference, copy.deepcopy(reference), inputs, mistake)
+
+
+@pytest.mark.parametrize("mistake", decode.STATIC, ids=ids(decode.STATIC))
+def test_static_cache(mistake: Mistake) -> None:
+    reference, inputs = static_llama()
+    check_steps(reference, copy.deepcopy(reference), inputs, mistake)
 
 
 @pytest.mark.parametrize("plant", [attention(), layer(), model()])
