@@ -44,8 +44,8 @@ this size and twice it took the least time on a core with 1 MiB of second-level 
 
 
 QUERY_ELEMENTS = 1 << 19
-"""Logits of all heads together that `attend_batched` holds at once, 2 MiB in float32. Beyond that
-it goes by parts of the queries, whose logits are used up while a processor's cache holds them."""
+"""Logits that `attend_batched` holds at once on a CPU, 2 MiB in float32. Beyond that it goes by key
+heads and parts of the queries, whose logits are used up while a processor's cache holds them."""
 
 LEAST_QUERIES = 16
 """A part of fewer queries would make products too thin."""
@@ -102,31 +102,40 @@ def attend_batched(
         logits = _scaled(logits, scale, quantize, in_place)
         return _masked_softmax(logits, mask, observed_masks, quantize, in_place)
 
-    def attend(query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         # Query heads that share a key head become further rows of one product: no copies of keys.
-        grouped = query.reshape(batch, kv_heads, -1, head_dim)
+        grouped = query.reshape(batch, key.shape[1], -1, head_dim)
         logits = torch.matmul(grouped, key.transpose(-1, -2))
-        logits = logits.view(batch, heads, -1, key_length)
+        logits = logits.view(*query.shape[:3], key_length)
         weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
         weights = functional.dropout(weights, dropout) if dropout else weights
-        output = torch.matmul(weights.view(batch, kv_heads, -1, key_length), value)
-        output = quantize(output.view(batch, heads, -1, head_dim), "attn_out", owned=True)
+        output = torch.matmul(weights.view(*grouped.shape[:3], key_length), value)
+        output = quantize(output.view(query.shape), "attn_out", owned=True)
         return output.transpose(1, 2), weights
 
-    in_parts = by_blocks and not keep_weights and not dropout and not _wants_graph(query, key)
-    part = QUERY_ELEMENTS // (batch * heads * key_length) if in_parts else query_length
-    if part >= query_length:
-        output, weights = attend(query, mask)
+    in_parts = by_blocks and not (keep_weights or dropout or _wants_graph(query, key, value))
+    in_parts &= query.device.type == "cpu"
+    if not in_parts or batch * heads * query_length * key_length <= QUERY_ELEMENTS:
+        output, weights = attend(query, key, value, mask)
         output = output.reshape(batch, query_length, heads * head_dim)
-        weights = quantize(weights, "attn_weights", owned=True) if keep_weights else None
-        return AttentionResult(quantize(output, "attn_out_h", owned=True), weights)
-    # Products over every part would each copy what does not lie in one piece.
-    key, value = key.contiguous(), value.contiguous()
+        return AttentionResult(
+            output=quantize(output, "attn_out_h", owned=True),
+            weights=quantize(weights, "attn_weights", owned=True) if keep_weights else None,
+        )
+    groups = heads // kv_heads
+    part = max(QUERY_ELEMENTS // (batch * groups * key_length), LEAST_QUERIES)
     output = query.new_empty(batch, query_length, heads, head_dim)
-    for start in range(0, query_length, max(part, LEAST_QUERIES)):
-        rows = slice(start, start + max(part, LEAST_QUERIES))
-        whole_mask = mask is None or mask.shape[2] == 1
-        output[:, rows], _ = attend(query[:, :, rows], mask if whole_mask else mask[:, :, rows])
+    for kv_head in range(kv_heads):
+        served = slice(kv_head * groups, (kv_head + 1) * groups)
+        one_key, one_value = key[:, kv_head, None], value[:, kv_head, None]
+        for start in range(0, query_length, part):
+            rows = slice(start, start + part)
+            row_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
+            output[:, rows, served], _ = attend(
+                query[:, served, rows], one_key, one_value, row_mask
+            )
     output = quantize(output.flatten(2), "attn_out_h", owned=True)
     return AttentionResult(output, weights=None)
 

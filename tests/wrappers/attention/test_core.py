@@ -188,6 +188,18 @@ def test_batched_reaches_every_point_once_with_whole_tensors():
     assert shapes["attn_out_h"] == (2, 5, 24)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_batched_by_parts_of_the_queries_is_the_same(monkeypatch, rows):
+    q, k, v, mask = example()
+    mask = mask[:, :, :rows]
+    whole = batched(q, k, v, mask, 0.3, keep_weights=False)
+    monkeypatch.setattr(core, "QUERY_ELEMENTS", 1)
+    monkeypatch.setattr(core, "LEAST_QUERIES", 2)
+    parts = batched(q, k, v, mask, 0.3, keep_weights=False)
+    torch.testing.assert_close(parts.output, whole.output, rtol=1e-6, atol=1e-6)
+    assert parts.weights is None
+
+
 @pytest.mark.parametrize("folded", [True, False])
 def test_by_head_reaches_the_points_of_each_head(folded):
     q, k, v, mask = example()
