@@ -242,6 +242,14 @@ class Tolerance:
         dtypes = (reference, candidate, *self.working)
         return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if _is_inexact(dtype))
 
+    def is_coarse(self, dtype: torch.dtype | None, reference: torch.dtype | None) -> bool:
+        """Whether a value of this dtype is coarser than the reference's and than both models."""
+        if dtype is None or reference is None or not _is_inexact(dtype):
+            return False
+        return self.limit(dtype, dtype) > Tolerance(working=self.working).limit(
+            reference, reference
+        )
+
     def agrees(
         self, difference: Difference, reference: torch.dtype, candidate: torch.dtype
     ) -> bool:
