@@ -32,6 +32,7 @@ from tracer.values import (
     describe,
     describe_mask,
     is_mask_name,
+    is_plain,
     is_stateful,
     leaves,
     tensor_leaves,
@@ -356,11 +357,12 @@ _Marks = Mapping[str, tuple[int, int | None]]
 
 
 def _marks(arguments: Mapping[str, object]) -> _Marks:
-    return {
-        f"{name}{path}": (id(tensor), version_of(tensor))
-        for name, value in arguments.items()
-        for path, tensor in tensor_leaves(value, "")
-    }
+    marks = {}
+    for name, value in arguments.items():
+        if not is_plain(value):
+            for path, tensor in tensor_leaves(value, name):
+                marks[path] = id(tensor), version_of(tensor)
+    return marks
 
 
 def _changed(before: _Marks, now: _Marks) -> set[str]:

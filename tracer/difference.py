@@ -289,10 +289,10 @@ def _chunks(
     """Yields 1-D contiguous pieces of both in row-major order, copying a piece only if it must."""
     if r.numel() == 0:
         return
-    if r.is_contiguous() and c.is_contiguous():
-        yield from zip(r.view(-1).split(size), c.view(-1).split(size), strict=True)
-    elif r.numel() <= size:
+    if r.numel() <= size:
         yield r.reshape(-1), c.reshape(-1)
+    elif r.is_contiguous() and c.is_contiguous():
+        yield from zip(r.view(-1).split(size), c.view(-1).split(size), strict=True)
     else:
         inner = max(r.numel() // r.shape[0], 1)
         rows = max(size // inner, 1)

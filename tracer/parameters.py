@@ -151,8 +151,8 @@ def own_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
 
 def as_written(module: nn.Module) -> nn.Module:
     """The module that was compiled, for what `torch.compile` returns; else the module itself."""
-    original = module._modules.get("_orig_mod")
-    return module if original is None else original
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
 
 
 def _are_related(reference: nn.Module, candidate: nn.Module) -> bool:
