@@ -16,7 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Outcome:
         confirmed: whether a counterfactual run has shown it.
         seconds: for the whole verdict, wall time.
         raised: the error, where a model raised one.
+        reason: why it is known to be missed.
     """
 
     group: str
@@ -49,6 +50,7 @@ class Outcome:
     confirmed: bool
     seconds: float
     raised: str = ""
+    reason: str = ""
 
     @property
     def module_is_right(self) -> bool:
@@ -61,11 +63,8 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        """Whether the module and the argument or kind are the expected ones.
-
-        A right pair must not raise either.
-        """
-        return self.found == self.expected and not (self.expected is None and self.raised)
+        """Whether the module and the argument or kind are the expected ones."""
+        return self.found == self.expected and not (self.raised and self.found is None)
 
 
 def main() -> None:
@@ -104,7 +103,8 @@ def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcom
 def planted(group: Group, mistake: Mistake) -> Outcome:
     """The verdict on a candidate with one mistake."""
     expected = mistake.module, mistake.found
-    return _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
+    outcome = _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
+    return replace(outcome, reason=mistake.missed)
 
 
 def right(pair: Pair) -> Outcome:
@@ -149,8 +149,10 @@ def missed(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
     wrong = [outcome for outcome in outcomes if not outcome.is_right]
     if not wrong:
         return "Nothing was missed."
-    rows = [[o.group, o.name, _words(o.expected), o.raised or _words(o.found)] for o in wrong]
-    return _table([["group", "missed", "expected", "found"], *rows], markdown=markdown)
+    rows = [
+        [o.group, o.name, _words(o.expected), o.raised or _words(o.found), o.reason] for o in wrong
+    ]
+    return _table([["group", "missed", "expected", "found", "reason"], *rows], markdown=markdown)
 
 
 def _line(name: str, outcomes: Sequence[Outcome]) -> list[str]:
@@ -175,7 +177,9 @@ def _share(hits: Sequence[bool]) -> str:
 
 
 def _words(origin: tuple[str, str] | None) -> str:
-    return "agreement" if origin is None else f"{origin[0] or 'the root'}: {origin[1]}"
+    if origin is None:
+        return "agreement"
+    return f"{f'`{origin[0]}`' if origin[0] else 'the root'}: {origin[1]}"
 
 
 def _table(rows: Sequence[Sequence[str]], *, markdown: bool) -> str:

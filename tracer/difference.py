@@ -242,6 +242,14 @@ class Tolerance:
         dtypes = (reference, candidate, *self.working)
         return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if _is_inexact(dtype))
 
+    def is_coarse(self, dtype: torch.dtype | None, reference: torch.dtype | None) -> bool:
+        """Whether a value of this dtype is coarser than the reference's and than both models."""
+        if dtype is None or reference is None or not _is_inexact(dtype):
+            return False
+        return self.limit(dtype, dtype) > Tolerance(working=self.working).limit(
+            reference, reference
+        )
+
     def agrees(
         self, difference: Difference, reference: torch.dtype, candidate: torch.dtype
     ) -> bool:
@@ -281,10 +289,10 @@ def _chunks(
     """Yields 1-D contiguous pieces of both in row-major order, copying a piece only if it must."""
     if r.numel() == 0:
         return
-    if r.is_contiguous() and c.is_contiguous():
-        yield from zip(r.view(-1).split(size), c.view(-1).split(size), strict=True)
-    elif r.numel() <= size:
+    if r.numel() <= size:
         yield r.reshape(-1), c.reshape(-1)
+    elif r.is_contiguous() and c.is_contiguous():
+        yield from zip(r.view(-1).split(size), c.view(-1).split(size), strict=True)
     else:
         inner = max(r.numel() // r.shape[0], 1)
         rows = max(size // inner, 1)

@@ -25,6 +25,7 @@ from tracer.parameters import (
     changed_parameters,
     changed_settings,
     equal_parameter,
+    own_settings,
 )
 from tracer.phrases import FEW, few, figure, module_in_words, place, short_line
 from tracer.rows import (
@@ -612,6 +613,15 @@ class Search:
 
     def _settings(self, record: CallRecord | None) -> list[str]:
         return [] if record is None else changed_settings(*self._both_modules(record))
+
+    def differing_settings(self) -> list[str]:
+        """A sentence for each setting of a called module that differs."""
+        pairs = {record.module: record for record in self.records.values()}
+        return [
+            f"{module_in_words(name)}: {sentence[0].lower()}{sentence[1:]}"
+            for name, record in pairs.items()
+            for sentence in own_settings(*self._both_modules(record))
+        ]
 
     def _both_modules(self, record: CallRecord) -> tuple[nn.Module, nn.Module]:
         reference = self.reference_modules[record.module]

@@ -7,7 +7,7 @@ attributes whose name begins with an underscore, which are the module's own busi
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,22 +129,30 @@ def equal_parameter(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> s
 
 
 def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
-    """A sentence for each plain attribute that differs, such as an epsilon or a scale."""
-    sentences = []
+    """A sentence for each setting that differs, such as an epsilon or a scale, or the class."""
+    sentences = own_settings(reference, candidate)
     if not _are_related(reference, candidate):
         names = (type(module).__name__ for module in (reference, candidate))
-        sentences.append(_apart("class", *names))
-    for name, value, other in _settings(_attributes(reference), _attributes(candidate), "", 0):
-        if value != other:
-            sentences.append(_apart(f"`{name}`", repr(value), repr(other)))
+        sentences.insert(0, _apart("class", *names))
+    if reference.training != candidate.training:
+        sentences.append(_apart("`training`", f"{reference.training}", f"{candidate.training}"))
+    for name, value in _attributes(reference).items():
+        parts = dict(children(value)), dict(children(_attributes(candidate).get(name)))
+        sentences += _unequal(_settings(*parts, f"{name}.", 1))
     more = len(sentences) - _MOST_SETTINGS
     return sentences[:_MOST_SETTINGS] + ([f"{more} more settings differ."] if more > 0 else [])
 
 
+def own_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
+    """A sentence for each plain attribute that differs, but for the training mode."""
+    settings = _settings(_attributes(reference), _attributes(candidate), "", _MAX_DEPTH)
+    return _unequal(setting for setting in settings if setting[0] != "training")
+
+
 def as_written(module: nn.Module) -> nn.Module:
     """The module that was compiled, for what `torch.compile` returns; else the module itself."""
-    original = module._modules.get("_orig_mod")
-    return module if original is None else original
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
 
 
 def _are_related(reference: nn.Module, candidate: nn.Module) -> bool:
@@ -236,8 +244,14 @@ def _settings(
         elif isinstance(r, list | tuple) and all(map(is_plain, r)):
             yield f"{path}{name}", list(r), list(c) if isinstance(c, list | tuple) else c
         elif depth < _MAX_DEPTH:
+            if type(r) is not type(c) and dataclasses.is_dataclass(r):
+                yield f"{path}{name}", type(r).__name__, type(c).__name__
             parts = dict(children(r)), dict(children(c))
             yield from _settings(*parts, f"{path}{name}.", depth + 1)
+
+
+def _unequal(settings: Iterable[tuple[str, object, object]]) -> list[str]:
+    return [_apart(f"`{name}`", repr(r), repr(c)) for name, r, c in settings if r != c]
 
 
 def _exchange_attribute(

@@ -39,7 +39,10 @@ def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
         value: any value that goes in or out of a module.
         path: the path of the value itself, such as "output".
     """
-    yield from _walk(value, path, (), 0)
+    if type(value) is torch.Tensor and not value.is_nested:
+        yield path, value
+    else:
+        yield from _walk(value, path, (), 0)
 
 
 def tensor_leaves(value: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -18,6 +18,7 @@ from tracer.lockstep import Failure
 from tracer.origin import Origin, Rerun, Search
 from tracer.phrases import FEW, figure, module_in_words, place, size
 from tracer.rows import Row, first_divergence
+from tracer.values import dtype_name
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def judge(
     first = first_divergence(comparer.rows)
     search = Search(comparer, tolerance, rerun, modules)
     if first is None:
-        return _agreement(comparer) if failure is None else _raising(search, failure)
+        return _agreement(search) if failure is None else _raising(search, failure)
     start = search.introduced_at(first)
     finding = search.examine(start)
     if start is not first and not finding.confirmed:
@@ -111,7 +112,7 @@ def _raising(search: Search, failure: Failure) -> Verdict:
     while call is not None and (record := search.record_of(call.name, call.index)) is None:
         call = call.parent
     if call is None or record is None:
-        return _agreement(search.comparer)
+        return _agreement(search)
     finding = search.examine_failure(record)
     return Verdict(
         agrees=False,
@@ -122,8 +123,9 @@ def _raising(search: Search, failure: Failure) -> Verdict:
     )
 
 
-def _agreement(comparer: Comparer) -> Verdict:
-    measured = [row for row in comparer.rows if row.difference is not None]
+def _agreement(search: Search) -> Verdict:
+    rows = search.comparer.rows
+    measured = [row for row in rows if row.difference is not None]
     worst = max(measured, key=lambda row: row.error, default=None)
     text = "The models agree"
     if worst is not None and worst.error == 0.0:
@@ -140,18 +142,30 @@ def _agreement(comparer: Comparer) -> Verdict:
             f"{nonfinite} compared elements are NaN or infinite on both sides alike; the models "
             "agree on them, but look whether they should be there."
         )
-    padded = [row for row in comparer.rows if row.note.startswith("at padded positions")]
+    padded = [row for row in rows if row.note.startswith("at padded positions")]
     if padded:
         lines.append(
             f"{len(padded)} values differ at padded positions only, which nothing visible depends "
             f"on: first {place(padded[0])}."
         )
-    masks = [row for row in comparer.rows if not row.agrees]
+    masks = [row for row in rows if not row.agrees]
     if masks:
         lines.append(
             f"{len(masks)} attention masks let different positions through, without any effect on "
             f"a computed value: first {place(masks[0])}, {masks[0].note}."
         )
+    coarse = [row for row in measured if search.tolerance.is_coarse(row.candidate_dtype, row.dtype)]
+    if coarse:
+        lines.append(
+            f"{len(coarse)} values of the candidate are of a coarser dtype, which was allowed its "
+            f"own rounding: first {place(coarse[0])}, {dtype_name(coarse[0].candidate_dtype)} for "
+            f"{dtype_name(coarse[0].dtype)}."
+        )
+    settings = search.differing_settings()
+    if settings:
+        lines.append("Settings differ without an effect beyond the tolerance:")
+        lines += [f"  {sentence}" for sentence in settings[:FEW]]
+        lines += [f"  and {len(settings) - FEW} more"] if len(settings) > FEW else []
     return Verdict(True, None, None, False, "\n".join(lines))
 
 

@@ -73,7 +73,9 @@ def compiled(model: Any) -> Any:
 
 
 def wrapped(variant: str, dtype: torch.dtype = torch.float32) -> Change:
-    return lambda model: wrappers.prepare(model, wrappers.PTQConfig(variant=variant)).to(dtype)
+    """Casts a copy, since a wrapped model shares its parameters."""
+    config = wrappers.PTQConfig(variant=variant)
+    return lambda model: wrappers.prepare(copy.deepcopy(model), config).to(dtype)
 
 
 def as_dtype(dtype: torch.dtype) -> Change:

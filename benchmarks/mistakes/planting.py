@@ -25,12 +25,14 @@ class Mistake:
         module: the module to be named; "" is the root.
         found: the argument that this module hands down wrongly; else "parameter" (something that
             it holds) or "computation" (its own lines).
+        missed: why the verdict does not say so; the empty string for what is found.
     """
 
     name: str
     plant: Plant
     module: str
     found: str
+    missed: str = ""
 
 
 def reforward(path: str, forward: Callable[..., Any], **options: Any) -> Plant:

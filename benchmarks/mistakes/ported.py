@@ -184,6 +184,6 @@ PORTED = [
     Mistake("attention scale missing", in_all_layers("attention", "scale", 1.0), f"{FIRST}.self_attn", "computation"),
     Mistake("residual left out", assign("layers.1", "keep", lambda keep: 0.0), SECOND, "computation"),
     Mistake("padding forgotten", assign("", "padding", lambda padding: False), "", "attention_mask"),
-    Mistake("another rope base", assign("", "base", lambda base: 500000.0), "", "position_embeddings"),
+    Mistake("another rope base", assign("", "base", lambda base: 500000.0), "", "position_embeddings", missed="tables of another shape under another name cannot be compared, so the error appears inside the attention"),
     Mistake("embedding scaled", assign("", "embedding_scale", lambda scale: 8.0), "", "computation"),
 ]  # fmt: skip
