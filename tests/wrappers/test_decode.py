@@ -168,23 +168,23 @@ class TestQuantisationOff:
     @IMPLEMENTATIONS
     @pytest.mark.parametrize(
         "how",
-        [
-            {"do_sample": False},
-            {"do_sample": False, "use_cache": False},
-            {"do_sample": False, "cache_implementation": "static"},
-            {"do_sample": True, "top_k": 10},
-            {"do_sample": False, "num_beams": 3},
-        ],
-        ids=lambda how: "-".join(how),
+        [{}, {"cache_implementation": "static"}, {"do_sample": True, "top_k": 9}, {"num_beams": 3}],
+        ids=lambda how: "-".join(how) or "greedy",
     )
     def test_generates_the_same_tokens(self, implementation, how):
         model = tiny(implementation)
-        inputs = {"input_ids": tokens(3, 8), "attention_mask": padding(3, 8, "left")}
-        how = {"max_new_tokens": 10, "pad_token_id": 0, "eos_token_id": None, **how}
+        options = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, **how}
         generated = []
         for candidate in (model, wrap(model, "decode")):
             torch.manual_seed(0)
-            generated.append(candidate.generate(**inputs, **how))
+            generated.append(
+                candidate.generate(
+                    tokens(3, 8),
+                    attention_mask=padding(3, 8, "left"),
+                    pad_token_id=0,
+                    **options,
+                )
+            )
         assert torch.equal(*generated)
 
 
