@@ -14,8 +14,10 @@
     │   ├── MissingWrapperError          no wrapper for a class in the variant asked for
     │   └── StaleWrapperError            a wrapper for a class that the package no longer has
     ├── WrapError (ValueError)           a module that cannot be wrapped as it stands
-    └── InputError (ValueError)          inputs that a model or a function cannot take
-        └── CacheFullError               ... because a static cache has no room for them
+    ├── InputError (ValueError)          inputs that a model or a function cannot take
+    │   └── CacheFullError               ... because a static cache has no room for them
+    ├── ExportError (ValueError)         a model or a file that cannot be exported
+    └── MissingExtraError (ImportError)  an optional package that is not installed
 
 `CalibrationWarning` is the one warning: calibration data held NaN or infinities.
 """
@@ -95,6 +97,14 @@ class CacheFullError(InputError):
     def __init__(self, message: str, tokens: Tensor) -> None:
         super().__init__(message)
         self.tokens = tokens
+
+
+class ExportError(WrappersError, ValueError):
+    """A model that cannot be written as a graph, or a file that it cannot be written to."""
+
+
+class MissingExtraError(WrappersError, ImportError):
+    """An optional package that is needed and not installed."""
 
 
 class CalibrationWarning(UserWarning):

@@ -109,7 +109,8 @@ def calibrate(
     batches = 0
     with torch.no_grad():
         for batch in inputs if progress is None else progress(inputs):
-            _call(wrapped, batch)
+            args, kwargs = call_arguments(batch)
+            wrapped(*args, **kwargs)
             batches += 1
     if batches == 0:
         raise InputError("there were no calibration inputs: is the iterable used up already?")
@@ -134,7 +135,7 @@ def convert(wrapped: nn.Module) -> nn.Module:
     if unseen:
         raise UnseenObserverError(
             f"{len(unseen)} quantization points saw no data and have no range to quantise to: "
-            f"{_listed(unseen)}. Calibrate with inputs that reach them, load their qparams, or "
+            f"{listed(unseen)}. Calibrate with inputs that reach them, load their qparams, or "
             "override them with no_quantization()"
         )
     set_mode(wrapped, Mode.QUANT)
@@ -155,7 +156,7 @@ def warn_of_dropped(wrapped: nn.Module) -> None:
     if dropped:
         warnings.warn(
             "NaN or infinite values were left out of the observed ranges: "
-            + _listed([f"{name} ({count})" for name, count in dropped.items()]),
+            + listed([f"{name} ({count})" for name, count in dropped.items()]),
             CalibrationWarning,
             stacklevel=3,
         )
@@ -176,18 +177,22 @@ def set_mode(wrapped: nn.Module, mode: Mode) -> None:
         module.mode = mode
 
 
-def _call(model: nn.Module, inputs: ModelInputs) -> None:
+def call_arguments(inputs: ModelInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the keyword arguments of a call.
+
+    Raises:
+        InputError: `inputs` is none of the forms that a model's inputs come in.
+    """
     if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, tuple | list):
-        model(*inputs)
-    elif isinstance(inputs, Tensor):
-        model(inputs)
-    else:
-        raise InputError(
-            "a calibration input is a mapping of keyword arguments, a tuple of positional ones "
-            f"or a tensor, not {type(inputs).__name__}"
-        )
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    raise InputError(
+        "a model's inputs are a mapping of keyword arguments, a tuple of positional ones or a "
+        f"tensor, not {type(inputs).__name__}"
+    )
 
 
 def _check_overrides(config: PTQConfig, points: list[str]) -> None:
@@ -196,10 +201,11 @@ def _check_overrides(config: PTQConfig, points: list[str]) -> None:
         if path in known:
             continue
         near = difflib.get_close_matches(path, points, n=3, cutoff=0.5)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {_listed(points)}"
+        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {listed(points)}"
         raise UnknownOverrideError(f"the override {path!r} names no quantization point; {advice}")
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
