@@ -106,7 +106,8 @@ def attend_batched(
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # Query heads that share a key head become further rows of one product: no copies of keys.
-        grouped = query.reshape(batch, key.shape[1], -1, head_dim)
+        rows = query.shape[1] // key.shape[1] * query.shape[2]
+        grouped = query.reshape(batch, key.shape[1], rows, head_dim)
         logits = torch.matmul(grouped, key.transpose(-1, -2))
         logits = logits.view(*query.shape[:3], key_length)
         weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
