@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from tracer.origin import Origin
     from tracer.rows import FormDifference, Row
+    from tracer.stepping import Stepped, Stepping
     from tracer.verdict import Symptom, Verdict
 
 __version__ = "0.1.0"
@@ -40,6 +41,8 @@ __all__ = [
     "Origin",
     "Row",
     "ShapeMismatchError",
+    "Stepped",
+    "Stepping",
     "Symptom",
     "Tolerance",
     "TracerError",
@@ -67,6 +70,7 @@ _ROOMS = {
     ),
     "origin": ("Origin",),
     "rows": ("FormDifference", "Row"),
+    "stepping": ("Stepped", "Stepping"),
     "verdict": ("Symptom", "Verdict"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -17,7 +17,7 @@ import torch
 from tracer.calls import Answer, Call, Phase, definition
 from tracer.difference import Difference, Tolerance
 from tracer.forms import argument_names, paired_arguments, read_output
-from tracer.lockstep import EventKey, version_of
+from tracer.lockstep import EventKey
 from tracer.rows import (
     BY_MEANING,
     WRITTEN,
@@ -29,6 +29,7 @@ from tracer.rows import (
     is_result,
 )
 from tracer.values import (
+    LeftOut,
     describe,
     describe_mask,
     is_mask_name,
@@ -36,6 +37,7 @@ from tracer.values import (
     is_stateful,
     leaves,
     tensor_leaves,
+    version_of,
     visible_pair,
     visible_positions,
 )
@@ -49,6 +51,7 @@ class Comparer:
         records: every pair of calls, in the order in which they began.
         edited: events whose values were edited in place before they could be compared; their rows
             are wrong until a run in which lockstep clones them.
+        left_out: how many of the reference's values were not to be compared.
         compared_elements: how many elements were compared, each pair of tensors counted once.
     """
 
@@ -58,6 +61,7 @@ class Comparer:
         self.edited: set[EventKey] = set()
         self._tolerance = tolerance
         self._progress = progress
+        self.left_out = 0
         self.compared_elements = 0
         self._order = 0
         self._finished = 0
@@ -154,7 +158,10 @@ class Comparer:
         common = False
         for leaf_path, left in reference.items():
             right = candidate.get(leaf_path)
-            if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+            if isinstance(left, LeftOut):
+                self.left_out += 1
+                common = True
+            elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
                 common = True
                 self._compare_tensors(record, leaf_path, left, right)
             elif _is_tensor(left, right) or (leaf_path in candidate and not _equal(left, right)):

@@ -22,6 +22,7 @@ class Coverage:
         unmatched_calls: (side, module, call index) of calls of paired modules that the other side
             did not make.
         held_bytes_peak: the most memory held back for calls in another order, in bytes.
+        left_out: values of a reference told step by step that could not be told apart.
     """
 
     paired_modules: tuple[str, ...]
@@ -32,6 +33,7 @@ class Coverage:
     compared_elements: int
     unmatched_calls: tuple[tuple[str, str, int], ...]
     held_bytes_peak: int
+    left_out: int = 0
 
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
@@ -41,6 +43,8 @@ class Coverage:
         )
         if self.candidate_only:
             text += f"; {len(self.candidate_only)} modules in the candidate only"
+        if self.left_out:
+            text += f"; {self.left_out} values left out"
         return text
 
 
@@ -79,6 +83,7 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         compared_elements=comparer.compared_elements,
         unmatched_calls=unmatched_calls(outcome),
         held_bytes_peak=outcome.held_bytes_peak,
+        left_out=comparer.left_out,
     )
 
 

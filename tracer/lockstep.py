@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, Phase, Recorder, hooked
+from tracer.replay import Replay
 from tracer.states import RandomNumbers, ThreadState, random_state_kept
-from tracer.values import map_tensors, snapshot, tensor_leaves
+from tracer.stepping import Stepped
+from tracer.values import map_tensors, snapshot, tensor_leaves, version_of
 
 Run = Callable[[], object]
 # An event's key is the reference's name of the module, the call index and the phase.
@@ -108,8 +110,9 @@ def lockstep(
     """
     own_names = {name: name for name in pairs.values()}
     is_training = any(module.training for m in (reference, candidate) for module in m.modules())
+    replay = Replay(reference.steps) if isinstance(reference, Stepped) else None
     sides = (
-        _Side("reference", run_reference, reference_names, own_names, is_training),
+        _Side("reference", run_reference, reference_names, own_names, is_training, replay),
         _Side("candidate", run_candidate, candidate_names, pairs, is_training),
     )
 
@@ -157,13 +160,11 @@ class _Held:
         return frozenset(path for path, leaf, v in self.leaves if version_of(leaf) != v)
 
 
-def version_of(tensor: torch.Tensor) -> int | None:
-    """A tensor's in-place version; None for inference tensors, which keep none."""
-    return None if tensor.is_inference() else tensor._version
-
-
 class _Side:
-    """One model as a coroutine that stops at each event of a paired module."""
+    """One model as a coroutine that stops at each event of a paired module.
+
+    With a replay it runs through first, and stops at the events that are told afterwards.
+    """
 
     def __init__(
         self,
@@ -172,15 +173,18 @@ class _Side:
         names: Mapping[int, str],
         pairs: Mapping[str, str],
         is_training: bool,
+        replay: Replay | None = None,
     ) -> None:
         self.label = label
-        self.recorder = Recorder(names, self._on_event, pairs)
+        listener = self._on_event if replay is None else replay.note
+        self.recorder = Recorder(names, listener, pairs)
         self.greenlet = greenlet.greenlet(self._body)
         self.greenlet.gr_context = contextvars.copy_context()
         self.finished = False
         self._stopped = False
         self.failure: Failure | None = None
         self._run = run
+        self._replay = replay
         self._pairs = pairs
         self._random = RandomNumbers(is_training)
         self._ambient = ThreadState.capture()
@@ -212,6 +216,9 @@ class _Side:
         try:
             with self._ambient.kept():
                 self._run()
+            if self._replay is not None:
+                for told, phase in self._replay.calls():
+                    self._on_event(told, phase)
         except greenlet.GreenletExit:
             raise
         except Exception as exception:

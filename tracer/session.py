@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tracer.errors import InputError, UsageError, near_names
-from tracer.lockstep import EventKey, Outcome, Visitor, lockstep, version_of
+from tracer.lockstep import EventKey, Outcome, Visitor, lockstep
 from tracer.pairing import Pairing, pair
-from tracer.values import deep_copy
+from tracer.values import deep_copy, version_of
 
 Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
 

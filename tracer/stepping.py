@@ -2,6 +2,9 @@
 
     inputs = {"input_ids": ids, "attention_mask": mask}
     tracer.compare(Stepping(model, steps=16), Stepping(prefill, decode, steps=16), inputs)
+    tracer.compare(Stepped(model, steps=16), Stepping(prefill, decode, steps=16), inputs)
+
+In the second line the reference does not step itself: it runs once over all positions.
 
 The last tokens of each row of the inputs are the steps' (teacher forcing), so that both sides see
 the same tokens whatever they predict. Call #0 of a module is that of the prefill, call #k that of
@@ -27,7 +30,16 @@ from tracer.errors import InputError, UsageError
 _PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
-class Stepping(nn.Module):
+class Driver(nn.Module):
+    """Runs one or two models; their modules are compared by their own names."""
+
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        """The models by the prefix of their modules' names, which is empty for one alone."""
+        raise NotImplementedError
+
+
+class Stepping(Driver):
     """One or two causal language models of transformers' kind as they generate.
 
     Args:
@@ -41,8 +53,7 @@ class Stepping(nn.Module):
 
     def __init__(self, prefill: nn.Module, decode: nn.Module | None = None, *, steps: int) -> None:
         super().__init__()
-        if steps < 1:
-            raise UsageError(f"steps {steps}: expected at least 1")
+        _check_steps(steps)
         self.prefill = prefill
         self.decode = prefill if decode is None else decode
         self.steps = steps
@@ -96,9 +107,41 @@ class Stepping(nn.Module):
         }
 
 
+class Stepped(Driver):
+    """A reference that runs once over all positions, and is compared as if it had stepped.
+
+    Its calls are told once for each step, to be compared with those of a `Stepping`. Memory holds
+    the values of one forward pass meanwhile.
+
+    Args:
+        model: takes whole sequences.
+        steps: how many of the last tokens of each row are steps.
+
+    Raises:
+        UsageError: fewer than one step.
+    """
+
+    def __init__(self, model: nn.Module, *, steps: int) -> None:
+        super().__init__()
+        _check_steps(steps)
+        self.model = model
+        self.steps = steps
+        self.train(model.training)
+
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        return {"": self.model}
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Returns the logits of all positions of `ending_in_steps(inputs)`; see `Stepping`."""
+        inputs = ending_in_steps(inputs, self.steps)
+        logits: Tensor = self.model(**inputs, use_cache=True).logits
+        return logits
+
+
 def stages_of(model: nn.Module) -> Mapping[str, nn.Module]:
     """The models that a run calls, by the prefix of their modules' names."""
-    return model.stages if isinstance(model, Stepping) else {"": model}
+    return model.stages if isinstance(model, Driver) else {"": model}
 
 
 def decode_step(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -175,6 +218,11 @@ def ending_in_steps(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tenso
     made["attention_mask"] = mask.long()
     made["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return {**inputs, **made}
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise UsageError(f"steps {steps}: expected at least 1")
 
 
 def _with_images(inputs: Mapping[str, Tensor]) -> bool:

@@ -29,6 +29,13 @@ HIDDEN_BELOW = -30.0
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
 
 
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Stands in the place of a tensor of the reference's that is not to be compared, and why."""
+
+    reason: str
+
+
 def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
     """Yields the tensors and plain Python values in a nested value, each with its dotted path.
 
@@ -90,6 +97,11 @@ def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor]) -> 
     """
     memo = {id(tensor): copied(tensor) for _, tensor in tensor_leaves(value, "")}
     return copy.deepcopy(value, memo)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """A tensor's in-place version; None for inference tensors, which keep none."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:
@@ -230,7 +242,7 @@ def _number(value: float) -> str:
 def _walk(
     value: object, path: str, above: tuple[int, ...], object_depth: int
 ) -> Iterator[tuple[str, object]]:
-    is_leaf = is_plain(value) and not object_depth
+    is_leaf = isinstance(value, LeftOut) or (is_plain(value) and not object_depth)
     if is_leaf or (isinstance(value, torch.Tensor) and not value.is_nested):
         yield path, value
         return

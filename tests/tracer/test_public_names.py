@@ -21,6 +21,8 @@ PUBLIC = [
     "Origin",
     "Row",
     "ShapeMismatchError",
+    "Stepped",
+    "Stepping",
     "Symptom",
     "Tolerance",
     "TracerError",
