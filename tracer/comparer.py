@@ -156,6 +156,8 @@ class Comparer:
             for value in (r, c)
         )
         common = False
+        if only is None and ((r is None and not candidate) or (c is None and not reference)):
+            self._differ_in_form(record, path, r, c)  # None for a cache that is empty yet
         for leaf_path, left in reference.items():
             right = candidate.get(leaf_path)
             if isinstance(left, LeftOut):

@@ -204,7 +204,8 @@ class Search:
         for suspect in self._suspects(record, math.inf):
             if self.rerun is None:
                 break
-            trial = self._run(self._trial_of(suspect))
+            # Calls that were not reached would be given the wrong argument, too.
+            trial = self._run(self._trial_of(suspect, in_all_calls=True))
             if trial.failure is None:
                 origin = self._origin_of(suspect)
                 proof = f"Confirmed: with the reference's `{suspect.argument}` it does not raise."
@@ -318,15 +319,14 @@ class Search:
         origin = self._origin_of(suspect)
         return Finding(origin, True, (*self._handed(origin, suspect.calls), evidence))
 
-    def _trial_of(self, suspect: _Suspect) -> Trial:
-        """One who was given a copy of a cache must be given the next one as well."""
+    def _trial_of(self, suspect: _Suspect, *, in_all_calls: bool = False) -> Trial:
+        """Who was given a copy of a cache must be given the next one as well."""
         written = {argument_of(row.value) for row in self.rows if row.is_written}
-        return Trial(
-            arguments=dict.fromkeys(suspect.calls, suspect.argument),
-            handed=(suspect.giver[0], suspect.argument)
-            if suspect.giver is not None and suspect.argument in written
-            else None,
-        )
+        in_all_calls |= suspect.argument in written
+        handed = None
+        if in_all_calls and suspect.giver is not None:
+            handed = suspect.giver[0], suspect.argument
+        return Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument), handed=handed)
 
     def _origin_of(self, suspect: _Suspect) -> Origin:
         record = self.records[suspect.calls[0]]

@@ -60,6 +60,8 @@ def changed_parameters(
         return {}
     references, candidates = _held(reference, called), _held(candidate, called)
     factor = _folded_factor(reference, candidate)
+    if all(name in candidates and _equal(r, candidates[name]) for name, r in references.items()):
+        factor = 1.0  # the candidate applies it elsewhere
     changed: dict[str, Change] = {}
     # A module of another make may need less, or more.
     one_sided = _are_related(reference, candidate)
@@ -122,23 +124,17 @@ def equal_parameter(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> s
     """The full name of another parameter with just these values."""
     for path, module in modules.items():
         for name, other in module.named_parameters(recurse=False):
-            alike = other.shape == tensor.shape and other.dtype == tensor.dtype
-            if alike and torch.equal(other, tensor.to(other.device)):
+            if other.dtype == tensor.dtype and _equal(other, tensor):
                 return f"{path}.{name}" if path else name
     return None
 
 
 def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
     """A sentence for each setting that differs, such as an epsilon or a scale, or the class."""
-    sentences = own_settings(reference, candidate)
+    sentences = _unequal(_settings(_attributes(reference), _attributes(candidate), "", 0))
     if not _are_related(reference, candidate):
         names = (type(module).__name__ for module in (reference, candidate))
         sentences.insert(0, _apart("class", *names))
-    if reference.training != candidate.training:
-        sentences.append(_apart("`training`", f"{reference.training}", f"{candidate.training}"))
-    for name, value in _attributes(reference).items():
-        parts = dict(children(value)), dict(children(_attributes(candidate).get(name)))
-        sentences += _unequal(_settings(*parts, f"{name}.", 1))
     more = len(sentences) - _MOST_SETTINGS
     return sentences[:_MOST_SETTINGS] + ([f"{more} more settings differ."] if more > 0 else [])
 
@@ -305,6 +301,10 @@ def _read_back(module: Any, parameter: torch.Tensor) -> torch.Tensor | None:
     return read.T if parameter.dim() == 2 else read[0]
 
 
+def _equal(r: torch.Tensor, c: torch.Tensor) -> bool:
+    return r.shape == c.shape and torch.equal(r, c.to(r.device, r.dtype))
+
+
 def _fitted_factor(r: torch.Tensor, c: torch.Tensor) -> float:
     square = (r * r).sum().item()
     return (r * c).sum().item() / square or 1.0 if square else 1.0
@@ -322,7 +322,7 @@ def _values_apart(
     limit = 0.0 if r.dtype == c.dtype else tolerance.limit(r.dtype, c.dtype)
     if factor is None:
         factor = _fitted_factor(r.double(), c.double())
-    if factor != 1.0 and Difference.of(r, c).max:
+    if factor != 1.0:
         r, c, limit = r.double(), c.double() / factor, max(limit, _FOLDED_LIMIT)
     difference = Difference.of(r, c)
     if difference.mismatched == 0 and difference.relative_peak <= limit:

@@ -20,6 +20,7 @@ from tracer.calls import (
     NewOutput,
     Phase,
     Recorder,
+    _forward_parameters,
     definition,
     hides_children,
     hooked,
@@ -633,3 +634,61 @@ def test_outputs_are_bit_identical_under_hooks() -> None:
         torch.manual_seed(1)
         recorded(model, lambda: results.append(model(x)))
     assert torch.equal(results[0], expected)
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Takes(nn.Module):
+    def forward(self, first, /, second=1, *rest, third=2, **others):
+        return first
+
+
+class Decorated(Takes):
+    forward = decorated(decorated(Takes.forward))
+
+
+def replaced(forward: object) -> nn.Module:
+    module = Takes()
+    module.forward = forward
+    return module
+
+
+def signed(x):
+    return x
+
+
+signed.__signature__ = inspect.signature(lambda given, other: None)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Takes(),
+        Decorated(),
+        nn.Linear(2, 2),
+        nn.MultiheadAttention(4, 2),
+        replaced(lambda x, y=1: x),
+        replaced(decorated(Takes().forward)),
+        replaced(functools.partial(Takes().forward, 1)),
+        replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
+        replaced(signed),
+        replaced(torch.relu),
+        replaced(len),
+        torch.compile(Takes(), backend="eager"),
+    ],
+)
+def test_positional_parameters_are_those_of_the_signature(module: nn.Module) -> None:
+    forward = getattr(module, "_orig_mod", module).forward
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except ValueError:
+        parameters = ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    expected = tuple(p.name for p in parameters if p.kind in positional)
+    assert _forward_parameters(module) == expected

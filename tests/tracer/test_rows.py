@@ -552,10 +552,54 @@ class TestPadding:
         comparison = compare(*models, inputs, confirm=False)
         assert comparison.verdict.agrees is not is_pair
 
+    def test_masks_of_calls_inside_excuse_in_them_and_around_them(self) -> None:
+        """A model that generates hands on fewer positions than it was given."""
+
+        def steps(model, input_ids, attention_mask):
+            return model.head(model.body(input_ids[:, 2:], attention_mask[:, 2:]) * 1.0)
+
+        left = PADDING.flip(1)
+        reference, candidate = (
+            Generates(steps, body=Makes((3, 6, 16), change), head=Passes())
+            for change in (lambda value: value, at_padding(left[:, 2:], 1))
+        )
+        inputs = {"input_ids": IDS, "attention_mask": left}
+        comparison = compare(reference, candidate, inputs)
+        assert comparison.verdict.agrees, comparison.verdict.explanation
+        head = rows_of(comparison, "head")["kwargs.x"]
+        assert head.note.startswith("at padded positions PEIR")
+        candidate.body.value.change = at_padding(left[:, :6], 1)
+        assert not compare(reference, candidate, inputs).verdict.agrees
+
+    def test_masks_of_calls_inside_excuse_nothing_around_them_without_a_mask(self) -> None:
+        def steps(model, input_ids):
+            return model.head(model.body(input_ids, PADDING) * 1.0)
+
+        reference, candidate = (
+            Generates(steps, body=Makes((3, 8, 16), change), head=Passes())
+            for change in (lambda value: value, at_padding(PADDING, 1))
+        )
+        comparison = compare(reference, candidate, {"input_ids": IDS})
+        assert rows_of(comparison, "body")["output"].agrees
+        assert not rows_of(comparison, "head")["kwargs.x"].agrees
+
     def test_nonfinite_values_at_padded_positions_are_excused(self) -> None:
         change = at_padding(PADDING, 1)
         row = padded_row((3, 8, 16), lambda v: torch.where(change(v) == v, v, math.nan))
         assert row.agrees
+
+
+class Makes(Padded):
+    """Returns the value."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.value(torch.randn(self.shape, generator=torch.Generator().manual_seed(0)))
+
+
+class Generates(Calls):
+    def forward(self, input_ids, attention_mask=None):
+        given = [input_ids] if attention_mask is None else [input_ids, attention_mask]
+        return self.how(self, *given)
 
 
 class TestDeclaredForms:
@@ -577,6 +621,35 @@ class TestDeclaredForms:
         comparison = compare(reference, candidate, X)
         assert comparison.verdict.agrees, comparison.verdict.explanation
         assert all(row.agrees for row in comparison.rows)
+
+    def test_a_reference_that_declares_them_too_is_read_back_as_well(self) -> None:
+        how = lambda model, x: model.a(x * 2.0).T / 8.0  # noqa: E731
+        both = [Calls(how, a=self.Scaled()) for _ in range(2)]
+        comparison = compare(*both, X)
+        assert comparison.verdict.agrees
+        row = rows_of(comparison, "a")["output"]
+        assert row.difference.max == 0.0
+        assert row.difference.reference_max == X.max().item()
+
+    def test_a_mask_under_another_name_is_compared(self) -> None:
+        class Takes(nn.Module):
+            def forward(self, x, visible_mask):
+                return x + visible_mask
+
+        class TakesToo(nn.Module):
+            def forward(self, x, *, attention_mask):
+                return x + attention_mask
+
+        mask = torch.zeros(4, 8)
+        reference = Calls(lambda model, x: model.a(x, attention_mask=mask), a=TakesToo())
+        candidate = Calls(lambda model, x: model.a(x, mask), a=Takes())
+        comparison = compare(reference, candidate, X)
+        assert comparison.verdict.agrees
+        assert rows_of(comparison, "a")["kwargs.attention_mask"].agrees
+        candidate.how = lambda model, x: model.a(x, mask - 40.0)
+        verdict = compare(reference, candidate, X).verdict
+        assert (verdict.origin.module, verdict.origin.argument) == ("", "attention_mask")
+        assert verdict.confirmed
 
     def test_an_undeclared_change_of_form_diverges(self) -> None:
         class Undeclared(nn.Module):

@@ -16,8 +16,10 @@ from transformers import BatchEncoding, DynamicCache, EncoderDecoderCache, Llama
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from tracer.values import (
+    deep_copy,
     describe,
     describe_mask,
+    is_stateful,
     leaves,
     map_tensors,
     replace_leaves,
@@ -490,3 +492,45 @@ class TestMasks:
 def test_a_copied_cache_is_found_at_the_same_paths() -> None:
     cache = filled_cache()
     assert list(found(copy.deepcopy(cache))) == list(found(cache))
+
+
+@pytest.mark.parametrize(
+    ("value", "stateful"),
+    [
+        (DynamicCache(), True),
+        ([], True),
+        ({}, True),
+        (UserDict(), True),
+        ((), False),
+        (torch.ones(1), False),
+        (Plain(1), False),
+        (1.0, False),
+        ("x", False),
+        (None, False),
+        (nn.Linear(1, 1), False),
+        (len, False),
+        (Plain, False),
+    ],
+)
+def test_what_others_may_find_something_in(value: object, stateful: bool) -> None:
+    assert is_stateful(value) is stateful
+
+
+def test_a_deep_copy_shares_nothing_not_even_what_is_empty() -> None:
+    cache = DynamicCache(config=LlamaConfig(num_hidden_layers=2))
+    keys = torch.randn(1, 1, 2, 4)
+    cache.update(keys, keys, 0)
+    value = {"cache": cache, "again": cache, "keys": cache.layers[0].keys}
+    copied = deep_copy(value, torch.Tensor.clone)
+    assert copied["cache"] is copied["again"]
+    assert copied["keys"] is copied["cache"].layers[0].keys
+    assert torch.equal(copied["keys"], keys)
+    copied["cache"].update(keys, keys, 1)
+    copied["keys"].zero_()
+    assert cache.get_seq_length(1) == 0
+    assert torch.equal(cache.layers[0].keys, keys)
+
+
+def test_a_deep_copy_takes_the_tensors_that_it_is_given() -> None:
+    copied = deep_copy((torch.ones(2), [torch.ones(3)]), torch.Tensor.half)
+    assert [tensor.dtype for tensor in (copied[0], copied[1][0])] == [torch.float16] * 2
