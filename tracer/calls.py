@@ -324,9 +324,10 @@ def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | 
         frame = frame.f_back
     while frame is not None:
         code = frame.f_code
-        if code.co_filename.startswith(_TRACER):
+        caller = frame.f_locals.get("self")
+        if code.co_filename.startswith(_TRACER) and not isinstance(caller, nn.Module):
             return None
-        own = code.co_name == "__call__" and frame.f_locals.get("self") is module
+        own = code.co_name == "__call__" and caller is module
         if not own and not code.co_filename.startswith(_TORCH):
             return Location(code.co_filename, frame.f_lineno, code.co_qualname)
         frame = frame.f_back

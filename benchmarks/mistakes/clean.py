@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import wrappers
 from benchmarks.mistakes import llama, ported, qwen3_vl
-from benchmarks.mistakes.decode import prefill_and_decode
+from benchmarks.mistakes.decode import generates, prefill_and_decode
 from benchmarks.mistakes.decoder import (
     Tensor,
     attention_forward,
@@ -26,6 +26,7 @@ from benchmarks.mistakes.models import (
     Source,
     generation,
     longer_llama,
+    one_forward,
     pictures_and_text,
     quantized,
     right_side,
@@ -239,6 +240,17 @@ CLEAN = [
                 ("prefill and decode", prefill_and_decode),
                 ("SDPA", generated_by(with_attention("sdpa"))),
                 ("bfloat16", as_dtype(HALF)),
+            )
+        }
+        | {
+            f"{what} against one forward, padded on the {side}": (
+                sided(one_forward(longer_llama, steps=16)),
+                change,
+            )
+            for side, sided in (("left", itself), ("right", right_side))
+            for what, change in (
+                ("steps", generates),
+                ("prefill and decode", prefill_and_decode),
             )
         }
         | {

@@ -1,6 +1,7 @@
 """Mistakes in decode steps: of a float Llama, of the wrapped variant `decode`, of a static cache."""
 # ruff: noqa: E501 - tables of one line a row
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -47,10 +48,15 @@ class StaticGeneration(Generation):
         return logits
 
 
+def generates(reference: Any) -> Generation:
+    """A copy of a float model, as it generates."""
+    return Generation(copy.deepcopy(reference.stages[""]), steps=reference.steps)
+
+
 def prefill_and_decode(reference: Any, kind: type[Generation] = Generation) -> Generation:
-    """Both variants of a float model that generates, wrapped, with quantisation off."""
+    """Both variants of a float model, wrapped, with quantisation off, as they generate."""
     prefill, decode = (
-        wrappers.prepare(reference.prefill, wrappers.PTQConfig(variant=variant))
+        wrappers.prepare(reference.stages[""], wrappers.PTQConfig(variant=variant))
         for variant in ("prefill", "decode")
     )
     return kind(prefill, decode, steps=reference.steps)
@@ -150,7 +156,7 @@ def last_hidden(mask: Tensor) -> Tensor:
 WRAPPED = [
     Mistake("keys of the past one slot late", updated(keys_late), ATTENTION, "computation"),
     Mistake("key of the step stale", updated(last_is_stale), ATTENTION, "computation"),
-    Mistake("cache of another layer", llama.neighbours_cache, ATTENTION, "computation"),
+    Mistake("keys and values of another layer", llama.neighbours_cache, ATTENTION, "computation"),
     Mistake("key of the step not rotated", method(ATTENTION, "_attend_heads", unrotated), ATTENTION, "computation"),
     Mistake("keys of the past without the folded factor", updated(past_without_factor), ATTENTION, "computation"),
     Mistake("keys cached with the folded factor", assign(ATTENTION, "key_factor", lambda f: 1.0), ATTENTION, "computation"),

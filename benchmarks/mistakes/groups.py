@@ -16,6 +16,7 @@ from benchmarks.mistakes.models import (
     Source,
     checkpoint,
     generation,
+    one_forward,
     right_side,
     static_llama,
     tiny_llama,
@@ -79,7 +80,17 @@ def groups(data: Path | None = None) -> list[Group]:
                 decode.prefill_and_decode,
             ),
         ]
-    listed.append(Group("wrapped Llama, static cache", decode.STATIC, static_llama))
+    at_once = one_forward(tiny_llama, decode.STEPS)
+    listed += [
+        Group("Llama, steps against one forward", decode.FLOAT, at_once, decode.generates),
+        Group(
+            "wrapped Llama, steps against one forward",
+            decode.WRAPPED,
+            at_once,
+            decode.prefill_and_decode,
+        ),
+        Group("wrapped Llama, static cache", decode.STATIC, static_llama),
+    ]
     for variant in VARIANTS:
         make = partial(wrapped, variant=variant)
         right = (converted(source, variant) for source in (tiny_llama, tiny_qwen3_vl))

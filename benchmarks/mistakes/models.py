@@ -11,7 +11,7 @@ from torch import nn
 
 import wrappers
 from benchmarks.mistakes.decode import STEPS, Generation, StaticGeneration, prefill_and_decode
-from tracer import models
+from tracer import Stepped, models
 
 VARIANTS = ("prefill", "prefill_reference")
 
@@ -55,6 +55,16 @@ def generation(source: Source, steps: int = 1) -> Source:
         return Generation(copy.deepcopy(model), steps=steps), inputs
 
     return generating
+
+
+def one_forward(source: Source, steps: int) -> Source:
+    """The model as it runs once over all positions, to be compared with steps."""
+
+    def running() -> tuple[nn.Module, dict[str, Any]]:
+        model, inputs = source()
+        return Stepped(model, steps=steps), inputs
+
+    return running
 
 
 def static_llama() -> tuple[nn.Module, dict[str, Any]]:
