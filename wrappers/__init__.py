@@ -13,6 +13,7 @@ from wrappers import qwen3_vl as qwen3_vl
 from wrappers.config import PTQConfig, QuantSpec, affine, microscaling, no_quantization
 from wrappers.decoding import calibrate_both, calibrate_decode, decode_inputs
 from wrappers.dtypes import DType, QScheme
+from wrappers.export import export
 from wrappers.module import Mode, QuantModule, QuantPoint, iter_points, iter_wrappers
 from wrappers.quantize import calibrate, convert, prepare
 from wrappers.registry import register
@@ -36,6 +37,7 @@ __all__ = [
     "calibrate_decode",
     "convert",
     "decode_inputs",
+    "export",
     "iter_points",
     "iter_wrappers",
     "microscaling",

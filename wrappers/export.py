@@ -81,18 +81,22 @@ def export(
         ModeError: the model is being calibrated.
         InputError: inputs in none of the forms that a model is called with.
     """
-    target = Path(path)
-    if target.suffix not in _WRITERS:
+    suffix = Path(path).suffix
+    if suffix not in _WRITERS:
         raise ExportError(
-            f"found the suffix {target.suffix!r} of {target}; expected {' or '.join(_WRITERS)}"
+            f"found the suffix {suffix!r} of {path}; expected {' or '.join(_WRITERS)}"
         )
-    calibrating = [name for name, module in iter_wrappers(model) if module.mode is Mode.CALIBRATE]
+    calibrating = [
+        name or "the root"
+        for name, wrapper in iter_wrappers(model)
+        if wrapper.mode is Mode.CALIBRATE
+    ]
     if calibrating:
         raise ModeError(
             f"{len(calibrating)} wrappers are being calibrated and would be written without their "
             f"quantisation: {listed(calibrating)}; call convert() first"
         )
-    _WRITERS[target.suffix](model, example_inputs, target, check)
+    _WRITERS[suffix](model, example_inputs, Path(path).expanduser().resolve(), check)
 
 
 def _write_pt2(model: nn.Module, inputs: ModelInputs, target: Path, _check: bool) -> None:
@@ -127,7 +131,7 @@ def _replaced(target: Path) -> Iterator[Path]:
         raise ExportError(f"{target} is a folder; give the path of a file in it")
     if not target.parent.is_dir():
         raise ExportError(f"there is no folder {target.parent}; make it first")
-    beside = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
+    beside = target.with_name(f".{secrets.token_hex(8)}.{target.name}")
     try:
         # Before the work, which may take long.
         beside.touch(exist_ok=False)
@@ -156,7 +160,8 @@ def _captured(model: nn.Module, inputs: ModelInputs) -> ExportedProgram:
         ) from error
     finally:
         hook.remove()
-    if any(node.target in _DROPOUT for node in program.graph.nodes):
+    # Its third argument says whether it does anything.
+    if any(node.target in _DROPOUT and node.args[2] for node in program.graph.nodes):
         raise ExportError("the graph holds dropout: call eval() on the model before its export")
     return program
 
@@ -214,11 +219,15 @@ def _kind_without_a_type(quantizer: object) -> str | None:
 
 def _converted(program: ExportedProgram) -> bytes:
     import tico
+    from tico.config import get_default_config
 
+    config = get_default_config()
+    # What is no tensor would otherwise be an input as well.
+    config.set("remove_constant_input", True)
     printed = io.StringIO()
     with _Errors("tico") as logged, redirect_stdout(printed):
         try:
-            circle: bytes = tico.convert_from_exported_program(program).circle_binary
+            circle: bytes = tico.convert_from_exported_program(program, config).circle_binary
         except Exception as error:
             reasons = "; ".join([_summary(error), *logged.messages])
             raise ExportError(f"tico cannot convert the graph to Circle: {reasons}") from error
@@ -280,7 +289,7 @@ class _Errors(logging.Handler):
         self._logger = logging.getLogger(library)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(_first_lines(record.getMessage()))
+        self.messages.append(_first_lines(record.getMessage(), 2))
 
     def __enter__(self) -> Self:
         self._logger.addHandler(self)
@@ -291,10 +300,10 @@ class _Errors(logging.Handler):
 
 
 def _summary(error: Exception) -> str:
-    """The class of an error and the first lines of what it says."""
-    return f"{type(error).__name__}: {_first_lines(str(error))}".removesuffix(": ")
+    """The class of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {_first_lines(str(error), 1)}".removesuffix(": ")
 
 
-def _first_lines(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return ", ".join(lines[:2])
+def _first_lines(text: str, count: int) -> str:
+    lines = (line.strip() for line in text.splitlines())
+    return ", ".join([line for line in lines if line][:count])

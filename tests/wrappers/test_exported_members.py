@@ -22,6 +22,7 @@ def test_exported_members():
         "calibrate_decode",
         "convert",
         "decode_inputs",
+        "export",
         "iter_points",
         "iter_wrappers",
         "microscaling",

@@ -27,6 +27,7 @@ from tracer.reports import Run
 from tracer.reports.curve import curve
 from tracer.reports.fold import arrange, number
 from tracer.reports.ranking import Ranked, ranking
+from tracer.reports.summary import box, scatter
 from tracer.reports.table import shortened, table
 from tracer.values import dtype_name
 from tracer.words import listed
@@ -35,6 +36,7 @@ from tracer.words import listed
 _PLAIN_WIDTH = 200
 _CURVE_WIDTH = 110
 _PANEL_WIDTH = 120
+_SCATTER_WIDTH, _SCATTER_HEIGHT = 64, 24
 _MOST_LISTED = 5
 _MOST_NAMES = 3
 _MOST_RANKED = 10
@@ -75,6 +77,42 @@ def show_rows(
     console = console or make_console()
     items = arrange(comparison.rows, comparison.verdict.symptom, all_rows=all_rows)
     _print(table(items, comparison.verdict.symptom, width=console.width), console)
+
+
+def error_summary(
+    reference: torch.Tensor,
+    quantized: torch.Tensor,
+    *,
+    title: str,
+    extra: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Prints what quantisation did to an output: mean |diff|, PEIR, and a scatter of the values.
+
+    Args:
+        reference: what the float module gives.
+        quantized: what the quantised one gives, of the same shape.
+        title: what was quantised, in words.
+        extra: further outputs by name, float and quantised, such as the new key and value of a
+            decode step; they have figures and no scatter.
+        console: where to; standard output by default.
+
+    Raises:
+        ShapeMismatchError: the shapes of a pair differ.
+    """
+    console = console or make_console()
+    pairs = [("output", (reference, quantized)), *(extra or {}).items()]
+    parts = [box(title, [(name, Difference.of(r, q)) for name, (r, q) in pairs])]
+    drawn = scatter(
+        reference,
+        quantized,
+        width=min(console.width, _SCATTER_WIDTH),
+        height=_SCATTER_HEIGHT,
+        colour=console.color_system is not None and not console.no_color,
+    )
+    if drawn:
+        parts.append(Text.from_ansi(drawn, no_wrap=True))
+    _print(parts, console)
 
 
 def make_console() -> Console:
