@@ -342,8 +342,9 @@ class Search:
         record = self.records[calls[0]]
         others = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
         form = self._both_forms(record, origin.argument or "")
+        giver = "What runs it" if record.parent is None else module_in_words(origin.module)
         return [
-            f"{module_in_words(origin.module)} hands a wrong `{origin.argument}` to "
+            f"{giver} hands a wrong `{origin.argument}` to "
             f"{module_in_words(record.module)}{others}:",
             f"  reference: {form[0]}, at {short_line(origin.reference_line)}",
             f"  candidate: {form[1]}, at {short_line(origin.candidate_line)}",

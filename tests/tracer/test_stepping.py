@@ -178,6 +178,23 @@ class TestCalls:
         assert verdict.symptom.call == call
         assert verdict.confirmed
 
+    def test_a_step_that_is_given_something_else(self, loaded):
+        model, inputs = loaded["left"].model, loaded["left"].inputs
+
+        class Wrong(Stepping):
+            def step_inputs(self, *args):
+                step = super().step_inputs(*args)
+                return {**step, "position_ids": step["position_ids"] + 1}
+
+        verdict = tracer.compare(Stepping(model, steps=3), Wrong(model, steps=3), inputs).verdict
+        assert (verdict.origin.module, verdict.origin.argument) == ("", "position_ids")
+        assert verdict.symptom.call == 1
+        assert verdict.confirmed
+        assert (
+            "What runs it hands a wrong `position_ids` to the root module and 2 more"
+            in verdict.explanation
+        )
+
     def test_names_of_two_models_lead_to_those_of_one(self, loaded):
         model = loaded["left"].model
         pairing = pair(
