@@ -60,7 +60,8 @@ def changed_parameters(
         return {}
     references, candidates = _held(reference, called), _held(candidate, called)
     factor = _folded_factor(reference, candidate)
-    if all(name in candidates and _equal(r, candidates[name]) for name, r in references.items()):
+    is_as_it_was = all(n in candidates and _equal(r, candidates[n]) for n, r in references.items())
+    if factor is not None and is_as_it_was:
         factor = 1.0  # the candidate applies it elsewhere
     changed: dict[str, Change] = {}
     # A module of another make may need less, or more.

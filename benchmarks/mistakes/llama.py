@@ -1,5 +1,4 @@
 """Mistakes in a Llama: the float model, a generation with a cache, and the wrapped model."""
-# ruff: noqa: E501 - tables of one line a row
 
 from collections.abc import Callable
 from functools import partial

@@ -3,7 +3,6 @@
 Rotations turn neighbouring channels, so that the rows of the queries' and keys' weights come in
 another order, which `Permuted` declares. The mistakes are those of the port and of its conversion.
 """
-# ruff: noqa: E501 - a table of one line a row
 
 import copy
 from typing import Any

@@ -1,5 +1,4 @@
 """Mistakes in a quantised model, whose reference is the same model quantised rightly."""
-# ruff: noqa: E501 - tables of one line a row
 
 import copy
 from collections.abc import Callable

@@ -1,5 +1,4 @@
 """Mistakes in a Qwen3-VL: the float model, a generation after an image, and the wrapped model."""
-# ruff: noqa: E501 - tables of one line a row
 
 import itertools
 from collections.abc import Callable

@@ -37,12 +37,13 @@ def test_a_mistake_is_found(group: Group, mistake: Mistake) -> None:
     check(group, mistake)
 
 
-@pytest.mark.parametrize("name", llama.COARSE)
+# Every other one each, for time: the benchmark runs them all.
+@pytest.mark.parametrize("name", llama.COARSE[::2])
 def test_a_mistake_is_found_in_a_real_checkpoint(shared_data: Path, name: str) -> None:
     check_named("stories260K", name, shared_data)
 
 
-@pytest.mark.parametrize("name", llama.COARSE)
+@pytest.mark.parametrize("name", llama.COARSE[1::2])
 def test_a_mistake_is_found_behind_the_rounding_of_bfloat16(name: str) -> None:
     check_named("Llama, bfloat16 candidate", name)
 
@@ -71,10 +72,10 @@ def check(group: Group, mistake: Mistake) -> None:
         assert int(number) > 0
 
 
-# Compiling a Qwen3-VL takes as long as all the others together.
+# Compiling takes as long as all the others together; other tests have compiled models.
 @pytest.mark.parametrize(
     "pair",
-    [pair for pair in CLEAN if (pair.group, pair.name) != ("right pairs, Qwen3-VL", "compiled")],
+    [pair for pair in CLEAN if pair.name != "compiled"],
     ids=lambda pair: f"{pair.group}: {pair.name}",
 )
 def test_a_right_pair_agrees(pair: Pair) -> None:
