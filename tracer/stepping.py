@@ -57,7 +57,7 @@ class Stepping(Driver):
         self.prefill = prefill
         self.decode = prefill if decode is None else decode
         self.steps = steps
-        self.train(prefill.training)
+        self.training = prefill.training  # the models stay in their own modes
 
     @property
     def stages(self) -> dict[str, nn.Module]:
@@ -126,7 +126,7 @@ class Stepped(Driver):
         _check_steps(steps)
         self.model = model
         self.steps = steps
-        self.train(model.training)
+        self.training = model.training
 
     @property
     def stages(self) -> dict[str, nn.Module]:

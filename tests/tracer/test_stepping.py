@@ -116,6 +116,14 @@ class TestRun:
             error = (visible_logits(found, mask) - expected).abs().max()
             assert error / (expected.max() - expected.min()) < 2e-6
 
+    @pytest.mark.parametrize("driver", [Stepping, tracer.Stepped])
+    def test_models_stay_in_their_modes(self, driver):
+        model = load("tiny-llama").model
+        model.model.layers[1].train()
+        before = [module.training for module in model.modules()]
+        driver(model, steps=1)
+        assert [module.training for module in model.modules()] == before
+
     @pytest.mark.parametrize("side", SIDES)
     def test_one_step(self, loaded, side: str):
         model, inputs = loaded[side].model, loaded[side].inputs
