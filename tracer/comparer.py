@@ -18,6 +18,7 @@ from tracer.calls import Answer, Call, Phase, definition
 from tracer.difference import Difference, Tolerance
 from tracer.forms import argument_names, paired_arguments, read_output
 from tracer.lockstep import EventKey
+from tracer.padding import Padding, padding_of
 from tracer.rows import (
     BY_MEANING,
     WRITTEN,
@@ -39,7 +40,6 @@ from tracer.values import (
     tensor_leaves,
     version_of,
     visible_pair,
-    visible_positions,
 )
 
 
@@ -65,7 +65,7 @@ class Comparer:
         self.compared_elements = 0
         self._order = 0
         self._finished = 0
-        self._paddings: dict[CallKey, list[_Padding]] = {}
+        self._paddings: dict[CallKey, list[Padding]] = {}
         self._compared: dict[tuple[int, int], _Compared] = {}
         self._given: dict[CallKey, tuple[_Marks, _Marks]] = {}
 
@@ -251,7 +251,7 @@ class Comparer:
 
         Whoever generates calls the model with masks of other lengths than its own.
         """
-        padding = _padding_of(reference)
+        padding = padding_of(reference)
         if padding is None or any(padding.is_same(known) for known in self._known_paddings(record)):
             return
         self._paddings[record.key] = [padding]
@@ -261,7 +261,7 @@ class Comparer:
                 self._paddings[key].append(padding)
             key = self.records[key].parent
 
-    def _known_paddings(self, record: CallRecord) -> Iterator["_Padding"]:
+    def _known_paddings(self, record: CallRecord) -> Iterator[Padding]:
         """What a call and those around it say of padding."""
         key: CallKey | None = record.key
         while key is not None:
@@ -394,71 +394,6 @@ class _Compared:
     candidate: "weakref.ref[torch.Tensor]"
     versions: tuple[int | None, int | None]
     row: Row
-
-
-@dataclass(frozen=True, slots=True)
-class _Padding:
-    """Which positions of a call's sequences are not padding, and the lengths that these come in."""
-
-    visible: torch.Tensor  # bool, [batch, sequence]
-    lengths: frozenset[int]
-
-    def is_same(self, other: "_Padding") -> bool:
-        return self.lengths == other.lengths and torch.equal(self.visible, other.visible)
-
-    def places(self, shape: tuple[int, ...]) -> list[tuple[int, torch.Tensor]]:
-        """Dimensions of a value that may be positions, each with which of them are not padding.
-
-        They are looked for along the dimensions of the length of the mask or of the input, but not
-        along the last one, of channels or keys. Where heads are as many as positions, only a
-        sequence without padding shows that it is not a head that is wrong.
-        """
-        batch, length = self.visible.shape
-        places: list[tuple[int, torch.Tensor]] = []
-        if len(shape) > 1 and shape[0] == batch:
-            for dim in range(1, max(len(shape) - 1, 2)):
-                if shape[dim] in self.lengths:
-                    places.append((dim, self.visible[:, length - shape[dim] :]))
-            if len(places) > 1 and not bool(self.visible.all(dim=1).any()):
-                return []
-        if len(shape) > 1 and shape[0] == batch * length:
-            places.append((0, self.visible.flatten()))
-        return places
-
-
-def _padding_of(call: Call) -> _Padding | None:
-    """What a [batch, sequence] mask among a call's arguments says of padding.
-
-    Only `attention_mask` is known to be 1 where there is a token; PyTorch's own `key_padding_mask`,
-    for one, says the opposite. In an encoder-decoder model it is the encoder's: where the decoder's
-    sequences are as long, a value does not tell whose it is.
-    """
-    mask = call.arguments.get("attention_mask")
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-        return None
-    visible = visible_positions(mask)
-    if visible is None or bool(visible.all()) or not bool(visible.any()):
-        return None
-    for name, value in tensor_leaves(call.arguments, "inputs"):
-        is_ids = value.dim() == 2 and not value.is_floating_point()
-        is_embeddings = value.dim() == 3 and value.is_floating_point()
-        if is_mask_name(name) or not (is_ids or is_embeddings):
-            continue
-        if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
-            lengths = frozenset({mask.shape[1], value.shape[1]})
-            return None if lengths & _decoder_lengths(call) else _Padding(visible, lengths)
-    return None
-
-
-def _decoder_lengths(call: Call) -> set[int]:
-    """The lengths of the sequences that an encoder-decoder model is given for its decoder."""
-    config = getattr(call.module, "config", None)
-    names = ["decoder_", "labels"] if getattr(config, "is_encoder_decoder", False) else ["decoder_"]
-    return {
-        value.shape[1]
-        for path, value in tensor_leaves(call.arguments, "inputs")
-        if value.dim() > 1 and any(name in path for name in names)
-    }
 
 
 def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | None:

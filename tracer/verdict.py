@@ -14,8 +14,9 @@ from torch import nn
 
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
+from tracer.evidence import Rerun
 from tracer.lockstep import Failure
-from tracer.origin import Origin, Rerun, Search
+from tracer.origin import Origin, Search
 from tracer.phrases import FEW, figure, module_in_words, place, size
 from tracer.rows import Row, first_divergence
 from tracer.values import dtype_name
@@ -81,7 +82,7 @@ def judge(
     search = Search(comparer, tolerance, rerun, modules)
     if first is None:
         return _agreement(search) if failure is None else _raising(search, failure)
-    start = search.introduced_at(first)
+    start = search.trail.introduced_at(first)
     finding = search.examine(start)
     if start is not first and not finding.confirmed:
         finding = search.examine(first)
@@ -109,7 +110,7 @@ def judge(
 def _raising(search: Search, failure: Failure) -> Verdict:
     """The candidate raised before any value had differed."""
     call = failure.call
-    while call is not None and (record := search.record_of(call.name, call.index)) is None:
+    while call is not None and (record := search.trail.record_of(call.name, call.index)) is None:
         call = call.parent
     if call is None or record is None:
         return _agreement(search)
@@ -124,7 +125,7 @@ def _raising(search: Search, failure: Failure) -> Verdict:
 
 
 def _agreement(search: Search) -> Verdict:
-    rows = search.comparer.rows
+    rows = search.trail.rows
     measured = [row for row in rows if row.difference is not None]
     worst = max(measured, key=lambda row: row.error, default=None)
     text = "The models agree"

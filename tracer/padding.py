@@ -1,0 +1,73 @@
+"""Padding: which positions of a call's sequences are none, as a mask among its arguments says."""
+
+from dataclasses import dataclass
+
+import torch
+
+from tracer.calls import Call
+from tracer.values import is_mask_name, tensor_leaves, visible_positions
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Which positions of a call's sequences are not padding, and the lengths that these come in."""
+
+    visible: torch.Tensor  # bool, [batch, sequence]
+    lengths: frozenset[int]
+
+    def is_same(self, other: "Padding") -> bool:
+        return self.lengths == other.lengths and torch.equal(self.visible, other.visible)
+
+    def places(self, shape: tuple[int, ...]) -> list[tuple[int, torch.Tensor]]:
+        """Dimensions of a value that may be positions, each with which of them are not padding.
+
+        They are looked for along the dimensions of the length of the mask or of the input, but not
+        along the last one, of channels or keys. Where heads are as many as positions, only a
+        sequence without padding shows that it is not a head that is wrong.
+        """
+        batch, length = self.visible.shape
+        places: list[tuple[int, torch.Tensor]] = []
+        if len(shape) > 1 and shape[0] == batch:
+            for dim in range(1, max(len(shape) - 1, 2)):
+                if shape[dim] in self.lengths:
+                    places.append((dim, self.visible[:, length - shape[dim] :]))
+            if len(places) > 1 and not bool(self.visible.all(dim=1).any()):
+                return []
+        if len(shape) > 1 and shape[0] == batch * length:
+            places.append((0, self.visible.flatten()))
+        return places
+
+
+def padding_of(call: Call) -> Padding | None:
+    """What a [batch, sequence] mask among a call's arguments says of padding.
+
+    Only `attention_mask` is known to be 1 where there is a token; PyTorch's own `key_padding_mask`,
+    for one, says the opposite. In an encoder-decoder model it is the encoder's: where the decoder's
+    sequences are as long, a value does not tell whose it is.
+    """
+    mask = call.arguments.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    visible = visible_positions(mask)
+    if visible is None or bool(visible.all()) or not bool(visible.any()):
+        return None
+    for name, value in tensor_leaves(call.arguments, "inputs"):
+        is_ids = value.dim() == 2 and not value.is_floating_point()
+        is_embeddings = value.dim() == 3 and value.is_floating_point()
+        if is_mask_name(name) or not (is_ids or is_embeddings):
+            continue
+        if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
+            lengths = frozenset({mask.shape[1], value.shape[1]})
+            return None if lengths & _decoder_lengths(call) else Padding(visible, lengths)
+    return None
+
+
+def _decoder_lengths(call: Call) -> set[int]:
+    """The lengths of the sequences that an encoder-decoder model is given for its decoder."""
+    config = getattr(call.module, "config", None)
+    names = ["decoder_", "labels"] if getattr(config, "is_encoder_decoder", False) else ["decoder_"]
+    return {
+        value.shape[1]
+        for path, value in tensor_leaves(call.arguments, "inputs")
+        if value.dim() > 1 and any(name in path for name in names)
+    }
