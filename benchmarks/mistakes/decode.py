@@ -1,5 +1,4 @@
 """Mistakes in decode steps: of a float Llama, of the wrapped variant `decode`, of a static cache."""
-# ruff: noqa: E501 - tables of one line a row
 
 import copy
 from collections.abc import Callable
