@@ -98,6 +98,25 @@ def test_add_a_variant(monkeypatch, capsys) -> None:
         assert all(0.01 < float(row[1]) < 0.5 for row in rows)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quantize_llama_attention_decode.py",
+        "quantize_llama_attention_prefill.py",
+        "quantize_llama_decoder_layer_decode.py",
+        "quantize_llama_decoder_layer_prefill.py",
+        "quantize_llama_mlp.py",
+        "quantize_qwen3_vl_text_model.py",
+    ],
+)
+def test_quantising_and_exporting(name, monkeypatch, capsys, tmp_path) -> None:
+    printed = run(name, monkeypatch, capsys, str(tmp_path))
+    assert "Quantization Error Summary" in printed
+    assert ("new key" in printed) == ("decode" in name)
+    [file] = tmp_path.glob("*.pt2")
+    assert f"{file}: {file.stat().st_size} bytes" in printed
+
+
 def test_every_example_is_tested() -> None:
     source = Path(__file__).read_text()
-    assert all(f'run("{path.name}"' in source for path in EXAMPLES.glob("*.py"))
+    assert all(f'"{path.name}"' in source for path in EXAMPLES.glob("*.py"))

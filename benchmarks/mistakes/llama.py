@@ -547,7 +547,7 @@ WRAPPED = [
     Mistake("head not converted", parameter("lm_head", through_bfloat16), "lm_head", "parameter"),
     Mistake("norm eps", assign(NORM, "variance_epsilon", lambda eps: 1e-2), NORM, "computation"),
     Mistake("attention scale", attend(scaled_again), ATTENTION, "computation"),
-    Mistake("rotate-half sign", method(ATTENTION, "_sine_table", other_sine), ATTENTION, "computation"),
+    Mistake("rotate-half sign", method(ATTENTION, "sine_table", other_sine), ATTENTION, "computation"),
     Mistake("tables of the position before", attend(late_tables), ATTENTION, "computation"),
     Mistake("KV head order", attend(other_keys), ATTENTION, "computation"),
     Mistake("KV head order of the values", attend(other_values), ATTENTION, "computation"),

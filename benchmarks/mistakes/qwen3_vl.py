@@ -500,7 +500,7 @@ WRAPPED = [
     Mistake("one weight", parameter(f"{LAYER}.mlp.up_proj", one_weight), f"{LAYER}.mlp.up_proj", "parameter"),
     Mistake("factor of the logits in the keys once more", parameter(f"{ATTENTION}.k_norm", lambda w: w / 4), f"{ATTENTION}.k_norm", "parameter"),
     Mistake("attention scale", attend(scaled_again, ATTENTION), ATTENTION, "computation"),
-    Mistake("rotate-half sign", method(ATTENTION, "_sine_table", other_sine), ATTENTION, "computation"),
+    Mistake("rotate-half sign", method(ATTENTION, "sine_table", other_sine), ATTENTION, "computation"),
     Mistake("tables of the position before", attend(late_tables, ATTENTION), ATTENTION, "computation"),
     Mistake("KV head order", attend(other_keys, ATTENTION), ATTENTION, "computation"),
     Mistake("head order of the output", method(ATTENTION, "_attend_heads", heads_out_of_order), ATTENTION, "computation"),
