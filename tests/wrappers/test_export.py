@@ -29,7 +29,7 @@ BITS = {"float": None, "uint8": ("uint8", "uint8"), "int16": ("int16", "uint8")}
 FLOAT_OR_QUANTISED = pytest.mark.parametrize("bits", ["float", "int16"])
 LIMIT = 1e-6
 
-# Stand-ins for operators: what a Llama in Circle may consist of.
+# The operators that a Llama may consist of in Circle.
 ARITHMETIC = {"FULLY_CONNECTED", "BATCH_MATMUL", "MUL", "ADD", "SOFTMAX", "RMS_NORM", "LOGISTIC"}
 LAYOUT = {"STRIDED_SLICE", "CONCATENATION", "RESHAPE", "TRANSPOSE", "GATHER"}
 MASKING = {"MINIMUM", "MAXIMUM", "QUANTIZE"}
@@ -471,20 +471,18 @@ class Circle:
         counted = Counter(map(self.type, self.tensors))
         return {name: count for name, count in counted.items() if name not in ("INT32", "INT64")}
 
-    def constants(self, name):
-        """The numbers of all constant float tensors, or those whose name contains `name`."""
-        found = []
-        for tensor in self.tensors:
-            data = self._buffers[tensor.buffer].data
-            if data is not None and len(data) and name in tensor.name.decode():
-                found.append((tensor, bytes(data)))
-        return found
+    @property
+    def constants(self):
+        """(tensor, bytes) of all that the file holds numbers for."""
+        stored = ((tensor, self._buffers[tensor.buffer].data) for tensor in self.tensors)
+        return [(t, bytes(data)) for t, data in stored if data is not None and len(data)]
 
+    @property
     def floats(self):
         """All numbers in constant float tensors."""
         return [
             number
-            for tensor, data in self.constants("")
+            for tensor, data in self.constants
             if self.type(tensor) == "FLOAT32"
             for number in torch.frombuffer(bytearray(data), dtype=torch.float32).tolist()
         ]
@@ -634,8 +632,8 @@ class TestCircle:
         module, inputs, _ = case("attention", variant, activation and (activation, "uint8"))
         circle = exported(module, inputs, tmp_path)
         if activation is None:
-            assert circle.floats().count(FILL) == 1
-            assert min(circle.floats()) == FILL
+            assert circle.floats.count(FILL) == 1
+            assert min(circle.floats) == FILL
             return
         (mask,) = [
             tensor
@@ -660,9 +658,7 @@ class TestCircle:
     def test_per_channel_weights(self, tmp_path):
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"))
         circle = exported(mlp, states, tmp_path)
-        weights = [
-            tensor for tensor, data in circle.constants("") if circle.type(tensor) == "UINT8"
-        ]
+        weights = [tensor for tensor, _ in circle.constants if circle.type(tensor) == "UINT8"]
         layers = [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         found = {tuple(tensor.quantization.scale.tolist()) for tensor in weights}
         assert found == {tuple(layer.points["weight"].qparams.scale.tolist()) for layer in layers}
