@@ -1,5 +1,7 @@
 """The examples run as they stand and print what they are there to show."""
 
+import importlib.util
+import re
 import runpy
 from pathlib import Path
 
@@ -111,9 +113,25 @@ TOO_LONG = [
 def test_quantising_and_exporting(name, monkeypatch, capsys, tmp_path) -> None:
     printed = run(name, monkeypatch, capsys, str(tmp_path))
     assert "Quantization Error Summary" in printed
-    assert ("new key" in printed) == ("decode" in name)
+    assert ("new key" in printed) == name.endswith("decode.py")
+    peirs = [float(peir) for peir in re.findall(r"([\d.]+) % *│", printed)]
+    assert len(peirs) == (1 if "mlp" in name or "qwen" in name else 3)
+    assert all(0.3 < peir < 20 for peir in peirs)
+    assert printed.count("•") > 30
     [file] = tmp_path.glob("*.pt2")
     assert f"{file}: {file.stat().st_size} bytes" in printed
+    if importlib.util.find_spec("tico"):
+        [file] = tmp_path.glob("*.circle")
+        assert f"{file}: {file.stat().st_size} bytes" in printed
+    else:
+        assert "pip install 'trace-model[export]'" in printed
+
+
+def test_quantising_without_tico(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    printed = run("quantize_llama_mlp.py", monkeypatch, capsys, str(tmp_path))
+    assert "written by tico, which is not installed: pip install 'trace-model[export]'" in printed
+    assert [file.suffix for file in tmp_path.iterdir()] == [".pt2"]
 
 
 def test_every_example_is_tested() -> None:

@@ -105,12 +105,12 @@ def _write_pt2(model: nn.Module, inputs: ModelInputs, target: Path, _check: bool
 
 
 def _write_circle(model: nn.Module, inputs: ModelInputs, target: Path, check: bool) -> None:
+    _check_types(model, inputs)
     if importlib.util.find_spec("tico") is None:
         raise MissingExtraError(
             "a .circle is written by tico, which is not installed: pip install "
             "'trace-model[export]'"
         )
-    _check_types(model, inputs)
     with _replaced(target) as file:
         circle = _converted(_captured(model, inputs))
         if check:
