@@ -100,16 +100,17 @@ def test_add_a_variant(monkeypatch, capsys) -> None:
         assert all(0.01 < float(row[1]) < 0.5 for row in rows)
 
 
-# Writing these graphs takes too long for every run.
-TOO_LONG = [
-    "quantize_llama_attention_prefill.py",
-    "quantize_llama_decoder_layer_decode.py",
-    "quantize_llama_decoder_layer_prefill.py",
-    "quantize_qwen3_vl_text_model.py",
-]
-
-
-@pytest.mark.parametrize("name", ["quantize_llama_attention_decode.py", "quantize_llama_mlp.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quantize_llama_attention_decode.py",
+        "quantize_llama_attention_prefill.py",
+        "quantize_llama_decoder_layer_decode.py",
+        "quantize_llama_decoder_layer_prefill.py",
+        "quantize_llama_mlp.py",
+        "quantize_qwen3_vl_text_model.py",
+    ],
+)
 def test_quantising_and_exporting(name, monkeypatch, capsys, tmp_path) -> None:
     printed = run(name, monkeypatch, capsys, str(tmp_path))
     assert "Quantization Error Summary" in printed
