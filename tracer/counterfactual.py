@@ -5,34 +5,21 @@ or parameters in the place of the candidate's at the calls that a `Trial` names.
 after that was not caused by it.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
-from tracer.calls import Answer, Call, NewArguments, NewOutput, Phase
+from tracer.calls import Answer, Call, NewArguments, Phase
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.fits import Fit, known_mistakes
-from tracer.forms import (
-    argument_names,
-    is_of_one_form,
-    output_factor,
-    paired_arguments,
-    read_output,
-)
+from tracer.forms import argument_names, paired_arguments, read_output
 from tracer.parameters import as_written, exchange
 from tracer.rows import CallKey, Row, inputs_of
-from tracer.values import (
-    deep_copy,
-    is_stateful,
-    leaves,
-    map_tensors,
-    replace_leaves,
-    tensor_leaves,
-)
+from tracer.substitution import give_argument, give_output
+from tracer.values import map_tensors, tensor_leaves
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ class Experiment(Comparer):
         if phase is Phase.START:
             self._look(reference, candidate, key, phase)
             if (argument := self._argument_to_replace(reference)) is not None:
-                answer = self._replace_argument(reference, candidate, argument)
+                answer = self._noted(give_argument(reference, candidate, argument))
             if self._trial.spared is not None and self._trial.spared[0] == key:
                 answer = self._spare_arguments(reference, candidate, self._trial.spared[1])
             if self._swaps(key):
@@ -97,7 +84,7 @@ class Experiment(Comparer):
             if self._swaps(key):
                 self.restore()
             if key == self._trial.output:
-                answer = self._replace_output(reference, candidate)
+                answer = self._noted(give_output(reference, candidate))
         super().visit(reference, candidate, phase)
         return answer
 
@@ -144,17 +131,9 @@ class Experiment(Comparer):
                 return argument
         return self._trial.arguments.get((reference.name, reference.index))
 
-    def _replace_argument(self, reference: Call, candidate: Call, name: str) -> Answer:
-        if not is_of_one_form(reference, candidate, "to_reference_input"):
-            return None  # the candidate's form of it cannot be made from the reference's
-        own_name = argument_names(reference, candidate).get(name, name)
-        dtypes = _float_dtypes({k: v for k, v in candidate.arguments.items() if k != own_name})
-        given = _in_place_of(
-            candidate.arguments.get(own_name), reference.arguments.get(name), dtypes
-        )
-        candidate.arguments[own_name] = given
-        self.applied = True
-        return NewArguments({own_name: given})
+    def _noted(self, answer: Answer) -> Answer:
+        self.applied |= answer is not None
+        return answer
 
     def _spare_arguments(
         self, reference: Call, candidate: Call, names: tuple[str, ...]
@@ -168,22 +147,6 @@ class Experiment(Comparer):
         self.applied = True
         return NewArguments(copies)
 
-    def _replace_output(self, reference: Call, candidate: Call) -> Answer:
-        factor = _factor_over(reference, candidate)
-        if factor is None:
-            return None
-        dtypes = _float_dtypes(candidate.arguments)
-        for name, own_name in argument_names(reference, candidate).items():
-            left = reference.arguments[name], candidate.arguments[own_name]
-            if all(map(is_stateful, left)):
-                _leave(*left, dtypes)
-        output = _in_place_of(candidate.output, reference.output, dtypes)
-        if factor != 1.0:
-            output = map_tensors(output, lambda tensor: tensor * factor)
-        candidate.output = output
-        self.applied = True
-        return NewOutput(output)
-
     def _swaps(self, key: CallKey) -> bool:
         return self._trial.parameters is not None and self._trial.parameters[0] == key
 
@@ -194,51 +157,3 @@ class Experiment(Comparer):
             if undo is not None:
                 self._undo.append(undo)
                 self.applied = True
-
-
-def _factor_over(reference: Call, candidate: Call) -> float | None:
-    """What the reference's output is multiplied by to take the candidate's place."""
-    if is_of_one_form(reference, candidate, "to_reference_output"):
-        return 1.0
-    factors = output_factor(reference.module), output_factor(candidate.module)
-    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]
-
-
-def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> None:
-    """Makes the candidate's list, dict or object hold what the reference's does."""
-    value: Any = _in_place_of(candidate, reference, dtypes)
-    if value is candidate:
-        return
-    if isinstance(candidate, list):
-        candidate[:] = value
-    elif isinstance(candidate, MutableMapping):
-        candidate.clear()
-        candidate.update(value)
-    else:
-        vars(candidate).update(vars(value))
-
-
-def _in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) -> object:
-    """A copy of the reference's value in the candidate's structure and on its devices.
-
-    Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the
-    candidate works in at this call: another dtype is then part of what went wrong.
-    """
-    theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))
-    tensors = dict(tensor_leaves(candidate, "value"))
-    if not tensors or tensors.keys() != dict(tensor_leaves(reference, "value")).keys():
-        return deep_copy(reference, lambda tensor: tensor.detach().clone())
-    copies: dict[str, object] = {path: theirs[path] for path in mine if path in theirs}
-    for path, own in tensors.items():
-        value = theirs[path]
-        assert isinstance(value, torch.Tensor)
-        is_cast = own.is_floating_point() and value.is_floating_point()
-        dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
-        copies[path] = value.detach().to(own.device, dtype, copy=True)
-    return replace_leaves(candidate, "value", copies)
-
-
-def _float_dtypes(arguments: Mapping[str, object]) -> set[torch.dtype]:
-    return {
-        leaf.dtype for _, leaf in tensor_leaves(dict(arguments), "") if leaf.is_floating_point()
-    }

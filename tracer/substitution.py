@@ -1,0 +1,110 @@
+"""The reference's value in the place of the candidate's: in its structure, dtype and on its device.
+
+Whoever answers an event of the candidate's with a value of the reference's takes it from here.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+from tracer.calls import Call, NewArguments, NewOutput
+from tracer.forms import argument_names, is_of_one_form, output_factor
+from tracer.values import (
+    deep_copy,
+    is_stateful,
+    leaves,
+    map_tensors,
+    replace_leaves,
+    tensor_leaves,
+)
+
+
+def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments | None:
+    """Gives the candidate's call the reference's value of an argument.
+
+    Args:
+        name: the reference's name of the argument.
+
+    Returns:
+        The answer to the event; None where the candidate's form of the argument cannot be made
+        from the reference's.
+    """
+    if not is_of_one_form(reference, candidate, "to_reference_input"):
+        return None
+    own_name = argument_names(reference, candidate).get(name, name)
+    dtypes = _float_dtypes({k: v for k, v in candidate.arguments.items() if k != own_name})
+    given = _in_place_of(candidate.arguments.get(own_name), reference.arguments.get(name), dtypes)
+    candidate.arguments[own_name] = given
+    return NewArguments({own_name: given})
+
+
+def give_output(reference: Call, candidate: Call) -> NewOutput | None:
+    """Lets the candidate's call return the reference's output, and leave what that has left in
+    caches, lists and dicts.
+
+    Returns:
+        The answer to the event; None where the candidate's form of the output cannot be made from
+        the reference's.
+    """
+    factor = _factor_over(reference, candidate)
+    if factor is None:
+        return None
+    dtypes = _float_dtypes(candidate.arguments)
+    for name, own_name in argument_names(reference, candidate).items():
+        left = reference.arguments[name], candidate.arguments[own_name]
+        if all(map(is_stateful, left)):
+            _leave(*left, dtypes)
+    output = _in_place_of(candidate.output, reference.output, dtypes)
+    if factor != 1.0:
+        output = map_tensors(output, lambda tensor: tensor * factor)
+    candidate.output = output
+    return NewOutput(output)
+
+
+def _factor_over(reference: Call, candidate: Call) -> float | None:
+    """What the reference's output is multiplied by to take the candidate's place."""
+    if is_of_one_form(reference, candidate, "to_reference_output"):
+        return 1.0
+    factors = output_factor(reference.module), output_factor(candidate.module)
+    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]
+
+
+def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> None:
+    """Makes the candidate's list, dict or object hold what the reference's does."""
+    value: Any = _in_place_of(candidate, reference, dtypes)
+    if value is candidate:
+        return
+    if isinstance(candidate, list):
+        candidate[:] = value
+    elif isinstance(candidate, MutableMapping):
+        candidate.clear()
+        candidate.update(value)
+    else:
+        vars(candidate).update(vars(value))
+
+
+def _in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) -> object:
+    """A copy of the reference's value in the candidate's structure and on its devices.
+
+    Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the
+    candidate works in at this call: another dtype is then part of what went wrong.
+    """
+    theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))
+    tensors = dict(tensor_leaves(candidate, "value"))
+    if not tensors or tensors.keys() != dict(tensor_leaves(reference, "value")).keys():
+        return deep_copy(reference, lambda tensor: tensor.detach().clone())
+    copies: dict[str, object] = {path: theirs[path] for path in mine if path in theirs}
+    for path, own in tensors.items():
+        value = theirs[path]
+        assert isinstance(value, torch.Tensor)
+        is_cast = own.is_floating_point() and value.is_floating_point()
+        dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
+        copies[path] = value.detach().to(own.device, dtype, copy=True)
+    return replace_leaves(candidate, "value", copies)
+
+
+def _float_dtypes(arguments: Mapping[str, object]) -> set[torch.dtype]:
+    return {
+        leaf.dtype for _, leaf in tensor_leaves(dict(arguments), "") if leaf.is_floating_point()
+    }
