@@ -44,6 +44,7 @@ from wrappers.attention.masks import MaskBuilder, packed_sequences
 from wrappers.attention.rope import RotateHalf, negate_and_swap, negate_first_half, rotate, swap
 from wrappers.config import PTQConfig
 from wrappers.errors import InputError, WrapError
+from wrappers.microscaling import MXQuantizer
 from wrappers.module import Mode, QuantModule
 from wrappers.nn import ScaledOutput
 
@@ -316,7 +317,9 @@ class BatchedAttention(CausalAttention):
         key = self._quantize(key, "present_key")
         value = self._quantize(value, "present_value")
         options = self._options(mask, exact_mask)
-        return attend_batched(query, key, value, scaling=self.scaling, **options)
+        blocks = (isinstance(point.quantizer, MXQuantizer) for point in self.points.values())
+        monotone = not any(blocks)  # where values share a scale, one moves the others
+        return attend_batched(query, key, value, scaling=self.scaling, monotone=monotone, **options)
 
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor, name: str) -> Tensor:
         quantize = partial(self._rope_point, name)

@@ -50,6 +50,17 @@ heads and parts of the queries, whose logits are used up while a processor's cac
 LEAST_QUERIES = 16
 """A part of fewer queries would make products too thin."""
 
+MASKED_QUERIES = 512
+"""From so many queries on, keys that the mask hides from a part of them are passed over; with fewer
+it takes longer to find them."""
+
+PART_QUERIES = 128
+"""Queries of such a part."""
+
+WEIGHS_NOTHING = -40.0
+"""A key whose masked logit lies this far below another one of its row has no weight: exp(-40) is
+4e-18, which is lost when float32 adds it to 1, and which the codes of a softmax round to zero."""
+
 
 @dataclass(frozen=True)
 class AttentionResult:
@@ -76,6 +87,8 @@ def attend_batched(
     observed_masks: Sequence[Tensor],
     keep_weights: bool,
     whole_tensors: bool = False,
+    fold: bool = False,
+    monotone: bool = True,
 ) -> AttentionResult:
     """Attends with all heads at once.
 
@@ -92,15 +105,28 @@ def attend_batched(
             mask_add sees the logits with these, and every point sees whole tensors.
         keep_weights: whether the weights are wanted (and their point attn_weights is reached).
         whole_tensors: every point sees whole tensors, without `observed_masks` too.
+        fold: no point changes anything, so the factor may go onto the queries, of which there are
+            far fewer; the point logits_raw then sees the logits with it taken out again.
+        monotone: no point of the logits maps a smaller one to a larger; keys that the mask hides
+            may then be passed over where that is sure to change nothing.
     """
     batch, heads, query_length, head_dim = query.shape
     kv_heads, key_length = key.shape[1:3]
     scale = _scale(scaling, query, quantize)
     by_blocks = not observed_masks and not whole_tensors
+    # In half precision the product would be rounded.
+    fold = fold and query.dtype == scale.dtype
+    query = query * scale if fold else query
+
+    def factor(logits: Tensor, in_place: bool) -> Tensor:
+        if not fold:
+            return _scaled(logits, scale, quantize, in_place)
+        if not by_blocks:
+            quantize(logits / scale, "logits_raw", owned=True)
+        return quantize(logits, "logits", owned=True)
 
     def softmax(logits: Tensor, mask: Tensor | None, in_place: bool) -> Tensor:
-        logits = _scaled(logits, scale, quantize, in_place)
-        return _masked_softmax(logits, mask, observed_masks, quantize, in_place)
+        return _masked_softmax(factor(logits, in_place), mask, observed_masks, quantize, in_place)
 
     def attend(
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
@@ -109,16 +135,22 @@ def attend_batched(
         rows = query.shape[1] // key.shape[1] * query.shape[2]
         grouped = query.reshape(batch, key.shape[1], rows, head_dim)
         logits = torch.matmul(grouped, key.transpose(-1, -2))
-        logits = logits.view(*query.shape[:3], key_length)
+        logits = logits.view(*query.shape[:3], key.shape[2])
         weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
         weights = functional.dropout(weights, dropout) if dropout else weights
-        output = torch.matmul(weights.view(*grouped.shape[:3], key_length), value)
+        output = torch.matmul(weights.view(*grouped.shape[:3], key.shape[2]), value)
         output = quantize(output.view(query.shape), "attn_out", owned=True)
         return output.transpose(1, 2), weights
 
     in_parts = by_blocks and not (keep_weights or dropout or _wants_graph(query, key, value))
     in_parts &= query.device.type == "cpu"
-    if not in_parts or batch * heads * query_length * key_length <= QUERY_ELEMENTS:
+    spans: list[slice] | None = None
+    if in_parts and monotone and mask is not None and mask.shape[2] >= MASKED_QUERIES:
+        bound = _largest_product(query, key)
+        logits = factor(torch.stack([-bound, bound]), False)
+        spans = _visible_spans(mask, logits, quantize)
+    elements = batch * heads * query_length * key_length
+    if not in_parts or (spans is None and elements <= QUERY_ELEMENTS):
         output, weights = attend(query, key, value, mask)
         output = output.reshape(batch, query_length, heads * head_dim)
         return AttentionResult(
@@ -127,18 +159,52 @@ def attend_batched(
         )
     groups = heads // kv_heads
     part = max(QUERY_ELEMENTS // (batch * groups * key_length), LEAST_QUERIES)
+    part = part if spans is None else PART_QUERIES
     output = query.new_empty(batch, query_length, heads, head_dim)
-    for kv_head in range(kv_heads):
-        served = slice(kv_head * groups, (kv_head + 1) * groups)
-        one_key, one_value = key[:, kv_head, None], value[:, kv_head, None]
-        for start in range(0, query_length, part):
-            rows = slice(start, start + part)
-            row_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, rows]
+    for number, start in enumerate(range(0, query_length, part)):
+        rows = slice(start, start + part)
+        keys = slice(None) if spans is None else spans[number]
+        row_mask = mask
+        if mask is not None:
+            row_mask = mask[..., keys] if mask.shape[2] == 1 else mask[:, :, rows, keys]
+        for kv_head in range(kv_heads):
+            served = slice(kv_head * groups, (kv_head + 1) * groups)
+            one_key, one_value = (states[:, kv_head, None, keys] for states in (key, value))
             output[:, rows, served], _ = attend(
                 query[:, served, rows], one_key, one_value, row_mask
             )
     output = quantize(output.flatten(2), "attn_out_h", owned=True)
     return AttentionResult(output, weights=None)
+
+
+def _largest_product(query: Tensor, key: Tensor) -> Tensor:
+    """A bound of abs(query @ key), by the inequality of Cauchy and Schwarz."""
+    norms = [torch.linalg.vector_norm(states, dim=-1).amax() for states in (query, key)]
+    return torch.stack(norms).prod() * 1.01  # for the rounding of all of these
+
+
+def _visible_spans(mask: Tensor, logits: Tensor, quantize: Quantize) -> list[slice] | None:
+    """For each part of the queries, from the first to the last key that it has to look at.
+
+    Args:
+        mask: additive, [B or 1, 1, query, key].
+        logits: the smallest and the largest that there may be, as quantised.
+        quantize: called for the point mask_add.
+
+    Returns:
+        None where hidden keys may have a weight, or none is hidden from a whole part.
+    """
+    # The most that any query of a part lets through of each key: [parts, key].
+    shown = torch.stack([part.amax(dim=(0, 1, 2)) for part in mask.split(PART_QUERIES, dim=2)])
+    hidden = shown.amin()
+    best = mask.amax(dim=-1).amin()
+    if not best > hidden:
+        return None  # a query that sees nothing but hidden keys looks at all of them
+    low, high = quantize(logits + torch.stack([best, hidden]), "mask_add", owned=True)
+    if not high - low <= WEIGHS_NOTHING:  # NaN included
+        return None
+    keys = [part.nonzero() for part in shown > hidden]
+    return [slice(int(seen[0]), int(seen[-1]) + 1) for seen in keys]
 
 
 def attend_by_head(

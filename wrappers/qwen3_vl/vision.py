@@ -300,8 +300,9 @@ class QuantQwen3VLVisionAttentionPrefillReference(VisionAttention, Qwen3VLVision
         query = self._rotate(query, cos, sin, "q")
         key = self._rotate(key, cos, sin, "k")
         segments = (_segments(states, lengths) for states in (query, key, value))
+        fold = self.mode is not Mode.QUANT
         return [
-            attend_batched(*states, **self._options()).output
+            attend_batched(*states, fold=fold, **self._options()).output
             for states in zip(*segments, strict=True)
         ]
 

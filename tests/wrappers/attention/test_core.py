@@ -200,6 +200,109 @@ def test_batched_by_parts_of_the_queries_is_the_same(monkeypatch, rows):
     assert parts.weights is None
 
 
+def causal(mask_value, query=9, key=11, batch=2, padded=0, blind=False):
+    positions = torch.arange(key - query, key)[:, None]
+    hidden = (torch.arange(key) > positions).expand(batch, 1, query, key).clone()
+    hidden[0, ..., :padded] = True
+    if not blind:
+        hidden[..., padded] = False
+    return torch.where(hidden, mask_value, 0.0)
+
+
+def in_spans(monkeypatch):
+    monkeypatch.setattr(core, "MASKED_QUERIES", 2)
+    monkeypatch.setattr(core, "PART_QUERIES", 4)
+
+
+def sizes_of_softmax(quantize=unchanged):
+    sizes = []
+
+    def record(x, point, *, owned=False):
+        if point == "softmax":
+            sizes.append(x.shape[-1])
+        return quantize(x, point)
+
+    return sizes, record
+
+
+@pytest.mark.parametrize("quantize", [unchanged, round_to_eighths])
+@pytest.mark.parametrize("padded", [0, 2])
+def test_hidden_keys_are_passed_over_without_a_change(monkeypatch, quantize, padded):
+    q, k, v, _ = example(query=9, key=11)
+    mask = causal(-120.0, padded=padded)
+    whole = batched(q, k, v, mask, 0.3, keep_weights=False, quantize=quantize)
+    in_spans(monkeypatch)
+    sizes, record = sizes_of_softmax(quantize)
+    parts = batched(q, k, v, mask, 0.3, keep_weights=False, quantize=record)
+    assert sizes == [6, 6, 10, 10, 11, 11]  # of each part the keys up to its last query
+    torch.testing.assert_close(parts.output, whole.output, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "mask"),
+    [
+        ("a fill value that leaks", causal(-12.0)),
+        ("a query that sees nothing", causal(-120.0, padded=11, blind=True)),
+        ("no mask to speak of", torch.zeros(1, 1, 9, 11)),
+    ],
+)
+def test_hidden_keys_that_count_are_looked_at(monkeypatch, case, mask):
+    q, k, v, _ = example(query=9, key=11)
+    whole = batched(q, k, v, mask, 0.3, keep_weights=False)
+    in_spans(monkeypatch)
+    sizes, record = sizes_of_softmax()
+    result = batched(q, k, v, mask, 0.3, keep_weights=False, quantize=record)
+    assert set(sizes) == {11}, case
+    torch.testing.assert_close(result.output, whole.output, rtol=1e-6, atol=1e-6)
+
+
+def test_keys_are_looked_at_where_a_quantised_mask_leaks(monkeypatch):
+    q, k, v, _ = example(query=9, key=11)
+    in_spans(monkeypatch)
+
+    def clipped(x, point, *, owned=False):
+        return x.clamp(min=-20.0) if point == "mask_add" else x
+
+    sizes, record = sizes_of_softmax(clipped)
+    batched(q, k, v, causal(-120.0), 0.3, keep_weights=False, quantize=record)
+    assert set(sizes) == {11}
+    sizes, record = sizes_of_softmax()
+    batched(q, k, v, causal(-120.0), 0.3, keep_weights=False, quantize=record, monotone=False)
+    assert set(sizes) == {11}
+
+
+def test_not_a_number_is_passed_on(monkeypatch):
+    q, k, v, _ = example(query=9, key=11)
+    q[0, 0, 0, 0] = torch.nan
+    in_spans(monkeypatch)
+    output = batched(q, k, v, causal(-120.0), 0.3, keep_weights=False).output
+    assert output[0, 0, :6].isnan().all()
+    assert output[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_factor_on_the_queries_gives_the_same(dtype):
+    q, k, v, mask = example(dtype=dtype)
+    seen = {}
+
+    def record(x, point, *, owned=False):
+        seen.setdefault(point, x.clone())
+        return x
+
+    plain = batched(q, k, v, mask, 0.3, quantize=record, observed_masks=[mask])
+    before = dict(seen)
+    seen.clear()
+    folded = batched(q, k, v, mask, 0.3, quantize=record, observed_masks=[mask], fold=True)
+    assert seen.keys() == before.keys()
+    tolerance = 4 * torch.finfo(dtype).eps
+    for point in ("logits_raw", "logits"):
+        scale = before[point].abs().max().item()
+        torch.testing.assert_close(seen[point], before[point], rtol=0.0, atol=tolerance * scale)
+    if dtype == torch.bfloat16:  # the factor stays on the logits
+        assert torch.equal(folded.output, plain.output)
+    torch.testing.assert_close(folded.output, plain.output, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("folded", [True, False])
 def test_by_head_reaches_the_points_of_each_head(folded):
     q, k, v, mask = example()
