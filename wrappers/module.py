@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self, TypeVar
@@ -38,7 +39,13 @@ from wrappers.errors import (
     QParamsError,
     WrapError,
 )
-from wrappers.observers import Observer, Quantizer, build_observer, quantizer_from_state
+from wrappers.observers import (
+    IdentityQuantizer,
+    Observer,
+    Quantizer,
+    build_observer,
+    quantizer_from_state,
+)
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -65,9 +72,11 @@ class QuantPoint:
     Attributes:
         name: as in the wrapper's forward.
         spec: how it is observed and quantised.
+        role: whether it takes the config's spec of weights or that of activations.
         parameter: the attribute of the wrapper that it stands for; None for activations.
         observer: sees the tensor during calibration.
         quantizer: what the frozen observer left behind, or what was loaded; None before that.
+        off: its wrapper leaves it out; see `QuantModule.switched_off`.
         locked: `quantizer` was loaded, and calibration leaves it alone.
     """
 
@@ -82,6 +91,7 @@ class QuantPoint:
     ) -> None:
         self.name = name
         self.spec = spec
+        self.role = role
         self.parameter = parameter
         channels = role == "weight" and channel_axis is not None
         qscheme = spec.resolved_qscheme(channels=channels)
@@ -94,6 +104,7 @@ class QuantPoint:
             spec.observer, spec.dtype, qscheme, axis=channel_axis, options=spec.options
         )
         self.quantizer: Quantizer | None = None
+        self.off = False
         self.locked = False
         self._cache: _QuantizedParameter | None = None
 
@@ -101,6 +112,11 @@ class QuantPoint:
     def qparams(self) -> AffineQParams | None:
         """Scale and zero point, if it is frozen and has any."""
         return self.quantizer if isinstance(self.quantizer, AffineQParams) else None
+
+    @property
+    def kind(self) -> str:
+        """What it quantises to, in a word: "uint4", or an observer that has no integer type."""
+        return self.spec.observer if self.observer.dtype is None else str(self.observer.dtype)
 
     def load_qparams(self, scale: Tensor | float, zero_point: Tensor | int = 0) -> None:
         """Take scale and zero point found elsewhere, such as by GPTQ, and keep them for good.
@@ -270,17 +286,48 @@ class QuantModule(nn.Module):
             owned: `x` was just computed here and nobody else holds it or a view of it (so it is
                 no argument, no parameter and no output of a child): it may be overwritten.
         """
+        point = self._point(name)
+        if self._mode is Mode.QUANT:
+            return x if point.off else point.fake_quantize(x, owned=owned)
+        if self._mode is Mode.CALIBRATE and point.parameter is None:
+            point.observer.observe(x)
+        return x
+
+    def _point(self, name: str) -> QuantPoint:
         try:
-            point = self.points[name]
+            return self.points[name]
         except KeyError:
             raise PointError(
                 f"{type(self).__name__} has no point {name!r}; it has {', '.join(self.points)}"
             ) from None
-        if self._mode is Mode.QUANT:
-            return point.fake_quantize(x, owned=owned)
-        if self._mode is Mode.CALIBRATE and point.parameter is None:
-            point.observer.observe(x)
-        return x
+
+    def switches(self) -> dict[str, str]:
+        """The points of this wrapper that quantise now, each in words: "uint4 weight".
+
+        A tool that looks for causes of an error needs to know no more of them: it switches one off
+        after the other.
+        """
+        if self._mode is not Mode.QUANT:
+            return {}
+        return {
+            name: f"{point.kind} {point.role}"
+            for name, point in self.points.items()
+            if not isinstance(point.quantizer, IdentityQuantizer)
+        }
+
+    @contextmanager
+    def switched_off(self, name: str) -> Iterator[None]:
+        """Computes without one of its points for a while, as if that were exact.
+
+        Raises:
+            PointError: there is no such point.
+        """
+        point = self._point(name)
+        before, point.off = point.off, True
+        try:
+            yield
+        finally:
+            point.off = before
 
     @property
     def mode(self) -> Mode:

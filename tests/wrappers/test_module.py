@@ -18,6 +18,7 @@ from wrappers import (
     convert,
     iter_points,
     iter_wrappers,
+    microscaling,
     no_quantization,
     prepare,
 )
@@ -465,3 +466,49 @@ def test_without_a_folded_scale_the_output_is_the_references_own():
     _, wrapper = linear()
     output = wrapper(X)
     assert wrapper.to_reference_output(output) is output
+
+
+# --- switches
+
+
+def test_the_points_that_quantise_are_the_switches():
+    _, wrapper = linear(
+        weight=affine("uint4"),
+        activation=affine("int16"),
+        overrides={"act_in": no_quantization(), "act_out": microscaling()},
+    )
+    assert wrapper.switches() == {}
+    calibrate(wrapper, [X])
+    assert wrapper.switches() == {}
+    convert(wrapper)
+    assert wrapper.switches() == {"weight": "uint4 weight", "act_out": "mx activation"}
+
+
+def test_a_point_that_is_switched_off_is_left_out():
+    source, wrapper = quantized_linear(weight=affine("uint4"), activation=affine("int16"))
+    before = wrapper(X)
+    weight, act_in, act_out = (point.quantizer.fake_quantize for point in wrapper.points.values())
+    with wrapper.switched_off("weight"):
+        assert torch.equal(wrapper(X), act_out(F.linear(act_in(X), source.weight, source.bias)))
+        with wrapper.switched_off("act_in"), wrapper.switched_off("act_out"):
+            assert torch.equal(wrapper(X), source(X))
+        with wrapper.switched_off("weight"):
+            pass
+        assert wrapper.points["weight"].off  # as it was before the inner one
+    assert torch.equal(wrapper(X), before)
+    assert torch.equal(before, act_out(F.linear(act_in(X), weight(source.weight), source.bias)))
+
+
+def test_a_switch_is_put_back_after_an_error():
+    _, wrapper = quantized_linear()
+    before = wrapper(X)
+    with pytest.raises(RuntimeError), wrapper.switched_off("weight"):
+        wrapper(X[:, :2])
+    assert torch.equal(wrapper(X), before)
+
+
+def test_a_switch_that_there_is_not():
+    _, wrapper = quantized_linear()
+    missing = pytest.raises(PointError, match="has no point 'wight'; it has weight, act_in")
+    with missing, wrapper.switched_off("wight"):
+        pass
