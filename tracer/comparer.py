@@ -203,6 +203,7 @@ class Comparer:
         is_mask = not is_output and is_mask_name(path)
         visible = visible_pair(r, c) if is_mask else None
         difference: Difference | None
+        shown: Difference | None = None
         if visible is not None:
             difference, limit = Difference.of(*visible), 0.0
             agrees = difference.mismatched == 0
@@ -224,7 +225,7 @@ class Comparer:
                 note = f"{r.item():.6g}; candidate {c.item():.6g}"
             if not agrees:
                 shown = self._at_visible_positions(record, r, c)
-                if shown is not None:
+                if shown is not None and self._tolerance.agrees(shown, r.dtype, c.dtype):
                     note = f"at padded positions PEIR {difference.peir:.3g}, left out"
                     difference, agrees = shown, True
         row = Row(
@@ -239,6 +240,7 @@ class Comparer:
             limit=limit,
             agrees=agrees,
             note=note,
+            shown=shown,
         )
         self.compared_elements += difference.elements if difference is not None else 0
         self._remember(r, c, row)
@@ -271,20 +273,22 @@ class Comparer:
     def _at_visible_positions(
         self, record: CallRecord, r: torch.Tensor, c: torch.Tensor
     ) -> Difference | None:
-        """The difference without padded positions, if without them the pair agrees.
+        """The difference without padded positions; None where none are known.
 
         What a model computes at a padded position depends on the attention implementation (a row
         of the mask that hides everything has no defined result), and nothing else may depend on
-        it.
+        it. Where several dimensions may be those of positions, it is the one along which least is
+        left.
         """
+        found = []
         for padding in self._known_paddings(record):
             for dim, visible in padding.places(tuple(r.shape)):
                 r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
                 shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
-                difference = Difference.of(*shown)
-                if self._tolerance.agrees(difference, r.dtype, c.dtype):
-                    return difference
-        return None
+                found.append(Difference.of(*shown))
+                if self._tolerance.agrees(found[-1], r.dtype, c.dtype):
+                    return found[-1]
+        return min(found, key=lambda difference: difference.relative_peak, default=None)
 
     def _describe(
         self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor

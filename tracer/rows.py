@@ -41,6 +41,7 @@ class Row:
         note: what the numbers do not say: other shapes, plain values, masks by meaning.
         input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
             None for an argument, and where none was compared.
+        shown: the statistics without padded positions, where the pair disagrees and some are known.
     """
 
     order: int
@@ -55,6 +56,7 @@ class Row:
     agrees: bool
     note: str = ""
     input_peir: float | None = None
+    shown: Difference | None = None
 
     @property
     def is_output(self) -> bool:
