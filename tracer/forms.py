@@ -35,6 +35,25 @@ def read_output(side: str, call: Call) -> object:
         ) from error
 
 
+def read_argument(side: str, call: Call, name: str, value: object) -> object:
+    """A value of an argument, read back where the call's module says how.
+
+    Args:
+        side: "reference" or "candidate".
+        name: the reference's name of the argument.
+    """
+    convert = getattr(call.module, "to_reference_input", None)
+    if convert is None:
+        return value
+    try:
+        return convert(name, value)
+    except Exception as error:
+        raise ModelRunError(
+            f"to_reference_input of the {side}'s module {call.name!r} raised "
+            f"{type(error).__name__} for {name!r}: {error}"
+        ) from error
+
+
 def argument_names(reference: Call, candidate: Call) -> dict[str, str]:
     """The candidate's name of an argument by the reference's.
 
@@ -60,9 +79,9 @@ def paired_arguments(reference: Call, candidate: Call) -> Iterator[tuple[str, ob
     values = {}
     for own, value in candidate.arguments.items():
         name = own_names.get(own, own)
-        values[name] = _read_input("candidate", candidate, name, value)
+        values[name] = read_argument("candidate", candidate, name, value)
     for name, value in reference.arguments.items():
-        yield name, _read_input("reference", reference, name, value), values.pop(name, None)
+        yield name, read_argument("reference", reference, name, value), values.pop(name, None)
     for name, value in values.items():
         yield name, None, value
 
@@ -94,16 +113,3 @@ def is_of_one_form(reference: Call, candidate: Call, method: str) -> bool:
     """
     declared = [hasattr(call.module, method) for call in (reference, candidate)]
     return not any(declared) or (all(declared) and type(reference.module) is type(candidate.module))
-
-
-def _read_input(side: str, call: Call, name: str, value: object) -> object:
-    convert = getattr(call.module, "to_reference_input", None)
-    if convert is None:
-        return value
-    try:
-        return convert(name, value)
-    except Exception as error:
-        raise ModelRunError(
-            f"to_reference_input of the {side}'s module {call.name!r} raised "
-            f"{type(error).__name__} for {name!r}: {error}"
-        ) from error

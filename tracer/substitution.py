@@ -3,13 +3,21 @@
 Whoever answers an event of the candidate's with a value of the reference's takes it from here.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from tracer.calls import Call, NewArguments, NewOutput
-from tracer.forms import argument_names, is_of_one_form, output_factor
+from tracer.forms import (
+    argument_names,
+    is_of_one_form,
+    output_factor,
+    read_argument,
+    read_output,
+)
 from tracer.values import (
     deep_copy,
     is_stateful,
@@ -30,11 +38,18 @@ def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments |
         The answer to the event; None where the candidate's form of the argument cannot be made
         from the reference's.
     """
-    if not is_of_one_form(reference, candidate, "to_reference_input"):
-        return None
     own_name = argument_names(reference, candidate).get(name, name)
+    own, value = candidate.arguments.get(own_name), reference.arguments.get(name)
+    if not is_of_one_form(reference, candidate, "to_reference_input"):
+        value = _shaped_back(
+            own,
+            read_argument("reference", reference, name, value),
+            partial(read_argument, "candidate", candidate, name),
+        )
+        if value is None:
+            return None
     dtypes = _float_dtypes({k: v for k, v in candidate.arguments.items() if k != own_name})
-    given = _in_place_of(candidate.arguments.get(own_name), reference.arguments.get(name), dtypes)
+    given = _in_place_of(own, value, dtypes)
     candidate.arguments[own_name] = given
     return NewArguments({own_name: given})
 
@@ -47,15 +62,18 @@ def give_output(reference: Call, candidate: Call) -> NewOutput | None:
         The answer to the event; None where the candidate's form of the output cannot be made from
         the reference's.
     """
-    factor = _factor_over(reference, candidate)
+    value, factor = reference.output, _factor_over(reference, candidate)
     if factor is None:
-        return None
+        read = read_output("reference", reference)
+        value, factor = _shaped_back(candidate.output, read, partial(_read_as, candidate)), 1.0
+        if value is None:
+            return None
     dtypes = _float_dtypes(candidate.arguments)
     for name, own_name in argument_names(reference, candidate).items():
         left = reference.arguments[name], candidate.arguments[own_name]
         if all(map(is_stateful, left)):
             _leave(*left, dtypes)
-    output = _in_place_of(candidate.output, reference.output, dtypes)
+    output = _in_place_of(candidate.output, value, dtypes)
     if factor != 1.0:
         output = map_tensors(output, lambda tensor: tensor * factor)
     candidate.output = output
@@ -68,6 +86,30 @@ def _factor_over(reference: Call, candidate: Call) -> float | None:
         return 1.0
     factors = output_factor(reference.module), output_factor(candidate.module)
     return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]
+
+
+def _shaped_back(
+    own: object, value: object, read: Callable[[object], object]
+) -> torch.Tensor | None:
+    """A value of the reference's in the shape of the candidate's, if that is what differs.
+
+    Args:
+        own: the candidate's value.
+        value: the reference's.
+        read: reads a value of the candidate's back.
+    """
+    if not isinstance(own, torch.Tensor) or not isinstance(value, torch.Tensor):
+        return None
+    if own.numel() != value.numel():
+        return None
+    shaped = value.reshape(own.shape)
+    back = read(shaped)
+    return shaped if isinstance(back, torch.Tensor) and torch.equal(back, value) else None
+
+
+def _read_as(candidate: Call, output: object) -> object:
+    """Another output read back as that of the candidate's call."""
+    return read_output("candidate", replace(candidate, output=output))
 
 
 def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> None:
