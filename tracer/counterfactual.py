@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, NewArguments, Phase
-from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.fits import Fit, known_mistakes
+from tracer.forcing import Forcing
 from tracer.forms import argument_names, paired_arguments, read_output
 from tracer.parameters import as_written, exchange
 from tracer.rows import CallKey, Row, inputs_of
@@ -42,7 +42,7 @@ class Trial:
     spared: tuple[CallKey, tuple[str, ...]] | None = None
 
 
-class Experiment(Comparer):
+class Experiment(Forcing):
     """A run in which the candidate is given some of the reference's values.
 
     Attributes:
@@ -57,8 +57,17 @@ class Experiment(Comparer):
         trial: Trial,
         watch: Row | None,
         reference_modules: Mapping[str, nn.Module],
+        *,
+        forced: bool = False,
     ) -> None:
-        super().__init__(tolerance)
+        """Takes what is to be replaced.
+
+        Args:
+            watch: the row that the known mistakes are fitted to.
+            reference_modules: by name.
+            forced: what goes on from each call is the reference's as well; see `Forcing`.
+        """
+        super().__init__(tolerance, None if forced else frozenset())
         self.applied = False
         self.failure: str | None = None
         self.mistakes: list[Fit] = []
@@ -85,8 +94,7 @@ class Experiment(Comparer):
                 self.restore()
             if key == self._trial.output:
                 answer = self._noted(give_output(reference, candidate))
-        super().visit(reference, candidate, phase)
-        return answer
+        return super().visit(reference, candidate, phase) or answer
 
     def row(self, like: Row) -> Row | None:
         """This run's row of the same value."""

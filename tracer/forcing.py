@@ -62,6 +62,10 @@ class Forcing(Comparer):
             return self._force_output(reference, candidate)
         return None
 
+    def goes_on(self, row: Row) -> bool:
+        """Whether what is computed from a value inherits an error: it is wrong, and had to stay."""
+        return not row.agrees and (row.module, row.call) in self.unforced
+
     def _is_wrong(self, row: Row) -> bool:
         return not row.agrees or (self._exact and row.error > 0.0)
 

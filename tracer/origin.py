@@ -15,8 +15,9 @@ from tracer.calls import Location
 from tracer.comparer import Comparer
 from tracer.counterfactual import Trial
 from tracer.difference import Tolerance
-from tracer.evidence import Evidence, Rerun
+from tracer.evidence import Evidence, Proof, Rerun
 from tracer.fits import Fit
+from tracer.forcing import Forcing
 from tracer.parameters import (
     Change,
     as_written,
@@ -59,12 +60,14 @@ class Finding:
         confirmed: whether a run with the reference's value there takes it away.
         lines: the finding and the evidence in words.
         mistakes: known kinds of mistake that explain it, best first.
+        trial: what was replaced in that run; None where none was made.
     """
 
     origin: Origin
     confirmed: bool
     lines: tuple[str, ...]
     mistakes: tuple[Fit, ...] = ()
+    trial: Trial | None = None
 
 
 class Search:
@@ -82,11 +85,19 @@ class Search:
         tolerance: Tolerance,
         rerun: Rerun | None,
         modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+        *,
+        forced: bool = False,
     ) -> None:
         self.trail = Trail(comparer)
         self.tolerance = tolerance
-        self.evidence = Evidence(comparer, tolerance, rerun, modules[0])
+        self._modules = modules
+        self.evidence = Evidence(comparer, tolerance, rerun, modules[0], forced=forced)
         self._reference_modules, self._candidate_modules = modules
+
+    def forced(self, run: Forcing) -> "Search":
+        """The same search in a run, and with trials, in which no error is inherited."""
+        rerun = self.evidence.rerun
+        return Search(run, self.tolerance, rerun, self._modules, forced=True)
 
     def examine(self, start: Row) -> Finding:
         """Finds what made a value disagree."""
@@ -108,11 +119,12 @@ class Search:
             if self.evidence.rerun is None:
                 break
             # Calls that were not reached would be given the wrong argument, too.
-            trial = self.evidence.run(self._trial_of(suspect, in_all_calls=True))
-            if trial.failure is None:
+            trial = self._trial_of(suspect, in_all_calls=True)
+            if self.evidence.run(trial).failure is None:
                 origin = self._origin_of(suspect)
-                proof = f"Confirmed: with the reference's `{suspect.argument}` it does not raise."
-                return Finding(origin, True, (*self._handed(origin, suspect.calls), proof))
+                text = f"Confirmed: with the reference's `{suspect.argument}` it does not raise."
+                proof = Proof(True, text, trial=trial)
+                return _finding(origin, self._handed(origin, suspect.calls), proof)
         dtypes = changed_dtypes(*self._both_modules(record))
         where = (
             f"{module_in_words(record.module)} of the candidate raises; nothing else had differed."
@@ -150,9 +162,8 @@ class Search:
             f"{module_in_words(record.module)} edits its argument {names} in place, which is used "
             "again after it; the reference's does not.",
             *_both_lines(origin),
-            proof,
         )
-        return Finding(origin, True, lines)
+        return _finding(origin, lines, proof)
 
     def _try_argument(self, suspect: Suspect, start: Row) -> Finding | None:
         """Gives the candidate the reference's argument; a finding if the divergence is gone."""
@@ -166,7 +177,7 @@ class Search:
             if finding is not None and finding.confirmed:
                 return finding
         origin = self._origin_of(suspect)
-        return Finding(origin, True, (*self._handed(origin, suspect.calls), proof))
+        return _finding(origin, self._handed(origin, suspect.calls), proof)
 
     def _trial_of(self, suspect: Suspect, *, in_all_calls: bool = False) -> Trial:
         """Who was given a copy of a cache must be given the next one as well."""
@@ -235,8 +246,7 @@ class Search:
         )
         if not is_activation:
             origin = self._origin_of(Suspect(argument, record.parent, calls))
-            lines = self._handed(origin, calls)
-            return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
+            return _finding(origin, self._handed(origin, calls), proof)
         if caller is not None and not proof.confirmed and self.trail.is_jump(start):
             proof = self.evidence.confirm_inside(caller, proof)
         origin = Origin(
@@ -256,7 +266,7 @@ class Search:
             *_both_lines(origin),
             *self._settings(caller),
         ]
-        return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
+        return _finding(origin, lines, proof)
 
     def _computed_wrongly(self, start: Row, record: CallRecord) -> Finding:
         """The arguments agree and the output does not: inside the module."""
@@ -295,7 +305,7 @@ class Search:
                 "If the form alone differs, give the candidate's module a method "
                 "`to_reference_output(output)` that reads it back."
             )
-        return Finding(origin, proof.confirmed, (*lines, proof.text), proof.mistakes)
+        return _finding(origin, lines, proof)
 
     def _wrong_parameters(self, start: Row, record: CallRecord) -> Finding | None:
         """Parameters that differ, unless the reference's do not take the divergence away.
@@ -324,18 +334,13 @@ class Search:
         )
         differ = "differs" if len(changed) == 1 else "differ"
         others = [self._whose(record, name) for name in changed]
-        return Finding(
-            origin,
-            proof.confirmed,
-            (
-                f"The inputs of {module_in_words(record.module)} agree, its {names} {differ} "
-                f"({few([change.text for change in changed.values()], '; ')}).",
-                *[other for other in others if other][:FEW],
-                *_both_lines(origin),
-                proof.text,
-            ),
-            proof.mistakes,
+        lines = (
+            f"The inputs of {module_in_words(record.module)} agree, its {names} {differ} "
+            f"({few([change.text for change in changed.values()], '; ')}).",
+            *[other for other in others if other][:FEW],
+            *_both_lines(origin),
         )
+        return _finding(origin, lines, proof)
 
     def _changed_parameters(self, record: CallRecord) -> dict[str, Change]:
         """Of a module that makes calls, only what can be tried: it may hold more for other ends."""
@@ -367,6 +372,12 @@ class Search:
     def _both_modules(self, record: CallRecord) -> tuple[nn.Module, nn.Module]:
         reference = self._reference_modules[record.module]
         return reference, self._candidate_modules[record.candidate_module]
+
+
+def _finding(origin: Origin, lines: Sequence[str], proof: Proof) -> Finding:
+    """A finding in words, the proof last."""
+    said = (*lines, proof.text)
+    return Finding(origin, proof.confirmed, said, proof.mistakes, proof.trial)
 
 
 def _own_line(

@@ -16,7 +16,8 @@ from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.evidence import Rerun
 from tracer.lockstep import Failure
-from tracer.origin import Origin, Search
+from tracer.origin import Finding, Origin, Search
+from tracer.others import other_findings
 from tracer.phrases import FEW, figure, module_in_words, place, size
 from tracer.rows import Row, first_divergence
 from tracer.values import dtype_name
@@ -46,6 +47,8 @@ class Verdict:
         agrees: every compared value agrees. Attention masks that differ without any effect on a
             computed value do not count.
         symptom, origin: None if it agrees.
+        origins: every module that diverges although its inputs are right, in execution order; the
+            first is `origin`.
         confirmed: giving the candidate the reference's value at the origin takes the divergence
             away.
         explanation: the finding in words, several lines.
@@ -58,6 +61,7 @@ class Verdict:
     confirmed: bool
     explanation: str
     mistakes: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
 
 def judge(
@@ -89,6 +93,9 @@ def judge(
         if not finding.confirmed and rerun is not None:
             finding = search.gradual(start, first, finding)
         start = first
+    others = []
+    if rerun is not None and failure is None:
+        others = other_findings(finding, start, search, rerun)
     lines = [
         f"First visible at {place(first)}{size(first)}.",
         "" if start is first else f"It was introduced at {place(start)}{size(start)}.",
@@ -96,6 +103,7 @@ def judge(
         *(f"It looks as if the candidate were {fit}." for fit in finding.mistakes[:2]),
         *_one_sided_calls(one_sided),
         _spread(comparer.rows, first),
+        *_other_origins(others),
     ]
     return Verdict(
         agrees=False,
@@ -104,7 +112,20 @@ def judge(
         confirmed=finding.confirmed,
         explanation="\n".join(line for line in lines if line),
         mistakes=tuple(fit.mistake for fit in finding.mistakes),
+        origins=(finding.origin, *(other.origin for other in others)),
     )
+
+
+def _other_origins(others: Sequence[Finding]) -> list[str]:
+    """A paragraph for each further origin."""
+    if not others:
+        return []
+    count = "One more origin" if len(others) == 1 else f"{len(others)} more origins"
+    lines = [f"{count}, each with the reference's values before it:"]
+    for number, other in enumerate(others, start=2):
+        first, *rest = other.lines
+        lines += [f"{number}. {first}", *(f"   {line.strip()}" for line in rest)]
+    return lines
 
 
 def _raising(search: Search, failure: Failure) -> Verdict:
@@ -121,6 +142,7 @@ def _raising(search: Search, failure: Failure) -> Verdict:
         origin=finding.origin,
         confirmed=finding.confirmed,
         explanation="\n".join(finding.lines),
+        origins=(finding.origin,),
     )
 
 
