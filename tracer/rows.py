@@ -92,6 +92,17 @@ class Row:
         return self.difference.relative_peak if self._measured and self.difference else math.inf
 
     @property
+    def visible_errors(self) -> tuple[float, float]:
+        """PEIR and relative L2, without padded positions where these are known.
+
+        Infinite where nothing could be computed, or where one side alone is not finite.
+        """
+        difference = self.shown or self.difference
+        if difference is None or difference.mismatched:
+            return math.inf, math.inf
+        return difference.peir, difference.relative_l2
+
+    @property
     def _measured(self) -> bool:
         if self.difference is None or self.dtype is None:
             return False
@@ -183,6 +194,12 @@ def first_divergence(rows: Sequence[Row]) -> Row | None:
     effect is found as the origin of what disagrees after it.
     """
     return next((row for row in rows if not row.agrees and not row.is_mask), None)
+
+
+def final_output(rows: Sequence[Row]) -> Row | None:
+    """The model's own first output, or what came last where it has none that was compared."""
+    outputs = [row for row in rows if row.is_output and row.difference is not None]
+    return next((row for row in outputs if not row.module), outputs[-1] if outputs else None)
 
 
 def inputs_of(row: Row, records: Mapping[CallKey, CallRecord]) -> Iterator[Row]:

@@ -40,7 +40,7 @@ class Session:
 
     def run(self, visitor: Visitor, clone: frozenset[EventKey]) -> Outcome:
         """Runs both models once, each on its own copy of the inputs."""
-        with torch.no_grad(), _state_kept((self.reference, self.candidate)):
+        with torch.no_grad(), state_kept((self.reference, self.candidate)):
             return lockstep(
                 self.reference,
                 self.candidate,
@@ -68,7 +68,7 @@ def _check_initialised(side: str, model: nn.Module) -> None:
 
 
 @contextmanager
-def _state_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+def state_kept(models: Sequence[nn.Module]) -> Iterator[None]:
     """Puts back what modules keep from call to call: their attributes and the values of buffers.
 
     No run may see what an earlier one has left: running statistics, a recurrent state, a cache.

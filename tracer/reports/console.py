@@ -29,6 +29,7 @@ from tracer.reports.fold import arrange, number
 from tracer.reports.ranking import Ranked, ranking
 from tracer.reports.summary import box, scatter
 from tracer.reports.table import shortened, table
+from tracer.rows import final_output
 from tracer.values import dtype_name
 from tracer.words import listed
 
@@ -318,8 +319,8 @@ def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> Ren
 
 def _end(comparison: Comparison) -> str:
     """What has become of the differences where the model ends."""
-    outputs = [row for row in comparison.rows if row.is_output and row.difference is not None]
-    last = next((row for row in outputs if not row.module), outputs[-1])
+    last = final_output(comparison.rows)
+    assert last is not None
     assert last.difference is not None
     return (
         "With quantisation on everything differs a little; a limit given by tolerance makes a "
