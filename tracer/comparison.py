@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from tracer.coverage import Coverage, make_coverage, unmatched_calls
 from tracer.difference import Tolerance
 from tracer.errors import ModelRunError, NothingComparedError
 from tracer.forms import paired_arguments, read_output
+from tracer.isolate import Isolation, isolated
+from tracer.levels import choose
 from tracer.lockstep import EventKey, Failure, Outcome, Visitor
 from tracer.phrases import module_in_words
 from tracer.rows import FormDifference, Row
@@ -45,6 +47,8 @@ def compare(
     tolerance: float | Tolerance | None = None,
     include: str | Sequence[str] = "*",
     confirm: bool = True,
+    isolate: str | None = None,
+    what_if: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> "Comparison":
     """Runs two models side by side on the same inputs and says where they part, and why.
@@ -66,16 +70,24 @@ def compare(
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
         include: globs of the reference's module names to compare.
         confirm: whether the origin of a divergence is tested by running again.
+        isolate: measures how much of the error modules introduce themselves, in further runs where
+            they are given the reference's inputs: "leaves", "blocks", "layers" or a glob of the
+            reference's module names; see `tracer.levels`.
+        what_if: how many of the modules that introduce most ("leaves", unless `isolate` says
+            otherwise) are swapped for the reference's, to see how far the final output recovers.
         progress: called with the number of finished pairs of calls.
 
     Raises:
         InputError: the inputs are of another type, or name arguments that forward does not take.
-        UsageError: a glob or rename rule matches nothing, the tolerance is no limit, or a lazy
-            module has not been run yet.
+        UsageError: a glob or rename rule matches nothing, the tolerance is no limit, there is
+            nothing to isolate, or a lazy module has not been run yet.
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
     session = Session(reference, candidate, inputs, rename, include)
+    if what_if and isolate is None:
+        isolate = "leaves"
+    chosen = None if isolate is None else choose(isolate, session.pairing)
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
@@ -111,6 +123,13 @@ def compare(
     )
     _raise_failure(outcome, comparison)
     _check_something_compared(comparison, outcome)
+    if isolate is not None:
+
+        def must_run(visitor: Visitor) -> None:
+            _raise_failure(session.run(visitor, clone), comparison)
+
+        isolation = isolated(isolate, chosen, comparer, tolerance, must_run, what_if=what_if)
+        comparison = replace(comparison, isolation=isolation)
     return comparison
 
 
@@ -158,12 +177,14 @@ class Comparison:
         rows: one per compared leaf, in execution order.
         form_differences: arguments and outputs that the two sides pass in forms that do not
             compare; harmless unless the verdict names them.
+        isolation: what each module adds to the error, where that was asked for.
     """
 
     verdict: Verdict
     coverage: Coverage
     rows: tuple[Row, ...]
     form_differences: tuple[FormDifference, ...]
+    isolation: Isolation | None = None
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row per compared leaf, in execution order.

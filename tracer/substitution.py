@@ -49,7 +49,7 @@ def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments |
         if value is None:
             return None
     dtypes = _float_dtypes({k: v for k, v in candidate.arguments.items() if k != own_name})
-    given = _in_place_of(own, value, dtypes)
+    given = in_place_of(own, value, dtypes)
     candidate.arguments[own_name] = given
     return NewArguments({own_name: given})
 
@@ -73,7 +73,7 @@ def give_output(reference: Call, candidate: Call) -> NewOutput | None:
         left = reference.arguments[name], candidate.arguments[own_name]
         if all(map(is_stateful, left)):
             _leave(*left, dtypes)
-    output = _in_place_of(candidate.output, value, dtypes)
+    output = in_place_of(candidate.output, value, dtypes)
     if factor != 1.0:
         output = map_tensors(output, lambda tensor: tensor * factor)
     candidate.output = output
@@ -114,7 +114,7 @@ def _read_as(candidate: Call, output: object) -> object:
 
 def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> None:
     """Makes the candidate's list, dict or object hold what the reference's does."""
-    value: Any = _in_place_of(candidate, reference, dtypes)
+    value: Any = in_place_of(candidate, reference, dtypes)
     if value is candidate:
         return
     if isinstance(candidate, list):
@@ -126,7 +126,7 @@ def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> No
         vars(candidate).update(vars(value))
 
 
-def _in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) -> object:
+def in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) -> object:
     """A copy of the reference's value in the candidate's structure and on its devices.
 
     Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the

@@ -1,0 +1,81 @@
+"""What if these modules were the reference's? A run in which they compute in the candidate's place.
+
+At the start of such a call the candidate's inputs are taken down in the reference's form, and at
+its end the reference's module computes from them what the candidate goes on with, in a cache that
+it was given too. A module is swapped with all that it calls.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+
+from tracer.calls import Answer, Call, Phase
+from tracer.comparer import Comparer
+from tracer.difference import Tolerance
+from tracer.forms import paired_arguments
+from tracer.recall import call_again, inputs_kept
+from tracer.rows import CallKey
+from tracer.substitution import give_output, in_place_of
+from tracer.values import is_mask_name
+
+
+class Swapping(Comparer):
+    """The visitor of such a run; its rows compare what the candidate goes on with.
+
+    Attributes:
+        unswapped: modules whose output has a form of the candidate's own that could not be made.
+    """
+
+    def __init__(self, tolerance: Tolerance, modules: Collection[str]) -> None:
+        """Chooses the modules by the reference's names."""
+        super().__init__(tolerance)
+        self.unswapped: set[str] = set()
+        self._modules = modules
+        self._inputs: dict[CallKey, dict[str, object]] = {}
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Swaps, then compares."""
+        answer: Answer = None
+        key = reference.name, reference.index
+        if reference.name in self._modules:
+            if phase is Phase.START:
+                self._inputs[key] = _candidates_inputs(reference, candidate)
+            elif key in self._inputs:
+                answer = self._swap(reference, candidate, self._inputs.pop(key))
+        super().visit(reference, candidate, phase)
+        return answer
+
+    def _swap(self, reference: Call, candidate: Call, inputs: dict[str, object]) -> Answer:
+        output = call_again(reference.name, reference.module, inputs, reference.positional)
+        answer = give_output(replace(reference, arguments=inputs, output=output), candidate)
+        if answer is None:
+            self.unswapped.add(reference.name)
+        return answer
+
+
+def _candidates_inputs(reference: Call, candidate: Call) -> dict[str, object]:
+    """The candidate's inputs as the reference's module takes them.
+
+    A mask in a form of the candidate's own is the reference's here; where it means something else,
+    the module that made it is to blame, and no swap of one that takes it would help.
+    """
+    kept = inputs_kept(reference.arguments)
+    for name, _, own in paired_arguments(reference, candidate):
+        if (
+            name not in kept
+            or own is None
+            or (is_mask_name(name) and not _is_like(own, kept[name]))
+        ):
+            continue
+        kept[name] = in_place_of(kept[name], own, set())
+    return kept
+
+
+def _is_like(own: object, theirs: object) -> bool:
+    """Whether two masks are of one form."""
+    return (
+        isinstance(own, torch.Tensor)
+        and isinstance(theirs, torch.Tensor)
+        and (own.shape, own.dtype) == (theirs.shape, theirs.dtype)
+    )
