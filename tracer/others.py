@@ -40,12 +40,19 @@ def other_findings(first: Finding, start: Row, search: Search, rerun: Rerun) -> 
         left = left[1:]
         if finding.confirmed and finding.trial is not None:
             left = _still_there(left, again, finding.trial)
-        if all(finding.origin != other.origin for other in found):
+        if all(_kind(finding) != _kind(other) for other in found):
             found.append(finding)
     if left and len(found) > _MOST_ORIGINS:
         more = f"{len(left)} more values disagree although their inputs are right."
         found[-1] = replace(found[-1], lines=(*found[-1].lines, more))
     return found[1:]
+
+
+def _kind(finding: Finding) -> tuple[str, str | None, str]:
+    """What tells origins apart: a module's own lines may spoil several values, in variables that
+    go on from one to the next."""
+    origin = finding.origin
+    return origin.module, origin.argument, origin.kind
 
 
 def _beginnings(run: Forcing) -> list[Row]:
