@@ -15,134 +15,25 @@ its own.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+
+from torch import nn
 
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.errors import UsageError
 from tracer.forcing import Forcing
+from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
 from tracer.lockstep import Visitor
-from tracer.phrases import figure, module_in_words
 from tracer.rows import CallKey, CallRecord, Row, final_output
 from tracer.swapping import Swapping
-from tracer.switches import Cause, SwitchTrials
+from tracer.switches import Cause, SwitchTrials, switches_of
 from tracer.words import listed
-
-if TYPE_CHECKING:
-    import pandas
 
 # Whose causes are looked for: each of their points costs a call of the module.
 _MOST_EXPLAINED = 5
-# How many modules and causes are put into words.
-_MOST_TOLD, _MOST_CAUSES_TOLD = 5, 2
-
 # Runs both models with a visitor; raises what a model raises.
 Rerun = Callable[[Visitor], None]
-
-
-@dataclass(frozen=True)
-class IsolatedCall:
-    """The error that one call introduces.
-
-    Attributes:
-        module, call: the reference's name and the call index.
-        value: which of its values is the worst: "output", "output.logits", "written....", or with
-            `leaves` what it hands to a module that it calls: "o_proj.kwargs.input".
-        depth: in how many other chosen modules it is; 0 with `leaves`.
-        input_peir: the largest PEIR among its inputs where both models run freely; None where no
-            input is compared.
-        peir: that of the value in the same run; None where it was not compared there.
-        introduced_peir: that of the value where the inputs are the reference's.
-        introduced: its relative L2 error there, sqrt(sum d^2 / sum r^2).
-        share: `introduced` squared over the sum of these squares of all calls of this depth, so
-            noise power over the power of the signal that it is in. Shares sum to 1, or are all 0
-            where there is no error; calls of infinite error (other shapes, values that are not
-            finite on one side) share all of it. How much of it reaches the model's output is
-            another question, which `what_if` answers.
-    """
-
-    module: str
-    call: int
-    value: str
-    depth: int
-    input_peir: float | None
-    peir: float | None
-    introduced_peir: float
-    introduced: float
-    share: float = 0.0
-
-
-@dataclass(frozen=True)
-class IsolatedModule:
-    """The error that a module introduces in all its calls, and what causes it.
-
-    Attributes:
-        module: the reference's name.
-        worst: its call of the largest introduced error.
-        calls: how many calls it has.
-        share: the sum of their shares.
-        causes: of the few worst modules, the switches of the candidate that explain most.
-    """
-
-    module: str
-    worst: IsolatedCall
-    calls: int
-    share: float
-    causes: tuple[Cause, ...] = ()
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """How far the model's own output recovers with modules of the reference's in it.
-
-    Attributes:
-        modules: the reference's names of the modules that computed in the place of the candidate's,
-            from the candidate's inputs; each with the modules that it calls.
-        before, after: PEIR of the model's first output.
-        before_l2, after_l2: its relative L2 error, which a single value does not decide.
-        unswapped: those of them whose output could not take the place of the candidate's.
-    """
-
-    modules: tuple[str, ...]
-    before: float
-    after: float
-    before_l2: float
-    after_l2: float
-    unswapped: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Isolation:
-    """The error that each of some modules introduces; see this module's docstring.
-
-    Attributes:
-        level: what was chosen: "leaves", "blocks", "layers" or a glob.
-        calls: one for each chosen call, in execution order.
-        modules: the same by module, those that introduce most first.
-        recoveries: one for each module that was swapped, and one for all of them together.
-        unforced: (module, call) of those that could not be given the reference's values; what comes
-            after them inherits their error.
-    """
-
-    level: str
-    calls: tuple[IsolatedCall, ...]
-    modules: tuple[IsolatedModule, ...]
-    recoveries: tuple[Recovery, ...] = ()
-    unforced: tuple[CallKey, ...] = ()
-
-    @property
-    def explanation(self) -> str:
-        """The worst modules with their shares and causes, and what swapping did, in words."""
-        return "\n".join(_explained(self))
-
-    def to_frame(self) -> "pandas.DataFrame":
-        """One row per call, in execution order, with the attributes of `IsolatedCall`."""
-        import pandas
-
-        columns = list(IsolatedCall.__dataclass_fields__)
-        records = [[getattr(call, name) for name in columns] for call in self.calls]
-        return pandas.DataFrame(records, columns=columns)
 
 
 def isolated(
@@ -152,7 +43,8 @@ def isolated(
     tolerance: Tolerance,
     rerun: Rerun,
     *,
-    what_if: int = 0,
+    candidate: nn.Module,
+    what_if: int,
 ) -> Isolation:
     """Measures what each chosen module introduces, and finds causes for the worst.
 
@@ -164,6 +56,7 @@ def isolated(
         level, chosen: what was asked for, and what `tracer.levels.choose` made of it.
         free: the finished run in which the candidate inherits its errors.
         rerun: runs both models again.
+        candidate: may have switches.
         what_if: how many of the worst modules are swapped for the reference's, each alone and then
             all together.
 
@@ -182,13 +75,14 @@ def isolated(
         unforced |= forcing.unforced
         calls += _shared(_measured(forcing, modules, free.records, depth))
     ranked = _by_module(calls)
+    worst = [item for item in ranked if item.share > 0.0][:_MOST_EXPLAINED]
     causes: dict[str, tuple[Cause, ...]] = {}
-    for depth, modules in depths.items():
-        worst = [item.module for item in ranked[:_MOST_EXPLAINED] if item.worst.depth == depth]
-        trials = SwitchTrials(tolerance, modules, worst, own_lines=modules is None)
-        if worst:
+    for depth, modules in depths.items() if any(switches_of(candidate)) else ():
+        watched = [item.module for item in worst if item.worst.depth == depth]
+        if watched:
+            trials = SwitchTrials(tolerance, modules, watched, own_lines=modules is None)
             rerun(trials)
-            causes |= {module: trials.causes(module) for module in worst}
+            causes |= {module: trials.causes(module) for module in watched}
     order = {key: record.start for key, record in free.records.items()}
     return Isolation(
         level=level,
@@ -240,18 +134,16 @@ def _measured(
     for (module, call), own in values.items():
         value, row = max(own, key=lambda item: item[1].visible_errors[::-1])
         introduced_peir, introduced = row.visible_errors
-        inputs = _rows_of(free.get((module, call)), inputs=True)
-        freely = _rows_of(free.get((row.module, row.call)), inputs=not row.is_output)
+        freely = _same_value(row, free.get((row.module, row.call)))
         calls.append(
             IsolatedCall(
                 module=module,
                 call=call,
                 value=value,
+                own_lines=modules is None and bool(forcing.records[module, call].children),
                 depth=depth,
-                input_peir=max(
-                    (r.visible_errors[0] for r in inputs if not r.is_mask), default=None
-                ),
-                peir=next((r.visible_errors[0] for r in freely if r.value == row.value), None),
+                input_peir=_input_peir(free.get((module, call))),
+                peir=None if freely is None else freely.visible_errors[0],
                 introduced_peir=introduced_peir,
                 introduced=introduced,
             )
@@ -279,10 +171,18 @@ def _own_values(
                 yield giver, f"{row.module.removeprefix(f'{giver[0]}.')}.{row.value}", row
 
 
-def _rows_of(record: CallRecord | None, *, inputs: bool) -> list[Row]:
+def _same_value(row: Row, record: CallRecord | None) -> Row | None:
+    """The row of the same value in another run."""
+    if record is None or not row.is_output:
+        return None if record is None else record.arguments.get(row.value)
+    return next((output for output in record.outputs if output.value == row.value), None)
+
+
+def _input_peir(record: CallRecord | None) -> float | None:
     if record is None:
-        return []
-    return list(record.arguments.values()) if inputs else record.outputs
+        return None
+    inputs = (row for row in record.arguments.values() if not row.is_mask)
+    return max((row.visible_errors[0] for row in inputs), default=None)
 
 
 def _shared(calls: Sequence[IsolatedCall]) -> list[IsolatedCall]:
@@ -331,48 +231,12 @@ def _recoveries(
         swapping = Swapping(tolerance, swapped)
         rerun(swapping)
         after = final_output(swapping.rows)
-        errors = before.visible_errors, (math.inf,) * 2 if after is None else after.visible_errors
+        errors = (math.inf, math.inf) if after is None else after.visible_errors
         yield Recovery(
-            swapped,
-            *(error for pair in zip(*errors, strict=True) for error in pair),
+            modules=swapped,
+            before=before.visible_errors[0],
+            after=errors[0],
+            before_l2=before.visible_errors[1],
+            after_l2=errors[1],
             unswapped=tuple(sorted(swapping.unswapped)),
         )
-
-
-def _explained(isolation: Isolation) -> Iterator[str]:
-    worst = [item for item in isolation.modules if item.share > 0.0]
-    if not worst:
-        yield "No module introduces an error of its own."
-        return
-    yield f"The error that modules introduce themselves ({isolation.level}):"
-    for item in worst[:_MOST_TOLD]:
-        calls = f", worst at call {item.worst.call} of {item.calls}" if item.calls > 1 else ""
-        value = "" if item.worst.value.startswith("output") else f" at `{item.worst.value}`"
-        yield (
-            f"  {item.share:6.1%}  {module_in_words(item.module)}{value}, PEIR "
-            f"{figure(item.worst.introduced_peir)}, relative L2 {figure(item.worst.introduced)}"
-            f"{calls}"
-        )
-        for cause in item.causes[:_MOST_CAUSES_TOLD]:
-            yield (
-                f"          without `{cause.point}` ({cause.kind}): relative L2 "
-                f"{figure(cause.before)} → {figure(cause.after)}"
-            )
-    if len(worst) > _MOST_TOLD:
-        rest = math.fsum(item.share for item in worst[_MOST_TOLD:])
-        yield f"  {rest:6.1%}  {len(worst) - _MOST_TOLD} more"
-    for recovery in isolation.recoveries:
-        yield _recovered(recovery)
-
-
-def _recovered(recovery: Recovery) -> str:
-    names = ", ".join(map(module_in_words, recovery.modules))
-    text = (
-        f"With the reference's {names}, the final output goes from PEIR "
-        f"{figure(recovery.before)} to {figure(recovery.after)}, and from relative L2 "
-        f"{figure(recovery.before_l2)} to {figure(recovery.after_l2)}."
-    )
-    if recovery.unswapped:
-        kept = ", ".join(map(module_in_words, recovery.unswapped))
-        text += f" Not swapped, for the form of their output: {kept}."
-    return text

@@ -10,13 +10,13 @@ Where only its own lines are looked at, the switches of the modules inside are a
 what is left is made in its own lines, as it is seen in its output.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, Phase
@@ -76,7 +76,7 @@ class _Switch:
         return self.point == self.name
 
 
-# The differences of an output's leaves by path, over all calls.
+# The differences of an output's leaves by path.
 _Sums = dict[str, Difference]
 
 
@@ -102,7 +102,9 @@ class SwitchTrials(Forcing):
         self._watched = watched
         self._own_lines = own_lines
         self._inputs: dict[CallKey, dict[str, object]] = {}
-        self._sums: dict[str, dict[_Switch | None, _Sums]] = defaultdict(dict)
+        # By module, for each of its calls: with everything at work (""), and without each point.
+        self._calls: dict[str, list[dict[str, _Sums]]] = defaultdict(list)
+        self._kinds: dict[str, dict[str, str]] = defaultdict(dict)
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Tries the switches of a watched module at its end."""
@@ -120,12 +122,12 @@ class SwitchTrials(Forcing):
 
     def causes(self, module: str) -> tuple[Cause, ...]:
         """The switches that explain most of a module's error, the first one most of all."""
-        sums = self._sums.get(module, {})
-        before = _relative(sums.get(None, {}))
+        calls = self._calls[module]
+        before = _relative([call[""] for call in calls])
+        # A point that another form of the module lacks changes nothing in that one's calls.
         found = [
-            Cause(switch.point, switch.kind, before, _relative(measured))
-            for switch, measured in sums.items()
-            if switch is not None
+            Cause(point, kind, before, _relative([call.get(point, call[""]) for call in calls]))
+            for point, kind in self._kinds[module].items()
         ]
         explain = [cause for cause in found if cause.after < (1 - _LEAST_FALL) * before]
         return tuple(sorted(explain, key=lambda cause: cause.after)[:_MOST_CAUSES])
@@ -135,29 +137,31 @@ class SwitchTrials(Forcing):
     ) -> None:
         switches = list(switches_of(candidate.module))
         off = [switch for switch in switches if self._own_lines and not switch.is_own]
-        for tried in (None, *(switch for switch in switches if switch not in off)):
+        tried = [switch for switch in switches if switch not in off]
+
+        def sums(*off: _Switch) -> _Sums:
             with ExitStack() as stack:
-                for switch in (*off, tried) if tried is not None else off:
+                for switch in off:
                     stack.enter_context(switch.owner.switched_off(switch.name))
                 output = call_again(
                     candidate.name, candidate.module, inputs_kept(inputs), candidate.positional
                 )
-            sums = self._sums[record.module].setdefault(tried, {})
-            outputs = (
-                read_output("reference", reference),
-                read_output("candidate", replace(candidate, output=output)),
-            )
-            self._add_up(sums, record, *outputs)
+            return self._compare_outputs(record, reference, replace(candidate, output=output))
 
-    def _add_up(self, sums: _Sums, record: CallRecord, r: object, c: object) -> None:
-        candidates = dict(tensor_leaves(c, "output"))
-        for path, left in tensor_leaves(r, "output"):
-            right = candidates.get(path)
-            if right is None or left.shape != right.shape or not _is_inexact(left):
+        self._kinds[record.module] |= {switch.point: switch.kind for switch in tried}
+        measured = {switch.point: sums(*off, switch) for switch in tried}
+        self._calls[record.module].append({"": sums(*off), **measured})
+
+    def _compare_outputs(self, record: CallRecord, reference: Call, candidate: Call) -> _Sums:
+        candidates = dict(tensor_leaves(read_output("candidate", candidate), "output"))
+        sums: _Sums = {}
+        for path, r in tensor_leaves(read_output("reference", reference), "output"):
+            c = candidates.get(path)
+            if c is None or r.shape != c.shape or not (r.is_floating_point() or r.is_complex()):
                 continue
-            shown = self._at_visible_positions(record, left, right)
-            difference = Difference.of(left, right) if shown is None else shown
-            sums[path] = sums[path].merge(difference) if path in sums else difference
+            shown = self._at_visible_positions(record, r, c)
+            sums[path] = Difference.of(r, c) if shown is None else shown
+        return sums
 
 
 def switches_of(module: nn.Module) -> Iterator[_Switch]:
@@ -168,11 +172,11 @@ def switches_of(module: nn.Module) -> Iterator[_Switch]:
                 yield _Switch(f"{path}.{name}".lstrip("."), kind, owner, name)
 
 
-def _relative(sums: _Sums) -> float:
-    """The relative L2 error of the worst leaf."""
-    errors = (float("inf") if d.mismatched else d.relative_l2 for d in sums.values())
+def _relative(calls: Sequence[_Sums]) -> float:
+    """The relative L2 error of the worst leaf over all calls."""
+    total: _Sums = {}
+    for sums in calls:
+        for path, difference in sums.items():
+            total[path] = total[path].merge(difference) if path in total else difference
+    errors = (math.inf if d.mismatched else d.relative_l2 for d in total.values())
     return max(errors, default=0.0)
-
-
-def _is_inexact(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
