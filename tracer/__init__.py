@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracer import models
     from tracer.comparison import Captured, Comparison, capture, compare
     from tracer.coverage import Coverage
+    from tracer.debugger import Breakpoint
     from tracer.difference import Difference, Tolerance
     from tracer.errors import (
         InputError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Breakpoint",
     "Captured",
     "Comparison",
     "Coverage",
@@ -58,6 +60,7 @@ __all__ = [
 _ROOMS = {
     "comparison": ("Captured", "Comparison", "capture", "compare"),
     "coverage": ("Coverage",),
+    "debugger": ("Breakpoint",),
     "difference": ("Difference", "Tolerance"),
     "errors": (
         "InputError",

@@ -20,8 +20,11 @@ from types import FrameType
 import torch
 from torch import nn
 
+from tracer.values import describe, tensor_leaves
+
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _TRACER = f"{Path(__file__).parent}{os.sep}"
+_STANDARD = f"{Path(os.__file__).parent}{os.sep}"
 
 
 class Phase(Enum):
@@ -48,7 +51,7 @@ class Location:
         return f"{self.file}:{self.line}"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Call:
     """One execution of one module.
 
@@ -73,6 +76,12 @@ class Call:
     parent: "Call | None"
     output: object = None
     handled: BaseException | None = None
+
+    def __repr__(self) -> str:
+        passed = ", ".join(f"{name}={_in_short(value)}" for name, value in self.arguments.items())
+        output = "" if self.output is None else f" -> {_in_short(self.output)}"
+        name = self.name or "the root"
+        return f"<Call {self.index} of {name} ({type(self.module).__name__}): {passed}{output}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,17 +327,56 @@ def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind in by_position)
 
 
-def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | None:
-    """The first line outside torch and outside the module's own `__call__`, going up from here."""
+def calling_frame(module: nn.Module, frame: FrameType | None) -> FrameType | None:
+    """The first frame outside torch and outside the module's own `__call__`, above its hooks.
+
+    Args:
+        frame: one of this room's, or one that they called.
+
+    Returns:
+        The frame; the tracer's own where the tracer called the module; None where nothing was
+        called through hooks.
+    """
+    while frame is not None and frame.f_code.co_filename != __file__:
+        frame = frame.f_back
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
     while frame is not None:
         code = frame.f_code
-        caller = frame.f_locals.get("self")
-        if code.co_filename.startswith(_TRACER) and not isinstance(caller, nn.Module):
-            return None
-        own = code.co_name == "__call__" and caller is module
+        own = code.co_name == "__call__" and frame.f_locals.get("self") is module
         if not own and not code.co_filename.startswith(_TORCH):
-            return Location(code.co_filename, frame.f_lineno, code.co_qualname)
+            return frame
         frame = frame.f_back
     return None
+
+
+def is_machinery(frame: FrameType) -> bool:
+    """Whether a frame is torch's or the tracer's, or what they call of the standard library.
+
+    So are functions that were made at run time and called by them: those of their dataclasses.
+    """
+    file = frame.f_code.co_filename
+    if file.startswith((_TORCH, _TRACER)):
+        return True
+    is_helper = file.startswith((_STANDARD, "<")) and "-packages" not in file
+    return is_helper and frame.f_back is not None and is_machinery(frame.f_back)
+
+
+def _in_short(value: object) -> str:
+    """A value with the shapes of its tensors."""
+    if not isinstance(value, torch.Tensor) and (parts := list(tensor_leaves(value, ""))):
+        inside = ", ".join(f"{path[1:]} {_in_short(tensor)}" for path, tensor in parts)
+        return f"{type(value).__name__}({inside})"
+    return describe(value)
+
+
+def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | None:
+    """The line that called a module; None where the tracer did."""
+    found = calling_frame(module, frame)
+    if found is None:
+        return None
+    code = found.f_code
+    is_tracers = code.co_filename.startswith(_TRACER)
+    if is_tracers and not isinstance(found.f_locals.get("self"), nn.Module):
+        return None
+    return Location(code.co_filename, found.f_lineno, code.co_qualname)

@@ -21,3 +21,8 @@ NEED_WRAPPERS = ("wrapped", "quantized")
 # Names in torch.
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PADDING_SIDES = ("right", "left")
+
+DEBUGGERS = ("ipdb", "pdb")
+# Where in a call a breakpoint stops, and at which of its calls.
+BREAK_AT = ("start", "end")
+BREAK_WHEN = ("always", "diverged")

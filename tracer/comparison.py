@@ -16,17 +16,19 @@ from torch import nn
 from tracer.calls import Answer, Call, Phase
 from tracer.comparer import Comparer
 from tracer.coverage import Coverage, make_coverage, unmatched_calls
+from tracer.debugger import Breakpoint, debugger_of
 from tracer.difference import Tolerance
-from tracer.errors import ModelRunError, NothingComparedError
+from tracer.errors import ModelRunError, NothingComparedError, UsageError
 from tracer.forms import paired_arguments, read_output
-from tracer.isolate import Isolation, isolated
+from tracer.isolate import isolated
+from tracer.isolation import Isolation
 from tracer.levels import choose
 from tracer.lockstep import EventKey, Failure, Outcome, Visitor
 from tracer.phrases import module_in_words
 from tracer.rows import FormDifference, Row
 from tracer.session import Inputs, Session, working_dtype
 from tracer.values import dtype_name, tensor_leaves
-from tracer.verdict import Verdict, judge
+from tracer.verdict import Verdict, judge, judge_ended
 from tracer.words import brief
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ def compare(
     confirm: bool = True,
     isolate: str | None = None,
     what_if: int = 0,
+    breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),
+    post_mortem: bool = False,
+    debugger: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> "Comparison":
     """Runs two models side by side on the same inputs and says where they part, and why.
@@ -75,16 +80,24 @@ def compare(
             reference's module names; see `tracer.levels`.
         what_if: how many of the modules that introduce most ("leaves", unless `isolate` says
             otherwise) are swapped for the reference's, to see how far the final output recovers.
+        breakpoints: where the debugger opens, with both models at the same call: globs of the
+            reference's module names, or `Breakpoint`s; see `tracer.debugger`.
+        post_mortem: the debugger opens where a model raises.
+        debugger: "ipdb" or "pdb"; by default what PYTHONBREAKPOINT says, or ipdb in a terminal and
+            pdb elsewhere.
         progress: called with the number of finished pairs of calls.
 
     Raises:
         InputError: the inputs are of another type, or name arguments that forward does not take.
         UsageError: a glob or rename rule matches nothing, the tolerance is no limit, there is
-            nothing to isolate, or a lazy module has not been run yet.
+            nothing to isolate, a lazy module has not been run yet, or the debugger cannot be
+            opened.
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
     session = Session(reference, candidate, inputs, rename, include)
+    if what_if < 0:
+        raise UsageError(f"what_if {what_if}: expected how many modules to swap, at least 0")
     if what_if and isolate is None:
         isolate = "leaves"
     chosen = None if isolate is None else choose(isolate, session.pairing)
@@ -92,10 +105,19 @@ def compare(
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     clone: frozenset[EventKey] = frozenset()
-    for _ in range(_MOST_RUNS):
+    for run in range(_MOST_RUNS):
         comparer = Comparer(tolerance, progress)
-        outcome = session.run(comparer, clone)
-        if comparer.edited <= clone:
+        watch = None
+        if run == 0:
+            watch = debugger_of(
+                breakpoints,
+                list(session.pairs.values()),
+                comparer.records,
+                debugger=debugger,
+                post_mortem=post_mortem,
+            )
+        outcome = session.run(comparer, clone, watch)
+        if outcome.ended or comparer.edited <= clone:
             break
         clone |= comparer.edited
 
@@ -108,19 +130,21 @@ def compare(
     verdict = judge(
         comparer,
         tolerance,
-        rerun if confirm and (failure is None or candidates_own) else None,
+        rerun if confirm and not outcome.ended and (failure is None or candidates_own) else None,
         (session.pairing.reference, session.pairing.candidate),
         unmatched_calls(outcome),
         failure if candidates_own else None,
     )
     comparison = Comparison(
-        verdict=verdict,
+        verdict=judge_ended(verdict) if outcome.ended else verdict,
         coverage=make_coverage(session.pairing, comparer, outcome),
         rows=tuple(comparer.rows),
         form_differences=tuple(
             form for record in comparer.records.values() for form in record.form_differences
         ),
     )
+    if outcome.ended:
+        return comparison
     _raise_failure(outcome, comparison)
     _check_something_compared(comparison, outcome)
     if isolate is not None:
@@ -128,7 +152,11 @@ def compare(
         def must_run(visitor: Visitor) -> None:
             _raise_failure(session.run(visitor, clone), comparison)
 
-        isolation = isolated(isolate, chosen, comparer, tolerance, must_run, what_if=what_if)
+        isolation = isolated(
+            *(isolate, chosen, comparer, tolerance, must_run),
+            candidate=candidate,
+            what_if=what_if,
+        )
         comparison = replace(comparison, isolation=isolation)
     return comparison
 

@@ -23,6 +23,7 @@ class Coverage:
             did not make.
         held_bytes_peak: the most memory held back for calls in another order, in bytes.
         left_out: values of a reference told step by step that could not be told apart.
+        ended: the user has ended the run before the models came to their end.
     """
 
     paired_modules: tuple[str, ...]
@@ -34,6 +35,7 @@ class Coverage:
     unmatched_calls: tuple[tuple[str, str, int], ...]
     held_bytes_peak: int
     left_out: int = 0
+    ended: bool = False
 
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
@@ -45,6 +47,8 @@ class Coverage:
             text += f"; {len(self.candidate_only)} modules in the candidate only"
         if self.left_out:
             text += f"; {self.left_out} values left out"
+        if self.ended:
+            text += "; ended by the user"
         return text
 
 
@@ -84,6 +88,7 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         unmatched_calls=unmatched_calls(outcome),
         held_bytes_peak=outcome.held_bytes_peak,
         left_out=comparer.left_out,
+        ended=outcome.ended,
     )
 
 

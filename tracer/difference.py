@@ -31,7 +31,7 @@ _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e16
 _CANCELLED = 1e-2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Difference:
     """Mergeable statistics of `reference - candidate`, over pairs that are finite on both.
 
@@ -122,6 +122,12 @@ class Difference:
             mismatched=self.mismatched + other.mismatched,
             peak_index=self.elements + other.peak_index if other_is_peak else self.peak_index,
         )
+
+    def __repr__(self) -> str:
+        statistics = ", ".join(
+            f"{name}={getattr(self, name):.3g}" for name in ("mean", "min", "max", "stddev", "peir")
+        )
+        return f"Difference({statistics}, mismatched={self.mismatched}, elements={self.elements})"
 
     @property
     def mean(self) -> float:

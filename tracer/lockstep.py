@@ -9,14 +9,17 @@ reference, until their counterpart comes or their enclosing call has ended on bo
 
 import contextvars
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Protocol
 
 import greenlet
 import torch
 from torch import nn
 
-from tracer.calls import Answer, Call, Phase, Recorder, hooked
+from tracer.calls import Answer, Call, Phase, Recorder, calling_frame, hooked
+from tracer.prompt import Ended
 from tracer.replay import Replay
 from tracer.states import RandomNumbers, ThreadState, random_state_kept
 from tracer.stepping import Stepped
@@ -73,6 +76,7 @@ class Outcome:
             module but no counterpart on the other side.
         held_bytes_peak: the most memory that was held back for calls in another order, in bytes.
         failure: the exception that ended the run early, if one did.
+        ended: whether the user ended it early.
     """
 
     reference_calls: Mapping[str, int]
@@ -81,6 +85,23 @@ class Outcome:
     unmatched_candidate: tuple[tuple[str, int], ...]
     held_bytes_peak: int
     failure: Failure | None
+    ended: bool = False
+
+
+class Watch(AbstractContextManager[None], Protocol):
+    """Looks on while both models stand still; it is entered for the time of a run."""
+
+    def meets(
+        self, reference: Call, candidate: Call, phase: Phase, sides: "tuple[Side, Side]"
+    ) -> None:
+        """A pair of calls has been visited.
+
+        Raises:
+            Ended: the run is to end here.
+        """
+
+    def fails(self, failure: Failure, sides: "tuple[Side, Side]") -> None:
+        """An exception has ended one side; the other still stands at its last event."""
 
 
 def lockstep(
@@ -94,6 +115,7 @@ def lockstep(
     reference_names: Mapping[int, str],
     candidate_names: Mapping[int, str],
     clone: frozenset[EventKey] = frozenset(),
+    watch: Watch | None = None,
 ) -> Outcome:
     """Runs both models and lets the visitor see each pair of calls.
 
@@ -104,6 +126,7 @@ def lockstep(
             share modules, or be one and the same.
         clone: events whose leaves are cloned when they are held back, because an earlier run
             found that they are edited in place before they can be compared.
+        watch: looks on; the debugger.
 
     Returns:
         What was called, and the failure if a model raised; the hooks are gone in any case.
@@ -112,8 +135,8 @@ def lockstep(
     is_training = any(module.training for m in (reference, candidate) for module in m.modules())
     replay = Replay(reference.steps) if isinstance(reference, Stepped) else None
     sides = (
-        _Side("reference", run_reference, reference_names, own_names, is_training, replay),
-        _Side("candidate", run_candidate, candidate_names, pairs, is_training),
+        Side("reference", run_reference, reference_names, own_names, is_training, replay),
+        Side("candidate", run_candidate, candidate_names, pairs, is_training),
     )
 
     def current() -> Recorder | None:
@@ -123,10 +146,14 @@ def lockstep(
                 return side.recorder
         return None
 
-    meeting = _Meeting(*sides, visitor, clone)
+    meeting = _Meeting(*sides, visitor, clone, watch)
+    failure, ended = None, False
     with random_state_kept(), hooked((reference, candidate), current):
         try:
-            failure = meeting.run()
+            with watch or nullcontext():
+                failure = meeting.run()
+        except Ended:
+            ended = True
         finally:
             for side in sides:
                 side.stop()
@@ -137,6 +164,7 @@ def lockstep(
         unmatched_candidate=tuple(meeting.unmatched[1]),
         held_bytes_peak=meeting.held_bytes_peak,
         failure=failure,
+        ended=ended,
     )
 
 
@@ -160,10 +188,17 @@ class _Held:
         return frozenset(path for path, leaf, v in self.leaves if version_of(leaf) != v)
 
 
-class _Side:
+class Side:
     """One model as a coroutine that stops at each event of a paired module.
 
     With a replay it runs through first, and stops at the events that are told afterwards.
+
+    Attributes:
+        label: "reference" or "candidate".
+        greenlet: the coroutine.
+        recorder: sees its calls.
+        finished: whether it has run to its end, or raised.
+        is_replayed: whether it stops at events that are told after its run.
     """
 
     def __init__(
@@ -185,6 +220,7 @@ class _Side:
         self.failure: Failure | None = None
         self._run = run
         self._replay = replay
+        self.is_replayed = replay is not None
         self._pairs = pairs
         self._random = RandomNumbers(is_training)
         self._ambient = ThreadState.capture()
@@ -197,6 +233,16 @@ class _Side:
             return None
         assert isinstance(event, _Event)
         return event
+
+    def calling_frame(self) -> FrameType | None:
+        """The frame that made the call that this side stands at.
+
+        None once it has ended, and where its events are told after its run.
+        """
+        module = None
+        for call in self.recorder.in_progress():
+            module = call.module
+        return None if module is None else calling_frame(module, self.greenlet.gr_frame)
 
     def is_inside(self, name: str, index: int) -> bool:
         """Whether the model is in that call of the reference's name."""
@@ -243,12 +289,18 @@ class _Meeting:
     """Brings the two sides together event by event."""
 
     def __init__(
-        self, reference: _Side, candidate: _Side, visitor: Visitor, clone: frozenset[EventKey]
+        self,
+        reference: Side,
+        candidate: Side,
+        visitor: Visitor,
+        clone: frozenset[EventKey],
+        watch: Watch | None,
     ) -> None:
         self.reference = reference
         self.candidate = candidate
         self.visitor = visitor
         self.clone = clone
+        self.watch = watch
         self.held: tuple[dict[EventKey, _Held], dict[EventKey, _Held]] = ({}, {})
         self.unmatched: tuple[list[tuple[str, int]], list[tuple[str, int]]] = ([], [])
         self.held_bytes_peak = 0
@@ -261,7 +313,7 @@ class _Meeting:
 
     def run(self) -> Failure | None:
         answer: Answer = None
-        while (event := self.candidate.resume(answer)) is not None:
+        while (event := self._resume(self.candidate, answer)) is not None:
             answer = self._meet(event)
             if self.reference.failure is not None:
                 return self.reference.failure
@@ -274,9 +326,15 @@ class _Meeting:
             self.unmatched[side].extend(key[:2] for key in held if key[2] is Phase.START)
         return self.reference.failure
 
+    def _resume(self, side: Side, answer: Answer = None) -> _Event | None:
+        event = side.resume(answer)
+        if side.failure is not None and self.watch is not None:
+            self.watch.fails(side.failure, (self.reference, self.candidate))
+        return event
+
     def _failure_of_both(self, failure: Failure) -> Failure:
         """The candidate is always a step ahead; inputs that fit neither model are not its fault."""
-        while self.reference.resume() is not None:
+        while self._resume(self.reference) is not None:
             pass
         if self.reference.failure is None:
             return failure
@@ -314,7 +372,7 @@ class _Meeting:
 
     def _next_of_reference(self) -> _Event | None:
         if self._waiting is None and not self.reference.finished:
-            self._waiting = self.reference.resume()
+            self._waiting = self._resume(self.reference)
             self._latest += 1
         return self._waiting
 
@@ -333,6 +391,8 @@ class _Meeting:
         if edited:
             self.visitor.stale(key, edited)
         answer = self.visitor.visit(reference, candidate, key[2])
+        if self.watch is not None:
+            self.watch.meets(reference, candidate, key[2], (self.reference, self.candidate))
         if key[2] is Phase.END:
             self._forget_inside(key[0], (reference, candidate))
         return answer

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tracer.errors import InputError, UsageError, near_names
-from tracer.lockstep import EventKey, Outcome, Visitor, lockstep
+from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
 from tracer.pairing import Pairing, pair
 from tracer.values import deep_copy, version_of
 
@@ -38,7 +38,9 @@ class Session:
         self.pairs = _included(self.pairing, [include] if isinstance(include, str) else include)
         self.cast = _casting(reference, candidate)
 
-    def run(self, visitor: Visitor, clone: frozenset[EventKey]) -> Outcome:
+    def run(
+        self, visitor: Visitor, clone: frozenset[EventKey], watch: Watch | None = None
+    ) -> Outcome:
         """Runs both models once, each on its own copy of the inputs."""
         with torch.no_grad(), state_kept((self.reference, self.candidate)):
             return lockstep(
@@ -51,6 +53,7 @@ class Session:
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},
                 candidate_names={id(m): name for name, m in self.pairing.candidate.items()},
                 clone=clone,
+                watch=watch,
             )
 
     def _call(self, model: nn.Module, cast: tuple[torch.dtype, torch.dtype] | None) -> object:
@@ -132,19 +135,31 @@ def _arguments(inputs: Inputs, model: nn.Module) -> tuple[tuple[object, ...], di
     return (), kwargs
 
 
+def matching(glob: str, names: Sequence[str]) -> list[str]:
+    """The modules whose names match a glob.
+
+    Args:
+        names: the reference's names of all modules that the models have in common.
+
+    Raises:
+        UsageError: it matches none.
+    """
+    matched = fnmatch.filter(names, glob)
+    if not matched:
+        raise UsageError(
+            f"{glob!r} matches none of the {len(names)} modules that the models have in "
+            f"common, such as {', '.join([n for n in names if n][:3]) or 'the root'}"
+            f"{near_names(glob, names)}"
+        )
+    return matched
+
+
 def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
     """The pairs whose reference name matches a glob."""
     names = list(pairing.pairs.values())
     wanted: set[str] = set()
     for glob in globs:
-        matched = fnmatch.filter(names, glob)
-        if not matched:
-            raise UsageError(
-                f"{glob!r} matches none of the {len(names)} modules that the models have in "
-                f"common, such as {', '.join([n for n in names if n][:3]) or 'the root'}"
-                f"{near_names(glob, names)}"
-            )
-        wanted.update(matched)
+        wanted.update(matching(glob, names))
     return {name: target for name, target in pairing.pairs.items() if target in wanted}
 
 

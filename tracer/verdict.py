@@ -8,7 +8,7 @@ value replaced by the reference's: if the divergence is gone, the suspect is con
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -126,6 +126,16 @@ def _other_origins(others: Sequence[Finding]) -> list[str]:
         first, *rest = other.lines
         lines += [f"{number}. {first}", *(f"   {line.strip()}" for line in rest)]
     return lines
+
+
+def judge_ended(verdict: Verdict) -> Verdict:
+    """The verdict of a run that the user has ended: what was not compared does not agree."""
+    if verdict.agrees:
+        text = "What was compared until then agrees; a whole run says whether the rest does."
+    else:
+        text = f"Nothing was run again to confirm a cause.\n{verdict.explanation}"
+    text = f"The run was ended by the user, before the models came to their end. {text}"
+    return replace(verdict, agrees=False, explanation=text)
 
 
 def _raising(search: Search, failure: Failure) -> Verdict:

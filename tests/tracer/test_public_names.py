@@ -9,6 +9,7 @@ import pytest
 import tracer
 
 PUBLIC = [
+    "Breakpoint",
     "Captured",
     "Comparison",
     "Coverage",
