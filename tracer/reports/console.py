@@ -26,6 +26,7 @@ from tracer.difference import Difference
 from tracer.reports import Run
 from tracer.reports.curve import curve
 from tracer.reports.fold import arrange, number
+from tracer.reports.isolation import introduced, section
 from tracer.reports.ranking import Ranked, ranking
 from tracer.reports.summary import box, scatter
 from tracer.reports.table import shortened, table
@@ -164,7 +165,13 @@ def _parts(
         yield from _head(run)
     expected = ranked if run is None else run.differences_expected
     items = arrange(comparison.rows, comparison.verdict.symptom, all_rows=all_rows)
-    yield from table(items, comparison.verdict.symptom, width=console.width, expected=expected)
+    yield from table(
+        items,
+        comparison.verdict.symptom,
+        width=console.width,
+        expected=expected,
+        introduced=introduced(comparison.isolation),
+    )
     yield ""
     drawn = curve(
         comparison.rows,
@@ -178,7 +185,9 @@ def _parts(
         yield ""
     if focus:
         yield from _focus(focus)
-    if ranked:
+    if comparison.isolation is not None:
+        yield from section(comparison.isolation, console.width)
+    elif ranked:
         yield from _ranking(ranking(comparison.rows), console.width)
     yield from _coverage(comparison)
     yield _verdict(comparison, console, expected=expected)
@@ -305,6 +314,8 @@ def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> Ren
         if expected:
             headline, style = f"{headline}, as expected of a quantised candidate", "yellow"
             text = _end(comparison)
+    if comparison.isolation is not None:
+        text += f"\n{comparison.isolation.explanation}"
     lines = Group(Text(headline, style=f"bold {style}"), Text(text))
     if not console.is_terminal:
         return lines

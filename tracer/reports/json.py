@@ -7,15 +7,16 @@
       "rows": [{"module": "model.embed_tokens", "call": 0, "value": "output", "peir": 0.0, ...}],
       "form_differences": [{"module": "model", "value": "kwargs.attention_mask", ...}],
       "ranking": [{"module": "model.embed_tokens", "input_peir": 0.0, "growth": "inf", ...}],
+      "isolation": {"level": "leaves", "calls": [...], "modules": [...], "explanation": "...", ...},
       "run": {"reference": "tiny-llama", "candidate": "wrapped", "command": "trace_model ...", ...},
       "environment": {"trace_model": "0.1.0", "python": "3.12.3", "torch": "2.13.0", ...}
     }
 
 It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
-statistic that could not be computed is null, as is "run" for a comparison made in Python, and
-"ranking" unless the candidate is quantised. Rows are in execution order and have the columns of
-`Comparison.to_frame`. `schema` grows by one when a key is renamed, removed or means something else,
-not when one is added.
+statistic that could not be computed is null, as are "run" for a comparison made in Python,
+"isolation" where that was not asked for, and "ranking" but for a quantised candidate without it.
+Rows are in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one
+when a key is renamed, removed or means something else, not when one is added.
 """
 
 import json
@@ -57,8 +58,11 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             "rows": [row_values(row) for row in comparison.rows],
             "form_differences": [asdict(form) for form in comparison.form_differences],
             "ranking": [asdict(item) for item in ranking(comparison.rows)]
-            if run is not None and run.quantized
+            if run is not None and run.quantized and comparison.isolation is None
             else None,
+            "isolation": None
+            if comparison.isolation is None
+            else asdict(comparison.isolation) | {"explanation": comparison.isolation.explanation},
             "run": None if run is None else asdict(run),
             "environment": _environment(),
         }

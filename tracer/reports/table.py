@@ -1,6 +1,6 @@
 """The table of rows: as many columns as the width has room for, and names shortened to fit."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import RenderableType
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracer.reports.fold import Fold, is_symptom, number
-from tracer.rows import Row
+from tracer.rows import CallKey, Row
 from tracer.values import dtype_name
 from tracer.verdict import Symptom
 
@@ -23,7 +23,12 @@ _LONGEST_NAME = 44
 
 
 def table(
-    items: Sequence[Row | Fold], symptom: Symptom | None, *, width: int, expected: bool = False
+    items: Sequence[Row | Fold],
+    symptom: Symptom | None,
+    *,
+    width: int,
+    expected: bool = False,
+    introduced: Mapping[CallKey, float] | None = None,
 ) -> Iterator[RenderableType]:
     """The header, the rows and the folds, each to be printed on lines of its own.
 
@@ -32,9 +37,10 @@ def table(
         symptom: the first divergence, which is marked.
         width: in characters.
         expected: differing rows are in the colour of a remark rather than of an alarm.
+        introduced: the PEIR that calls introduce themselves; a column where there are any.
     """
     rows = [item for item in items if isinstance(item, Row)]
-    columns = _columns(rows, width, symptom)
+    columns = _columns(rows, width, symptom, introduced or {})
     gap = _gap(width)
     header = _grid(columns, gap)
     header.add_row(*(Text(column.header, style="bold") for column in columns))
@@ -80,13 +86,17 @@ class _Column:
     numeric: bool = False
 
 
-def _columns(rows: Sequence[Row], width: int, symptom: Symptom | None) -> list[_Column]:
+def _columns(
+    rows: Sequence[Row], width: int, symptom: Symptom | None, introduced: Mapping[CallKey, float]
+) -> list[_Column]:
     """The module and its statistics, then what there is room for, the more telling first."""
     gap = _gap(width)
     statistics = [
         _Column(name, _NUMBER_WIDTH, _statistic(name), numeric=True)
         for name in ("mean", "min", "max", "stddev", "PEIR")
     ]
+    if introduced:
+        statistics.append(_Column("own PEIR", _NUMBER_WIDTH, _introduced(introduced), numeric=True))
     room = width - sum(gap + column.width for column in statistics)
     value, *others = _optional_columns(rows, symptom)
     names = _longest(rows, lambda row: _label(row, with_value=False))
@@ -186,6 +196,14 @@ def _value(row: Row) -> str:
 def _statistic(name: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         return "-" if row.difference is None else number(getattr(row.difference, name.lower()))
+
+    return text
+
+
+def _introduced(introduced: Mapping[CallKey, float]) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        figure = introduced.get((row.module, row.call)) if row.is_output else None
+        return "-" if figure is None else number(figure)
 
     return text
 
