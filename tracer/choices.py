@@ -26,3 +26,7 @@ DEBUGGERS = ("ipdb", "pdb")
 # Where in a call a breakpoint stops, and at which of its calls.
 BREAK_AT = ("start", "end")
 BREAK_WHEN = ("always", "diverged")
+
+# What is isolated, besides modules that a glob names, and what says that nothing is.
+LEVELS = ("leaves", "blocks", "layers")
+NO_ISOLATION = "none"

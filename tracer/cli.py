@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import tracer
-from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS, PADDING_SIDES
+from tracer.choices import (
+    BUILT_IN,
+    CANDIDATES,
+    DTYPES,
+    LEVELS,
+    NEED_WRAPPERS,
+    NO_ISOLATION,
+    PADDING_SIDES,
+)
 from tracer.errors import ModelRunError, TracerError, UsageError, near_names
 from tracer.reports import Run, check_path, save
 from tracer.sources import locate, locate_processor
@@ -273,6 +281,28 @@ def _add_compare(
         help="a text to take them, or what is said about images, from (default: random tokens)",
     )
 
+    group = parser.add_argument_group("whose error it is")
+    group.add_argument(
+        "--isolate",
+        metavar="|".join((*LEVELS, "GLOB", NO_ISOLATION)),
+        help=(
+            "measure the error that modules introduce themselves, with the reference's inputs: of "
+            "every module in its own lines, of attention and MLP blocks, of layers, or of modules "
+            "with such names; for a quantised candidate also which quantization points cause it "
+            f"(default: {LEVELS[0]} with --candidate quantized, else {NO_ISOLATION})"
+        ),
+    )
+    group.add_argument(
+        "--what-if",
+        type=_count(1),
+        default=0,
+        metavar="N",
+        help=(
+            "swap the reference's module in for each of the N that introduce most, and for all of "
+            "them, and say how far the final output recovers"
+        ),
+    )
+
     group = parser.add_argument_group("what is reported")
     group.add_argument(
         "--focus",
@@ -374,6 +404,11 @@ def _check(options: argparse.Namespace) -> None:
                     f"{_flag(name)} goes with --candidate {' or '.join(needed)}, and the candidate "
                     f"is {options.candidate}"
                 )
+    if options.what_if and options.isolate == NO_ISOLATION:
+        raise UsageError(
+            f"--what-if swaps the modules that introduce most, and --isolate {NO_ISOLATION} "
+            "measures none: leave one of them out"
+        )
     if options.focus and options.json:
         raise UsageError(
             "--focus prints values, and --json the report and nothing else: choose one"
@@ -444,6 +479,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             rename=rename,
             tolerance=options.tolerance,
             confirm=not run.differences_expected,
+            isolate=_isolation(options),
+            what_if=options.what_if,
             progress=tell,
         )
     captured: list[Captured] = []
@@ -524,6 +561,13 @@ def _calibration(options: argparse.Namespace, loaded: "Loaded") -> "Calibration 
 
     count = {} if options.calibrate is None else {"count": options.calibrate}
     return models.calibration(loaded, **count, text=options.calibration_text, seed=options.seed)
+
+
+def _isolation(options: argparse.Namespace) -> str | None:
+    """What is isolated: what was asked for, and with quantisation on everything by default."""
+    if options.isolate is None and (options.candidate == "quantized" or options.what_if):
+        return LEVELS[0]
+    return None if options.isolate == NO_ISOLATION else options.isolate
 
 
 def _describe(loaded: "Loaded") -> str:

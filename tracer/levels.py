@@ -14,10 +14,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from tracer.choices import LEVELS
 from tracer.errors import UsageError, near_names
 from tracer.pairing import Pairing
-
-LEVELS = ("leaves", "blocks", "layers")
 
 
 def choose(level: str, pairing: Pairing) -> frozenset[str] | None:
