@@ -302,8 +302,8 @@ def _grouped(title: str, groups: Mapping[str, Sequence[str]]) -> Iterator[Render
 def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> RenderableType:
     verdict = comparison.verdict
     text = verdict.explanation
-    if verdict.agrees or verdict.symptom is None:
-        headline, style = "agrees", "green"
+    if verdict.symptom is None:
+        headline, style = ("agrees", "green") if verdict.agrees else ("no verdict", "yellow")
     else:
         symptom = verdict.symptom
         headline, style = f"diverges at {symptom.module or 'the root'}", "red"
@@ -311,7 +311,7 @@ def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> Ren
             headline += f", argument {symptom.value.removeprefix('kwargs.')}"
         headline += f", call {symptom.call}" if symptom.call else ""
         headline += f", PEIR {number(symptom.peir)}"
-        if expected:
+        if expected and not comparison.coverage.ended:
             headline, style = f"{headline}, as expected of a quantised candidate", "yellow"
             text = _end(comparison)
     if comparison.isolation is not None:
