@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tracer
 from tracer.choices import (
+    BREAK_AT,
+    BREAK_WHEN,
     BUILT_IN,
     CANDIDATES,
+    DEBUGGERS,
     DTYPES,
     LEVELS,
     NEED_WRAPPERS,
@@ -106,7 +109,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-_EXIT_CODES = "exit codes: 0 the models agree, 1 they diverge, 2 wrong use or bad input"
+_EXIT_CODES = (
+    "exit codes: 0 the models agree, 1 they diverge, 2 wrong use or bad input, or a run that was "
+    "ended at a breakpoint before they diverged"
+)
 
 
 def _add_compare(
@@ -303,6 +309,41 @@ def _add_compare(
         ),
     )
 
+    group = parser.add_argument_group("the debugger")
+    group.add_argument(
+        "--break",
+        dest="breakpoints",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help=(
+            "open a debugger where the candidate calls modules of such names (the reference's), "
+            "with both models at that call (repeatable)"
+        ),
+    )
+    group.add_argument(
+        "--break-at", choices=BREAK_AT, help="of a call: before it, or after it (default: start)"
+    )
+    group.add_argument(
+        "--break-when",
+        choices=BREAK_WHEN,
+        help=(
+            "diverged: only where an argument (--break-at end: an output) disagrees (default: "
+            "always)"
+        ),
+    )
+    group.add_argument(
+        "--post-mortem", action="store_true", help="open a debugger where a model raises"
+    )
+    group.add_argument(
+        "--debugger",
+        choices=DEBUGGERS,
+        help=(
+            "which one opens (default: what PYTHONBREAKPOINT says, else ipdb in a terminal and pdb "
+            "elsewhere)"
+        ),
+    )
+
     group = parser.add_argument_group("what is reported")
     group.add_argument(
         "--focus",
@@ -413,6 +454,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(
             "--focus prints values, and --json the report and nothing else: choose one"
         )
+    _check_debugger(options)
     if options.inputs is not None:
         for name in _MAKE_INPUTS:
             if getattr(options, name) is not None:
@@ -430,6 +472,47 @@ _MAKE_INPUTS = (
     "max_pixels",
     "video",
 )
+
+
+def _check_debugger(options: argparse.Namespace) -> None:
+    for name in ("break_at", "break_when"):
+        if getattr(options, name) is not None and not options.breakpoints:
+            raise UsageError(f"{_flag(name)} goes with --break GLOB, and there is none")
+    if not _debugs(options):
+        if options.debugger is not None:
+            raise UsageError("--debugger goes with --break GLOB or --post-mortem: none is given")
+        return
+    if options.json:
+        raise UsageError(
+            "a debugger prints, and --json prints the report and nothing else: choose one, or "
+            "write the report with --report FILE.json"
+        )
+    from tracer.prompt import choose
+
+    choose(options.debugger)
+
+
+def _debugs(options: argparse.Namespace) -> bool:
+    return bool(options.breakpoints) or options.post_mortem
+
+
+def _debugging(options: argparse.Namespace) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What `compare` is given for a debugger, and a note if it stays closed."""
+    if not _debugs(options):
+        return {}, ()
+    from tracer.debugger import Breakpoint
+    from tracer.prompt import choose
+
+    choice = choose(options.debugger)
+    if not choice.opens:
+        return {}, (choice.note,)
+    given = {"at": options.break_at, "when": options.break_when}
+    how = {name: value for name, value in given.items() if value is not None}
+    return {
+        "breakpoints": [Breakpoint(glob, **how) for glob in options.breakpoints],
+        "post_mortem": options.post_mortem,
+        "debugger": options.debugger,
+    }, ()
 
 
 def _flag(name: str) -> str:
@@ -457,6 +540,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     quantized = options.candidate == "quantized"
+    debugging, debugger_note = _debugging(options)
     run = Run(
         reference=_describe(loaded),
         candidate=_describe_candidate(options),
@@ -464,6 +548,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             *loaded.notes,
             *how,
             *(() if data is None else (f"calibrated on {data.description}",)),
+            *debugger_note,
         ),
         command=command,
         quantized=quantized,
@@ -481,15 +566,16 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             confirm=not run.differences_expected,
             isolate=_isolation(options),
             what_if=options.what_if,
-            progress=tell,
+            progress=None if debugging else tell,  # no bar where a prompt may open
+            **debugging,
         )
     captured: list[Captured] = []
-    if options.focus:
+    if options.focus and not comparison.coverage.ended:
         captured = capture(reference, candidate, inputs, include=options.focus, rename=rename)
     for report in options.report:
         save(comparison, report, run=run)
     _print(comparison, options, run, captured)
-    return AGREES if comparison.verdict.agrees or run.differences_expected else DIVERGES
+    return _exit_code(comparison, run)
 
 
 def _load(options: argparse.Namespace) -> "Loaded":
@@ -602,6 +688,14 @@ def _print(
     from tracer.reports.console import show
 
     show(comparison, all_rows=options.all, ranked=run.quantized, focus=captured, run=run)
+
+
+def _exit_code(comparison: "Comparison", run: Run) -> int:
+    """What was ended by the user before anything differed is no success."""
+    unknown = comparison.verdict.symptom is None or run.differences_expected
+    if comparison.coverage.ended and unknown:
+        return WRONG_USE
+    return AGREES if comparison.verdict.agrees or run.differences_expected else DIVERGES
 
 
 def _is_known(error: Exception) -> bool:
