@@ -153,6 +153,15 @@ def _add_compare(
         help="peak error to interval ratio up to which values agree; by default a limit per dtype",
     )
     group.add_argument(
+        "--noise-floor",
+        action="store_true",
+        help=(
+            "measure what rounding alone does to the reference (against itself in float64, and "
+            "with inputs moved by one unit in the last place); differences are also given as "
+            "multiples of it"
+        ),
+    )
+    group.add_argument(
         "--map",
         action="append",
         type=_rule,
@@ -564,6 +573,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             rename=rename,
             tolerance=options.tolerance,
             confirm=not run.differences_expected,
+            noise_floor=options.noise_floor,
             isolate=_isolation(options),
             what_if=options.what_if,
             progress=None if debugging else tell,  # no bar where a prompt may open

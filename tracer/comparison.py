@@ -24,6 +24,7 @@ from tracer.isolate import isolated
 from tracer.isolation import Isolation
 from tracer.levels import choose
 from tracer.lockstep import EventKey, Failure, Outcome, Visitor
+from tracer.noise import NoiseFloor, floor_in_words, measure_noise
 from tracer.phrases import module_in_words
 from tracer.rows import FormDifference, Row
 from tracer.session import Inputs, Session, working_dtype
@@ -51,6 +52,7 @@ def compare(
     confirm: bool = True,
     isolate: str | None = None,
     what_if: int = 0,
+    noise_floor: bool = False,
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),
     post_mortem: bool = False,
     debugger: str | None = None,
@@ -80,6 +82,8 @@ def compare(
             reference's module names; see `tracer.levels`.
         what_if: how many of the modules that introduce most ("leaves", unless `isolate` says
             otherwise) are swapped for the reference's, to see how far the final output recovers.
+        noise_floor: measures what rounding alone does to the reference, in two further runs of it,
+            one in float64; rows then also have their PEIR as a multiple of that.
         breakpoints: where the debugger opens, with both models at the same call: globs of the
             reference's module names, or `Breakpoint`s; see `tracer.debugger`.
         post_mortem: the debugger opens where a model raises.
@@ -147,6 +151,8 @@ def compare(
         return comparison
     _raise_failure(outcome, comparison)
     _check_something_compared(comparison, outcome)
+    if noise_floor:
+        comparison = with_floor(comparison, measure_noise(reference, inputs, include))
     if isolate is not None:
 
         def must_run(visitor: Visitor) -> None:
@@ -159,6 +165,14 @@ def compare(
         )
         comparison = replace(comparison, isolation=isolation)
     return comparison
+
+
+def with_floor(comparison: "Comparison", floor: NoiseFloor) -> "Comparison":
+    """The comparison with the noise floor in its rows, and what that says in its verdict."""
+    rows = floor.measured(comparison.rows)
+    said = "\n".join([comparison.verdict.explanation, *floor_in_words(rows, floor)])
+    verdict = replace(comparison.verdict, explanation=said)
+    return replace(comparison, verdict=verdict, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -219,7 +233,8 @@ class Comparison:
 
         Columns: module, call, value, shape, dtype, mean, min, max, stddev, peir (a ratio), sqnr
         (dB), cosine, agrees; then candidate_dtype, limit, elements, mismatched,
-        reference_nonfinite, candidate_nonfinite, peak_index, note.
+        reference_nonfinite, candidate_nonfinite, peak_index, note; floor (a PEIR) and multiple (of
+        it), where the noise floor was measured.
         """
         import pandas
 
@@ -265,6 +280,8 @@ ROW_COLUMNS = (
     "candidate_nonfinite",
     "peak_index",
     "note",
+    "floor",
+    "multiple",
 )
 
 
@@ -298,6 +315,8 @@ def row_values(row: Row) -> dict[str, object]:
         "agrees": row.agrees,
         "limit": row.limit,
         "note": row.note,
+        "floor": row.floor,
+        "multiple": row.multiple,
         **statistics,
     }
 

@@ -42,6 +42,7 @@ class Row:
         input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
             None for an argument, and where none was compared.
         shown: the statistics without padded positions, where the pair disagrees and some are known.
+        floor: the PEIR that rounding alone makes here; None where that was not measured.
     """
 
     order: int
@@ -57,6 +58,7 @@ class Row:
     note: str = ""
     input_peir: float | None = None
     shown: Difference | None = None
+    floor: float | None = None
 
     @property
     def is_output(self) -> bool:
@@ -82,6 +84,11 @@ class Row:
     def peir(self) -> float:
         """PEIR of the finite elements; infinite as `error` is."""
         return self.difference.peir if self._measured and self.difference else math.inf
+
+    @property
+    def multiple(self) -> float | None:
+        """PEIR over the noise floor; None where that was not measured, or is nothing itself."""
+        return self.peir / self.floor if self.floor else None
 
     @property
     def error(self) -> float:

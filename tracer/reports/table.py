@@ -128,6 +128,8 @@ def _optional_columns(rows: Sequence[Row], symptom: Symptom | None) -> list[_Col
     def fitting(header: str, text: Callable[[Row], str], most: int) -> _Column:
         return _Column(header, max(len(header), min(_longest(rows, text), most)), text)
 
+    noise = any(row.floor is not None for row in rows)
+
     def value(row: Row) -> str:
         return shortened(_value(row), _LONGEST_VALUE)
 
@@ -136,6 +138,7 @@ def _optional_columns(rows: Sequence[Row], symptom: Symptom | None) -> list[_Col
 
     return [
         fitting("value", value, _LONGEST_VALUE),
+        *([_Column("x noise", _NUMBER_WIDTH, _multiple, numeric=True)] if noise else []),
         fitting("shape", lambda row: "x".join(map(str, row.shape)), _LONGEST_SHAPE),
         fitting("dtype", _dtypes, _LONGEST_VALUE),
         _Column("SQNR dB", len("SQNR dB"), _sqnr, numeric=True),
@@ -215,6 +218,10 @@ def _dtypes(row: Row) -> str:
 
 def _sqnr(row: Row) -> str:
     return "-" if row.difference is None else f"{row.difference.sqnr:.1f}"
+
+
+def _multiple(row: Row) -> str:
+    return "-" if row.multiple is None else f"{row.multiple:.3g}"
 
 
 def _cosine(row: Row) -> str:
