@@ -5,6 +5,7 @@ int64, a one for each token: that went down as it was, and the attention added i
 
 python examples/find_the_mask_bug.py
 python examples/find_the_mask_bug.py --processor FOLDER --image PHOTO
+python examples/find_the_mask_bug.py --break '*.o_proj'
 """
 
 import argparse
@@ -45,9 +46,9 @@ def plant(model):
         layer.self_attn.forward = types.MethodType(attention_of_that_time, layer.self_attn)
 
 
-def compare(title, loaded, candidate):
+def compare(title, loaded, candidate, **debugging):
     print(f"\n# {title}\n")
-    comparison = tracer.compare(loaded.model, candidate, loaded.inputs)
+    comparison = tracer.compare(loaded.model, candidate, loaded.inputs, **debugging)
     comparison.show()
     rows = comparison.to_frame()
     rows = rows[rows.module.isin(SHOWN) & (rows.value == "output")]
@@ -58,12 +59,17 @@ def compare(title, loaded, candidate):
 parser = argparse.ArgumentParser(description="Finds the mask bug in a small Qwen3-VL.")
 parser.add_argument("--processor", metavar="FOLDER", help="the processor of a Qwen3-VL")
 parser.add_argument("--image", metavar="PHOTO", help="a photo for it, instead of random pixels")
+parser.add_argument("--break", dest="glob", metavar="GLOB", help="opens ipdb where values differ")
+parser.add_argument("--debugger", choices=["ipdb", "pdb"], help="opens this one instead")
 options = parser.parse_args()
 photo = {"processor": options.processor, "images": [options.image]} if options.image else {}
 
 loaded = tracer.models.load("tiny-qwen3-vl", **photo)
-candidate = wrappers.prepare(loaded.model, wrappers.PTQConfig(variant="prefill"))
-compare("The wrapped model as it is", loaded, candidate)
+wrapped = wrappers.prepare(loaded.model, wrappers.PTQConfig(variant="prefill"))
+compare("The wrapped model as it is", loaded, wrapped)
 
-plant(candidate)
-compare("The wrapped model as it was", loaded, candidate)
+plant(wrapped)
+stops = [tracer.Breakpoint(options.glob, when="diverged")] if options.glob else []
+compare(
+    "The wrapped model as it was", loaded, wrapped, breakpoints=stops, debugger=options.debugger
+)

@@ -64,6 +64,10 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
             one_sided.add(own)
         else:
             paired.add(target)
+    if outcome.ended:
+        for target in paired - outcome.reference_calls.keys():
+            reasons[target] = "the run was ended before it was called"
+        paired &= outcome.reference_calls.keys()
     hidden = [
         (own, target)
         for own, target in pairing.pairs.items()

@@ -146,10 +146,13 @@ def matching(glob: str, names: Sequence[str]) -> list[str]:
     """
     matched = fnmatch.filter(names, glob)
     if not matched:
+        end = glob.lstrip("*.")
+        parts = end.count(".") + 1
+        ends = {f"*{'.'.join(name.split('.')[-parts:])}" for name in names if glob != end}
         raise UsageError(
             f"{glob!r} matches none of the {len(names)} modules that the models have in "
             f"common, such as {', '.join([n for n in names if n][:3]) or 'the root'}"
-            f"{near_names(glob, names)}"
+            f"{near_names(glob, [*names, *sorted(ends)])}"
         )
     return matched
 
