@@ -56,7 +56,7 @@ class Forcing(Comparer):
         if record is None or (self._modules is not None and reference.name not in self._modules):
             return None
         if phase is Phase.START:
-            wrong = {argument_of(r.value) for r in record.arguments.values() if self._is_wrong(r)}
+            wrong = {argument_of(v) for v, r in record.arguments.items() if self._is_wrong(r)}
             return self._force_arguments(reference, candidate, wrong)
         if any(self._is_wrong(row) for row in record.outputs):
             return self._force_output(reference, candidate)
