@@ -54,6 +54,20 @@ def embedded(report: dict) -> dict:
     return next(row for row in report["rows"] if row["module"] == "model.embed_tokens")
 
 
+def test_differences_as_multiples_of_the_noise_floor(capsys, monkeypatch):
+    arguments = ["compare", "tiny-llama", "--candidate", "sdpa", "--noise-floor"]
+    assert main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    multiples = [row["multiple"] for row in rows if row["multiple"] is not None]
+    assert len(multiples) > len(rows) / 2
+    assert max(multiples) < 20
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "x noise" in printed
+    assert "times the noise floor" in printed
+
+
 class TestHelp:
     def test_without_arguments(self, capsys):
         assert main([]) == 2
