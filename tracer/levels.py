@@ -51,7 +51,9 @@ def _layers(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     found: set[str] = set()
     for name, module in modules.items():
         if _is_repeated(module) and not any(name.startswith(f"{layer}.") for layer in found):
-            found.update(_inside(name, module))
+            members = _inside(name, module).items()
+            # A list is never called: what is in it is.
+            found.update(key for key, part in members if not isinstance(part, nn.ModuleList))
     return frozenset(found)
 
 
