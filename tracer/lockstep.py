@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import greenlet
 import torch
@@ -47,6 +47,21 @@ class Visitor(Protocol):
         `paths` names the leaves that no longer hold what was passed; running again with the key
         among those to clone keeps them.
         """
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """A visitor that is also told of each side's events where and when they happen.
+
+    It is called in the side's own coroutine, in its own state of PyTorch, so that it may switch a
+    mode on around a call.
+    """
+
+    def begins(self, side: str, name: str, call: Call) -> None:
+        """A call has begun on a side, "reference" or "candidate"; `name` is the reference's."""
+
+    def ends(self, side: str, name: str, call: Call) -> None:
+        """A call has ended on a side."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,8 @@ def lockstep(
     is_training = any(module.training for m in (reference, candidate) for module in m.modules())
     replay = Replay(reference.steps) if isinstance(reference, Stepped) else None
     sides = (
-        Side("reference", run_reference, reference_names, own_names, is_training, replay),
-        Side("candidate", run_candidate, candidate_names, pairs, is_training),
+        Side("reference", run_reference, reference_names, own_names, is_training, visitor, replay),
+        Side("candidate", run_candidate, candidate_names, pairs, is_training, visitor),
     )
 
     def current() -> Recorder | None:
@@ -208,6 +223,7 @@ class Side:
         names: Mapping[int, str],
         pairs: Mapping[str, str],
         is_training: bool,
+        visitor: Visitor,
         replay: Replay | None = None,
     ) -> None:
         self.label = label
@@ -220,6 +236,8 @@ class Side:
         self.failure: Failure | None = None
         self._run = run
         self._replay = replay
+        # What is told afterwards does not happen where it is told.
+        self._witness = visitor if isinstance(visitor, Witness) and replay is None else None
         self.is_replayed = replay is not None
         self._pairs = pairs
         self._random = RandomNumbers(is_training)
@@ -278,10 +296,14 @@ class Side:
         name = self._pairs.get(call.name)
         if name is None or self._stopped:
             return None
+        if self._witness is not None and phase is Phase.END:
+            self._witness.ends(self.label, name, call)
         with self._ambient.put_back():
             self._random.leave()
             answer: Answer = self._driver.switch(_Event((name, call.index, phase), call))
             self._random.enter()
+        if self._witness is not None and phase is Phase.START:
+            self._witness.begins(self.label, name, call)
         return answer
 
 
