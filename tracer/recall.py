@@ -1,45 +1,60 @@
-"""Calls a module again while both models stand at one of its events.
+"""A call that can be made again while both models stand at one of its events, as if for the first
+time: with the same arguments, random numbers, and state of the module.
 
-Hooks see nothing of it, since neither model is running; what the module keeps from call to call and
-the random numbers stay as they were.
+Hooks see nothing of it, since neither model is running, and nothing of it is left behind.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
-from torch import nn
 
+from tracer.calls import Call
 from tracer.errors import ModelRunError
-from tracer.session import state_kept
-from tracer.states import random_state_kept
+from tracer.states import ModuleStates, RandomStates, module_states_kept, random_state_kept
 from tracer.values import deep_copy
 
 
-def inputs_kept(arguments: Mapping[str, object]) -> dict[str, object]:
-    """A copy of a call's arguments that nothing the call does will change."""
-    copied: dict[str, object] = deep_copy(dict(arguments), lambda tensor: tensor.detach().clone())
-    return copied
-
-
-def call_again(
-    name: str, module: nn.Module, arguments: Mapping[str, object], positional: Sequence[str]
-) -> object:
-    """Returns what a module returns for the given arguments, which it may write to.
+class Recall:
+    """Takes down what a call begins with; to be made at its start.
 
     Args:
-        name: the module's, for an error.
-        arguments: by parameter name.
-        positional: which of them go by position, in order.
-
-    Raises:
-        ModelRunError: it raised.
+        call: whose module is called again.
+        arguments: what it is given, by parameter name; the call's own by default.
     """
-    keywords = {key: value for key, value in arguments.items() if key not in positional}
-    with state_kept((module,)), random_state_kept(), torch.no_grad():
-        try:
-            return module(*(arguments[key] for key in positional), **keywords)
-        except Exception as error:
-            raise ModelRunError(
-                f"module {name!r} ({type(module).__name__}) raised {type(error).__name__} when it "
-                f"was called again to isolate its error: {error}"
-            ) from error
+
+    def __init__(self, call: Call, arguments: Mapping[str, object] | None = None) -> None:
+        self._call = call
+        self._arguments = deep_copy(dict(call.arguments if arguments is None else arguments))
+        self._states = ModuleStates.read((call.module,))
+        self._random = RandomStates.read(beyond_torch=True)
+
+    def __call__(self, *within: AbstractContextManager[None]) -> tuple[object, dict[str, object]]:
+        """Calls the module.
+
+        Args:
+            within: contexts that it is called in.
+
+        Returns:
+            What it returned, and its arguments with what it has left in them.
+
+        Raises:
+            ModelRunError: it raised.
+        """
+        module, positional = self._call.module, self._call.positional
+        arguments: dict[str, object] = deep_copy(self._arguments)
+        keywords = {key: value for key, value in arguments.items() if key not in positional}
+        states = module_states_kept((module,))
+        with states, random_state_kept(), torch.no_grad(), ExitStack() as stack:
+            self._states.write()
+            self._random.write()
+            for context in within:
+                stack.enter_context(context)
+            try:
+                output = module(*(arguments[key] for key in positional), **keywords)
+            except Exception as error:
+                raise ModelRunError(
+                    f"module {self._call.name!r} ({type(module).__name__}) raised "
+                    f"{type(error).__name__} when it was called again to isolate its error: {error}"
+                ) from error
+        return output, arguments

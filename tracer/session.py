@@ -3,8 +3,7 @@
 import fnmatch
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -13,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from tracer.errors import InputError, UsageError, near_names
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
 from tracer.pairing import Pairing, pair
-from tracer.values import deep_copy, version_of
+from tracer.states import module_states_kept
+from tracer.values import deep_copy
 
 Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
 
@@ -42,7 +42,7 @@ class Session:
         self, visitor: Visitor, clone: frozenset[EventKey], watch: Watch | None = None
     ) -> Outcome:
         """Runs both models once, each on its own copy of the inputs."""
-        with torch.no_grad(), state_kept((self.reference, self.candidate)):
+        with torch.no_grad(), module_states_kept((self.reference, self.candidate)):
             return lockstep(
                 self.reference,
                 self.candidate,
@@ -68,40 +68,6 @@ def _check_initialised(side: str, model: nn.Module) -> None:
                 f"the {side} holds {name!r}, which has no shape yet: run a lazy module once before "
                 "it is compared"
             )
-
-
-@contextmanager
-def state_kept(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts back what modules keep from call to call: their attributes and the values of buffers.
-
-    No run may see what an earlier one has left: running statistics, a recurrent state, a cache.
-    """
-    modules = {id(m): m for model in models for m in model.modules()}.values()
-    attributes = [
-        (place, dict(place))
-        for module in modules
-        if not isinstance(module, torch.jit.ScriptModule)
-        for place in (vars(module), module._buffers)
-    ]
-    # Batch normalisation in training mode writes past the version counters.
-    values = [
-        (buffer, buffer.detach().clone(), None if module.training else version_of(buffer))
-        for module in modules
-        for buffer in module.buffers(recurse=False)
-    ]
-    try:
-        yield
-    finally:
-        for buffer, kept, version in values:
-            if version is None or version_of(buffer) != version:
-                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                    buffer.copy_(kept)
-        for place, before in attributes:
-            for name in place.keys() - before.keys():
-                del place[name]
-            for name, value in before.items():
-                if place.get(name) is not value:
-                    place[name] = value
 
 
 def working_dtype(model: nn.Module) -> torch.dtype | None:

@@ -1,21 +1,24 @@
-"""What outlives a hand-over between two models that run in one thread.
+"""What outlives a hand-over between two models that run in one thread, or a call that is a trial.
 
-Random numbers, and what a model may have switched on around a call: gradients, autocast, inference
-mode, a default dtype or device, function and dispatch modes. Neither model must see the other's.
+Random numbers, what modules keep from call to call, and what a model may have switched on around a
+call: gradients, autocast, inference mode, a default dtype or device, function and dispatch modes.
+Neither model must see the other's.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import overrides
+from torch import nn, overrides
 from torch.overrides import TorchFunctionMode
 from torch.utils import _device, _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracer.values import version_of
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -29,7 +32,7 @@ class RandomNumbers:
 
     def __init__(self, is_training: bool) -> None:
         self._is_training = is_training
-        self._states = _RandomStates.read(beyond_torch=is_training)
+        self._states = RandomStates.read(beyond_torch=is_training)
 
     def enter(self) -> None:
         """This side goes on."""
@@ -37,17 +40,70 @@ class RandomNumbers:
 
     def leave(self) -> None:
         """The other side goes on."""
-        self._states = _RandomStates.read(beyond_torch=self._is_training)
+        self._states = RandomStates.read(beyond_torch=self._is_training)
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Puts all generators of random numbers back to where they were."""
-    states = _RandomStates.read(beyond_torch=True)
+    states = RandomStates.read(beyond_torch=True)
     try:
         yield
     finally:
         states.write()
+
+
+@contextmanager
+def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts back what modules keep from call to call; see `ModuleStates`.
+
+    No run may see what an earlier one has left: running statistics, a recurrent state, a cache.
+    """
+    states = ModuleStates.read(models)
+    try:
+        yield
+    finally:
+        states.write()
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleStates:
+    """What modules keep from call to call: their attributes and the values of buffers."""
+
+    attributes: list[tuple[dict[str, Any], dict[str, Any]]]
+    buffers: list[tuple[torch.Tensor, torch.Tensor, int | None]]
+
+    @classmethod
+    def read(cls, models: Sequence[nn.Module]) -> "ModuleStates":
+        """Those of the models and all modules inside them."""
+        modules = {id(m): m for model in models for m in model.modules()}.values()
+        return cls(
+            attributes=[
+                (place, dict(place))
+                for module in modules
+                if not isinstance(module, torch.jit.ScriptModule)
+                for place in (vars(module), module._buffers)
+            ],
+            # Batch normalisation in training mode writes past the version counters.
+            buffers=[
+                (buffer, buffer.detach().clone(), None if module.training else version_of(buffer))
+                for module in modules
+                for buffer in module.buffers(recurse=False)
+            ],
+        )
+
+    def write(self) -> None:
+        """Puts them back."""
+        for buffer, kept, version in self.buffers:
+            if version is None or version_of(buffer) != version:
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(kept)
+        for place, before in self.attributes:
+            for name in place.keys() - before.keys():
+                del place[name]
+            for name, value in before.items():
+                if place.get(name) is not value:
+                    place[name] = value
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +199,7 @@ class ThreadState:
 
 
 @dataclass(frozen=True, slots=True)
-class _RandomStates:
+class RandomStates:
     """The states of the generators of random numbers that models draw from."""
 
     cpu: torch.Tensor
@@ -152,7 +208,7 @@ class _RandomStates:
     numpy: Any = None
 
     @classmethod
-    def read(cls, *, beyond_torch: bool) -> "_RandomStates":
+    def read(cls, *, beyond_torch: bool) -> "RandomStates":
         in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
         return cls(
             cpu=torch.get_rng_state(),

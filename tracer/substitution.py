@@ -135,7 +135,7 @@ def in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) 
     theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))
     tensors = dict(tensor_leaves(candidate, "value"))
     if not tensors or tensors.keys() != dict(tensor_leaves(reference, "value")).keys():
-        return deep_copy(reference, lambda tensor: tensor.detach().clone())
+        return deep_copy(reference)
     copies: dict[str, object] = {path: theirs[path] for path in mine if path in theirs}
     for path, own in tensors.items():
         value = theirs[path]

@@ -14,10 +14,10 @@ from tracer.calls import Answer, Call, Phase
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
 from tracer.forms import paired_arguments
-from tracer.recall import call_again, inputs_kept
+from tracer.recall import Recall
 from tracer.rows import CallKey
 from tracer.substitution import give_output, in_place_of
-from tracer.values import is_mask_name
+from tracer.values import deep_copy, is_mask_name
 
 
 class Swapping(Comparer):
@@ -32,7 +32,7 @@ class Swapping(Comparer):
         super().__init__(tolerance)
         self.unswapped: set[str] = set()
         self._modules = modules
-        self._inputs: dict[CallKey, dict[str, object]] = {}
+        self._recalls: dict[CallKey, Recall] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Swaps, then compares."""
@@ -40,15 +40,16 @@ class Swapping(Comparer):
         key = reference.name, reference.index
         if reference.name in self._modules:
             if phase is Phase.START:
-                self._inputs[key] = _candidates_inputs(reference, candidate)
-            elif key in self._inputs:
-                answer = self._swap(reference, candidate, self._inputs.pop(key))
+                inputs = _candidates_inputs(reference, candidate)
+                self._recalls[key] = Recall(reference, inputs)
+            elif key in self._recalls:
+                answer = self._swap(reference, candidate, self._recalls.pop(key))
         super().visit(reference, candidate, phase)
         return answer
 
-    def _swap(self, reference: Call, candidate: Call, inputs: dict[str, object]) -> Answer:
-        output = call_again(reference.name, reference.module, inputs, reference.positional)
-        answer = give_output(replace(reference, arguments=inputs, output=output), candidate)
+    def _swap(self, reference: Call, candidate: Call, recall: Recall) -> Answer:
+        output, left = recall()
+        answer = give_output(replace(reference, arguments=left, output=output), candidate)
         if answer is None:
             self.unswapped.add(reference.name)
         return answer
@@ -60,7 +61,7 @@ def _candidates_inputs(reference: Call, candidate: Call) -> dict[str, object]:
     A mask in a form of the candidate's own is the reference's here; where it means something else,
     the module that made it is to blame, and no swap of one that takes it would help.
     """
-    kept = inputs_kept(reference.arguments)
+    kept: dict[str, object] = deep_copy(reference.arguments)
     for name, _, own in paired_arguments(reference, candidate):
         if (
             name not in kept

@@ -13,7 +13,7 @@ what is left is made in its own lines, as it is seen in its output.
 import math
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from tracer.calls import Answer, Call, Phase
 from tracer.difference import Difference, Tolerance
 from tracer.forcing import Forcing
 from tracer.forms import read_output
-from tracer.recall import call_again, inputs_kept
+from tracer.recall import Recall
 from tracer.rows import CallKey, CallRecord
 from tracer.values import tensor_leaves
 
@@ -101,7 +101,7 @@ class SwitchTrials(Forcing):
         super().__init__(tolerance, modules, exact=True)
         self._watched = watched
         self._own_lines = own_lines
-        self._inputs: dict[CallKey, dict[str, object]] = {}
+        self._recalls: dict[CallKey, Recall] = {}
         # By module, for each of its calls: with everything at work (""), and without each point.
         self._calls: dict[str, list[dict[str, _Sums]]] = defaultdict(list)
         self._kinds: dict[str, dict[str, str]] = defaultdict(dict)
@@ -115,9 +115,9 @@ class SwitchTrials(Forcing):
             return answer
         if phase is Phase.START:
             if any(switches_of(candidate.module)):
-                self._inputs[key] = inputs_kept(candidate.arguments)
-        elif key in self._inputs:
-            self._try(record, reference, candidate, self._inputs.pop(key))
+                self._recalls[key] = Recall(candidate)
+        elif key in self._recalls:
+            self._try(record, reference, candidate, self._recalls.pop(key))
         return answer
 
     def causes(self, module: str) -> tuple[Cause, ...]:
@@ -132,20 +132,13 @@ class SwitchTrials(Forcing):
         explain = [cause for cause in found if cause.after < (1 - _LEAST_FALL) * before]
         return tuple(sorted(explain, key=lambda cause: cause.after)[:_MOST_CAUSES])
 
-    def _try(
-        self, record: CallRecord, reference: Call, candidate: Call, inputs: dict[str, object]
-    ) -> None:
+    def _try(self, record: CallRecord, reference: Call, candidate: Call, recall: Recall) -> None:
         switches = list(switches_of(candidate.module))
         off = [switch for switch in switches if self._own_lines and not switch.is_own]
         tried = [switch for switch in switches if switch not in off]
 
         def sums(*off: _Switch) -> _Sums:
-            with ExitStack() as stack:
-                for switch in off:
-                    stack.enter_context(switch.owner.switched_off(switch.name))
-                output = call_again(
-                    candidate.name, candidate.module, inputs_kept(inputs), candidate.positional
-                )
+            output, _ = recall(*(switch.owner.switched_off(switch.name) for switch in off))
             return self._compare_outputs(record, reference, replace(candidate, output=output))
 
         self._kinds[record.module] |= {switch.point: switch.kind for switch in tried}

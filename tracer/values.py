@@ -89,12 +89,13 @@ def snapshot(value: object) -> object:
     return _snapshot(value, ())
 
 
-def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
     """The same nested value, nothing of which is shared: caches and other objects are copied too.
 
     Args:
-        copied: makes the copy of each tensor.
+        copied: makes the copy of each tensor; by default a clone that is free of its graph.
     """
+    copied = copied or (lambda tensor: tensor.detach().clone())
     memo = {id(tensor): copied(tensor) for _, tensor in tensor_leaves(value, "")}
     return copy.deepcopy(value, memo)
 
