@@ -84,8 +84,11 @@ def _factor_over(reference: Call, candidate: Call) -> float | None:
     """What the reference's output is multiplied by to take the candidate's place."""
     if is_of_one_form(reference, candidate, "to_reference_output"):
         return 1.0
+    shapes = [[t.shape for _, t in tensor_leaves(c.output, "")] for c in (reference, candidate)]
     factors = output_factor(reference.module), output_factor(candidate.module)
-    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]
+    if factors[0] is None or factors[1] is None or shapes[0] != shapes[1]:
+        return None
+    return factors[1] / factors[0]
 
 
 def _shaped_back(

@@ -283,11 +283,12 @@ class TestConfirmation:
     def test_an_argument_in_another_form_is_confirmed_by_the_output_around_it(self) -> None:
         reference, candidate = pair()
         own = candidate.layers[1].mix
-        own.to_reference_input = lambda name, value: value
+        own.to_reference_input = lambda name, value: value.flip(-1)
+        own.weight.data = own.weight.data.flip(-1)
         candidate.layers[1].norm.register_forward_hook(lambda module, args, output: output)
 
         def forward(self, x, mask=None, memory=None, table=None):
-            y = self.mix(2.0 * self.norm(x))
+            y = self.mix(2.0 * self.norm(x).flip(-1))
             return (x + (y @ y.mT + mask).softmax(-1) @ y) * table
 
         replaced(candidate.layers[1], "forward", forward)
