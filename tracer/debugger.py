@@ -176,12 +176,15 @@ class Debugger:
         wrong = self._disagreeing(phase)
         return f"{text}; different: {listed(wrong, 3)}." if wrong else f"{text}."
 
-    def _elsewhere(self, side: Side) -> Iterator[str]:
-        """Says why the prompt is not where it is looked for."""
-        if side.label == "reference":
+    def _elsewhere(self, opened: Side) -> Iterator[str]:
+        """Says where a model does not stand at this call."""
+        if opened.label == "reference":
             yield "The candidate has run to its end: this is the reference's frame."
-        elif self._calls[side.label] not in side.recorder.in_progress():
-            yield "The candidate made this call earlier: it stands at this line by now."
+            return
+        for side in self._sides:
+            stands_at = list(side.recorder.in_progress())
+            if stands_at and self._calls[side.label] not in stands_at:
+                yield f"The {side.label} made this call earlier, and has gone on."
 
     def _with_help(self, words: str) -> str:
         first, self._opened = not self._opened, True

@@ -7,6 +7,7 @@ command that goes on in steps. Other coroutines of the thread are never stopped 
 
 import bdb
 import builtins
+import ctypes
 import importlib
 import os
 import pdb
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from types import FrameType, TracebackType
 from typing import Any
@@ -132,9 +134,12 @@ class Prompt:
             outer.f_trace = debugger.trace_dispatch
             debugger.botframe = outer
             outer = outer.f_back
-        sys.settrace(None)
+        sys.settrace(self._tracing)
         debugger.message(words)
         debugger.interaction(frame, None)
+        if sys.version_info < (3, 13):
+            # What was assigned at the prompt reaches the variables, as after a traced event.
+            ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
         if debugger.quitting:
             raise Ended
         if debugger.goes_on_in_steps:
@@ -152,7 +157,7 @@ class Prompt:
             return
         debugger = self._debugger()
         debugger.reset()
-        sys.settrace(None)
+        sys.settrace(self._tracing)
         debugger.message(words)
         debugger.interaction(None, traceback)
         sys.settrace(self._tracing)
@@ -282,11 +287,15 @@ class _Standing(pdb.Pdb):
 def _class_of(kind: str | None) -> Callable[..., _Standing]:
     if kind == "pdb":
         return _Standing
-    from functools import partial
-
     from ipdb.__main__ import get_context_from_config
+    from IPython.core.getipython import get_ipython
     from IPython.terminal.debugger import TerminalPdb
+    from IPython.terminal.interactiveshell import TerminalInteractiveShell
 
+    if get_ipython() is None:
+        main = sys.modules["__main__"]
+        TerminalInteractiveShell.instance(term_title=False)
+        sys.modules["__main__"] = main  # the shell puts a module of its own there
     context = os.environ.get("IPDB_CONTEXT_SIZE") or get_context_from_config()
     return partial(type("_StandingInTerminal", (_Standing, TerminalPdb), {}), context=context)
 
