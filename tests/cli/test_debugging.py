@@ -1,0 +1,147 @@
+"""`trace_model compare --break` and `--post-mortem`: prompts, exit codes, and what is refused."""
+
+import copy
+import functools
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tracer import models
+from tracer.cli import main
+from tracer.tiny import build
+
+
+@pytest.fixture
+def at_prompt(monkeypatch, capsys):
+    """Runs `compare tiny-llama` with answers for its prompts: the code, and what is printed."""
+    for name in ("CI", "PYTHONBREAKPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(answers: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answers.replace("; ", "\n") + "\n"))
+        code = main(["compare", "tiny-llama", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def broken(tmp_path: Path, capsys) -> Path:
+    """The tiny Llama with one row of one weight enlarged."""
+    build("tiny-llama", seed=0).save_pretrained(tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.layers.2.mlp.up_proj.weight"][3] *= 1.5
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()  # transformers shows how far it has written
+    return tmp_path / "broken"
+
+
+def test_stops_and_goes_on(at_prompt) -> None:
+    code, out, err = at_prompt(
+        "p reference.attn_output.shape; c; c", "--break", "*.0.self_attn.[vo]_proj"
+    )
+    assert (code, err) == (0, "")
+    assert re.findall(r"`\S+\.(\w_proj)`, call 0, starts", out) == ["v_proj", "o_proj"]
+    assert "The models agree" in out
+
+
+def test_at_the_end_where_it_diverges(at_prompt, broken: Path) -> None:
+    code, out, _ = at_prompt(
+        *("p diff(ref_call.output, cand_call.output).max > 0; c; c", "--candidate", broken),
+        *("--break", "*.up_proj", "--break-at", "end", "--break-when", "diverged"),
+    )
+    assert code == 1
+    stops = re.findall(r"`model\.layers\.(\d)\.mlp\.up_proj`, call 0, ends; different", out)
+    assert stops == ["2", "3"]
+    assert "(Pdb) True" in out
+    assert "Confirmed:" in out
+
+
+def test_ended_before_anything_differed(at_prompt, tmp_path: Path) -> None:
+    report = tmp_path / "out.json"
+    options = ("--break", "model.layers.1.mlp", "--report", report, "--focus", "model.norm")
+    code, out, err = at_prompt("q", *options)
+    assert (code, err) == (2, "")
+    assert "model.embed_tokens" in out
+    assert "no verdict\nThe run was ended by the user" in out
+    assert "Traceback" not in out
+    written = json.loads(report.read_text())
+    assert written["coverage"]["ended"] is True
+    assert written["verdict"]["agrees"] is False
+    assert "model.norm" in written["coverage"]["reference_only"]
+
+
+def test_ended_after_something_differed(at_prompt, broken: Path) -> None:
+    code, out, _ = at_prompt("q", "--candidate", broken, "--break", "model.layers.3")
+    assert code == 1
+    assert "diverges at model.layers.2.mlp.up_proj" in out
+    assert "The run was ended by the user" in out
+
+
+def test_ended_where_differences_are_expected(at_prompt) -> None:
+    options = ("--candidate", "quantized", "--calibrate", "1", "--break", "model.layers.3")
+    code, out, _ = at_prompt("q", *options)
+    assert code == 2
+    assert "The run was ended by the user" in out
+
+
+def test_post_mortem(at_prompt, monkeypatch) -> None:
+    @functools.wraps(models.candidate)
+    def candidate(loaded: models.Loaded, kind: str, **options: object) -> torch.nn.Module:
+        def forward(hidden: torch.Tensor) -> torch.Tensor:
+            height = hidden.shape[1]
+            raise ValueError(f"no such luck at {height}")
+
+        made = copy.deepcopy(loaded.model)
+        made.model.layers[2].mlp.forward = forward
+        return made
+
+    monkeypatch.setattr(models, "candidate", candidate)
+    code, out, err = at_prompt("p height; q", "--candidate", "sdpa", "--post-mortem")
+    assert code == 2
+    assert "The candidate raised ValueError: no such luck at 32." in out
+    assert "(Pdb) 32\n" in out
+    assert "model.layers.2.post_attention_layernorm" in out
+    assert err.startswith("trace_model: the candidate raised ValueError in module 'model.layers.2")
+
+
+def test_kept_closed(at_prompt, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONBREAKPOINT", "0")
+    code, out, err = at_prompt("q", "--break", "*.o_proj")
+    assert (code, err) == (0, "")
+    assert "PYTHONBREAKPOINT is 0: the debugger stays closed" in out
+    assert "(Pdb)" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--break-at", "end"], "--break-at goes with --break GLOB"),
+        (["--break-when", "diverged"], "--break-when goes with --break GLOB"),
+        (["--debugger", "pdb"], "--debugger goes with --break GLOB or --post-mortem"),
+        (["--break", "*", "--json"], "choose one, or write the report with --report"),
+        (["--break", "*", "--break-at", "middle"], "invalid choice: 'middle'"),
+        (["--break", "*.o_prj"], "did you mean '*o_proj'"),
+    ],
+)
+def test_refused(at_prompt, arguments: list[str], message: str) -> None:
+    code, out, err = at_prompt("q", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_refused_where_nobody_answers(at_prompt, monkeypatch) -> None:
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.setattr(models, "load", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    for option in (["--post-mortem"], ["--break", "*"]):
+        code, out, err = at_prompt("q", *option)
+        assert (code, out) == (2, "")
+        assert "CI is set and standard input is no terminal" in err
