@@ -518,6 +518,19 @@ class TestPostMortem:
             at_prompt("p cand_call.name; q", Failing(), post_mortem=True)
         assert "-> raise ValueError" in at_prompt.printed
 
+    def test_outside_any_call(self, at_prompt) -> None:
+        """A hook of the user's own raises before the first call is seen to begin."""
+
+        def hook(module: nn.Module, args: object) -> None:
+            raise ValueError(f"not {type(args).__name__}")
+
+        candidate = Net()
+        candidate.register_forward_pre_hook(hook)
+        with pytest.raises(ModelRunError, match="raised ValueError outside its modules"):
+            at_prompt("args; p ref_call; reference; q", candidate, post_mortem=True)
+        assert "hook()\n-> raise ValueError" in at_prompt.printed
+        assert at_prompt.answers[1:3] == ["None", "the reference stands at no call"]
+
     def test_not_asked_for(self, at_prompt) -> None:
         with pytest.raises(ModelRunError):
             at_prompt("q", Net(self.raising), breakpoints=["drop"])
