@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -123,6 +124,11 @@ class TestWrongUse:
             (["compare", "tiny-llama", "--candidate", "sdpa", "--variant", "x"], "--variant goes"),
             (["compare", "tiny-llama", "--calibrate", "3"], "goes with --candidate quantized"),
             (["compare", "tiny-llama", "--steps", "0"], "expected a whole number from 1 up"),
+            (["compare", "tiny-llama", "--what-if", "0"], "expected a whole number from 1 up"),
+            (
+                ["compare", "tiny-llama", "--what-if", "1", "--isolate", "none"],
+                "--isolate none measures none",
+            ),
             (["compare", "tiny-llama", "--focus", "x", "--json"], "choose one"),
             (["compare", "tiny-qwen3-vl", "--image", "none.png"], "there is no file none.png"),
             (["compare", "tiny-qwen3-vl", "--processor", "none"], "no processor 'none'"),
@@ -140,6 +146,7 @@ class TestWrongUse:
             (["tiny-llama", "--device", "quux"], "device 'quux' cannot be used here"),
             (["tiny-llama", "--focus", "model.layers.*.self_atn"], "layers.3.self_attn'"),
             (["tiny-llama", "--map", "foo=bar"], "matches none of the candidate's"),
+            (["tiny-llama", "--isolate", "layer"], "did you mean 'layers'"),
             (["tiny-llama", "--sequence-length", "600"], "600 tokens: tiny-llama has 512"),
             (["tiny-llama", "--prompt", "Once"], "a prompt needs a tokenizer"),
             (["tiny-llama", "--variant", "prefil"], "no wrapper in the variant 'prefil'"),
@@ -279,7 +286,7 @@ class TestOutcome:
             *("--candidate", "quantized", "--calibrate", 1),
         )
         assert "with random parts of the images and other questions" in report["run"]["notes"][-1]
-        assert report["ranking"]
+        assert report["isolation"]["modules"][0]["causes"]
 
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_a_decode_step(self, capsys, side: str):
@@ -321,10 +328,30 @@ class TestOutcome:
     def test_decode_quantised(self, capsys, steps):
         options = "--candidate", "quantized", "--variant", "decode", "--calibrate", 2
         report = report_of(capsys, "tiny-llama", *options, *steps)
-        assert report["ranking"]
+        assert report["isolation"]["modules"][0]["causes"]
         assert report["run"]["candidate"] == (
             "quantized (variant decode, activation uint8, weight uint8)"
         )
+
+    def test_what_is_isolated(self, capsys):
+        quantized = "tiny-llama", "--candidate", "quantized", "--calibrate", 1
+        report = report_of(capsys, *quantized, "--isolate", "blocks", "--what-if", 1)
+        isolation = report["isolation"]
+        assert isolation["level"] == "blocks"
+        assert len(isolation["calls"]) == 8
+        assert [r["modules"] for r in isolation["recoveries"]] == [
+            [isolation["modules"][0]["module"]]
+        ]
+        report = report_of(capsys, *quantized, "--isolate", "none")
+        assert report["isolation"] is None
+        assert report["ranking"]
+
+    def test_what_if_isolates_a_float_candidate(self, capsys, broken: Path):
+        report = report_of(capsys, "tiny-llama", "--candidate", broken, "--what-if", 1)
+        (recovery,) = report["isolation"]["recoveries"]
+        assert report["isolation"]["level"] == "leaves"
+        assert recovery["modules"] == ["model.layers.2.mlp.up_proj"]
+        assert recovery["after"] < 1e-6 < 1e-3 < recovery["before"]
 
     def test_diverges(self, capsys, broken: Path):
         assert compare("tiny-llama", "--candidate", broken) == 1
@@ -340,7 +367,9 @@ class TestOutcome:
         assert compare("tiny-llama", "--candidate", "quantized", "--calibrate", 2) == 0
         text = capsys.readouterr().out
         assert "calibrated on the inputs themselves and 2 random sequences" in text
-        assert "where the error grows" in text
+        assert "where the error is introduced (leaves)" in text
+        assert "the error grows" not in text
+        assert re.search(r"without `\w+` \(uint8 (weight|activation)\): relative L2", text)
         assert "as expected of a quantised candidate" in " ".join(text.split())
         assert compare("tiny-llama", "--candidate", "quantized", "--tolerance", "0.9") == 0
         assert compare("tiny-llama", "--candidate", "quantized", "--tolerance", "1e-4") == 1
@@ -418,7 +447,7 @@ class TestOptions:
             "quantized (variant prefill, activation int16, weight uint8)"
         )
         assert f"the first 2 sequences of 59 tokens of {text}" in report["run"]["notes"][-1]
-        assert report["ranking"]
+        assert report["isolation"]["modules"][0]["causes"]
 
     def test_without_progress_bars_nothing_goes_to_standard_error(self, capsys, broken: Path):
         compare("tiny-llama", "--candidate", broken)

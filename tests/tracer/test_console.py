@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from tracer.comparison import Captured, Comparison
 from tracer.coverage import Coverage
+from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
 from tracer.reports import Run
 from tracer.reports.console import make_console, show, show_rows
 from tracer.reports.curve import curve
@@ -20,6 +22,7 @@ from tracer.reports.fold import Fold, arrange, number
 from tracer.reports.ranking import ranking
 from tracer.reports.table import shortened
 from tracer.rows import FormDifference, Row
+from tracer.switches import Cause
 
 LAYERS = [
     f"model.layers.{layer}.{part}"
@@ -253,6 +256,119 @@ class TestRanking:
         assert "where the error grows" in text
         assert re.search(r"1\.00e-01  3\.00e-01 +3  norm", text)
         assert "where the error grows" not in shown(comparison)
+
+
+def isolated(module: str, share: float, **fields: object) -> IsolatedModule:
+    """A module that introduces a PEIR of 0.125 at its only call."""
+    defaults = {
+        "value": "output",
+        "own_lines": False,
+        "depth": 0,
+        "input_peir": 0.25,
+        "peir": 0.5,
+        "introduced_peir": 0.125,
+        "introduced": 0.0625,
+        "share": share,
+    }
+    causes = fields.pop("causes", ())
+    call = IsolatedCall(module, fields.pop("call", 0), **(defaults | fields))
+    return IsolatedModule(module, call, 1 + call.call, share, causes)
+
+
+@pytest.fixture
+def isolation() -> Isolation:
+    """Of twelve modules, of which one introduces nothing."""
+    causes = (
+        Cause("weight", "uint4 weight", 0.0625, 0.001),
+        Cause("act_in", "int16 activation", 0.0625, 0.05),
+        Cause("act_out", "int16 activation", 0.0625, 0.06),
+    )
+    modules = [
+        isolated("model.layers.3.self_attn.o_proj", 0.5, causes=causes),
+        isolated("model.layers.3.self_attn", 0.1, own_lines=True, value="o_proj.kwargs.input"),
+        isolated("lm_head", 0.1, call=2, input_peir=None, peir=None, introduced=math.inf),
+        *(isolated(f"model.layers.{layer}.mlp", 0.0375) for layer in range(8)),
+        isolated("model.norm", 0.0),
+    ]
+    calls = tuple(module.worst for module in modules)
+    recoveries = (
+        Recovery(("lm_head",), 0.5, 0.25, 0.4, 0.2),
+        Recovery(("lm_head", "model.norm"), 0.5, 0.1, 0.4, 0.05, ("lm_head",)),
+    )
+    return Isolation("leaves", calls, tuple(modules), recoveries, (("model.norm", 0),))
+
+
+class TestIsolation:
+    @pytest.mark.parametrize("width", [80, 100, 200])
+    def test_it_fits(self, diverging, isolation, width: int):
+        text = shown(replace(diverging, isolation=isolation), width=width)
+        assert max(map(len, text.splitlines())) <= width
+
+    @pytest.mark.parametrize("width", [80, 200])
+    def test_the_table_has_a_column_of_introduced_error(self, diverging, isolation, width: int):
+        comparison = replace(diverging, isolation=isolation)
+        text = shown(comparison, width=width)
+        header, *lines = text.splitlines()
+        assert "PEIR own PEIR" in re.sub(" +", " ", header)
+        first = next(line for line in lines if "▶" in line)
+        assert re.search(r"5\.00e-01 +1\.25e-01", first)
+        assert "own PEIR" not in shown(diverging, width=width)
+
+    def test_rows_of_other_modules_and_arguments_have_none(
+        self, make_row, make_comparison, isolation
+    ):
+        rows = [
+            make_row("model.embed_tokens", 0.5),
+            make_row("lm_head", 0.5, call=2, value="kwargs.input"),
+            make_row("lm_head", 0.5, call=2),
+            make_row("lm_head", 0.5, call=1),
+        ]
+        lines = shown(make_comparison(rows, isolation=isolation), width=76).splitlines()[2:6]
+        assert [line.split()[-1] for line in lines] == ["-", "-", "1.25e-01", "-"]
+
+    def test_modules_are_ranked_with_both_errors(self, diverging, isolation):
+        text = shown(replace(diverging, isolation=isolation), width=100, ranked=True)
+        assert "where the error grows" not in text
+        section = text.split("where the error is introduced (leaves)")[1].split("\n\n")[0]
+        _, heads, first, second, third, *_, rest = section.splitlines()[0:14]
+        assert re.split(r"\s{2,}", heads.strip()) == [
+            *("share", "PEIR in", "PEIR out", "own PEIR", "own L2", "module"),
+        ]
+        assert first.split() == [
+            *("50.0%", "2.50e-01", "5.00e-01", "1.25e-01", "6.25e-02"),
+            "model.layers.3.self_attn.o_proj",
+        ]
+        assert second.split()[-2:] == ["model.layers.3.self_attn", "(o_proj.kwargs.input)"]
+        assert third.split() == ["10.0%", "-", "-", "1.25e-01", "inf", "lm_head#2"]
+        assert rest.split() == ["3.8%", "…", "1", "more"]
+
+    def test_the_verdict_names_modules_causes_and_recoveries(self, diverging, isolation):
+        verdict = shown(replace(diverging, isolation=isolation), width=200).split("\n\n")[-1]
+        lines = verdict[verdict.index("The error that") :].splitlines()
+        assert lines == [
+            "The error that modules introduce themselves (leaves):",
+            "   50.0%  `model.layers.3.self_attn.o_proj`, PEIR 0.125, relative L2 0.0625",
+            "          without `weight` (uint4 weight): relative L2 0.0625 → 0.001",
+            "          without `act_in` (int16 activation): relative L2 0.0625 → 0.05",
+            "   10.0%  `model.layers.3.self_attn` in its own lines at `o_proj.kwargs.input`, "
+            "PEIR 0.125, relative L2 0.0625",
+            "   10.0%  `lm_head`, PEIR 0.125, relative L2 inf, worst at call 2 of 3",
+            "    3.8%  `model.layers.0.mlp`, PEIR 0.125, relative L2 0.0625",
+            "    3.8%  `model.layers.1.mlp`, PEIR 0.125, relative L2 0.0625",
+            "   22.5%  6 more",
+            "With the reference's `lm_head`, the final output goes from PEIR 0.5 to 0.25, and from "
+            "relative L2 0.4 to 0.2.",
+            "With the reference's `lm_head`, `model.norm`, the final output goes from PEIR 0.5 to "
+            "0.1, and from relative L2 0.4 to 0.05. Not swapped, for the form of their output: "
+            "`lm_head`.",
+            "What follows `model.norm` inherits an error: its form cannot be replaced.",
+        ]
+
+    def test_where_there_is_no_error(self, agreeing):
+        nothing = Isolation("layers", (), ())
+        text = shown(replace(agreeing, isolation=nothing))
+        assert "where the error is introduced" not in text
+        assert text.rstrip().endswith("No module introduces an error of its own.")
 
 
 class TestVerdict:

@@ -10,9 +10,11 @@ import torch
 
 import tracer
 from tracer.errors import UsageError
+from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
 from tracer.reports import Run, check_path, save
 from tracer.reports.json import SCHEMA, render
 from tracer.rows import FormDifference
+from tracer.switches import Cause
 
 
 def strict(text: str) -> dict:
@@ -28,10 +30,11 @@ class TestSchema:
         assert SCHEMA == report["schema"] == 1
         assert list(report) == [
             *("schema", "verdict", "coverage", "rows", "form_differences"),
-            *("ranking", "run", "environment"),
+            *("ranking", "isolation", "run", "environment"),
         ]
         assert list(report["verdict"]) == [
             *("agrees", "symptom", "origin", "confirmed", "explanation", "mistakes"),
+            "origins",
         ]
         assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
         assert list(report["verdict"]["origin"]) == [
@@ -71,6 +74,7 @@ class TestSchema:
         assert report["verdict"]["symptom"] is None
         assert report["run"] is None
         assert report["ranking"] is None
+        assert report["isolation"] is None
         assert report["form_differences"][0]["reference"] == "None"
         assert report["environment"]["torch"] == torch.__version__
         assert report["environment"]["trace_model"] == tracer.__version__
@@ -94,6 +98,47 @@ class TestSchema:
                 "growth": "inf",
             }
         ]
+
+    def test_isolation_takes_the_place_of_the_ranking(self, make_row, make_comparison):
+        call = IsolatedCall("embed", 0, "output", False, 0, None, 0.5, 0.25, math.inf, 1.0)
+        cause = Cause("weight", "uint4 weight", math.inf, 0.5)
+        found = Isolation(
+            "leaves",
+            (call,),
+            (IsolatedModule("embed", call, 1, 1.0, (cause,)),),
+            (Recovery(("embed",), 0.5, 0.25, 0.4, 0.2),),
+            (("norm", 0),),
+        )
+        run = Run("a", "b", quantized=True, differences_expected=True)
+        comparison = make_comparison([make_row("embed", 0.5)], isolation=found)
+        report = strict(render(comparison, run))
+        assert report["ranking"] is None
+        isolation = report["isolation"]
+        assert list(isolation) == [
+            *("level", "calls", "modules", "recoveries", "unforced", "explanation"),
+        ]
+        assert isolation["calls"] == [
+            {
+                "module": "embed",
+                "call": 0,
+                "value": "output",
+                "own_lines": False,
+                "depth": 0,
+                "input_peir": None,
+                "peir": 0.5,
+                "introduced_peir": 0.25,
+                "introduced": "inf",
+                "share": 1.0,
+            }
+        ]
+        (module,) = isolation["modules"]
+        assert module["worst"] == isolation["calls"][0]
+        assert module["causes"] == [
+            {"point": "weight", "kind": "uint4 weight", "before": "inf", "after": 0.5}
+        ]
+        assert isolation["recoveries"][0]["after_l2"] == 0.2
+        assert isolation["unforced"] == [["norm", 0]]
+        assert isolation["explanation"] == found.explanation
 
 
 class TestSave:
