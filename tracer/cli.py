@@ -318,6 +318,15 @@ def _add_compare(
         ),
     )
 
+    group.add_argument(
+        "--zoom",
+        metavar="MODULE",
+        help=(
+            "name the guilty operation and its line inside a module, by the reference's name of it "
+            "(by itself where the origin lies in a module's own lines)"
+        ),
+    )
+
     group = parser.add_argument_group("the debugger")
     group.add_argument(
         "--break",
@@ -576,6 +585,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             noise_floor=options.noise_floor,
             isolate=_isolation(options),
             what_if=options.what_if,
+            zoom=options.zoom,
             progress=None if debugging else tell,  # no bar where a prompt may open
             **debugging,
         )

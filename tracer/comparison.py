@@ -31,6 +31,7 @@ from tracer.session import Inputs, Session, working_dtype
 from tracer.values import dtype_name, tensor_leaves
 from tracer.verdict import Verdict, judge, judge_ended
 from tracer.words import brief
+from tracer.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 
 if TYPE_CHECKING:
     import pandas
@@ -53,6 +54,7 @@ def compare(
     isolate: str | None = None,
     what_if: int = 0,
     noise_floor: bool = False,
+    zoom: str | None = None,
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),
     post_mortem: bool = False,
     debugger: str | None = None,
@@ -84,6 +86,8 @@ def compare(
             otherwise) are swapped for the reference's, to see how far the final output recovers.
         noise_floor: measures what rounding alone does to the reference, in two further runs of it,
             one in float64; rows then also have their PEIR as a multiple of that.
+        zoom: names the guilty operation and its line inside a module, by the reference's name; for
+            a confirmed origin in a module's own lines that is done by itself. See `tracer.zoom`.
         breakpoints: where the debugger opens, with both models at the same call: globs of the
             reference's module names, or `Breakpoint`s; see `tracer.debugger`.
         post_mortem: the debugger opens where a model raises.
@@ -105,6 +109,7 @@ def compare(
     if what_if and isolate is None:
         isolate = "leaves"
     chosen = None if isolate is None else choose(isolate, session.pairing)
+    check_zoom(zoom, session.pairs.values())
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
@@ -151,6 +156,14 @@ def compare(
         return comparison
     _raise_failure(outcome, comparison)
     _check_something_compared(comparison, outcome)
+    modules = session.pairing.reference, session.pairing.candidate
+    zoomed = None
+    if zoom is not None:
+        zoomed = zoom_at(zoom, comparer, tolerance, rerun, modules)
+    elif verdict.confirmed:
+        zoomed = zoom_of(verdict.origin, comparer, tolerance, rerun, modules)
+    if zoomed is not None:
+        comparison = with_zoom(comparison, zoomed)
     if noise_floor:
         comparison = with_floor(comparison, measure_noise(reference, inputs, include))
     if isolate is not None:
@@ -165,6 +178,13 @@ def compare(
         )
         comparison = replace(comparison, isolation=isolation)
     return comparison
+
+
+def with_zoom(comparison: "Comparison", zoomed: Zoomed) -> "Comparison":
+    """The comparison with what was found inside a module, which its verdict says too."""
+    said = f"{comparison.verdict.explanation}\n{zoomed.explanation}"
+    verdict = replace(comparison.verdict, explanation=said)
+    return replace(comparison, verdict=verdict, zoomed=zoomed)
 
 
 def with_floor(comparison: "Comparison", floor: NoiseFloor) -> "Comparison":
@@ -220,6 +240,8 @@ class Comparison:
         form_differences: arguments and outputs that the two sides pass in forms that do not
             compare; harmless unless the verdict names them.
         isolation: what each module adds to the error, where that was asked for.
+        zoomed: the guilty operation, where that was asked for or the origin lies in a module's own
+            lines.
     """
 
     verdict: Verdict
@@ -227,6 +249,7 @@ class Comparison:
     rows: tuple[Row, ...]
     form_differences: tuple[FormDifference, ...]
     isolation: Isolation | None = None
+    zoomed: Zoomed | None = None
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row per compared leaf, in execution order.

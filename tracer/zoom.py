@@ -10,7 +10,7 @@ form many values that the reference never has; they are innocent as long as what
 found again. The guilty operation is the first from which no value that is found again follows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,6 +105,20 @@ def zoom(
     return closer.zoomed
 
 
+def check_zoom(module: str | None, names: Iterable[str]) -> None:
+    """Whether a module that the user has named is one of both models.
+
+    Raises:
+        UsageError: it is not.
+    """
+    known = list(names)
+    if module is not None and module not in known:
+        raise UsageError(
+            f"zoom {module!r}: expected the reference's name of one of the {len(known)} modules "
+            f"that the models have in common{near_names(module, known)}"
+        )
+
+
 def zoom_at(
     module: str,
     free: Comparer,
@@ -115,19 +129,13 @@ def zoom_at(
     """Zooms into a module that the user has named.
 
     Raises:
-        UsageError: there is no such module, or its operations cannot be seen.
+        UsageError: its operations cannot be seen.
     """
-    names = list(dict.fromkeys(name for name, _ in free.records))
-    if module not in names:
-        raise UsageError(
-            f"zoom {module!r}: expected the name of a module that both models call"
-            f"{near_names(module, names)}"
-        )
     found = zoom(module, free, tolerance, rerun, modules)
     if found is None:
         raise UsageError(
-            f"zoom {module!r}: its operations cannot be recorded: it is compiled or scripted on "
-            "one side, or the reference ran over all positions at once"
+            f"zoom {module!r}: its operations cannot be recorded: it is not called by both models, "
+            "a part of it is compiled or scripted, or the reference runs over all positions at once"
         )
     return found
 

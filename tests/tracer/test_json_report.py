@@ -30,7 +30,7 @@ class TestSchema:
         assert SCHEMA == report["schema"] == 1
         assert list(report) == [
             *("schema", "verdict", "coverage", "rows", "form_differences"),
-            *("ranking", "isolation", "run", "environment"),
+            *("ranking", "isolation", "zoomed", "run", "environment"),
         ]
         assert list(report["verdict"]) == [
             *("agrees", "symptom", "origin", "confirmed", "explanation", "mistakes"),

@@ -314,6 +314,7 @@ def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> Ren
         if expected and not comparison.coverage.ended:
             headline, style = f"{headline}, as expected of a quantised candidate", "yellow"
             text = _end(comparison)
+            text += f"\n{comparison.zoomed.explanation}" if comparison.zoomed is not None else ""
     if comparison.isolation is not None:
         text += f"\n{comparison.isolation.explanation}"
     lines = Group(Text(headline, style=f"bold {style}"), Text(text))

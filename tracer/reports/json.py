@@ -8,13 +8,14 @@
       "form_differences": [{"module": "model", "value": "kwargs.attention_mask", ...}],
       "ranking": [{"module": "model.embed_tokens", "input_peir": 0.0, "growth": "inf", ...}],
       "isolation": {"level": "leaves", "calls": [...], "modules": [...], "explanation": "...", ...},
+      "zoomed": {"kind": "wrong", "guilty": {"file": "...", "line": 254, "text": "...", ...}, ...},
       "run": {"reference": "tiny-llama", "candidate": "wrapped", "command": "trace_model ...", ...},
       "environment": {"trace_model": "0.1.0", "python": "3.12.3", "torch": "2.13.0", ...}
     }
 
 It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
-"isolation" where that was not asked for, and "ranking" but for a quantised candidate without it.
+"isolation" and "zoomed" where there is none, and "ranking" but for a quantised candidate without it.
 Rows are in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one
 when a key is renamed, removed or means something else, not when one is added.
 """
@@ -63,6 +64,9 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             "isolation": None
             if comparison.isolation is None
             else asdict(comparison.isolation) | {"explanation": comparison.isolation.explanation},
+            "zoomed": None
+            if comparison.zoomed is None
+            else asdict(comparison.zoomed) | {"explanation": comparison.zoomed.explanation},
             "run": None if run is None else asdict(run),
             "environment": _environment(),
         }
