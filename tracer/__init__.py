@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         TracerError,
         UsageError,
     )
+    from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
     from tracer.origin import Origin
     from tracer.rows import FormDifference, Row
     from tracer.stepping import Stepped, Stepping
+    from tracer.switches import Cause
     from tracer.verdict import Symptom, Verdict
 
 __version__ = "0.1.0"
@@ -32,15 +34,20 @@ __version__ = "0.1.0"
 __all__ = [
     "Breakpoint",
     "Captured",
+    "Cause",
     "Comparison",
     "Coverage",
     "Difference",
     "FormDifference",
     "InputError",
+    "IsolatedCall",
+    "IsolatedModule",
+    "Isolation",
     "ModelLoadError",
     "ModelRunError",
     "NothingComparedError",
     "Origin",
+    "Recovery",
     "Row",
     "ShapeMismatchError",
     "Stepped",
@@ -71,9 +78,11 @@ _ROOMS = {
         "TracerError",
         "UsageError",
     ),
+    "isolation": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "origin": ("Origin",),
     "rows": ("FormDifference", "Row"),
     "stepping": ("Stepped", "Stepping"),
+    "switches": ("Cause",),
     "verdict": ("Symptom", "Verdict"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -11,15 +11,20 @@ import tracer
 PUBLIC = [
     "Breakpoint",
     "Captured",
+    "Cause",
     "Comparison",
     "Coverage",
     "Difference",
     "FormDifference",
     "InputError",
+    "IsolatedCall",
+    "IsolatedModule",
+    "Isolation",
     "ModelLoadError",
     "ModelRunError",
     "NothingComparedError",
     "Origin",
+    "Recovery",
     "Row",
     "ShapeMismatchError",
     "Stepped",
@@ -36,6 +41,7 @@ PUBLIC = [
 ROOMS = [
     *("errors", "values", "difference", "calls", "pairing", "lockstep", "rows", "fits"),
     *("counterfactual", "verdict", "comparison", "models"),
+    *("isolate", "isolation", "levels", "recall", "substitution", "swapping", "switches"),
 ]
 
 
