@@ -69,7 +69,7 @@ def blame(
         is_edit = edits and not sides[0].recording.edits
         edit = next((step for step, _ in sides[1].recording.edits), None) if is_edit else None
         kind = "none" if edit is None else "edit"
-        return Blame(kind, edit, *[None] * 2, False, *counts[:2], 0)
+        return Blame(kind, edit, matched=counts[0], leading_back=counts[1])
     astray = case.astray()
     steps = sides[1].recording.steps
     # Memory that nothing has been written to yet holds no value.
@@ -101,9 +101,7 @@ class _Case:
     def __post_init__(self) -> None:
         results = set(self.candidate.known_results) if self.is_wrong else set()
         self.right = {
-            value
-            for value, matches in enumerate(self.found)
-            if matches and value not in results
+            value for value, matches in enumerate(self.found) if matches and value not in results
         }
         if not self.is_wrong:
             self.right |= set(self.candidate.known_results)
@@ -225,8 +223,7 @@ class _Case:
                     yield value, match.other, match.factor
 
     def _factors(self, side: Side, value: int) -> list[tuple[int | None, float]]:
-        """The constants that went into a value: (step, factor), those from outside without a step.
-        """
+        """The constants that went into a value: (step, factor), those from outside without a step."""
         recording = side.recording
         found: list[tuple[int | None, float]] = []
         for index in sorted(recording.makers_of([value])):
@@ -275,9 +272,7 @@ class _Case:
     def _out_of_order(self, guilty: int, expected: int) -> int | None:
         """The first step that rearranges a value which the reference takes in another order."""
         recording, reference = self.candidate.recording, self.reference.recording
-        pairs = zip(
-            recording.steps[guilty].inputs, reference.steps[expected].inputs, strict=False
-        )
+        pairs = zip(recording.steps[guilty].inputs, reference.steps[expected].inputs, strict=False)
         for value, other in pairs:
             mine, theirs = recording.values[value], reference.values[other]
             if mine.shape != theirs.shape or is_same(mine, theirs, self.limit):
@@ -305,9 +300,11 @@ class _Case:
         if step.is_call or len(step.outputs) != 1 or self.found[step.outputs[0]]:
             return False
         value = recording.values[step.outputs[0]]
-        sources = {v for i in recording.makers_of(list(step.outputs)) for v in (
-            *recording.steps[i].inputs,
-        )}
+        sources = {
+            v
+            for i in recording.makers_of(list(step.outputs))
+            for v in (*recording.steps[i].inputs,)
+        }
         whole = [v for v in sources if any(m.is_whole for m in self.found[v])]
         if not any(is_rearranged(value, recording.values[v]) for v in whole):
             return False

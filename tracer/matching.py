@@ -8,6 +8,7 @@ the pairs; each is then confirmed element by element.
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -138,7 +139,7 @@ class _Catalogue:
         own = _features(value.reshape(1, -1))[0]
         norm, moments = own[0], own[1:] / own[0]
         others = self._features[:, 1:] / self._features[:, :1]
-        near = 4 * limit * math.sqrt(value.numel()) + 1e-6
+        near = 4 * limit + 1e-6
         turned = -others[:, [0, 2, 1]]
         alike = self._sizes == value.numel()
         hits = []
@@ -183,9 +184,7 @@ def _features(rows: Tensor) -> Tensor:
     return torch.stack([norms, finite.sum(1), finite.amin(1), finite.amax(1)], dim=1)
 
 
-def _confirm(
-    value: Tensor, other: Tensor, ratio: float, limit: float
-) -> tuple[float, bool] | None:
+def _confirm(value: Tensor, other: Tensor, ratio: float, limit: float) -> tuple[float, bool] | None:
     """The factor, and whether the elements come in the same order; None if they differ."""
     factors = [1.0] if abs(ratio - 1.0) <= 4 * limit else []
     factors += [ratio] if abs(ratio - 1.0) > limit and _has_levels(value) else []
@@ -206,9 +205,17 @@ def _arrangements(value: Tensor, other: Tensor) -> Iterator[tuple[bool, Tensor, 
     for turned, is_other in ((other, True), (value, False)):
         if not 1 < turned.dim() <= _MOST_DIMENSIONS:
             continue
+        fixed = value if is_other else other
         for order in itertools.islice(itertools.permutations(range(turned.dim())), 1, None):
             permuted = turned.permute(order)
-            yield False, *((value, permuted) if is_other else (permuted, other))
+            if _ends(fixed) <= _ends(permuted):
+                yield False, *((value, permuted) if is_other else (permuted, other))
+
+
+def _ends(value: Tensor) -> set[int]:
+    """Where dimensions end, in elements from the last: one shape only splits another if these are
+    among its own."""
+    return set(itertools.accumulate(reversed(value.shape), operator.mul))
 
 
 def _at(value: Tensor, positions: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class Recording(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self.values: list[torch.Tensor] = []
         self.makers: list[int | None] = []
@@ -121,11 +121,11 @@ class Recording(TorchDispatchMode):
     def begin(self) -> None:
         """Comes into force; the module's call has begun."""
         self._outside = next(_frames(sys._getframe(1)), None)
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
         """Goes out of force; the module's call has ended."""
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._outside = None
         self.finished = True
 
@@ -260,7 +260,7 @@ class Recording(TorchDispatchMode):
         return renewed
 
     def _lines(self) -> tuple[Line, ...]:
-        found = []
+        found: list[Line] = []
         for frame in _frames(sys._getframe(1)):
             line = frame.f_code, frame.f_lineno
             if frame is self._outside:
@@ -300,7 +300,7 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The tensors that an operation writes to."""
-    found = []
+    found: list[torch.Tensor] = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)

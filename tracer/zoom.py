@@ -150,7 +150,8 @@ def zoom_of(
     """Zooms into the module of an origin that lies in that module's own lines."""
     if origin is None or origin.kind != "computation":
         return None
-    return zoom(origin.module, free, tolerance, rerun, modules, inward=False)
+    found = zoom(origin.module, free, tolerance, rerun, modules, inward=False)
+    return None if found is None or found.kind == "none" else found
 
 
 class Closer(Forcing):
