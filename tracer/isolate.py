@@ -9,7 +9,8 @@ Both models run once more, and each chosen module of the candidate is given the 
 so that the error of its output is its own. What it returns is then replaced with the reference's,
 so that nothing goes on. `tracer.levels` says what can be chosen. Of chosen modules one inside the
 other, the outer one is to show the error of the inner one too: each depth of nesting has a run of
-its own.
+its own. An attention mask stays the candidate's, which may have a form of its own: the error of a
+wrong one shows where it is used.
 """
 
 import math
@@ -224,9 +225,8 @@ def _recoveries(
 ) -> Iterator[Recovery]:
     """Swaps the worst modules, but for the model itself, each alone and then all together."""
     before = final_output(free.rows)
+    assert before is not None  # a comparison without any has failed by now
     names = tuple(item.module for item in ranked if item.module and item.share > 0.0)[:count]
-    if before is None:
-        return
     for swapped in (*((name,) for name in names), *((names,) if len(names) > 1 else ())):
         swapping = Swapping(tolerance, swapped)
         rerun(swapping)

@@ -291,6 +291,32 @@ class TestNesting:
         with pytest.raises(UsageError, match="isolate 'spare': none of spare was called"):
             isolation(model, model, X, "spare")
 
+    def test_a_call_that_is_made_with_right_inputs_only(self):
+        """A small error sends the candidate another way, as a router of experts may."""
+
+        class Routed(nn.Module):
+            def __init__(self, limit: float) -> None:
+                super().__init__()
+                torch.manual_seed(0)
+                self.scale = nn.Linear(6, 6)
+                self.experts = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+                self.limit = limit
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                x = self.scale(x)
+                return self.experts[int(x.abs().sum() > self.limit)](x)
+
+        limit = 1.05 * Routed(0.0).scale(X).abs().sum().item()
+        reference, candidate = Routed(limit), Routed(limit)
+        candidate.scale.weight.data *= 1.5
+        candidate.experts[0].weight.data *= 1.25
+        candidate.experts[0].bias.data *= 1.25
+        found = isolation(reference, candidate, X, what_if=1)
+        expert = call_of(found, "experts.0")
+        assert (expert.peir, expert.input_peir) == (None, None)
+        assert expert.introduced == EXACT(0.25, rel=1e-5)
+        assert [item.module for item in found.modules[:2]] == ["scale", "experts.0"]
+
 
 class TestWhatIf:
     def test_the_only_wrong_module_swapped_leaves_nothing(self):

@@ -147,6 +147,30 @@ def test_all_calls_count_together():
     assert cause.after == 0.0
 
 
+def test_outputs_that_are_no_floats_do_not_count():
+    class Two(Wrong):
+        def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: A002
+            output = super().forward(input)
+            return output, output.argmax(-1), output > 0
+
+    class Model(nn.Module):
+        def __init__(self, two: Two) -> None:
+            super().__init__()
+            self.two = two
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(x)[0]
+
+    candidate, reference = Model(Two(offset=0.25)), Model(Two())
+    reference.load_state_dict(candidate.state_dict())
+    item = worst(reference, candidate)
+    y = reference(X)
+    assert (item.module, item.worst.value) == ("two", "output.0")
+    assert [(c.point, c.before, c.after) for c in item.causes] == [
+        ("offset", pytest.approx(relative_l2(y, y + 0.25)), 0.0)
+    ]
+
+
 def test_nothing_that_a_trial_does_is_left_behind():
     class Counting(Wrong):
         """Counts its calls in a buffer and an attribute, draws a number, and writes into what it
