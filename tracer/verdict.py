@@ -130,11 +130,10 @@ def _other_origins(others: Sequence[Finding]) -> list[str]:
 
 def judge_ended(verdict: Verdict) -> Verdict:
     """The verdict of a run that the user has ended: what was not compared does not agree."""
+    known = verdict.explanation
     if verdict.agrees:
-        text = "What was compared until then agrees; a whole run says whether the rest does."
-    else:
-        text = f"Nothing was run again to confirm a cause.\n{verdict.explanation}"
-    text = f"The run was ended by the user, before the models came to their end. {text}"
+        known = "What was compared until then agrees; a whole run says whether the rest does."
+    text = f"The run was ended by the user, before the models came to their end.\n{known}"
     return replace(verdict, agrees=False, explanation=text)
 
 

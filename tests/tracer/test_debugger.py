@@ -646,33 +646,54 @@ class TestDiff:
 class TestInATerminal:
     """The mask bug in a real pseudo-terminal."""
 
-    @pytest.mark.parametrize("debugger", ["ipdb", "pdb"])
-    def test_the_mask_bug(self, debugger: str, tmp_path: Path) -> None:
-        prompt = {"ipdb": "ipdb>", "pdb": r"\(Pdb\)"}[debugger]
-        arguments = ["examples/find_the_mask_bug.py", "--break", "*.o_proj"]
-        if debugger == "pdb":
-            arguments += ["--debugger", "pdb"]
-        environment = {
-            **os.environ,
-            "HOME": str(tmp_path),
-            "TERM": "xterm",
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
-        }
-        for name in ("CI", "PYTHONBREAKPOINT"):
-            environment.pop(name, None)
-        child = pexpect.spawn(
-            *(sys.executable, arguments),
-            env=environment,
-            cwd=str(ROOT),
-            encoding="utf-8",
-            timeout=60,
-            dimensions=(50, 160),
-        )
-        child.expect("The wrapped model as it is")
+    @pytest.fixture
+    def start(self, tmp_path: Path):
+        """Starts the example with a breakpoint; gives the child, up to where the bug is planted."""
+
+        def started(*arguments: str) -> "pexpect.spawn[str]":
+            environment = {
+                **os.environ,
+                "HOME": str(tmp_path),
+                "TERM": "xterm",
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
+            }
+            for name in ("CI", "PYTHONBREAKPOINT"):
+                environment.pop(name, None)
+            child = pexpect.spawn(
+                *(sys.executable, ["examples/find_the_mask_bug.py", *arguments]),
+                env=environment,
+                cwd=str(ROOT),
+                encoding="utf-8",
+                timeout=40,
+                dimensions=(50, 160),
+            )
+            child.expect("The wrapped model as it was")
+            return child
+
+        return started
+
+    def answer(self, child: "pexpect.spawn[str]", prompt: str, *exchange: tuple[str, str]) -> None:
+        for command, answer in exchange:
+            child.expect(prompt)
+            child.sendline(command)
+            child.expect(answer)
+
+    def end(self, child: "pexpect.spawn[str]") -> None:
+        child.expect(r"o_proj +\d\.\d+e-01")  # the example goes on to its end
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+
+    def test_ipdb(self, start) -> None:
+        child = start("--break", "*.o_proj")
         terminal = termios.tcgetattr(child.child_fd)
-        for command, answer in (
+        child.expect(
+            r"layers\.0\.self_attn\.o_proj`, call 0, starts; different: input \(PEIR 0\.\d"
+        )
+        self.answer(
+            *(child, "ipdb>"),
             ("print('shape', *reference.attention_mask.shape)", "shape 1 1 84 84"),
             ("print('type', candidate.attention_mask.dtype)", r"type torch\.int64"),
             ("diff(reference.attn_output, cand_call.arguments['input'])", r"peir=0\.\d+, mism"),
@@ -683,14 +704,30 @@ class TestInATerminal:
             ("d", "attention_of_that_time"),
             ("d", "attend"),
             ("n", "--Return--"),
-            ("c", r"layers\.1\.self_attn\.o_proj`, call 0, starts; different: input \(PEIR 0\.\d"),
+            ("c", r"layers\.1\.self_attn\.o_proj`, call 0, starts"),
             ("q", "ended by the user"),
-        ):
-            child.expect(prompt)
-            child.sendline(command)
-            child.expect(answer)
+        )
         assert termios.tcgetattr(child.child_fd) == terminal
-        child.expect(r"o_proj +\d\.\d+e-01")  # the example goes on to its end
-        child.expect(pexpect.EOF)
-        child.close()
-        assert child.exitstatus == 0
+        self.end(child)
+
+    def test_pdb(self, start) -> None:
+        """The first attention is handed the wrong mask; its last projection has a wrong input."""
+        child = start("--debugger", "pdb", "--break", "*.layers.?.self_attn*")
+        terminal = termios.tcgetattr(child.child_fd)
+        child.expect(r"layers\.0\.self_attn`, call 0, starts; different: attention_mask \(float32")
+        self.answer(
+            *(child, r"\(Pdb\)"),
+            ("w", r"_attend\(\)\s+-> attended, _ = self\.self_attn\("),
+            ("p cand_call.arguments['attention_mask'].dtype", r"torch\.int64"),
+            ("p reference.attention_mask.dtype", r"torch\.float32"),
+            ("c", r"layers\.0\.self_attn\.o_proj`, call 0, starts; different: input \(PEIR 0\.\d"),
+            ("u", r"attention_of_that_time\(\)\s+-> return self\.attend\("),
+            ("p attention_mask.shape", r"torch\.Size\(\[1, 84\]\)"),
+            ("d", r"attend\(\)"),
+            ("s", r"--Call--\s+> \S+nn\.py\(\d+\)forward\(\)"),
+            ("r", "--Return--"),
+            ("c", r"layers\.1\.self_attn`, call 0, starts"),
+            ("q", "ended by the user"),
+        )
+        assert termios.tcgetattr(child.child_fd) == terminal
+        self.end(child)
