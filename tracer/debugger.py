@@ -1,6 +1,6 @@
 """Breakpoints: both models at one prompt, at the same call.
 
-    > /work/model.py(12)forward()
+    > model.py(12)forward()
     -> return self.o_proj(output)
     ipdb> diff(reference.attention_mask, candidate.attention_mask)
 
@@ -210,14 +210,14 @@ class Debugger:
     def _around(self, frame: FrameType) -> Iterator[None]:
         names = self._names(frame)
         for name in list(names):
-            owner = _owner_of(name, frame)
-            if owner is None:
+            function = _function_with(name, frame)
+            if function is None:
                 continue
             names[f"{name}_"] = names[name]
-            if (owner, name) not in self._told:
-                self._told.add((owner, name))
+            if (function, name) not in self._told:
+                self._told.add((function, name))
                 self._prompt.say(
-                    f"In {owner}, `{name}` is the model's own variable; the debugger's is "
+                    f"In {function}, `{name}` is the model's own variable; the debugger's is "
                     f"`{name}_`."
                 )
         with in_builtins(names), random_state_kept():
@@ -303,7 +303,7 @@ def _in_words(value: str, row: Row) -> str:
     return f"{value.removeprefix('kwargs.')} ({row.note or f'PEIR {figure(row.peir)}'})"
 
 
-def _owner_of(name: str, frame: FrameType | None) -> str | None:
+def _function_with(name: str, frame: FrameType | None) -> str | None:
     """The function in which a name is already a variable, going up from a frame."""
     while frame is not None:
         if not is_machinery(frame) and (name in frame.f_locals or name in frame.f_globals):

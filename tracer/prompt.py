@@ -249,9 +249,9 @@ class _Standing(pdb.Pdb):
             _ = standing.gr_frame
             super(_Standing, self).interaction(frame, traceback)
 
-        where = frame if frame is not None else self.get_stack(None, traceback)
-        if isinstance(where, tuple):
-            stack, index = where
+        where = frame
+        if where is None:
+            stack, index = self.get_stack(None, traceback)
             where = stack[index][0]
         # In a coroutine of its own: what is called at the prompt is not part of either model's run.
         with self._around(where):

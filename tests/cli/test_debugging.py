@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tracer import models
 from tracer.cli import main
-from tracer.tiny import build
 
 
 @pytest.fixture
@@ -33,17 +31,6 @@ def at_prompt(monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
-def broken(tmp_path: Path, capsys) -> Path:
-    """The tiny Llama with one row of one weight enlarged."""
-    build("tiny-llama", seed=0).save_pretrained(tmp_path / "broken")
-    weights = load_file(tmp_path / "broken" / "model.safetensors")
-    weights["model.layers.2.mlp.up_proj.weight"][3] *= 1.5
-    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    capsys.readouterr()  # transformers shows how far it has written
-    return tmp_path / "broken"
-
-
 def test_stops_and_goes_on(at_prompt) -> None:
     code, out, err = at_prompt(
         "p reference.attn_output.shape; c; c", "--break", "*.0.self_attn.[vo]_proj"
@@ -53,16 +40,24 @@ def test_stops_and_goes_on(at_prompt) -> None:
     assert "The models agree" in out
 
 
-def test_at_the_end_where_it_diverges(at_prompt, broken: Path) -> None:
+def test_at_the_end_where_it_diverges(at_prompt, tmp_path: Path) -> None:
+    """With a tolerance of 0, rounding is a divergence."""
     code, out, _ = at_prompt(
-        *("p diff(ref_call.output, cand_call.output).max > 0; c; c", "--candidate", broken),
-        *("--break", "*.up_proj", "--break-at", "end", "--break-when", "diverged"),
+        *("p diff(ref_call.output, cand_call.output).max > 0; c; c; c; c; c", "--tolerance", 0),
+        *("--break", "*_proj", "--break-at", "end", "--break-when", "diverged"),
+        *("--report", tmp_path / "out.json"),
     )
     assert code == 1
-    stops = re.findall(r"`model\.layers\.(\d)\.mlp\.up_proj`, call 0, ends; different", out)
-    assert stops == ["2", "3"]
+    stops = re.findall(r"`(\S+)`, call 0, ends; different", out)
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    wrong = [
+        row["module"]
+        for row in rows
+        if row["module"].endswith("_proj") and row["value"] == "output" and not row["agrees"]
+    ]
+    assert stops == wrong[: len(stops)]
+    assert len(stops) == 6
     assert "(Pdb) True" in out
-    assert "Confirmed:" in out
 
 
 def test_ended_before_anything_differed(at_prompt, tmp_path: Path) -> None:
@@ -79,10 +74,10 @@ def test_ended_before_anything_differed(at_prompt, tmp_path: Path) -> None:
     assert "model.norm" in written["coverage"]["reference_only"]
 
 
-def test_ended_after_something_differed(at_prompt, broken: Path) -> None:
-    code, out, _ = at_prompt("q", "--candidate", broken, "--break", "model.layers.3")
+def test_ended_after_something_differed(at_prompt) -> None:
+    code, out, _ = at_prompt("q", "--tolerance", 0, "--break", "model.layers.3")
     assert code == 1
-    assert "diverges at model.layers.2.mlp.up_proj" in out
+    assert "diverges at model.layers.0.self_attn.k_proj" in out
     assert "The run was ended by the user" in out
 
 
