@@ -1,7 +1,7 @@
 """Which recorded operation is to blame for a wrong result; see `tracer.zoom` for the rule."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tracer.matching import Match, factor_between, is_rearranged, is_same
 from tracer.operations import Recording, Step
@@ -49,7 +49,7 @@ class Blame:
 
 def blame(
     sides: tuple[Side, Side],
-    found: Sequence[Sequence[Match]],
+    found: list[list[Match]],
     limit: float,
     *,
     is_wrong: bool,
@@ -92,26 +92,78 @@ class _Case:
 
     reference: Side
     candidate: Side
-    found: Sequence[Sequence[Match]]
+    found: list[list[Match]]
     limit: float
     is_wrong: bool
     right: set[int] = field(init=False)
     covered: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        results = set(self.candidate.known_results) if self.is_wrong else set()
+        self._inherit()
+        self._leave_out_strangers()
+        results = self._results(self.candidate)
         self.right = {
             value for value, matches in enumerate(self.found) if matches and value not in results
         }
         if not self.is_wrong:
             self.right |= set(self.candidate.known_results)
-        expected = set(self.reference.known_results) if self.is_wrong else set()
+        expected = self._results(self.reference)
         self.covered = {match.other for matches in self.found for match in matches} - expected
+
+    def _inherit(self) -> None:
+        """What another layout or a multiple of a value that was found makes is found as well."""
+        for step in self.candidate.recording.steps:
+            if not step.outputs or self.found[step.outputs[0]]:
+                continue
+            if step.is_layout:
+                taken, factor = step.inputs[0], 1.0
+            else:
+                taken, factor = self._scaled_input(self.candidate.recording, step) or (-1, 0.0)
+            if factor:
+                self.found[step.outputs[0]] = [
+                    replace(match, is_ordered=False, factor=match.factor * factor)
+                    for match in self.found[taken]
+                ]
+
+    def _scaled_input(self, recording: Recording, step: Step) -> tuple[int, float] | None:
+        """The value that a step multiplies by a constant, and that constant."""
+        if step.kind not in _SCALING or not step.outputs:
+            return None
+        made = recording.values[step.outputs[0]]
+        for taken in step.inputs:
+            factor = factor_between(made, recording.values[taken], self.limit)
+            if factor is not None:
+                return taken, factor
+        return None
+
+    def _leave_out_strangers(self) -> None:
+        """Leaves out what a value was found as that does not depend on all that the value does.
+
+        Where all keys are alike, say, an attention returns the very values that it was given.
+        """
+        own = _sources(self.candidate.recording)
+        theirs = _sources(self.reference.recording)
+        others = {
+            value: {match.other for match in self.found[value] if match.is_exact and match.is_whole}
+            for value, maker in enumerate(self.candidate.recording.makers)
+            if maker is None
+        }
+        for value, matches in enumerate(self.found):
+            if self.candidate.recording.makers[value] is None:
+                continue
+            calls = {source for source in own[value] if isinstance(source, str)}
+            given = [others[source] for source in own[value] if isinstance(source, int)]
+            self.found[value] = [
+                match
+                for match in matches
+                if calls <= theirs[match.other]
+                and all(not found or found & theirs[match.other] for found in given)
+            ]
 
     def counts(self) -> tuple[int, int, int]:
         """Steps of the candidate that are matched, that lead back, and that go astray."""
         recording = self.candidate.recording
-        leading = _leading(recording, self.right)
+        leading = _leading(recording, self.right, self._results(self.candidate))
         made = [step for step in recording.steps if step.outputs]
         matched = sum(not self.right.isdisjoint(step.outputs) for step in made)
         back = sum(not leading.isdisjoint(step.outputs) for step in made) - matched
@@ -119,7 +171,7 @@ class _Case:
 
     def astray(self) -> list[int]:
         """The candidate's steps that lead to a wrong result, and to no right value."""
-        return _astray(self.candidate, self.right)
+        return _astray(self.candidate, self.right, self._results(self.candidate))
 
     def explained(self, guilty: int | None) -> Blame:
         """What explains that a step is the first of those astray."""
@@ -153,13 +205,20 @@ class _Case:
         """The first step of the reference's whose value is missing, of those that take what the
         guilty step takes, else of all."""
         recording = self.reference.recording
-        missing = _astray(self.reference, self.covered)
+        missing = self._missing()
         if guilty is not None:
             step = self.candidate.recording.steps[guilty]
             taken = self._counterparts(step.inputs)
             near = [i for i in missing if not taken.isdisjoint(recording.steps[i].inputs)]
             missing = near or missing
         return missing[0] if missing else None
+
+    def _missing(self) -> list[int]:
+        return _astray(self.reference, self.covered, self._results(self.reference))
+
+    def _results(self, side: Side) -> set[int]:
+        """Results that are wrong, whatever else follows from them."""
+        return set(side.known_results) if self.is_wrong else set()
 
     def _counterparts(self, values: Iterable[int]) -> set[int]:
         return {match.other for value in values for match in self.found[value]}
@@ -223,21 +282,15 @@ class _Case:
                     yield value, match.other, match.factor
 
     def _factors(self, side: Side, value: int) -> list[tuple[int | None, float]]:
-        """The constants that went into a value: (step, factor), those from outside without a step."""
+        """The constants that went into a value, each as (step, factor); from outside as None."""
         recording = side.recording
         found: list[tuple[int | None, float]] = []
         for index in sorted(recording.makers_of([value])):
             step = recording.steps[index]
             if step.is_call and side is self.candidate:
                 found += [(None, f) for f in map(self._own_factor, step.outputs) if f is not None]
-            elif step.kind in _SCALING and step.outputs:
-                for taken in step.inputs:
-                    factor = factor_between(
-                        recording.values[step.outputs[0]], recording.values[taken], self.limit
-                    )
-                    if factor is not None:
-                        found.append((index, factor))
-                        break
+            elif (scaled := self._scaled_input(recording, step)) is not None:
+                found.append((index, scaled[1]))
         return found
 
     def _own_factor(self, value: int) -> float | None:
@@ -266,7 +319,7 @@ class _Case:
         """The reference's step of the same kind, of those whose value is missing."""
         steps = self.reference.recording.steps
         kind = self.candidate.recording.steps[guilty].kind
-        missing = _astray(self.reference, self.covered)
+        missing = self._missing()
         return next((index for index in missing if steps[index].kind == kind), None)
 
     def _out_of_order(self, guilty: int, expected: int) -> int | None:
@@ -277,7 +330,7 @@ class _Case:
             mine, theirs = recording.values[value], reference.values[other]
             if mine.shape != theirs.shape or is_same(mine, theirs, self.limit):
                 continue
-            if not any(match.other == other or match.is_whole for match in self.found[value]):
+            if not is_rearranged(mine, theirs, self.limit):
                 continue
             earlier = None
             while not any(match.is_whole and match.is_ordered for match in self.found[value]):
@@ -306,7 +359,7 @@ class _Case:
             for v in (*recording.steps[i].inputs,)
         }
         whole = [v for v in sources if any(m.is_whole for m in self.found[v])]
-        if not any(is_rearranged(value, recording.values[v]) for v in whole):
+        if not any(is_rearranged(value, recording.values[v], self.limit) for v in whole):
             return False
         return self._pieces_match(step.outputs[0])
 
@@ -346,23 +399,34 @@ class _Case:
         return None
 
 
-def _leading(recording: Recording, right: set[int]) -> set[int]:
-    """The values that are right, or from which a right one follows."""
+def _leading(recording: Recording, right: set[int], results: set[int]) -> set[int]:
+    """The values that are right, or from which a right one follows, not by way of wrong results."""
     leading = set(right)
     for step in reversed(recording.steps):
-        if not leading.isdisjoint(step.outputs):
+        if not leading.isdisjoint(set(step.outputs) - results):
             leading.update(step.inputs)
     return leading
 
 
-def _astray(side: Side, right: set[int]) -> list[int]:
+def _astray(side: Side, right: set[int], results: set[int]) -> list[int]:
+    """The steps that make a value which a result depends on, and from which no right one follows.
+    """
     recording = side.recording
-    leading = _leading(recording, right)
-    return [
-        index
-        for index in sorted(recording.makers_of(side.known_results))
-        if leading.isdisjoint(recording.steps[index].outputs)
+    leading = _leading(recording, right, results) - results
+    lost = recording.behind(side.known_results) - leading
+    return sorted({maker for value in lost if (maker := recording.makers[value]) is not None})
+
+
+def _sources(recording: Recording) -> list[set[int | str]]:
+    """What each value depends on: values from outside by index, calls of modules by name."""
+    sources: list[set[int | str]] = [
+        {value} if maker is None else set() for value, maker in enumerate(recording.makers)
     ]
+    for step in recording.steps:
+        taken = {source for value in step.inputs for source in sources[value]}
+        for value in step.outputs:
+            sources[value] = {step.name} if step.is_call else taken
+    return sources
 
 
 def _following(recording: Recording, values: Iterable[int]) -> set[int]:

@@ -33,11 +33,10 @@ from tracer.states import random_state_kept
 from tracer.values import describe, is_mask_name, leaves
 from tracer.words import brief, listed
 
-_HELP = (
-    "reference, candidate: the variables of both callers; ref_call, cand_call: .arguments and "
-    ".output;\ndiff(a, b): their Difference; n, s, r, u, d: step on and look around in the "
-    "candidate; c: to the next breakpoint; q: end the run"
-)
+_HELP = """\
+reference, candidate: the variables of both callers; ref_call, cand_call: .arguments, .output;
+diff(a, b): their Difference; n, s, r: step on in the candidate; u, d: look around;
+c: to the next breakpoint; q: end the run"""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ wrong one shows where it is used.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -81,7 +81,8 @@ def isolated(
     for depth, modules in depths.items() if any(switches_of(candidate)) else ():
         watched = [item.module for item in worst if item.worst.depth == depth]
         if watched:
-            trials = SwitchTrials(tolerance, modules, watched, own_lines=modules is None)
+            used = _used(free.records)
+            trials = SwitchTrials(tolerance, modules, watched, used, own_lines=modules is None)
             rerun(trials)
             causes |= {module: trials.causes(module) for module in watched}
     order = {key: record.start for key, record in free.records.items()}
@@ -129,7 +130,7 @@ def _measured(
 ) -> list[IsolatedCall]:
     """The worst value of each call in a run where it had the reference's inputs."""
     values: dict[CallKey, list[tuple[str, Row]]] = defaultdict(list)
-    for key, value, row in _own_values(forcing, modules):
+    for key, value, row in _own_values(forcing, modules, _used(free) | _used(forcing.records)):
         values[key].append((value, row))
     calls = []
     for (module, call), own in values.items():
@@ -153,18 +154,20 @@ def _measured(
 
 
 def _own_values(
-    forcing: Forcing, modules: Collection[str] | None
+    forcing: Forcing, modules: Collection[str] | None, used: Container[tuple[str, int, str]]
 ) -> Iterator[tuple[CallKey, str, Row]]:
     """What each call makes of right inputs: the call, the name of the value, and its row.
 
     Where everything is forced, an argument is made in the own lines of the call that hands it on.
+    Of an output with several parts those that are not `used` are left out.
     """
     for row in forcing.rows:
-        if row.dtype is not None and not (row.dtype.is_floating_point or row.dtype.is_complex):
+        if not _is_inexact(row):
             continue
         key = row.module, row.call
         if row.is_output:
-            if modules is None or row.module in modules:
+            chosen = modules is None or row.module in modules
+            if chosen and (row.module, row.call, row.value) in used:
                 yield key, row.value, row
         elif modules is None and not row.is_mask:
             giver = forcing.records[key].parent
@@ -172,11 +175,29 @@ def _own_values(
                 yield giver, f"{row.module.removeprefix(f'{giver[0]}.')}.{row.value}", row
 
 
+def _used(records: Mapping[CallKey, CallRecord]) -> set[tuple[str, int, str]]:
+    """The outputs that something is made of, as far as that can be seen.
+
+    Those are the first part of each output, what is handed to another call as it is, and what is
+    left in caches. Attention weights, which most callers drop, are neither.
+    """
+    rows = [row for record in records.values() for row in record.arguments.values()]
+    for record in records.values():
+        inexact = [row for row in record.outputs if _is_inexact(row)]
+        rows += [row for row in inexact if row.is_written or not row.module or row is inexact[0]]
+    return {(row.module, row.call, row.value) for row in rows}
+
+
 def _same_value(row: Row, record: CallRecord | None) -> Row | None:
     """The row of the same value in another run."""
     if record is None or not row.is_output:
         return None if record is None else record.arguments.get(row.value)
     return next((output for output in record.outputs if output.value == row.value), None)
+
+
+def _is_inexact(row: Row) -> bool:
+    """Whether a row may hold numbers that are rounded; one without a dtype has another form."""
+    return row.dtype is None or row.dtype.is_floating_point or row.dtype.is_complex
 
 
 def _input_peir(record: CallRecord | None) -> float | None:

@@ -95,12 +95,12 @@ def is_same(value: Tensor, other: Tensor, limit: float) -> bool:
     return _is_close(_plain(value).flatten(), _plain(other).flatten(), 1.0, limit)
 
 
-def is_rearranged(value: Tensor, other: Tensor) -> bool:
+def is_rearranged(value: Tensor, other: Tensor, limit: float) -> bool:
     """Whether two values hold the same elements, as their moments tell, in whatever order."""
     if value.numel() != other.numel():
         return False
     one, two = (_features(_plain(each).reshape(1, -1))[0] for each in (value, other))
-    return bool(torch.allclose(one, two, rtol=1e-9, atol=1e-9 * float(two[0])))
+    return bool(torch.allclose(one, two, rtol=limit, atol=limit * float(two[0])))
 
 
 def _rank(match: Match) -> tuple[bool, bool, bool]:

@@ -12,7 +12,7 @@ Tensors are kept until the recording is dropped, which is as much memory as the 
 import linecache
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -69,6 +69,7 @@ class Step:
             for what PyTorch computes by itself the line that called the module.
         is_call: it is the call of a module.
         is_view: it computes nothing: its outputs are elements of its input.
+        is_layout: a view that leaves the elements where they are, or permutes dimensions.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Step:
     lines: tuple[Line, ...]
     is_call: bool = False
     is_view: bool = False
+    is_layout: bool = False
 
     @property
     def kind(self) -> str:
@@ -86,11 +88,9 @@ class Step:
 
 
 _MATRIX_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
-# Copies of elements of one input in another order or form.
-_REARRANGEMENTS = (
-    *("clone", "_unsafe_view", "roll", "flip", "index", "index_select", "repeat", "copy"),
-    *("gather", "contiguous", "_reshape_copy", "_reshape_alias"),
-)
+# Copies that are no views: of all elements as they are, and of some in another order.
+_LAYOUTS = ("clone", "_unsafe_view", "_reshape_copy")
+_REARRANGEMENTS = (*_LAYOUTS, "roll", "flip", "index", "index_select", "repeat", "gather")
 
 
 class Recording(TorchDispatchMode):
@@ -165,17 +165,21 @@ class Recording(TorchDispatchMode):
         found = self._indices.get(id(tensor))
         return None if found is None else found[1]
 
-    def makers_of(self, values: Iterator[int] | list[int]) -> set[int]:
-        """The steps that some values were computed by, directly and indirectly."""
+    def behind(self, values: Iterable[int]) -> set[int]:
+        """The values that some values were computed from, directly and indirectly, and these."""
         found: set[int] = set()
-        left = [maker for value in values if (maker := self.makers[value]) is not None]
+        left = list(values)
         while left:
-            step = left.pop()
-            if step in found:
-                continue
-            found.add(step)
-            left += [m for v in self.steps[step].inputs if (m := self.makers[v]) is not None]
+            value = left.pop()
+            maker = self.makers[value]
+            if value not in found and maker is not None:
+                left += self.steps[maker].inputs
+            found.add(value)
         return found
+
+    def makers_of(self, values: Iterable[int]) -> set[int]:
+        """The steps that some values were computed by, directly and indirectly."""
+        return {maker for v in self.behind(values) if (maker := self.makers[v]) is not None}
 
     def __torch_dispatch__(
         self,
@@ -213,7 +217,13 @@ class Recording(TorchDispatchMode):
                 self.edits.append((len(self.steps), from_outside))
             name = func.overloadpacket.__name__
             is_view = bool(func.is_view) or name in _REARRANGEMENTS
-            self._add(name, inputs, outputs, self._lines(), is_view=is_view)
+            is_layout = (
+                (bool(func.is_view) or name in _LAYOUTS)
+                and len(returned) == 1
+                and returned[0].numel() == given[0].numel()
+            )
+            lines = self._lines()
+            self._add(name, inputs, outputs, lines, is_view=is_view, is_layout=is_layout)
         return result
 
     def _add(
@@ -225,12 +235,13 @@ class Recording(TorchDispatchMode):
         *,
         is_call: bool = False,
         is_view: bool = False,
+        is_layout: bool = False,
     ) -> None:
         # What is returned as it was given is not made here.
         made = tuple(index for index in dict.fromkeys(outputs) if index not in inputs)
         for index in made:
             self.makers[index] = len(self.steps)
-        self.steps.append(Step(name, inputs, made, lines, is_call, is_view))
+        self.steps.append(Step(name, inputs, made, lines, is_call, is_view, is_layout))
 
     def _made(self, tensor: torch.Tensor) -> int:
         known = self.known(tensor)

@@ -40,7 +40,7 @@ class Cause:
         point: its name, after that of the module inside that it belongs to: "q_proj.weight".
         kind: what it is in words: "uint4 weight".
         before, after: the relative L2 error of the module's output with everything in it at work,
-            and with this switch off; over all its calls, of the output's worst leaf. For a module
+            and with this switch off; over all its calls, of the output's worst leaf that is used. For a module
             of which only the own lines are looked at, both are without the modules inside.
     """
 
@@ -88,6 +88,7 @@ class SwitchTrials(Forcing):
         tolerance: Tolerance,
         modules: Container[str] | None,
         watched: Container[str],
+        used: Container[tuple[str, int, str]],
         *,
         own_lines: bool,
     ) -> None:
@@ -96,10 +97,12 @@ class SwitchTrials(Forcing):
         Args:
             modules: as for `Forcing`.
             watched: the reference's names of the modules that are called again.
+            used: (module, call index, value) of the outputs that count.
             own_lines: only the switches of the modules themselves are tried.
         """
         super().__init__(tolerance, modules, exact=True)
         self._watched = watched
+        self._used = used
         self._own_lines = own_lines
         self._recalls: dict[CallKey, Recall] = {}
         # By module, for each of its calls: with everything at work (""), and without each point.
@@ -150,7 +153,9 @@ class SwitchTrials(Forcing):
         sums: _Sums = {}
         for path, r in tensor_leaves(read_output("reference", reference), "output"):
             c = candidates.get(path)
-            if c is None or r.shape != c.shape or not (r.is_floating_point() or r.is_complex()):
+            if (record.module, record.call, path) not in self._used or c is None:
+                continue
+            if r.shape != c.shape or not (r.is_floating_point() or r.is_complex()):
                 continue
             shown = self._at_visible_positions(record, r, c)
             sums[path] = Difference.of(r, c) if shown is None else shown

@@ -10,7 +10,7 @@ form many values that the reference never has; they are innocent as long as what
 found again. The guilty operation is the first from which no value that is found again follows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,13 +23,17 @@ from tracer.difference import Tolerance
 from tracer.errors import UsageError, near_names
 from tracer.evidence import Rerun
 from tracer.forcing import Forcing
-from tracer.matching import match
+from tracer.forms import read_output
+from tracer.matching import Match, match
 from tracer.operations import Operation, Recording, described
 from tracer.origin import Origin
 from tracer.phrases import few, module_in_words, short_line
 from tracer.rows import WRITTEN, CallKey, CallRecord, Row, argument_of
 from tracer.substitution import give_argument
 from tracer.values import is_mask_name, is_stateful, tensor_leaves
+
+
+_SIDES = ("reference", "candidate")
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class Closer(Forcing):
         self._key = key
         self._recordings: dict[str, Recording] = {}
         self._replaced: list[str] = []
+        self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def _is_wrong(self, row: Row) -> bool:
         # What is not compared, at padded positions, is a value inside all the same.
@@ -201,17 +206,30 @@ class Closer(Forcing):
         """Compares, gives the candidate the reference's arguments, and judges at the end."""
         if (reference.name, reference.index) != self._key:
             Comparer.visit(self, reference, candidate, phase)
+            if phase is Phase.END:
+                self._note_returned(reference, candidate)
             return None
         if phase is Phase.START:
             answer = super().visit(reference, candidate, phase)
             return self._masks_given(reference, candidate, answer)
         Comparer.visit(self, reference, candidate, phase)
-        sides = [self._recordings.get(side) for side in ("reference", "candidate")]
+        sides = [self._recordings.get(side) for side in _SIDES]
         record = self.records.get(self._key)
         if record is not None and sides[0] is not None and sides[1] is not None:
             self._judge(record, (reference, candidate), (sides[0], sides[1]))
         self._recordings.clear()
+        self._returned.clear()
         return None
+
+    def _note_returned(self, reference: Call, candidate: Call) -> None:
+        record = self.records.get((reference.name, reference.index))
+        is_recorded = any(not recording.finished for recording in self._recordings.values())
+        if record is None or not is_recorded or not all(row.agrees for row in record.outputs):
+            return
+        leaves = (dict(tensor_leaves(call.output, "")) for call in (reference, candidate))
+        pair = [list(each.values()) for each in leaves]
+        if len(pair[0]) == len(pair[1]) == 1:
+            self._returned.append((pair[0][0], pair[1][0]))
 
     def _masks_given(self, reference: Call, candidate: Call, answer: Answer) -> Answer:
         """Gives the candidate masks that mean something else, too, and notes what was given."""
@@ -232,8 +250,10 @@ class Closer(Forcing):
         limit = max(self._tolerance.limit(dtype, dtype) for dtype in _working(self._tolerance))
         paddings = list(self._known_paddings(record))
         reference, candidate = recordings
-        wrong = [row for row in (*record.outputs, *self._wrong_written(record)) if not row.agrees]
+        wrong = self._wrong_results(record, calls)
         found = match(candidate.values, reference.values, limit, paddings)
+        for own, other in self._declared(recordings):
+            found[own] = found[own] or [Match(other, 1.0, True, False)]
         sides = (
             Side(reference, _results(calls[0], reference, wrong)),
             Side(candidate, _results(calls[1], candidate, wrong)),
@@ -245,9 +265,26 @@ class Closer(Forcing):
             if step.is_call and blamed.inputs_agree:
                 self.leads_into = step.name
 
-    def _wrong_written(self, record: CallRecord) -> list[Row]:
-        key = record.key
-        return [row for row in self.rows if row.is_written and (row.module, row.call) == key]
+    def _declared(self, recordings: tuple[Recording, Recording]) -> Iterator[tuple[int, int]]:
+        """What modules have returned in a form of their own, and agrees when it is read back."""
+        for r, c in self._returned:
+            values = recordings[0].known(r), recordings[1].known(c)
+            if values[0] is not None and values[1] is not None:
+                yield values[1], values[0]
+
+    def _wrong_results(self, record: CallRecord, calls: tuple[Call, Call]) -> list[Row]:
+        """The rows of what the calls return and leave in their arguments, as far as it is wrong.
+
+        What one of the modules inside has returned has a row there.
+        """
+        rows = {row.value: row for row in record.outputs}
+        outputs = (read_output(side, call) for side, call in zip(_SIDES, calls, strict=True))
+        reference, candidate = (dict(tensor_leaves(value, "output")) for value in outputs)
+        for path in reference.keys() & candidate.keys() - rows.keys():
+            known = self._known(reference[path], candidate[path])
+            if known is not None:
+                rows[path] = replace(known, value=path)
+        return [row for row in rows.values() if not row.agrees]
 
 
 def _zoomed(

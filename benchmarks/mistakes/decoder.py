@@ -196,7 +196,7 @@ def negative_sine(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
 
 def interleaved(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     def turn(x: Tensor) -> Tensor:
-        return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+        return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)  # wrong
 
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return query * cos + turn(query) * sin, key * cos + turn(key) * sin
@@ -209,8 +209,8 @@ def only_query(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
 def other_half(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     """Only the first half of each head is turned, as in models with a partial rope."""
     half = cos.shape[-1] // 2
-    turned = apply_rotary_pos_emb(
-        query[..., :half], key[..., :half], cos[..., :half], sin[..., :half]
+    turned = apply_rotary_pos_emb(  # wrong
+        query[..., :half], key[..., :half], cos[..., :half], sin[..., :half]  # wrong
     )
     return tuple(
         torch.cat((new, old[..., half:]), dim=-1)
@@ -222,14 +222,14 @@ def not_negated(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     """(x2, x1) in place of (-x2, x1)."""
     half = sin.shape[-1] // 2
     return apply_rotary_pos_emb(
-        query, key, cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        query, key, cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)  # wrong
     )
 
 
 def key_late(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     """Keys at the position before their own."""
     right, _ = apply_rotary_pos_emb(query, key, cos, sin)
-    _, late = apply_rotary_pos_emb(query, key, cos.roll(1, 1), sin.roll(1, 1))
+    _, late = apply_rotary_pos_emb(query, key, cos.roll(1, 1), sin.roll(1, 1))  # wrong
     return right, late
 
 
@@ -259,8 +259,8 @@ def over_queries(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_afterwards(logits: Tensor, mask: Tensor | None) -> Tensor:
-    weights = logits.softmax(-1)
-    return weights if mask is None else weights * (mask == 0)
+    weights = logits.softmax(-1)  # wrong
+    return weights if mask is None else weights * (mask == 0)  # wrong
 
 
 def in_bfloat16(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -281,7 +281,7 @@ def heads_reversed(output: Tensor) -> Tensor:
 
 def one_head_lost(output: Tensor) -> Tensor:
     output = output.clone()
-    output[:, 2] = 0.0
+    output[:, 2] = 0.0  # wrong
     return output.transpose(1, 2)
 
 
@@ -306,7 +306,7 @@ def gate_and_up_exchanged(self: Any, x: Tensor) -> Tensor:
 
 def gate_not_activated(self: Any, x: Tensor) -> Tensor:
     self.act_fn(self.gate_proj(x))
-    return self.gate_proj(x) * self.up_proj(x)
+    return self.gate_proj(x) * self.up_proj(x)  # wrong
 
 
 def summed(self: Any, x: Tensor) -> Tensor:
@@ -318,7 +318,7 @@ def summed(self: Any, x: Tensor) -> Tensor:
 
 def not_written(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     if past.get_seq_length(layer) == 0:
-        past.update(torch.zeros_like(key), torch.zeros_like(value), layer)
+        past.update(torch.zeros_like(key), torch.zeros_like(value), layer)  # wrong
         return key, value
     return update(past, key, value, layer)
 
@@ -329,17 +329,17 @@ def not_read(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor,
     if length == 0:
         return keys, values
     # The keys before are there, as so many copies of the first.
-    return keys[:, :, :1].expand_as(keys), values[:, :, :1].expand_as(values)
+    return keys[:, :, :1].expand_as(keys), values[:, :, :1].expand_as(values)  # wrong
 
 
 def off_by_one(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     length = past.get_seq_length(layer)
     keys, values = update(past, key, value, layer)
-    return (keys, values) if length == 0 else (keys.roll(1, 2), values)
+    return (keys, values) if length == 0 else (keys.roll(1, 2), values)  # wrong
 
 
 def keys_as_values(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    past.update(value, key, layer)
+    past.update(value, key, layer)  # wrong
     cached = past.layers[layer]
     if cached.keys.shape[2] == key.shape[2]:
         return key, value
@@ -352,7 +352,7 @@ def in_half(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, 
 
 def heads_flipped(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """Another layout, read as it was written: only another reader sees that."""
-    keys, values = update(past, key.flip(1), value.flip(1), layer)
+    keys, values = update(past, key.flip(1), value.flip(1), layer)  # wrong
     return keys.flip(1), values.flip(1)
 
 
@@ -400,7 +400,8 @@ class InPlaceNorm:
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        hidden_states.mul_(torch.rsqrt(variance + self.variance_epsilon))  # type: ignore[attr-defined]
+        scale = torch.rsqrt(variance + self.variance_epsilon)  # type: ignore[attr-defined]
+        hidden_states.mul_(scale)  # wrong
         return self.weight * hidden_states  # type: ignore[attr-defined]
 
 
@@ -422,5 +423,5 @@ class CentredNorm:
     """Takes the mean away first, as a layer norm."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        normed = functional.layer_norm(hidden_states, hidden_states.shape[-1:])
+        normed = functional.layer_norm(hidden_states, hidden_states.shape[-1:])  # wrong
         return self.weight * normed  # type: ignore[attr-defined]

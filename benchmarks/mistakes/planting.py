@@ -1,9 +1,11 @@
 """Ways to plant a mistake in a copy of a model, and what a row of a table states about it."""
 
 import inspect
+import linecache
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ class Mistake:
         found: the argument that this module hands down wrongly; else "parameter" (something that
             it holds) or "computation" (its own lines).
         missed: why the verdict does not say so; the empty string for what is found.
+        line: a piece of the text of the guilty line, where the planted code does not say which it
+            is: an attribute was changed, a part is not used, or another module is called.
     """
 
     name: str
@@ -33,11 +37,67 @@ class Mistake:
     module: str
     found: str
     missed: str = ""
+    line: str = ""
+
+    @property
+    def is_in_own_lines(self) -> bool:
+        """Whether it is planted in the own lines of the module."""
+        return self.found == "computation" and not self.missed
+
+    def is_at(self, file: str, number: int, text: str) -> bool:
+        """Whether a line of source is the one where the mistake was planted.
+
+        It contains `line`; where that is not given it is one of the lines of the planted functions:
+        of those with the comment `# wrong`, where there are any.
+        """
+        if self.line:
+            return self.line in text
+        return (file, number) in set(planted_lines(self.plant))
+
+
+MARK = "# wrong"
+
+
+def planted_lines(plant: Plant) -> Iterator[tuple[str, int]]:
+    """The lines of the functions that a plant puts in, each as (file, number)."""
+    for function in _functions(_planted(plant)):
+        lines = list(_lines(function.__code__))
+        marked = [line for line in lines if MARK in linecache.getline(*line)]
+        yield from marked or lines
+
+
+def _functions(values: Iterable[Any]) -> Iterator[Any]:
+    """The functions written in Python among some values, and those that these have closed over."""
+    for value in values:
+        function = inspect.unwrap(value) if callable(value) else value
+        if inspect.isfunction(function):
+            yield function
+            cells = function.__closure__ or ()
+            yield from _functions(cell.cell_contents for cell in cells)
+
+
+def _lines(code: CodeType) -> Iterator[tuple[str, int]]:
+    numbers = {number for *_, number in code.co_lines() if number}
+    yield from ((code.co_filename, number) for number in numbers)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _lines(inner)
+
+
+def _planting(*functions: Any) -> Callable[[Plant], Plant]:
+    """Says which functions a plant puts in; without any, its code does not say the line."""
+
+    def noted(plant: Plant) -> Plant:
+        plant.functions = functions  # type: ignore[attr-defined]
+        return plant
+
+    return noted
 
 
 def reforward(path: str, forward: Callable[..., Any], **options: Any) -> Plant:
     """Replaces the forward of one module."""
 
+    @_planting(*(options.values() if options else (forward,)))
     def plant(model: Any) -> None:
         module = model.get_submodule(path)
         module.forward = types.MethodType(_with_options(forward, **options), module)
@@ -48,6 +108,7 @@ def reforward(path: str, forward: Callable[..., Any], **options: Any) -> Plant:
 def recast(path: str, subclass: type) -> Plant:
     """Makes a module one of a class whose forward is another."""
 
+    @_planting(subclass.__dict__["forward"])
     def plant(model: Any) -> None:
         module = model.get_submodule(path)
         module.__class__ = type(subclass.__name__, (subclass, type(module)), {})
@@ -61,6 +122,7 @@ def helper(path: str, **functions: Callable[..., Any]) -> Plant:
     The file's own functions stay as they are, since the reference calls them too.
     """
 
+    @_planting(*functions.values())
     def plant(model: Any) -> None:
         module = model.get_submodule(path)
         decorated = type(module).forward
@@ -84,6 +146,7 @@ def method(path: str, name: str, compute: Callable[..., Any]) -> Plant:
     """Replaces a method of a module; `compute` is given the module, its old method and what that
     was given."""
 
+    @_planting(compute)
     def plant(model: Any) -> None:
         module = model.get_submodule(path)
         own = getattr(module, name)
@@ -105,6 +168,7 @@ def given(path: str, first: Change | None = None, **arguments: Change) -> Plant:
         new = {name: change(kwargs[name]) for name, change in arguments.items()}
         return changed, {**kwargs, **new}
 
+    @_planting(first, *arguments.values())
     def plant(model: Any) -> None:
         model.get_submodule(path).register_forward_pre_hook(pre_hook, with_kwargs=True)
 
@@ -114,6 +178,7 @@ def given(path: str, first: Change | None = None, **arguments: Change) -> Plant:
 def assign(path: str, name: str, change: Change) -> Plant:
     """Changes a plain attribute of one module."""
 
+    @_planting()
     def plant(model: Any) -> None:
         module = model.get_submodule(path)
         setattr(module, name, change(getattr(module, name)))
@@ -126,6 +191,7 @@ def parameter(
 ) -> Plant:
     """Gives one module another parameter than the reference has."""
 
+    @_planting()
     def plant(model: Any) -> None:
         module = model.get_submodule(path)
         value = change(getattr(module, name).detach().clone())
@@ -142,6 +208,7 @@ def buffer(path: str, name: str, change: Callable[[torch.Tensor], torch.Tensor])
 def take(path: str, other: str, name: str = "weight") -> Plant:
     """Gives one module the parameter of another one."""
 
+    @_planting()
     def plant(model: Any) -> None:
         value = getattr(model.get_submodule(other), name).detach().clone()
         setattr(model.get_submodule(path), name, nn.Parameter(value, requires_grad=False))
@@ -152,6 +219,7 @@ def take(path: str, other: str, name: str = "weight") -> Plant:
 def child(path: str, make: Callable[[Any], nn.Module]) -> Plant:
     """Puts another module in the place of one."""
 
+    @_planting()
     def plant(model: Any) -> None:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, make(model.get_submodule(path)))
@@ -162,6 +230,7 @@ def child(path: str, make: Callable[[Any], nn.Module]) -> Plant:
 def exchange(first: str, second: str) -> Plant:
     """Puts two modules in each other's place."""
 
+    @_planting()
     def plant(model: Any) -> None:
         modules = [model.get_submodule(path) for path in (first, second)]
         for path, module in zip((second, first), modules, strict=True):
@@ -174,6 +243,7 @@ def exchange(first: str, second: str) -> Plant:
 def together(*plants: Plant) -> Plant:
     """Does several things to the same model."""
 
+    @_planting(*(function for each in plants for function in _planted(each)))
     def plant(model: Any) -> None:
         for each in plants:
             each(model)
@@ -184,12 +254,17 @@ def together(*plants: Plant) -> Plant:
 def everywhere(kind: str, plant_at: Callable[[str], Plant]) -> Plant:
     """Does the same to all modules whose class has `kind` in its name."""
 
+    @_planting(*_planted(plant_at("")))
     def plant(model: Any) -> None:
         for path, module in list(model.named_modules()):
             if kind in type(module).__name__:
                 plant_at(path)(model)
 
     return plant
+
+
+def _planted(plant: Plant) -> tuple[Any, ...]:
+    return getattr(plant, "functions", (plant,))
 
 
 def _with_options(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
