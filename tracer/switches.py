@@ -40,8 +40,8 @@ class Cause:
         point: its name, after that of the module inside that it belongs to: "q_proj.weight".
         kind: what it is in words: "uint4 weight".
         before, after: the relative L2 error of the module's output with everything in it at work,
-            and with this switch off; over all its calls, of the output's worst leaf that is used. For a module
-            of which only the own lines are looked at, both are without the modules inside.
+            and with this switch off; over all its calls, of the worst leaf that is used. For a
+            module of which only the own lines are looked at, both are without the modules inside.
     """
 
     point: str

@@ -421,3 +421,43 @@ class TestRuns:
         ]
         assert frame["module"].tolist() == ["", "0", "1"]
         assert frame["share"].tolist() == [0.0, 1.0, 0.0]
+
+
+class Attending(nn.Module):
+    """Gives weights beside its result, as attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(4, 4)
+        self.sharpness = 1.0
+
+    def forward(self, x):
+        weights = torch.softmax(x @ x.mT, dim=-1)
+        return weights @ self.values(x), weights * self.sharpness
+
+
+class Attended(nn.Module):
+    """Drops the weights, or hands them on."""
+
+    def __init__(self, hands_on: bool) -> None:
+        super().__init__()
+        self.attention = Attending()
+        self.head = nn.Identity()
+        self.hands_on = hands_on
+
+    def forward(self, x):
+        attended, weights = self.attention(x)
+        return attended.sum() + self.head(weights).sum() if self.hands_on else attended
+
+
+@pytest.mark.parametrize("hands_on", [True, False])
+def test_a_part_of_an_output_that_nobody_uses_does_not_count(hands_on: bool) -> None:
+    torch.manual_seed(0)
+    reference = Attended(hands_on).eval()
+    candidate = copy.deepcopy(reference)
+    candidate.attention.sharpness = 1.5
+    x = torch.randn(3, 4)
+    found = tracer.compare(reference, candidate, x, isolate="leaves").isolation
+    call = next(call for call in found.calls if call.module == "attention")
+    assert (call.introduced > 0.1) is hands_on
+    assert call.value == ("output.1" if hands_on else "output.0")
