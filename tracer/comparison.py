@@ -89,7 +89,8 @@ def compare(
         zoom: names the guilty operation and its line inside a module, by the reference's name; for
             a confirmed origin in a module's own lines that is done by itself. See `tracer.zoom`.
         breakpoints: where the debugger opens, with both models at the same call: globs of the
-            reference's module names, or `Breakpoint`s; see `tracer.debugger`.
+            reference's module names, or `Breakpoint`s; see `tracer.debugger`. A run that is ended
+            there returns what it has compared, with `coverage.ended`.
         post_mortem: the debugger opens where a model raises.
         debugger: "ipdb" or "pdb"; by default what PYTHONBREAKPOINT says, or ipdb in a terminal and
             pdb elsewhere.

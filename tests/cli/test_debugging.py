@@ -60,6 +60,15 @@ def test_at_the_end_where_it_diverges(at_prompt, tmp_path: Path) -> None:
     assert "(Pdb) True" in out
 
 
+def test_masks_that_one_side_does_without_are_no_divergence(at_prompt) -> None:
+    """Fused attention is given no mask where the reference is given a causal one."""
+    options = ("--candidate", "sdpa", "--break", "*", "--break-when", "diverged")
+    code, out, _ = at_prompt("q", *options)
+    assert code == 0
+    assert "candidate None" in out
+    assert "(Pdb)" not in out
+
+
 def test_ended_before_anything_differed(at_prompt, tmp_path: Path) -> None:
     report = tmp_path / "out.json"
     options = ("--break", "model.layers.1.mlp", "--report", report, "--focus", "model.norm")
