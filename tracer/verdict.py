@@ -8,7 +8,7 @@ value replaced by the reference's: if the divergence is gone, the suspect is con
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -128,13 +128,19 @@ def _other_origins(others: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def judge_ended(verdict: Verdict) -> Verdict:
-    """The verdict of a run that the user has ended: what was not compared does not agree."""
-    known = verdict.explanation
-    if verdict.agrees:
-        known = "What was compared until then agrees; a whole run says whether the rest does."
-    text = f"The run was ended by the user, before the models came to their end.\n{known}"
-    return replace(verdict, agrees=False, explanation=text)
+def judge_ended(rows: Sequence[Row]) -> Verdict:
+    """The verdict of a run that the user has ended: what was not compared does not agree.
+
+    Where a divergence began is left open, since it takes further runs to tell.
+    """
+    lines = ["The run was ended by the user, before the models came to their end."]
+    first = first_divergence(rows)
+    if first is None:
+        lines.append("What was compared until then agrees; a whole run says whether the rest does.")
+        return Verdict(False, None, None, False, "\n".join(lines))
+    lines.append(f"First visible at {place(first)}{size(first)}; a whole run says where it began.")
+    symptom = Symptom(first.module, first.call, first.value, first.peir)
+    return Verdict(False, symptom, None, False, "\n".join(lines))
 
 
 def _raising(search: Search, failure: Failure) -> Verdict:
