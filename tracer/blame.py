@@ -1,5 +1,7 @@
 """Which recorded operation is to blame for a wrong result; see `tracer.zoom` for the rule."""
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -8,6 +10,10 @@ from tracer.operations import Recording, Step
 
 # Operations that may multiply by a constant.
 _SCALING = ("mul", "div", "neg")
+# Operations that hand on a factor of what they take.
+_HOMOGENEOUS = ("matmul", *_SCALING)
+# Constants by which a step multiplies; by a module that is called, or from outside, without one.
+_Factors = list[tuple[int | None, float]]
 # How close the factors of two operations are, to be the same.
 _SAME_FACTOR = 1e-4
 
@@ -74,7 +80,7 @@ def blame(
     steps = sides[1].recording.steps
     # Memory that nothing has been written to yet holds no value.
     filled = [step for step in astray if not steps[step].name.startswith("empty")]
-    guilty = next(iter(filled or astray), None)
+    guilty = case.first_of(filled or astray)
     verdict = case.explained(guilty)
     return Blame(
         verdict.kind,
@@ -137,28 +143,14 @@ class _Case:
         return None
 
     def _leave_out_strangers(self) -> None:
-        """Leaves out what a value was found as that does not depend on all that the value does.
+        """Leaves out what a value was found as that does not depend on all modules that it does.
 
         Where all keys are alike, say, an attention returns the very values that it was given.
         """
-        own = _sources(self.candidate.recording)
-        theirs = _sources(self.reference.recording)
-        others = {
-            value: {match.other for match in self.found[value] if match.is_exact and match.is_whole}
-            for value, maker in enumerate(self.candidate.recording.makers)
-            if maker is None
-        }
+        own = _modules_behind(self.candidate.recording)
+        theirs = _modules_behind(self.reference.recording)
         for value, matches in enumerate(self.found):
-            if self.candidate.recording.makers[value] is None:
-                continue
-            calls = {source for source in own[value] if isinstance(source, str)}
-            given = [others[source] for source in own[value] if isinstance(source, int)]
-            self.found[value] = [
-                match
-                for match in matches
-                if calls <= theirs[match.other]
-                and all(not found or found & theirs[match.other] for found in given)
-            ]
+            self.found[value] = [m for m in matches if own[value] <= theirs[m.other]]
 
     def counts(self) -> tuple[int, int, int]:
         """Steps of the candidate that are matched, that lead back, and that go astray."""
@@ -172,6 +164,25 @@ class _Case:
     def astray(self) -> list[int]:
         """The candidate's steps that lead to a wrong result, and to no right value."""
         return _astray(self.candidate, self.right, self._results(self.candidate))
+
+    def first_of(self, astray: Sequence[int]) -> int | None:
+        """The first step where something goes astray that is not put together of what is right.
+
+        The halves of a sine table may have signs of their own, which other steps undo.
+        """
+        recording = self.candidate.recording
+        lost = set(astray)
+        begins = [
+            index
+            for index in astray
+            if all(recording.makers[value] not in lost for value in recording.steps[index].inputs)
+        ]
+        whole = (index for index in begins if not self._is_put_together(index))
+        return next(whole, next(iter(astray), None))
+
+    def _is_put_together(self, index: int) -> bool:
+        step = self.candidate.recording.steps[index]
+        return step.kind in ("cat", "stack") and all(self.found[value] for value in step.inputs)
 
     def explained(self, guilty: int | None) -> Blame:
         """What explains that a step is the first of those astray."""
@@ -238,23 +249,12 @@ class _Case:
     def _wrong_scale(self, guilty: int, expected: int | None) -> Blame | None:
         """A factor before the guilty step that is not among the reference's."""
         step = self.candidate.recording.steps[guilty]
-        pairs = list(self._scaled_inputs(step))
-        for value, other, factor in pairs:
-            own = self._factors(self.candidate, value)
-            theirs = self._factors(self.reference, other)
-            for scaling in list(theirs):
-                # First those whose result the reference has as it is.
-                ranked = sorted(own, key=lambda s: self._is_exact(s[0]), reverse=True)
-                same = next((s for s in ranked if _is_near(s[1], scaling[1])), None)
-                if same is not None:
-                    own.remove(same)
-                    theirs.remove(scaling)
-            product = 1.0
-            for _, each in own:
-                product *= each
-            for _, each in theirs:
-                product /= each
-            if not _is_near(product, factor):
+        for value, other, factor in self._scaled_inputs(step):
+            own = _of_size(self._factors(self.candidate, value), factor)
+            theirs = _of_size(self._factors(self.reference, other), factor)
+            own, theirs = self._without_common(own, theirs)
+            product = math.prod(f for _, f in own) / math.prod(f for _, f in theirs)
+            if not _is_near(abs(product), abs(factor)):
                 continue
             mine = [index for index, _ in own if index is not None]
             their = [index for index, _ in theirs if index is not None]
@@ -264,6 +264,30 @@ class _Case:
                 made = self.candidate.recording.makers[value]
                 return Blame("missing", guilty, their[-1], made)
         return None
+
+    def _without_common(self, own: _Factors, theirs: _Factors) -> tuple[_Factors, _Factors]:
+        """What is left of both sides' factors.
+
+        First those go that multiply the same value as the reference's, then those that make one.
+        """
+        own, left = list(own), list(theirs)
+        for scaling in theirs:
+            same = [each for each in own if _is_near(each[1], scaling[1])]
+            if same:
+                own.remove(
+                    max(same, key=lambda e: (self._is_twin(e[0], scaling[0]), self._is_exact(e[0])))
+                )
+                left.remove(scaling)
+        return own, left
+
+    def _is_twin(self, index: int | None, other: int | None) -> bool:
+        """Whether a step takes, but for a factor, what a step of the reference's takes."""
+        if index is None or other is None:
+            return False
+        taken = self.candidate.recording.steps[index].inputs
+        return not self._counterparts(taken).isdisjoint(
+            self.reference.recording.steps[other].inputs
+        )
 
     def _scaled_inputs(self, step: Step) -> Iterable[tuple[int, int, float]]:
         """Values that a step takes with a factor over what a step of its kind takes there: its own
@@ -275,16 +299,18 @@ class _Case:
             if other.kind == step.kind and self.covered.isdisjoint(other.outputs)
         ]
         results = set(self.reference.known_results)
-        for value in (*step.inputs, *step.outputs):
+        # A factor goes through a product, so that it is not wrong there yet.
+        taken_in = () if step.kind in _HOMOGENEOUS else step.inputs
+        for value in (*taken_in, *step.outputs):
             for match in self.found[value]:
                 taken = any(match.other in other.inputs for other in same)
                 if not match.is_exact and (taken or match.other in results):
                     yield value, match.other, match.factor
 
-    def _factors(self, side: Side, value: int) -> list[tuple[int | None, float]]:
+    def _factors(self, side: Side, value: int) -> _Factors:
         """The constants that went into a value, each as (step, factor); from outside as None."""
         recording = side.recording
-        found: list[tuple[int | None, float]] = []
+        found: _Factors = []
         for index in sorted(recording.makers_of([value])):
             step = recording.steps[index]
             if step.is_call and side is self.candidate:
@@ -395,7 +421,28 @@ class _Case:
         later = [s for s in reference.steps[expected + 1 :] if s.kind == step.kind]
         after = _following(reference, missing.outputs)
         if any(not after.isdisjoint(s.inputs) for s in later):
-            return Blame("missing", guilty, expected, recording.makers[shared])
+            made = recording.makers[shared]
+            neutral = self._neutral(made)
+            if neutral is not None:
+                return Blame("wrong", neutral, expected)
+            return Blame("missing", guilty, expected, made)
+        return None
+
+    def _neutral(self, index: int | None) -> int | None:
+        """What makes a step change nothing, where it is another step: a mask of zeros, say."""
+        if index is None:
+            return None
+        recording = self.candidate.recording
+        step = recording.steps[index]
+        if step.is_call or step.is_view or len(step.inputs) != 2:
+            return None
+        made = recording.values[step.outputs[0]]
+        for value, operand in (step.inputs, step.inputs[::-1]):
+            if is_same(made, recording.values[value], self.limit):
+                maker = recording.makers[operand]
+                while maker is not None and recording.steps[maker].is_view:
+                    maker = recording.makers[recording.steps[maker].inputs[0]]
+                return maker
         return None
 
 
@@ -409,24 +456,21 @@ def _leading(recording: Recording, right: set[int], results: set[int]) -> set[in
 
 
 def _astray(side: Side, right: set[int], results: set[int]) -> list[int]:
-    """The steps that make a value which a result depends on, and from which no right one follows.
-    """
+    """The steps that make a value which a result depends on, and from which no right one follows."""
     recording = side.recording
     leading = _leading(recording, right, results) - results
     lost = recording.behind(side.known_results) - leading
     return sorted({maker for value in lost if (maker := recording.makers[value]) is not None})
 
 
-def _sources(recording: Recording) -> list[set[int | str]]:
-    """What each value depends on: values from outside by index, calls of modules by name."""
-    sources: list[set[int | str]] = [
-        {value} if maker is None else set() for value, maker in enumerate(recording.makers)
-    ]
+def _modules_behind(recording: Recording) -> list[set[str]]:
+    """The modules whose outputs each value was computed from, not by way of other modules."""
+    behind: list[set[str]] = [set() for _ in recording.values]
     for step in recording.steps:
-        taken = {source for value in step.inputs for source in sources[value]}
+        taken = {name for value in step.inputs for name in behind[value]}
         for value in step.outputs:
-            sources[value] = {step.name} if step.is_call else taken
-    return sources
+            behind[value] = {step.name} if step.is_call else taken
+    return behind
 
 
 def _following(recording: Recording, values: Iterable[int]) -> set[int]:
@@ -436,6 +480,20 @@ def _following(recording: Recording, values: Iterable[int]) -> set[int]:
         if not following.isdisjoint(step.inputs):
             following.update(step.outputs)
     return following
+
+
+def _of_size(factors: _Factors, factor: float) -> _Factors:
+    """Those that can have made a factor: signs for a sign, else what is not undone again."""
+    if _is_near(abs(factor), 1.0):
+        return [each for each in factors if _is_near(abs(each[1]), 1.0)]
+    left = [each for each in factors if not _is_near(abs(each[1]), 1.0) or each[1] == 1.0]
+    steps = [(index, f) for index, f in left if index is not None and f != 1.0]
+    pairs = [(a, b) for a, b in itertools.combinations(steps, 2) if _is_near(a[1] * b[1], 1.0)]
+    for a, b in sorted(pairs, key=lambda pair: pair[1][0] - pair[0][0]):
+        if a in left and b in left:
+            left.remove(a)
+            left.remove(b)
+    return left
 
 
 def _is_near(one: float, other: float) -> bool:

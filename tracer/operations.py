@@ -12,7 +12,7 @@ Tensors are kept until the recording is dropped, which is as much memory as the 
 import linecache
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -189,17 +189,18 @@ class Recording(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        edited = {_memory(tensor) for tensor in _written(func, args, kwargs)}
-        edited &= self._sharing.keys()
+        written = _written(func, args, kwargs)
+        targets = {id(tensor) for tensor in written}
         if self._open:
+            edited = {_memory(tensor) for tensor in written} & self._sharing.keys()
             for memory in edited:
                 self._preserve(memory)
             result = func(*args, **kwargs)
-            self._pending += [index for memory in edited for index in self._renew(memory)]
+            self._pending += [i for memory in edited for i in self._renew(memory, targets)]
             return result
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         inputs = tuple(self.index(tensor) for tensor in given)
-        edited |= {_memory(tensor) for tensor in _written(func, args, kwargs)}
+        edited = {_memory(tensor) for tensor in written}
         from_outside = tuple(
             index
             for memory in edited
@@ -209,7 +210,7 @@ class Recording(TorchDispatchMode):
         for memory in edited:
             self._preserve(memory)
         result = func(*args, **kwargs)
-        renewed = [index for memory in edited for index in self._renew(memory)]
+        renewed = [index for memory in edited for index in self._renew(memory, targets)]
         returned = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         outputs = [self._made(leaf) for leaf in returned] + renewed
         if outputs:
@@ -260,10 +261,14 @@ class Recording(TorchDispatchMode):
             index = self._indices[id(tensor)][1]
             self.values[index] = self.values[index].clone()
 
-    def _renew(self, memory: int) -> list[int]:
-        """New values for all tensors in a piece of memory that has been edited."""
+    def _renew(self, memory: int, edited: Container[int]) -> list[int]:
+        """New values for the tensors in a piece of memory that have changed; `edited` are the ids
+        of those that were written to, whether that has changed them or not."""
         renewed = []
         for tensor in self._sharing[memory]:
+            before = self.values[self._indices[id(tensor)][1]]
+            if id(tensor) not in edited and torch.equal(before, tensor):
+                continue
             self.values.append(tensor)
             self.makers.append(None)
             self._indices[id(tensor)] = tensor, len(self.values) - 1
