@@ -127,6 +127,8 @@ def compare(
                 post_mortem=post_mortem,
             )
         outcome = session.run(comparer, clone, watch)
+        if watch is not None and not outcome.ended and outcome.failure is None:
+            watch.warn_of_missed()
         if outcome.ended or comparer.edited <= clone:
             break
         clone |= comparer.edited

@@ -120,6 +120,7 @@ class Debugger:
     _owner: str = "candidate"
     _opened: bool = False
     _told: set[tuple[str, str]] = field(default_factory=set)
+    _called: set[Breakpoint] = field(default_factory=set)
 
     def __enter__(self) -> None:
         self._prompt = Prompt(self.choice, is_machinery, self._around)
@@ -139,9 +140,11 @@ class Debugger:
         """
         self._calls = {"reference": reference, "candidate": candidate}
         self._sides = sides
+        points = self.breakpoints.get(reference.name, ())
+        self._called.update(points)
         if any(
             point.at == phase.value and (point.when == "always" or self._disagreeing(phase))
-            for point in self.breakpoints.get(reference.name, ())
+            for point in points
         ):
             self._stop(phase)
 
@@ -157,6 +160,17 @@ class Debugger:
         error = f"{type(failure.exception).__name__}: {brief(failure.exception)}"
         words = f"The {failure.side} raised {error}."
         self._prompt.open_after(traceback, self._with_help(words))
+
+    def warn_of_missed(self) -> None:
+        """Warns of breakpoints at modules of which none was called."""
+        points = {point for given in self.breakpoints.values() for point in given}
+        for point in sorted(points - self._called, key=lambda point: point.glob):
+            names = [name for name, given in self.breakpoints.items() if point in given]
+            warnings.warn(
+                f"the breakpoint {point.glob!r} was never reached: {listed(names, 3)} "
+                f"{'was' if len(names) == 1 else 'were'} not called, as lists of modules never are",
+                stacklevel=3,
+            )
 
     def _stop(self, phase: Phase) -> None:
         by_label = {side.label: side for side in self._sides}

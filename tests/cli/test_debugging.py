@@ -149,3 +149,10 @@ def test_refused_where_nobody_answers(at_prompt, monkeypatch) -> None:
         code, out, err = at_prompt("q", *option)
         assert (code, out) == (2, "")
         assert "CI is set and standard input is no terminal" in err
+
+
+def test_a_breakpoint_at_what_is_never_called_is_told(at_prompt) -> None:
+    with pytest.warns(UserWarning, match="'model.layers' was never reached: model.layers was not"):
+        code, out, _ = at_prompt("q", "--candidate", "sdpa", "--break", "model.layers")
+    assert code == 0
+    assert "(Pdb)" not in out
