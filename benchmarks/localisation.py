@@ -5,8 +5,11 @@
 
 Each mistake of `benchmarks/mistakes` is planted in a copy of a right model and compared with it.
 The module counts as found if the verdict names the expected one; the argument or kind if that is
-right too. Right pairs that do not agree are false alarms. Missed mistakes are listed with what was
-expected and what was found.
+right too. Of the mistakes in a module's own lines, the exact line counts as found if the guilty
+operation is at the planted line; where an operation was left out, if the line that goes on without
+it, or that made the value that it goes on with, is. Right pairs that do not agree are false alarms.
+Missed mistakes are listed with what was expected and what was found, missed lines with the line
+that was named.
 """
 
 import argparse
@@ -28,6 +31,8 @@ import tracer
 from benchmarks.mistakes.clean import CLEAN, Pair
 from benchmarks.mistakes.groups import Group, groups
 from benchmarks.mistakes.planting import Mistake
+from tracer.operations import Operation
+from tracer.zoom import Zoomed
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Outcome:
         seconds: for the whole verdict, wall time.
         raised: the error, where a model raised one.
         reason: why it is known to be missed.
+        line: the line that was named, as text; "" for none.
+        line_is_right: whether it is the planted one; None for what is not in own lines.
     """
 
     group: str
@@ -51,6 +58,8 @@ class Outcome:
     seconds: float
     raised: str = ""
     reason: str = ""
+    line: str = ""
+    line_is_right: bool | None = None
 
     @property
     def module_is_right(self) -> bool:
@@ -86,6 +95,7 @@ def main() -> None:
     )
     print(figures(outcomes, markdown=arguments.markdown))
     print(missed(outcomes, markdown=arguments.markdown))
+    print(missed_lines(outcomes, markdown=arguments.markdown))
 
 
 def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcome]:
@@ -103,13 +113,27 @@ def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcom
 def planted(group: Group, mistake: Mistake) -> Outcome:
     """The verdict on a candidate with one mistake."""
     expected = mistake.module, mistake.found
-    outcome = _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
-    return replace(outcome, reason=mistake.missed)
+    outcome, zoomed = _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
+    outcome = replace(outcome, reason=mistake.missed)
+    if not mistake.is_in_own_lines:
+        return outcome
+    named = _named(zoomed)
+    text = f"{named[0].location}: {named[0].text}" if named else ""
+    found = any(mistake.is_at(each.file, each.line, each.text) for each in named)
+    return replace(outcome, line=text, line_is_right=found)
+
+
+def _named(zoomed: Zoomed | None) -> list[Operation]:
+    """The candidate's operations that are named: with one left out, those around it."""
+    if zoomed is None:
+        return []
+    named = [zoomed.guilty, zoomed.made if zoomed.kind == "missing" else None]
+    return [operation for operation in named if operation is not None]
 
 
 def right(pair: Pair) -> Outcome:
     """The verdict on a right pair."""
-    return _judged(pair.group, pair.name, None, pair.make(), pair.rename)
+    return _judged(pair.group, pair.name, None, pair.make(), pair.rename)[0]
 
 
 def _judged(
@@ -118,20 +142,22 @@ def _judged(
     expected: tuple[str, str] | None,
     models: tuple[nn.Module, nn.Module, Mapping[str, Any]],
     rename: Mapping[str, str] | None,
-) -> Outcome:
+) -> tuple[Outcome, Zoomed | None]:
     start = time.perf_counter()
-    raised, verdict = "", None
+    raised = ""
+    comparison: tracer.Comparison | None
     try:
-        verdict = tracer.compare(*models, rename=rename).verdict
+        comparison = tracer.compare(*models, rename=rename)
     except tracer.ModelRunError as error:
-        raised = str(error)
-        verdict = None if error.comparison is None else error.comparison.verdict
+        raised, comparison = str(error), error.comparison
     seconds = time.perf_counter() - start
-    if verdict is None:
-        return Outcome(group, name, expected, None, False, seconds, raised)
+    if comparison is None:
+        return Outcome(group, name, expected, None, False, seconds, raised), None
+    verdict = comparison.verdict
     origin = verdict.origin
     found = None if origin is None else (origin.module, origin.argument or origin.kind)
-    return Outcome(group, name, expected, found, verdict.confirmed, seconds, raised)
+    outcome = Outcome(group, name, expected, found, verdict.confirmed, seconds, raised)
+    return outcome, comparison.zoomed
 
 
 def figures(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
@@ -140,6 +166,7 @@ def figures(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
     lines = [_line(name, [o for o in outcomes if o.group == name]) for name in names]
     lines.append(_line("all", outcomes))
     header = ["group", "mistakes", "module", "argument or kind", "confirmed"]
+    header += ["in own lines", "exact line"]
     header += ["right pairs", "false alarms", "median s", "worst s"]
     return _table([header, *lines], markdown=markdown)
 
@@ -155,9 +182,19 @@ def missed(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
     return _table([["group", "missed", "expected", "found", "reason"], *rows], markdown=markdown)
 
 
+def missed_lines(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
+    """A table of the mistakes in own lines whose exact line was not named."""
+    wrong = [outcome for outcome in outcomes if outcome.line_is_right is False]
+    if not wrong:
+        return "No exact line was missed."
+    rows = [[o.group, o.name, o.line or "none"] for o in wrong]
+    return _table([["group", "line missed", "named"], *rows], markdown=markdown)
+
+
 def _line(name: str, outcomes: Sequence[Outcome]) -> list[str]:
     mistakes = [outcome for outcome in outcomes if outcome.expected is not None]
     pairs = [outcome for outcome in outcomes if outcome.expected is None]
+    lines = [o.line_is_right for o in mistakes if o.line_is_right is not None]
     seconds = [outcome.seconds for outcome in outcomes]
     return [
         name,
@@ -165,6 +202,8 @@ def _line(name: str, outcomes: Sequence[Outcome]) -> list[str]:
         _share([outcome.module_is_right for outcome in mistakes]),
         _share([outcome.is_right for outcome in mistakes]),
         _share([outcome.confirmed for outcome in mistakes]),
+        str(len(lines)),
+        _share(lines),
         str(len(pairs)),
         str(sum(not outcome.is_right for outcome in pairs)),
         f"{statistics.median(seconds):.2f}",

@@ -413,7 +413,7 @@ class _Case:
             ),
             None,
         )
-        if shared is None or step.kind == missing.kind and shared in step.inputs:
+        if shared is None or (step.kind == missing.kind and shared in step.inputs):
             return None
         if shared in step.outputs:
             # Right by itself, but returned as it is.
@@ -456,7 +456,7 @@ def _leading(recording: Recording, right: set[int], results: set[int]) -> set[in
 
 
 def _astray(side: Side, right: set[int], results: set[int]) -> list[int]:
-    """The steps that make a value which a result depends on, and from which no right one follows."""
+    """The steps that make what a result depends on, and from which nothing right follows."""
     recording = side.recording
     leading = _leading(recording, right, results) - results
     lost = recording.behind(side.known_results) - leading

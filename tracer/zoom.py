@@ -32,7 +32,6 @@ from tracer.rows import WRITTEN, CallKey, CallRecord, Row, argument_of
 from tracer.substitution import give_argument
 from tracer.values import is_mask_name, is_stateful, tensor_leaves
 
-
 _SIDES = ("reference", "candidate")
 
 

@@ -210,7 +210,10 @@ def other_half(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     """Only the first half of each head is turned, as in models with a partial rope."""
     half = cos.shape[-1] // 2
     turned = apply_rotary_pos_emb(  # wrong
-        query[..., :half], key[..., :half], cos[..., :half], sin[..., :half]  # wrong
+        query[..., :half],
+        key[..., :half],
+        cos[..., :half],
+        sin[..., :half],  # wrong
     )
     return tuple(
         torch.cat((new, old[..., half:]), dim=-1)
@@ -222,7 +225,10 @@ def not_negated(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Any:
     """(x2, x1) in place of (-x2, x1)."""
     half = sin.shape[-1] // 2
     return apply_rotary_pos_emb(
-        query, key, cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)  # wrong
+        query,
+        key,
+        cos,
+        torch.cat((-sin[..., :half], sin[..., half:]), dim=-1),  # wrong
     )
 
 

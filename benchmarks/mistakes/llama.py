@@ -154,7 +154,7 @@ def causal_forward(
 
 
 def rotary_in_bfloat16(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    angles = position_ids[..., None].bfloat16() * self.inv_freq.bfloat16()
+    angles = position_ids[..., None].bfloat16() * self.inv_freq.bfloat16()  # wrong
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
@@ -162,14 +162,14 @@ def rotary_in_bfloat16(self: Any, x: Tensor, position_ids: Tensor) -> tuple[Tens
 def mask_edited(self: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
     """Weakens the mask that all layers share, after it was used."""
     output = own(*args, **kwargs)
-    kwargs["attention_mask"].clamp_(min=-2.0)
+    kwargs["attention_mask"].clamp_(min=-2.0)  # wrong
     return output
 
 
 def tables_edited(self: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
     """Negates the sine table that all layers share, after it was used."""
     output = own(*args, **kwargs)
-    kwargs["position_embeddings"][1].neg_()
+    kwargs["position_embeddings"][1].neg_()  # wrong
     return output
 
 
@@ -251,43 +251,43 @@ FLOAT = [
     Mistake("head of another checkpoint", parameter("lm_head", lambda w: w + 0.01 * w.roll(1, 0)), "lm_head", "parameter"),
     Mistake("bias added", add_bias, "lm_head", "parameter"),
     Mistake("another rope base", buffer("model.rotary_emb", "inv_freq", lambda f: f**1.1), "model.rotary_emb", "parameter"),
-    Mistake("norm eps", assign(NORM, "variance_epsilon", lambda eps: 1e-2), NORM, "computation"),
-    Mistake("eps of all norms", other_eps(1e-4), "model.layers.0.input_layernorm", "computation"),
-    Mistake("eps of all norms ten times as large", other_eps(9e-6), "model.layers.0.input_layernorm", "computation"),
-    Mistake("attention scale", assign(ATTENTION, "scaling", lambda s: s * 1.1), ATTENTION, "computation"),
-    Mistake("attention scale squared", assign(ATTENTION, "scaling", lambda s: s * s), ATTENTION, "computation"),
+    Mistake("norm eps", assign(NORM, "variance_epsilon", lambda eps: 1e-2), NORM, "computation", line="variance_epsilon"),
+    Mistake("eps of all norms", other_eps(1e-4), "model.layers.0.input_layernorm", "computation", line="variance_epsilon"),
+    Mistake("eps of all norms ten times as large", other_eps(9e-6), "model.layers.0.input_layernorm", "computation", line="variance_epsilon"),
+    Mistake("attention scale", assign(ATTENTION, "scaling", lambda s: s * 1.1), ATTENTION, "computation", line="* scaling"),
+    Mistake("attention scale squared", assign(ATTENTION, "scaling", lambda s: s * s), ATTENTION, "computation", line="* scaling"),
     Mistake("attention scale missing", attention(score=unscaled), ATTENTION, "computation"),
     Mistake("attention scale applied twice", attention(score=scaled_twice), ATTENTION, "computation"),
     Mistake("attention scale by the hidden size", attention(score=scaled_by_width), ATTENTION, "computation"),
     Mistake("rotate-half sign", attention(rotate=negative_sine), ATTENTION, "computation"),
     Mistake("rotate-half without negation", attention(rotate=not_negated), ATTENTION, "computation"),
     Mistake("rope interleaved", attention(rotate=interleaved), ATTENTION, "computation"),
-    Mistake("rope on the query only", attention(rotate=only_query), ATTENTION, "computation"),
+    Mistake("rope on the query only", attention(rotate=only_query), ATTENTION, "computation", line="key = expand(key"),
     Mistake("rope on half of the channels", attention(rotate=other_half), ATTENTION, "computation"),
     Mistake("rope of the keys one position late", attention(rotate=key_late), ATTENTION, "computation"),
     Mistake("another rotation helper in all layers", everywhere("Attention", lambda p: helper(p, apply_rotary_pos_emb=interleaved)), "model.layers.0.self_attn", "computation"),
     Mistake("KV head order", attention(expand=tiled), ATTENTION, "computation"),
     Mistake("KV head order of the values", attention(expand_values=tiled), ATTENTION, "computation"),
     Mistake("head order of the output", attention(gather=heads_reversed), ATTENTION, "computation"),
-    Mistake("heads not transposed back", attention(gather=as_they_lie), ATTENTION, "computation"),
+    Mistake("heads not transposed back", attention(gather=as_they_lie), ATTENTION, "computation", line="self.o_proj("),
     Mistake("one head lost", attention(gather=one_head_lost), ATTENTION, "computation"),
     Mistake("mask dropped inside attention", attention(weigh=without_mask), ATTENTION, "computation"),
     Mistake("mask applied after the softmax", attention(weigh=masked_afterwards), ATTENTION, "computation"),
     Mistake("softmax over the queries", attention(weigh=over_queries), ATTENTION, "computation"),
     Mistake("softmax in bfloat16", attention(weigh=in_bfloat16), ATTENTION, "computation"),
     Mistake("logits clipped", attention(weigh=clipped), ATTENTION, "computation"),
-    Mistake("dropout left on", dropout_left_on, ATTENTION, "computation"),
+    Mistake("dropout left on", dropout_left_on, ATTENTION, "computation", line="dropout("),
     Mistake("mask edited for the layers after", method(ATTENTION, "forward", mask_edited), ATTENTION, "computation"),
     Mistake("tables edited for the layers after", method(ATTENTION, "forward", tables_edited), ATTENTION, "computation"),
-    Mistake("attention residual left out", layer(after_attention=left_out), LAYER, "computation"),
+    Mistake("attention residual left out", layer(after_attention=left_out), LAYER, "computation", line="inside = second("),
     Mistake("attention residual after the norm", layer(after_attention=of_the_norm), LAYER, "computation"),
     Mistake("attention output halved", layer(after_attention=halved), LAYER, "computation"),
-    Mistake("MLP residual left out", layer(after_mlp=left_out), LAYER, "computation"),
+    Mistake("MLP residual left out", layer(after_mlp=left_out), LAYER, "computation", line="return after_mlp("),
     Mistake("MLP residual after the norm", layer(after_mlp=of_the_norm), LAYER, "computation"),
-    Mistake("norm after attention", layer(norm_after=True), LAYER, "computation"),
-    Mistake("norms exchanged", layer(norms_exchanged=True), LAYER, "computation"),
-    Mistake("second norm left out", layer(second_norm=False), LAYER, "computation"),
-    Mistake("attention and MLP in parallel", layer(parallel=True), LAYER, "computation"),
+    Mistake("norm after attention", layer(norm_after=True), LAYER, "computation", line="self.self_attn("),
+    Mistake("norms exchanged", layer(norms_exchanged=True), LAYER, "computation", line="normed ="),
+    Mistake("second norm left out", layer(second_norm=False), LAYER, "computation", line="self.mlp(inside)"),
+    Mistake("attention and MLP in parallel", layer(parallel=True), LAYER, "computation", line="inside = second("),
     Mistake("mask not handed to the attention", given(ATTENTION, attention_mask=lambda mask: None), LAYER, "attention_mask"),
     Mistake("tables exchanged on the way", given(ATTENTION, position_embeddings=lambda t: t[::-1]), LAYER, "position_embeddings"),
     Mistake("gate not activated", mlp(product=gate_not_activated), MLP, "computation"),
@@ -297,8 +297,8 @@ FLOAT = [
     Mistake("norm as in Gemma", recast(NORM, GemmaNorm), NORM, "computation"),
     Mistake("norm in bfloat16", recast(FIRST_NORM, HalfNorm), FIRST_NORM, "computation"),
     Mistake("norm takes the mean away", recast("model.norm", CentredNorm), "model.norm", "computation"),
-    Mistake("layer norm for RMS norm", child(NORM, layer_norm), NORM, "computation"),
-    Mistake("another activation", child(f"{MLP}.act_fn", lambda act: nn.GELU()), f"{MLP}.act_fn", "computation"),
+    Mistake("layer norm for RMS norm", child(NORM, layer_norm), NORM, "computation", line="self.post_attention_layernorm("),
+    Mistake("another activation", child(f"{MLP}.act_fn", lambda act: nn.GELU()), f"{MLP}.act_fn", "computation", line="self.act_fn("),
     Mistake("approximate activation", reforward(f"{MLP}.act_fn", quick_gelu), f"{MLP}.act_fn", "computation"),
     Mistake("padding dropped from the mask", model(make_mask=without_padding), "model", "attention_mask"),
     Mistake("padding on the other side", model(make_mask=other_side), "model", "attention_mask"),
@@ -317,14 +317,14 @@ FLOAT = [
     Mistake("cosine and sine swapped", model(change_tables=lambda t: (t[1], t[0])), "model", "position_embeddings"),
     Mistake("tables through bfloat16", model(change_tables=lambda t: (through_bfloat16(t[0]), through_bfloat16(t[1]))), "model", "position_embeddings"),
     Mistake("positions in bfloat16", reforward("model.rotary_emb", rotary_in_bfloat16), "model.rotary_emb", "computation"),
-    Mistake("scale of the tables", assign("model.rotary_emb", "attention_scaling", lambda s: 1.1 * s), "model.rotary_emb", "computation"),
+    Mistake("scale of the tables", assign("model.rotary_emb", "attention_scaling", lambda s: 1.1 * s), "model.rotary_emb", "computation", line="self.attention_scaling"),
     Mistake("tokens shifted", model(change_ids=lambda ids: ids.roll(1, 1)), "model", "input"),
-    Mistake("embedding scaled", model(embed_scale=8.0), "model", "computation"),
-    Mistake("layer skipped", model(order=lambda layers: [layers[0], *layers[2:]]), "model", "computation"),
-    Mistake("layers in another order", model(order=lambda layers: [layers[0], layers[2], layers[1], *layers[3:]]), "model", "computation"),
-    Mistake("one layer less by the config", one_layer_less, "model", "computation"),
-    Mistake("last norm left out", model(norms=0), "model", "computation"),
-    Mistake("last norm twice", model(norms=2), "model", "computation"),
+    Mistake("embedding scaled", model(embed_scale=8.0), "model", "computation", line="* embed_scale"),
+    Mistake("layer skipped", model(order=lambda layers: [layers[0], *layers[2:]]), "model", "computation", line="hidden = layer("),
+    Mistake("layers in another order", model(order=lambda layers: [layers[0], layers[2], layers[1], *layers[3:]]), "model", "computation", line="hidden = layer("),
+    Mistake("one layer less by the config", one_layer_less, "model", "computation", line="self.norm(hidden_states)"),
+    Mistake("last norm left out", model(norms=0), "model", "computation", line="hidden = layer("),
+    Mistake("last norm twice", model(norms=2), "model", "computation", line="self.norm(hidden)"),
     Mistake("sequence shifted", after("model.norm", lambda x: x.roll(1, 1)), "model.norm", "computation"),
     Mistake("activation negated", after(DOWN, torch.neg), DOWN, "computation"),
     Mistake("activation clipped", after(DOWN, lambda x: x.clamp(-0.05, 0.05)), DOWN, "computation"),
@@ -339,8 +339,8 @@ FLOAT = [
     Mistake("logits in bfloat16", causal(change_logits=torch.Tensor.bfloat16), "", "computation", missed="a value in a coarser dtype is allowed that dtype's rounding; the agreement says so"),
     Mistake("mask of the first sequence for all", model(make_mask=of_the_first), "model", "attention_mask"),
     Mistake("bias on q_proj", bias_on_queries, f"{ATTENTION}.q_proj", "parameter"),
-    Mistake("norm taken out", child(NORM, lambda norm: nn.Identity()), NORM, "computation"),
-    Mistake("layer norm with a bias of zeros", child(NORM, partial(layer_norm, bias=True)), NORM, "computation"),
+    Mistake("norm taken out", child(NORM, lambda norm: nn.Identity()), NORM, "computation", line="self.post_attention_layernorm("),
+    Mistake("layer norm with a bias of zeros", child(NORM, partial(layer_norm, bias=True)), NORM, "computation", line="self.post_attention_layernorm("),
     Mistake("hook left behind", hook_left, DOWN, "computation"),
     Mistake("overflow in float16", after(DOWN, lambda x: (x * 1e6).half().float() / 1e6), DOWN, "computation"),
     Mistake("residual in bfloat16", layer(after_attention=lambda b, a, n: through_bfloat16(b + a)), LAYER, "computation"),
@@ -349,7 +349,7 @@ FLOAT = [
     Mistake("MLP loaded in bfloat16", lambda model: model.get_submodule(MLP).bfloat16(), f"{MLP}.gate_proj", "parameter"),
     Mistake("eps of one norm twice as large", assign(NORM, "variance_epsilon", lambda eps: 2 * eps), NORM, "computation", missed="its effect is within the rounding of float32; the agreement names the setting"),
     Mistake("queries doubled and keys halved", together(parameter(f"{ATTENTION}.q_proj", lambda w: 2 * w), parameter(f"{ATTENTION}.k_proj", lambda w: w / 2)), f"{ATTENTION}.q_proj", "parameter"),
-    Mistake("another mask of the same meaning, and a scale", together(model(make_mask=of_ten_thousand), assign(ATTENTION, "scaling", lambda s: 0.5 * s)), ATTENTION, "computation"),
+    Mistake("another mask of the same meaning, and a scale", together(model(make_mask=of_ten_thousand), assign(ATTENTION, "scaling", lambda s: 0.5 * s)), ATTENTION, "computation", line="* scaling"),
     Mistake("two mistakes", together(parameter(f"{MLP}.up_proj", one_weight), layer(after_mlp=left_out)), f"{MLP}.up_proj", "parameter"),
 ]  # fmt: skip
 
@@ -418,14 +418,14 @@ def neighbours_cache(model: Any) -> None:
 
 
 GENERATION = [
-    Mistake("keys cached before they are rotated", attention(rotate=only_query), ATTENTION, "computation"),
+    Mistake("keys cached before they are rotated", attention(rotate=only_query), ATTENTION, "computation", line="past.update("),
     Mistake("cache not written", attention(cache=not_written), ATTENTION, "computation"),
     Mistake("cache not read", attention(cache=not_read), ATTENTION, "computation"),
     Mistake("cached keys off by one", attention(cache=off_by_one), ATTENTION, "computation"),
     Mistake("keys and values exchanged in the cache", attention(cache=keys_as_values), ATTENTION, "computation"),
     Mistake("cache in bfloat16", attention(cache=in_half), ATTENTION, "computation"),
     Mistake("another order of heads in the cache", attention(cache=heads_flipped), ATTENTION, "computation"),
-    Mistake("cache of another layer", neighbours_cache, ATTENTION, "computation"),
+    Mistake("cache of another layer", neighbours_cache, ATTENTION, "computation", line="layer_idx"),
     Mistake("layer without the cache", model(cacheless=1), "model", "past_key_values"),
     Mistake("next position off by one", model(positions=next_positions), "model", "position_ids"),
     Mistake("positions begin again", model(positions=lambda past, n: torch.arange(n)), "model", "position_ids"),
@@ -545,7 +545,7 @@ WRAPPED = [
     Mistake("one weight", parameter(f"{MLP}.up_proj", one_weight), f"{MLP}.up_proj", "parameter"),
     Mistake("one bad channel of the keys", parameter(f"{ATTENTION}.k_proj", one_channel), f"{ATTENTION}.k_proj", "parameter"),
     Mistake("head not converted", parameter("lm_head", through_bfloat16), "lm_head", "parameter"),
-    Mistake("norm eps", assign(NORM, "variance_epsilon", lambda eps: 1e-2), NORM, "computation"),
+    Mistake("norm eps", assign(NORM, "variance_epsilon", lambda eps: 1e-2), NORM, "computation", line="variance_epsilon"),
     Mistake("attention scale", attend(scaled_again), ATTENTION, "computation"),
     Mistake("rotate-half sign", method(ATTENTION, "sine_table", other_sine), ATTENTION, "computation"),
     Mistake("tables of the position before", attend(late_tables), ATTENTION, "computation"),
@@ -553,8 +553,8 @@ WRAPPED = [
     Mistake("KV head order of the values", attend(other_values), ATTENTION, "computation"),
     Mistake("head order of the output", method(ATTENTION, "_attend_heads", heads_out_of_order), ATTENTION, "computation"),
     Mistake("mask dropped inside attention", attend(mask_forgotten), ATTENTION, "computation"),
-    Mistake("attention residual left out", layer(after_attention=left_out), LAYER, "computation"),
-    Mistake("second norm left out", layer(second_norm=False), LAYER, "computation"),
+    Mistake("attention residual left out", layer(after_attention=left_out), LAYER, "computation", line="inside = second("),
+    Mistake("second norm left out", layer(second_norm=False), LAYER, "computation", line="self.mlp(inside)"),
     Mistake("up activated in place of gate", mlp(product=gate_and_up_exchanged), MLP, "computation"),
     Mistake("sigmoid alone for the activation", reforward(f"{MLP}.act_fn", lambda self, x: torch.sigmoid(x)), f"{MLP}.act_fn", "computation"),
     Mistake("mask built for None and bool only", only_none_or_bool, "model", "attention_mask"),

@@ -67,8 +67,11 @@ def planted_lines(plant: Plant) -> Iterator[tuple[str, int]]:
 
 
 def _functions(values: Iterable[Any]) -> Iterator[Any]:
-    """The functions written in Python among some values, and those that these have closed over."""
+    """The functions among some values, in classes of ours too, and what they have closed over."""
     for value in values:
+        if inspect.isclass(value) and value.__module__.startswith(__package__):
+            yield from _functions(vars(value).values())
+            continue
         function = inspect.unwrap(value) if callable(value) else value
         if inspect.isfunction(function):
             yield function

@@ -89,7 +89,7 @@ class RoundingDown(AffineQParams):
     """Takes the code below in place of the nearest."""
 
     def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
-        codes = (x / self.scale).floor() + self.zero_point
+        codes = (x / self.scale).floor() + self.zero_point  # wrong
         return (codes.clamp(self.dtype.qmin, self.dtype.qmax) - self.zero_point) * self.scale
 
 
@@ -98,7 +98,7 @@ class ZeroPointLost(AffineQParams):
 
     def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
         codes = (x / self.scale).round() + self.zero_point
-        return codes.clamp(self.dtype.qmin, self.dtype.qmax) * self.scale
+        return codes.clamp(self.dtype.qmin, self.dtype.qmax) * self.scale  # wrong
 
 
 def as_kind(kind: type[AffineQParams]) -> Callable[[AffineQParams], AffineQParams]:
@@ -158,15 +158,15 @@ LLAMA = [
     Mistake("point of the softmax not quantised", requantize(ATTENTION, "softmax", lambda own: IdentityQuantizer()), ATTENTION, "parameter"),
     Mistake("rounding down", requantize(DOWN, "act_out", as_kind(RoundingDown)), DOWN, "computation"),
     Mistake("zero point lost on the way back", requantize(NORM, "act_out", as_kind(ZeroPointLost)), NORM, "computation"),
-    Mistake("point of the product left out", mlp(product=product_left_out), MLP, "computation"),
+    Mistake("point of the product left out", mlp(product=product_left_out), MLP, "computation", line="self.down_proj("),
     Mistake("point of the product too early", mlp(product=product_too_early), MLP, "computation"),
     Mistake("points of the residual before the sums", reforward(LAYER, residual_quantized), LAYER, "computation"),
     Mistake("output quantised again", again, f"{ATTENTION}.o_proj", "computation"),
-    Mistake("one module left in float", to_float(DOWN), DOWN, "computation"),
-    Mistake("stale quantised weight", through_wrong_weight, DOWN, "computation"),
+    Mistake("one module left in float", to_float(DOWN), DOWN, "computation", line="F.linear("),
+    Mistake("stale quantised weight", through_wrong_weight, DOWN, "computation", line="F.linear("),
     Mistake("calibrated on other text", calibrated_on(OTHER_TOKENS), "model.embed_tokens", "parameter"),
     Mistake("one weight", parameter(f"{MLP}.up_proj", one_weight), f"{MLP}.up_proj", "parameter"),
-    Mistake("norm eps", assign(NORM, "variance_epsilon", lambda eps: 1e-2), NORM, "computation"),
+    Mistake("norm eps", assign(NORM, "variance_epsilon", lambda eps: 1e-2), NORM, "computation", line="variance_epsilon"),
     Mistake("KV head order", attend(other_keys), ATTENTION, "computation"),
 ]  # fmt: skip
 
@@ -187,5 +187,5 @@ QWEN3_VL = [
     Mistake("step of a layer norm", requantize(f"{MERGER}.norm", "rsqrt", rescaled(0.5)), f"{MERGER}.norm", "parameter"),
     Mistake("weight scale of one channel of the merger", requantize(f"{MERGER}.linear_fc1", "weight", one_channel), f"{MERGER}.linear_fc1", "parameter"),
     Mistake("rounding down", requantize(f"{qwen3_vl.BLOCK}.mlp.linear_fc1", "act_out", as_kind(RoundingDown)), f"{qwen3_vl.BLOCK}.mlp.linear_fc1", "computation"),
-    Mistake("one module left in float", to_float(f"{MERGER}.linear_fc1"), f"{MERGER}.linear_fc1", "computation"),
+    Mistake("one module left in float", to_float(f"{MERGER}.linear_fc1"), f"{MERGER}.linear_fc1", "computation", line="F.linear("),
 ]  # fmt: skip
