@@ -418,6 +418,9 @@ class _Case:
         if shared in step.outputs:
             # Right by itself, but returned as it is.
             return Blame("missing", guilty, expected, guilty)
+        counterparts = self._counterparts([shared])
+        if any(s.kind == step.kind and counterparts & set(s.inputs) for s in reference.steps):
+            return None
         later = [s for s in reference.steps[expected + 1 :] if s.kind == step.kind]
         after = _following(reference, missing.outputs)
         if any(not after.isdisjoint(s.inputs) for s in later):

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tracer.calls import Call
+from tracer.calls import Call, Location
 from tracer.values import tensor_leaves
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -300,6 +300,14 @@ def described(recording: Recording, index: int, line: Line | None = None) -> Ope
         inputs=tuple(tuple(recording.values[value].shape) for value in step.inputs),
         outputs=tuple(tuple(recording.values[value].shape) for value in step.outputs),
     )
+
+
+def at_line(name: str, location: Location | None) -> Operation | None:
+    """What is reported of a line where nothing was computed; None where there is no source."""
+    if location is None:
+        return None
+    text = linecache.getline(location.file, location.line).strip()
+    return Operation(name, location.file, location.line, location.function, text, (), ())
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:

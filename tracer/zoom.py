@@ -23,9 +23,9 @@ from tracer.difference import Tolerance
 from tracer.errors import UsageError, near_names
 from tracer.evidence import Rerun
 from tracer.forcing import Forcing
-from tracer.forms import read_output
+from tracer.forms import paired_arguments, read_output
 from tracer.matching import Match, match
-from tracer.operations import Operation, Recording, described
+from tracer.operations import Operation, Recording, at_line, described
 from tracer.origin import Origin
 from tracer.phrases import few, module_in_words, short_line
 from tracer.rows import WRITTEN, CallKey, CallRecord, Row, argument_of
@@ -43,8 +43,9 @@ class Zoomed:
         module, call: the reference's name and the call index.
         kind: "wrong" (an operation makes another value), "missing" (one of the reference's was left
             out), "edit" (an argument is edited in place that others still read), or "none".
-        guilty: the candidate's operation; for a missing one that which goes on without it. None if
-            there is none, as where the module returns what it was given.
+        guilty: the candidate's operation; for a missing one that which goes on without it, or
+            "no operation" at the line of the call where the module makes none. None if what was
+            made is returned as it is, and for "none".
         expected: the reference's operation that makes the value that the candidate does not.
         made: for a missing operation, the candidate's that made the value it would have changed.
         given: arguments that differed, and in whose place the candidate was given the reference's.
@@ -177,6 +178,7 @@ class Closer(Forcing):
         self._recordings: dict[str, Recording] = {}
         self._replaced: list[str] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._handed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
 
     def _is_wrong(self, row: Row) -> bool:
         # What is not compared, at padded positions, is a value inside all the same.
@@ -207,6 +209,8 @@ class Closer(Forcing):
             Comparer.visit(self, reference, candidate, phase)
             if phase is Phase.END:
                 self._note_returned(reference, candidate)
+            else:
+                self._note_handed(reference, candidate)
             return None
         if phase is Phase.START:
             answer = super().visit(reference, candidate, phase)
@@ -218,7 +222,21 @@ class Closer(Forcing):
             self._judge(record, (reference, candidate), (sides[0], sides[1]))
         self._recordings.clear()
         self._returned.clear()
+        self._handed = [], []
         return None
+
+    def _note_handed(self, reference: Call, candidate: Call) -> None:
+        """What the module hands on and is wrong, which may be lost in what it returns."""
+        record = self.records[reference.name, reference.index]
+        wrong = {path for path, row in record.arguments.items() if not row.agrees}
+        wrong = {path for path in wrong if not is_mask_name(path)}
+        if record.parent != self._key or not wrong:
+            return
+        for name, *values in paired_arguments(reference, candidate):
+            leaves = [dict(tensor_leaves(value, f"kwargs.{name}")) for value in values]
+            for path in sorted(wrong & leaves[0].keys() & leaves[1].keys()):
+                self._handed[0].append(leaves[0][path])
+                self._handed[1].append(leaves[1][path])
 
     def _note_returned(self, reference: Call, candidate: Call) -> None:
         record = self.records.get((reference.name, reference.index))
@@ -253,12 +271,19 @@ class Closer(Forcing):
         found = match(candidate.values, reference.values, limit, paddings)
         for own, other in self._declared(recordings):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
-        sides = (
-            Side(reference, _results(calls[0], reference, wrong)),
-            Side(candidate, _results(calls[1], candidate, wrong)),
-        )
-        blamed = blame(sides, found, limit, is_wrong=bool(wrong), edits=bool(record.edited))
-        self.zoomed = _zoomed(self._key, blamed, sides, tuple(self._replaced))
+        results = [_results(*side, wrong) for side in zip(calls, recordings, strict=True)]
+        if not wrong:
+            results = [
+                [each.known(leaf) for leaf in handed] or result
+                for each, handed, result in zip(recordings, self._handed, results, strict=True)
+            ]
+        is_wrong = bool(wrong) or any(self._handed)
+        sides = Side(reference, results[0]), Side(candidate, results[1])
+        blamed = blame(sides, found, limit, is_wrong=is_wrong, edits=bool(record.edited))
+        zoomed = _zoomed(self._key, blamed, sides, tuple(self._replaced))
+        if zoomed.kind == "missing" and zoomed.guilty is None and zoomed.made is None:
+            zoomed = replace(zoomed, guilty=at_line("no operation", record.candidate_caller))
+        self.zoomed = zoomed
         if blamed.guilty is not None and blamed.kind == "wrong":
             step = candidate.steps[blamed.guilty]
             if step.is_call and blamed.inputs_agree:

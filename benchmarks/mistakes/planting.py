@@ -66,17 +66,19 @@ def planted_lines(plant: Plant) -> Iterator[tuple[str, int]]:
         yield from marked or lines
 
 
-def _functions(values: Iterable[Any]) -> Iterator[Any]:
+def _functions(values: Iterable[Any], seen: tuple[Any, ...] = ()) -> Iterator[Any]:
     """The functions among some values, in classes of ours too, and what they have closed over."""
     for value in values:
+        if any(value is each for each in seen):
+            continue
         if inspect.isclass(value) and value.__module__.startswith(__package__):
-            yield from _functions(vars(value).values())
+            yield from _functions(vars(value).values(), (*seen, value))
             continue
         function = inspect.unwrap(value) if callable(value) else value
         if inspect.isfunction(function):
             yield function
             cells = function.__closure__ or ()
-            yield from _functions(cell.cell_contents for cell in cells)
+            yield from _functions((cell.cell_contents for cell in cells), (*seen, value))
 
 
 def _lines(code: CodeType) -> Iterator[tuple[str, int]]:

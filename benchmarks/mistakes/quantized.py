@@ -158,7 +158,7 @@ LLAMA = [
     Mistake("point of the softmax not quantised", requantize(ATTENTION, "softmax", lambda own: IdentityQuantizer()), ATTENTION, "parameter"),
     Mistake("rounding down", requantize(DOWN, "act_out", as_kind(RoundingDown)), DOWN, "computation"),
     Mistake("zero point lost on the way back", requantize(NORM, "act_out", as_kind(ZeroPointLost)), NORM, "computation"),
-    Mistake("point of the product left out", mlp(product=product_left_out), MLP, "computation", line="self.down_proj("),
+    Mistake("point of the product left out", mlp(product=product_left_out), MLP, "computation"),
     Mistake("point of the product too early", mlp(product=product_too_early), MLP, "computation"),
     Mistake("points of the residual before the sums", reforward(LAYER, residual_quantized), LAYER, "computation"),
     Mistake("output quantised again", again, f"{ATTENTION}.o_proj", "computation"),
