@@ -78,8 +78,7 @@ def blame(
         return Blame(kind, edit, matched=counts[0], leading_back=counts[1])
     astray = case.astray()
     steps = sides[1].recording.steps
-    # Memory that nothing has been written to yet holds no value.
-    filled = [step for step in astray if not steps[step].name.startswith("empty")]
+    filled = [step for step in astray if not _is_empty(steps[step])]
     guilty = case.first_of(filled or astray)
     verdict = case.explained(guilty)
     return Blame(
@@ -105,6 +104,7 @@ class _Case:
     covered: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._leave_out_void()
         self._inherit()
         self._leave_out_strangers()
         results = self._results(self.candidate)
@@ -115,6 +115,15 @@ class _Case:
             self.right |= set(self.candidate.known_results)
         expected = self._results(self.reference)
         self.covered = {match.other for matches in self.found for match in matches} - expected
+
+    def _leave_out_void(self) -> None:
+        """Memory that nothing has been written to yet may hold the elements of an earlier value."""
+        void: set[int] = set()
+        for step in self.candidate.recording.steps:
+            if _is_empty(step) or (step.is_view and void.issuperset(step.inputs[:1])):
+                void.update(step.outputs)
+        for value in void:
+            self.found[value] = []
 
     def _inherit(self) -> None:
         """What another layout or a multiple of a value that was found makes is found as well."""
@@ -497,6 +506,10 @@ def _of_size(factors: _Factors, factor: float) -> _Factors:
             left.remove(a)
             left.remove(b)
     return left
+
+
+def _is_empty(step: Step) -> bool:
+    return step.kind in ("empty", "empty_like", "empty_strided", "new_empty")
 
 
 def _is_near(one: float, other: float) -> bool:
