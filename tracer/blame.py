@@ -78,7 +78,7 @@ def blame(
         return Blame(kind, edit, matched=counts[0], leading_back=counts[1])
     astray = case.astray()
     steps = sides[1].recording.steps
-    filled = [step for step in astray if not _is_empty(steps[step])]
+    filled = [step for step in astray if not case.void.issuperset(steps[step].outputs)]
     guilty = case.first_of(filled or astray)
     verdict = case.explained(guilty)
     return Blame(
@@ -102,6 +102,7 @@ class _Case:
     is_wrong: bool
     right: set[int] = field(init=False)
     covered: set[int] = field(init=False)
+    void: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._leave_out_void()
@@ -118,11 +119,10 @@ class _Case:
 
     def _leave_out_void(self) -> None:
         """Memory that nothing has been written to yet may hold the elements of an earlier value."""
-        void: set[int] = set()
         for step in self.candidate.recording.steps:
-            if _is_empty(step) or (step.is_view and void.issuperset(step.inputs[:1])):
-                void.update(step.outputs)
-        for value in void:
+            if _is_empty(step) or (step.is_view and self.void.issuperset(step.inputs[:1])):
+                self.void.update(step.outputs)
+        for value in self.void:
             self.found[value] = []
 
     def _inherit(self) -> None:
