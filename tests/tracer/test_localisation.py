@@ -1,6 +1,7 @@
 """The tables of the localisation benchmark: mistakes are found, and right pairs agree."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ class TestBenchmark:
         header, *lines = table.splitlines()
         assert header.split("  ")[0] == "group"
         assert [line.split("  ")[0] for line in lines] == ["Llama", "right pairs, Llama", "all"]
-        assert "3         66.7 %  66.7 %            100.0 %    0            0" in lines[0]
+        values = "3         66.7 %  66.7 %            100.0 %    1             100.0 %     0            0"
+        assert values in lines[0]
         assert "      -  " in lines[1]
 
     def test_missed(self) -> None:
@@ -126,6 +128,14 @@ class TestBenchmark:
         assert text.splitlines()[1] == "|---|---|---|---|---|"
         assert "| Llama | elsewhere | `model.norm`: parameter | `lm_head`: parameter |" in text
         assert "the agreement says so" in text
+
+    def test_missed_lines(self) -> None:
+        outcomes = self.outcomes("norm eps", "attention scale")
+        assert localisation.missed_lines(outcomes) == "No exact line was missed."
+        lost = [replace(outcome, line_is_right=False) for outcome in outcomes[:1]]
+        text = localisation.missed_lines(lost)
+        assert text.splitlines()[0].split() == ["group", "line", "missed", "named"]
+        assert "torch.rsqrt(variance + self.variance_epsilon)" in text
 
     def test_only_and_group(self) -> None:
         outcomes = list(localisation.run(None, "Llama", "norm eps"))
