@@ -137,28 +137,32 @@ def compare(
         failure = session.run(visitor, clone).failure
         return None if failure is None else _in_words(failure)
 
-    form_differences = tuple(
-        form for record in comparer.records.values() for form in record.form_differences
-    )
-    coverage = make_coverage(session.pairing, comparer, outcome)
-    if outcome.ended:
-        return Comparison(
-            judge_ended(comparer.rows), coverage, tuple(comparer.rows), form_differences
-        )
     failure = outcome.failure
     candidates_own = failure is not None and failure.side == "candidate"
-    verdict = judge(
-        comparer,
-        tolerance,
-        rerun if confirm and (failure is None or candidates_own) else None,
-        (session.pairing.reference, session.pairing.candidate),
-        unmatched_calls(outcome),
-        failure if candidates_own else None,
+    modules = session.pairing.reference, session.pairing.candidate
+    if outcome.ended:
+        verdict = judge_ended(comparer.rows)
+    else:
+        verdict = judge(
+            comparer,
+            tolerance,
+            rerun if confirm and (failure is None or candidates_own) else None,
+            modules,
+            unmatched_calls(outcome),
+            failure if candidates_own else None,
+        )
+    comparison = Comparison(
+        verdict=verdict,
+        coverage=make_coverage(session.pairing, comparer, outcome),
+        rows=tuple(comparer.rows),
+        form_differences=tuple(
+            form for record in comparer.records.values() for form in record.form_differences
+        ),
     )
-    comparison = Comparison(verdict, coverage, tuple(comparer.rows), form_differences)
+    if outcome.ended:
+        return comparison
     _raise_failure(outcome, comparison)
     _check_something_compared(comparison, outcome)
-    modules = session.pairing.reference, session.pairing.candidate
     zoomed = None
     if zoom is not None:
         zoomed = zoom_at(zoom, comparer, tolerance, rerun, modules)

@@ -52,6 +52,10 @@ class NothingComparedError(TracerError):
     """Reference and candidate have nothing in common, so agreement would mean nothing."""
 
 
+class RecordingTooLargeError(TracerError):
+    """The operations inside a module make more values than may be held at once."""
+
+
 class ShapeMismatchError(TracerError):
     """Two tensors of different shapes were given to a Difference, which never broadcasts."""
 

@@ -6,7 +6,8 @@ that both models have is one step, whatever is computed in it. Views, operations
 constants count: a value that is edited later is copied first, and what shares its memory then has
 new values, which the editing step has made.
 
-Tensors are kept until the recording is dropped, which is as much memory as the call itself makes.
+Tensors are kept until the recording is dropped, which is as much memory as the call itself makes;
+a call that makes more than `MOST_BYTES` cannot be recorded.
 """
 
 import linecache
@@ -24,7 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tracer.calls import Call, Location
+from tracer.errors import RecordingTooLargeError
 from tracer.values import tensor_leaves
+
+MOST_BYTES = 4 << 30
+"""What one side may hold: a verdict that stands must not be lost for want of memory."""
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _TRACER = f"{Path(__file__).parent}{os.sep}"
@@ -117,6 +122,7 @@ class Recording(TorchDispatchMode):
         self._sharing: dict[int, list[torch.Tensor]] = {}
         self._pending: list[int] = []
         self._call: tuple[tuple[int, ...], tuple[Line, ...]] = (), ()
+        self._bytes = 0
 
     def begin(self) -> None:
         """Comes into force; the module's call has begun."""
@@ -252,13 +258,24 @@ class Recording(TorchDispatchMode):
         self.values.append(tensor)
         self.makers.append(None)
         self._indices[id(tensor)] = tensor, len(self.values) - 1
-        self._sharing.setdefault(_memory(tensor), []).append(tensor)
+        memory = _memory(tensor)
+        if memory not in self._sharing:
+            self._hold(tensor)
+        self._sharing.setdefault(memory, []).append(tensor)
         return len(self.values) - 1
+
+    def _hold(self, tensor: torch.Tensor) -> None:
+        self._bytes += tensor.numel() * tensor.element_size()
+        if self._bytes > MOST_BYTES:
+            raise RecordingTooLargeError(
+                f"the operations make more than {MOST_BYTES / 2**30:.3g} GiB of values"
+            )
 
     def _preserve(self, memory: int) -> None:
         """Copies the values in a piece of memory that is about to be edited."""
         for tensor in self._sharing[memory]:
             index = self._indices[id(tensor)][1]
+            self._hold(tensor)
             self.values[index] = self.values[index].clone()
 
     def _renew(self, memory: int, edited: Container[int]) -> list[int]:

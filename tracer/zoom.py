@@ -25,7 +25,7 @@ from tracer.evidence import Rerun
 from tracer.forcing import Forcing
 from tracer.forms import paired_arguments, read_output
 from tracer.matching import Match, match
-from tracer.operations import Operation, Recording, at_line, described
+from tracer.operations import MOST_BYTES, Operation, Recording, at_line, described
 from tracer.origin import Origin
 from tracer.phrases import few, module_in_words, short_line
 from tracer.rows import WRITTEN, CallKey, CallRecord, Row, argument_of
@@ -139,7 +139,8 @@ def zoom_at(
     if found is None:
         raise UsageError(
             f"zoom {module!r}: its operations cannot be recorded: it is not called by both models, "
-            "a part of it is compiled or scripted, or the reference runs over all positions at once"
+            "a part of it is compiled or scripted, the reference runs over all positions at once, "
+            f"or they make more than {MOST_BYTES / 2**30:.3g} GiB of values (give shorter inputs)"
         )
     return found
 

@@ -366,6 +366,16 @@ class TestRefusals:
         with pytest.raises(tracer.UsageError, match="cannot be recorded"):
             tracer.compare(reference, candidate, inputs, zoom="gate")
 
+    def test_more_values_than_may_be_held(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tracer.operations.MOST_BYTES", 100)
+        reference, candidate, inputs = pair(bias_forgotten)
+        with pytest.raises(tracer.UsageError, match="GiB of values"):
+            tracer.compare(reference, candidate, inputs, zoom="gate")
+        comparison = tracer.compare(reference, candidate, inputs)
+        assert comparison.verdict.confirmed
+        assert comparison.zoomed is None
+        assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+
     def test_one_forward_for_all_steps(self) -> None:
         reference, inputs = one_forward(tiny_llama, 2)()
         candidate = generation(tiny_llama, 2)()[0]

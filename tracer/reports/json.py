@@ -15,8 +15,8 @@
 
 It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
-"isolation" and "zoomed" where there is none, and "ranking" but for a quantised candidate without it.
-Rows are in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one
+"isolation" and "zoomed" where there is none, and "ranking" but for a quantised candidate without
+it. Rows are in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one
 when a key is renamed, removed or means something else, not when one is added.
 """
 
