@@ -23,13 +23,15 @@ UNCONFIRMED = {"cache of another layer", "MLP loaded in bfloat16", "weights not 
 
 
 def listed() -> Iterator[tuple[Group, Mistake]]:
-    """Every mistake in the first setting of its table, and some in the others; the benchmark runs
-    them all."""
+    """Every second mistake in the first setting of its table, fewer in the others, and all that are
+    known to be missed; the benchmark runs the rest."""
     seen: set[int] = set()
     for group in groups():
-        step = 8 if id(group.mistakes) in seen else 1
+        step = 12 if id(group.mistakes) in seen else 2
         seen.add(id(group.mistakes))
-        yield from ((group, mistake) for mistake in group.mistakes[::step])
+        for place, mistake in enumerate(group.mistakes):
+            if place % step == 0 or mistake.missed:
+                yield group, mistake
 
 
 ROWS = [

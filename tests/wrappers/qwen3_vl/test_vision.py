@@ -713,8 +713,7 @@ def assert_exports(module, args, kwargs, quantised):
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 class TestExport:
     @VARIANTS
-    @pytest.mark.parametrize("quantised", [False, True])
-    @pytest.mark.parametrize("with_grid", [False, True])
+    @pytest.mark.parametrize(("quantised", "with_grid"), [(False, True), (True, False)])
     def test_the_vision_model(self, variant, quantised, with_grid):
         wrapped = prepared_for_export(variant, quantised)
         args = (pixels(MIXED), torch.tensor(MIXED)) if with_grid else (pixels(MIXED),)
@@ -737,9 +736,10 @@ class TestExport:
         assert variant == "prefill_reference" or not any("conv" in name for name in operators)
 
     @VARIANTS
-    @pytest.mark.parametrize("quantised", [False, True])
-    @pytest.mark.parametrize("with_segments", [False, True])
-    @pytest.mark.parametrize("part", ["attention", "block"])
+    @pytest.mark.parametrize(
+        ("part", "quantised", "with_segments"),
+        [("attention", False, True), ("attention", True, False), ("block", True, True)],
+    )
     def test_attention_and_block(self, variant, quantised, with_segments, part):
         block = prepared_for_export(variant, quantised).blocks[0]
         given = attention_inputs(MIXED)
