@@ -35,17 +35,29 @@ def other_findings(first: Finding, start: Row, search: Search, rerun: Rerun) -> 
     if first.confirmed and first.trial is not None:
         left = _still_there(left, again, first.trial)
     found = [first]
-    while left and len(found) <= _MOST_ORIGINS:
+    examined = 0
+    while (left := [row for row in left if not _is_known(row, forcing, found)]) and (
+        examined < _MOST_ORIGINS
+    ):
+        examined += 1
         finding = again.examine(left[0])
         left = left[1:]
         if finding.confirmed and finding.trial is not None:
             left = _still_there(left, again, finding.trial)
         if all(_kind(finding) != _kind(other) for other in found):
             found.append(finding)
-    if left and len(found) > _MOST_ORIGINS:
+    if left and len(found) > 1:
         more = f"{len(left)} more values disagree although their inputs are right."
         found[-1] = replace(found[-1], lines=(*found[-1].lines, more))
     return found[1:]
+
+
+def _is_known(row: Row, run: Forcing, found: Iterable[Finding]) -> bool:
+    """Whether a value begins in a module in which an origin was found: in another call of it, say,
+    or in another of its values."""
+    parent = run.records[row.module, row.call].parent
+    begins_in = row.module if row.is_output else "" if parent is None else parent[0]
+    return any(f.origin.module == begins_in and f.origin.argument is None for f in found)
 
 
 def _kind(finding: Finding) -> tuple[str, str | None, str]:
