@@ -142,7 +142,6 @@ class TestPt2:
         [
             *[(part, variant) for part in PARTS for variant in ("prefill", "decode")],
             ("MLP", "prefill"),
-            ("causal LM", "prefill_reference"),
         ],
     )
     @FLOAT_OR_QUANTISED
@@ -553,7 +552,6 @@ class TestCircle:
             ("MLP", "prefill", "int16", "uint4"),
             ("attention", "prefill", "uint8", "uint8"),
             ("attention", "decode", "uint8", "uint8"),
-            ("layer", "prefill", "int16", "uint8"),
             ("layer", "decode", "uint8", "uint4"),
             ("causal LM", "decode", "int16", "uint8"),
         ],
