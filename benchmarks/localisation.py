@@ -32,6 +32,7 @@ from benchmarks.mistakes.clean import CLEAN, Pair
 from benchmarks.mistakes.groups import Group, groups
 from benchmarks.mistakes.planting import Mistake
 from tracer.operations import Operation
+from tracer.phrases import short_line
 from tracer.zoom import Zoomed
 
 
@@ -118,7 +119,7 @@ def planted(group: Group, mistake: Mistake) -> Outcome:
     if not mistake.is_in_own_lines:
         return outcome
     named = _named(zoomed)
-    text = f"{named[0].location}: {named[0].text}" if named else ""
+    text = f"`{named[0].text}` ({short_line(named[0].location)})" if named else ""
     found = any(mistake.is_at(each.file, each.line, each.text) for each in named)
     return replace(outcome, line=text, line_is_right=found)
 
@@ -183,11 +184,14 @@ def missed(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
 
 
 def missed_lines(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
-    """A table of the mistakes in own lines whose exact line was not named."""
-    wrong = [outcome for outcome in outcomes if outcome.line_is_right is False]
+    """A table of the mistakes in own lines whose exact line was not named, with their groups."""
+    wrong: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.line_is_right is False:
+            wrong.setdefault((outcome.name, outcome.line or "none"), []).append(outcome.group)
     if not wrong:
         return "No exact line was missed."
-    rows = [[o.group, o.name, o.line or "none"] for o in wrong]
+    rows = [["; ".join(groups), *found] for found, groups in wrong.items()]
     return _table([["group", "line missed", "named"], *rows], markdown=markdown)
 
 
