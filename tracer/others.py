@@ -53,11 +53,12 @@ def other_findings(first: Finding, start: Row, search: Search, rerun: Rerun) -> 
 
 
 def _is_known(row: Row, run: Forcing, found: Iterable[Finding]) -> bool:
-    """Whether a value begins in a module in which an origin was found: in another call of it, say,
-    or in another of its values."""
+    """Whether a value begins where an origin was found: in another call of that module, say, or in
+    another of its values. An argument that is handed on wrongly is another origin than the rest."""
     parent = run.records[row.module, row.call].parent
     begins_in = row.module if row.is_output else "" if parent is None else parent[0]
-    return any(f.origin.module == begins_in and f.origin.argument is None for f in found)
+    origins = [finding.origin for finding in found]
+    return any(o.module == begins_in and o.argument in (None, row.argument) for o in origins)
 
 
 def _kind(finding: Finding) -> tuple[str, str | None, str]:

@@ -10,6 +10,7 @@ import tracer
 import wrappers
 from benchmarks.mistakes import llama
 from benchmarks.mistakes.models import tiny_llama
+from tracer.origin import Search
 
 FLOAT = {mistake.name: mistake for mistake in llama.FLOAT}
 WRAPPED = {mistake.name: mistake for mistake in llama.WRAPPED}
@@ -166,3 +167,37 @@ def test_two_mistakes_where_one_is_in_a_module_called_twice(x) -> None:
         candidate.second.bias += 1.0
     verdict = tracer.compare(reference, candidate, x).verdict
     assert [origin.module for origin in verdict.origins] == ["first", "second"]
+
+
+@pytest.mark.parametrize("by", ["module", "argument"])
+def test_one_mistake_in_every_step_is_examined_once(by, monkeypatch) -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = Double()
+            self.shift = 0
+
+        def forward(self, x):
+            for number in range(6):
+                x = self.step(x, scale=torch.tensor(1 + number + self.shift))
+            return x
+
+    class Scaled(Double):
+        def forward(self, x, scale):
+            return super().forward(x) * scale
+
+    torch.manual_seed(0)
+    reference = Steps()
+    reference.step.__class__ = Scaled
+    candidate = copy.deepcopy(reference.eval())
+    if by == "module":
+        candidate.step.first.weight.data[1] *= 2.0
+    else:
+        candidate.shift = 1
+    examined = []
+    examine = Search.examine
+    monkeypatch.setattr(Search, "examine", lambda *args: examined.append(args) or examine(*args))
+    verdict = tracer.compare(reference, candidate, torch.randn(3, 4)).verdict
+    assert verdict.origins == (verdict.origin,)
+    assert verdict.origin.argument == (None if by == "module" else "scale")
+    assert len(examined) == 1
