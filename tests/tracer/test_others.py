@@ -171,29 +171,36 @@ def test_two_mistakes_where_one_is_in_a_module_called_twice(x) -> None:
 
 @pytest.mark.parametrize("by", ["module", "argument"])
 def test_one_mistake_in_every_step_is_examined_once(by, monkeypatch) -> None:
-    class Steps(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.step = Double()
-            self.shift = 0
-
-        def forward(self, x):
-            for number in range(6):
-                x = self.step(x, scale=torch.tensor(1 + number + self.shift))
-            return x
-
     class Scaled(Double):
         def forward(self, x, scale):
             return super().forward(x) * scale
 
+    class Giver(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = Scaled()
+            self.shift = 0
+
+        def forward(self, x, number):
+            return self.step(x, scale=torch.tensor(1 + number + self.shift))
+
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.giver = Giver()
+
+        def forward(self, x):
+            for number in range(6):
+                x = self.giver(x, number)
+            return x
+
     torch.manual_seed(0)
-    reference = Steps()
-    reference.step.__class__ = Scaled
-    candidate = copy.deepcopy(reference.eval())
+    reference = Steps().eval()
+    candidate = copy.deepcopy(reference)
     if by == "module":
-        candidate.step.first.weight.data[1] *= 2.0
+        candidate.giver.step.first.weight.data[1] *= 2.0
     else:
-        candidate.shift = 1
+        candidate.giver.shift = 1
     examined = []
     examine = Search.examine
     monkeypatch.setattr(Search, "examine", lambda *args: examined.append(args) or examine(*args))
