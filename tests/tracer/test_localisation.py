@@ -45,11 +45,13 @@ ROWS = [
 ]
 
 
+@pytest.mark.no_cover  # what a mistake makes of the tracer's rooms is covered by their own tests
 @pytest.mark.parametrize(("group", "mistake"), ROWS)
 def test_a_mistake_is_found(group: Group, mistake: Mistake) -> None:
     check(group, mistake)
 
 
+@pytest.mark.no_cover  # what a mistake makes of the tracer's rooms is covered by their own tests
 @pytest.mark.parametrize("name", llama.COARSE[::2])
 def test_a_mistake_is_found_in_a_real_checkpoint(shared_data: Path, name: str) -> None:
     group = next(group for group in groups(shared_data) if group.name == "stories260K")
@@ -76,6 +78,7 @@ def check(group: Group, mistake: Mistake) -> None:
 
 
 # Compiling takes as long as all the others together; other tests have compiled models.
+@pytest.mark.no_cover  # what a mistake makes of the tracer's rooms is covered by their own tests
 @pytest.mark.parametrize(
     "pair",
     [pair for pair in CLEAN if pair.name != "compiled"][::2],

@@ -136,6 +136,7 @@ def assert_same(expected, found, limit=LIMIT):
         assert peir(reference, candidate) <= limit
 
 
+@pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestPt2:
     @pytest.mark.parametrize(
         ("part", "variant"),
@@ -519,6 +520,7 @@ def tico():
 
 
 @pytest.mark.usefixtures("tico")
+@pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestCircle:
     @pytest.mark.parametrize(
         ("part", "variant"),
@@ -749,6 +751,7 @@ class TestConversionErrors:
 
 
 @pytest.mark.usefixtures("tico")
+@pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestOnert:
     """Float files in a runtime for devices.
 

@@ -221,6 +221,7 @@ def test_masks_after_a_past_reach_down_to_it(family, variant, make, monkeypatch)
     masks.check()
 
 
+@pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 @each_family
 @each_variant
 @pytest.mark.parametrize(

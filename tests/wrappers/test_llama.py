@@ -707,6 +707,7 @@ class TestQuantisationOn:
         assert (found.double() - expected).abs().max() <= 2 * step
 
 
+@pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestExport:
     @VARIANTS
     @pytest.mark.parametrize("quantised", [False, True])

@@ -934,6 +934,7 @@ def has_fake_quantize(program):
 FEW_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}  # exports faster
 
 
+@pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestExport:
     @pytest.mark.parametrize("quantised", [False, True])
     @pytest.mark.parametrize(

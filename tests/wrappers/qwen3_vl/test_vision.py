@@ -711,6 +711,7 @@ def assert_exports(module, args, kwargs, quantised):
 
 # torch 2.11's own, once, on loading a program.
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+@pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestExport:
     @VARIANTS
     @pytest.mark.parametrize(("quantised", "with_grid"), [(False, True), (True, False)])
