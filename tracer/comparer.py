@@ -29,6 +29,7 @@ from tracer.rows import (
     argument_of,
     is_result,
 )
+from tracer.samples import Sample, Sampler
 from tracer.values import (
     LeftOut,
     describe,
@@ -55,12 +56,18 @@ class Comparer:
         compared_elements: how many elements were compared, each pair of tensors counted once.
     """
 
-    def __init__(self, tolerance: Tolerance, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        tolerance: Tolerance,
+        progress: Callable[[int], None] | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
         self.rows: list[Row] = []
         self.records: dict[CallKey, CallRecord] = {}
         self.edited: set[EventKey] = set()
         self._tolerance = tolerance
         self._progress = progress
+        self._sampler = sampler
         self.left_out = 0
         self.compared_elements = 0
         self._order = 0
@@ -194,6 +201,7 @@ class Comparer:
                         module=record.module,
                         call=record.call,
                         value=path,
+                        sample=earlier.sample or self._sampled(path, r, c),
                     ),
                 )
             elif not is_output:
@@ -241,12 +249,18 @@ class Comparer:
             agrees=agrees,
             note=note,
             shown=shown,
+            sample=self._sampled(path, r, c),
         )
         self.compared_elements += difference.elements if difference is not None else 0
         self._remember(r, c, row)
         self._add(record, row)
         if not is_output:
             self._describe(record, row, path, r, c)
+
+    def _sampled(self, path: str, r: torch.Tensor, c: torch.Tensor) -> Sample | None:
+        if self._sampler is None or not is_result(path) or r.shape != c.shape:
+            return None
+        return self._sampler.sample(r, c)
 
     def _note_padding(self, record: CallRecord, reference: Call) -> None:
         """Notes what a call says of padding, for itself and for those around it that know of some.

@@ -27,6 +27,7 @@ from tracer.lockstep import EventKey, Failure, Outcome, Visitor
 from tracer.noise import NoiseFloor, floor_in_words, measure_noise
 from tracer.phrases import module_in_words
 from tracer.rows import FormDifference, Row
+from tracer.samples import Sampler
 from tracer.session import Inputs, Session, working_dtype
 from tracer.values import dtype_name, tensor_leaves
 from tracer.verdict import Verdict, judge, judge_ended
@@ -56,6 +57,7 @@ def compare(
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),
     post_mortem: bool = False,
     debugger: str | None = None,
+    samples: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> "Comparison":
     """Runs two models side by side on the same inputs and says where they part, and why.
@@ -89,13 +91,15 @@ def compare(
         post_mortem: the debugger opens where a model raises.
         debugger: "ipdb" or "pdb"; by default what PYTHONBREAKPOINT says, or ipdb in a terminal and
             pdb elsewhere.
+        samples: how many pairs of elements of each output to keep, for the drawings of an .html
+            report; 256 are enough.
         progress: called with the number of finished pairs of calls.
 
     Raises:
         InputError: the inputs are of another type, or name arguments that forward does not take.
         UsageError: a glob or rename rule matches nothing, the tolerance is no limit, there is
-            nothing to isolate, a lazy module has not been run yet, or the debugger cannot be
-            opened.
+            nothing to isolate, a lazy module has not been run yet, a number is negative, or the
+            debugger cannot be opened.
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
@@ -108,9 +112,10 @@ def compare(
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
+    sampler = Sampler(samples) if samples else None
     clone: frozenset[EventKey] = frozenset()
     for run in range(_MOST_RUNS):
-        comparer = Comparer(tolerance, progress)
+        comparer = Comparer(tolerance, progress, sampler)
         watch = None
         if run == 0:
             watch = debugger_of(

@@ -11,6 +11,7 @@ import torch
 
 from tracer.calls import Location
 from tracer.difference import Difference
+from tracer.samples import Sample
 from tracer.values import is_mask_name
 
 # A module's identity in a run: the reference's name and the call index.
@@ -43,6 +44,7 @@ class Row:
             None for an argument, and where none was compared.
         shown: the statistics without padded positions, where the pair disagrees and some are known.
         floor: the PEIR that rounding alone makes here; None where that was not measured.
+        sample: some of the elements, for an output where these were asked for.
     """
 
     order: int
@@ -59,6 +61,7 @@ class Row:
     input_peir: float | None = None
     shown: Difference | None = None
     floor: float | None = None
+    sample: Sample | None = None
 
     @property
     def is_output(self) -> bool:
