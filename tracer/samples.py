@@ -75,7 +75,8 @@ class Sampler:
         random = torch.randint(r.numel(), (self._most,), generator=generator).to(r.device)
         wide = r.float()
         first = torch.stack([torch.tensor(peak, device=r.device), wide.argmin(), wide.argmax()])
-        return torch.cat([first, random[_FEWEST:]]).unique()
+        places: torch.Tensor = torch.cat([first, random[_FEWEST:]]).unique()
+        return places
 
 
 def _histogram(r: torch.Tensor, c: torch.Tensor, reach: float) -> tuple[int, ...]:

@@ -21,16 +21,12 @@ when a key is renamed, removed or means something else, not when one is added.
 
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 
-import torch
-
-import tracer
 from tracer.comparison import Comparison, row_values
 from tracer.reports import Run
+from tracer.reports.environment import environment
 from tracer.reports.ranking import ranking
 
 SCHEMA = 1
@@ -64,21 +60,11 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             if comparison.isolation is None
             else asdict(comparison.isolation) | {"explanation": comparison.isolation.explanation},
             "run": None if run is None else asdict(run),
-            "environment": _environment(),
+            "environment": environment(),
         }
     )
     assert isinstance(plain, dict)
     return plain
-
-
-def _environment() -> dict[str, object]:
-    return {
-        "trace_model": tracer.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": metadata.version("transformers"),
-        "platform": platform.platform(),
-    }
 
 
 def _plain(value: object) -> object:
