@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from tracer.difference import Difference, plain
-from tracer.values import LeftOut
+from tracer.values import LeftOut, dtype_name
 
 PROJECTIONS = 16
 # Elements per pass: the signs of one chunk take 4 MiB, and those of the first ones are kept.
@@ -134,6 +134,9 @@ class Fingerprint(LeftOut):
         moments = [self.total, self.square, self.least, self.most]
         return [float(self.digest), float(self.nonfinite), *moments, *self.projections]
 
+    def __str__(self) -> str:
+        return f"{dtype_name(self.dtype)} {list(self.shape)}"
+
     def equals(self, other: "Fingerprint") -> bool:
         """Whether both are of equal values, of whatever dtype each."""
         return self.shape == other.shape and (
@@ -231,7 +234,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     values = plain(tensor).cpu().contiguous()
     if values.is_complex():
         values = torch.view_as_real(values).contiguous()
-    return memoryview(values.reshape(-1).view(torch.uint8).numpy())
+    return values.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _hash(tensor: torch.Tensor, size: int) -> bytes:

@@ -23,6 +23,9 @@ WRITTEN = "written"
 # The note of masks whose values differ and whose meaning does not.
 BY_MEANING = "compared by what they let through"
 
+# The note of values of which one side has a fingerprint only.
+ESTIMATED = "estimated from fingerprints"
+
 
 @dataclass(frozen=True)
 class Row:

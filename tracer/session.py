@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tracer.errors import InputError, UsageError, near_names
+from tracer.fingerprints import checksum
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
 from tracer.pairing import Pairing, pair
-from tracer.values import deep_copy, version_of
+from tracer.recorded import Recorded
+from tracer.values import deep_copy, tensor_leaves, version_of
 
 Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
 
@@ -25,7 +27,7 @@ class Session:
         self,
         reference: nn.Module,
         candidate: nn.Module,
-        inputs: Inputs,
+        inputs: Inputs | None,
         rename: Mapping[str, str] | None,
         include: str | Sequence[str],
     ) -> None:
@@ -33,7 +35,7 @@ class Session:
             _check_initialised(side, model)
         self.reference = reference
         self.candidate = candidate
-        self.inputs = _arguments(inputs, reference)
+        self.inputs = _inputs(inputs, reference, candidate)
         self.pairing = pair(reference, candidate, rename)
         self.pairs = _included(self.pairing, [include] if isinstance(include, str) else include)
         self.cast = _casting(reference, candidate)
@@ -57,6 +59,8 @@ class Session:
             )
 
     def _call(self, model: nn.Module, cast: tuple[torch.dtype, torch.dtype] | None) -> object:
+        if isinstance(model, Recorded):
+            return None
         args, kwargs = _copied(self.inputs, cast)
         return model(*args, **kwargs)
 
@@ -106,6 +110,8 @@ def state_kept(models: Sequence[nn.Module]) -> Iterator[None]:
 
 def working_dtype(model: nn.Module) -> torch.dtype | None:
     """The floating dtype of most of a model's parameters; None if it has none."""
+    if isinstance(model, Recorded):
+        return model.dtype
     sizes: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -113,7 +119,48 @@ def working_dtype(model: nn.Module) -> torch.dtype | None:
     return max(sizes, key=sizes.__getitem__, default=None)
 
 
-def _arguments(inputs: Inputs, model: nn.Module) -> tuple[tuple[object, ...], dict[str, object]]:
+def _inputs(
+    inputs: Inputs | None, reference: nn.Module, candidate: nn.Module
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Positional and keyword arguments: what was given, and what was recorded if nothing was.
+
+    Raises:
+        InputError: nothing was given nor recorded, something else than was recorded, or nothing
+            that the model can take.
+    """
+    models = reference, candidate
+    live = [model for model in models if not isinstance(model, Recorded)]
+    recordings = [model for model in models if isinstance(model, Recorded)]
+    if not recordings:
+        return _arguments(inputs, reference)
+    given = None if inputs is None or not live else _arguments(inputs, live[0])
+    for recording in recordings:
+        recorded = recording.inputs()
+        if given is None:
+            given = recorded
+        elif recorded is not None and not _same_inputs(given, recorded):
+            raise InputError(
+                f"the inputs are not those that {recording.name} was recorded with: leave them "
+                "out, and the recorded ones are used"
+            )
+    if given is None:
+        names = " and ".join(recording.name for recording in recordings)
+        raise InputError(f"{names} holds no inputs: give what it was recorded with")
+    return given
+
+
+def _same_inputs(given: object, recorded: object) -> bool:
+    left, right = dict(tensor_leaves(given, "")), dict(tensor_leaves(recorded, ""))
+    return left.keys() == right.keys() and all(
+        left[path].shape == right[path].shape
+        and checksum(left[path].to(right[path].dtype)) == checksum(right[path])
+        for path in left
+    )
+
+
+def _arguments(
+    inputs: Inputs | None, model: nn.Module
+) -> tuple[tuple[object, ...], dict[str, object]]:
     if isinstance(inputs, torch.Tensor):
         return (inputs,), {}
     if isinstance(inputs, tuple):
@@ -166,7 +213,9 @@ def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
 def _casting(reference: nn.Module, candidate: nn.Module) -> tuple[torch.dtype, torch.dtype] | None:
     """The dtypes that float inputs are cast from and to for the candidate; None if they fit."""
     r, c = (
-        {p.dtype for p in model.parameters() if p.is_floating_point()}
+        {model.dtype} - {None}
+        if isinstance(model, Recorded)
+        else {p.dtype for p in model.parameters() if p.is_floating_point()}
         for model in (reference, candidate)
     )
     return (r.pop(), c.pop()) if len(r) == len(c) == 1 and r != c else None

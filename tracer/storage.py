@@ -270,8 +270,8 @@ class TraceReader:
             self._files[shard] = (self.path / _shard_name(shard)).open("rb")
         file = self._files[shard]
         file.seek(entry["at"])
-        data = bytearray(entry["bytes"])
-        if file.readinto(data) != len(data) or zlib.crc32(data) != entry["crc"]:
+        data = bytearray(file.read(entry["bytes"]))
+        if len(data) != entry["bytes"] or zlib.crc32(data) != entry["crc"]:
             raise self._damaged(_shard_name(shard), f"tensor {entry['id']} is not as written")
         return data
 

@@ -1,0 +1,221 @@
+"""A recorded trace in the place of a model: the same modules, and the calls told again from disk.
+
+    reference = tracer.open_trace("run.trace")
+    tracer.compare(reference, model)
+
+Its modules have the names and classes of the recorded model's, and hold nothing but checksums. In a
+comparison its calls are told as they came, each value read when its call is told, and let go after
+the last one that it is part of.
+"""
+
+import types
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracer.calls import Call, Location, Phase
+from tracer.encoding import decode, tensor_numbers
+from tracer.fingerprints import checksum
+from tracer.storage import TraceReader
+from tracer.values import dtype_name
+
+# How a trace was recorded: every value, outputs alone, or fingerprints of all.
+VALUES = ("all", "outputs", "fingerprints")
+
+
+class RecordedModule(nn.Module):
+    """Stands for a module of a recorded model.
+
+    Attributes:
+        checksums: of its own parameters by name: dtype, shape and checksum.
+        points: what it said of its quantization points; see `tracer.flow`.
+    """
+
+    checksums: Mapping[str, "Checksum"]
+    points: Mapping[str, Mapping[str, object]]
+
+
+class Recorded(RecordedModule):
+    """A recorded model; see the module's docstring. `open_trace` makes it.
+
+    Attributes:
+        file: the trace.
+    """
+
+    file: TraceReader
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What was recorded of the model and the machine; see `tracer.recording`."""
+        return self.file.header
+
+    @property
+    def name(self) -> str:
+        """The trace's own."""
+        return str(self.file.path)
+
+    @property
+    def values(self) -> str:
+        """What was recorded, one of `VALUES`."""
+        return str(self.header["values"])
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that the model worked in."""
+        name = self.header["dtype"]
+        return None if name is None else getattr(torch, name)
+
+    @property
+    def called(self) -> Counter[str]:
+        """How often each module was called, as far as the recording goes."""
+        starts = (event for event in self.file.events if event["event"] == "start")
+        return Counter(event["module"] for event in starts)
+
+    def inputs(self) -> tuple[tuple[object, ...], dict[str, object]] | None:
+        """What the model was run on: positional and keyword arguments; None if that is missing."""
+        for event in self.file.events:
+            if event["event"] == "inputs":
+                args, kwargs = decode(event["value"], self.file.tensor)
+                return args, kwargs
+        return None
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What is known of a recorded parameter's values."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+    @classmethod
+    def of(cls, parameter: torch.Tensor) -> "Checksum | None":
+        """None for a parameter without values, on the meta device."""
+        if parameter.is_meta:
+            return None
+        return cls(dtype_name(parameter.dtype), tuple(parameter.shape), checksum(parameter))
+
+
+def open_trace(path: str | Path) -> Recorded:
+    """Opens a trace, to be compared with a model or with another trace.
+
+    Raises:
+        StorageError: there is none, it is of a newer format, or it is damaged.
+    """
+    file = TraceReader(path)
+    modules = file.header["modules"]
+    root: Recorded = _skeleton(Recorded, modules.get("", {"class": file.header["model"]}))
+    root.file = file
+    for name in modules:
+        if name:
+            _put(root, name.split("."), modules[name])
+    root.train(file.header["training"])
+    return root
+
+
+def checksums_of(module: nn.Module) -> dict[str, Checksum]:
+    """The checksums of a module's own parameters, recorded or computed."""
+    if isinstance(module, RecordedModule):
+        return dict(module.checksums)
+    found = {n: Checksum.of(p) for n, p in module.named_parameters(recurse=False)}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+@dataclass(eq=False)
+class Playback:
+    """Tells the calls of a recording again.
+
+    Attributes:
+        model: the recording.
+        counts: how often each module was called so far.
+    """
+
+    model: Recorded
+    counts: Counter[str] = field(default_factory=Counter)
+    _alive: dict[int, object] = field(default_factory=dict)
+
+    def calls(self) -> Iterator[tuple[Call, Phase]]:
+        """Yields each start and end of a call, in the order in which they came."""
+        modules = dict(self.model.named_modules())
+        events = self.model.file.events
+        last = {n: i for i, event in enumerate(events) for n in tensor_numbers(_values(event))}
+        calls: dict[int, Call] = {}
+        for place, event in enumerate(events):
+            if event["event"] == "start":
+                self.counts[event["module"]] += 1
+                call = calls[event["call"]] = Call(
+                    name=event["module"],
+                    index=event["index"],
+                    module=modules[event["module"]],
+                    arguments=self._decode(event["arguments"]),
+                    positional=tuple(event["positional"]),
+                    caller=None if event["caller"] is None else Location(*event["caller"]),
+                    parent=calls.get(event["parent"]),
+                )
+                yield call, Phase.START
+            elif event["event"] == "end":
+                call = calls.pop(event["call"])
+                if "left" in event:
+                    call.arguments = self._decode(event["left"])
+                call.output = self._decode(event["output"])
+                yield call, Phase.END
+            for number in set(tensor_numbers(_values(event))):
+                if last[number] == place:
+                    self._alive.pop(number, None)
+
+    def _decode(self, encoded: Any) -> Any:
+        return decode(encoded, self._load)
+
+    def _load(self, number: int) -> object:
+        """A value, which is the same object from its first use to its last."""
+        if number not in self._alive:
+            self._alive[number] = self.model.file.tensor(number)
+        return self._alive[number]
+
+
+def _values(event: Mapping[str, Any]) -> list[Any]:
+    return [event.get(key) for key in ("arguments", "left", "output")]
+
+
+def _put(root: nn.Module, path: list[str], info: Mapping[str, Any]) -> None:
+    *around, last = path
+    parent = root
+    for part in around:
+        if part not in parent._modules:
+            parent._modules[part] = _skeleton(RecordedModule, {"class": "Module"})
+        child = parent._modules[part]
+        assert child is not None
+        parent = child
+    # Not by `add_module`, which takes no name that an attribute has.
+    parent._modules[last] = _skeleton(RecordedModule, info)
+
+
+def _skeleton(base: type[RecordedModule], info: Mapping[str, Any]) -> Any:
+    """A module of a class with the recorded class's name, and a forward in its place."""
+    members = {}
+    if info.get("definition") is not None:
+        members["forward"] = _defined_at(Location(*info["definition"]))
+    module = type(info["class"], (base,), members)()
+    module.checksums = {
+        name: Checksum(dtype, tuple(shape), digest)
+        for name, (dtype, shape, digest) in info.get("parameters", {}).items()
+    }
+    module.points = info.get("points", {})
+    return module
+
+
+def _defined_at(location: Location) -> types.FunctionType:
+    """A function that says of itself to be defined there; it is never called."""
+
+    def forward(self: nn.Module) -> None:
+        raise AssertionError("a recorded module computes nothing")
+
+    code = forward.__code__.replace(
+        co_filename=location.file, co_firstlineno=location.line, co_qualname=location.function
+    )
+    return types.FunctionType(code, {})
