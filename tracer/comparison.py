@@ -253,10 +253,14 @@ class Comparison:
         show(self, all_rows=all_rows)
 
     def save(self, path: str | Path) -> None:
-        """Writes a report; the suffix chooses the format, `.json` for now.
+        """Writes a report in the format of the suffix.
+
+        `.html` (interactive; with drawings of the values where `compare` was asked for `samples`),
+        `.json`, `.xml` (JUnit), `.md`, `.csv`, or `.parquet` (with the extra `parquet`).
 
         Raises:
-            UsageError: another suffix, or a folder that does not exist.
+            UsageError: another suffix, a package that is not installed, or a folder that does not
+                exist or is not writable.
         """
         from tracer.reports import save
 
