@@ -10,12 +10,16 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tracer.errors import InputError, UsageError, near_names
+from tracer.calls import Listener, Recorder, hooked, visible_modules
+from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.fingerprints import checksum
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
 from tracer.pairing import Pairing, pair
 from tracer.recorded import Recorded
+from tracer.states import random_state_kept
+from tracer.stepping import stages_of
 from tracer.values import deep_copy, tensor_leaves, version_of
+from tracer.words import brief
 
 Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
 
@@ -63,6 +67,53 @@ class Session:
             return None
         args, kwargs = _copied(self.inputs, cast)
         return model(*args, **kwargs)
+
+
+def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
+    """Runs one model once on a copy of its inputs, and tells a listener of its calls.
+
+    Nothing is changed, as by `Session.run`.
+
+    Raises:
+        InputError: the inputs are none that the model takes.
+        UsageError: a lazy module has not been run yet.
+        ModelRunError: the model raised.
+        TracerError: what the listener raises.
+    """
+    _check_initialised("model", model)
+    arguments = _arguments(inputs, model)
+    names = {id(module): name for name, module in named_modules(model).items()}
+    recorder = Recorder(names, listener)
+    with (
+        torch.no_grad(),
+        state_kept((model,)),
+        random_state_kept(),
+        hooked((model,), lambda: recorder),
+    ):
+        args, kwargs = _copied(arguments, None)
+        try:
+            model(*args, **kwargs)
+        except TracerError:
+            raise
+        except Exception as error:
+            raised = recorder.raised
+            where = ""
+            if raised is not None and raised[0] is error:
+                where = (
+                    f" in module {raised[1].name!r}" if raised[1].name else " in its own forward"
+                )
+            raise ModelRunError(
+                f"the model raised {type(error).__name__}{where}: {brief(error)}"
+            ) from error
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model whose calls can be seen; those of two stages by stage and name."""
+    return {
+        f"{stage}.{name}".strip("."): module
+        for stage, part in stages_of(model).items()
+        for name, module in visible_modules(part).items()
+    }
 
 
 def _check_initialised(side: str, model: nn.Module) -> None:
@@ -182,11 +233,14 @@ def _arguments(
     return (), kwargs
 
 
-def matching(glob: str, names: Sequence[str]) -> list[str]:
+def matching(
+    glob: str, names: Sequence[str], whose: str = "the models have in common"
+) -> list[str]:
     """The modules whose names match a glob.
 
     Args:
-        names: the reference's names of all modules that the models have in common.
+        names: the reference's names of all modules that can be named.
+        whose: which these are, for the message.
 
     Raises:
         UsageError: it matches none.
@@ -194,8 +248,8 @@ def matching(glob: str, names: Sequence[str]) -> list[str]:
     matched = fnmatch.filter(names, glob)
     if not matched:
         raise UsageError(
-            f"{glob!r} matches none of the {len(names)} modules that the models have in "
-            f"common, such as {', '.join([n for n in names if n][:3]) or 'the root'}"
+            f"{glob!r} matches none of the {len(names)} modules that {whose}, such as "
+            f"{', '.join([n for n in names if n][:3]) or 'the root'}"
             f"{near_names(glob, names)}"
         )
     return matched
@@ -212,13 +266,14 @@ def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
 
 def _casting(reference: nn.Module, candidate: nn.Module) -> tuple[torch.dtype, torch.dtype] | None:
     """The dtypes that float inputs are cast from and to for the candidate; None if they fit."""
-    r, c = (
-        {model.dtype} - {None}
-        if isinstance(model, Recorded)
-        else {p.dtype for p in model.parameters() if p.is_floating_point()}
-        for model in (reference, candidate)
-    )
+    r, c = _float_dtypes(reference), _float_dtypes(candidate)
     return (r.pop(), c.pop()) if len(r) == len(c) == 1 and r != c else None
+
+
+def _float_dtypes(model: nn.Module) -> set[torch.dtype]:
+    if isinstance(model, Recorded):
+        return set() if model.dtype is None else {model.dtype}
+    return {p.dtype for p in model.parameters() if p.is_floating_point()}
 
 
 def _copied(
