@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Page:
         self._to, self._back = os.fdopen(to, "wb", buffering=0), os.fdopen(back, "rb")
         self._session: str | None = None
         self._id = 0
+        self._unread = b""
         self.requests: list[str] = []
         self.problems: list[str] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
@@ -49,10 +51,11 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._call("Page.navigate", url=file.as_uri())
-        self.run(
-            "new Promise(done => { const look = () => document.documentElement?.dataset.ready"
-            " ? done(true) : setTimeout(look, 10); look(); })"
-        )
+        deadline = time.monotonic() + _TIMEOUT / 2
+        while not self.run("document.documentElement?.dataset.ready"):
+            if self.problems or time.monotonic() > deadline:
+                raise AssertionError(f"the page did not become ready: {self.problems}")
+            time.sleep(0.02)
 
     def resize(self, width: int, height: int) -> None:
         """Gives the window another size, in CSS pixels."""
@@ -106,16 +109,13 @@ class Page:
             self._note(answer)
 
     def _read(self) -> dict[str, Any]:
-        text = b""
-        while not text.endswith(b"\0"):
+        while b"\0" not in self._unread:
             piece = self._back.read1(1 << 16)
             if not piece:
                 raise AssertionError("the browser has gone")
-            text += piece
-        *earlier, last = text[:-1].split(b"\0")
-        for message in earlier:
-            self._note(json.loads(message))
-        return json.loads(last)
+            self._unread += piece
+        message, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(message)
 
     def _note(self, event: dict[str, Any]) -> None:
         details = event.get("params", {})

@@ -12,8 +12,8 @@
   for (const link of document.querySelectorAll("[data-module]")) {
     link.addEventListener("click", () => select(link.dataset.module, Number(link.dataset.call), null));
   }
-  const start = data.symptom ?? firstOf(calls);
-  if (start) select(start[0], start[1], start[2], true);
+  const [name, call] = data.symptom ?? firstOf(calls) ?? [null];
+  if (name !== null) select(name, call, null, true);
   document.documentElement.dataset.ready = "yes";
 
   /** Shows a module everywhere; quietly while the page loads, when nothing may move. */
@@ -89,7 +89,7 @@
   function firstOf(calls) {
     let worst = null;
     for (const { row } of calls) if (isWorse(row, worst)) worst = row;
-    return worst && [worst.module, worst.call, worst.value];
+    return worst && [worst.module, worst.call];
   }
 
   // Words and elements.
@@ -128,7 +128,7 @@
     const height = 250, left = 46, right = 12, top = 18, bottom = 26;
     const plot = document.getElementById("plot");
     const unzoom = document.getElementById("unzoom");
-    const finite = calls.flatMap(({ row, own }) => [row.peir, own ?? 0]).filter((v) => v > 0 && v < Infinity);
+    const finite = calls.flatMap(({ row, own }) => [row.peir, own ?? 0, row.floor ?? 0]).filter((v) => v > 0 && v < Infinity);
     if (calls.length < 2 || !finite.length) return { select() {} };
     const section = document.getElementById("curve");
     section.hidden = false;
@@ -195,6 +195,8 @@
     /** Every other layer has a ground of its own, with its number. */
     function drawBands() {
       const layer = calls.map(({ row }) => /^(?:.*?\.)?\d+(?=\.|$)/.exec(row.module)?.[0] ?? null);
+      const count = new Set(layer.slice(from, to + 1)).size;
+      if (count > width / 14) return;
       let shaded = false;
       for (let i = from; i <= to; ) {
         let end = i;
@@ -237,7 +239,7 @@
       const near = x(first) > width / 2;
       svg.append(
         shape("line", { class: "first", x1: x(first), x2: x(first), y1: top, y2: height - bottom }),
-        shape("text", { class: "first-name", x: x(first) + (near ? -6 : 6), y: height - bottom - 8, "text-anchor": near ? "end" : "start" }, "differs first"),
+        shape("text", { class: "first-name", x: x(first) + (near ? -6 : 6), y: top + 12, "text-anchor": near ? "end" : "start" }, "differs first"),
       );
     }
 
@@ -309,12 +311,16 @@
     };
   }
 
+  /** Infinities differ from infinities by NaN, which no order is made of. */
+  function finite(value) { return Math.min(Math.max(Number.isNaN(value) ? Infinity : value, -1e300), 1e300); }
   function smallest(values) { return values.reduce((a, b) => Math.min(a, b)); }
   function largest(values) { return values.reduce((a, b) => Math.max(a, b)); }
 
   // The list of modules.
 
   function makeListing(modules) {
+    const own = new Map();
+    for (const [text, , peir] of data.introduced) own.set(data.texts[text], Math.max(own.get(data.texts[text]) ?? 0, finite(Number(peir))));
     const most = 150;
     const box = document.getElementById("listing"), count = document.getElementById("count");
     const [search, filter, sort] = ["search", "filter", "sort"].map((id) => document.getElementById(id));
@@ -351,9 +357,11 @@
     const orders = {
       tree: (a, b) => a.place - b.place,
       order: (a, b) => (a.rows[0]?.index ?? Infinity) - (b.rows[0]?.index ?? Infinity) || a.place - b.place,
-      peir: by((module) => (module.worst ? (Number.isFinite(module.worst.peir) ? module.worst.peir : 1e300) : -1)),
-      sqnr: by((module) => -(module.worst?.sqnr ?? 1e300)),
+      peir: by((module) => (module.worst ? finite(module.worst.peir) : -1)),
+      sqnr: by((module) => -finite(module.worst?.sqnr ?? Infinity)),
+      own: by((module) => own.get(module.name) ?? -1),
     };
+    document.getElementById("by-own").hidden = !own.size;
 
     function refresh() {
       const flat = !isTree();
@@ -488,8 +496,9 @@
       if (!module) return;
       title.textContent = name || "(root)";
       if (!quietly) box.classList.add("open");
-      const row = module.rows.find((row) => row.call === (call ?? row.call) && row.value === value)
-        ?? module.rows.find((row) => row.call === call && row.isOutput) ?? module.worst ?? module.rows[0];
+      const ofCall = module.rows.filter((row) => row.call === call);
+      const row = ofCall.find((row) => row.value === value) ?? ofCall.find((row) => row.isOutput)
+        ?? module.worst ?? module.rows[0];
       body.replaceChildren(tags(module));
       if (!row) {
         body.append(element("p", { class: "quiet" }, module.reason ? `Not compared: ${module.reason}.` : "No value of it was compared; see the modules inside it."));
@@ -499,6 +508,8 @@
       body.append(table(module, row, (chosen) => figures.replaceChildren(...about(chosen))), figures);
       figures.append(...about(row));
     }
+
+    return { show };
 
     function tags(module) {
       const list = element("div", { class: "tags" });
@@ -562,7 +573,7 @@
       const box = element("div", { class: `drawings ${row.agrees ? "" : "differs"}` });
       box.append(
         element("div", {}, element("h3", {}, "reference against candidate"), scatter(row.sample)),
-        element("div", {}, element("h3", {}, "reference − candidate, all elements"), histogram(row.sample)));
+        element("div", {}, element("h3", {}, "reference − candidate"), histogram(row.sample)));
       return box;
     }
   }
@@ -604,7 +615,7 @@
     const reach = Number(sample.reach);
     svg.append(
       shape("text", { x: left, y: size - 6 }, short(-reach)),
-      shape("text", { x: (left + edge) / 2, y: size - 6, "text-anchor": "middle" }, "0, log counts"),
+      shape("text", { x: (left + edge) / 2, y: size - 6, "text-anchor": "middle" }, `${total.toLocaleString("en")}, log counts`),
       shape("text", { x: edge, y: size - 6, "text-anchor": "end" }, short(reach)));
     return svg;
   }
