@@ -33,7 +33,7 @@ from tracer.choices import (
     PADDING_SIDES,
 )
 from tracer.errors import ModelRunError, TracerError, UsageError, near_names
-from tracer.reports import Run, check_path, save
+from tracer.reports import Run, check_path, known_suffixes, save, wants_samples
 from tracer.sources import locate, locate_processor
 from tracer.words import listed
 
@@ -370,7 +370,9 @@ def _add_compare(
         type=_report,
         default=[],
         metavar="FILE",
-        help="write a report as well, in the format of the suffix: .json (repeatable)",
+        help=(
+            f"write a report as well, in the format of the suffix: {known_suffixes()} (repeatable)"
+        ),
     )
     group.add_argument("--json", action="store_true", help="print the JSON report and nothing else")
     return parser
@@ -535,6 +537,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
 
     with status(f"loading {options.model}"):
         from tracer import capture, compare, models
+        from tracer.samples import SAMPLES
 
         loaded = _load(options)
         _check_focus(options.focus, loaded)
@@ -576,6 +579,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             noise_floor=options.noise_floor,
             isolate=_isolation(options),
             what_if=options.what_if,
+            samples=SAMPLES if wants_samples(options.report) else 0,
             progress=None if debugging else tell,  # no bar where a prompt may open
             **debugging,
         )
