@@ -102,7 +102,7 @@ class TestWrongUse:
             (["compare", "tiny-llama", "--map", "model"], "expected REGEX=REPLACEMENT"),
             (["compare", "tiny-llama", "--map", "(=x"], "'(' is no regular expression"),
             (["compare", "tiny-llama", "--inputs", "none.safetensors"], "there is no file none"),
-            (["compare", "tiny-llama", "--report", "out.pdf"], "suffix '.pdf': expected .json"),
+            (["compare", "tiny-llama", "--report", "out.pdf"], "suffix '.pdf': expected .html"),
             (["compare", "tiny-llama", "--report", "none/out.json"], "there is no folder none"),
             (["compare", "tiny-lama"], "did you mean 'tiny-llama'"),
             (["compare", "tiny-llama", "--candidate", "sdap"], "did you mean 'sdpa'"),

@@ -16,7 +16,8 @@ It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
 "isolation" where that was not asked for, and "ranking" but for a quantised candidate without it.
 Rows are in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one
-when a key is renamed, removed or means something else, not when one is added.
+when a key is renamed, removed or means something else, not when one is added. The JSON Schema in
+`report.schema.json` beside this file says what each key means.
 """
 
 import json
