@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracer import models
     from tracer.comparison import Captured, Comparison, capture, compare
     from tracer.coverage import Coverage
+    from tracer.dataflow import Flow, flow
     from tracer.debugger import Breakpoint
     from tracer.difference import Difference, Tolerance
     from tracer.errors import (
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
         ModelRunError,
         NothingComparedError,
         ShapeMismatchError,
+        StorageError,
         TracerError,
         UsageError,
     )
     from tracer.origin import Origin
+    from tracer.recorded import Recorded, open_trace
+    from tracer.recording import Recording, record
     from tracer.rows import FormDifference, Row
     from tracer.stepping import Stepped, Stepping
     from tracer.verdict import Symptom, Verdict
@@ -35,16 +39,20 @@ __all__ = [
     "Comparison",
     "Coverage",
     "Difference",
+    "Flow",
     "FormDifference",
     "InputError",
     "ModelLoadError",
     "ModelRunError",
     "NothingComparedError",
     "Origin",
+    "Recorded",
+    "Recording",
     "Row",
     "ShapeMismatchError",
     "Stepped",
     "Stepping",
+    "StorageError",
     "Symptom",
     "Tolerance",
     "TracerError",
@@ -52,7 +60,10 @@ __all__ = [
     "Verdict",
     "capture",
     "compare",
+    "flow",
     "models",
+    "open_trace",
+    "record",
 ]
 
 # Where each public name lives. They are imported when first used, so that `trace_model --help`
@@ -68,10 +79,14 @@ _ROOMS = {
         "ModelRunError",
         "NothingComparedError",
         "ShapeMismatchError",
+        "StorageError",
         "TracerError",
         "UsageError",
     ),
+    "dataflow": ("Flow", "flow"),
     "origin": ("Origin",),
+    "recorded": ("Recorded", "open_trace"),
+    "recording": ("Recording", "record"),
     "rows": ("FormDifference", "Row"),
     "stepping": ("Stepped", "Stepping"),
     "verdict": ("Symptom", "Verdict"),

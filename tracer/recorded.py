@@ -20,12 +20,16 @@ from torch import nn
 
 from tracer.calls import Call, Location, Phase
 from tracer.encoding import decode, tensor_numbers
+from tracer.errors import StorageError
 from tracer.fingerprints import checksum
+from tracer.pairing import Pairing
 from tracer.storage import TraceReader
 from tracer.values import dtype_name
 
 # How a trace was recorded: every value, outputs alone, or fingerprints of all.
 VALUES = ("all", "outputs", "fingerprints")
+# Of a model's modules, so many must have a counterpart in a recording of it.
+_LEAST_IN_COMMON = 0.5
 
 
 class RecordedModule(nn.Module):
@@ -33,7 +37,7 @@ class RecordedModule(nn.Module):
 
     Attributes:
         checksums: of its own parameters by name: dtype, shape and checksum.
-        points: what it said of its quantization points; see `tracer.flow`.
+        points: what it said of its quantization points; see `tracer.dataflow`.
     """
 
     checksums: Mapping[str, "Checksum"]
@@ -75,6 +79,12 @@ class Recorded(RecordedModule):
         """How often each module was called, as far as the recording goes."""
         starts = (event for event in self.file.events if event["event"] == "start")
         return Counter(event["module"] for event in starts)
+
+    @property
+    def unrecorded(self) -> frozenset[str]:
+        """The modules that were not to be recorded."""
+        modules = self.header["modules"].items()
+        return frozenset(name for name, info in modules if not info["recorded"])
 
     def inputs(self) -> tuple[tuple[object, ...], dict[str, object]] | None:
         """What the model was run on: positional and keyword arguments; None if that is missing."""
@@ -124,6 +134,28 @@ def checksums_of(module: nn.Module) -> dict[str, Checksum]:
         return dict(module.checksums)
     found = {n: Checksum.of(p) for n, p in module.named_parameters(recurse=False)}
     return {name: known for name, known in found.items() if known is not None}
+
+
+def check_same_model(pairing: Pairing, reference: nn.Module, candidate: nn.Module) -> None:
+    """Checks that a recording is one of the model that it is compared with.
+
+    Raises:
+        StorageError: most modules of both have no counterpart.
+    """
+    sizes = len(pairing.reference), len(pairing.candidate)
+    paired = len(pairing.pairs) - 1  # the roots always are
+    if paired >= _LEAST_IN_COMMON * (min(sizes) - 1):
+        return
+    for recording, other, size in (
+        (reference, candidate, sizes),
+        (candidate, reference, sizes[::-1]),
+    ):
+        if isinstance(recording, Recorded):
+            raise StorageError(
+                f"{recording.name} was recorded from another model: of the {size[0]} modules of "
+                f"its {type(recording).__name__}, {paired} have a counterpart among the {size[1]} "
+                f"of the {type(other).__name__}; if only the names differ, give rename rules"
+            )
 
 
 @dataclass(eq=False)

@@ -30,10 +30,10 @@ import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, Location, Phase, definition
+from tracer.dataflow import points_of
 from tracer.encoding import encode
 from tracer.errors import ModelRunError, UsageError
 from tracer.fingerprints import Fingerprint
-from tracer.flow import points_of
 from tracer.forms import read_argument, read_output
 from tracer.recorded import VALUES, Checksum
 from tracer.reports.environment import environment

@@ -15,7 +15,7 @@ from tracer.errors import InputError, ModelRunError, TracerError, UsageError, ne
 from tracer.fingerprints import checksum
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
 from tracer.pairing import Pairing, pair
-from tracer.recorded import Recorded
+from tracer.recorded import Recorded, check_same_model
 from tracer.states import random_state_kept
 from tracer.stepping import stages_of
 from tracer.values import deep_copy, tensor_leaves, version_of
@@ -39,10 +39,23 @@ class Session:
             _check_initialised(side, model)
         self.reference = reference
         self.candidate = candidate
-        self.inputs = _inputs(inputs, reference, candidate)
         self.pairing = pair(reference, candidate, rename)
-        self.pairs = _included(self.pairing, [include] if isinstance(include, str) else include)
+        check_same_model(self.pairing, reference, candidate)
+        self.inputs = _inputs(inputs, reference, candidate)
+        included = _included(self.pairing, [include] if isinstance(include, str) else include)
+        missing = _unrecorded(reference), _unrecorded(candidate)
+        self.pairs = {
+            own: name
+            for own, name in included.items()
+            if name not in missing[0] and own not in missing[1]
+        }
         self.cast = _casting(reference, candidate)
+
+    @property
+    def given(self) -> Inputs:
+        """The inputs as they are given to `compare`."""
+        args, kwargs = self.inputs
+        return kwargs or args
 
     def run(
         self, visitor: Visitor, clone: frozenset[EventKey], watch: Watch | None = None
@@ -168,6 +181,10 @@ def working_dtype(model: nn.Module) -> torch.dtype | None:
         if parameter.is_floating_point():
             sizes[parameter.dtype] += parameter.numel()
     return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def _unrecorded(model: nn.Module) -> frozenset[str]:
+    return model.unrecorded if isinstance(model, Recorded) else frozenset()
 
 
 def _inputs(
