@@ -45,7 +45,9 @@ class Page:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(self, file: Path, width: int = 1400, height: int = 1000, *, dark: bool = False) -> None:
+    def open(
+        self, file: Path, width: int = 1400, height: int = 1000, *, dark: bool = False
+    ) -> None:
         """Opens a file and waits until its script has run."""
         self.resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -61,7 +63,10 @@ class Page:
         """Gives the window another size, in CSS pixels."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
-            **{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
 
     def run(self, expression: str) -> Any:

@@ -87,8 +87,8 @@ def check_path(path: str | Path) -> None:
     """Checks that a report can be written to a path, before the work for it is done.
 
     Raises:
-        UsageError: an unknown suffix, a package that is not installed, or a folder that is missing or
-            closed to us.
+        UsageError: an unknown suffix, a package that is not installed, or a folder that is missing
+            or closed to us.
     """
     file = Path(path).expanduser()
     if _suffix(path) not in WRITERS:

@@ -26,6 +26,8 @@ from tracer.words import listed
 
 # Of a file, in bytes: a comment may hold 65,536 characters.
 LIMIT = 60_000
+# What the last line may take of it.
+_CLOSING = 200
 
 _MARKS = {"agrees": "✅", "diverges": "❌", "expected": "⚠️", "unknown": "⚠️"}
 _MOST_LINES, _LONGEST_LINE = 60, 1_000
@@ -44,16 +46,7 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         "\n".join(_verdict(comparison, run, expected)),
         *(f"{title}\n\n{body}" for title, body in _sections(comparison, run, expected) if body),
     ]
-    kept: list[str] = []
-    left_out = 0
-    room = LIMIT - 200  # for the last line
-    for section in sections:
-        size = len(section.encode(errors="replace")) + 2
-        if size > room:
-            left_out += 1
-            continue
-        kept.append(section)
-        room -= size
+    kept, left_out = _fitting(sections, LIMIT - _CLOSING)
     if left_out:
         kept.append(f"_{left_out} sections were left out: they do not fit in {LIMIT // 1000} KB._")
     return "\n\n".join(kept) + "\n"
@@ -61,24 +54,40 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
 
 def _verdict(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[str]:
     said = headline(comparison, expected=expected)
-    yield f"## {_MARKS[said.tone]} {_cut(_escaped(said.line), _LONGEST_LINE)}"
+    yield f"## {_MARKS[said.tone]} {_escaped(_cut(said.line, _LONGEST_LINE))}"
     yield ""
     if run is not None:
-        yield f"**{_escaped(run.reference)}** against **{_escaped(run.candidate)}**"
+        models = (_escaped(_cut(model, _LONGEST_LINE)) for model in (run.reference, run.candidate))
+        yield "**{}** against **{}**".format(*models)
         yield ""
     lines = said.text.splitlines()
-    # Two spaces at the end break a line; what is indented keeps its place by spaces that stay.
-    for line in lines[:_MOST_LINES]:
-        indent = len(line) - len(line.lstrip())
-        cut = _cut(line.strip(), _LONGEST_LINE)
-        yield f"> {'&nbsp;' * indent}{_with_code(cut)}  "
-    if len(lines) > _MOST_LINES:
-        yield f"> … {len(lines) - _MOST_LINES} more lines"
+    shown, left_out = _fitting([_quoted(line) for line in lines[:_MOST_LINES]], LIMIT // 2)
+    yield from shown
+    if left_out or len(lines) > _MOST_LINES:
+        yield f"> … {len(lines) - len(shown)} more lines"
 
 
-def _sections(
-    comparison: Comparison, run: Run | None, expected: bool
-) -> Iterator[tuple[str, str]]:
+def _quoted(line: str) -> str:
+    """A line with a break at its end; its indentation is made of spaces that stay."""
+    indent = len(line) - len(line.lstrip())
+    return f"> {'&nbsp;' * indent}{_with_code(_cut(line.strip(), _LONGEST_LINE))}  "
+
+
+def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
+    """The parts that fit in so many bytes, blank lines between them included, and how many do not.
+
+    One that does not fit makes room for those after it.
+    """
+    kept = []
+    for part in parts:
+        size = len(part.encode(errors="replace")) + 2
+        if size <= room:
+            kept.append(part)
+            room -= size
+    return kept, len(parts) - len(kept)
+
+
+def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[tuple[str, str]]:
     found = origins(comparison.verdict) if not expected else ()
     for place, origin in enumerate(found[:_MOST_ORIGINS], start=1):
         title = "### Where it begins" if len(found) == 1 else f"### Origin {place} of {len(found)}"
@@ -236,9 +245,7 @@ def _code(text: str) -> str:
 def _with_code(text: str) -> str:
     """A text in which only what stands in backquotes is markup."""
     parts = _CODE.split(" ".join(text.split()))
-    return "".join(
-        _code(part[1:-1]) if _CODE.fullmatch(part) else _escaped(part) for part in parts
-    )
+    return "".join(_code(part[1:-1]) if _CODE.fullmatch(part) else _escaped(part) for part in parts)
 
 
 def _escaped(text: str) -> str:
