@@ -316,7 +316,7 @@ class TestBrowser:
         pairs = page.run("document.querySelector('#detail .pairs').getAttribute('d')")
         row = next(row for row in diverging.rows if row.module == "layers.2.up" and row.is_output)
         assert pairs.count("M") == len(row.sample.reference)
-        assert "× noise" in text(page, "#detail")
+        assert "x noise" in text(page, "#detail")
         assert "own PEIR" in text(page, "#detail")
 
     def test_the_tree(self, show, diverging):

@@ -258,7 +258,7 @@
       const { row, own } = calls[i];
       const figures = [`PEIR ${number(row.peir)}`, `limit ${number(row.limit)}`];
       if (own !== null) figures.push(`own ${number(own)}`);
-      if (row.floor) figures.push(`${short(row.peir / row.floor)} × noise`);
+      if (row.floor) figures.push(`${short(row.peir / row.floor)} x noise`);
       tip.replaceChildren(element("b", {}, named(row)), figures.join(", "));
       tip.hidden = false;
       tip.style.top = `${y(row.peir) < height / 2 ? y(row.peir) + 14 : Math.max(y(row.peir) - 14 - tip.offsetHeight, 0)}px`;
@@ -549,7 +549,7 @@
       const add = (name, text, kind = "") => list.append(element("div", { class: kind }, element("dt", {}, name), element("dd", {}, text)));
       add("PEIR", number(row.peir));
       add("limit", number(row.limit));
-      if (row.floor !== null) add("× noise", row.floor ? short(row.peir / row.floor) : "–");
+      if (row.floor !== null) add("x noise", row.floor ? short(row.peir / row.floor) : "–");
       const introduced = row.isOutput ? own.get(`${row.call} ${row.module}`) : undefined;
       if (introduced !== undefined) add("own PEIR", number(introduced));
       add("mean |r − c|", number(row.mean));
