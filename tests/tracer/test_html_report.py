@@ -233,6 +233,13 @@ class TestSafety:
         assert HOSTILE in data_of(page)["texts"]
         assert "{{ 7*7 }}" in page.text_content()
 
+    def test_a_lone_backquote_is_a_backquote(self, make_row, make_comparison):
+        comparison = make_comparison([make_row("a", 0.5)])
+        verdict = replace(comparison.verdict, explanation="a ` <b> of\n`c` and `<d>`")
+        first, second = page_of(replace(comparison, verdict=verdict)).find_class("explanation")[0]
+        assert words(first) == "a ` <b> of"
+        assert [code.text for code in second.iter("code")] == ["c", "<d>"]
+
     def test_it_is_asked_for_samples(self):
         assert wants_samples(["a.json", Path("b.HTML")])
         assert not wants_samples(["a.json", "b.md"])

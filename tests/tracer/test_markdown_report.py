@@ -56,6 +56,17 @@ class TestContent:
         assert "| ▶ | `m61` |" in text
         assert "| ✗ | `m62` |" in text
 
+    def test_a_table_of_many_open_rows_is_around_the_divergence(self, make_row, make_comparison):
+        masks = [make_row(f"m{i}", 0.5, value="kwargs.attention_mask") for i in range(60)]
+        comparison = make_comparison([*masks, make_row("first", 0.5), make_row("last", 0.5)])
+        symptom = replace(comparison.verdict.symptom, module="first", value="output")
+        verdict = replace(comparison.verdict, symptom=symptom)
+        text = render(replace(comparison, verdict=verdict))
+        assert "| ▶ | `first` |" in text
+        assert "| ✗ | `m59` |" in text
+        assert "`m39`" not in text
+        assert "40 further lines are in the other reports." in text
+
     def test_the_source_around_the_line(self, make_row, make_comparison, tmp_path):
         file = tmp_path / "model.py"
         file.write_text("".join(f"        line_{i}()\n" for i in range(1, 21)))
