@@ -98,7 +98,7 @@
     if (value === null || value === undefined) return "–";
     if (value === 0) return "0";
     if (!Number.isFinite(value)) return Number.isNaN(value) ? "nan" : value > 0 ? "∞" : "-∞";
-    return value.toExponential(2).replace(/e([+-])(\d)$/, "e$10$2").replace("e+", "e");
+    return value.toExponential(2).replace(/e([+-])(\d)$/, "e$10$2");
   }
 
   function element(tag, attributes = {}, ...children) {
@@ -444,10 +444,12 @@
     }
 
     function highlight(module, quietly) {
-      if (selected) lines.get(selected)?.classList.remove("selected");
+      for (const [one, chosen] of [[selected, false], [module, true]]) {
+        lines.get(one)?.classList.toggle("selected", chosen);
+        lines.get(one)?.setAttribute("aria-selected", chosen);
+      }
       selected = module;
       const line = lines.get(module);
-      line?.classList.add("selected");
       if (!line?.isConnected) return;
       const above = line.offsetTop - box.offsetTop - 60, below = above + 120 - box.clientHeight;
       if (quietly) box.scrollTop = above - box.clientHeight / 3;
@@ -573,7 +575,7 @@
     function drawings(row) {
       const box = element("div", { class: `drawings ${row.agrees ? "" : "differs"}` });
       box.append(
-        element("div", {}, element("h3", {}, "reference against candidate"), scatter(row.sample)),
+        element("div", {}, element("h3", {}, "candidate over reference"), scatter(row.sample)),
         element("div", {}, element("h3", {}, "reference − candidate"), histogram(row.sample)));
       return box;
     }
