@@ -15,7 +15,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,14 +28,16 @@ from tracer.choices import (
     CANDIDATES,
     DEBUGGERS,
     DTYPES,
+    ITSELF,
     LEVELS,
     NEED_WRAPPERS,
     NO_ISOLATION,
     PADDING_SIDES,
+    VALUES,
 )
 from tracer.errors import ModelRunError, TracerError, UsageError, near_names
 from tracer.reports import Run, check_path, known_suffixes, save, wants_samples
-from tracer.sources import locate, locate_processor
+from tracer.sources import is_trace, locate, locate_processor
 from tracer.words import listed
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
     from tracer.comparison import Captured, Comparison
     from tracer.models import Calibration, Loaded
+    from tracer.recorded import Recorded
 
 AGREES, DIVERGES, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -58,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
     try:
-        code = _compare(options, shlex.join(["trace_model", *arguments]))
+        command = {"compare": _compare, "record": _record, "show": _show}[options.command]
+        code = command(options, shlex.join(["trace_model", *arguments]))
         sys.stdout.flush()  # here, where a reader that has gone is taken for what it is
         return code
     except KeyboardInterrupt:
@@ -88,17 +93,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"trace_model {tracer.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    compare = _add_compare(commands)
+    parsers = {
+        "compare": _add_compare(commands),
+        "record": _add_record(commands),
+        "show": _add_show(commands),
+    }
     if not arguments:
         parser.print_help()
         parser.exit(WRONG_USE)
     options, unknown = parser.parse_known_args(arguments)
+    chosen = parsers.get(options.command, parser)
     if unknown:
-        known = [name for action in compare._actions for name in action.option_strings]
+        known = [name for action in chosen._actions for name in action.option_strings]
         near = near_names(unknown[0], known)
-        compare.error(f"unknown option or argument {unknown[0]!r}{near}")
+        chosen.error(f"unknown option or argument {unknown[0]!r}{near}")
     if options.command is None:
-        parser.error("expected a command: compare")
+        parser.error(f"expected a command: {', '.join(parsers)}")
     return options
 
 
@@ -131,18 +141,20 @@ def _add_compare(
         ),
         allow_abbrev=False,
     )
-    built_in = "; ".join(f"{name}: {what}" for name, what in BUILT_IN.items())
     kinds = "; ".join(f"{name}: {what}" for name, what in CANDIDATES.items())
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help=f"a local folder, a Hugging Face hub id, or a built-in model ({built_in})",
-    )
+    _add_model(parser, "; or a trace, to be compared with --candidate")
     parser.add_argument(
         "--candidate",
-        default="wrapped",
         metavar="KIND|PATH",
-        help=f"the model under test (default: %(default)s). {kinds}; or another model's path",
+        help=(
+            "the model under test (default: wrapped; with --reference the model itself). "
+            f"{kinds}; or the path of another model, or of a trace"
+        ),
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="TRACE",
+        help="a trace of `trace_model record` in the place of the model",
     )
 
     group = parser.add_argument_group("what is compared")
@@ -173,6 +185,188 @@ def _add_compare(
         ),
     )
 
+    _add_making(parser)
+
+    group = parser.add_argument_group("whose error it is")
+    group.add_argument(
+        "--isolate",
+        metavar="|".join((*LEVELS, "GLOB", NO_ISOLATION)),
+        help=(
+            "measure the error that modules introduce themselves, with the reference's inputs: of "
+            "every module in its own lines, of attention and MLP blocks, of layers, or of modules "
+            "with such names; for a quantised candidate also which quantization points cause it "
+            f"(default: {LEVELS[0]} with --candidate quantized, else {NO_ISOLATION})"
+        ),
+    )
+    group.add_argument(
+        "--what-if",
+        type=_count(1),
+        default=0,
+        metavar="N",
+        help=(
+            "swap the reference's module in for each of the N that introduce most, and for all of "
+            "them, and say how far the final output recovers"
+        ),
+    )
+
+    group = parser.add_argument_group("the debugger")
+    group.add_argument(
+        "--break",
+        dest="breakpoints",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help=(
+            "open a debugger where the candidate calls modules of such names (the reference's), "
+            "with both models at that call (repeatable)"
+        ),
+    )
+    group.add_argument(
+        "--break-at", choices=BREAK_AT, help="of a call: before it, or after it (default: start)"
+    )
+    group.add_argument(
+        "--break-when",
+        choices=BREAK_WHEN,
+        help=(
+            "diverged: only where an argument (--break-at end: an output) disagrees (default: "
+            "always)"
+        ),
+    )
+    group.add_argument(
+        "--post-mortem", action="store_true", help="open a debugger where a model raises"
+    )
+    group.add_argument(
+        "--debugger",
+        choices=DEBUGGERS,
+        help=(
+            "which one opens (default: what PYTHONBREAKPOINT says, else ipdb in a terminal and pdb "
+            "elsewhere)"
+        ),
+    )
+
+    group = parser.add_argument_group("what is reported")
+    group.add_argument(
+        "--focus",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="print the values of the modules with such names, on both sides (repeatable)",
+    )
+    group.add_argument(
+        "--all", action="store_true", help="print every row, arguments included, none folded"
+    )
+    group.add_argument(
+        "--report",
+        action="append",
+        type=_report,
+        default=[],
+        metavar="FILE",
+        help=(
+            f"write a report as well, in the format of the suffix: {known_suffixes()} (repeatable)"
+        ),
+    )
+    group.add_argument("--json", action="store_true", help="print the JSON report and nothing else")
+    return parser
+
+
+def _add_record(commands: "argparse._SubParsersAction[_Parser]") -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "record",
+        help="write what goes through a model to disk, to compare with it elsewhere or later",
+        description=(
+            "Runs a model once and writes what goes in and out of its modules to a folder, which "
+            "can stand for a model in `trace_model compare`."
+        ),
+        allow_abbrev=False,
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="the folder to make: run.trace"
+    )
+    _add_as(parser)
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="record the modules with such names only (repeatable)",
+    )
+    parser.add_argument(
+        "--values",
+        choices=VALUES,
+        help=(
+            "arguments and outputs; outputs alone; or fingerprints of 176 bytes in the place of "
+            "each tensor, from which differences are estimated (default: all)"
+        ),
+    )
+    _add_making(parser)
+    return parser
+
+
+def _add_show(commands: "argparse._SubParsersAction[_Parser]") -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "show",
+        help="print what goes through one model, or a trace of one",
+        description=(
+            "Prints each call of a model's modules with its arguments and its output: shape, "
+            "dtype, mean, min, max and standard deviation, and quantization points where there are."
+        ),
+        allow_abbrev=False,
+    )
+    _add_model(parser, "; or a trace")
+    _add_as(parser)
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="show the modules with such names only (repeatable)",
+    )
+    parser.add_argument(
+        "--focus",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="print the values themselves of the modules with such names (repeatable)",
+    )
+    parser.add_argument(
+        "--print-options",
+        action="append",
+        type=_print_option,
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"how tensors are printed: torch's {', '.join(_PRINT_OPTIONS)} (repeatable)",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--tree", action="store_true", help="one line per call, indented")
+    form.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    _add_making(parser)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
+    built_in = "; ".join(f"{name}: {what}" for name, what in BUILT_IN.items())
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help=f"a local folder, a Hugging Face hub id, or a built-in model ({built_in}){others}",
+    )
+
+
+def _add_as(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--candidate",
+        default=ITSELF,
+        metavar="KIND",
+        help=(
+            "a candidate made from the model in its place, as `trace_model compare` makes it: "
+            f"{', '.join(CANDIDATES)} (default: the model itself)"
+        ),
+    )
+
+
+def _add_making(parser: argparse.ArgumentParser) -> None:
+    """How the model, its inputs and its wrapped or quantised form are made."""
     group = parser.add_argument_group("the model")
     group.add_argument(
         "--dtype",
@@ -296,87 +490,6 @@ def _add_compare(
         help="a text to take them, or what is said about images, from (default: random tokens)",
     )
 
-    group = parser.add_argument_group("whose error it is")
-    group.add_argument(
-        "--isolate",
-        metavar="|".join((*LEVELS, "GLOB", NO_ISOLATION)),
-        help=(
-            "measure the error that modules introduce themselves, with the reference's inputs: of "
-            "every module in its own lines, of attention and MLP blocks, of layers, or of modules "
-            "with such names; for a quantised candidate also which quantization points cause it "
-            f"(default: {LEVELS[0]} with --candidate quantized, else {NO_ISOLATION})"
-        ),
-    )
-    group.add_argument(
-        "--what-if",
-        type=_count(1),
-        default=0,
-        metavar="N",
-        help=(
-            "swap the reference's module in for each of the N that introduce most, and for all of "
-            "them, and say how far the final output recovers"
-        ),
-    )
-
-    group = parser.add_argument_group("the debugger")
-    group.add_argument(
-        "--break",
-        dest="breakpoints",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help=(
-            "open a debugger where the candidate calls modules of such names (the reference's), "
-            "with both models at that call (repeatable)"
-        ),
-    )
-    group.add_argument(
-        "--break-at", choices=BREAK_AT, help="of a call: before it, or after it (default: start)"
-    )
-    group.add_argument(
-        "--break-when",
-        choices=BREAK_WHEN,
-        help=(
-            "diverged: only where an argument (--break-at end: an output) disagrees (default: "
-            "always)"
-        ),
-    )
-    group.add_argument(
-        "--post-mortem", action="store_true", help="open a debugger where a model raises"
-    )
-    group.add_argument(
-        "--debugger",
-        choices=DEBUGGERS,
-        help=(
-            "which one opens (default: what PYTHONBREAKPOINT says, else ipdb in a terminal and pdb "
-            "elsewhere)"
-        ),
-    )
-
-    group = parser.add_argument_group("what is reported")
-    group.add_argument(
-        "--focus",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="print the values of the modules with such names, on both sides (repeatable)",
-    )
-    group.add_argument(
-        "--all", action="store_true", help="print every row, arguments included, none folded"
-    )
-    group.add_argument(
-        "--report",
-        action="append",
-        type=_report,
-        default=[],
-        metavar="FILE",
-        help=(
-            f"write a report as well, in the format of the suffix: {known_suffixes()} (repeatable)"
-        ),
-    )
-    group.add_argument("--json", action="store_true", help="print the JSON report and nothing else")
-    return parser
-
 
 # The types of options raise ArgumentTypeError, which argparse turns into its own error.
 
@@ -426,6 +539,27 @@ def _file(text: str) -> Path:
     return path
 
 
+# What torch.set_printoptions takes, and of what type.
+_PRINT_OPTIONS: Mapping[str, Callable[[str], object]] = {
+    "precision": int,
+    "threshold": float,
+    "edgeitems": int,
+    "linewidth": int,
+    "sci_mode": lambda text: {"true": True, "false": False}[text.lower()],
+}
+
+
+def _print_option(text: str) -> tuple[str, object]:
+    key, _, value = text.partition("=")
+    try:
+        return key, _PRINT_OPTIONS[key](value)
+    except (KeyError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected KEY=VALUE with one of {', '.join(_PRINT_OPTIONS)}, such as "
+            "precision=2 or sci_mode=false"
+        ) from error
+
+
 def _report(text: str) -> Path:
     try:
         check_path(text)
@@ -441,8 +575,51 @@ def _check(options: argparse.Namespace) -> None:
         UsageError: options that do not go together.
         ModelLoadError: names that lead nowhere.
     """
-    locate(options.model)
-    if options.candidate not in CANDIDATES:
+    _sort_sides(options)
+    _check_making(options)
+    if options.what_if and options.isolate == NO_ISOLATION:
+        raise UsageError(
+            f"--what-if swaps the modules that introduce most, and --isolate {NO_ISOLATION} "
+            "measures none: leave one of them out"
+        )
+    if options.focus and options.json:
+        raise UsageError(
+            "--focus prints values, and --json the report and nothing else: choose one"
+        )
+    _check_debugger(options)
+
+
+def _sort_sides(options: argparse.Namespace) -> None:
+    """Tells what is reference, model and candidate: a trace in the place of MODEL is the reference.
+
+    `model` is None afterwards where both sides are traces.
+    """
+    if is_trace(options.model):
+        if options.reference is not None:
+            raise UsageError(f"{options.model} is a trace, as --reference is: give one of them")
+        if options.candidate is None or options.candidate in CANDIDATES:
+            raise UsageError(
+                f"{options.model} is a trace, which is compared with a model or another trace: "
+                "--candidate PATH, or MODEL --reference TRACE --candidate KIND"
+            )
+        options.reference, options.model = options.model, options.candidate
+        options.candidate = None
+        if is_trace(options.model):
+            options.model, options.candidate = None, options.model
+    elif options.reference is not None and not is_trace(options.reference):
+        raise UsageError(
+            f"--reference {options.reference} is no trace: expected a folder that `trace_model "
+            "record` has made; a model that is the reference is given as MODEL"
+        )
+    if options.candidate is None:
+        options.candidate = "wrapped" if options.reference is None else ITSELF
+
+
+def _check_making(options: argparse.Namespace) -> None:
+    """Checks how the model, its inputs and its candidate are to be made."""
+    if options.model is not None:
+        locate(options.model)
+    if options.candidate not in (*CANDIDATES, ITSELF) and not is_trace(options.candidate):
         locate(options.candidate, CANDIDATES)
     if options.processor is not None:
         locate_processor(options.processor)
@@ -456,16 +633,6 @@ def _check(options: argparse.Namespace) -> None:
                     f"{_flag(name)} goes with --candidate {' or '.join(needed)}, and the candidate "
                     f"is {options.candidate}"
                 )
-    if options.what_if and options.isolate == NO_ISOLATION:
-        raise UsageError(
-            f"--what-if swaps the modules that introduce most, and --isolate {NO_ISOLATION} "
-            "measures none: leave one of them out"
-        )
-    if options.focus and options.json:
-        raise UsageError(
-            "--focus prints values, and --json the report and nothing else: choose one"
-        )
-    _check_debugger(options)
     if options.inputs is not None:
         for name in _MAKE_INPUTS:
             if getattr(options, name) is not None:
@@ -530,20 +697,80 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _compare(options: argparse.Namespace, command: str) -> int:
-    """Does the work and returns the exit code."""
-    _check(options)
-    from tracer.reports.progress import call_counter, status, tracked
+def _record(options: argparse.Namespace, command: str) -> int:
+    """Records a model and returns the exit code."""
+    _check_making(options)
+    from tracer.storage import check_new
+
+    check_new(options.out)
+    from tracer import record
+
+    model, inputs, notes = _alone(options)
+    made = record(
+        model,
+        inputs,
+        options.out,
+        include=options.include or "*",
+        name=options.model,
+        seed=options.seed,
+        command=command,
+        notes=notes,
+        **_given(options, "values"),
+    )
+    print(
+        f"{made.path}: {made.calls} calls, {made.tensors} tensors, {made.size / 2**20:.2f} MiB of "
+        "values"
+    )
+    return AGREES
+
+
+def _show(options: argparse.Namespace, command: str) -> int:
+    """Prints the data flow of a model or a trace and returns the exit code."""
+    if not is_trace(options.model):
+        _check_making(options)
+    import torch
+
+    from tracer import flow, open_trace
+    from tracer.reports.console import make_console
+    from tracer.reports.dataflow import render, show
+
+    given = (open_trace(options.model),) if is_trace(options.model) else _alone(options)[:2]
+    shown = flow(*given, include=options.include or "*", focus=options.focus)
+    if options.json:
+        sys.stdout.write(render(shown))
+        return AGREES
+    torch.set_printoptions(**dict(options.print_options))
+    show(shown, width=make_console().width, tree=options.tree)
+    return AGREES
+
+
+def _alone(
+    options: argparse.Namespace,
+) -> "tuple[nn.Module, dict[str, Any], tuple[str, ...]]":
+    """One model, the inputs that it is run on, and notes on both."""
+    from tracer.reports.progress import status
 
     with status(f"loading {options.model}"):
-        from tracer import capture, compare, models
-        from tracer.samples import SAMPLES
-
         loaded = _load(options)
-        _check_focus(options.focus, loaded)
         reference, inputs, how = _as_asked(options, loaded)
         data = _calibration(options, loaded)
-    candidate = models.candidate(
+    model = _candidate(options, loaded, reference, data)
+    return model, inputs, (*loaded.notes, *how, *_calibrated(data))
+
+
+def _candidate(
+    options: argparse.Namespace,
+    loaded: "Loaded",
+    reference: "nn.Module",
+    data: "Calibration | None",
+) -> "nn.Module":
+    """The model that is run in the place of the candidate."""
+    from tracer import models
+    from tracer.reports.progress import tracked
+
+    if options.candidate == ITSELF:
+        return reference
+    return models.candidate(
         loaded,
         options.candidate,
         **_given(options, "variant", "steps", "activation", "weight"),
@@ -551,23 +778,33 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         progress=tracked,
         trust_remote_code=options.trust_remote_code,
     )
-    quantized = options.candidate == "quantized"
+
+
+def _calibrated(data: "Calibration | None") -> tuple[str, ...]:
+    return () if data is None else (f"calibrated on {data.description}",)
+
+
+def _compare(options: argparse.Namespace, command: str) -> int:
+    """Does the work and returns the exit code."""
+    _check(options)
+    from tracer.reports.progress import call_counter
+
+    sides = _sides(options)
+    from tracer import capture, compare
+    from tracer.samples import SAMPLES
+
+    reference, candidate, inputs = sides.reference, sides.candidate, sides.inputs
     debugging, debugger_note = _debugging(options)
     run = Run(
-        reference=_describe(loaded),
-        candidate=_describe_candidate(options),
-        notes=(
-            *loaded.notes,
-            *how,
-            *(() if data is None else (f"calibrated on {data.description}",)),
-            *debugger_note,
-        ),
+        reference=sides.names[0],
+        candidate=sides.names[1],
+        notes=(*sides.notes, *debugger_note),
         command=command,
-        quantized=quantized,
-        differences_expected=quantized and options.tolerance is None,
+        quantized=sides.quantized,
+        differences_expected=sides.quantized and options.tolerance is None,
     )
     rename = dict(options.map)
-    calls = len(list(loaded.model.modules())) * (1 + (options.steps or 0))
+    calls = len(list(reference.modules())) * (1 + (options.steps or 0))
     with call_counter("comparing", calls) as tell:
         comparison = compare(
             reference,
@@ -577,7 +814,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             tolerance=options.tolerance,
             confirm=not run.differences_expected,
             noise_floor=options.noise_floor,
-            isolate=_isolation(options),
+            isolate=_isolation(options, sides),
             what_if=options.what_if,
             samples=SAMPLES if wants_samples(options.report) else 0,
             progress=None if debugging else tell,  # no bar where a prompt may open
@@ -590,6 +827,82 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         save(comparison, report, run=run)
     _print(comparison, options, run, captured)
     return _exit_code(comparison, run)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What is compared.
+
+    Attributes:
+        reference, candidate: models or recordings.
+        inputs: None where both are recordings.
+        names: both in words.
+        notes: how they came about.
+        quantized: whether the candidate is.
+    """
+
+    reference: "nn.Module"
+    candidate: "nn.Module"
+    inputs: "dict[str, Any] | None"
+    names: tuple[str, str]
+    notes: tuple[str, ...]
+    quantized: bool
+
+
+def _sides(options: argparse.Namespace) -> _Sides:
+    """Opens traces and makes models; a model is run on the inputs of the trace beside it."""
+    from tracer.reports.progress import status
+
+    with status(f"loading {options.model or 'traces'}"):
+        from tracer import open_trace
+
+        reference = None if options.reference is None else open_trace(options.reference)
+        candidate = open_trace(options.candidate) if is_trace(options.candidate) else None
+        quantized = options.candidate == "quantized" or _is_quantized(candidate)
+        if reference is not None and candidate is not None:
+            _check_focus(options.focus, reference, reference.name)
+            names = _describe_trace(reference), _describe_trace(candidate)
+            return _Sides(reference, candidate, None, names, (), quantized)
+        recorded = reference or candidate
+        if recorded is not None:
+            _take_inputs(options, recorded)
+        loaded = _load(options)
+        _check_focus(options.focus, loaded.model, loaded.name)
+        live, inputs, how = _as_asked(options, loaded)
+        data = _calibration(options, loaded)
+    made = candidate or _candidate(options, loaded, live, data)
+    names = (
+        _describe(loaded) if reference is None else _describe_trace(reference),
+        _describe_candidate(options, loaded) if candidate is None else _describe_trace(candidate),
+    )
+    notes = *loaded.notes, *how, *_calibrated(data)
+    return _Sides(reference or live, made, inputs, names, notes, quantized)
+
+
+def _take_inputs(options: argparse.Namespace, recorded: "Recorded") -> None:
+    """Makes the inputs of a trace those of the model beside it."""
+    for name in (*_MAKE_INPUTS, "inputs"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"{_flag(name)} says what the model is run on, and {recorded.name} holds what it "
+                "was recorded with: leave it out"
+            )
+    args, kwargs = recorded.inputs() or ((), {})
+    if args or not kwargs or not all(hasattr(value, "shape") for value in kwargs.values()):
+        raise UsageError(
+            f"{recorded.name} was recorded with other inputs than tensors by name: compare it in "
+            "Python, tracer.compare(tracer.open_trace(PATH), model, inputs)"
+        )
+    options.inputs = kwargs
+
+
+def _is_quantized(recorded: "Recorded | None") -> bool:
+    """Whether a trace is that of a quantised model."""
+    if recorded is None:
+        return False
+    modules = recorded.header["modules"].values()
+    points = (point for module in modules for point in module["points"].values())
+    return any(point.get("scale") is not None for point in points)
 
 
 def _load(options: argparse.Namespace) -> "Loaded":
@@ -644,12 +957,12 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
-def _check_focus(globs: Sequence[str], loaded: "Loaded") -> None:
-    names = [name for name, _ in loaded.model.named_modules()]
+def _check_focus(globs: Sequence[str], model: "nn.Module", model_name: str) -> None:
+    names = [name for name, _ in model.named_modules()]
     for glob in globs:
         if not fnmatch.filter(names, glob):
             raise UsageError(
-                f"--focus {glob!r} matches none of the {len(names)} modules of {loaded.name}, such "
+                f"--focus {glob!r} matches none of the {len(names)} modules of {model_name}, such "
                 f"as {listed(names[1:4])}{near_names(glob, names)}"
             )
 
@@ -663,9 +976,12 @@ def _calibration(options: argparse.Namespace, loaded: "Loaded") -> "Calibration 
     return models.calibration(loaded, **count, text=options.calibration_text, seed=options.seed)
 
 
-def _isolation(options: argparse.Namespace) -> str | None:
+def _isolation(options: argparse.Namespace, sides: _Sides) -> str | None:
     """What is isolated: what was asked for, and with quantisation on everything by default."""
-    if options.isolate is None and (options.candidate == "quantized" or options.what_if):
+    from tracer.provenance import why_not_run_again
+
+    can_be = not why_not_run_again(sides.reference, sides.candidate)
+    if options.isolate is None and ((sides.quantized and can_be) or options.what_if):
         return LEVELS[0]
     return None if options.isolate == NO_ISOLATION else options.isolate
 
@@ -676,9 +992,18 @@ def _describe(loaded: "Loaded") -> str:
     return f"{loaded.name} ({type(loaded.model).__name__}, {dtype}, {parameter.device})"
 
 
-def _describe_candidate(options: argparse.Namespace) -> str:
+def _describe_trace(recorded: "Recorded") -> str:
+    header = recorded.header
+    what = ", ".join(str(header[key]) for key in ("model", "dtype", "device"))
+    return f"{recorded.name} (recorded {what})"
+
+
+def _describe_candidate(options: argparse.Namespace, loaded: "Loaded") -> str:
     """The candidate with its settings, whether given or at their defaults."""
     from tracer import models
+
+    if options.candidate == ITSELF:
+        return _describe(loaded)
 
     defaults = inspect.signature(models.candidate).parameters
     names: tuple[str, ...] = ("variant",) if options.candidate in NEED_WRAPPERS else ()

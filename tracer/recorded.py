@@ -26,8 +26,6 @@ from tracer.pairing import Pairing
 from tracer.storage import TraceReader
 from tracer.values import dtype_name
 
-# How a trace was recorded: every value, outputs alone, or fingerprints of all.
-VALUES = ("all", "outputs", "fingerprints")
 # Of a model's modules, so many must have a counterpart in a recording of it.
 _LEAST_IN_COMMON = 0.5
 
@@ -65,7 +63,7 @@ class Recorded(RecordedModule):
 
     @property
     def values(self) -> str:
-        """What was recorded, one of `VALUES`."""
+        """What was recorded, one of `tracer.choices.VALUES`."""
         return str(self.header["values"])
 
     @property

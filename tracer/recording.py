@@ -30,12 +30,13 @@ import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, Location, Phase, definition
+from tracer.choices import VALUES
 from tracer.dataflow import points_of
 from tracer.encoding import encode
 from tracer.errors import ModelRunError, UsageError
 from tracer.fingerprints import Fingerprint
 from tracer.forms import read_argument, read_output
-from tracer.recorded import VALUES, Checksum
+from tracer.recorded import Checksum
 from tracer.reports.environment import environment
 from tracer.session import Inputs, matching, named_modules, run_alone, working_dtype
 from tracer.storage import TraceWriter, can_store, check_new

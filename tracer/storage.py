@@ -26,13 +26,14 @@ from typing import Any, BinaryIO, Self
 
 import torch
 
+from tracer.choices import TRACE_HEADER
 from tracer.errors import StorageError
 from tracer.fingerprints import Fingerprint, raw_bytes
 from tracer.values import dtype_name
 
 FORMAT = 1
 
-_HEADER, _EVENTS = "header.json", "events.jsonl"
+_EVENTS = "events.jsonl"
 _END = "end"
 # A shard is full when it holds so many bytes, or so many tensors as have room in its contents.
 _SHARD_BYTES = 256 * 1024 * 1024
@@ -113,9 +114,9 @@ class TraceWriter:
         self._failure: StorageError | None = None
         try:
             self.path.mkdir()
-            partial = self.path / f"{_HEADER}.partial"
+            partial = self.path / f"{TRACE_HEADER}.partial"
             partial.write_text(json.dumps({"format": FORMAT, **header}, indent=1) + "\n", "utf-8")
-            partial.replace(self.path / _HEADER)
+            partial.replace(self.path / TRACE_HEADER)
             self._events = (self.path / _EVENTS).open("xb", buffering=0)
         except OSError as error:
             raise StorageError(f"the trace {path} cannot be written: {error.strerror}") from error
@@ -355,16 +356,17 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"there is no trace {path}: expected a folder that `trace_model record` has made"
         )
     try:
-        header = json.loads((path / _HEADER).read_bytes())
+        header = json.loads((path / TRACE_HEADER).read_bytes())
     except FileNotFoundError as error:
         raise StorageError(
-            f"{path} has no {_HEADER}: it is no trace, or its recording was ended before it began"
+            f"{path} has no {TRACE_HEADER}: it is no trace, or its recording was ended before it "
+            "began"
         ) from error
     except ValueError as error:
-        raise _damaged(path, _HEADER, f"it is no JSON ({error})") from error
+        raise _damaged(path, TRACE_HEADER, f"it is no JSON ({error})") from error
     found = header.get("format") if isinstance(header, dict) else None
     if not isinstance(found, int):
-        raise _damaged(path, _HEADER, "it names no format")
+        raise _damaged(path, TRACE_HEADER, "it names no format")
     if found > FORMAT:
         raise StorageError(
             f"the trace {path} is of format {found}, made by trace_model "

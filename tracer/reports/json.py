@@ -47,7 +47,7 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             for side, module, call in comparison.coverage.unmatched_calls
         ],
     }
-    plain = _plain(
+    plain = plain_values(
         {
             "schema": SCHEMA,
             "verdict": asdict(comparison.verdict),
@@ -68,12 +68,12 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
     return plain
 
 
-def _plain(value: object) -> object:
+def plain_values(value: object) -> object:
     """Lists for tuples, and strings for numbers that JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
