@@ -25,10 +25,10 @@ from tracer.reports.excerpt import Excerpt, excerpt, origin_in_words, origins
 from tracer.reports.fold import number
 from tracer.reports.headline import headline
 from tracer.reports.ranking import ranking
+from tracer.reports.table import dtypes
 from tracer.reports.unseen import other_forms, unpaired
 from tracer.rows import Row
 from tracer.samples import Sample
-from tracer.values import dtype_name
 
 _MOST_RANKED = 20
 _LEVELS = 65_535
@@ -113,7 +113,7 @@ def _data(comparison: Comparison, expected: bool) -> dict[str, object]:
             "call": [row.call for row in rows],
             "value": [texts.number(row.value) for row in rows],
             "shape": [texts.number("x".join(map(str, row.shape))) for row in rows],
-            "dtype": [texts.number(_dtypes(row)) for row in rows],
+            "dtype": [texts.number(dtypes(row)) for row in rows],
             "note": [texts.number(row.note) for row in rows],
             "output": [int(row.is_output) for row in rows],
             "agrees": [int(row.agrees) for row in rows],
@@ -150,11 +150,6 @@ class _Texts:
     @property
     def known(self) -> list[str]:
         return list(self._numbers)
-
-
-def _dtypes(row: Row) -> str:
-    reference, candidate = dtype_name(row.dtype), dtype_name(row.candidate_dtype)
-    return reference if reference == candidate else f"{reference} → {candidate}"
 
 
 def _statistic(row: Row, name: str) -> float | str | None:

@@ -20,6 +20,7 @@ from tracer.reports.excerpt import Excerpt, excerpt, origin_in_words, origins
 from tracer.reports.fold import Fold, arrange, is_symptom, number
 from tracer.reports.headline import headline
 from tracer.reports.ranking import ranking
+from tracer.reports.table import statistic
 from tracer.reports.unseen import other_forms, unpaired
 from tracer.rows import Row
 from tracer.words import listed
@@ -145,22 +146,13 @@ def _table(comparison: Comparison) -> str:
 
 def _row_line(row: Row, *, is_first: bool) -> str:
     mark = "▶" if is_first else "" if row.agrees else "✗"
-    call = f"#{row.call}" if row.call else ""
     figures = [value(row) for _, value in _COLUMNS]
-    cells = [mark, _code(f"{row.module or '(root)'}{call}"), _code(row.value), *figures]
+    cells = [mark, _call(row.module, row.call), _code(row.value), *figures]
     return f"| {' | '.join(cells)} | {_with_code(_cut(row.note, _LONGEST_CELL))} |"
 
 
-def _statistic(name: str) -> Callable[[Row], str]:
-    def text(row: Row) -> str:
-        return "-" if row.difference is None else number(getattr(row.difference, name))
-
-    return text
-
-
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    *((name, _statistic(name)) for name in ("mean", "max", "stddev")),
-    ("PEIR", lambda row: "-" if row.difference is None else number(row.peir)),
+    *((name, statistic(name)) for name in ("mean", "max", "stddev", "PEIR")),
     ("limit", lambda row: number(row.limit)),
 )
 
@@ -175,8 +167,9 @@ def _isolated(comparison: Comparison) -> str:
         call = item.worst
         figures = (call.input_peir, call.peir, call.introduced_peir, call.introduced)
         cells = ["-" if figure is None else number(figure) for figure in figures]
-        name = f"{item.module or '(root)'}{f'#{call.call}' if call.call else ''}"
-        lines.append(f"| {item.share:.1%} | {_code(name)} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {item.share:.1%} | {_call(call.module, call.call)} | {' | '.join(cells)} |"
+        )
     if len(worst) > _MOST_RANKED:
         lines.append(f"\n… {len(worst) - _MOST_RANKED} more")
     return "\n".join(lines)
@@ -186,9 +179,8 @@ def _ranked(comparison: Comparison) -> str:
     items = ranking(comparison.rows)[:_MOST_RANKED]
     lines = _header("module", "PEIR in", "PEIR out", "growth")
     for item in items:
-        name = f"{item.module or '(root)'}{f'#{item.call}' if item.call else ''}"
         figures = f"{number(item.input_peir)} | {number(item.peir)} | {number(item.growth)}"
-        lines.append(f"| {_code(name)} | {figures} |")
+        lines.append(f"| {_call(item.module, item.call)} | {figures} |")
     return "\n".join(lines) if items else ""
 
 
@@ -234,6 +226,10 @@ def _fenced(text: str, language: str = "text") -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _call(module: str, call: int) -> str:
+    return _code(f"{module or '(root)'}{f'#{call}' if call else ''}")
 
 
 def _code(text: str) -> str:
