@@ -33,6 +33,8 @@ _KEPT_CHUNKS = 16
 # The sum of 16 squared projections over ||difference||^2 is distributed as chi-square with 16
 # degrees of freedom, or closer to its mean: its quantiles at 0.05 % and 99.95 %.
 _LEAST, _MOST = 3.5358, 41.308
+# Of norms and sums in float64, relative to the norms.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +200,12 @@ class Fingerprint(LeftOut):
         if not self.nonfinite and not other.nonfinite:
             # What holds without chance: the triangle, the extremes, and Cauchy and Schwarz.
             count = max(self._count(other), 1)
-            low = max(
-                low,
-                (norms[0] - norms[1]) ** 2,
-                self._least_peak(other) ** 2,
-                (self.total - other.total) ** 2 / count,
+            least = max(
+                abs(norms[0] - norms[1]),
+                self._least_peak(other),
+                abs(self.total - other.total) / math.sqrt(count),
             )
+            low = max(low, max(least - _ROUNDING * sum(norms), 0.0) ** 2)
             high = max(low, min(high, (norms[0] + norms[1]) ** 2))
         return min(max(squares / PROJECTIONS, low), high), low, high
 
