@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import tracer
 from tracer import models
 from tracer.cli import main
+from tracer.reports import WRITERS
 from tracer.tiny import build
 
 HEAVY = ("torch", "transformers", "pandas", "rich", "numpy", "wrappers", "plotext")
@@ -104,6 +105,7 @@ class TestWrongUse:
             (["compare", "tiny-llama", "--inputs", "none.safetensors"], "there is no file none"),
             (["compare", "tiny-llama", "--report", "out.pdf"], "suffix '.pdf': expected .html"),
             (["compare", "tiny-llama", "--report", "none/out.json"], "there is no folder none"),
+            (["compare", "tiny-llama", "--report", "none/out.html"], "there is no folder none"),
             (["compare", "tiny-lama"], "did you mean 'tiny-llama'"),
             (["compare", "tiny-llama", "--candidate", "sdap"], "did you mean 'sdpa'"),
             (["compare", "tiny-llama", "--candidate", "sdpa", "--variant", "x"], "--variant goes"),
@@ -377,6 +379,19 @@ class TestOptions:
         assert first == second
         assert first["schema"] == 1
         assert "agrees" in capsys.readouterr().out
+
+    def test_a_report_of_every_kind(self, capsys, tmp_path: Path):
+        paths = [tmp_path / f"report{suffix}" for suffix in WRITERS]
+        reports = [word for path in paths for word in ("--report", path)]
+        assert compare("tiny-llama", "--candidate", "sdpa", *reports) == 0
+        assert sorted(tmp_path.iterdir()) == sorted(paths)
+        page = (tmp_path / "report.html").read_text()
+        data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+        outputs = [row for row in range(len(data["rows"]["call"])) if data["rows"]["output"][row]]
+        assert list(data["samples"]) == [str(row) for row in outputs]
+        assert "trace_model compare tiny-llama --candidate sdpa" in page
+        assert (tmp_path / "report.md").read_text().startswith("## ✅ agrees")
+        assert 'failures="0"' in (tmp_path / "report.xml").read_text()
 
     def test_focus_prints_values(self, capsys):
         globs = ("--focus", "model.layers.0.mlp", "--focus", "*.1.mlp.act_fn")
