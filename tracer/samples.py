@@ -63,7 +63,7 @@ class Sampler:
         return Sample(
             reference=r[picked].float().cpu().numpy(),
             candidate=c[picked].float().cpu().numpy(),
-            counts=_histogram(r, c, difference.max),
+            counts=_histogram(r, c, difference),
             reach=difference.max,
         )
 
@@ -79,14 +79,15 @@ class Sampler:
         return places
 
 
-def _histogram(r: torch.Tensor, c: torch.Tensor, reach: float) -> tuple[int, ...]:
-    if reach == 0.0:
-        equal = [0] * BINS
-        equal[BINS // 2] = r.numel()
-        return tuple(equal)
-    counts = torch.zeros(BINS, dtype=torch.float64)
+def _histogram(r: torch.Tensor, c: torch.Tensor, difference: Difference) -> tuple[int, ...]:
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    finite = difference.count == difference.elements
     for r_part, c_part in chunks(r, c, CHUNK):
-        # In units of the reach: bounds that are denormal or huge would be lost in the division.
-        d = (r_part.double() - c_part.double()) / reach
-        counts += torch.histc(d[d.isfinite()], bins=BINS, min=-1.0, max=1.0).cpu()
-    return tuple(int(count) for count in counts.tolist())
+        d = r_part.double() - c_part.double()
+        if not finite:
+            d = d[d.isfinite()]
+        # From -1 to 1; without any difference all are in the middle.
+        share = d / (difference.max or 1.0)
+        places = ((share + 1.0) * (BINS / 2)).long().clamp_(0, BINS - 1)
+        counts += torch.bincount(places, minlength=BINS).cpu()
+    return tuple(counts.tolist())
