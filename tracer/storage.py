@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
 
@@ -244,7 +244,6 @@ class TraceReader:
         self._entries: dict[int, dict[str, Any]] = {
             entry["id"]: entry for event in self.events for entry in event.get("tensors", ())
         }
-        self._files: dict[int, BinaryIO] = {}
         self._check_lengths()
 
     def tensor(self, number: int) -> torch.Tensor | Fingerprint:
@@ -266,21 +265,13 @@ class TraceReader:
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def _bytes(self, entry: Mapping[str, Any]) -> bytearray:
-        shard = entry["shard"]
-        if shard not in self._files:
-            self._files[shard] = (self.path / _shard_name(shard)).open("rb")
-        file = self._files[shard]
-        file.seek(entry["at"])
-        data = bytearray(file.read(entry["bytes"]))
+        name = _shard_name(entry["shard"])
+        with (self.path / name).open("rb", buffering=0) as file:
+            file.seek(entry["at"])
+            data = bytearray(file.read(entry["bytes"]))
         if len(data) != entry["bytes"] or zlib.crc32(data) != entry["crc"]:
-            raise self._damaged(_shard_name(shard), f"tensor {entry['id']} is not as written")
+            raise self._damaged(name, f"tensor {entry['id']} is not as written")
         return data
-
-    def close(self) -> None:
-        """Closes its files; they are opened again when needed."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
 
     def _check_lengths(self) -> None:
         ends: dict[int, int] = {}
