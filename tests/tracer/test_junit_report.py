@@ -12,7 +12,7 @@ import tracer
 from tracer.origin import Origin
 from tracer.reports import Run, save
 from tracer.reports.junit import render
-from tracer.verdict import judge_ended
+from tracer.verdict import Verdict
 
 XSD = etree.XMLSchema(etree.parse(Path(__file__).parent / "junit.xsd"))
 
@@ -98,15 +98,16 @@ class TestOutcomes:
         assert outcomes(suite) == {"(root).a": "passed"}
 
     def test_a_run_that_was_ended_is_an_error(self, make_row, make_comparison):
-        comparison = make_comparison([make_row("a")])
-        ended = replace(
-            comparison,
-            verdict=judge_ended(comparison.verdict),
-            coverage=replace(comparison.coverage, ended=True),
-        )
-        suite = suite_of(ended)
+        ended = Verdict(False, None, None, False, "The run was ended by the user.")
+        suite = suite_of(make_comparison([make_row("a")], verdict=ended))
         assert outcomes(suite) == {"(root).a": "passed", "(root).verdict": "error"}
-        assert "was ended by the user" in suite.find(".//error").text
+        assert suite.find(".//error").text == "The run was ended by the user."
+
+    def test_without_an_origin_the_symptom_fails(self, make_row, make_comparison):
+        comparison = make_comparison([make_row("a"), make_row("b", 0.5), make_row("c", 0.5)])
+        verdict = replace(comparison.verdict, origin=None)
+        found = outcomes(suite_of(replace(comparison, verdict=verdict)))
+        assert found == {"(root).a": "passed", "(root).b": "failure", "(root).c": "skipped"}
 
 
 class TestText:

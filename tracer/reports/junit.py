@@ -62,9 +62,7 @@ def _properties(comparison: Comparison, run: Run | None) -> Iterator[tuple[str, 
 def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Element]:
     """A case for each module that has rows, is an origin or was not seen."""
     coverage = comparison.coverage
-    guilty = {}
-    if said.tone == "diverges":
-        guilty = {origin.module: origin.kind for origin in origins(comparison.verdict)}
+    guilty = _guilty(comparison) if said.tone == "diverges" else {}
     worst = _worst(comparison)
     unseen = {name: coverage.reasons[name] for name in coverage.reference_only}
     unseen |= {name: coverage.reasons[name] for name in coverage.candidate_only}
@@ -86,6 +84,14 @@ def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Eleme
         case = _element("testcase", classname=_ROOT, name="verdict")
         case.append(_element("error", said.text, type="unfinished", message=said.line))
         yield case
+
+
+def _guilty(comparison: Comparison) -> Mapping[str, str]:
+    """The kind of mistake of each origin; where none is known it is the symptom that fails."""
+    verdict = comparison.verdict
+    assert verdict.symptom is not None
+    known = {origin.module: origin.kind for origin in origins(verdict)}
+    return known or {verdict.symptom.module: "divergence"}
 
 
 def _worst(comparison: Comparison) -> Mapping[str, Row]:
