@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_TIMEOUT = 120.0  # seconds in which a browser must come to its end
+# Seconds in which a browser must come to its end, and a page be ready.
+_TIMEOUT, _PATIENCE = 300.0, 30.0
 
 
 def executable() -> str | None:
@@ -53,7 +54,7 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._call("Page.navigate", url=file.as_uri())
-        deadline = time.monotonic() + _TIMEOUT / 4
+        deadline = time.monotonic() + _PATIENCE
         while not self.run("document.documentElement?.dataset.ready"):
             if self.problems or time.monotonic() > deadline:
                 raise AssertionError(f"the page did not become ready: {self.problems}")

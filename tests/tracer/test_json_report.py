@@ -231,6 +231,11 @@ class TestSave:
         with pytest.raises(UsageError, match=message):
             check_path(tmp_path / name)
 
+    def test_a_folder_on_which_nothing_can_be_written(self, tmp_path: Path, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        with pytest.raises(UsageError, match=r"the folder .* of the report .* is not writable"):
+            check_path(tmp_path / "report.html")
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
     def test_a_folder_that_is_closed(self, tmp_path: Path):
         tmp_path.chmod(0o500)
