@@ -121,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
 
 _EXIT_CODES = (
     "exit codes: 0 the models agree, 1 they diverge, 2 wrong use or bad input, or a run that was "
-    "ended at a breakpoint before they diverged"
+    "ended at a breakpoint, or a recording that was ended, before they diverged"
 )
 
 
@@ -1030,9 +1030,10 @@ def _print(
 
 
 def _exit_code(comparison: "Comparison", run: Run) -> int:
-    """What was ended by the user before anything differed is no success."""
+    """What was ended before anything differed, by the user or as a recording, is no success."""
+    coverage = comparison.coverage
     unknown = comparison.verdict.symptom is None or run.differences_expected
-    if comparison.coverage.ended and unknown:
+    if (coverage.ended or coverage.recordings) and unknown:
         return WRONG_USE
     return AGREES if comparison.verdict.agrees or run.differences_expected else DIVERGES
 

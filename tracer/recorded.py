@@ -12,6 +12,7 @@ import types
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from tracer.pairing import Pairing
 from tracer.storage import TraceReader
 from tracer.values import dtype_name
 
+# Modules that only hold others, by which repeated layers are known.
+CONTAINERS: Mapping[str, type[nn.Module]] = {
+    "ModuleList": nn.ModuleList,
+    "Sequential": nn.Sequential,
+}
 # Of a model's modules, so many must have a counterpart in a recording of it.
 _LEAST_IN_COMMON = 0.5
 
@@ -227,16 +233,24 @@ def _put(root: nn.Module, path: list[str], info: Mapping[str, Any]) -> None:
 
 def _skeleton(base: type[RecordedModule], info: Mapping[str, Any]) -> Any:
     """A module of a class with the recorded class's name, and a forward in its place."""
-    members = {}
-    if info.get("definition") is not None:
-        members["forward"] = _defined_at(Location(*info["definition"]))
-    module = type(info["class"], (base,), members)()
+    place = info.get("definition")
+    location = None if place is None else Location(*place)
+    module = _class_of(base, info["class"], info.get("container"), location)()
     module.checksums = {
         name: Checksum(dtype, tuple(shape), digest)
         for name, (dtype, shape, digest) in info.get("parameters", {}).items()
     }
     module.points = info.get("points", {})
     return module
+
+
+@lru_cache(maxsize=1024)
+def _class_of(
+    base: type[RecordedModule], name: str, container: str | None, location: Location | None
+) -> type[RecordedModule]:
+    """One class for all modules of a recorded class, which may be one of PyTorch's containers."""
+    bases = (base,) if container is None else (base, CONTAINERS[container])
+    return type(name, bases, {} if location is None else {"forward": _defined_at(location)})
 
 
 def _defined_at(location: Location) -> types.FunctionType:

@@ -36,7 +36,7 @@ from tracer.encoding import encode
 from tracer.errors import ModelRunError, UsageError
 from tracer.fingerprints import Fingerprint
 from tracer.forms import read_argument, read_output
-from tracer.recorded import Checksum
+from tracer.recorded import CONTAINERS, Checksum
 from tracer.reports.environment import environment
 from tracer.session import Inputs, matching, named_modules, run_alone, working_dtype
 from tracer.storage import TraceWriter, can_store, check_new
@@ -243,6 +243,7 @@ def _described(
     own = {name: checksums[id(p)] for name, p in module.named_parameters(recurse=False)}
     return {
         "class": type(module).__name__,
+        "container": next((n for n, kind in CONTAINERS.items() if isinstance(module, kind)), None),
         "recorded": is_recorded,
         "definition": _place(definition(module)),
         "parameters": {n: (c.dtype, c.shape, c.digest) for n, c in own.items() if c is not None},

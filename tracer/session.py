@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tracer.calls import Listener, Recorder, hooked, visible_modules
+from tracer.encoding import Kept
 from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.fingerprints import checksum
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
@@ -18,7 +19,7 @@ from tracer.pairing import Pairing, pair
 from tracer.recorded import Recorded, check_same_model
 from tracer.states import random_state_kept
 from tracer.stepping import stages_of
-from tracer.values import deep_copy, tensor_leaves, version_of
+from tracer.values import children, deep_copy, tensor_leaves, version_of
 from tracer.words import brief
 
 Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
@@ -204,6 +205,11 @@ def _inputs(
     given = None if inputs is None or not live else _arguments(inputs, live[0])
     for recording in recordings:
         recorded = recording.inputs()
+        if given is None and live and recorded is not None and _holds_objects(recorded):
+            raise InputError(
+                f"the inputs of {recording.name} hold an object that is not in the trace, such as "
+                "a cache: give the inputs that it was recorded with"
+            )
         if given is None:
             given = recorded
         elif recorded is not None and not _same_inputs(given, recorded):
@@ -215,6 +221,12 @@ def _inputs(
         names = " and ".join(recording.name for recording in recordings)
         raise InputError(f"{names} holds no inputs: give what it was recorded with")
     return given
+
+
+def _holds_objects(value: object) -> bool:
+    if isinstance(value, Mapping | tuple | list):
+        return any(_holds_objects(part) for _, part in children(value))
+    return isinstance(value, Kept)
 
 
 def _same_inputs(given: object, recorded: object) -> bool:

@@ -34,7 +34,7 @@ from tracer.values import dtype_name
 FORMAT = 1
 
 _EVENTS = "events.jsonl"
-_END = "end"
+_END = "finished"
 # A shard is full when it holds so many bytes, or so many tensors as have room in its contents.
 _SHARD_BYTES = 256 * 1024 * 1024
 _CONTENTS_BYTES = 64 * 1024
