@@ -190,19 +190,30 @@ def _extreme(value: object, end: str) -> float:
 
 def _tree(flow: Flow, width: int) -> Iterator[str]:
     numbers = len(_COLUMNS) * (_NUMBER_WIDTH + 1)
-    outputs = [next((v for v in call.outputs if v.dtype is not None), None) for call in flow.calls]
-    form = max((len(_form(value, width)) for value in outputs if value is not None), default=0)
-    form = min(form, (width - numbers) // 3)
+    outputs = [_first_output(call) for call in flow.calls]
+    form = max(
+        (len(_form(output[0], width)) for output in outputs if output is not None), default=0
+    )
+    form = min(max(form, len("output")), (width - numbers) // 3)
     name = width - numbers - form - 1
     columns = "".join(f"{column:>{_NUMBER_WIDTH + 1}}" for column in _COLUMNS)
     yield f"{'call':{name}} {'output':{form}}{columns}"
     for call, output in zip(flow.calls, outputs, strict=True):
         label = _INDENT * call.depth + _own_name(call)
         label = label if len(label) <= name else f"{label[: name - 1]}…"
-        if output is None or output.moments is None:
+        if output is None:
             yield label
         else:
-            yield f"{label:{name}} {_form(output, width)[:form]:{form}}{_numbers(output.moments)}"
+            value, moments = output
+            yield f"{label:{name}} {_form(value, width)[:form]:{form}}{_numbers(moments)}"
+
+
+def _first_output(call: FlowCall) -> tuple[FlowValue, Moments] | None:
+    """The first tensor that a call returned."""
+    for value in call.outputs:
+        if value.kind == "output" and value.moments is not None:
+            return value, value.moments
+    return None
 
 
 def _own_name(call: FlowCall) -> str:
