@@ -123,7 +123,7 @@ def open_trace(path: str | Path) -> Recorded:
     """
     file = TraceReader(path)
     modules = file.header["modules"]
-    root: Recorded = _skeleton(Recorded, modules.get("", {"class": file.header["model"]}))
+    root: Recorded = _skeleton(modules.get("", {"class": file.header["model"]}), is_root=True)
     root.file = file
     for name in modules:
         if name:
@@ -223,19 +223,19 @@ def _put(root: nn.Module, path: list[str], info: Mapping[str, Any]) -> None:
     parent = root
     for part in around:
         if part not in parent._modules:
-            parent._modules[part] = _skeleton(RecordedModule, {"class": "Module"})
+            parent._modules[part] = _skeleton({"class": "Module"})
         child = parent._modules[part]
         assert child is not None
         parent = child
     # Not by `add_module`, which takes no name that an attribute has.
-    parent._modules[last] = _skeleton(RecordedModule, info)
+    parent._modules[last] = _skeleton(info)
 
 
-def _skeleton(base: type[RecordedModule], info: Mapping[str, Any]) -> Any:
+def _skeleton(info: Mapping[str, Any], *, is_root: bool = False) -> Any:
     """A module of a class with the recorded class's name, and a forward in its place."""
     place = info.get("definition")
     location = None if place is None else Location(*place)
-    module = _class_of(base, info["class"], info.get("container"), location)()
+    module = _class_of(is_root, info["class"], info.get("container"), location)()
     module.checksums = {
         name: Checksum(dtype, tuple(shape), digest)
         for name, (dtype, shape, digest) in info.get("parameters", {}).items()
@@ -246,9 +246,10 @@ def _skeleton(base: type[RecordedModule], info: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=1024)
 def _class_of(
-    base: type[RecordedModule], name: str, container: str | None, location: Location | None
+    is_root: bool, name: str, container: str | None, location: Location | None
 ) -> type[RecordedModule]:
     """One class for all modules of a recorded class, which may be one of PyTorch's containers."""
+    base = Recorded if is_root else RecordedModule
     bases = (base,) if container is None else (base, CONTAINERS[container])
     return type(name, bases, {} if location is None else {"forward": _defined_at(location)})
 
