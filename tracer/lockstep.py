@@ -339,7 +339,10 @@ class _Meeting:
             return self._failure_of_both(self.candidate.failure)
         while (waiting := self._next_of_reference()) is not None:
             self._waiting = None
-            self._meet_held(waiting)
+            if waiting.key in self.held[1]:
+                self._meet_held(waiting)
+            else:
+                self._miss(0, waiting)
         for side, held in enumerate(self.held):
             self.unmatched[side].extend(key[:2] for key in held if key[2] is Phase.START)
         return self.reference.failure
@@ -385,9 +388,7 @@ class _Meeting:
                 self._waiting = None
                 self._meet_held(waiting)
             else:
-                # Nothing is to come that it could meet.
-                if key[2] is Phase.START:
-                    self.unmatched[1].append(key[:2])
+                self._miss(1, event)
         return answer
 
     def _next_of_reference(self) -> _Event | None:
@@ -416,6 +417,11 @@ class _Meeting:
         if key[2] is Phase.END:
             self._forget_inside(key[0], (reference, candidate))
         return answer
+
+    def _miss(self, side: int, event: _Event) -> None:
+        """Nothing is to come that an event could meet: its values need not be held."""
+        if event.key[2] is Phase.START:
+            self.unmatched[side].append(event.key[:2])
 
     def _hold(self, side: int, event: _Event) -> None:
         call, value = _taken(event, event.key in self.clone)

@@ -360,6 +360,14 @@ class TestEndedEarly:
         late = "the recording ends before its first call"
         assert reasons == {"block.second": late, "last": late}
 
+    def test_nothing_is_held_for_what_is_not_to_come(self, tmp_path, net) -> None:
+        recorded(net, X, tmp_path / "a")
+        trace = self.cut(tmp_path / "a", 5)
+        for models in ((trace, net), (net, trace)):
+            coverage = tracer.compare(*models).coverage
+            assert coverage.held_bytes_peak == 0
+            assert coverage.unmatched_calls == ()
+
     def test_a_mistake_before_the_end_is_found(self, tmp_path, net, broken) -> None:
         recorded(net, X, tmp_path / "a")
         trace = self.cut(tmp_path / "a", 7)

@@ -15,6 +15,7 @@ from tracer.errors import StorageError
 from tracer.fingerprints import Fingerprint
 from tracer.storage import TraceReader, TraceWriter, can_store, check_new
 
+X = torch.ones(3)
 TENSORS = (
     torch.arange(6.0).reshape(2, 3),
     torch.arange(6).reshape(3, 2).t(),
@@ -232,6 +233,38 @@ except StorageError as error:
         for number, event in enumerate(reader.events):
             assert event["id"] == number
             assert torch.equal(reader.tensor(number), torch.full((elements,), float(number)))
+
+    def test_nothing_follows_a_line_that_may_be_cut_off(self, tmp_path, monkeypatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        message = "cannot be written on: No space left on device; the 2 tensors"
+        with (
+            pytest.raises(StorageError, match=message),
+            TraceWriter(tmp_path / "a", {}) as writer,
+        ):
+            writer.write({"id": writer.add(TENSORS[0])})
+            number = writer.add(TENSORS[1])
+            monkeypatch.setattr(storage, "_write", full)
+            for attempt in (lambda: writer.write({"id": number}), lambda: writer.add(X)):
+                with pytest.raises(StorageError, match=message):
+                    attempt()
+            writer.write({"id": number})
+        monkeypatch.undo()
+        reader = TraceReader(tmp_path / "a")
+        assert [event["id"] for event in reader.events] == [0]
+
+    def test_no_room_for_the_contents_of_a_shard(self, tmp_path, monkeypatch) -> None:
+        def full(self: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(storage._ShardWriter, "finish", full)
+        with (
+            pytest.raises(StorageError, match="No space left on device"),
+            TraceWriter(tmp_path / "a", {}) as writer,
+        ):
+            writer.write({"id": writer.add(TENSORS[0])})
+        assert torch.equal(TraceReader(tmp_path / "a").tensor(0), TENSORS[0])
 
     def test_by_a_kill_at_any_moment(self, tmp_path: Path) -> None:
         """Every tensor that a line names is whole, and nothing that was told as done is lost."""
