@@ -284,13 +284,7 @@ def _add_record(commands: "argparse._SubParsersAction[_Parser]") -> argparse.Arg
         "--out", required=True, metavar="FOLDER", help="the folder to make: run.trace"
     )
     _add_as(parser)
-    parser.add_argument(
-        "--include",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="record the modules with such names only (repeatable)",
-    )
+    _add_include(parser, "record")
     parser.add_argument(
         "--values",
         choices=VALUES,
@@ -315,13 +309,7 @@ def _add_show(commands: "argparse._SubParsersAction[_Parser]") -> argparse.Argum
     )
     _add_model(parser, "; or a trace")
     _add_as(parser)
-    parser.add_argument(
-        "--include",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="show the modules with such names only (repeatable)",
-    )
+    _add_include(parser, "show")
     parser.add_argument(
         "--focus",
         action="append",
@@ -350,6 +338,16 @@ def _add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
         "model",
         metavar="MODEL",
         help=f"a local folder, a Hugging Face hub id, or a built-in model ({built_in}){others}",
+    )
+
+
+def _add_include(parser: argparse.ArgumentParser, verb: str) -> None:
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help=f"{verb} the modules with such names only (repeatable)",
     )
 
 

@@ -6,17 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import tracer
 from tracer.cli import main
-from tracer.tiny import build
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +17,6 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("traces") / "run.trace"
     assert main(["record", "tiny-llama", "--out", str(path), "--batch", "2"]) == 0
     return path
-
-
-@pytest.fixture
-def broken(tmp_path: Path, capsys) -> Path:
-    """The tiny Llama with one row of one weight enlarged."""
-    build("tiny-llama", seed=0).save_pretrained(tmp_path / "broken")
-    weights = load_file(tmp_path / "broken" / "model.safetensors")
-    weights["model.layers.2.mlp.up_proj.weight"][3] *= 1.5
-    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    capsys.readouterr()  # transformers shows how far it has written
-    return tmp_path / "broken"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
