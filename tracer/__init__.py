@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracer import models
     from tracer.comparison import Captured, Comparison, capture, compare
     from tracer.coverage import Coverage
+    from tracer.dataflow import Flow, flow
     from tracer.debugger import Breakpoint
     from tracer.difference import Difference, Tolerance
     from tracer.errors import (
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
         ModelRunError,
         NothingComparedError,
         ShapeMismatchError,
+        StorageError,
         TracerError,
         UsageError,
     )
     from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
     from tracer.origin import Origin
+    from tracer.recorded import Recorded, open_trace
+    from tracer.recording import Recording, record
     from tracer.rows import FormDifference, Row
     from tracer.stepping import Stepped, Stepping
     from tracer.switches import Cause
@@ -38,6 +42,7 @@ __all__ = [
     "Comparison",
     "Coverage",
     "Difference",
+    "Flow",
     "FormDifference",
     "InputError",
     "IsolatedCall",
@@ -47,11 +52,14 @@ __all__ = [
     "ModelRunError",
     "NothingComparedError",
     "Origin",
+    "Recorded",
+    "Recording",
     "Recovery",
     "Row",
     "ShapeMismatchError",
     "Stepped",
     "Stepping",
+    "StorageError",
     "Symptom",
     "Tolerance",
     "TracerError",
@@ -59,7 +67,10 @@ __all__ = [
     "Verdict",
     "capture",
     "compare",
+    "flow",
     "models",
+    "open_trace",
+    "record",
 ]
 
 # Where each public name lives. They are imported when first used, so that `trace_model --help`
@@ -75,11 +86,15 @@ _ROOMS = {
         "ModelRunError",
         "NothingComparedError",
         "ShapeMismatchError",
+        "StorageError",
         "TracerError",
         "UsageError",
     ),
+    "dataflow": ("Flow", "flow"),
     "isolation": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "origin": ("Origin",),
+    "recorded": ("Recorded", "open_trace"),
+    "recording": ("Recording", "record"),
     "rows": ("FormDifference", "Row"),
     "stepping": ("Stepped", "Stepping"),
     "switches": ("Cause",),

@@ -17,6 +17,13 @@ CANDIDATES: Mapping[str, str] = {
     "compile": "the same weights through torch.compile",
 }
 NEED_WRAPPERS = ("wrapped", "quantized")
+# The candidate that is the model as it was loaded, to be compared with a recording of it.
+ITSELF = "itself"
+
+# How a trace is recorded: every value, outputs alone, or fingerprints of all.
+VALUES = ("all", "outputs", "fingerprints")
+# The file in the folder of a trace that says what it is.
+TRACE_HEADER = "header.json"
 
 # Names in torch.
 DTYPES = ("float32", "float64", "bfloat16", "float16")

@@ -8,25 +8,22 @@ takes time to import is imported after the options have been checked.
 """
 
 import argparse
-import fnmatch
-import inspect
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tracer.choices import LEVELS, NEED_WRAPPERS, NO_ISOLATION
-from tracer.errors import ModelRunError, TracerError, UsageError, near_names
-from tracer.options import AGREES, DIVERGES, INTERRUPTED, WRONG_USE, check, debugs, parse
-from tracer.reports import Run, save
-from tracer.words import listed
+from tracer.choices import LEVELS, NO_ISOLATION
+from tracer.errors import ModelRunError, TracerError
+from tracer.options import AGREES, DIVERGES, INTERRUPTED, WRONG_USE, parse
+from tracer.reports import Run, save, wants_samples
+from tracer.sides import Sides, alone, given, sides_of
+from tracer.sources import is_trace
+from tracer.usage import check, check_making, debugs
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tracer.comparison import Captured, Comparison
-    from tracer.models import Calibration, Loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
     try:
-        code = _compare(options, shlex.join(["trace_model", *arguments]))
+        command = {"compare": _compare, "record": _record, "show": _show}[options.command]
+        code = command(options, shlex.join(["trace_model", *arguments]))
         sys.stdout.flush()  # here, where a reader that has gone is taken for what it is
         return code
     except KeyboardInterrupt:
@@ -81,43 +79,78 @@ def _debugging(options: argparse.Namespace) -> tuple[dict[str, Any], tuple[str, 
     }, ()
 
 
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _record(options: argparse.Namespace, command: str) -> int:
+    """Records a model and returns the exit code."""
+    check_making(options)
+    from tracer.storage import check_new
+
+    check_new(options.out)
+    from tracer import record
+
+    model, inputs, notes = alone(options)
+    made = record(
+        model,
+        inputs,
+        options.out,
+        include=options.include or "*",
+        name=options.model,
+        seed=options.seed,
+        command=command,
+        notes=notes,
+        **given(options, "values"),
+    )
+    print(
+        f"{made.path}: {made.calls} calls, {made.tensors} tensors, {made.size / 2**20:.2f} MiB of "
+        "values"
+    )
+    return AGREES
+
+
+def _show(options: argparse.Namespace, command: str) -> int:
+    """Prints the data flow of a model or a trace and returns the exit code."""
+    if not is_trace(options.model):
+        check_making(options)
+    import torch
+
+    from tracer import flow, open_trace
+    from tracer.reports.console import make_console
+    from tracer.reports.dataflow import render, show
+
+    given = (open_trace(options.model),) if is_trace(options.model) else alone(options)[:2]
+    shown = flow(*given, include=options.include or "*", focus=options.focus)
+    if options.json:
+        sys.stdout.write(render(shown))
+        return AGREES
+    torch.set_printoptions(**dict(options.print_options))
+    show(shown, width=make_console().width, tree=options.tree)
+    return AGREES
+
+
 def _compare(options: argparse.Namespace, command: str) -> int:
     """Does the work and returns the exit code."""
     check(options)
-    from tracer.reports.progress import call_counter, status, tracked
+    from tracer.reports.progress import call_counter
 
-    with status(f"loading {options.model}"):
-        from tracer import capture, compare, models
+    sides = sides_of(options)
+    from tracer import capture, compare
+    from tracer.samples import SAMPLES
 
-        loaded = _load(options)
-        _check_focus(options.focus, loaded)
-        reference, inputs, how = _as_asked(options, loaded)
-        data = _calibration(options, loaded)
-    candidate = models.candidate(
-        loaded,
-        options.candidate,
-        **_given(options, "variant", "steps", "activation", "weight"),
-        calibration=data,
-        progress=tracked,
-        trust_remote_code=options.trust_remote_code,
-    )
-    quantized = options.candidate == "quantized"
+    reference, candidate, inputs = sides.reference, sides.candidate, sides.inputs
     debugging, debugger_note = _debugging(options)
     run = Run(
-        reference=_describe(loaded),
-        candidate=_describe_candidate(options),
-        notes=(
-            *loaded.notes,
-            *how,
-            *(() if data is None else (f"calibrated on {data.description}",)),
-            *debugger_note,
-        ),
+        reference=sides.names[0],
+        candidate=sides.names[1],
+        notes=(*sides.notes, *debugger_note),
         command=command,
-        quantized=quantized,
-        differences_expected=quantized and options.tolerance is None,
+        quantized=sides.quantized,
+        differences_expected=sides.quantized and options.tolerance is None,
     )
     rename = dict(options.map)
-    calls = len(list(loaded.model.modules())) * (1 + (options.steps or 0))
+    calls = len(list(reference.modules())) * (1 + (options.steps or 0))
     with call_counter("comparing", calls) as tell:
         comparison = compare(
             reference,
@@ -127,9 +160,10 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             tolerance=options.tolerance,
             confirm=not run.differences_expected,
             noise_floor=options.noise_floor,
-            isolate=_isolation(options),
+            isolate=_isolation(options, sides),
             what_if=options.what_if,
             zoom=options.zoom,
+            samples=SAMPLES if wants_samples(options.report) else 0,
             progress=None if debugging else tell,  # no bar where a prompt may open
             **debugging,
         )
@@ -142,100 +176,14 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     return _exit_code(comparison, run)
 
 
-def _load(options: argparse.Namespace) -> "Loaded":
-    from tracer import models
-
-    return models.load(
-        options.model,
-        seed=options.seed,
-        attn_implementation="sdpa" if options.candidate == "eager" else "eager",
-        trust_remote_code=options.trust_remote_code,
-        images=options.image or (),
-        **_given(
-            options,
-            "dtype",
-            "device",
-            "prompt",
-            "sequence_length",
-            "batch",
-            "padding",
-            "processor",
-            "max_pixels",
-            "video",
-            "inputs",
-        ),
-    )
-
-
-def _as_asked(
-    options: argparse.Namespace, loaded: "Loaded"
-) -> "tuple[nn.Module, dict[str, Any], tuple[str, ...]]":
-    """The reference and the inputs as they are run, and notes on how."""
-    from tracer import models
-
-    if options.steps is not None:
-        note = (
-            f"a prefill, and {options.steps} decode steps with the last tokens of each sequence: "
-            f"call #0 is the prefill's, and call #{options.steps} that of the last step"
-        )
-        inputs = models.ending_in_steps(loaded.inputs, options.steps)
-        return models.Stepping(loaded.model, steps=options.steps), inputs, (note,)
-    if options.variant == "decode":
-        note = (
-            "a decode step: the last token of each sequence, over the float model's cache of "
-            "those before it"
-        )
-        return loaded.model, models.decode_step(loaded.model, loaded.inputs), (note,)
-    return loaded.model, loaded.inputs, ()
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that were given; the defaults of the others are written where they apply."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def _check_focus(globs: Sequence[str], loaded: "Loaded") -> None:
-    names = [name for name, _ in loaded.model.named_modules()]
-    for glob in globs:
-        if not fnmatch.filter(names, glob):
-            raise UsageError(
-                f"--focus {glob!r} matches none of the {len(names)} modules of {loaded.name}, such "
-                f"as {listed(names[1:4])}{near_names(glob, names)}"
-            )
-
-
-def _calibration(options: argparse.Namespace, loaded: "Loaded") -> "Calibration | None":
-    if options.candidate != "quantized":
-        return None
-    from tracer import models
-
-    count = {} if options.calibrate is None else {"count": options.calibrate}
-    return models.calibration(loaded, **count, text=options.calibration_text, seed=options.seed)
-
-
-def _isolation(options: argparse.Namespace) -> str | None:
+def _isolation(options: argparse.Namespace, sides: Sides) -> str | None:
     """What is isolated: what was asked for, and with quantisation on everything by default."""
-    if options.isolate is None and (options.candidate == "quantized" or options.what_if):
+    from tracer.provenance import why_not_run_again
+
+    can_be = not why_not_run_again(sides.reference, sides.candidate)
+    if options.isolate is None and ((sides.quantized and can_be) or options.what_if):
         return LEVELS[0]
     return None if options.isolate == NO_ISOLATION else options.isolate
-
-
-def _describe(loaded: "Loaded") -> str:
-    parameter = next(loaded.model.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    return f"{loaded.name} ({type(loaded.model).__name__}, {dtype}, {parameter.device})"
-
-
-def _describe_candidate(options: argparse.Namespace) -> str:
-    """The candidate with its settings, whether given or at their defaults."""
-    from tracer import models
-
-    defaults = inspect.signature(models.candidate).parameters
-    names: tuple[str, ...] = ("variant",) if options.candidate in NEED_WRAPPERS else ()
-    if options.candidate == "quantized":
-        names += ("activation", "weight")
-    settings = [f"{name} {getattr(options, name) or defaults[name].default}" for name in names]
-    return f"{options.candidate} ({', '.join(settings)})" if settings else str(options.candidate)
 
 
 def _print(
@@ -255,9 +203,10 @@ def _print(
 
 
 def _exit_code(comparison: "Comparison", run: Run) -> int:
-    """What was ended by the user before anything differed is no success."""
+    """What was ended before anything differed, by the user or as a recording, is no success."""
+    coverage = comparison.coverage
     unknown = comparison.verdict.symptom is None or run.differences_expected
-    if comparison.coverage.ended and unknown:
+    if (coverage.ended or coverage.recordings) and unknown:
         return WRONG_USE
     return AGREES if comparison.verdict.agrees or run.differences_expected else DIVERGES
 

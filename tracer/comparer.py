@@ -16,11 +16,13 @@ import torch
 
 from tracer.calls import Answer, Call, Phase, definition
 from tracer.difference import Difference, Tolerance
+from tracer.fingerprints import Fingerprint
 from tracer.forms import argument_names, paired_arguments, read_output
 from tracer.lockstep import EventKey
 from tracer.padding import Padding, padding_of
 from tracer.rows import (
     BY_MEANING,
+    ESTIMATED,
     WRITTEN,
     CallKey,
     CallRecord,
@@ -29,6 +31,7 @@ from tracer.rows import (
     argument_of,
     is_result,
 )
+from tracer.samples import Sample, Sampler
 from tracer.values import (
     LeftOut,
     describe,
@@ -41,6 +44,9 @@ from tracer.values import (
     version_of,
     visible_pair,
 )
+
+# A tensor, or what a trace holds in its place.
+_Tensor = torch.Tensor | Fingerprint
 
 
 class Comparer:
@@ -55,12 +61,18 @@ class Comparer:
         compared_elements: how many elements were compared, each pair of tensors counted once.
     """
 
-    def __init__(self, tolerance: Tolerance, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        tolerance: Tolerance,
+        progress: Callable[[int], None] | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
         self.rows: list[Row] = []
         self.records: dict[CallKey, CallRecord] = {}
         self.edited: set[EventKey] = set()
         self._tolerance = tolerance
         self._progress = progress
+        self._sampler = sampler
         self.left_out = 0
         self.compared_elements = 0
         self._order = 0
@@ -160,10 +172,10 @@ class Comparer:
             self._differ_in_form(record, path, r, c)  # None for a cache that is empty yet
         for leaf_path, left in reference.items():
             right = candidate.get(leaf_path)
-            if isinstance(left, LeftOut):
+            if _is_left_out(left) or _is_left_out(right):
                 self.left_out += 1
                 common = True
-            elif isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+            elif isinstance(left, _Tensor) and isinstance(right, _Tensor):
                 common = True
                 self._compare_tensors(record, leaf_path, left, right)
             elif _is_tensor(left, right) or (leaf_path in candidate and not _equal(left, right)):
@@ -173,15 +185,13 @@ class Comparer:
                 else:
                     self._differ_in_form(record, leaf_path, left, right)
         for leaf_path, right in candidate.items():
-            if leaf_path not in reference and isinstance(right, torch.Tensor):
+            if leaf_path not in reference and isinstance(right, _Tensor):
                 self._differ_in_form(record, leaf_path, None, right)
         is_left_otherwise = path != "output" and only is not None and reference and candidate
         if not common and (path == "output" or is_left_otherwise):
             self._judge_form(record, path, reference, candidate)
 
-    def _compare_tensors(
-        self, record: CallRecord, path: str, r: torch.Tensor, c: torch.Tensor
-    ) -> None:
+    def _compare_tensors(self, record: CallRecord, path: str, r: _Tensor, c: _Tensor) -> None:
         is_output = is_result(path)
         earlier = self._known(r, c)
         if earlier is not None:
@@ -194,11 +204,15 @@ class Comparer:
                         module=record.module,
                         call=record.call,
                         value=path,
+                        sample=earlier.sample or self._sampled(path, r, c),
                     ),
                 )
             elif not is_output:
                 record.arguments[path] = earlier
                 self._describe(record, earlier, path, r, c)
+            return
+        if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
+            self._estimate(record, path, r, c)
             return
         is_mask = not is_output and is_mask_name(path)
         visible = visible_pair(r, c) if is_mask else None
@@ -241,11 +255,51 @@ class Comparer:
             agrees=agrees,
             note=note,
             shown=shown,
+            sample=self._sampled(path, r, c),
         )
         self.compared_elements += difference.elements if difference is not None else 0
         self._remember(r, c, row)
         self._add(record, row)
         if not is_output:
+            self._describe(record, row, path, r, c)
+
+    def _sampled(self, path: str, r: _Tensor, c: _Tensor) -> Sample | None:
+        if self._sampler is None or not is_result(path) or r.shape != c.shape:
+            return None
+        if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
+            return None
+        return self._sampler.sample(r, c)
+
+    def _estimate(self, record: CallRecord, path: str, r: _Tensor, c: _Tensor) -> None:
+        """Compares a pair of which one or both are fingerprints.
+
+        What a mask lets through is known only if both are equal.
+        """
+        left, right = (Fingerprint.of(v) if isinstance(v, torch.Tensor) else v for v in (r, c))
+        if not is_result(path) and is_mask_name(path) and not left.equals(right):
+            self.left_out += 1
+            return
+        difference, agrees, note = None, False, f"shape {list(r.shape)}; candidate {list(c.shape)}"
+        if left.shape == right.shape:
+            difference, note = left.difference(right), ESTIMATED
+            agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
+        row = Row(
+            order=self._next(),
+            module=record.module,
+            call=record.call,
+            value=path,
+            shape=tuple(r.shape),
+            dtype=r.dtype,
+            candidate_dtype=c.dtype,
+            difference=difference,
+            limit=self._tolerance.limit(r.dtype, c.dtype),
+            agrees=agrees,
+            note=note,
+        )
+        self.compared_elements += difference.elements if difference is not None else 0
+        self._remember(r, c, row)
+        self._add(record, row)
+        if not row.is_output:
             self._describe(record, row, path, r, c)
 
     def _note_padding(self, record: CallRecord, reference: Call) -> None:
@@ -290,9 +344,7 @@ class Comparer:
                     return found[-1]
         return min(found, key=lambda difference: difference.relative_peak, default=None)
 
-    def _describe(
-        self, record: CallRecord, row: Row, path: str, r: torch.Tensor, c: torch.Tensor
-    ) -> None:
+    def _describe(self, record: CallRecord, row: Row, path: str, r: _Tensor, c: _Tensor) -> None:
         if not row.agrees or row.note == BY_MEANING:
             words = describe_mask if is_mask_name(path) else describe
             record.described[path] = words(r), words(c)
@@ -350,14 +402,14 @@ class Comparer:
             ),
         )
 
-    def _known(self, r: torch.Tensor, c: torch.Tensor) -> Row | None:
+    def _known(self, r: _Tensor, c: _Tensor) -> Row | None:
         known = self._compared.get((id(r), id(c)))
         if known is None or known.reference() is not r or known.candidate() is not c:
             return None
-        return known.row if known.versions == (version_of(r), version_of(c)) else None
+        return known.row if known.versions == (_version(r), _version(c)) else None
 
-    def _remember(self, r: torch.Tensor, c: torch.Tensor, row: Row) -> None:
-        versions = version_of(r), version_of(c)
+    def _remember(self, r: _Tensor, c: _Tensor, row: Row) -> None:
+        versions = _version(r), _version(c)
         if None in versions:
             return
         key = id(r), id(c)
@@ -394,8 +446,8 @@ def _same(r: torch.Tensor, c: torch.Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    reference: "weakref.ref[torch.Tensor]"
-    candidate: "weakref.ref[torch.Tensor]"
+    reference: "weakref.ref[_Tensor]"
+    candidate: "weakref.ref[_Tensor]"
     versions: tuple[int | None, int | None]
     row: Row
 
@@ -410,7 +462,15 @@ def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | N
 
 def _is_tensor(*values: object) -> bool:
     """Whether any of the values is a tensor."""
-    return any(isinstance(value, torch.Tensor) for value in values)
+    return any(isinstance(value, _Tensor) for value in values)
+
+
+def _is_left_out(value: object) -> bool:
+    return isinstance(value, LeftOut) and not isinstance(value, Fingerprint)
+
+
+def _version(value: _Tensor) -> int | None:
+    return 0 if isinstance(value, Fingerprint) else version_of(value)
 
 
 def _is_number(value: object) -> TypeGuard[complex]:

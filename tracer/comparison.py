@@ -15,7 +15,7 @@ from torch import nn
 
 from tracer.calls import Answer, Call, Phase
 from tracer.comparer import Comparer
-from tracer.coverage import Coverage, make_coverage, unmatched_calls
+from tracer.coverage import Coverage, make_coverage
 from tracer.debugger import Breakpoint, debugger_of
 from tracer.difference import Tolerance
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
@@ -26,7 +26,15 @@ from tracer.levels import choose
 from tracer.lockstep import EventKey, Failure, Outcome, Visitor
 from tracer.noise import NoiseFloor, floor_in_words, measure_noise
 from tracer.phrases import module_in_words
+from tracer.provenance import (
+    check_asked,
+    covering_recordings,
+    is_recorded,
+    why_not_run_again,
+    with_recordings,
+)
 from tracer.rows import FormDifference, Row
+from tracer.samples import Sampler
 from tracer.session import Inputs, Session, working_dtype
 from tracer.values import dtype_name, tensor_leaves
 from tracer.verdict import Verdict, judge, judge_ended
@@ -45,7 +53,7 @@ _MOST_RUNS = 4
 def compare(
     reference: nn.Module,
     candidate: nn.Module,
-    inputs: Inputs,
+    inputs: Inputs | None = None,
     *,
     rename: Mapping[str, str] | None = None,
     tolerance: float | Tolerance | None = None,
@@ -58,6 +66,7 @@ def compare(
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),
     post_mortem: bool = False,
     debugger: str | None = None,
+    samples: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> "Comparison":
     """Runs two models side by side on the same inputs and says where they part, and why.
@@ -69,11 +78,12 @@ def compare(
     times to confirm the cause.
 
     Args:
-        reference: the model that is right by definition.
-        candidate: the model under test; it may share modules with the reference or be the same,
-            but for modules that keep a state.
+        reference: the model that is right by definition, or a recording of it (`open_trace`).
+        candidate: the model under test, or a recording of it; it may share modules with the
+            reference or be the same, but for modules that keep a state.
         inputs: keyword arguments as a dict, positional ones as a tuple, or a single tensor. Floats
-            of the reference's dtype are cast to the candidate's where that is another one.
+            of the reference's dtype are cast to the candidate's where that is another one. By
+            default those of a recording.
         rename: regular expressions and replacements that turn the candidate's module names into
             the reference's.
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
@@ -94,19 +104,32 @@ def compare(
         post_mortem: the debugger opens where a model raises.
         debugger: "ipdb" or "pdb"; by default what PYTHONBREAKPOINT says, or ipdb in a terminal and
             pdb elsewhere.
+        samples: how many pairs of elements of each output to keep, for the drawings of an .html
+            report; 256 are enough.
         progress: called with the number of finished pairs of calls.
 
     Raises:
-        InputError: the inputs are of another type, or name arguments that forward does not take.
+        InputError: the inputs are of another type, name arguments that forward does not take, or
+            are not those of a recording.
+        StorageError: a recording is damaged, or one of another model.
         UsageError: a glob or rename rule matches nothing, the tolerance is no limit, there is
-            nothing to isolate, a lazy module has not been run yet, or the debugger cannot be
-            opened.
+            nothing to isolate, a lazy module has not been run yet, a number is negative, or the
+            debugger cannot be opened; or something needs a model where there is a recording.
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
-    session = Session(reference, candidate, inputs, rename, include)
     if what_if < 0:
         raise UsageError(f"what_if {what_if}: expected how many modules to swap, at least 0")
+    check_asked(
+        reference,
+        candidate,
+        isolate=isolate is not None,
+        what_if=what_if > 0,
+        noise_floor=noise_floor,
+        zoom=zoom is not None,
+        debugger=bool(breakpoints) or post_mortem,
+    )
+    session = Session(reference, candidate, inputs, rename, include)
     if what_if and isolate is None:
         isolate = "leaves"
     chosen = None if isolate is None else choose(isolate, session.pairing)
@@ -114,9 +137,10 @@ def compare(
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
+    sampler = Sampler(samples) if samples else None
     clone: frozenset[EventKey] = frozenset()
     for run in range(_MOST_RUNS):
-        comparer = Comparer(tolerance, progress)
+        comparer = Comparer(tolerance, progress, sampler)
         watch = None
         if run == 0:
             watch = debugger_of(
@@ -139,6 +163,10 @@ def compare(
 
     failure = outcome.failure
     candidates_own = failure is not None and failure.side == "candidate"
+    confirm &= not outcome.ended and not why_not_run_again(reference, candidate)
+    coverage = covering_recordings(
+        make_coverage(session.pairing, comparer, outcome), reference, candidate
+    )
     modules = session.pairing.reference, session.pairing.candidate
     if outcome.ended:
         verdict = judge_ended(comparer.rows)
@@ -148,12 +176,13 @@ def compare(
             tolerance,
             rerun if confirm and (failure is None or candidates_own) else None,
             modules,
-            unmatched_calls(outcome),
+            coverage.unmatched_calls,
             failure if candidates_own else None,
         )
+    verdict = with_recordings(verdict, reference, candidate)
     comparison = Comparison(
         verdict=verdict,
-        coverage=make_coverage(session.pairing, comparer, outcome),
+        coverage=coverage,
         rows=tuple(comparer.rows),
         form_differences=tuple(
             form for record in comparer.records.values() for form in record.form_differences
@@ -166,12 +195,12 @@ def compare(
     zoomed = None
     if zoom is not None:
         zoomed = zoom_at(zoom, comparer, tolerance, rerun, modules)
-    elif verdict.confirmed:
+    elif verdict.confirmed and not is_recorded(reference, candidate):
         zoomed = zoom_of(verdict.origin, comparer, tolerance, rerun, modules)
     if zoomed is not None:
         comparison = with_zoom(comparison, zoomed)
     if noise_floor:
-        comparison = with_floor(comparison, measure_noise(reference, inputs, include))
+        comparison = with_floor(comparison, measure_noise(reference, session.given, include))
     if isolate is not None:
 
         def must_run(visitor: Visitor) -> None:
@@ -220,7 +249,7 @@ class Captured:
 def capture(
     reference: nn.Module,
     candidate: nn.Module,
-    inputs: Inputs,
+    inputs: Inputs | None = None,
     *,
     include: str | Sequence[str],
     rename: Mapping[str, str] | None = None,
@@ -277,10 +306,14 @@ class Comparison:
         show(self, all_rows=all_rows)
 
     def save(self, path: str | Path) -> None:
-        """Writes a report; the suffix chooses the format, `.json` for now.
+        """Writes a report in the format of the suffix.
+
+        `.html` (interactive; with drawings of the values where `compare` was asked for `samples`),
+        `.json`, `.xml` (JUnit), `.md`, `.csv`, or `.parquet` (with the extra `parquet`).
 
         Raises:
-            UsageError: another suffix, or a folder that does not exist.
+            UsageError: another suffix, a package that is not installed, or a folder that does not
+                exist or is not writable.
         """
         from tracer.reports import save
 

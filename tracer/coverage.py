@@ -24,6 +24,7 @@ class Coverage:
         held_bytes_peak: the most memory held back for calls in another order, in bytes.
         left_out: values of a reference told step by step that could not be told apart.
         ended: the user has ended the run before the models came to their end.
+        recordings: what recordings lack, in words.
     """
 
     paired_modules: tuple[str, ...]
@@ -36,6 +37,7 @@ class Coverage:
     held_bytes_peak: int
     left_out: int = 0
     ended: bool = False
+    recordings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
@@ -49,7 +51,7 @@ class Coverage:
             text += f"; {self.left_out} values left out"
         if self.ended:
             text += "; ended by the user"
-        return text
+        return "; ".join((text, *self.recordings))
 
 
 def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Coverage:

@@ -88,12 +88,12 @@ class Difference:
                 "a tensor on the meta device has no values to compare; load the model's weights "
                 "onto a real device first"
             )
-        reference, candidate = _plain(reference), _plain(candidate)
+        reference, candidate = plain(reference), plain(candidate)
         if candidate.device != reference.device:
             candidate = candidate.to(reference.device)
         result = cls()
         on_cpu = reference.device.type == "cpu"
-        for r, c in _chunks(reference, candidate, CHUNK if on_cpu else DEVICE_CHUNK):
+        for r, c in chunks(reference, candidate, CHUNK if on_cpu else DEVICE_CHUNK):
             if on_cpu and _fits_float32(r.dtype) and _fits_float32(c.dtype):
                 result = result.merge(_of_float32(r, c))
             else:
@@ -279,7 +279,7 @@ _PEIR_LIMITS = {
 }
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The values of a tensor in a dense strided layout, free of autograd and lazy views."""
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
@@ -289,7 +289,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.resolve_conj().resolve_neg()
 
 
-def _chunks(
+def chunks(
     r: torch.Tensor, c: torch.Tensor, size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yields 1-D contiguous pieces of both in row-major order, copying a piece only if it must."""
@@ -304,7 +304,7 @@ def _chunks(
         rows = max(size // inner, 1)
         for r_rows, c_rows in zip(r.split(rows), c.split(rows), strict=True):
             if inner > size:
-                yield from _chunks(r_rows[0], c_rows[0], size)
+                yield from chunks(r_rows[0], c_rows[0], size)
             else:
                 yield r_rows.reshape(-1), c_rows.reshape(-1)
 

@@ -6,6 +6,7 @@ TracerError
   ModelLoadError          a model, checkpoint or inputs file that cannot be loaded
   ModelRunError           a model raised while it was being compared
   NothingComparedError    reference and candidate have nothing in common
+  StorageError            a trace on disk that cannot be written, read, or used here
   ShapeMismatchError      two tensors of different shapes were given to a Difference
 
 A message says what was found, what was expected and what to do. The command line turns each of
@@ -54,6 +55,10 @@ class NothingComparedError(TracerError):
 
 class RecordingTooLargeError(TracerError):
     """The operations inside a module make more values than may be held at once."""
+
+
+class StorageError(TracerError):
+    """A trace on disk that cannot be written, read, or used for the models at hand."""
 
 
 class ShapeMismatchError(TracerError):

@@ -14,6 +14,8 @@ from tracer.phrases import figure, module_in_words, place
 from tracer.rows import CallRecord, Row, first_divergence
 from tracer.trail import INHERITED
 
+# What is said where nothing may be tried.
+NOT_TRIED = "Not confirmed: a second run was not asked for."
 # Runs both models with a visitor; says what was raised if one of them raised, else None.
 Rerun = Callable[[Visitor], str | None]
 
@@ -88,7 +90,7 @@ class Evidence:
     def confirm(self, trial: Trial, start: Row, given: str) -> Proof:
         """Runs with the reference's value in place and says what is left of the divergence."""
         if self.rerun is None:
-            return Proof(False, "Not confirmed: a second run was not asked for.")
+            return Proof(False, NOT_TRIED)
         experiment = self.run(trial, watch=start)
         confirmed, text = self._outcome(trial, start, experiment)
         mistakes = experiment.mistakes

@@ -20,6 +20,7 @@ from torch import nn
 
 from tracer.calls import Answer, Call, Phase, Recorder, calling_frame, hooked
 from tracer.prompt import Ended
+from tracer.recorded import Playback, Recorded
 from tracer.replay import Replay
 from tracer.states import RandomNumbers, ThreadState, random_state_kept
 from tracer.stepping import Stepped
@@ -148,10 +149,25 @@ def lockstep(
     """
     own_names = {name: name for name in pairs.values()}
     is_training = any(module.training for m in (reference, candidate) for module in m.modules())
-    replay = Replay(reference.steps) if isinstance(reference, Stepped) else None
     sides = (
-        Side("reference", run_reference, reference_names, own_names, is_training, visitor, replay),
-        Side("candidate", run_candidate, candidate_names, pairs, is_training, visitor),
+        Side(
+            "reference",
+            run_reference,
+            reference_names,
+            own_names,
+            is_training,
+            visitor,
+            _told(reference),
+        ),
+        Side(
+            "candidate",
+            run_candidate,
+            candidate_names,
+            pairs,
+            is_training,
+            visitor,
+            _told(candidate),
+        ),
     )
 
     def current() -> Recorder | None:
@@ -173,8 +189,8 @@ def lockstep(
             for side in sides:
                 side.stop()
     return Outcome(
-        reference_calls=dict(sides[0].recorder.counts),
-        candidate_calls=dict(sides[1].recorder.counts),
+        reference_calls=sides[0].counts(),
+        candidate_calls=sides[1].counts(),
         unmatched_reference=tuple(meeting.unmatched[0]),
         unmatched_candidate=tuple(meeting.unmatched[1]),
         held_bytes_peak=meeting.held_bytes_peak,
@@ -203,17 +219,25 @@ class _Held:
         return frozenset(path for path, leaf, v in self.leaves if version_of(leaf) != v)
 
 
+def _told(model: nn.Module) -> Replay | Playback | None:
+    """What tells the calls of a model that are not met while it runs."""
+    if isinstance(model, Recorded):
+        return Playback(model)
+    return Replay(model.steps) if isinstance(model, Stepped) else None
+
+
 class Side:
     """One model as a coroutine that stops at each event of a paired module.
 
-    With a replay it runs through first, and stops at the events that are told afterwards.
+    With a replay it runs through first, and stops at the events that are told afterwards; with a
+    playback it does not run, and stops at those that were recorded.
 
     Attributes:
         label: "reference" or "candidate".
         greenlet: the coroutine.
         recorder: sees its calls.
         finished: whether it has run to its end, or raised.
-        is_replayed: whether it stops at events that are told after its run.
+        is_replayed: whether it stops at events that are told after its run, or without one.
     """
 
     def __init__(
@@ -224,10 +248,10 @@ class Side:
         pairs: Mapping[str, str],
         is_training: bool,
         visitor: Visitor,
-        replay: Replay | None = None,
+        replay: Replay | Playback | None = None,
     ) -> None:
         self.label = label
-        listener = self._on_event if replay is None else replay.note
+        listener = replay.note if isinstance(replay, Replay) else self._on_event
         self.recorder = Recorder(names, listener, pairs)
         self.greenlet = greenlet.greenlet(self._body)
         self.greenlet.gr_context = contextvars.copy_context()
@@ -240,6 +264,7 @@ class Side:
         self._witness = visitor if isinstance(visitor, Witness) and replay is None else None
         self.is_replayed = replay is not None
         self._pairs = pairs
+        self._told: list[Call] = []
         self._random = RandomNumbers(is_training)
         self._ambient = ThreadState.capture()
         self._driver = greenlet.getcurrent()
@@ -266,8 +291,13 @@ class Side:
         """Whether the model is in that call of the reference's name."""
         return any(
             call.index == index and self._pairs.get(call.name) == name
-            for call in self.recorder.in_progress()
+            for call in (*self.recorder.in_progress(), *self._told)
         )
+
+    def counts(self) -> dict[str, int]:
+        """How often each module was called so far."""
+        told = self._replay if isinstance(self._replay, Playback) else self.recorder
+        return dict(told.counts)
 
     def stop(self) -> None:
         """Ends a model that still stands at an event; its `finally` blocks run."""
@@ -282,7 +312,11 @@ class Side:
                 self._run()
             if self._replay is not None:
                 for told, phase in self._replay.calls():
+                    if phase is Phase.START:
+                        self._told.append(told)
                     self._on_event(told, phase)
+                    if phase is Phase.END:
+                        self._told.remove(told)
         except greenlet.GreenletExit:
             raise
         except Exception as exception:
@@ -343,7 +377,10 @@ class _Meeting:
             return self._failure_of_both(self.candidate.failure)
         while (waiting := self._next_of_reference()) is not None:
             self._waiting = None
-            self._meet_held(waiting)
+            if waiting.key in self.held[1]:
+                self._meet_held(waiting)
+            else:
+                self._miss(0, waiting)
         for side, held in enumerate(self.held):
             self.unmatched[side].extend(key[:2] for key in held if key[2] is Phase.START)
         return self.reference.failure
@@ -389,7 +426,7 @@ class _Meeting:
                 self._waiting = None
                 self._meet_held(waiting)
             else:
-                self._hold(1, event)
+                self._miss(1, event)
         return answer
 
     def _next_of_reference(self) -> _Event | None:
@@ -418,6 +455,11 @@ class _Meeting:
         if key[2] is Phase.END:
             self._forget_inside(key[0], (reference, candidate))
         return answer
+
+    def _miss(self, side: int, event: _Event) -> None:
+        """Nothing is to come that an event could meet: its values need not be held."""
+        if event.key[2] is Phase.START:
+            self.unmatched[side].append(event.key[:2])
 
     def _hold(self, side: int, event: _Event) -> None:
         call, value = _taken(event, event.key in self.clone)

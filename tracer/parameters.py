@@ -17,6 +17,7 @@ from torch import nn
 from tracer.difference import Difference, Tolerance
 from tracer.forms import output_factor
 from tracer.phrases import figure
+from tracer.recorded import RecordedModule, checksums_of
 from tracer.values import children, describe, dtype_name, is_plain, replace_leaves, tensor_leaves
 
 # A folded scale is rounded once in every weight.
@@ -58,6 +59,8 @@ def changed_parameters(
     """
     if reference is candidate:
         return {}
+    if isinstance(reference, RecordedModule) or isinstance(candidate, RecordedModule):
+        return _changed_checksums(reference, candidate)
     references, candidates = _held(reference, called), _held(candidate, called)
     factor = _folded_factor(reference, candidate)
     is_as_it_was = all(n in candidates and _equal(r, candidates[n]) for n, r in references.items())
@@ -87,6 +90,18 @@ def changed_parameters(
         if text := _objects_apart(value, _at(candidate, name), tolerance):
             changed[name] = Change(text, exchangeable=True)
     return changed
+
+
+def _changed_checksums(reference: nn.Module, candidate: nn.Module) -> dict[str, Change]:
+    """The own parameters of one dtype and shape whose checksums differ."""
+    references, candidates = checksums_of(reference), checksums_of(candidate)
+    return {
+        name: Change("its checksum is not the recorded one", exchangeable=False)
+        for name, r in references.items()
+        if (c := candidates.get(name)) is not None
+        and (r.dtype, r.shape) == (c.dtype, c.shape)
+        and r.digest != c.digest
+    }
 
 
 def changed_dtypes(reference: nn.Module, candidate: nn.Module) -> list[str]:

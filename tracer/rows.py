@@ -11,6 +11,7 @@ import torch
 
 from tracer.calls import Location
 from tracer.difference import Difference
+from tracer.samples import Sample
 from tracer.values import is_mask_name
 
 # A module's identity in a run: the reference's name and the call index.
@@ -21,6 +22,9 @@ WRITTEN = "written"
 
 # The note of masks whose values differ and whose meaning does not.
 BY_MEANING = "compared by what they let through"
+
+# The note of values of which one side has a fingerprint only.
+ESTIMATED = "estimated from fingerprints"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Row:
             None for an argument, and where none was compared.
         shown: the statistics without padded positions, where the pair disagrees and some are known.
         floor: the PEIR that rounding alone makes here; None where that was not measured.
+        sample: some of the elements, for an output where these were asked for.
     """
 
     order: int
@@ -59,6 +64,7 @@ class Row:
     input_peir: float | None = None
     shown: Difference | None = None
     floor: float | None = None
+    sample: Sample | None = None
 
     @property
     def is_output(self) -> bool:

@@ -9,11 +9,17 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tracer.errors import InputError, UsageError, near_names
+from tracer.calls import Listener, Recorder, hooked, visible_modules
+from tracer.encoding import Kept
+from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
+from tracer.fingerprints import checksum
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
 from tracer.pairing import Pairing, pair
-from tracer.states import module_states_kept
-from tracer.values import deep_copy
+from tracer.recorded import Recorded, check_same_model
+from tracer.states import module_states_kept, random_state_kept
+from tracer.stepping import stages_of
+from tracer.values import children, deep_copy, tensor_leaves
+from tracer.words import brief
 
 Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
 
@@ -25,7 +31,7 @@ class Session:
         self,
         reference: nn.Module,
         candidate: nn.Module,
-        inputs: Inputs,
+        inputs: Inputs | None,
         rename: Mapping[str, str] | None,
         include: str | Sequence[str],
     ) -> None:
@@ -33,10 +39,23 @@ class Session:
             _check_initialised(side, model)
         self.reference = reference
         self.candidate = candidate
-        self.inputs = _arguments(inputs, reference)
         self.pairing = pair(reference, candidate, rename)
-        self.pairs = _included(self.pairing, [include] if isinstance(include, str) else include)
+        check_same_model(self.pairing, reference, candidate)
+        self.inputs = _inputs(inputs, reference, candidate)
+        included = _included(self.pairing, [include] if isinstance(include, str) else include)
+        missing = _unrecorded(reference), _unrecorded(candidate)
+        self.pairs = {
+            own: name
+            for own, name in included.items()
+            if name not in missing[0] and own not in missing[1]
+        }
         self.cast = _casting(reference, candidate)
+
+    @property
+    def given(self) -> Inputs:
+        """The inputs as they are given to `compare`."""
+        args, kwargs = self.inputs
+        return kwargs or args
 
     def run(
         self, visitor: Visitor, clone: frozenset[EventKey], watch: Watch | None = None
@@ -57,8 +76,57 @@ class Session:
             )
 
     def _call(self, model: nn.Module, cast: tuple[torch.dtype, torch.dtype] | None) -> object:
+        if isinstance(model, Recorded):
+            return None
         args, kwargs = _copied(self.inputs, cast)
         return model(*args, **kwargs)
+
+
+def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
+    """Runs one model once on a copy of its inputs, and tells a listener of its calls.
+
+    Nothing is changed, as by `Session.run`.
+
+    Raises:
+        InputError: the inputs are none that the model takes.
+        UsageError: a lazy module has not been run yet.
+        ModelRunError: the model raised.
+        TracerError: what the listener raises.
+    """
+    _check_initialised("model", model)
+    arguments = _arguments(inputs, model)
+    names = {id(module): name for name, module in named_modules(model).items()}
+    recorder = Recorder(names, listener)
+    with (
+        torch.no_grad(),
+        module_states_kept((model,)),
+        random_state_kept(),
+        hooked((model,), lambda: recorder),
+    ):
+        args, kwargs = _copied(arguments, None)
+        try:
+            model(*args, **kwargs)
+        except TracerError:
+            raise
+        except Exception as error:
+            raised = recorder.raised
+            where = ""
+            if raised is not None and raised[0] is error:
+                where = (
+                    f" in module {raised[1].name!r}" if raised[1].name else " in its own forward"
+                )
+            raise ModelRunError(
+                f"the model raised {type(error).__name__}{where}: {brief(error)}"
+            ) from error
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model whose calls can be seen; those of two stages by stage and name."""
+    return {
+        f"{stage}.{name}".strip("."): module
+        for stage, part in stages_of(model).items()
+        for name, module in visible_modules(part).items()
+    }
 
 
 def _check_initialised(side: str, model: nn.Module) -> None:
@@ -72,6 +140,8 @@ def _check_initialised(side: str, model: nn.Module) -> None:
 
 def working_dtype(model: nn.Module) -> torch.dtype | None:
     """The floating dtype of most of a model's parameters; None if it has none."""
+    if isinstance(model, Recorded):
+        return model.dtype
     sizes: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -79,7 +149,63 @@ def working_dtype(model: nn.Module) -> torch.dtype | None:
     return max(sizes, key=sizes.__getitem__, default=None)
 
 
-def _arguments(inputs: Inputs, model: nn.Module) -> tuple[tuple[object, ...], dict[str, object]]:
+def _unrecorded(model: nn.Module) -> frozenset[str]:
+    return model.unrecorded if isinstance(model, Recorded) else frozenset()
+
+
+def _inputs(
+    inputs: Inputs | None, reference: nn.Module, candidate: nn.Module
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Positional and keyword arguments: what was given, and what was recorded if nothing was.
+
+    Raises:
+        InputError: nothing was given nor recorded, something else than was recorded, or nothing
+            that the model can take.
+    """
+    models = reference, candidate
+    live = [model for model in models if not isinstance(model, Recorded)]
+    recordings = [model for model in models if isinstance(model, Recorded)]
+    if not recordings:
+        return _arguments(inputs, reference)
+    given = None if inputs is None or not live else _arguments(inputs, live[0])
+    for recording in recordings:
+        recorded = recording.inputs()
+        if given is None and live and recorded is not None and _holds_objects(recorded):
+            raise InputError(
+                f"the inputs of {recording.name} hold an object that is not in the trace, such as "
+                "a cache: give the inputs that it was recorded with"
+            )
+        if given is None:
+            given = recorded
+        elif recorded is not None and not _same_inputs(given, recorded):
+            raise InputError(
+                f"the inputs are not those that {recording.name} was recorded with: leave them "
+                "out, and the recorded ones are used"
+            )
+    if given is None:
+        names = " and ".join(recording.name for recording in recordings)
+        raise InputError(f"{names} holds no inputs: give what it was recorded with")
+    return given
+
+
+def _holds_objects(value: object) -> bool:
+    if isinstance(value, Mapping | tuple | list):
+        return any(_holds_objects(part) for _, part in children(value))
+    return isinstance(value, Kept)
+
+
+def _same_inputs(given: object, recorded: object) -> bool:
+    left, right = dict(tensor_leaves(given, "")), dict(tensor_leaves(recorded, ""))
+    return left.keys() == right.keys() and all(
+        left[path].shape == right[path].shape
+        and checksum(left[path].to(right[path].dtype)) == checksum(right[path])
+        for path in left
+    )
+
+
+def _arguments(
+    inputs: Inputs | None, model: nn.Module
+) -> tuple[tuple[object, ...], dict[str, object]]:
     if isinstance(inputs, torch.Tensor):
         return (inputs,), {}
     if isinstance(inputs, tuple):
@@ -101,11 +227,14 @@ def _arguments(inputs: Inputs, model: nn.Module) -> tuple[tuple[object, ...], di
     return (), kwargs
 
 
-def matching(glob: str, names: Sequence[str]) -> list[str]:
+def matching(
+    glob: str, names: Sequence[str], whose: str = "the models have in common"
+) -> list[str]:
     """The modules whose names match a glob.
 
     Args:
-        names: the reference's names of all modules that the models have in common.
+        names: the reference's names of all modules that can be named.
+        whose: which these are, for the message.
 
     Raises:
         UsageError: it matches none.
@@ -116,8 +245,8 @@ def matching(glob: str, names: Sequence[str]) -> list[str]:
         parts = end.count(".") + 1
         ends = {f"*{'.'.join(name.split('.')[-parts:])}" for name in names if glob != end}
         raise UsageError(
-            f"{glob!r} matches none of the {len(names)} modules that the models have in "
-            f"common, such as {', '.join([n for n in names if n][:3]) or 'the root'}"
+            f"{glob!r} matches none of the {len(names)} modules that {whose}, such as "
+            f"{', '.join([n for n in names if n][:3]) or 'the root'}"
             f"{near_names(glob, [*names, *sorted(ends)])}"
         )
     return matched
@@ -134,11 +263,14 @@ def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
 
 def _casting(reference: nn.Module, candidate: nn.Module) -> tuple[torch.dtype, torch.dtype] | None:
     """The dtypes that float inputs are cast from and to for the candidate; None if they fit."""
-    r, c = (
-        {p.dtype for p in model.parameters() if p.is_floating_point()}
-        for model in (reference, candidate)
-    )
+    r, c = _float_dtypes(reference), _float_dtypes(candidate)
     return (r.pop(), c.pop()) if len(r) == len(c) == 1 and r != c else None
+
+
+def _float_dtypes(model: nn.Module) -> set[torch.dtype]:
+    if isinstance(model, Recorded):
+        return set() if model.dtype is None else {model.dtype}
+    return {p.dtype for p in model.parameters() if p.is_floating_point()}
 
 
 def _copied(

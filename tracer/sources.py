@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from tracer.choices import BUILT_IN
+from tracer.choices import BUILT_IN, TRACE_HEADER
 from tracer.errors import ModelLoadError, near_names
 from tracer.words import brief
 
@@ -48,6 +48,12 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
         f"unknown {what} {name!r}: it is none of {', '.join(known)}, there is no folder of that "
         f"name, and a hub id has the form organisation/name{near_names(name, known)}"
     )
+
+
+def is_trace(name: str) -> bool:
+    """Whether a name is that of a trace's folder, or of what should be one by its suffix."""
+    folder = Path(name).expanduser()
+    return (folder / TRACE_HEADER).is_file() or folder.suffix == ".trace"
 
 
 def locate_processor(name: str) -> Path | str:

@@ -35,6 +35,9 @@ class LeftOut:
 
     reason: str
 
+    def __str__(self) -> str:
+        return self.reason
+
 
 def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
     """Yields the tensors and plain Python values in a nested value, each with its dotted path.
@@ -157,6 +160,8 @@ def describe(value: object) -> str:
                 return f"{text}, all {_number(low)}"
             text += f", from {_number(low)} to {_number(high)}"
         return text
+    if isinstance(value, LeftOut):
+        return str(value)
     return repr(value) if is_plain(value) else type(value).__name__
 
 

@@ -40,6 +40,7 @@ from wrappers.errors import (
     WrapError,
 )
 from wrappers.observers import (
+    AffineObserver,
     IdentityQuantizer,
     Observer,
     Quantizer,
@@ -117,6 +118,23 @@ class QuantPoint:
     def kind(self) -> str:
         """What it quantises to, in a word: "uint4", or an observer that has no integer type."""
         return self.spec.observer if self.observer.dtype is None else str(self.observer.dtype)
+
+    def facts(self) -> dict[str, object]:
+        """What is known of it, in plain values; None where it is not known, or there is none.
+
+        Lists have one item per channel.
+        """
+        observer, qparams = self.observer, self.qparams
+        seen = observer if isinstance(observer, AffineObserver) and observer.seen else None
+        return {
+            "role": self.role,
+            "dtype": self.kind,
+            "qscheme": None if observer.qscheme is None else observer.qscheme.value,
+            "observed_min": None if seen is None else seen.minimum.tolist(),
+            "observed_max": None if seen is None else seen.maximum.tolist(),
+            "scale": None if qparams is None else qparams.scale.tolist(),
+            "zero_point": None if qparams is None else qparams.zero_point.tolist(),
+        }
 
     def load_qparams(self, scale: Tensor | float, zero_point: Tensor | int = 0) -> None:
         """Take scale and zero point found elsewhere, such as by GPTQ, and keep them for good.
@@ -314,6 +332,13 @@ class QuantModule(nn.Module):
             for name, point in self.points.items()
             if not isinstance(point.quantizer, IdentityQuantizer)
         }
+
+    def quantization_points(self) -> dict[str, dict[str, object]]:
+        """What is known of each point of this wrapper by name; see `QuantPoint.facts`.
+
+        A tool that shows them needs to know no more of wrappers.
+        """
+        return {name: point.facts() for name, point in self.points.items()}
 
     @contextmanager
     def switched_off(self, name: str) -> Iterator[None]:

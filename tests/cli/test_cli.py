@@ -11,31 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import tracer
 from tracer import models
 from tracer.cli import main
-from tracer.tiny import build
+from tracer.reports import WRITERS
 
 HEAVY = ("torch", "transformers", "pandas", "rich", "numpy", "wrappers", "plotext")
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
-@pytest.fixture
-def broken(tmp_path: Path, capsys) -> Path:
-    """The tiny Llama with one row of one weight enlarged."""
-    build("tiny-llama", seed=0).save_pretrained(tmp_path / "broken")
-    weights = load_file(tmp_path / "broken" / "model.safetensors")
-    weights["model.layers.2.mlp.up_proj.weight"][3] *= 1.5
-    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    capsys.readouterr()  # transformers shows how far it has written
-    return tmp_path / "broken"
 
 
 def compare(*arguments: object) -> int:
@@ -117,8 +100,9 @@ class TestWrongUse:
             (["compare", "tiny-llama", "--map", "model"], "expected REGEX=REPLACEMENT"),
             (["compare", "tiny-llama", "--map", "(=x"], "'(' is no regular expression"),
             (["compare", "tiny-llama", "--inputs", "none.safetensors"], "there is no file none"),
-            (["compare", "tiny-llama", "--report", "out.pdf"], "suffix '.pdf': expected .json"),
+            (["compare", "tiny-llama", "--report", "out.pdf"], "suffix '.pdf': expected .html"),
             (["compare", "tiny-llama", "--report", "none/out.json"], "there is no folder none"),
+            (["compare", "tiny-llama", "--report", "none/out.html"], "there is no folder none"),
             (["compare", "tiny-lama"], "did you mean 'tiny-llama'"),
             (["compare", "tiny-llama", "--candidate", "sdap"], "did you mean 'sdpa'"),
             (["compare", "tiny-llama", "--candidate", "sdpa", "--variant", "x"], "--variant goes"),
@@ -420,6 +404,19 @@ class TestOptions:
         assert first == second
         assert first["schema"] == 1
         assert "agrees" in capsys.readouterr().out
+
+    def test_a_report_of_every_kind(self, capsys, tmp_path: Path):
+        paths = [tmp_path / f"report{suffix}" for suffix in WRITERS]
+        reports = [word for path in paths for word in ("--report", path)]
+        assert compare("tiny-llama", "--candidate", "sdpa", *reports) == 0
+        assert sorted(tmp_path.iterdir()) == sorted(paths)
+        page = (tmp_path / "report.html").read_text()
+        data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+        outputs = [row for row in range(len(data["rows"]["call"])) if data["rows"]["output"][row]]
+        assert list(data["samples"]) == [str(row) for row in outputs]
+        assert "trace_model compare tiny-llama --candidate sdpa" in page
+        assert (tmp_path / "report.md").read_text().startswith("## ✅ agrees")
+        assert 'failures="0"' in (tmp_path / "report.xml").read_text()
 
     def test_focus_prints_values(self, capsys):
         globs = ("--focus", "model.layers.0.mlp", "--focus", "*.1.mlp.act_fn")

@@ -3,16 +3,19 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
+from torch import nn
 
 import tracer
 from tracer.errors import UsageError
 from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
 from tracer.reports import Run, check_path, save
-from tracer.reports.json import SCHEMA, render
+from tracer.reports.json import SCHEMA, document, render
 from tracer.rows import FormDifference
 from tracer.switches import Cause
 
@@ -33,8 +36,7 @@ class TestSchema:
             *("ranking", "isolation", "zoomed", "run", "environment"),
         ]
         assert list(report["verdict"]) == [
-            *("agrees", "symptom", "origin", "confirmed", "explanation", "mistakes"),
-            "origins",
+            *("agrees", "symptom", "origin", "confirmed", "explanation", "mistakes", "origins"),
         ]
         assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
         assert list(report["verdict"]["origin"]) == [
@@ -141,6 +143,88 @@ class TestSchema:
         assert isolation["explanation"] == found.explanation
 
 
+SCHEMA_FILE = Path(tracer.__file__).parent / "reports" / "report.schema.json"
+
+
+def closed(schema: object) -> object:
+    """The schema without room for keys that it does not describe."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    return inner | {"additionalProperties": False} if "properties" in schema else inner
+
+
+class TestJsonSchema:
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+
+    def check(self, comparison: tracer.Comparison, run: Run | None = None) -> dict:
+        report = strict(render(comparison, run))
+        validator = jsonschema.Draft202012Validator
+        validator(closed(self.schema)).validate(report)
+        return report
+
+    def test_it_is_a_schema(self):
+        jsonschema.Draft202012Validator.check_schema(self.schema)
+        assert self.schema["properties"]["schema"] == {"const": SCHEMA}
+
+    def test_all_parts_of_a_comparison(self):
+        torch.manual_seed(0)
+        reference = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.ReLU())
+        candidate = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.ReLU())
+        comparison = tracer.compare(
+            reference, candidate, torch.randn(3, 4), isolate="leaves", what_if=1, noise_floor=True
+        )
+        worst = comparison.isolation.modules[0]
+        caused = replace(worst, causes=(Cause("weight", "uint4 weight", 0.5, math.inf),))
+        isolation = replace(comparison.isolation, modules=(caused,), unforced=(("1.0", 0),))
+        report = self.check(replace(comparison, isolation=isolation))
+        assert report["verdict"]["origins"]
+        assert report["isolation"]["recoveries"]
+        assert report["isolation"]["modules"][0]["causes"][0]["after"] == "inf"
+        assert report["rows"][-1]["multiple"] is not None
+
+    def test_what_could_not_be_compared(self, make_row, make_comparison):
+        form = FormDifference(3, "model", 0, "kwargs.attention_mask", "None", "float32 [1]")
+        rows = [make_row("a", None, limit=math.nan, dtype=None), make_row("b", 0.5)]
+        comparison = make_comparison(rows, form_differences=(form,))
+        coverage = replace(
+            comparison.coverage,
+            reference_only=("c",),
+            reasons={"c": "gone"},
+            unmatched_calls=(("candidate", "b", 1),),
+        )
+        run = Run("x", "y", ("n",), "trace_model", quantized=True)
+        report = self.check(replace(comparison, coverage=coverage), run)
+        assert report["coverage"]["unmatched_calls"]
+
+    def test_a_ranking(self, make_row, make_comparison):
+        run = Run("a", "b", quantized=True, differences_expected=True)
+        comparison = make_comparison([make_row("embed", 0.5, input_peir=0.0)])
+        assert self.check(comparison, run)["ranking"]
+
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            (("rows", 0, "peir"), "much"),
+            (("rows", 0, "call"), -1),
+            (("rows", 0, "shape"), None),
+            (("verdict", "origin", "kind"), "magic"),
+            (("coverage", "unmatched_calls"), [["candidate", "b", 1]]),
+            (("schema",), 2),
+        ],
+    )
+    def test_it_refuses_what_is_wrong(self, make_row, make_comparison, place, value):
+        report = document(make_comparison([make_row("a", 0.5)]))
+        inner = report
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(report, self.schema)
+
+
 class TestSave:
     def test_by_suffix(self, tmp_path: Path, make_row, make_comparison):
         comparison = make_comparison([make_row("a")])
@@ -160,7 +244,7 @@ class TestSave:
         def full(*args: object, **kwargs: object) -> int:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(UsageError, match="cannot be written: No space left on device"):
             save(make_comparison([make_row("a")]), path)
         monkeypatch.undo()
@@ -179,8 +263,8 @@ class TestSave:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("report.pdf", r"suffix '\.pdf': expected \.json"),
-            ("report", r"suffix '': expected \.json"),
+            ("report.pdf", r"suffix '\.pdf': expected \.html, \.json, .* or \.parquet"),
+            ("report", r"suffix '': expected \.html"),
             ("missing/report.json", "there is no folder .*missing"),
             ("folder.json", "is a folder"),
         ],
@@ -189,6 +273,11 @@ class TestSave:
         (tmp_path / "folder.json").mkdir()
         with pytest.raises(UsageError, match=message):
             check_path(tmp_path / name)
+
+    def test_a_folder_on_which_nothing_can_be_written(self, tmp_path: Path, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        with pytest.raises(UsageError, match=r"the folder .* of the report .* is not writable"):
+            check_path(tmp_path / "report.html")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
     def test_a_folder_that_is_closed(self, tmp_path: Path):

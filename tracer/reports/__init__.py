@@ -1,9 +1,10 @@
 """Reports: each a pure function of a Comparison. `save` picks the writer by the file's suffix."""
 
 import os
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,18 @@ from tracer.errors import UsageError
 if TYPE_CHECKING:
     from tracer.comparison import Comparison
 
-# Each module has a function `render(comparison, run) -> str`. They are imported when needed.
-WRITERS = {".json": "tracer.reports.json"}
+# The function that makes a report of a comparison and a Run, by suffix. Imported when needed.
+WRITERS = {
+    ".html": "tracer.reports.html:render",
+    ".json": "tracer.reports.json:render",
+    ".xml": "tracer.reports.junit:render",
+    ".md": "tracer.reports.markdown:render",
+    ".csv": "tracer.reports.frame:csv",
+    ".parquet": "tracer.reports.frame:parquet",
+}
+# Those that draw samples of the values, and those for which a package is needed.
+_DRAWN = (".html",)
+_PACKAGES = {".parquet": "pyarrow"}
 
 
 @dataclass(frozen=True)
@@ -47,30 +58,48 @@ def save(comparison: "Comparison", path: str | Path, *, run: Run | None = None) 
         UsageError: as for `check_path`, or the file cannot be written.
     """
     check_path(path)
-    render: Callable[[Comparison, Run | None], str] = import_module(
-        WRITERS[Path(path).suffix.lower()]
-    ).render
+    render: Callable[[Comparison, Run | None], str | bytes] = pkgutil.resolve_name(
+        WRITERS[_suffix(path)]
+    )
     target = Path(path).expanduser().resolve()
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    text = render(comparison, run)
+    report = render(comparison, run)
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(report.encode(errors="replace") if isinstance(report, str) else report)
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UsageError(f"the report {path} cannot be written: {error.strerror}") from error
 
 
+def wants_samples(paths: Iterable[str | Path]) -> bool:
+    """Whether one of these reports draws samples; see `compare`."""
+    return any(_suffix(path) in _DRAWN for path in paths)
+
+
+def known_suffixes() -> str:
+    """The suffixes of reports, in words."""
+    *first, last = WRITERS
+    return f"{', '.join(first)} or {last}"
+
+
 def check_path(path: str | Path) -> None:
     """Checks that a report can be written to a path, before the work for it is done.
 
     Raises:
-        UsageError: an unknown suffix, or a folder that is missing or closed to us.
+        UsageError: an unknown suffix, a package that is not installed, or a folder that is missing
+            or closed to us.
     """
     file = Path(path).expanduser()
-    if file.suffix.lower() not in WRITERS:
+    if _suffix(path) not in WRITERS:
         raise UsageError(
-            f"the report {path} has the suffix {file.suffix!r}: expected {' or '.join(WRITERS)}"
+            f"the report {path} has the suffix {file.suffix!r}: expected {known_suffixes()}"
+        )
+    package = _PACKAGES.get(_suffix(path))
+    if package is not None and find_spec(package) is None:
+        raise UsageError(
+            f"the report {path} needs {package}, which is not installed: "
+            f"pip install 'trace-model[{_suffix(path)[1:]}]'"
         )
     if file.is_dir():
         raise UsageError(f"the report {path} is a folder: expected the name of a file")
@@ -79,3 +108,7 @@ def check_path(path: str | Path) -> None:
         raise UsageError(f"there is no folder {folder} for the report {path}: make it first")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"the folder {folder} of the report {path} is not writable")
+
+
+def _suffix(path: str | Path) -> str:
+    return Path(path).suffix.lower()

@@ -26,11 +26,12 @@ from tracer.difference import Difference
 from tracer.reports import Run
 from tracer.reports.curve import curve
 from tracer.reports.fold import arrange, number
+from tracer.reports.headline import headline
 from tracer.reports.isolation import introduced, section
 from tracer.reports.ranking import Ranked, ranking
 from tracer.reports.summary import box, scatter
 from tracer.reports.table import shortened, table
-from tracer.rows import final_output
+from tracer.reports.unseen import other_forms, unpaired
 from tracer.values import dtype_name
 from tracer.words import listed
 
@@ -43,6 +44,7 @@ _MOST_LISTED = 5
 _MOST_NAMES = 3
 _MOST_RANKED = 10
 _SHOWN_VALUES = 6
+_STYLES = {"agrees": "green", "diverges": "red", "expected": "yellow", "unknown": "yellow"}
 _SUMMARY = ("mean", "stddev", "min", "max")
 # One character for one, so that columns stay aligned; the curve has Braille where it is dense.
 _BRAILLE = range(0x2801, 0x2900)
@@ -273,19 +275,9 @@ def _ranking(ranked: Sequence[Ranked], width: int) -> Iterator[RenderableType]:
 
 
 def _coverage(comparison: Comparison) -> Iterator[RenderableType]:
-    coverage = comparison.coverage
-    yield Text(f"coverage: {coverage}", style="dim")
-    reasons: dict[str, list[str]] = {}
-    for name in (*coverage.reference_only, *coverage.candidate_only):
-        reasons.setdefault(coverage.reasons[name], []).append(name)
-    for side, name, call in coverage.unmatched_calls:
-        reasons.setdefault(f"called by the {side} only", []).append(f"{name}, call {call}")
-    yield from _grouped("unpaired", reasons)
-    forms: dict[str, list[str]] = {}
-    for form in comparison.form_differences:
-        said = f"{form.value.removeprefix('kwargs.')}: {form.reference}; candidate {form.candidate}"
-        forms.setdefault(said, []).append(form.module)
-    yield from _grouped("in another form", forms)
+    yield Text(f"coverage: {comparison.coverage}", style="dim")
+    yield from _grouped("unpaired", unpaired(comparison))
+    yield from _grouped("in another form", other_forms(comparison))
     yield ""
 
 
@@ -300,24 +292,9 @@ def _grouped(title: str, groups: Mapping[str, Sequence[str]]) -> Iterator[Render
 
 
 def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> RenderableType:
-    verdict = comparison.verdict
-    text = verdict.explanation
-    if verdict.symptom is None:
-        headline, style = ("agrees", "green") if verdict.agrees else ("no verdict", "yellow")
-    else:
-        symptom = verdict.symptom
-        headline, style = f"diverges at {symptom.module or 'the root'}", "red"
-        if symptom.value.startswith("kwargs."):
-            headline += f", argument {symptom.value.removeprefix('kwargs.')}"
-        headline += f", call {symptom.call}" if symptom.call else ""
-        headline += f", PEIR {number(symptom.peir)}"
-        if expected and not comparison.coverage.ended:
-            headline, style = f"{headline}, as expected of a quantised candidate", "yellow"
-            text = _end(comparison)
-            text += f"\n{comparison.zoomed.explanation}" if comparison.zoomed is not None else ""
-    if comparison.isolation is not None:
-        text += f"\n{comparison.isolation.explanation}"
-    lines = Group(Text(headline, style=f"bold {style}"), Text(text))
+    said = headline(comparison, expected=expected)
+    style = _STYLES[said.tone]
+    lines = Group(Text(said.line, style=f"bold {style}"), Text(said.text))
     if not console.is_terminal:
         return lines
     return Panel(
@@ -326,17 +303,4 @@ def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> Ren
         title="verdict",
         title_align="left",
         width=min(console.width, _PANEL_WIDTH),
-    )
-
-
-def _end(comparison: Comparison) -> str:
-    """What has become of the differences where the model ends."""
-    last = final_output(comparison.rows)
-    assert last is not None
-    assert last.difference is not None
-    return (
-        "With quantisation on everything differs a little; a limit given by tolerance makes a "
-        f"difference beyond it a failure.\n{last.value} of {last.module or 'the model'} ends at "
-        f"PEIR {number(last.peir)}, SQNR {last.difference.sqnr:.1f} dB, cosine "
-        f"{last.difference.cosine:.6f}."
     )

@@ -17,21 +17,18 @@ It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
 "isolation" and "zoomed" where there is none, and "ranking" but for a quantised candidate without
 it. Rows are in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one
-when a key is renamed, removed or means something else, not when one is added.
+when a key is renamed, removed or means something else, not when one is added. The JSON Schema in
+`report.schema.json` beside this file says what each key means.
 """
 
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 
-import torch
-
-import tracer
 from tracer.comparison import Comparison, row_values
 from tracer.reports import Run
+from tracer.reports.environment import environment
 from tracer.reports.ranking import ranking
 
 SCHEMA = 1
@@ -51,7 +48,7 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             for side, module, call in comparison.coverage.unmatched_calls
         ],
     }
-    plain = _plain(
+    plain = plain_values(
         {
             "schema": SCHEMA,
             "verdict": asdict(comparison.verdict),
@@ -68,29 +65,19 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             if comparison.zoomed is None
             else asdict(comparison.zoomed) | {"explanation": comparison.zoomed.explanation},
             "run": None if run is None else asdict(run),
-            "environment": _environment(),
+            "environment": environment(),
         }
     )
     assert isinstance(plain, dict)
     return plain
 
 
-def _environment() -> dict[str, object]:
-    return {
-        "trace_model": tracer.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": metadata.version("transformers"),
-        "platform": platform.platform(),
-    }
-
-
-def _plain(value: object) -> object:
+def plain_values(value: object) -> object:
     """Lists for tuples, and strings for numbers that JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -92,7 +92,7 @@ def _columns(
     """The module and its statistics, then what there is room for, the more telling first."""
     gap = _gap(width)
     statistics = [
-        _Column(name, _NUMBER_WIDTH, _statistic(name), numeric=True)
+        _Column(name, _NUMBER_WIDTH, statistic(name), numeric=True)
         for name in ("mean", "min", "max", "stddev", "PEIR")
     ]
     if introduced:
@@ -140,7 +140,7 @@ def _optional_columns(rows: Sequence[Row], symptom: Symptom | None) -> list[_Col
         fitting("value", value, _LONGEST_VALUE),
         *([_Column("x noise", _NUMBER_WIDTH, _multiple, numeric=True)] if noise else []),
         fitting("shape", lambda row: "x".join(map(str, row.shape)), _LONGEST_SHAPE),
-        fitting("dtype", _dtypes, _LONGEST_VALUE),
+        fitting("dtype", dtypes, _LONGEST_VALUE),
         _Column("SQNR dB", len("SQNR dB"), _sqnr, numeric=True),
         _Column("cosine", len("-0.123456"), _cosine, numeric=True),
         _Column("limit", _NUMBER_WIDTH, lambda row: number(row.limit), numeric=True),
@@ -196,7 +196,9 @@ def _value(row: Row) -> str:
     return row.value if row.is_output else f"argument {row.value.removeprefix('kwargs.')}"
 
 
-def _statistic(name: str) -> Callable[[Row], str]:
+def statistic(name: str) -> Callable[[Row], str]:
+    """What writes a statistic of a row, named as in a heading: "mean", "PEIR"."""
+
     def text(row: Row) -> str:
         return "-" if row.difference is None else number(getattr(row.difference, name.lower()))
 
@@ -211,7 +213,8 @@ def _introduced(introduced: Mapping[CallKey, float]) -> Callable[[Row], str]:
     return text
 
 
-def _dtypes(row: Row) -> str:
+def dtypes(row: Row) -> str:
+    """The dtypes of both sides, once where they are the same."""
     reference, candidate = dtype_name(row.dtype), dtype_name(row.candidate_dtype)
     return reference if reference == candidate else f"{reference}→{candidate}"
 

@@ -1,0 +1,266 @@
+"""A recorded trace in the place of a model: the same modules, and the calls told again from disk.
+
+    reference = tracer.open_trace("run.trace")
+    tracer.compare(reference, model)
+
+Its modules have the names and classes of the recorded model's, and hold nothing but checksums. In a
+comparison its calls are told as they came, each value read when its call is told, and let go after
+the last one that it is part of.
+"""
+
+import types
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracer.calls import Call, Location, Phase
+from tracer.encoding import decode, tensor_numbers
+from tracer.errors import StorageError
+from tracer.fingerprints import checksum
+from tracer.pairing import Pairing
+from tracer.storage import TraceReader
+from tracer.values import dtype_name
+
+# Modules that only hold others, by which repeated layers are known.
+CONTAINERS: Mapping[str, type[nn.Module]] = {
+    "ModuleList": nn.ModuleList,
+    "Sequential": nn.Sequential,
+}
+# Of a model's modules, so many must have a counterpart in a recording of it.
+_LEAST_IN_COMMON = 0.5
+
+
+class RecordedModule(nn.Module):
+    """Stands for a module of a recorded model.
+
+    Attributes:
+        checksums: of its own parameters by name: dtype, shape and checksum.
+        points: what it said of its quantization points; see `tracer.dataflow`.
+    """
+
+    checksums: Mapping[str, "Checksum"]
+    points: Mapping[str, Mapping[str, object]]
+
+
+class Recorded(RecordedModule):
+    """A recorded model; see the module's docstring. `open_trace` makes it.
+
+    Attributes:
+        file: the trace.
+    """
+
+    file: TraceReader
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What was recorded of the model and the machine; see `tracer.recording`."""
+        return self.file.header
+
+    @property
+    def name(self) -> str:
+        """The trace's own."""
+        return str(self.file.path)
+
+    @property
+    def values(self) -> str:
+        """What was recorded, one of `tracer.choices.VALUES`."""
+        return str(self.header["values"])
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that the model worked in."""
+        name = self.header["dtype"]
+        return None if name is None else getattr(torch, name)
+
+    @property
+    def called(self) -> Counter[str]:
+        """How often each module was called, as far as the recording goes."""
+        starts = (event for event in self.file.events if event["event"] == "start")
+        return Counter(event["module"] for event in starts)
+
+    @property
+    def unrecorded(self) -> frozenset[str]:
+        """The modules that were not to be recorded."""
+        modules = self.header["modules"].items()
+        return frozenset(name for name, info in modules if not info["recorded"])
+
+    def inputs(self) -> tuple[tuple[object, ...], dict[str, object]] | None:
+        """What the model was run on: positional and keyword arguments; None if that is missing."""
+        for event in self.file.events:
+            if event["event"] == "inputs":
+                args, kwargs = decode(event["value"], self.file.tensor)
+                return args, kwargs
+        return None
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What is known of a recorded parameter's values."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+    @classmethod
+    def of(cls, parameter: torch.Tensor) -> "Checksum | None":
+        """None for a parameter without values, on the meta device."""
+        if parameter.is_meta:
+            return None
+        return cls(dtype_name(parameter.dtype), tuple(parameter.shape), checksum(parameter))
+
+
+def open_trace(path: str | Path) -> Recorded:
+    """Opens a trace, to be compared with a model or with another trace.
+
+    Raises:
+        StorageError: there is none, it is of a newer format, or it is damaged.
+    """
+    file = TraceReader(path)
+    modules = file.header["modules"]
+    root: Recorded = _skeleton(modules.get("", {"class": file.header["model"]}), is_root=True)
+    root.file = file
+    for name in modules:
+        if name:
+            _put(root, name.split("."), modules[name])
+    root.train(file.header["training"])
+    return root
+
+
+def checksums_of(module: nn.Module) -> dict[str, Checksum]:
+    """The checksums of a module's own parameters, recorded or computed."""
+    if isinstance(module, RecordedModule):
+        return dict(module.checksums)
+    found = {n: Checksum.of(p) for n, p in module.named_parameters(recurse=False)}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+def check_same_model(pairing: Pairing, reference: nn.Module, candidate: nn.Module) -> None:
+    """Checks that a recording is one of the model that it is compared with.
+
+    Raises:
+        StorageError: most modules of both have no counterpart.
+    """
+    sizes = len(pairing.reference), len(pairing.candidate)
+    paired = len(pairing.pairs) - 1  # the roots always are
+    if paired >= _LEAST_IN_COMMON * (min(sizes) - 1):
+        return
+    for recording, other, size in (
+        (reference, candidate, sizes),
+        (candidate, reference, sizes[::-1]),
+    ):
+        if isinstance(recording, Recorded):
+            raise StorageError(
+                f"{recording.name} was recorded from another model: of the {size[0]} modules of "
+                f"its {type(recording).__name__}, {paired} have a counterpart among the {size[1]} "
+                f"of the {type(other).__name__}; if only the names differ, give rename rules"
+            )
+
+
+@dataclass(eq=False)
+class Playback:
+    """Tells the calls of a recording again.
+
+    Attributes:
+        model: the recording.
+        counts: how often each module was called so far.
+    """
+
+    model: Recorded
+    counts: Counter[str] = field(default_factory=Counter)
+    _alive: dict[int, object] = field(default_factory=dict)
+
+    def calls(self) -> Iterator[tuple[Call, Phase]]:
+        """Yields each start and end of a call, in the order in which they came."""
+        modules = dict(self.model.named_modules())
+        events = self.model.file.events
+        last = {n: i for i, event in enumerate(events) for n in tensor_numbers(_values(event))}
+        calls: dict[int, Call] = {}
+        for place, event in enumerate(events):
+            if event["event"] == "start":
+                self.counts[event["module"]] += 1
+                call = calls[event["call"]] = Call(
+                    name=event["module"],
+                    index=event["index"],
+                    module=modules[event["module"]],
+                    arguments=self._decode(event["arguments"]),
+                    positional=tuple(event["positional"]),
+                    caller=None if event["caller"] is None else Location(*event["caller"]),
+                    parent=calls.get(event["parent"]),
+                )
+                yield call, Phase.START
+            elif event["event"] == "end":
+                call = calls.pop(event["call"])
+                if "left" in event:
+                    call.arguments = self._decode(event["left"])
+                call.output = self._decode(event["output"])
+                yield call, Phase.END
+            for number in set(tensor_numbers(_values(event))):
+                if last[number] == place:
+                    self._alive.pop(number, None)
+
+    def _decode(self, encoded: Any) -> Any:
+        return decode(encoded, self._load)
+
+    def _load(self, number: int) -> object:
+        """A value, which is the same object from its first use to its last."""
+        if number not in self._alive:
+            self._alive[number] = self.model.file.tensor(number)
+        return self._alive[number]
+
+
+def _values(event: Mapping[str, Any]) -> list[Any]:
+    return [event.get(key) for key in ("arguments", "left", "output")]
+
+
+def _put(root: nn.Module, path: list[str], info: Mapping[str, Any]) -> None:
+    *around, last = path
+    parent = root
+    for part in around:
+        if part not in parent._modules:
+            parent._modules[part] = _skeleton({"class": "Module"})
+        child = parent._modules[part]
+        assert child is not None
+        parent = child
+    # Not by `add_module`, which takes no name that an attribute has.
+    parent._modules[last] = _skeleton(info)
+
+
+def _skeleton(info: Mapping[str, Any], *, is_root: bool = False) -> Any:
+    """A module of a class with the recorded class's name, and a forward in its place."""
+    place = info.get("definition")
+    location = None if place is None else Location(*place)
+    module = _class_of(is_root, info["class"], info.get("container"), location)()
+    module.checksums = {
+        name: Checksum(dtype, tuple(shape), digest)
+        for name, (dtype, shape, digest) in info.get("parameters", {}).items()
+    }
+    module.points = info.get("points", {})
+    return module
+
+
+@lru_cache(maxsize=1024)
+def _class_of(
+    is_root: bool, name: str, container: str | None, location: Location | None
+) -> type[RecordedModule]:
+    """One class for all modules of a recorded class, which may be one of PyTorch's containers."""
+    base = Recorded if is_root else RecordedModule
+    bases = (base,) if container is None else (base, CONTAINERS[container])
+    return type(name, bases, {} if location is None else {"forward": _defined_at(location)})
+
+
+def _defined_at(location: Location) -> types.FunctionType:
+    """A function that says of itself to be defined there; it is never called."""
+
+    def forward(self: nn.Module) -> None:
+        raise AssertionError("a recorded module computes nothing")
+
+    code = forward.__code__.replace(
+        co_filename=location.file, co_firstlineno=location.line, co_qualname=location.function
+    )
+    return types.FunctionType(code, {})

@@ -1,0 +1,261 @@
+"""record(): one model and its inputs in, a trace on disk out.
+
+>>> tracer.record(model, {"input_ids": ids}, "run.trace")
+Recording(path='run.trace', calls=58, tensors=141, size=1482752)
+>>> tracer.compare(tracer.open_trace("run.trace"), other_model)
+
+The header of a trace holds what tells it from others and how to make it again:
+
+    trace_model, torch, transformers, safetensors, python, platform: versions
+    name, model, dtype, device, training: the model
+    modules: names, classes, places of definition, checksums of own parameters, quantization points
+    checksum: of all parameters
+    values, include: what was recorded
+    seed, command, notes: how
+
+Its events are "inputs" (args and kwargs), and a "start" and an "end" for each call: what was
+passed, by whom and from where; what was returned, and what was left in arguments that changed. A
+value that is in several places is stored once. Values are those of the reference's form, where a
+module says how to read its own back.
+"""
+
+import hashlib
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tracer.calls import Answer, Call, Location, Phase, definition
+from tracer.choices import VALUES
+from tracer.dataflow import points_of
+from tracer.encoding import encode
+from tracer.errors import ModelRunError, UsageError
+from tracer.fingerprints import Fingerprint
+from tracer.forms import read_argument, read_output
+from tracer.recorded import CONTAINERS, Checksum
+from tracer.reports.environment import environment
+from tracer.session import Inputs, matching, named_modules, run_alone, working_dtype
+from tracer.storage import TraceWriter, can_store, check_new
+from tracer.values import dtype_name, tensor_leaves, version_of
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What `record` has written.
+
+    Attributes:
+        path: the folder.
+        calls: how many calls.
+        tensors: how many tensors or fingerprints, each once.
+        size: their bytes.
+    """
+
+    path: str
+    calls: int
+    tensors: int
+    size: int
+
+
+def record(
+    model: nn.Module,
+    inputs: Inputs,
+    path: str | Path,
+    *,
+    include: str | Sequence[str] = "*",
+    values: str = "all",
+    name: str | None = None,
+    seed: int | None = None,
+    command: str | None = None,
+    notes: Sequence[str] = (),
+) -> Recording:
+    """Runs a model once and writes what goes in and out of its modules.
+
+    Each event is on disk before the model goes on, so that memory holds one tensor at a time beside
+    the model, and a trace whose recording was ended at any moment can be read up to there. Neither
+    the model, nor the inputs, nor the random state are changed.
+
+    Args:
+        inputs: keyword arguments as a dict, positional ones as a tuple, or a single tensor.
+        path: the folder to make.
+        include: globs of the names of the modules to record.
+        values: "all": arguments and outputs; "outputs": outputs alone; "fingerprints": 176 bytes in
+            the place of each, from which differences are estimated (`tracer.fingerprints`). The
+            inputs are always kept whole.
+        name, seed, command, notes: how the model and its inputs came about, for the header.
+
+    Raises:
+        StorageError: something is at the path already, or nothing can be written there.
+        UsageError: `values` is none of them, a glob matches no module, or the model has no values.
+        InputError: the inputs are none that the model takes.
+        ModelRunError: the model raised; what it did before is in the trace.
+    """
+    if values not in VALUES:
+        raise UsageError(f"values {values!r}: expected one of {', '.join(VALUES)}")
+    check_new(path)
+    modules = named_modules(model)
+    globs = [include] if isinstance(include, str) else list(include)
+    chosen = {found for glob in globs for found in matching(glob, list(modules), "the model has")}
+    checksums = {id(parameter): Checksum.of(parameter) for parameter in model.parameters()}
+    header = {
+        **environment(),
+        "safetensors": metadata.version("safetensors"),
+        "name": name,
+        "model": type(model).__name__,
+        "dtype": dtype_name(working_dtype(model)) or None,
+        "device": str(next((p.device for p in model.parameters()), "cpu")),
+        "training": model.training,
+        "checksum": _checksum(list(checksums.values())),
+        "values": values,
+        "include": globs,
+        "seed": seed,
+        "command": command,
+        "notes": list(notes),
+        "modules": {
+            own: _described(module, own in chosen, checksums) for own, module in modules.items()
+        },
+    }
+    with TraceWriter(path, header) as writer:
+        events = _Events(writer, frozenset(chosen), values)
+        events.inputs(inputs)
+        try:
+            run_alone(model, inputs, events.note)
+        except ModelRunError as error:
+            text = f"{error}; {path} holds what it did before"
+            raise ModelRunError(text) from error.__cause__
+    return Recording(str(path), events.calls, writer.tensors, writer.size)
+
+
+@dataclass(eq=False)
+class _Events:
+    """Writes an event for each start and end of a call.
+
+    Attributes:
+        calls: how many began.
+    """
+
+    writer: TraceWriter
+    chosen: frozenset[str]
+    values: str
+    calls: int = 0
+    _numbers: dict[Call, int] = field(default_factory=dict)
+    _given: dict[Call, object] = field(default_factory=dict)
+    _stored: dict[int, "_Stored"] = field(default_factory=dict)
+
+    def inputs(self, inputs: Inputs) -> None:
+        """Writes what the model is run on."""
+        args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+        args = args if isinstance(args, tuple) else (args,)
+        value = encode((args, dict(kwargs)), self._whole)
+        self.writer.write({"event": "inputs", "value": value})
+
+    def note(self, call: Call, phase: Phase) -> Answer:
+        """A listener of a `Recorder`."""
+        if call.name in self.chosen:
+            if phase is Phase.START:
+                self._start(call)
+            else:
+                self._end(call)
+        return None
+
+    def _start(self, call: Call) -> None:
+        number = self._numbers[call] = self.calls
+        self.calls += 1
+        parent = call.parent
+        while parent is not None and parent not in self._numbers:
+            parent = parent.parent
+        self.writer.write(
+            {
+                "event": "start",
+                "call": number,
+                "parent": None if parent is None else self._numbers[parent],
+                "module": call.name,
+                "index": call.index,
+                "positional": call.positional,
+                "caller": _place(call.caller),
+                "arguments": self._arguments(call),
+            }
+        )
+        self._given[call] = _marks(call)
+
+    def _end(self, call: Call) -> None:
+        event = {"event": "end", "call": self._numbers.pop(call)}
+        if self._given.pop(call) != _marks(call):
+            event["left"] = self._arguments(call, written=True)
+        event["output"] = encode(read_output("model", call), self._store)
+        self.writer.write(event)
+
+    def _arguments(self, call: Call, *, written: bool = False) -> object:
+        arguments = {
+            name: read_argument("model", call, name, value)
+            for name, value in call.arguments.items()
+        }
+        is_left_out = self.values == "outputs" and not written
+        return encode(arguments, _not_asked if is_left_out else self._store)
+
+    def _store(self, tensor: torch.Tensor) -> dict[str, object]:
+        """Writes a tensor, unless it was written already and has not changed since."""
+        if not can_store(tensor.dtype):
+            return {"left_out": f"{dtype_name(tensor.dtype)} has no place in a trace"}
+        known, version = self._stored.get(id(tensor)), version_of(tensor)
+        if known is not None and known.tensor() is tensor and known.version == version is not None:
+            return known.stands
+        kept = Fingerprint.of(tensor) if self.values == "fingerprints" else tensor
+        stands = self._whole(kept)
+        key = id(tensor)
+        forget = lambda _: self._stored.pop(key, None)  # noqa: E731
+        self._stored[key] = _Stored(weakref.ref(tensor, forget), version, stands)
+        return stands
+
+    def _whole(self, tensor: torch.Tensor | Fingerprint) -> dict[str, object]:
+        if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            raise UsageError(
+                "a tensor on the meta device has no values to record; load the model's weights "
+                "onto a real device first"
+            )
+        return {"tensor": self.writer.add(tensor)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    tensor: "weakref.ref[torch.Tensor]"
+    version: int | None
+    stands: dict[str, object]
+
+
+def _not_asked(tensor: torch.Tensor) -> dict[str, object]:
+    return {"left_out": "arguments were not recorded"}
+
+
+def _marks(call: Call) -> list[tuple[str, int, int | None]]:
+    """The tensors among a call's arguments: which they are, and how often they were edited."""
+    tensors = tensor_leaves(call.arguments, "")
+    return [(path, id(tensor), version_of(tensor)) for path, tensor in tensors]
+
+
+def _described(
+    module: nn.Module, is_recorded: bool, checksums: Mapping[int, Checksum | None]
+) -> dict[str, object]:
+    """What the header says of a module."""
+    own = {name: checksums[id(p)] for name, p in module.named_parameters(recurse=False)}
+    return {
+        "class": type(module).__name__,
+        "container": next((n for n, kind in CONTAINERS.items() if isinstance(module, kind)), None),
+        "recorded": is_recorded,
+        "definition": _place(definition(module)),
+        "parameters": {n: (c.dtype, c.shape, c.digest) for n, c in own.items() if c is not None},
+        "points": points_of(module),
+    }
+
+
+def _checksum(checksums: Sequence[Checksum | None]) -> str:
+    """One checksum of all parameters, whatever their names."""
+    joined = " ".join("none" if c is None else f"{c.dtype} {c.digest}" for c in checksums)
+    return hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
+
+
+def _place(location: Location | None) -> tuple[str, int, str] | None:
+    return None if location is None else (location.file, location.line, location.function)

@@ -1,0 +1,124 @@
+"""The report for CI servers: JUnit XML, a test case for each module.
+
+    <testcase classname="model.layers.0" name="self_attn">
+      <failure type="computation" message="diverges at model.layers.0.self_attn, PEIR 4.61e-01">
+
+The modules in which an error begins have failed, with the verdict as the text. What disagrees after
+them is skipped: it was given wrong inputs, so nothing can be said of it. So is what was not seen.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from xml.etree import ElementTree
+
+from tracer.comparison import Comparison
+from tracer.reports import Run
+from tracer.reports.environment import environment
+from tracer.reports.excerpt import origins
+from tracer.reports.fold import number
+from tracer.reports.headline import Headline, headline
+from tracer.rows import Row
+
+_ROOT = "(root)"
+# What XML 1.0 cannot hold, not even escaped.
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def render(comparison: Comparison, run: Run | None = None) -> str:
+    """The report as text, with a newline at the end."""
+    said = headline(comparison, expected=run is not None and run.differences_expected)
+    cases = list(_cases(comparison, said))
+    counts = {"tests": len(cases)} | {
+        kind: sum(case.find(tag) is not None for case in cases)
+        for kind, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped"))
+    }
+    suite = _element(
+        "testsuite",
+        name="trace_model" if run is None else f"{run.reference} against {run.candidate}",
+        **{name: str(count) for name, count in counts.items()},
+    )
+    properties = _element("properties")
+    for name, value in _properties(comparison, run):
+        properties.append(_element("property", name=name, value=value))
+    suite.append(properties)
+    suite.extend(cases)
+    suite.append(_element("system-out", f"{said.line}\n{said.text}\n"))
+    totals = {name: str(count) for name, count in counts.items() if name != "skipped"}
+    root = _element("testsuites", name="trace_model", **totals)
+    root.append(suite)
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def _properties(comparison: Comparison, run: Run | None) -> Iterator[tuple[str, str]]:
+    yield from environment().items()
+    yield "coverage", str(comparison.coverage)
+    if run is not None:
+        yield from (("note", note) for note in run.notes)
+        yield from () if run.command is None else (("command", run.command),)
+
+
+def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Element]:
+    """A case for each module that has rows, is an origin or was not seen."""
+    coverage = comparison.coverage
+    guilty = _guilty(comparison) if said.tone == "diverges" else {}
+    worst = _worst(comparison)
+    unseen = {name: coverage.reasons[name] for name in coverage.reference_only}
+    unseen |= {name: coverage.reasons[name] for name in coverage.candidate_only}
+    for name in {**worst, **dict.fromkeys(coverage.paired_modules), **guilty, **unseen}:
+        case = _case(name)
+        row = worst.get(name)
+        if name in guilty:
+            case.append(_element("failure", said.text, type=guilty[name], message=said.line))
+        elif name in unseen:
+            case.append(_element("skipped", message=f"not seen: {unseen[name]}"))
+        elif row is None:
+            case.append(_element("skipped", message="no value of it was compared"))
+        elif said.tone == "diverges" and not row.agrees:
+            first = next(iter(guilty)) or _ROOT
+            message = f"not judged: PEIR {number(row.peir)} after the divergence in {first}"
+            case.append(_element("skipped", message=message))
+        yield case
+    if said.tone == "unknown":
+        case = _element("testcase", classname=_ROOT, name="verdict")
+        case.append(_element("error", said.text, type="unfinished", message=said.line))
+        yield case
+
+
+def _guilty(comparison: Comparison) -> Mapping[str, str]:
+    """The kind of mistake of each origin; where none is known it is the symptom that fails."""
+    verdict = comparison.verdict
+    assert verdict.symptom is not None
+    known = {origin.module: origin.kind for origin in origins(verdict)}
+    return known or {verdict.symptom.module: "divergence"}
+
+
+def _worst(comparison: Comparison) -> Mapping[str, Row]:
+    """The worst row of each module's outputs; of its arguments where no output was compared."""
+    worst: dict[str, Row] = {}
+    for row in comparison.rows:
+        known = worst.get(row.module)
+        if known is None or _badness(row) > _badness(known):
+            worst[row.module] = row
+    return worst
+
+
+def _badness(row: Row) -> tuple[bool, bool, float]:
+    return row.is_output, not row.agrees, row.error
+
+
+def _case(module: str) -> ElementTree.Element:
+    """Class and name together are the module's name, as CI servers show them."""
+    parent, _, name = module.rpartition(".")
+    return _element("testcase", classname=parent or _ROOT, name=name or _ROOT)
+
+
+def _element(tag: str, text: str | None = None, /, **attributes: str) -> ElementTree.Element:
+    element = ElementTree.Element(tag, {key: _legal(value) for key, value in attributes.items()})
+    element.text = None if text is None else _legal(text)
+    return element
+
+
+def _legal(text: str) -> str:
+    return _FORBIDDEN.sub("\ufffd", text)

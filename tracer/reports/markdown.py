@@ -1,0 +1,252 @@
+"""The report for a comment on a pull request or the summary of a job: Markdown, at most 60 KB.
+
+    ## ❌ diverges at model.layers.0.self_attn.o_proj, PEIR 4.61e-01
+
+    > First visible at output of `model.layers.0.self_attn.o_proj`, PEIR 0.461 (limit 1e-05).
+
+Sections come in the order of what they are worth; those that would go beyond the limit are left
+out, and the end says so.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from tracer.comparison import Comparison
+from tracer.origin import Origin
+from tracer.reports import Run
+from tracer.reports.curve import curve
+from tracer.reports.environment import environment
+from tracer.reports.excerpt import Excerpt, excerpt, origin_in_words, origins
+from tracer.reports.fold import Fold, arrange, is_symptom, number
+from tracer.reports.headline import headline
+from tracer.reports.ranking import ranking
+from tracer.reports.table import statistic
+from tracer.reports.unseen import other_forms, unpaired
+from tracer.rows import Row
+from tracer.words import listed
+
+# Of a file, in bytes: a comment may hold 65,536 characters.
+LIMIT = 60_000
+# What the last line may take of it.
+_CLOSING = 200
+
+_MARKS = {"agrees": "✅", "diverges": "❌", "expected": "⚠️", "unknown": "⚠️"}
+_MOST_LINES, _LONGEST_LINE = 60, 1_000
+_MOST_ORIGINS, _MOST_ROWS, _MOST_RANKED, _MOST_GROUPS, _MOST_NAMES = 5, 40, 10, 8, 5
+_CURVE_WIDTH, _CURVE_HEIGHT = 100, 14
+_LONGEST_CELL = 120
+# What Markdown or HTML would take for markup, outside of code.
+_SPECIAL = re.compile(r"([\\*_{}\[\]<>&|#~$@`])")
+_CODE = re.compile(r"(`[^`]+`)")
+
+
+def render(comparison: Comparison, run: Run | None = None) -> str:
+    """The report as text of at most `LIMIT` bytes."""
+    expected = run is not None and run.differences_expected
+    sections = [
+        "\n".join(_verdict(comparison, run, expected)),
+        *(f"{title}\n\n{body}" for title, body in _sections(comparison, run, expected) if body),
+    ]
+    kept, left_out = _fitting(sections, LIMIT - _CLOSING)
+    if left_out:
+        kept.append(f"_{left_out} sections were left out: they do not fit in {LIMIT // 1000} KB._")
+    return "\n\n".join(kept) + "\n"
+
+
+def _verdict(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[str]:
+    said = headline(comparison, expected=expected)
+    yield f"## {_MARKS[said.tone]} {_escaped(_cut(said.line, _LONGEST_LINE))}"
+    yield ""
+    if run is not None:
+        models = (_escaped(_cut(model, _LONGEST_LINE)) for model in (run.reference, run.candidate))
+        yield "**{}** against **{}**".format(*models)
+        yield ""
+    lines = said.text.splitlines()
+    shown, left_out = _fitting([_quoted(line) for line in lines[:_MOST_LINES]], LIMIT // 2)
+    yield from shown
+    if left_out or len(lines) > _MOST_LINES:
+        yield f"> … {len(lines) - len(shown)} more lines"
+
+
+def _quoted(line: str) -> str:
+    """A line with a break at its end; its indentation is made of spaces that stay."""
+    indent = len(line) - len(line.lstrip())
+    return f"> {'&nbsp;' * indent}{_with_code(_cut(line.strip(), _LONGEST_LINE))}  "
+
+
+def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
+    """The parts that fit in so many bytes, blank lines between them included, and how many do not.
+
+    One that does not fit makes room for those after it.
+    """
+    kept = []
+    for part in parts:
+        size = len(part.encode(errors="replace")) + 2
+        if size <= room:
+            kept.append(part)
+            room -= size
+    return kept, len(parts) - len(kept)
+
+
+def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[tuple[str, str]]:
+    found = origins(comparison.verdict) if not expected else ()
+    for place, origin in enumerate(found[:_MOST_ORIGINS], start=1):
+        title = "### Where it begins" if len(found) == 1 else f"### Origin {place} of {len(found)}"
+        yield f"{title}: {_with_code(origin_in_words(origin))}", _sources(origin)
+    yield "### Around it" if not comparison.verdict.agrees else "### Values", _table(comparison)
+    yield "### Where the error is introduced", _isolated(comparison)
+    if run is not None and run.quantized and comparison.isolation is None:
+        yield "### Where the error grows", _ranked(comparison)
+    yield "### Coverage", _coverage(comparison)
+    drawn = curve(comparison.rows, width=_CURVE_WIDTH, height=_CURVE_HEIGHT, expected=expected)
+    yield "### PEIR over calls", _folded("curve", _fenced(drawn)) if drawn else ""
+    yield "### How it was run", _how(run)
+
+
+def _sources(origin: Origin) -> str:
+    """The lines of both sides, for as far as they can be read here."""
+    blocks = []
+    for side, line in (
+        ("reference", origin.reference_line),
+        ("candidate", origin.candidate_line),
+    ):
+        found = excerpt(line)
+        blocks.append(f"{side}: {_code(found.place)}")
+        if found.lines:
+            blocks.append(_fenced(_marked(found), "python"))
+    return "\n\n".join(blocks)
+
+
+def _marked(found: Excerpt) -> str:
+    return "\n".join(
+        f"{line:>6} {'>' if line == found.marked else ' '} {_cut(text, _LONGEST_CELL)}".rstrip()
+        for line, text in found.lines
+    )
+
+
+def _table(comparison: Comparison) -> str:
+    symptom = comparison.verdict.symptom
+    items = arrange(comparison.rows, symptom)
+    first = next(
+        (i for i, item in enumerate(items) if isinstance(item, Row) and is_symptom(item, symptom)),
+        0,
+    )
+    start = max(first - _MOST_ROWS // 2, 0)
+    shown = items[start : start + _MOST_ROWS]
+    lines = _header("", "module", "value", *(name for name, _ in _COLUMNS), "note")
+    for item in shown:
+        if isinstance(item, Fold):
+            lines.append(f"| | _{_escaped(str(item))}_ |{' |' * (len(_COLUMNS) + 2)}")
+        else:
+            lines.append(_row_line(item, is_first=is_symptom(item, symptom)))
+    if len(items) > len(shown):
+        lines.append(f"\n{len(items) - len(shown)} further lines are in the other reports.")
+    return "\n".join(lines)
+
+
+def _row_line(row: Row, *, is_first: bool) -> str:
+    mark = "▶" if is_first else "" if row.agrees else "✗"
+    figures = [value(row) for _, value in _COLUMNS]
+    cells = [mark, _call(row.module, row.call), _code(row.value), *figures]
+    return f"| {' | '.join(cells)} | {_with_code(_cut(row.note, _LONGEST_CELL))} |"
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    *((name, statistic(name)) for name in ("mean", "max", "stddev", "PEIR")),
+    ("limit", lambda row: number(row.limit)),
+)
+
+
+def _isolated(comparison: Comparison) -> str:
+    isolation = comparison.isolation
+    worst = [] if isolation is None else [item for item in isolation.modules if item.share > 0.0]
+    if not worst:
+        return ""
+    lines = _header("share", "module", "PEIR in", "PEIR out", "own PEIR", "own relative L2")
+    for item in worst[:_MOST_RANKED]:
+        call = item.worst
+        figures = (call.input_peir, call.peir, call.introduced_peir, call.introduced)
+        cells = ["-" if figure is None else number(figure) for figure in figures]
+        lines.append(
+            f"| {item.share:.1%} | {_call(call.module, call.call)} | {' | '.join(cells)} |"
+        )
+    if len(worst) > _MOST_RANKED:
+        lines.append(f"\n… {len(worst) - _MOST_RANKED} more")
+    return "\n".join(lines)
+
+
+def _ranked(comparison: Comparison) -> str:
+    items = ranking(comparison.rows)[:_MOST_RANKED]
+    lines = _header("module", "PEIR in", "PEIR out", "growth")
+    for item in items:
+        figures = f"{number(item.input_peir)} | {number(item.peir)} | {number(item.growth)}"
+        lines.append(f"| {_call(item.module, item.call)} | {figures} |")
+    return "\n".join(lines) if items else ""
+
+
+def _coverage(comparison: Comparison) -> str:
+    lines = [f"{_escaped(str(comparison.coverage))}."]
+    for title, groups in (
+        ("Unpaired", unpaired(comparison)),
+        ("In another form", other_forms(comparison)),
+    ):
+        lines += _grouped(title, groups)
+    return "\n".join(lines)
+
+
+def _grouped(title: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for reason, names in list(groups.items())[:_MOST_GROUPS]:
+        shown = listed([_code(name or "(root)") for name in names], _MOST_NAMES)
+        yield f"- {title}: {_with_code(_cut(reason, _LONGEST_CELL))}: {shown}"
+    if len(groups) > _MOST_GROUPS:
+        rest = sum(len(names) for names in list(groups.values())[_MOST_GROUPS:])
+        yield f"- {title}: {rest} more"
+
+
+def _how(run: Run | None) -> str:
+    lines = []
+    if run is not None and run.command is not None:
+        lines.append(_fenced(run.command, "sh"))
+    lines += [f"- {_escaped(_cut(note, _LONGEST_LINE))}" for note in (run.notes if run else ())]
+    versions = ", ".join(f"{name} {version}" for name, version in environment().items())
+    lines.append(f"\n{_escaped(versions)}")
+    return "\n".join(lines)
+
+
+def _header(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    """A block of code, in a fence that is longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _call(module: str, call: int) -> str:
+    return _code(f"{module or '(root)'}{f'#{call}' if call else ''}")
+
+
+def _code(text: str) -> str:
+    """Code in a line or in the cell of a table."""
+    plain = " ".join(_cut(text, _LONGEST_CELL).split()).replace("`", "'")
+    return f"`{plain}`".replace("|", "\\|")
+
+
+def _with_code(text: str) -> str:
+    """A text in which only what stands in backquotes is markup."""
+    parts = _CODE.split(" ".join(text.split()))
+    return "".join(_code(part[1:-1]) if _CODE.fullmatch(part) else _escaped(part) for part in parts)
+
+
+def _escaped(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()) if "\n" in text else text)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -1,0 +1,117 @@
+"""Which options of the command line go together: what can be checked before PyTorch is loaded."""
+
+import argparse
+
+from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
+from tracer.errors import UsageError
+from tracer.sources import is_trace, locate, locate_processor
+
+
+def check(options: argparse.Namespace) -> None:
+    """Checks what can be checked before PyTorch is loaded.
+
+    Raises:
+        UsageError: options that do not go together.
+        ModelLoadError: names that lead nowhere.
+    """
+    _sort_sides(options)
+    check_making(options)
+    if options.what_if and options.isolate == NO_ISOLATION:
+        raise UsageError(
+            f"--what-if swaps the modules that introduce most, and --isolate {NO_ISOLATION} "
+            "measures none: leave one of them out"
+        )
+    if options.focus and options.json:
+        raise UsageError(
+            "--focus prints values, and --json the report and nothing else: choose one"
+        )
+    _check_debugger(options)
+
+
+def _sort_sides(options: argparse.Namespace) -> None:
+    """Tells what is reference, model and candidate: a trace in the place of MODEL is the reference.
+
+    `model` is None afterwards where both sides are traces.
+    """
+    if is_trace(options.model):
+        if options.reference is not None:
+            raise UsageError(f"{options.model} is a trace, as --reference is: give one of them")
+        if options.candidate is None or options.candidate in CANDIDATES:
+            raise UsageError(
+                f"{options.model} is a trace, which is compared with a model or another trace: "
+                "--candidate PATH, or MODEL --reference TRACE --candidate KIND"
+            )
+        options.reference, options.model = options.model, options.candidate
+        options.candidate = None
+        if is_trace(options.model):
+            options.model, options.candidate = None, options.model
+    elif options.reference is not None and not is_trace(options.reference):
+        raise UsageError(
+            f"--reference {options.reference} is no trace: expected a folder that `trace_model "
+            "record` has made; a model that is the reference is given as MODEL"
+        )
+    if options.candidate is None:
+        options.candidate = "wrapped" if options.reference is None else ITSELF
+
+
+def check_making(options: argparse.Namespace) -> None:
+    """Checks how the model, its inputs and its candidate are to be made."""
+    if options.model is not None:
+        locate(options.model)
+    if options.candidate not in (*CANDIDATES, ITSELF) and not is_trace(options.candidate):
+        locate(options.candidate, CANDIDATES)
+    if options.processor is not None:
+        locate_processor(options.processor)
+    for needed, names in (
+        (NEED_WRAPPERS, ("variant",)),
+        (("quantized",), ("activation", "weight", "calibrate", "calibration_text")),
+    ):
+        for name in names:
+            if getattr(options, name) is not None and options.candidate not in needed:
+                raise UsageError(
+                    f"{flag(name)} goes with --candidate {' or '.join(needed)}, and the candidate "
+                    f"is {options.candidate}"
+                )
+    if options.inputs is not None:
+        for name in MAKE_INPUTS:
+            if getattr(options, name) is not None:
+                raise UsageError(f"{flag(name)} makes inputs, and --inputs gives them: choose one")
+
+
+# The options that say how inputs are made.
+MAKE_INPUTS = (
+    "prompt",
+    "sequence_length",
+    "batch",
+    "padding",
+    "image",
+    "processor",
+    "max_pixels",
+    "video",
+)
+
+
+def _check_debugger(options: argparse.Namespace) -> None:
+    for name in ("break_at", "break_when"):
+        if getattr(options, name) is not None and not options.breakpoints:
+            raise UsageError(f"{flag(name)} goes with --break GLOB, and there is none")
+    if not debugs(options):
+        if options.debugger is not None:
+            raise UsageError("--debugger goes with --break GLOB or --post-mortem: none is given")
+        return
+    if options.json:
+        raise UsageError(
+            "a debugger prints, and --json prints the report and nothing else: choose one, or "
+            "write the report with --report FILE.json"
+        )
+    from tracer.prompt import choose
+
+    choose(options.debugger)
+
+
+def debugs(options: argparse.Namespace) -> bool:
+    return bool(options.breakpoints) or options.post_mortem
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
