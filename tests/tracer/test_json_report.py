@@ -156,6 +156,16 @@ def closed(schema: object) -> object:
     return inner | {"additionalProperties": False} if "properties" in schema else inner
 
 
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1) * 2
+
+
+class Thrice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1) * 3
+
+
 class TestJsonSchema:
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 
@@ -184,6 +194,14 @@ class TestJsonSchema:
         assert report["isolation"]["recoveries"]
         assert report["isolation"]["modules"][0]["causes"][0]["after"] == "inf"
         assert report["rows"][-1]["multiple"] is not None
+
+    def test_a_guilty_operation(self):
+        comparison = tracer.compare(Twice(), Thrice(), torch.arange(6.0).reshape(2, 3))
+        zoomed = self.check(comparison)["zoomed"]
+        assert zoomed["guilty"]["name"] == "mul"
+        assert zoomed["guilty"]["text"] == "return (x + 1) * 3"
+        assert zoomed["expected"]["outputs"] == [[2, 3]]
+        assert zoomed["explanation"] in comparison.verdict.explanation
 
     def test_what_could_not_be_compared(self, make_row, make_comparison):
         form = FormDifference(3, "model", 0, "kwargs.attention_mask", "None", "float32 [1]")

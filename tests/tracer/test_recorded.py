@@ -175,6 +175,7 @@ class TestRecordedCandidate:
             ({"isolate": "leaves"}, "isolate: the candidate is a recording"),
             ({"breakpoints": "*"}, "the debugger stands in the candidate's code"),
             ({"post_mortem": True}, "the debugger stands in the candidate's code"),
+            ({"zoom": ""}, "zoom looks at the operations of both models"),
         ],
     )
     def test_what_cannot_be_asked_for(self, tmp_path, net, options, message) -> None:
