@@ -228,12 +228,8 @@ def test_masks_after_a_past_reach_down_to_it(family, variant, make, monkeypatch)
     ("part", "kind"),
     [
         ("model", "none"),
-        ("model", "2-D int64"),
-        ("layer", "none"),
         ("layer", "4-D bool"),
-        ("attention", "none"),
         ("attention", "2-D int64"),
-        ("attention", "4-D bool"),
         ("attention", "4-D -inf"),
     ],
 )

@@ -453,6 +453,7 @@ def real(shared_data):
     return get
 
 
+@pytest.mark.no_cover  # hundreds of steps through lines that the tests above cover
 class TestRealModels:
     @REAL
     @pytest.mark.parametrize("pair", ["float", "prefill", "prefill_reference"])
