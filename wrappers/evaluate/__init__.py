@@ -1,0 +1,31 @@
+"""Evaluation of causal LMs: float, wrapped or quantised.
+
+    evaluate.perplexity(model, evaluate.documents(text, tokenizer), bos=tokenizer.bos_token_id)
+    evaluate.generation_check(reference, candidate, prompts, max_new_tokens=64)
+    evaluate.run_tasks(model, tokenizer, ["arc_easy"])  # by lm-eval
+"""
+
+from wrappers.evaluate.generation import Continuation, GenerationCheck, generation_check, repetition
+from wrappers.evaluate.harness import run_tasks
+from wrappers.evaluate.perplexity import (
+    Perplexity,
+    Window,
+    decoded_perplexity,
+    documents,
+    perplexity,
+    windows,
+)
+
+__all__ = [
+    "Continuation",
+    "GenerationCheck",
+    "Perplexity",
+    "Window",
+    "decoded_perplexity",
+    "documents",
+    "generation_check",
+    "perplexity",
+    "repetition",
+    "run_tasks",
+    "windows",
+]

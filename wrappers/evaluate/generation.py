@@ -1,0 +1,158 @@
+"""Whether a model still writes what another writes, and whether it writes anything sensible.
+
+    check = generation_check(reference, candidate, prompts, max_new_tokens=64)
+    check.equal_share          # of the tokens, up to where both have ended
+    check.degenerate           # of the candidate's texts, how many end in a loop
+
+Greedy decoding amplifies: after the first different token two texts have little in common, however
+good both are. So the place of that token says more than the share of equal ones, and repetition,
+which both sides are measured by, says whether the text after it is still one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wrappers.errors import InputError
+
+# Repetition is counted in runs of so many tokens; a text is degenerate that goes round in a loop of
+# at most so many tokens for at least that often at its end.
+_RUN = 4
+_LONGEST_LOOP, _ROUNDS = 8, 4
+
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What both models have made of one prompt.
+
+    Attributes:
+        reference, candidate: new token ids, the end of text included where one was made.
+    """
+
+    reference: tuple[int, ...]
+    candidate: tuple[int, ...]
+
+    @property
+    def first_different(self) -> int | None:
+        """The index of the first token that is not the same; None if both texts are equal."""
+        pairs = zip(self.reference, self.candidate, strict=False)
+        shorter = min(len(self.reference), len(self.candidate))
+        found = next((place for place, (r, c) in enumerate(pairs) if r != c), shorter)
+        return None if found == len(self.reference) == len(self.candidate) else found
+
+    @property
+    def equal(self) -> int:
+        """How many places hold the same token."""
+        return sum(r == c for r, c in zip(self.reference, self.candidate, strict=False))
+
+
+@dataclass(frozen=True)
+class GenerationCheck:
+    """Greedy continuations of the same prompts by two models."""
+
+    continuations: tuple[Continuation, ...]
+
+    @property
+    def equal_share(self) -> float:
+        """Equal tokens over all: where one text is longer, its surplus is different."""
+        longest = sum(max(len(c.reference), len(c.candidate)) for c in self.continuations)
+        return sum(c.equal for c in self.continuations) / longest
+
+    @property
+    def identical(self) -> int:
+        """How many texts are equal."""
+        return sum(c.first_different is None for c in self.continuations)
+
+    @property
+    def first_different(self) -> tuple[int | None, ...]:
+        """Of each prompt, the index of the first different token."""
+        return tuple(c.first_different for c in self.continuations)
+
+    @property
+    def repetition(self) -> tuple[float, float]:
+        """The mean `repetition` of the reference's texts and of the candidate's."""
+        count = len(self.continuations)
+        return (
+            sum(repetition(c.reference) for c in self.continuations) / count,
+            sum(repetition(c.candidate) for c in self.continuations) / count,
+        )
+
+    @property
+    def degenerate(self) -> tuple[int, int]:
+        """How many of the reference's texts and of the candidate's end in a loop or are empty."""
+        return (
+            sum(is_degenerate(c.reference) for c in self.continuations),
+            sum(is_degenerate(c.candidate) for c in self.continuations),
+        )
+
+
+@torch.no_grad()
+def generation_check(
+    reference: nn.Module,
+    candidate: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    progress: Progress | None = None,
+) -> GenerationCheck:
+    """Continues prompts greedily with two models.
+
+    Args:
+        reference, candidate: causal LMs with transformers' `generate`.
+        prompts: token ids of each, BOS included where the model wants one.
+        max_new_tokens: of each prompt; a text may end earlier.
+        progress: shows how far it is: a function that hands on a list, such as `tqdm`.
+
+    Raises:
+        InputError: no prompts, an empty one, or no new tokens wanted.
+    """
+    if not prompts or not all(prompts):
+        raise InputError("a generation check takes at least one prompt, each of at least one token")
+    if max_new_tokens < 1:
+        raise InputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
+    return GenerationCheck(
+        tuple(
+            Continuation(
+                _continued(reference, prompt, max_new_tokens),
+                _continued(candidate, prompt, max_new_tokens),
+            )
+            for prompt in (prompts if progress is None else progress(prompts))
+        )
+    )
+
+
+def _continued(model: nn.Module, prompt: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
+    ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+    made: Tensor = model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+    )
+    return tuple(made[0, len(prompt) :].tolist())
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """The share of runs of four tokens that occurred before, from 0 to 1; 0 for a shorter text."""
+    runs = [tuple(tokens[start : start + _RUN]) for start in range(len(tokens) - _RUN + 1)]
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def is_degenerate(tokens: Sequence[int]) -> bool:
+    """Whether a text is empty, or ends in the same few tokens again and again."""
+    if not tokens:
+        return True
+    for period in range(1, _LONGEST_LOOP + 1):
+        length = period * _ROUNDS
+        tail = tokens[-length:]
+        if len(tail) == length and all(tail[i] == tail[i - period] for i in range(period, length)):
+            return True
+    return False

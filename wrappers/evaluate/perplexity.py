@@ -1,0 +1,301 @@
+"""Perplexity: how well a model predicts a text, with each of its tokens scored exactly once.
+
+    text = documents(Path("stories.txt").read_text(), tokenizer, separator="<|endoftext|>")
+    perplexity(model, text, bos=tokenizer.bos_token_id).value
+
+A document longer than the window is read in windows that begin `stride` tokens apart. Each scores
+the tokens that none before it has scored, with what fits before them as context:
+
+    window 6, stride 3, bos         context       scored
+    [bos]  0  1  2  3  4            bos           0 1 2 3 4
+    [bos]  3  4  5  6  7            bos 3 4       5 6 7
+    [bos]  6  7  8                  bos 6 7       8
+
+`decoded_perplexity` does the same one token at a time, over the cache of a prefill: what the decode
+graph of a quantised model makes of a text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wrappers.errors import InputError
+from wrappers.runtime import Prompts, run_prefill, step_inputs
+
+# A text of more characters is given to the tokenizer in parts of so many lines, since the time that
+# tokenizers take may grow with the square of a text.
+_LONG_TEXT, _LINES = 20_000, 64
+
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+"""Hands on a list and shows how far it is, such as `rich.progress.track` or `tqdm`."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What scoring a text has given.
+
+    Attributes:
+        losses: of each document, the sum of its tokens' negative log-likelihoods, in nats.
+        tokens: of each document, how many were scored.
+        windows: how many forwards that took, one for each window.
+    """
+
+    losses: tuple[float, ...]
+    tokens: tuple[int, ...]
+    windows: int
+
+    @property
+    def loss(self) -> float:
+        """The mean negative log-likelihood of a token, in nats."""
+        return math.fsum(self.losses) / sum(self.tokens)
+
+    @property
+    def value(self) -> float:
+        """The perplexity: exp of the mean loss; infinite where it is beyond a float."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a document that one forward scores.
+
+    Attributes:
+        document: its index.
+        ids: the tokens that the model reads, BOS included.
+        scored: how many of the last of them are scored.
+    """
+
+    document: int
+    ids: tuple[int, ...]
+    scored: int
+
+
+def documents(text: str, tokenizer: Any, *, separator: str | None = None) -> list[list[int]]:
+    """The token ids of each document of a text, without special tokens.
+
+    Args:
+        tokenizer: of transformers.
+        separator: what stands between two documents; without it the text is one.
+
+    Raises:
+        InputError: there is no text.
+    """
+    text = text.replace("\r\n", "\n")
+    parts = [text] if separator is None else [part.strip() for part in text.split(separator)]
+    found = [ids for part in parts if (ids := _tokenized(part, tokenizer))]
+    if not found:
+        raise InputError(f"found no text among {len(text)} characters to compute a perplexity of")
+    return found
+
+
+def _tokenized(text: str, tokenizer: Any) -> list[int]:
+    lines = text.splitlines(keepends=True)
+    step = _LINES if len(text) > _LONG_TEXT else max(1, len(lines))
+    parts = ("".join(lines[start : start + step]) for start in range(0, len(lines), step))
+    return [
+        token for part in parts for token in tokenizer(part, add_special_tokens=False)["input_ids"]
+    ]
+
+
+def windows(
+    texts: Sequence[Sequence[int]], *, window: int, stride: int | None = None, bos: int | None
+) -> list[Window]:
+    """Cuts documents into windows that score each token once.
+
+    Args:
+        texts: token ids of each document.
+        window: tokens of a window at most, BOS included.
+        stride: tokens that each further window scores, at most; by default as many as fit, so that
+            windows overlap in no more than their first token.
+        bos: begins every window; without one the first token of each document is context only.
+
+    Raises:
+        InputError: a window of less than two tokens, a stride that does not fit into it, or
+            nothing to score.
+    """
+    if window < 2:
+        raise InputError(f"found a window of {window} tokens; expected at least 2")
+    stride = window - 1 if stride is None else stride
+    if not 1 <= stride < window:
+        raise InputError(
+            f"found a stride of {stride} for a window of {window} tokens; expected from 1 to "
+            f"{window - 1}: a window has room for one token of context besides what it scores"
+        )
+    head = () if bos is None else (bos,)
+    room = window - len(head)
+    made = []
+    for document, ids in enumerate(texts):
+        start, done = 0, 1 - len(head)  # without BOS, nothing predicts the first token
+        while done < len(ids):
+            end = min(len(ids), start + room)
+            made.append(Window(document, (*head, *ids[start:end]), end - done))
+            start, done = end + stride - room, end
+    if not made:
+        raise InputError(f"found {len(texts)} documents without a token to score")
+    return made
+
+
+@torch.no_grad()
+def perplexity(
+    model: nn.Module,
+    texts: Sequence[Sequence[int]],
+    *,
+    bos: int | None,
+    window: int | None = None,
+    stride: int | None = None,
+    batch: int = 1,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Scores documents with a causal LM: float, wrapped or quantised, on its own device.
+
+    Args:
+        model: takes `input_ids` [B, window] and returns an object with `logits`.
+        texts, bos, stride: as for `windows`.
+        window: as for `windows`; by default as many positions as the model has.
+        batch: windows of one length that are scored together, at most.
+        progress: shows how far it is: a function that hands on a list, such as `tqdm`.
+
+    Raises:
+        InputError: as for `windows`; a window longer than the model's positions or an unknown
+            token.
+    """
+    cut = windows(texts, window=_window(model, window), stride=stride, bos=bos)
+    _check_tokens(model, cut)
+    device = next(model.parameters()).device
+    losses = [0.0] * len(texts)
+    tokens = [0] * len(texts)
+    batches = list(_batches(cut, batch))
+    for part in batches if progress is None else progress(batches):
+        ids = torch.tensor([each.ids for each in part], device=device)
+        kept = max(each.scored for each in part) + 1
+        logits = model(input_ids=ids, use_cache=False, **_keeping(model, kept)).logits
+        logits = logits[:, -kept:-1].float()  # [B, kept - 1, vocabulary]
+        found = functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1 - kept :].flatten(), reduction="none"
+        )
+        for each, row in zip(part, found.view(len(part), -1).double(), strict=True):
+            losses[each.document] += float(row[-each.scored :].sum())
+            tokens[each.document] += each.scored
+    return Perplexity(tuple(losses), tuple(tokens), len(cut))
+
+
+@torch.no_grad()
+def decoded_perplexity(
+    prefill: nn.Module,
+    decode: nn.Module,
+    texts: Sequence[Sequence[int]],
+    *,
+    bos: int | None,
+    prompt: int,
+    window: int | None = None,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Scores documents token by token over the static cache of a prefill, teacher-forced.
+
+    Each window is begun by the prefill model with its first tokens; the decode model then reads
+    the true tokens one at a time, and what it predicts after each is scored. The token after the
+    prompt is predicted by the prefill model and not scored.
+
+    Args:
+        prefill: a causal LM that computes the past.
+        decode: a causal LM that takes one token at a time; see `Runtime`.
+        texts, bos, window: as for `perplexity`; windows do not overlap.
+        prompt: tokens of a window that the prefill model reads, BOS included.
+        progress: as for `perplexity`.
+
+    Raises:
+        InputError: as for `perplexity`; or a prompt that leaves no window a token to score.
+    """
+    cut = windows(texts, window=_window(decode, window), bos=bos)
+    _check_tokens(decode, cut)
+    long_enough = [each for each in cut if len(each.ids) > prompt + 1]
+    if prompt < 1 or not long_enough:
+        raise InputError(
+            f"found a prompt of {prompt} tokens and windows of up to "
+            f"{max(len(each.ids) for each in cut)}; expected at least 1, and two tokens after it"
+        )
+    device = next(decode.parameters()).device
+    losses = [0.0] * len(texts)
+    tokens = [0] * len(texts)
+    for each in long_enough if progress is None else progress(long_enough):
+        ids = torch.tensor([each.ids], device=device)
+        losses[each.document] += math.fsum(_step_losses(prefill, decode, ids, prompt))
+        tokens[each.document] += len(each.ids) - prompt - 1
+    scored = [index for index, count in enumerate(tokens) if count]
+    return Perplexity(
+        tuple(losses[index] for index in scored),
+        tuple(tokens[index] for index in scored),
+        len(long_enough),
+    )
+
+
+def _step_losses(
+    prefill: nn.Module, decode: nn.Module, ids: Tensor, prompt: int
+) -> Iterator[float]:
+    """The loss of each token after the one that the prefill predicts, in nats."""
+    packed = Prompts.packed(ids[:, :prompt])
+    _, slots = run_prefill(prefill, decode, packed, ids.shape[1], logits_to_keep=1)
+    running = torch.ones(1, dtype=torch.bool, device=ids.device)
+    for place in range(prompt, ids.shape[1] - 1):
+        cache = slots.step()
+        output = decode(**step_inputs(decode, ids[:, place], slots, cache))
+        slots.write(cache, running)
+        logits = output.logits[:, -1].float()
+        yield float(functional.cross_entropy(logits, ids[:, place + 1]))
+
+
+def _window(model: nn.Module, window: int | None) -> int:
+    most = getattr(model.config, "max_position_embeddings", None)
+    if window is None:
+        if most is None:
+            raise InputError(
+                f"{type(model).__name__} does not say how many positions it has: give a window"
+            )
+        return int(most)
+    if most is not None and window > most:
+        raise InputError(
+            f"found a window of {window} tokens for a model of {most} positions; expected no more"
+        )
+    return window
+
+
+def _check_tokens(model: nn.Module, cut: Sequence[Window]) -> None:
+    known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    largest, least = (choose(choose(each.ids) for each in cut) for choose in (max, min))
+    if largest >= known or least < 0:
+        wrong = largest if largest >= known else least
+        raise InputError(
+            f"found token {wrong} for a model of {known} tokens: the text was made with another "
+            "tokenizer"
+        )
+
+
+def _keeping(model: nn.Module, count: int) -> dict[str, int]:
+    """Asks for the last logits only, of a model that can be asked: a vocabulary is large."""
+    takes = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in takes else {}
+
+
+def _batches(cut: Sequence[Window], most: int) -> Iterator[list[Window]]:
+    """Neighbouring windows of one length together."""
+    if most < 1:
+        raise InputError(f"found a batch of {most} windows; expected at least 1")
+    part: list[Window] = []
+    for each in cut:
+        if part and (len(part) == most or len(each.ids) != len(part[0].ids)):
+            yield part
+            part = []
+        part.append(each)
+    if part:
+        yield part
