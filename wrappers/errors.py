@@ -17,6 +17,7 @@
     ├── InputError (ValueError)          inputs that a model or a function cannot take
     │   └── CacheFullError               ... because a static cache has no room for them
     ├── ExportError (ValueError)         a model or a file that cannot be exported
+    ├── StudyError (ValueError)          a study that cannot be run, or whose results cannot be read
     └── MissingExtraError (ImportError)  an optional package that is not installed
 
 `CalibrationWarning` is the one warning: calibration data held NaN or infinities.
@@ -101,6 +102,10 @@ class CacheFullError(InputError):
 
 class ExportError(WrappersError, ValueError):
     """A model that cannot be written as a graph, or a file that it cannot be written to."""
+
+
+class StudyError(WrappersError, ValueError):
+    """A study that cannot be run as it is described, or whose results cannot be read."""
 
 
 class MissingExtraError(WrappersError, ImportError):

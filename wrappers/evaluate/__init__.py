@@ -1,10 +1,11 @@
 """Evaluation of causal LMs: float, wrapped or quantised.
 
-    evaluate.perplexity(model, evaluate.documents(text, tokenizer), bos=tokenizer.bos_token_id)
-    evaluate.generation_check(reference, candidate, prompts, max_new_tokens=64)
-    evaluate.run_tasks(model, tokenizer, ["arc_easy"])  # by lm-eval
+evaluate.perplexity(model, evaluate.documents(text, tokenizer), bos=tokenizer.bos_token_id)
+evaluate.generation_check(reference, candidate, prompts, max_new_tokens=64)
+evaluate.run_tasks(model, tokenizer, ["arc_easy"])  # by lm-eval
 """
 
+from wrappers.evaluate.decoded import DecodedModel
 from wrappers.evaluate.generation import Continuation, GenerationCheck, generation_check, repetition
 from wrappers.evaluate.harness import run_tasks
 from wrappers.evaluate.perplexity import (
@@ -18,6 +19,7 @@ from wrappers.evaluate.perplexity import (
 
 __all__ = [
     "Continuation",
+    "DecodedModel",
     "GenerationCheck",
     "Perplexity",
     "Window",

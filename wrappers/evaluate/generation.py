@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wrappers.errors import InputError
+from wrappers.runtime import Runtime
 
 # Repetition is counted in runs of so many tokens; a text is degenerate that goes round in a loop of
 # at most so many tokens for at least that often at its end.
@@ -95,8 +96,8 @@ class GenerationCheck:
 
 @torch.no_grad()
 def generation_check(
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: nn.Module | Runtime,
+    candidate: nn.Module | Runtime,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -105,7 +106,8 @@ def generation_check(
     """Continues prompts greedily with two models.
 
     Args:
-        reference, candidate: causal LMs with transformers' `generate`.
+        reference, candidate: causal LMs with transformers' `generate`, or `Runtime`s, which go on
+            after an end of text.
         prompts: token ids of each, BOS included where the model wants one.
         max_new_tokens: of each prompt; a text may end earlier.
         progress: shows how far it is: a function that hands on a list, such as `tqdm`.
@@ -128,7 +130,12 @@ def generation_check(
     )
 
 
-def _continued(model: nn.Module, prompt: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
+def _continued(
+    model: nn.Module | Runtime, prompt: Sequence[int], max_new_tokens: int
+) -> tuple[int, ...]:
+    if isinstance(model, Runtime):
+        ids = torch.tensor([list(prompt)], device=next(model.decode.parameters()).device)
+        return tuple(model.generate(ids, max_new_tokens=max_new_tokens)[0].tolist())
     ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
     made: Tensor = model.generate(  # type: ignore[operator]
         ids,

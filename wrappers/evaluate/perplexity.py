@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from wrappers.errors import InputError
-from wrappers.runtime import Prompts, run_prefill, step_inputs
+from wrappers.evaluate.decoded import DecodedModel
 
 # A text of more characters is given to the tokenizer in parts of so many lines, since the time that
 # tokenizers take may grow with the square of a text.
@@ -225,12 +225,14 @@ def decoded_perplexity(
             f"found a prompt of {prompt} tokens and windows of up to "
             f"{max(len(each.ids) for each in cut)}; expected at least 1, and two tokens after it"
         )
-    device = next(decode.parameters()).device
+    model = DecodedModel(prefill, decode, prompt=prompt)
     losses = [0.0] * len(texts)
     tokens = [0] * len(texts)
     for each in long_enough if progress is None else progress(long_enough):
-        ids = torch.tensor([each.ids], device=device)
-        losses[each.document] += math.fsum(_step_losses(prefill, decode, ids, prompt))
+        ids = torch.tensor([each.ids], device=model.device)
+        logits = model(ids).logits[0, prompt:-1].float()
+        found = functional.cross_entropy(logits, ids[0, prompt + 1 :], reduction="none")
+        losses[each.document] += float(found.double().sum())
         tokens[each.document] += len(each.ids) - prompt - 1
     scored = [index for index, count in enumerate(tokens) if count]
     return Perplexity(
@@ -238,21 +240,6 @@ def decoded_perplexity(
         tuple(tokens[index] for index in scored),
         len(long_enough),
     )
-
-
-def _step_losses(
-    prefill: nn.Module, decode: nn.Module, ids: Tensor, prompt: int
-) -> Iterator[float]:
-    """The loss of each token after the one that the prefill predicts, in nats."""
-    packed = Prompts.packed(ids[:, :prompt])
-    _, slots = run_prefill(prefill, decode, packed, ids.shape[1], logits_to_keep=1)
-    running = torch.ones(1, dtype=torch.bool, device=ids.device)
-    for place in range(prompt, ids.shape[1] - 1):
-        cache = slots.step()
-        output = decode(**step_inputs(decode, ids[:, place], slots, cache))
-        slots.write(cache, running)
-        logits = output.logits[:, -1].float()
-        yield float(functional.cross_entropy(logits, ids[:, place + 1]))
 
 
 def _window(model: nn.Module, window: int | None) -> int:

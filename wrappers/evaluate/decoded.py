@@ -1,0 +1,65 @@
+"""A prefill and a decode model in the place of one causal LM, for what scores given tokens.
+
+    model = DecodedModel(prefill, decode, prompt=8)
+    model(input_ids).logits          # of the first 8 positions by the prefill, then step by step
+
+Teacher-forced: each step reads the true token, over the static cache that the steps before it have
+written, as `Runtime` does with the tokens that it chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from wrappers.errors import InputError
+from wrappers.runtime import Prompts, run_prefill, step_inputs
+
+
+class DecodedModel(nn.Module):
+    """Computes logits of whole sequences through a decode graph.
+
+    Args:
+        prefill: a causal LM that computes the past.
+        decode: a causal LM that takes one token at a time; see `Runtime`.
+        prompt: how many tokens of each sequence the prefill model reads.
+
+    Raises:
+        InputError: a prompt of less than one token.
+    """
+
+    def __init__(self, prefill: nn.Module, decode: nn.Module, *, prompt: int = 1) -> None:
+        if prompt < 1:
+            raise InputError(f"found a prompt of {prompt} tokens; expected at least 1")
+        super().__init__()
+        self.prefill = prefill
+        self.decode = decode
+        self.prompt = prompt
+        self.config = decode.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decode model is."""
+        return next(self.decode.parameters()).device
+
+    def get_input_embeddings(self) -> Any:
+        """The decode model's, as transformers has it."""
+        return self.decode.get_input_embeddings()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, **unused: Any) -> CausalLMOutput:
+        """Returns logits [B, sequence, vocabulary] of sequences without padding, [B, sequence]."""
+        batch, length = input_ids.shape
+        packed = Prompts.packed(input_ids[:, : self.prompt])
+        logits, slots = run_prefill(self.prefill, self.decode, packed, length, logits_to_keep=0)
+        found = [logits]
+        running = torch.ones(batch, dtype=torch.bool, device=input_ids.device)
+        for place in range(self.prompt, length):
+            cache = slots.step()
+            given = step_inputs(self.decode, input_ids[:, place], slots, cache)
+            found.append(self.decode(**given).logits)
+            slots.write(cache, running)
+        return CausalLMOutput(logits=torch.cat(found, dim=1))

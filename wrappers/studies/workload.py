@@ -1,0 +1,188 @@
+"""What the trials of a study run on: a model, a text to score, a text to calibrate on.
+
+A workload is a description that travels to other processes and machines; each loads it once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wrappers.errors import InputError, StudyError
+from wrappers.evaluate import documents
+
+_SAMPLED = 64  # documents that a model writes itself where no text is given
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The model and data of a study.
+
+    Attributes:
+        model: a folder, a hub id, or a built-in model.
+        text: the file that is scored; None for texts that the float model writes itself, seeded:
+            what they lose is how far the quantised model is from the float one.
+        calibration_text: the file that calibration sets are drawn from; None for what `text` has
+            after the scored tokens.
+        separator: what stands between the documents of these files.
+        tokens: how many tokens are scored, at most; whole documents are.
+        window: tokens of a window, BOS included; None for as many positions as the model has.
+        calibration_length: tokens of a calibration sequence, BOS included.
+        prompts, new_tokens: of the generation check: how many, and how long they are continued.
+        tasks: names or files of lm-eval's tasks.
+        task_data: the folder that the data paths of task files start from.
+        task_limit: examples of each task, at most.
+        checksum: of the model's parameters and the texts, in hexadecimal; see `checksum_of`.
+    """
+
+    model: str
+    text: str | None = None
+    calibration_text: str | None = None
+    separator: str | None = None
+    tokens: int = 8192
+    window: int | None = None
+    calibration_length: int = 128
+    prompts: int = 4
+    new_tokens: int = 32
+    tasks: tuple[str, ...] = ()
+    task_data: str | None = None
+    task_limit: int | None = None
+    checksum: str = ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A workload in memory.
+
+    Attributes:
+        model: the float model, in evaluation mode, with eager attention.
+        tokenizer: its tokenizer.
+        bos: begins each sequence; None for a model without such a token.
+        texts: token ids of the documents that are scored.
+        calibration: token ids that calibration sets are drawn from.
+        prompts: token ids of the generation check's prompts, BOS included.
+    """
+
+    workload: Workload
+    model: nn.Module
+    tokenizer: Any
+    bos: int | None
+    texts: Sequence[Sequence[int]]
+    calibration: Sequence[int]
+    prompts: Sequence[Sequence[int]]
+
+    def calibration_set(self, seed: int, size: int) -> list[dict[str, Tensor]]:
+        """`size` sequences drawn from the calibration text, as a model takes them."""
+        head = [] if self.bos is None else [self.bos]
+        length = self.workload.calibration_length - len(head)
+        draw = random.Random(seed)
+        starts = [draw.randrange(len(self.calibration) - length + 1) for _ in range(size)]
+        return [
+            {"input_ids": torch.tensor([[*head, *self.calibration[start : start + length]]])}
+            for start in starts
+        ]
+
+    def checksum(self) -> str:
+        """SHA-256 of parameters and texts: what a result depends on besides the settings."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(repr((self.bos, self.texts, self.calibration, self.prompts)).encode())
+        return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def load(workload: Workload) -> Loaded:
+    """Loads a workload, once in each process.
+
+    Raises:
+        StudyError: a text is missing or too short, or the model has no tokenizer.
+    """
+    from tracer import models
+
+    found = models.load(workload.model, attn_implementation="eager", dtype="float32")
+    if found.tokenizer is None:
+        raise StudyError(
+            f"{workload.model} has no tokenizer, and a study scores texts: give a model with one"
+        )
+    bos = found.tokenizer.bos_token_id
+    if workload.text is None:
+        texts = _written(found.model, bos, workload)
+        scored, rest = texts[::2], texts[1::2]
+    else:
+        scored, rest = _first(_documents(workload.text, found.tokenizer, workload), workload.tokens)
+    if workload.calibration_text is not None:
+        rest = _documents(workload.calibration_text, found.tokenizer, workload)
+    calibration = [token for ids in rest for token in ids]
+    if len(calibration) < workload.calibration_length:
+        where = workload.calibration_text or f"the rest of {workload.text}"
+        raise StudyError(
+            f"{where} has {len(calibration)} tokens to calibrate on; expected at least "
+            f"{workload.calibration_length}: give a calibration text, or score fewer tokens"
+        )
+    prompts = _prompts(calibration, bos, workload.prompts)
+    return Loaded(workload, found.model, found.tokenizer, bos, scored, calibration, prompts)
+
+
+def _documents(file: str, tokenizer: Any, workload: Workload) -> list[list[int]]:
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"cannot read the text {file}: {error}") from error
+    try:
+        return documents(text, tokenizer, separator=workload.separator)
+    except InputError as error:
+        raise StudyError(f"{file}: {error}") from error
+
+
+def _first(texts: list[list[int]], most: int) -> tuple[list[list[int]], list[list[int]]]:
+    """The documents of the first tokens, and the others; a document alone is divided."""
+    if len(texts) == 1:
+        return [texts[0][:most]], [texts[0][most:]]
+    count, taken = 0, 0
+    while taken < len(texts) and (taken == 0 or count + len(texts[taken]) <= most):
+        count += len(texts[taken])
+        taken += 1
+    return texts[:taken], texts[taken:]
+
+
+@torch.no_grad()
+def _written(model: nn.Module, bos: int | None, workload: Workload) -> list[list[int]]:
+    """Documents that the model has written, sampled with a seed, of one window each."""
+    if bos is None:
+        raise StudyError(
+            f"{workload.model} has no token to begin a text with: give a text to score"
+        )
+    most = workload.window or model.config.max_position_embeddings
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    try:
+        start = torch.full((_SAMPLED, 1), bos)
+        made = model.generate(  # type: ignore[operator]
+            start,
+            attention_mask=torch.ones_like(start),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=min(most - 1, 2 * workload.tokens // _SAMPLED),
+            eos_token_id=None,
+        )
+    finally:
+        torch.random.set_rng_state(state)
+    return [list(row) for row in made[:, 1:].tolist()]
+
+
+def _prompts(calibration: Sequence[int], bos: int | None, count: int) -> list[list[int]]:
+    """The beginnings of evenly spaced parts of the calibration text."""
+    head = [] if bos is None else [bos]
+    length = 16 - len(head)
+    step = max(1, (len(calibration) - length) // max(1, count))
+    return [[*head, *calibration[at * step : at * step + length]] for at in range(count)]
