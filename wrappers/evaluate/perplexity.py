@@ -18,6 +18,7 @@ graph of a quantised model makes of a text.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -199,6 +200,7 @@ def decoded_perplexity(
     bos: int | None,
     prompt: int,
     window: int | None = None,
+    batch: int = 1,
     progress: Progress | None = None,
 ) -> Perplexity:
     """Scores documents token by token over the static cache of a prefill, teacher-forced.
@@ -212,6 +214,8 @@ def decoded_perplexity(
         decode: a causal LM that takes one token at a time; see `Runtime`.
         texts, bos, window: as for `perplexity`; windows do not overlap.
         prompt: tokens of a window that the prefill model reads, BOS included.
+        batch: windows that are scored together, at most; shorter ones go on with a token that
+            nothing depends on.
         progress: as for `perplexity`.
 
     Raises:
@@ -219,26 +223,33 @@ def decoded_perplexity(
     """
     cut = windows(texts, window=_window(decode, window), bos=bos)
     _check_tokens(decode, cut)
-    long_enough = [each for each in cut if len(each.ids) > prompt + 1]
-    if prompt < 1 or not long_enough:
+    scored = [each for each in cut if len(each.ids) > prompt + 1]
+    if prompt < 1 or not scored:
         raise InputError(
             f"found a prompt of {prompt} tokens and windows of up to "
             f"{max(len(each.ids) for each in cut)}; expected at least 1, and two tokens after it"
         )
     model = DecodedModel(prefill, decode, prompt=prompt)
-    losses = [0.0] * len(texts)
-    tokens = [0] * len(texts)
-    for each in long_enough if progress is None else progress(long_enough):
-        ids = torch.tensor([each.ids], device=model.device)
-        logits = model(ids).logits[0, prompt:-1].float()
-        found = functional.cross_entropy(logits, ids[0, prompt + 1 :], reduction="none")
-        losses[each.document] += float(found.double().sum())
-        tokens[each.document] += len(each.ids) - prompt - 1
-    scored = [index for index, count in enumerate(tokens) if count]
+    losses, tokens = [0.0] * len(texts), [0] * len(texts)
+    scored.sort(key=lambda each: len(each.ids), reverse=True)
+    batches = [scored[start : start + batch] for start in _starts(len(scored), batch)]
+    for part in batches if progress is None else progress(batches):
+        longest = len(part[0].ids)
+        rows = [(*each.ids, *[0] * (longest - len(each.ids))) for each in part]
+        ids = torch.tensor(rows, device=model.device)
+        logits = model(ids).logits[:, prompt:-1].float()  # [B, longest - prompt - 1, vocabulary]
+        found = functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, prompt + 1 :].flatten(), reduction="none"
+        )
+        for each, row in zip(part, found.view(len(part), -1).double(), strict=True):
+            count = len(each.ids) - prompt - 1
+            losses[each.document] += float(row[:count].sum())
+            tokens[each.document] += count
+    known = [index for index, count in enumerate(tokens) if count]
     return Perplexity(
-        tuple(losses[index] for index in scored),
-        tuple(tokens[index] for index in scored),
-        len(long_enough),
+        tuple(losses[index] for index in known),
+        tuple(tokens[index] for index in known),
+        len(scored),
     )
 
 
@@ -276,13 +287,12 @@ def _keeping(model: nn.Module, count: int) -> dict[str, int]:
 
 def _batches(cut: Sequence[Window], most: int) -> Iterator[list[Window]]:
     """Neighbouring windows of one length together."""
+    for _, alike in itertools.groupby(cut, key=lambda each: len(each.ids)):
+        same = list(alike)
+        yield from (same[start : start + most] for start in _starts(len(same), most))
+
+
+def _starts(count: int, most: int) -> range:
     if most < 1:
         raise InputError(f"found a batch of {most} windows; expected at least 1")
-    part: list[Window] = []
-    for each in cut:
-        if part and (len(part) == most or len(each.ids) != len(part[0].ids)):
-            yield part
-            part = []
-        part.append(each)
-    if part:
-        yield part
+    return range(0, count, most)

@@ -1,0 +1,146 @@
+"""From the settings of a trial to quantised models.
+
+| setting | what | default |
+|---|---|---|
+| `activation`, `weight` | a dtype's name, or the fields of a `QuantSpec` | uint8 |
+| `variant` | of the prefill model | prefill_reference |
+| `attention_mask_fill_value`, `model_args`, `strict_wrap` | as in `PTQConfig` | its own |
+| `overrides` | by glob over the paths of quantization points: a dtype's name, fields of a `QuantSpec`, or "off"; later ones win | none |
+| `leave_out` | a module that stays float, with all inside it | none |
+| `only` | the one module that is quantised, with all inside it | all |
+| `calibration` | how many sequences to calibrate on | 8 |
+| `source` | where a decode model's past comes from in calibration: float, quantized, both | none: no decode |
+| `steps` | tokens of each calibration sequence that are decoded | 16 |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from wrappers.config import PTQConfig, QuantSpec, affine, no_quantization
+from wrappers.decoding import decode_inputs
+from wrappers.errors import ConfigError, StudyError
+from wrappers.module import iter_points
+from wrappers.quantize import calibrate, convert, prepare
+from wrappers.studies.trials import Settings, Trial
+from wrappers.studies.workload import Loaded
+
+DEFAULTS: Settings = {
+    "activation": "uint8",
+    "weight": "uint8",
+    "variant": "prefill_reference",
+    "calibration": 8,
+    "steps": 16,
+}
+_OF_CONFIG = ("attention_mask_fill_value", "model_args", "strict_wrap")
+KNOWN = (*DEFAULTS, *_OF_CONFIG, "overrides", "leave_out", "only", "source")
+SOURCES = ("float", "quantized", "both")
+
+
+def check_settings(settings: Settings) -> None:
+    """Checks names and values before a study begins.
+
+    Raises:
+        StudyError: a setting that is not known, or a value that it cannot have.
+    """
+    for name in settings:
+        if name not in KNOWN:
+            raise StudyError(f"unknown setting {name!r}; expected one of {', '.join(KNOWN)}")
+    source = settings.get("source")
+    if source is not None and source not in SOURCES:
+        raise StudyError(f"found the source {source!r}; expected one of {', '.join(SOURCES)}")
+    for name in ("calibration", "steps"):
+        value = settings.get(name, DEFAULTS[name])
+        if not isinstance(value, int) or value < 1:
+            raise StudyError(f"found {name} {value!r}; expected a whole number from 1 up")
+    if settings.get("leave_out") and settings.get("only"):
+        raise StudyError("leave_out and only exclude each other: give one of them")
+    try:
+        _plain_config(settings, str(settings.get("variant", DEFAULTS["variant"])))
+        for spec in dict(settings.get("overrides", {})).values():
+            _spec(spec)
+    except (ConfigError, TypeError) as error:
+        raise StudyError(f"these settings make no PTQConfig: {error}") from error
+
+
+def prefill_model(loaded: Loaded, trial: Trial) -> nn.Module:
+    """The quantised model of a trial, in the variant of its settings."""
+    settings = {**DEFAULTS, **trial.settings}
+    wrapped = _prepared(loaded.model, settings, str(settings["variant"]))
+    calibrate(wrapped, loaded.calibration_set(trial.seed, settings["calibration"]))
+    return convert(wrapped)
+
+
+def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
+    """The quantised decode model of a trial, calibrated on the past that its settings name.
+
+    Args:
+        prefill: the quantised prefill model of the same trial.
+    """
+    settings = {**DEFAULTS, **trial.settings}
+    decode = _prepared(loaded.model, settings, "decode")
+    prompts = loaded.calibration_set(trial.seed, settings["calibration"])
+    source = settings["source"]
+    streams = [
+        decode_inputs(past, decode, prompts, steps=settings["steps"], source=name)
+        for name, past in (("float", loaded.model), ("quantized", prefill))
+        if source in (name, "both")
+    ]
+    calibrate(decode, itertools.chain(*streams))
+    return convert(decode)
+
+
+def _prepared(model: nn.Module, settings: Settings, variant: str) -> nn.Module:
+    config = _plain_config(settings, variant)
+    patterns = dict(settings.get("overrides", {}))
+    chosen = settings.get("leave_out"), settings.get("only")
+    if not patterns and chosen == (None, None):
+        return prepare(model, config)
+    paths = [f"{name}.{point}" for name, point, _ in iter_points(prepare(model, config))]
+    overrides = _by_glob(patterns, paths) | _of_modules(*chosen, paths)
+    return prepare(model, PTQConfig.from_dict(config.to_dict() | {"overrides": overrides}))
+
+
+def _plain_config(settings: Settings, variant: str) -> PTQConfig:
+    return PTQConfig(
+        activation=_spec(settings.get("activation", DEFAULTS["activation"])),
+        weight=_spec(settings.get("weight", DEFAULTS["weight"])),
+        variant=variant,
+        **{name: settings[name] for name in _OF_CONFIG if name in settings},
+    )
+
+
+def _spec(value: Any) -> QuantSpec:
+    if value == "off":
+        return no_quantization()
+    return QuantSpec.from_dict(value) if isinstance(value, Mapping) else affine(value)
+
+
+def _by_glob(patterns: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pattern, value in patterns.items():
+        matched = fnmatch.filter(paths, pattern)
+        if not matched:
+            raise StudyError(
+                f"the override {pattern!r} matches none of the {len(paths)} quantization points, "
+                f"such as {', '.join(paths[:3])}"
+            )
+        found |= dict.fromkeys(matched, _spec(value).to_dict())
+    return found
+
+
+def _of_modules(leave_out: str | None, only: str | None, paths: list[str]) -> dict[str, Any]:
+    """The points that a module's being left out, or being the only one, switches off."""
+    name = leave_out or only
+    if name is None:
+        return {}
+    inside = [path for path in paths if path.startswith(f"{name}.")]
+    if not inside:
+        raise StudyError(f"the model has no wrapped module {name!r}, such as {paths[0]}")
+    off = inside if leave_out else [path for path in paths if path not in set(inside)]
+    return dict.fromkeys(off, no_quantization().to_dict())

@@ -1,0 +1,203 @@
+"""What is measured of a trial.
+
+| metric | what |
+|---|---|
+| `loss`, `perplexity` | of the text, per token (nats); `losses` and `tokens` by document |
+| `float_past_loss` | the same for a decode model over the float model's past |
+| `equal`, `first_different` | of greedy continuations: the share of tokens that are the float model's, and the mean index of the first that is not (its length where there is none) |
+| `repetition`, `degenerate` | of the continuations, see `GenerationCheck` |
+| `weights_peir`, `attention_peir` | PEIR of the attention weights (the softmax) and of the attention's output, by layer |
+| `layer_l2` | relative L2 error of each decoder layer's output; of decode models over all steps |
+| `mask_saturation` | the share of masked logits that lie beyond the range of their quantization point |
+| `mask_step` | the largest step of such a point, in logits |
+| `leak` | the most attention that a query pays in total to keys hidden from it |
+| `tasks` | by task of lm-eval, its accuracy |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wrappers import evaluate
+from wrappers.module import QuantModule, iter_wrappers
+from wrappers.runtime import Runtime
+from wrappers.studies.quantising import decode_model, prefill_model
+from wrappers.studies.trials import Trial
+from wrappers.studies.workload import Loaded
+
+MASK_POINT = "mask_add"
+_PROBE = 96  # tokens of the sequence that is compared layer by layer
+_STEPS = 8  # decode steps of that comparison
+
+
+def measure(loaded: Loaded, trial: Trial) -> dict[str, Any]:
+    """Quantises as a trial's settings say, and measures."""
+    prefill = prefill_model(loaded, trial)
+    if "source" not in trial.settings:
+        return _of_prefill(loaded, prefill)
+    return _of_decode(loaded, prefill, decode_model(loaded, trial, prefill))
+
+
+def _of_prefill(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
+    found = evaluate.perplexity(
+        model, loaded.texts, bos=loaded.bos, window=loaded.workload.window, batch=4
+    )
+    metrics = _losses(found) | _generated(loaded, model)
+    metrics |= _by_layer(loaded.model, model, _probe(loaded)) | _of_masks(model, _probe(loaded))
+    return metrics | _tasks(loaded, model)
+
+
+def _of_decode(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> dict[str, Any]:
+    options = {"bos": loaded.bos, "prompt": 8, "window": loaded.workload.window, "batch": 16}
+    deployed = evaluate.decoded_perplexity(prefill, decode, loaded.texts, **options)
+    principled = evaluate.decoded_perplexity(loaded.model, decode, loaded.texts, **options)
+    longest = max(map(len, loaded.prompts)) + loaded.workload.new_tokens
+    runtime = Runtime(prefill, decode, capacity=longest)
+    metrics = _losses(deployed) | {"float_past_loss": principled.loss}
+    metrics |= _generated(loaded, runtime)
+    metrics["layer_l2"] = _of_steps(loaded, prefill, decode)
+    metrics["float_past_layer_l2"] = _of_steps(loaded, loaded.model, decode)
+    return metrics | _tasks(loaded, evaluate.DecodedModel(prefill, decode))
+
+
+def _losses(found: evaluate.Perplexity) -> dict[str, Any]:
+    return {
+        "loss": found.loss,
+        "perplexity": found.value,
+        "losses": list(found.losses),
+        "tokens": list(found.tokens),
+    }
+
+
+def _generated(loaded: Loaded, model: nn.Module | Runtime) -> dict[str, Any]:
+    new_tokens = loaded.workload.new_tokens
+    if not loaded.prompts or not new_tokens:
+        return {}
+    reference: nn.Module | Runtime = loaded.model
+    if isinstance(model, Runtime):
+        reference = Runtime(loaded.model, capacity=model.capacity)
+    check = evaluate.generation_check(reference, model, loaded.prompts, max_new_tokens=new_tokens)
+    places = [
+        len(text.reference) if (at := text.first_different) is None else at
+        for text in check.continuations
+    ]
+    return {
+        "equal": check.equal_share,
+        "first_different": statistics.mean(places),
+        "repetition": check.repetition[1],
+        "degenerate": check.degenerate[1],
+    }
+
+
+def _probe(loaded: Loaded) -> dict[str, Any]:
+    """A sequence of the text that is scored, for what is compared value by value."""
+    head = [] if loaded.bos is None else [loaded.bos]
+    most = min(_PROBE, loaded.workload.window or _PROBE) - len(head)
+    longest = max(loaded.texts, key=len)
+    return {"input_ids": torch.tensor([[*head, *longest[:most]]]), "use_cache": False}
+
+
+def _by_layer(reference: nn.Module, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    import tracer
+
+    comparison = tracer.compare(reference, model, inputs, confirm=False)
+    found: dict[str, list[float]] = {"weights_peir": [], "attention_peir": [], "layer_l2": []}
+    for row in comparison.rows:
+        if not row.is_output or row.difference is None:
+            continue
+        if row.module.endswith(".self_attn"):
+            name = {"output.0": "attention_peir", "output.1": "weights_peir"}[row.value]
+            found[name].append(row.difference.peir)
+        elif row.module.rpartition(".")[0].endswith("layers"):
+            found["layer_l2"].append(row.difference.relative_l2)
+    return found
+
+
+def _of_steps(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> list[float]:
+    """Relative L2 error of each layer's output over decode steps, in the order of the layers."""
+    import tracer
+
+    comparison = tracer.compare(
+        tracer.Stepping(loaded.model, steps=_STEPS),
+        tracer.Stepping(prefill, decode, steps=_STEPS),
+        tracer.models.ending_in_steps(_sequence(loaded), _STEPS),
+        include="*layers.*",
+        confirm=False,
+    )
+    errors: dict[str, Any] = {}
+    for row in comparison.rows:
+        is_layer = row.module.rpartition(".")[0].endswith("layers")
+        if is_layer and row.is_output and row.call and row.difference is not None:
+            earlier = errors.get(row.module)
+            errors[row.module] = (
+                row.difference if earlier is None else earlier.merge(row.difference)
+            )
+    return [difference.relative_l2 for difference in errors.values()]
+
+
+def _sequence(loaded: Loaded) -> dict[str, Tensor]:
+    ids = _probe(loaded)["input_ids"]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _of_masks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
+    attentions = [each for _, each in iter_wrappers(model) if MASK_POINT in each.points]
+    with ExitStack() as stack, torch.no_grad():
+        counts = [stack.enter_context(_counted(each)) for each in attentions]
+        weights = model(**inputs, output_attentions=True).attentions
+    beyond, seen = (sum(count[place] for count in counts) for place in (0, 1))
+    length = inputs["input_ids"].shape[1]
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    steps = [each.points[MASK_POINT].qparams for each in attentions]
+    return {
+        "mask_saturation": beyond / max(1, seen),
+        "mask_step": max(
+            (float(each.scale.max()) for each in steps if each is not None), default=0.0
+        ),
+        "leak": max(float((each * hidden).sum(-1).max()) for each in weights),
+    }
+
+
+@contextmanager
+def _counted(attention: QuantModule) -> Iterator[list[int]]:
+    """Counts the values that come to a mask point, and those beyond its range."""
+    counts = [0, 0]
+    qparams = attention.points[MASK_POINT].qparams
+    quantize = attention._quantize
+
+    def counting(x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+        if name == MASK_POINT and qparams is not None:
+            low, high = (
+                (end - int(qparams.zero_point)) * float(qparams.scale)
+                for end in (qparams.dtype.qmin, qparams.dtype.qmax)
+            )
+            half = 0.5 * float(qparams.scale)  # up to which a value is rounded to the last code
+            counts[0] += int(((x < low - half) | (x > high + half)).sum())
+            counts[1] += x.numel()
+        return quantize(x, name, owned=owned)
+
+    vars(attention)["_quantize"] = counting
+    try:
+        yield counts
+    finally:
+        del vars(attention)["_quantize"]
+
+
+def _tasks(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
+    workload = loaded.workload
+    if not workload.tasks:
+        return {}
+    found = evaluate.run_tasks(
+        model,
+        loaded.tokenizer,
+        workload.tasks,
+        data=workload.task_data,
+        limit=workload.task_limit,
+    )
+    return {"tasks": {name: scores["acc,none"] for name, scores in found["results"].items()}}
