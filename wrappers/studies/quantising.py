@@ -58,6 +58,8 @@ def check_settings(settings: Settings) -> None:
         value = settings.get(name, DEFAULTS[name])
         if not isinstance(value, int) or value < 1:
             raise StudyError(f"found {name} {value!r}; expected a whole number from 1 up")
+    if source == "both" and settings.get("calibration", DEFAULTS["calibration"]) < 2:
+        raise StudyError("calibration on both sources takes at least 2 sequences, one for each")
     if settings.get("leave_out") and settings.get("only"):
         raise StudyError("leave_out and only exclude each other: give one of them")
     try:
@@ -85,9 +87,13 @@ def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
     settings = {**DEFAULTS, **trial.settings}
     decode = _prepared(loaded.model, settings, "decode")
     prompts = loaded.calibration_set(trial.seed, settings["calibration"])
-    source = settings["source"]
+    source, steps = settings["source"], settings["steps"]
+    # With both, each prompt is seen once all the same: the budget is that of the others.
+    shares = {"float": prompts[::2], "quantized": prompts[1::2]}
     streams = [
-        decode_inputs(past, decode, prompts, steps=settings["steps"], source=name)
+        decode_inputs(
+            past, decode, shares[name] if source == "both" else prompts, steps=steps, source=name
+        )
         for name, past in (("float", loaded.model), ("quantized", prefill))
         if source in (name, "both")
     ]

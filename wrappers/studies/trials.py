@@ -11,8 +11,9 @@ killed goes on where it was:
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Results:
         else:
             self._append(self.head)
 
-    def __iter__(self) -> Iterable[Result]:
+    def __iter__(self) -> Iterator[Result]:
         return iter(self._found.values())
 
     def __len__(self) -> int:
@@ -104,7 +105,7 @@ class Results:
 
     def add(self, result: Result) -> None:
         """Keeps a result, on disk when this returns."""
-        self._append(asdict(result))
+        self._append(_plain(asdict(result)))
         self._found[result.trial.key] = result
 
     def _append(self, line: Mapping[str, Any]) -> None:
@@ -157,6 +158,15 @@ class Results:
                     f"{self.path} holds results of another study ({_differing(head, own, key)}): "
                     "give another file, or the same options"
                 )
+
+
+def _plain(value: Any) -> Any:
+    """A value as strict JSON has it: numbers that are not finite are words, which float() reads."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differing(found: Mapping[str, Any], own: Mapping[str, Any], key: str) -> str:

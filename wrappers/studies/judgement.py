@@ -1,0 +1,116 @@
+"""Which setting is better, and how sure that is.
+
+Settings are compared pairwise by seed: both have been calibrated on the same sequences, so that the
+luck of a calibration set falls out of the difference. A difference counts where its interval of
+95 % (Student's t over the seeds) does not hold zero; else there is none, which is an answer too.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# The 0.975 quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the last is used,
+# which makes the interval a little too wide.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The figures of one setting over its seeds.
+
+    Attributes:
+        mean: of them.
+        deviation: their standard deviation (n - 1); NaN for one seed.
+        count: how many seeds.
+    """
+
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> Spread:
+        """That of some figures, at least one."""
+        deviation = statistics.stdev(figures) if len(figures) > 1 else math.nan
+        return cls(statistics.fmean(figures), deviation, len(figures))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger a figure is with one setting than with another.
+
+    Attributes:
+        mean: over the seeds that both have.
+        low, high: the interval of 95 %; infinite for fewer than two seeds.
+        count: how many seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
+        """`one` minus `other`, both by seed.
+
+        Raises:
+            ValueError: they have no seed in common.
+        """
+        pairs = [one[seed] - other[seed] for seed in one.keys() & other.keys()]
+        if not pairs:
+            raise ValueError("no seed in common")
+        mean = statistics.fmean(pairs)
+        if len(pairs) == 1:
+            return cls(mean, -math.inf, math.inf, 1)
+        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
+        half = _T[min(len(pairs) - 1, len(_T)) - 1] * error
+        return cls(mean, mean - half, mean + half, len(pairs))
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves no doubt of its sign."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the figures speak for.
+
+    Attributes:
+        best: the setting with the least mean.
+        chosen: what to use: `best` where it is clearly better than the default, else the default.
+        over_default: the best minus the default; None where the best is the default.
+        alike: settings that are not clearly worse than the best, the best included.
+    """
+
+    best: str
+    chosen: str
+    over_default: Difference | None
+    alike: tuple[str, ...]
+
+
+def choose(figures: Mapping[str, Mapping[int, float]], default: str) -> Choice:
+    """Chooses the setting with the least figure, if that is sure.
+
+    Args:
+        figures: by setting and seed; the less the better.
+        default: what stays where nothing is clearly better.
+
+    Raises:
+        KeyError: the default has no figures.
+    """
+    means = {name: statistics.fmean(by_seed.values()) for name, by_seed in figures.items()}
+    best = min(means, key=lambda name: (means[name], name != default))
+    alike = tuple(
+        name
+        for name, by_seed in figures.items()
+        if name == best or not Difference.of(by_seed, figures[best]).low > 0
+    )
+    if best == default:
+        return Choice(best, default, None, alike)
+    over = Difference.of(figures[best], figures[default])
+    return Choice(best, best if over.high < 0 else default, over, alike)

@@ -1,0 +1,162 @@
+"""Runs the trials of a study: in this process, in several, or on a Ray cluster.
+
+A study is asked again and again what it wants to try, given what is known; its trials are
+independent of each other and of where they run, so that every way gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import Any, Protocol
+
+import torch
+
+from wrappers.errors import MissingExtraError, StudyError
+from wrappers.studies.scoring import measure
+from wrappers.studies.trials import Result, Results, Trial
+from wrappers.studies.workload import Workload, load
+
+Told = Callable[[Result, int, int], None]
+"""Called with each result, how many there are by now, and how many are wanted so far."""
+
+
+class Study(Protocol):
+    """What to try."""
+
+    @property
+    def name(self) -> str:
+        """As in the file of results."""
+
+    def wanted(self, known: Results) -> list[Trial]:
+        """The trials that the study wants, those that have been run included.
+
+        It depends on nothing but the results of earlier trials, so that a study that was killed
+        goes on as it would have.
+        """
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where trials run.
+
+    Attributes:
+        workers: processes on this machine; with one worker, this process.
+        ray: the address of a Ray cluster ("auto", "local" for one of its own, HOST:PORT); None for
+            no cluster.
+    """
+
+    workers: int = 1
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise StudyError(f"found {self.workers} workers; expected at least 1")
+
+
+def run(
+    study: Study,
+    workload: Workload,
+    results: Results,
+    *,
+    where: Where | None = None,
+    told: Told | None = None,
+) -> None:
+    """Runs what a study wants and has no result yet; each result is kept as it comes.
+
+    A trial that fails is kept with its error, and not tried again.
+
+    Raises:
+        StudyError: the workload cannot be loaded, or nothing is wanted.
+        MissingExtraError: a cluster is named, and Ray is not installed.
+    """
+    where = where or Where()
+    load(workload)  # what is wrong with it is told before the trials begin
+    if not study.wanted(results):
+        raise StudyError(f"the study {study.name} has nothing to try")
+    while trials := results.missing(study.wanted(results)):
+        total = len(results) + len(trials)
+        for result in _executed(trials, workload, where):
+            results.add(result)
+            if told is not None:
+                told(result, len(results), total)
+
+
+def run_trial(workload: Workload, trial: Trial) -> Result:
+    """One trial; whatever it raises is its result.
+
+    It runs on one thread, so that sums are in the same order wherever it runs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(trial.seed)
+    start = time.perf_counter()
+    try:
+        result = Result(trial, measure(load(workload), trial))
+    except Exception as error:
+        result = Result(trial, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    finally:
+        torch.set_num_threads(threads)
+    return replace(result, seconds=round(time.perf_counter() - start, 3))
+
+
+def _executed(trials: Sequence[Trial], workload: Workload, where: Where) -> Iterator[Result]:
+    """The results in the order in which they come."""
+    if where.ray is not None:
+        yield from _on_ray(trials, workload, where)
+    elif where.workers > 1:
+        yield from _in_processes(trials, workload, where.workers)
+    else:
+        for trial in trials:
+            yield run_trial(workload, trial)
+
+
+def _in_processes(trials: Sequence[Trial], workload: Workload, workers: int) -> Iterator[Result]:
+    # Forked processes would inherit threads of PyTorch that do not exist in them.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        pending = {pool.submit(run_trial, workload, trial) for trial in trials}
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _on_ray(trials: Sequence[Trial], workload: Workload, where: Where) -> Iterator[Result]:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError(
+            f"a cluster needs a package: {error}; pip install 'trace-model[ray]'"
+        ) from error
+    own = not ray.is_initialized()
+    if own:
+        _connect(ray, where)
+    try:
+        remote = ray.remote(max_retries=2)(run_trial)
+        shared = ray.put(workload)
+        pending = [remote.remote(shared, trial) for trial in trials]
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            yield from ray.get(done)
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _connect(ray: Any, where: Where) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
+    if where.ray == "local":
+        options["num_cpus"] = where.workers
+    try:
+        ray.init(address=where.ray, **options)
+    except Exception as error:
+        raise StudyError(
+            f"cannot reach a Ray cluster at {where.ray!r}: {' '.join(str(error).split())}"
+        ) from error
