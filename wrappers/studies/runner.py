@@ -6,10 +6,11 @@ independent of each other and of where they run, so that every way gives the sam
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any, Protocol
 
@@ -55,6 +56,30 @@ class Where:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise StudyError(f"found {self.workers} workers; expected at least 1")
+
+
+def head_of(study: Study, workload: Workload, command: str | None = None) -> dict[str, Any]:
+    """The head of a file of results: what all its trials have in common.
+
+    Raises:
+        StudyError: the workload cannot be loaded.
+    """
+    import transformers
+
+    import tracer
+
+    return {
+        "study": study.name,
+        "workload": asdict(replace(workload, checksum=load(workload).checksum())),
+        "environment": {
+            "command": command,
+            "trace_model": tracer.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    }
 
 
 def run(

@@ -1,0 +1,46 @@
+"""Studies: which settings of the quantisation are better, and how sure that is.
+
+    study = studies.MaskFill(pairs=[("uint8", "uint8")])
+    workload = studies.Workload("path/of/a/model", text="stories.txt")
+    results = studies.Results("mask-fill.jsonl", studies.head_of(study, workload))
+    studies.run(study, workload, results)
+    studies.show(studies.report_of(study, results))
+
+The command line has them as `trace_model ablate`.
+"""
+
+from wrappers.studies.decode_calibration import DecodeCalibration
+from wrappers.studies.grid import File, Grid
+from wrappers.studies.judgement import Choice, Difference, Spread, choose
+from wrappers.studies.mask_fill import MaskFill
+from wrappers.studies.render import save, show
+from wrappers.studies.report import Report, report_of
+from wrappers.studies.runner import Study, Where, head_of, run, run_trial
+from wrappers.studies.trials import Result, Results, Trial
+from wrappers.studies.workload import Loaded, Workload, load
+
+__all__ = [
+    "Choice",
+    "DecodeCalibration",
+    "Difference",
+    "File",
+    "Grid",
+    "Loaded",
+    "MaskFill",
+    "Report",
+    "Result",
+    "Results",
+    "Spread",
+    "Study",
+    "Trial",
+    "Where",
+    "Workload",
+    "choose",
+    "head_of",
+    "load",
+    "report_of",
+    "run",
+    "run_trial",
+    "save",
+    "show",
+]

@@ -1,0 +1,261 @@
+"""Writes the report of a study: to a terminal, as .md, .html or .csv."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wrappers.errors import StudyError
+from wrappers.studies.report import Plot, Report, Table
+
+_WIDTH, _HEIGHT = 640, 260  # of a drawing, in its own units
+_MARGIN = 56
+_COLOURS = ("#2f6fb0", "#c2571a", "#2e8b57", "#8a4fb0", "#b0a02f", "#555555")
+
+
+def show(report: Report) -> None:
+    """Prints a report, with tables and plots as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{report.title}[/bold]")
+    if report.question:
+        console.print(report.question, style="dim")
+    for table in report.tables:
+        shown = _fitting(table, console.width)
+        left_out = len(table.columns) - shown
+        drawn = RichTable(
+            title=table.title,
+            title_justify="left",
+            title_style="bold",
+            caption=f"{left_out} more columns in the reports" if left_out else None,
+            caption_justify="left",
+        )
+        for place, column in enumerate(table.columns[:shown]):
+            drawn.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
+        for place, row in enumerate(table.rows):
+            drawn.add_row(*row[:shown], style="green" if place == table.best else None)
+        console.print(drawn)
+    for plot in report.plots:
+        console.print(text_plot(plot, width=min(console.width, 100)), markup=False)
+    for line in report.reading:
+        console.print(f"- {line}", markup=False)
+    for line in report.failures:
+        console.print(f"failed: {line}", style="red", markup=False)
+
+
+def _fitting(table: Table, width: int) -> int:
+    """How many columns of a table fit, at least two."""
+    taken, count = 1, 0
+    for cells in zip(table.columns, *table.rows, strict=True):
+        taken += max(map(len, cells)) + 3
+        if taken > width and count >= 2:
+            break
+        count += 1
+    return count
+
+
+def text_plot(plot: Plot, *, width: int = 80) -> str:
+    """A plot in characters, without colours."""
+    from plotext import figure, marker
+
+    # plotext keeps one figure for the whole process.
+    figure.clear()
+    figure.theme("colorless")
+    figure.plot_size(width, 16)
+    signs = {name: "•ox+*#"[number % 6] for number, name in enumerate(plot.series)}
+    for name, points in plot.series.items():
+        places, means = [p[0] for p in points], [p[1] for p in points]
+        figure.draw(figure.signal(places, means, marker=marker(signs[name])))
+    places = sorted({p[0] for points in plot.series.values() for p in points})
+    figure.ruler("x").ticks(places, list(plot.ticks) or [f"{place:g}" for place in places])
+    figure.label(plot.x, "x")
+    figure.label(plot.y, "y")
+    text = str(figure.build().string(colorless=True))
+    figure.clear()
+    key = ", ".join(f"{sign} {name}" for name, sign in signs.items())
+    return "\n".join((f"{plot.title} ({key})", *(line.rstrip() for line in text.splitlines())))
+
+
+def markdown(report: Report) -> str:
+    """The report for a repository or a pull request."""
+    parts = [f"# {report.title}", report.question, "## What it says"]
+    parts.append("\n".join(f"- {line}" for line in report.reading))
+    for table in report.tables:
+        rows = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+        lines = [
+            f"| {' | '.join(_bold(row, table, place - 2))} |" for place, row in enumerate(rows)
+        ]
+        parts += [f"### {table.title}", "\n".join(lines)]
+    parts += [f"```text\n{text_plot(plot)}\n```" for plot in report.plots]
+    if report.failures:
+        parts += ["## Failed", "\n".join(f"- {line}" for line in report.failures)]
+    parts += ["## How it was made", "\n".join(f"- {k}: `{v}`" for k, v in _facts(report).items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _bold(row: tuple[str, ...], table: Table, place: int) -> tuple[str, ...]:
+    return tuple(f"**{cell}**" if cell else "" for cell in row) if place == table.best else row
+
+
+def page(report: Report) -> str:
+    """The report as one self-contained HTML file."""
+    escape = html.escape
+    parts = [f"<h1>{escape(report.title)}</h1>", f"<p class=q>{escape(report.question)}</p>"]
+    parts.append("<ul>" + "".join(f"<li>{escape(line)}" for line in report.reading) + "</ul>")
+    parts += [_drawing(plot) for plot in report.plots]
+    for table in report.tables:
+        head = "".join(f"<th>{escape(column)}" for column in table.columns)
+        body = "".join(
+            f"<tr{' class=best' if place == table.best else ''}>"
+            + "".join(f"<td>{escape(cell)}" for cell in row)
+            for place, row in enumerate(table.rows)
+        )
+        parts.append(
+            f"<h2>{escape(table.title)}</h2><div class=wide><table><tr>{head}{body}</table></div>"
+        )
+    if report.failures:
+        parts.append("<h2>Failed</h2><ul>")
+        parts += [f"<li>{escape(line)}" for line in report.failures] + ["</ul>"]
+    facts = "".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in _facts(report).items())
+    parts.append(f"<h2>How it was made</h2><div class=wide><table>{facts}</table></div>")
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{escape(report.title)}</title><style>{_STYLE}</style>"
+        f"<main>{''.join(parts)}</main></html>\n"
+    )
+
+
+_STYLE = (
+    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:0}"
+    "main{max-width:1100px;margin:auto;padding:1rem}.q{opacity:.75}.wide{overflow-x:auto}"
+    "table{border-collapse:collapse}th,td{padding:.25rem .6rem;text-align:right;white-space:nowrap;"
+    "border-bottom:1px solid #8884}th:first-child,td:first-child{text-align:left}"
+    ".best td{font-weight:700}svg{max-width:100%;height:auto}svg text{fill:currentColor;"
+    "font:12px system-ui,sans-serif}"
+)
+
+
+def _drawing(plot: Plot) -> str:
+    """A plot as SVG: lines between means, bars of one standard deviation."""
+    points = [point for series in plot.series.values() for point in series]
+    across = _scale([p[0] for p in points], _MARGIN, _WIDTH - 12)
+    spread = [p[1] + sign * p[2] for p in points for sign in (-1, 1)]
+    up = _scale(spread, _HEIGHT - 36, 26)
+    parts = [f"<text x={_MARGIN} y=16>{html.escape(plot.title)}</text>"]
+    ticks = plot.ticks or sorted({p[0] for p in points})
+    for place, tick in enumerate(ticks):
+        x = across(float(place) if plot.ticks else float(tick))
+        name = html.escape(tick if isinstance(tick, str) else f"{tick:g}")
+        parts.append(f"<text x={x:.1f} y={_HEIGHT - 18} text-anchor=middle>{name}</text>")
+    for value in (min(spread), max(spread)):
+        parts.append(
+            f"<text x={_MARGIN - 6} y={up(value) + 4:.1f} text-anchor=end>{value:.4g}</text>"
+        )
+    for number, (name, series) in enumerate(plot.series.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        line = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _ in series)
+        parts.append(f"<polyline points='{line}' fill=none stroke='{colour}' />")
+        for x, y, deviation in series:
+            at = across(x)
+            parts.append(
+                f"<line x1={at:.1f} x2={at:.1f} y1={up(y - deviation):.1f} "
+                f"y2={up(y + deviation):.1f} stroke='{colour}' />"
+                f"<circle cx={at:.1f} cy={up(y):.1f} r=3 fill='{colour}' />"
+            )
+        parts.append(
+            f"<text x={_WIDTH - 12} y={16 + 15 * number} text-anchor=end "
+            f"style='fill:{colour}'>{html.escape(name)}</text>"
+        )
+    return f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' width={_WIDTH}>{''.join(parts)}</svg>"
+
+
+def _scale(values: list[float], start: float, end: float) -> Callable[[float], float]:
+    low, high = min(values), max(values)
+    width = (high - low) or 1.0
+    return lambda value: start + (value - low) / width * (end - start)
+
+
+def table_of_results(report: Report) -> str:
+    """All trials as comma-separated values: settings, seed, metrics, error, seconds."""
+    rows = [
+        {
+            **_flat(result.trial.settings),
+            "seed": result.trial.seed,
+            **_flat(result.metrics),
+            "error": result.error,
+            "seconds": result.seconds,
+        }
+        for result in report.results
+    ]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: json.dumps(value) if isinstance(value, list | dict) else value
+        for name, value in values.items()
+    }
+
+
+def _facts(report: Report) -> dict[str, str]:
+    workload = report.head.get("workload", {})
+    environment = report.head.get("environment", {})
+    seconds = sum(result.seconds for result in report.results)
+    facts = {**environment, **{k: v for k, v in workload.items() if v not in (None, [], ())}}
+    facts["trials"] = f"{len(report.results)}, {seconds:.0f} s in all, one thread each"
+    return {name: str(value) for name, value in facts.items()}
+
+
+WRITERS: Mapping[str, Callable[[Report], str]] = {
+    ".md": markdown,
+    ".html": page,
+    ".csv": table_of_results,
+}
+
+
+def check_path(path: str | Path) -> None:
+    """Checks that a report can be written there, before the study is run.
+
+    Raises:
+        StudyError: another suffix, or no such folder.
+    """
+    file = Path(path).expanduser()
+    if file.suffix.lower() not in WRITERS:
+        raise StudyError(
+            f"the report {path} has the suffix {file.suffix!r}; expected {', '.join(WRITERS)}"
+        )
+    if not file.parent.is_dir():
+        raise StudyError(f"there is no folder {file.parent} for the report {path}: make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise StudyError(f"the folder {file.parent} of the report {path} is not writable")
+
+
+def save(report: Report, path: str | Path) -> None:
+    """Writes a report in the format of the suffix, whole or not at all.
+
+    Raises:
+        StudyError: as for `check_path`, or the file cannot be written.
+    """
+    check_path(path)
+    target = Path(path).expanduser().resolve()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(WRITERS[target.suffix.lower()](report), encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StudyError(f"the report {path} cannot be written: {error.strerror}") from error
