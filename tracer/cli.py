@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tracer import ablation
 from tracer.choices import LEVELS, NO_ISOLATION
 from tracer.errors import ModelRunError, TracerError
 from tracer.options import AGREES, DIVERGES, INTERRUPTED, WRONG_USE, parse
@@ -38,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said why
         return int(stop.code or 0)
     try:
-        command = {"compare": _compare, "record": _record, "show": _show}[options.command]
+        command = {"compare": _compare, "record": _record, "show": _show, "ablate": _ablate}[
+            options.command
+        ]
         code = command(options, shlex.join(["trace_model", *arguments]))
         sys.stdout.flush()  # here, where a reader that has gone is taken for what it is
         return code
@@ -127,6 +130,12 @@ def _show(options: argparse.Namespace, command: str) -> int:
         return AGREES
     torch.set_printoptions(**dict(options.print_options))
     show(shown, width=make_console().width, tree=options.tree)
+    return AGREES
+
+
+def _ablate(options: argparse.Namespace, command: str) -> int:
+    """Runs a study and returns the exit code."""
+    ablation.run(options, command)
     return AGREES
 
 

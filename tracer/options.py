@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import tracer
+from tracer import ablation
 from tracer.choices import (
     BREAK_AT,
     BREAK_WHEN,
@@ -47,6 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "compare": _add_compare(commands),
         "record": _add_record(commands),
         "show": _add_show(commands),
+        "ablate": _add_ablate(commands),
     }
     if not arguments:
         parser.print_help()
@@ -290,6 +292,20 @@ def _add_show(commands: "argparse._SubParsersAction[_Parser]") -> argparse.Argum
     return parser
 
 
+def _add_ablate(commands: "argparse._SubParsersAction[_Parser]") -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "ablate",
+        help="study which settings of the quantiser are better, and how sure that is",
+        description=(
+            "Quantises a model with many settings, measures each with several calibration sets, "
+            "and says what the figures speak for. A study that was killed goes on where it was."
+        ),
+        allow_abbrev=False,
+    )
+    ablation.add_options(parser)
+    return parser
+
+
 def _add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
     built_in = "; ".join(f"{name}: {what}" for name, what in BUILT_IN.items())
     parser.add_argument(
@@ -407,7 +423,10 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="of random inputs and of a built-in model's weights (default: %(default)s)",
+        help=(
+            "of random inputs, of what a model writes to be calibrated on, and of the weights of "
+            "random-llama and tiny-qwen3-vl (default: %(default)s)"
+        ),
     )
 
     group.add_argument(
@@ -443,5 +462,8 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
         "--calibration-text",
         type=file,
         metavar="FILE",
-        help="a text to take them, or what is said about images, from (default: random tokens)",
+        help=(
+            "a text to take them, or what is said about images, from (default: what the model "
+            "writes itself, with this --seed; random tokens for one without a tokenizer)"
+        ),
     )

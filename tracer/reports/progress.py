@@ -53,6 +53,32 @@ def call_counter(text: str, expected: int) -> Iterator[Callable[[int], None]]:
         bar.stop()
 
 
+@contextmanager
+def trial_counter(text: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over the trials of a study; where there is no terminal, a line for each of them.
+
+    Yields:
+        A function to be told of each that has ended, how many have, and how many are wanted.
+    """
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+
+        def tell_in_lines(what: str, ended: int, wanted: int) -> None:
+            console.print(f"{text}: {ended} of {wanted}: {what}", markup=False, soft_wrap=True)
+
+        yield tell_in_lines
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}")
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+    task = bar.add_task(text, total=None, what="")
+
+    def tell(what: str, ended: int, wanted: int) -> None:
+        bar.update(task, completed=ended, total=wanted, what=f"{ended} of {wanted}: {what}")
+
+    with bar:
+        yield tell
+
+
 def tracked(items: Iterable[Any]) -> Iterable[Any]:
     """Hands on what it is given and shows how far it is."""
     console = Console(stderr=True)
