@@ -28,7 +28,7 @@ from wrappers.errors import ConfigError, StudyError
 from wrappers.module import iter_points
 from wrappers.quantize import calibrate, convert, prepare
 from wrappers.studies.trials import Settings, Trial
-from wrappers.studies.workload import Loaded
+from wrappers.studies.workload import Loaded, batches
 
 DEFAULTS: Settings = {
     "activation": "uint8",
@@ -74,7 +74,7 @@ def prefill_model(loaded: Loaded, trial: Trial) -> nn.Module:
     """The quantised model of a trial, in the variant of its settings."""
     settings = {**DEFAULTS, **trial.settings}
     wrapped = _prepared(loaded.model, settings, str(settings["variant"]))
-    calibrate(wrapped, loaded.calibration_set(trial.seed, settings["calibration"]))
+    calibrate(wrapped, batches(loaded.calibration_set(trial.seed, settings["calibration"])))
     return convert(wrapped)
 
 
@@ -90,13 +90,11 @@ def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
     source, steps = settings["source"], settings["steps"]
     # With both, each prompt is seen once all the same: the budget is that of the others.
     shares = {"float": prompts[::2], "quantized": prompts[1::2]}
-    streams = [
-        decode_inputs(
-            past, decode, shares[name] if source == "both" else prompts, steps=steps, source=name
-        )
-        for name, past in (("float", loaded.model), ("quantized", prefill))
-        if source in (name, "both")
-    ]
+    streams = []
+    for name, past in (("float", loaded.model), ("quantized", prefill)):
+        if source in (name, "both"):
+            own = batches(shares[name] if source == "both" else prompts)
+            streams.append(decode_inputs(past, decode, own, steps=steps, source=name))
     calibrate(decode, itertools.chain(*streams))
     return convert(decode)
 

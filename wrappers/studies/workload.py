@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wrappers.errors import InputError, StudyError
 from wrappers.evaluate import documents
 
+_BATCH = 8  # calibration sequences that are run together
 _SAMPLED = 64  # documents that a model writes itself where no text is given
 
 
@@ -79,16 +80,13 @@ class Loaded:
     calibration: Sequence[int]
     prompts: Sequence[Sequence[int]]
 
-    def calibration_set(self, seed: int, size: int) -> list[dict[str, Tensor]]:
-        """`size` sequences drawn from the calibration text, as a model takes them."""
+    def calibration_set(self, seed: int, size: int) -> list[list[int]]:
+        """`size` sequences drawn from the calibration text, BOS included."""
         head = [] if self.bos is None else [self.bos]
         length = self.workload.calibration_length - len(head)
         draw = random.Random(seed)
         starts = [draw.randrange(len(self.calibration) - length + 1) for _ in range(size)]
-        return [
-            {"input_ids": torch.tensor([[*head, *self.calibration[start : start + length]]])}
-            for start in starts
-        ]
+        return [[*head, *self.calibration[start : start + length]] for start in starts]
 
     def checksum(self) -> str:
         """SHA-256 of parameters and texts: what a result depends on besides the settings."""
@@ -131,6 +129,14 @@ def load(workload: Workload) -> Loaded:
         )
     prompts = _prompts(calibration, bos, workload.prompts)
     return Loaded(workload, found.model, found.tokenizer, bos, scored, calibration, prompts)
+
+
+def batches(sequences: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+    """Sequences of one length as a model takes them, several at a time."""
+    return [
+        {"input_ids": torch.tensor([list(ids) for ids in sequences[start : start + _BATCH]])}
+        for start in range(0, len(sequences), _BATCH)
+    ]
 
 
 def _documents(file: str, tokenizer: Any, workload: Workload) -> list[list[int]]:
