@@ -23,7 +23,7 @@ class Spread:
 
     Attributes:
         mean: of them.
-        deviation: their standard deviation (n - 1); NaN for one seed.
+        deviation: their standard deviation (n - 1); NaN for one seed, or infinite figures.
         count: how many seeds.
     """
 
@@ -34,7 +34,8 @@ class Spread:
     @classmethod
     def of(cls, figures: Sequence[float]) -> Spread:
         """That of some figures, at least one."""
-        deviation = statistics.stdev(figures) if len(figures) > 1 else math.nan
+        known = len(figures) > 1 and all(map(math.isfinite, figures))
+        deviation = statistics.stdev(figures) if known else math.nan
         return cls(statistics.fmean(figures), deviation, len(figures))
 
 
@@ -64,8 +65,10 @@ class Difference:
         if not pairs:
             raise ValueError("no seed in common")
         mean = statistics.fmean(pairs)
-        if len(pairs) == 1:
-            return cls(mean, -math.inf, math.inf, 1)
+        if math.isinf(mean) and len(pairs) > 1:
+            return cls(mean, mean, mean, len(pairs))
+        if len(pairs) == 1 or math.isnan(mean):
+            return cls(mean, -math.inf, math.inf, len(pairs))
         error = statistics.stdev(pairs) / math.sqrt(len(pairs))
         half = _T[min(len(pairs) - 1, len(_T)) - 1] * error
         return cls(mean, mean - half, mean + half, len(pairs))

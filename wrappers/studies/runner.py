@@ -9,7 +9,8 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from wrappers.errors import MissingExtraError, StudyError
 from wrappers.studies.scoring import measure
 from wrappers.studies.trials import Result, Results, Trial
 from wrappers.studies.workload import Workload, load
+
+Execute = Callable[[Sequence[Trial]], Iterator[Result]]
 
 Told = Callable[[Result, int, int], None]
 """Called with each result, how many there are by now, and how many are wanted so far."""
@@ -102,12 +105,13 @@ def run(
     load(workload)  # what is wrong with it is told before the trials begin
     if not study.wanted(results):
         raise StudyError(f"the study {study.name} has nothing to try")
-    while trials := results.missing(study.wanted(results)):
-        total = len(results) + len(trials)
-        for result in _executed(trials, workload, where):
-            results.add(result)
-            if told is not None:
-                told(result, len(results), total)
+    with _executor(workload, where) as executed:
+        while trials := results.missing(study.wanted(results)):
+            total = len(results) + len(trials)
+            for result in executed(trials):
+                results.add(result)
+                if told is not None:
+                    told(result, len(results), total)
 
 
 def run_trial(workload: Workload, trial: Trial) -> Result:
@@ -115,7 +119,7 @@ def run_trial(workload: Workload, trial: Trial) -> Result:
 
     It runs on one thread, so that sums are in the same order wherever it runs.
     """
-    threads = torch.get_num_threads()
+    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
     torch.set_num_threads(1)
     torch.manual_seed(trial.seed)
     start = time.perf_counter()
@@ -125,35 +129,42 @@ def run_trial(workload: Workload, trial: Trial) -> Result:
         result = Result(trial, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
     finally:
         torch.set_num_threads(threads)
+        torch.random.set_rng_state(state)
     return replace(result, seconds=round(time.perf_counter() - start, 3))
 
 
-def _executed(trials: Sequence[Trial], workload: Workload, where: Where) -> Iterator[Result]:
-    """The results in the order in which they come."""
+@contextmanager
+def _executor(workload: Workload, where: Where) -> Iterator[Execute]:
+    """A function that runs trials and yields their results in the order in which they come."""
     if where.ray is not None:
-        yield from _on_ray(trials, workload, where)
+        with _on_ray(workload, where) as executed:
+            yield executed
     elif where.workers > 1:
-        yield from _in_processes(trials, workload, where.workers)
+        with _in_processes(workload, where.workers) as executed:
+            yield executed
     else:
-        for trial in trials:
-            yield run_trial(workload, trial)
+        yield lambda trials: (run_trial(workload, trial) for trial in trials)
 
 
-def _in_processes(trials: Sequence[Trial], workload: Workload, workers: int) -> Iterator[Result]:
+@contextmanager
+def _in_processes(workload: Workload, workers: int) -> Iterator[Execute]:
     # Forked processes would inherit threads of PyTorch that do not exist in them.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending = {pool.submit(run_trial, workload, trial) for trial in trials}
-        try:
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
+
+        def executed(trials: Sequence[Trial]) -> Iterator[Result]:
+            pending = [pool.submit(run_trial, workload, trial) for trial in trials]
+            try:
+                for future in as_completed(pending):
                     yield future.result()
-        finally:
-            for future in pending:
-                future.cancel()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+        yield executed
 
 
-def _on_ray(trials: Sequence[Trial], workload: Workload, where: Where) -> Iterator[Result]:
+@contextmanager
+def _on_ray(workload: Workload, where: Where) -> Iterator[Execute]:
     try:
         import ray
     except ImportError as error:
@@ -165,11 +176,14 @@ def _on_ray(trials: Sequence[Trial], workload: Workload, where: Where) -> Iterat
         _connect(ray, where)
     try:
         remote = ray.remote(max_retries=2)(run_trial)
-        shared = ray.put(workload)
-        pending = [remote.remote(shared, trial) for trial in trials]
-        while pending:
-            done, pending = ray.wait(pending, num_returns=1)
-            yield from ray.get(done)
+
+        def executed(trials: Sequence[Trial]) -> Iterator[Result]:
+            pending = [remote.remote(workload, trial) for trial in trials]
+            while pending:
+                done, pending = ray.wait(pending, num_returns=1)
+                yield from ray.get(done)
+
+        yield executed
     finally:
         if own:
             ray.shutdown()

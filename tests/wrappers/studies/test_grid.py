@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from wrappers.errors import StudyError
+from wrappers.studies import File, Loaded, Results, report_of
+
+SENSITIVITY = """
+[study]
+seeds = [0, 1]
+baseline = { leave_out = "model.layers.1.mlp" }
+
+[settings]
+weight = "uint4"
+
+[grid]
+leave_out = ["model.layers.*.mlp"]
+activation = ["uint8", "int16"]
+
+[workload]
+tokens = 100
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "sensitivity.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+class TestFile:
+    def test_globs_stand_for_modules(self, file, loaded: Loaded):
+        made = File.read(file(SENSITIVITY))
+        assert made.workload == {"tokens": 100}
+        grid = made.on(loaded.model)
+        assert grid.name == "sensitivity"
+        assert [(c["leave_out"], c["activation"]) for c in grid.combinations] == [
+            (f"model.layers.{layer}.mlp", activation)
+            for layer in (0, 1)
+            for activation in ("uint8", "int16")
+        ]
+        assert all(c["weight"] == "uint4" for c in grid.combinations)
+        assert grid.baseline["leave_out"] == "model.layers.1.mlp"
+        assert len(grid.wanted(None)) == 8
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[grid", "is no TOML"),
+            ("[studdy]\n", "unknown section 'studdy'"),
+            ("grid = 3\n", r"\[grid\] is 3; expected a table"),
+            ("[study]\nseed = 1\n[grid]\nweight = ['int8']\n", r"unknown name in \[study\] 'seed'"),
+            ("[workload]\ntoken = 1\n", r"unknown name in \[workload\] 'token'"),
+            ("[settings]\nweight = 'int8'\n", r"has no \[grid\]"),
+            ("[grid]\nweight = 'int8'\n", "weight in .grid. is 'int8'; expected a list"),
+            ("[grid]\nweight = ['int99']\n", "these settings make no PTQConfig"),
+            ("[grid]\nweigth = ['int8']\n", "unknown setting 'weigth'"),
+        ],
+    )
+    def test_files_that_cannot_be(self, file, text, message):
+        with pytest.raises(StudyError, match=message):
+            File.read(file(text))
+
+    def test_no_file(self, tmp_path: Path):
+        with pytest.raises(StudyError, match="cannot read"):
+            File.read(tmp_path / "none.toml")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[grid]\nonly = ['model.layer.*']\n", "matches no wrapped module"),
+            (
+                "[study]\nbaseline = {weight = 'int4'}\n[grid]\nweight = ['int8']\n",
+                "none of the 1 combinations has the baseline",
+            ),
+        ],
+    )
+    def test_what_the_model_does_not_have(self, file, loaded: Loaded, text, message):
+        made = File.read(file(text))
+        with pytest.raises(StudyError, match=message):
+            made.on(loaded.model)
+
+
+def test_without_the_baseline_there_is_nothing_to_say(file, loaded: Loaded, tmp_path: Path):
+    grid = File.read(file(SENSITIVITY)).on(loaded.model)
+    known = Results(tmp_path / "r.jsonl", {"study": "s", "workload": {}})
+    assert report_of(grid, known).reading == ("The baseline has no results.",)

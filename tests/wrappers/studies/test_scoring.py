@@ -1,0 +1,128 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from wrappers import evaluate
+from wrappers.affine import AffineQParams
+from wrappers.studies import Loaded, Trial
+from wrappers.studies.quantising import decode_model, prefill_model
+from wrappers.studies.scoring import _of_masks, _probe, measure
+
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def prefill_metrics(loaded: Loaded) -> dict:
+    return measure(loaded, Trial({"activation": "int16"}, 0))
+
+
+@pytest.fixture(scope="module")
+def decode_metrics(loaded: Loaded) -> dict:
+    return measure(loaded, Trial({"source": "float", "steps": 4, "calibration": 3}, 0))
+
+
+class TestPrefill:
+    def test_the_loss_is_that_of_the_quantised_model(self, loaded: Loaded, prefill_metrics):
+        model = prefill_model(loaded, Trial({"activation": "int16"}, 0))
+        total = count = 0
+        for ids in loaded.texts:
+            for start in range(0, len(ids), 63):
+                row = torch.tensor([[0, *ids[start : start + 63]]])
+                with torch.no_grad():
+                    logits = model(row).logits[0, :-1].double()
+                total += float(functional.cross_entropy(logits, row[0, 1:], reduction="sum"))
+                count += row.shape[1] - 1
+        assert sum(prefill_metrics["tokens"]) == count
+        assert prefill_metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+        assert prefill_metrics["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+
+    def test_layers_are_compared_one_by_one(self, prefill_metrics):
+        for name in ("weights_peir", "attention_peir", "layer_l2"):
+            assert len(prefill_metrics[name]) == LAYERS
+            assert all(0 < error < 0.2 for error in prefill_metrics[name]), name
+
+    def test_layer_errors_by_hand(self, loaded: Loaded, prefill_metrics):
+        model = prefill_model(loaded, Trial({"activation": "int16"}, 0))
+        kept: list[list[torch.Tensor]] = [[], []]
+        for each, outputs in zip((loaded.model, model), kept, strict=True):
+            layers = each.model.layers
+            hooks = [
+                layer.register_forward_hook(lambda m, a, out, outputs=outputs: outputs.append(out))
+                for layer in layers
+            ]
+            with torch.no_grad():
+                each(**_probe(loaded))
+            for hook in hooks:
+                hook.remove()
+        errors = [
+            float((r - c).double().norm() / r.double().norm()) for r, c in zip(*kept, strict=True)
+        ]
+        assert prefill_metrics["layer_l2"] == pytest.approx(errors, rel=1e-4)
+
+    def test_the_generation_check(self, prefill_metrics):
+        assert 0 <= prefill_metrics["equal"] <= 1
+        assert 0 <= prefill_metrics["first_different"] <= 6
+        assert "tasks" not in prefill_metrics
+
+    def test_no_generation_check(self, loaded: Loaded):
+        quick = replace(loaded, workload=replace(loaded.workload, new_tokens=0))
+        assert "equal" not in measure(quick, Trial({}, 0))
+
+
+class TestMasks:
+    def test_a_small_fill_value_leaks(self, loaded: Loaded):
+        def leak(fill: float) -> float:
+            trial = Trial({"attention_mask_fill_value": fill}, 0)
+            return _of_masks(prefill_model(loaded, trial), _probe(loaded))["leak"]
+
+        assert leak(-1.0) > 0.2
+        assert leak(-120.0) == 0.0
+
+    def test_a_large_fill_value_takes_the_codes(self, loaded: Loaded):
+        def step(fill: float) -> float:
+            trial = Trial({"attention_mask_fill_value": fill}, 0)
+            return _of_masks(prefill_model(loaded, trial), _probe(loaded))["mask_step"]
+
+        assert step(-240.0) == pytest.approx(240 / 255, rel=0.1)
+        assert step(-240.0) > 1.5 * step(-120.0)
+
+    def test_saturation_by_hand(self, loaded: Loaded):
+        model = prefill_model(loaded, Trial({"attention_mask_fill_value": -40.0}, 0))
+        inputs = _probe(loaded)
+        assert _of_masks(model, inputs)["mask_saturation"] < 0.2
+        for layer in model.model.layers:
+            point = layer.self_attn.points["mask_add"]
+            q = point.qparams
+            point.quantizer = AffineQParams(q.scale / 1e4, q.zero_point, q.dtype)
+        assert _of_masks(model, inputs)["mask_saturation"] > 0.9
+        assert not any("_quantize" in vars(layer.self_attn) for layer in model.model.layers)
+
+
+class TestDecode:
+    def test_both_objectives(self, loaded: Loaded, decode_metrics):
+        trial = Trial({"source": "float", "steps": 4, "calibration": 3}, 0)
+        prefill = prefill_model(loaded, trial)
+        decode = decode_model(loaded, trial, prefill)
+        for name, past in (("loss", prefill), ("float_past_loss", loaded.model)):
+            found = evaluate.decoded_perplexity(
+                past, decode, loaded.texts, bos=0, prompt=8, batch=16
+            )
+            assert decode_metrics[name] == found.loss
+        assert decode_metrics["loss"] != decode_metrics["float_past_loss"]
+
+    def test_layers_over_steps(self, decode_metrics):
+        for name in ("layer_l2", "float_past_layer_l2"):
+            assert len(decode_metrics[name]) == LAYERS
+            assert all(0 < error < 1 for error in decode_metrics[name])
+
+
+def test_a_float_configuration_has_no_error(loaded: Loaded):
+    metrics = measure(loaded, Trial({"overrides": {"*": "off"}}, 0))
+    assert metrics["equal"] == 1
+    assert metrics["loss"] == pytest.approx(
+        evaluate.perplexity(loaded.model, loaded.texts, bos=0).loss, rel=1e-5
+    )
+    assert max(metrics["layer_l2"]) < 1e-5
