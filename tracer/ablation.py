@@ -204,7 +204,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     for path in options.report:
         check_path(path)
     made = studies.File.read(options.config) if options.config is not None else None
-    workload = _workload(options, made, studies)
+    workload = _workload(options, made)
     if made is not None:
         study: studies.Study = made.on(studies.load(workload).model)
     else:
@@ -233,16 +233,17 @@ def _of_the_study(options: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _workload(
-    options: argparse.Namespace, made: "studies.File | None", studies: Any
-) -> "studies.Workload":
+def _workload(options: argparse.Namespace, made: "studies.File | None") -> "studies.Workload":
+    from wrappers import studies
+
     given = {} if made is None else dict(made.workload)
     for name in _WORKLOAD:
         value = getattr(options, name)
         if value is not None:
             given[name] = str(value) if isinstance(value, Path) else value
     if "model" not in given:
-        raise UsageError(f"no model is named: give MODEL, or `model` in [workload] of {made.path}")
+        raise UsageError("no model is named: give MODEL, or `model` in [workload] of the file")
     if "tasks" in given:
         given["tasks"] = tuple(given["tasks"])
-    return studies.Workload(**given)
+    workload: studies.Workload = studies.Workload(**given)
+    return workload

@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 
 from wrappers.config import PTQConfig, QuantSpec, affine, no_quantization
-from wrappers.decoding import decode_inputs
+from wrappers.decoding import Source, decode_inputs
 from wrappers.errors import ConfigError, StudyError
 from wrappers.module import iter_points
 from wrappers.quantize import calibrate, convert, prepare
@@ -91,7 +91,8 @@ def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
     # With both, each prompt is seen once all the same: the budget is that of the others.
     shares = {"float": prompts[::2], "quantized": prompts[1::2]}
     streams = []
-    for name, past in (("float", loaded.model), ("quantized", prefill)):
+    pasts: dict[Source, nn.Module] = {"float": loaded.model, "quantized": prefill}
+    for name, past in pasts.items():
         if source in (name, "both"):
             own = batches(shares[name] if source == "both" else prompts)
             streams.append(decode_inputs(past, decode, own, steps=steps, source=name))

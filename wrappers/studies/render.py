@@ -7,7 +7,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,9 @@ def _drawing(plot: Plot) -> str:
     spread = [p[1] + sign * p[2] for p in points for sign in (-1, 1)]
     up = _scale(spread, _HEIGHT - 36, 26)
     parts = [f"<text x={_MARGIN} y=16>{html.escape(plot.title)}</text>"]
-    ticks = plot.ticks or sorted({p[0] for p in points})
+    ticks: Sequence[str | float] = plot.ticks or sorted({p[0] for p in points})
     for place, tick in enumerate(ticks):
-        x = across(float(place) if plot.ticks else float(tick))
+        x = across(float(place) if isinstance(tick, str) else tick)
         name = html.escape(tick if isinstance(tick, str) else f"{tick:g}")
         parts.append(f"<text x={x:.1f} y={_HEIGHT - 18} text-anchor=middle>{name}</text>")
     for value in (min(spread), max(spread)):

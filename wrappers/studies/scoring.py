@@ -54,7 +54,12 @@ def _of_prefill(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
 
 
 def _of_decode(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> dict[str, Any]:
-    options = {"bos": loaded.bos, "prompt": 8, "window": loaded.workload.window, "batch": 16}
+    options: dict[str, Any] = {
+        "bos": loaded.bos,
+        "prompt": 8,
+        "window": loaded.workload.window,
+        "batch": 16,
+    }
     deployed = evaluate.decoded_perplexity(prefill, decode, loaded.texts, **options)
     principled = evaluate.decoded_perplexity(loaded.model, decode, loaded.texts, **options)
     longest = max(map(len, loaded.prompts)) + loaded.workload.new_tokens

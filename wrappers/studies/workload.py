@@ -105,9 +105,9 @@ def load(workload: Workload) -> Loaded:
     Raises:
         StudyError: a text is missing or too short, or the model has no tokenizer.
     """
-    from tracer import models
+    import tracer
 
-    found = models.load(workload.model, attn_implementation="eager", dtype="float32")
+    found = tracer.models.load(workload.model, attn_implementation="eager", dtype="float32")
     if found.tokenizer is None:
         raise StudyError(
             f"{workload.model} has no tokenizer, and a study scores texts: give a model with one"
@@ -168,7 +168,7 @@ def _written(model: nn.Module, bos: int | None, workload: Workload) -> list[list
         raise StudyError(
             f"{workload.model} has no token to begin a text with: give a text to score"
         )
-    most = workload.window or model.config.max_position_embeddings
+    most = workload.window or int(model.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:

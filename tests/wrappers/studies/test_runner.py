@@ -1,4 +1,4 @@
-"""Studies that are run: in a process, in several, with trials that fail, killed and gone on with."""
+"""Studies that are run: here, in processes, with failing trials, killed and gone on with."""
 
 import subprocess
 import sys
