@@ -104,9 +104,11 @@ def _tokenized(text: str, tokenizer: Any) -> list[int]:
     lines = text.splitlines(keepends=True)
     step = _LINES if len(text) > _LONG_TEXT else max(1, len(lines))
     parts = ("".join(lines[start : start + step]) for start in range(0, len(lines), step))
-    return [
-        token for part in parts for token in tokenizer(part, add_special_tokens=False)["input_ids"]
-    ]
+    # `verbose` would warn of texts beyond the model's length, which are cut into windows here.
+    found = (
+        tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts
+    )
+    return [token for ids in found for token in ids]
 
 
 def windows(
