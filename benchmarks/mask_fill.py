@@ -61,7 +61,7 @@ class Case:
 
 
 def case_of(seed: int, length: int) -> Case:
-    model = tiny.build("tiny-llama", seed).model.eval()
+    model = tiny.build("random-llama", seed).model.eval()
     model.set_attn_implementation("eager")
     attention = model.layers[0].self_attn
     generator = torch.Generator().manual_seed(seed)

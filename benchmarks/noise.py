@@ -2,10 +2,10 @@
 
     python benchmarks/noise.py [MODEL ...] [--sequence-length N] [--batch N]
 
-Each model (the built-in ones by default; a folder or hub id) is compared with what computes the
-same in another order or precision, and with its wrapped forms where there are wrappers. Printed for
-each pair: the verdict, the largest PEIR, where it is, that of the model's own output, and how many
-rows lie beyond 1e-05, the limit for float32.
+Each model (those of random weights by default; a folder or hub id) is compared with what computes
+the same in another order or precision, and with its wrapped forms where there are wrappers. Printed
+for each pair: the verdict, the largest PEIR, where it is, that of the model's own output, and how
+many rows lie beyond 1e-05, the limit for float32.
 """
 
 import argparse
@@ -25,7 +25,7 @@ VARIANTS = ("prefill", "prefill_reference")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=["tiny-llama", "tiny-qwen3-vl"])
+    parser.add_argument("models", nargs="*", default=["random-llama", "tiny-qwen3-vl"])
     parser.add_argument("--sequence-length", type=int)
     parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()

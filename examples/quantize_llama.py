@@ -7,8 +7,6 @@ Activations in 16 bits, weights in 4, those of the head in 8.
 
 import sys
 
-import torch
-
 import tracer
 import wrappers
 
@@ -25,10 +23,9 @@ wrapped = wrappers.prepare(loaded.model, config)
 off = tracer.compare(loaded.model, wrapped, loaded.inputs)
 print(f"quantisation off: {off.verdict.explanation}")
 
-vocabulary = loaded.model.config.vocab_size
-generator = torch.Generator().manual_seed(1)
-batches = [{"input_ids": torch.randint(vocabulary, (1, 32), generator=generator)} for _ in range(8)]
-wrappers.calibrate(wrapped, [loaded.inputs, *batches])
+data = tracer.models.calibration(loaded)
+print(f"calibrated on {data.description}")
+wrappers.calibrate(wrapped, data.batches)
 quantized = wrappers.convert(wrapped)
 
 frame = tracer.compare(loaded.model, quantized, loaded.inputs, confirm=False).to_frame()

@@ -3,10 +3,14 @@
 import importlib.util
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from tracer import models
+from tracer.sources import locate
 from wrappers import registry
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -126,6 +130,43 @@ def test_quantising_and_exporting(name, monkeypatch, capsys, tmp_path) -> None:
         assert f"{file}: {file.stat().st_size} bytes" in printed
     else:
         assert "pip install 'trace-model[export]'" in printed
+
+
+@pytest.fixture
+def flushed() -> Iterator[None]:
+    """The example has denormal numbers taken for 0; other tests do not."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+def test_train_tiny_llama(flushed, monkeypatch, capsys, tmp_path) -> None:
+    colours, places = ("red", "blue", "green", "grey"), ("lake", "wood", "hill", "shed", "barn")
+    stories = [f"A {colour} hen ran to the {place}." for colour in colours for place in places]
+    one_a_line, separated = tmp_path / "a.txt", tmp_path / "b.txt"
+    one_a_line.write_text("\n".join([*stories[:10], stories[0], ""]))
+    separated.write_text("\n<|endoftext|>\n".join(stories[10:]))
+    more, out = tmp_path / "more.txt", tmp_path / "out"
+    options = ["--steps", "12", "--out", str(out)]
+    teacher = ["--more", str(more), "--teacher", str(locate("tiny-llama")), "--written", "2"]
+    printed = run(
+        *("train_tiny_llama.py", monkeypatch, capsys),
+        *(str(one_a_line), str(separated), *options, *teacher),
+    )
+    assert more.read_text().count("<|endoftext|>") == 2
+    assert "18 stories and 2 more, 2 held out\n" in printed
+    untrained, trained = re.findall(r"held-out stories: .*?([\d.]+)\n", printed)
+    assert float(trained) < 0.8 * float(untrained)
+    loaded = models.load(out)
+    assert loaded.notes[0].endswith(" tokens of the default prompt")
+    assert loaded.tokenizer.decode(loaded.tokenizer(stories[0])["input_ids"][1:]) == stories[0]
+
+    with pytest.raises(SystemExit):
+        run("train_tiny_llama.py", monkeypatch, capsys, str(one_a_line), *options, *teacher[2:])
+    assert "--teacher writes to the file of --more" in capsys.readouterr().err
+    one_a_line.write_text("\n".join(stories[:9]))
+    with pytest.raises(SystemExit):
+        run("train_tiny_llama.py", monkeypatch, capsys, str(one_a_line), *options)
+    assert "found 9 stories; expected at least 10" in capsys.readouterr().err
 
 
 def test_quantising_without_tico(monkeypatch, capsys, tmp_path) -> None:

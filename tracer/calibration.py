@@ -1,4 +1,8 @@
-"""Data to calibrate a quantised candidate on: a model's own inputs, and others like them."""
+"""Data to calibrate a quantised candidate on: a model's own inputs, and others like them.
+
+Random tokens are a text that a trained model never meets, and its activations on them are others
+than those on a text. So where no text is given, a model that writes any makes its own.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,13 +42,14 @@ def calibration(
     Args:
         count: how many to add.
         text: a text file; its tokens are cut into sequences, of which the first are taken, or its
-            words into passages to go with photos. None for random tokens of the vocabulary, or
-            for questions about a photo.
+            words into passages to go with photos. None for what the model writes itself, drawn
+            token by token, for random tokens if it does not write or has no tokenizer, or for
+            questions about a photo.
         seed: for what is random.
 
     Raises:
-        UsageError: a negative count, or a text that cannot be read, holds too little, or does not
-            go with the model.
+        UsageError: a negative count; a text that cannot be read, holds too little, or does not
+            go with the model; or no text, and a model that cannot write any for its logits.
     """
     if count < 0:
         raise UsageError(f"calibrate {count}: expected a number of sequences, at least 0")
@@ -74,18 +79,49 @@ def _of_tokens(
     loaded: "Loaded", count: int, file: Path | None, seed: int
 ) -> tuple[list[dict[str, torch.Tensor]], str]:
     length = loaded.inputs["input_ids"].shape[1]
-    if file is None:
+    if file is not None:
+        sequences = _windows(loaded, file, length)[:count]
+        source = f"the first {len(sequences)} sequences of {length} tokens of {file}"
+    elif _writes(loaded) and count:
+        sequences = _written(loaded, count, length, seed)[:, None]
+        source = f"{count} sequences of {length} tokens that the model wrote (seed {seed})"
+    else:
         # Another seed than that of random inputs, or the first sequence would be the inputs again.
         sequences = random_tokens(loaded.model, (count, 1, length), seed + 1)
         source = f"{count} random sequences of {length} tokens (seed {seed})"
-    else:
-        sequences = _windows(loaded, file, length)[:count]
-        source = f"the first {len(sequences)} sequences of {length} tokens of {file}"
     batches = [
         {"input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
         for sequence in sequences
     ]
     return batches, source
+
+
+def _writes(loaded: "Loaded") -> bool:
+    """Whether the model is one that continues a text."""
+    can_generate = getattr(loaded.model, "can_generate", None)
+    return loaded.tokenizer is not None and can_generate is not None and bool(can_generate())
+
+
+@torch.no_grad()
+def _written(loaded: "Loaded", count: int, length: int, seed: int) -> torch.Tensor:
+    """Texts that a model makes up after the token that its inputs begin with, [count, length]."""
+    model, own = loaded.model, loaded.inputs["input_ids"]
+    mask = loaded.inputs.get("attention_mask", torch.ones_like(own))
+    first = own[0, int(mask[0].long().argmax())]
+    generator = torch.Generator(own.device).manual_seed(seed)
+    ids, cache = first.expand(count, 1), {}
+    while ids.shape[1] < length:
+        output = model(input_ids=ids[:, -1:] if cache else ids, use_cache=True, **cache)
+        if getattr(output, "past_key_values", None) is not None:
+            cache = {"past_key_values": output.past_key_values}
+        likely = output.logits[:, -1].float().softmax(-1)  # [count, vocabulary]
+        if not likely.isfinite().all():
+            raise UsageError(
+                f"{loaded.name} computes logits that are not finite, so it cannot write a text to "
+                "be calibrated on: give one with --calibration-text FILE"
+            )
+        ids = torch.cat([ids, torch.multinomial(likely, 1, generator=generator)], dim=1)
+    return ids
 
 
 def _of_photos(

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 BUILT_IN: Mapping[str, str] = {
-    "tiny-llama": "a Llama of 4 layers, hidden size 64",
+    "tiny-llama": "a Llama of 4 layers, hidden size 64, trained on children's stories",
+    "random-llama": "the same shape with seeded random weights and without a tokenizer",
     "tiny-qwen3-vl": "a Qwen3-VL of 2 vision blocks and 2 decoder layers, with an image as input",
 }
 

@@ -1,6 +1,6 @@
 """A name or a path becomes a model with inputs, and a kind of candidate becomes a second model.
 
->>> loaded = load("tiny-llama", batch=2)
+>>> loaded = load("random-llama", batch=2)
 >>> {name: tuple(tensor.shape) for name, tensor in loaded.inputs.items()}
 {'input_ids': (2, 32), 'attention_mask': (2, 32)}
 >>> comparison = tracer.compare(loaded.model, candidate(loaded, "sdpa"), loaded.inputs)
@@ -25,7 +25,7 @@ from tracer import tiny
 from tracer.calibration import Calibration as Calibration
 from tracer.calibration import calibration as calibration
 from tracer.checkpoints import load_pretrained, load_tokenizer
-from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS
+from tracer.choices import CANDIDATES, DTYPES, NEED_WRAPPERS
 from tracer.errors import UsageError, near_names
 from tracer.images import from_images, open_image
 from tracer.inputs import Made, Request, check, from_text, read
@@ -94,12 +94,12 @@ def load(
     """Loads a model and makes inputs for it.
 
     Args:
-        name_or_path: "tiny-llama", "tiny-qwen3-vl", a local folder, or a hub id such as
+        name_or_path: "tiny-llama", "random-llama", "tiny-qwen3-vl", a local folder, or a hub id such as
             "organisation/name".
         dtype: of the weights: "float32", so that a checkpoint in half precision does not hide
             differences behind its rounding; another name or torch dtype; "auto" as stored.
-        seed: for the weights of a built-in model and for random inputs. The global random state
-            is left as it is.
+        seed: for random weights ("random-llama", "tiny-qwen3-vl") and random inputs. The global
+            random state is left as it is.
         prompt: the text of the inputs, for a model with a tokenizer.
         sequence_length: tokens in the longest sequence. A text is repeated or cut to it.
         batch: number of sequences. Beyond 1 they have different lengths and are padded.
@@ -145,7 +145,7 @@ def load(
     if pictures or prepares is not None or video is not None:
         _check_takes_images(model, name)
     if pictures and prepares is None:
-        if name in BUILT_IN:
+        if name in tiny.TINY:
             raise UsageError(f"{name} has no processor for images: give --processor FOLDER|HUB_ID")
         prepares = _processor(name, trust_remote_code)
     tokenizer = None
@@ -154,7 +154,7 @@ def load(
         tokenizer = prepares.tokenizer
         kind = type(prepares.image_processor).__name__
         notes += (f"processor: {processor or name}, with a {kind}",)
-    elif name not in BUILT_IN and (given is None or "input_ids" in given):
+    elif name not in tiny.TINY and (given is None or "input_ids" in given):
         tokenizer = load_tokenizer(name, source, trust_remote_code=trust_remote_code)
     _set_attention(model, attn_implementation, name)
     if given is not None:
@@ -277,7 +277,7 @@ def _model(
     trust_remote_code: bool,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The model, and what is worth knowing about it, in words."""
-    if name not in BUILT_IN:
+    if name not in tiny.TINY:
         if isinstance(source, str):
             check_hub(source)
         return load_pretrained(name, source, dtype, trust_remote_code=trust_remote_code)

@@ -13,12 +13,14 @@ from tracer.words import brief
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_TIMEOUT = 10.0  # seconds
+# The built-in models that are checkpoints, which come with this package.
+_TRAINED: Mapping[str, Path] = {"tiny-llama": Path(__file__).parent / "trained" / "tiny-llama"}
 # What transformers reads the settings of an image processor from; the second since release 5.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
-    """A folder with a config, or a name: that of a built-in model or a hub id.
+    """A folder with a config, or a name: that of a seeded built-in model or a hub id.
 
     Args:
         others: more names that would have been possible, for the message.
@@ -26,6 +28,8 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
     Raises:
         ModelLoadError: it is none of them.
     """
+    if name in _TRAINED:
+        return _TRAINED[name]
     if name in BUILT_IN:
         return name
     folder = Path(name).expanduser()

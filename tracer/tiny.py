@@ -1,4 +1,4 @@
-"""The built-in models: reduced configurations with seeded weights, made in a moment.
+"""The built-in models with seeded weights: reduced configurations, made in a moment.
 
 Their weights are drawn so that every activation has about unit variance, and so that no norm or
 bias is neutral: a mistake anywhere shows in the output.
@@ -46,7 +46,7 @@ def build(name: str, seed: int, **options: Any) -> Any:
     return model
 
 
-def _tiny_llama() -> Any:
+def _random_llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -106,6 +106,6 @@ def _tiny_qwen3_vl(tokens: Tokens = _OWN_TOKENS) -> Any:
 
 
 TINY: Mapping[str, Callable[..., Any]] = {
-    "tiny-llama": _tiny_llama,
+    "random-llama": _random_llama,
     "tiny-qwen3-vl": _tiny_qwen3_vl,
 }

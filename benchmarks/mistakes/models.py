@@ -21,14 +21,14 @@ Source = Callable[[], tuple[nn.Module, dict[str, Any]]]
 
 @cache
 def tiny_llama() -> tuple[nn.Module, dict[str, Any]]:
-    """The built-in Llama; three sequences, padded on the left."""
-    return _loaded("tiny-llama")
+    """The built-in Llama of random weights; three sequences, padded on the left."""
+    return _loaded("random-llama")
 
 
 @cache
 def longer_llama() -> tuple[nn.Module, dict[str, Any]]:
-    """The built-in Llama; three sequences of 48 tokens at most, padded on the left."""
-    return _loaded("tiny-llama", 48)
+    """The built-in Llama of random weights; three sequences of 48 tokens at most, padded on the left."""
+    return _loaded("random-llama", 48)
 
 
 @cache

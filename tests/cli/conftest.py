@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tracer.tiny import build
+from tracer.models import load
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +16,8 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def broken(tmp_path: Path, capsys) -> Path:
-    """The tiny Llama with one row of one weight enlarged."""
-    build("tiny-llama", seed=0).save_pretrained(tmp_path / "broken")
+    """The built-in Llama with one row of one weight enlarged."""
+    load("tiny-llama").model.save_pretrained(tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")
     weights["model.layers.2.mlp.up_proj.weight"][3] *= 1.5
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})

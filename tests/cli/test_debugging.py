@@ -17,14 +17,14 @@ from tracer.cli import main
 
 @pytest.fixture
 def at_prompt(monkeypatch, capsys):
-    """Runs `compare tiny-llama` with answers for its prompts: the code, and what is printed."""
+    """Runs `compare random-llama` with answers for its prompts: the code, and what is printed."""
     for name in ("CI", "PYTHONBREAKPOINT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(answers: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(answers.replace("; ", "\n") + "\n"))
-        code = main(["compare", "tiny-llama", *map(str, arguments)])
+        code = main(["compare", "random-llama", *map(str, arguments)])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 

@@ -29,12 +29,12 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 class TestRecord:
     def test_what_is_printed_and_written(self, tmp_path: Path, capsys) -> None:
         out = tmp_path / "a.trace"
-        code, printed, _ = run(capsys, "record", "tiny-llama", "--out", out, "--seed", 5)
+        code, printed, _ = run(capsys, "record", "random-llama", "--out", out, "--seed", 5)
         assert code == 0
         header = tracer.open_trace(out).header
         assert header["seed"] == 5
-        assert header["command"] == f"trace_model record tiny-llama --out {out} --seed 5"
-        assert header["name"] == "tiny-llama"
+        assert header["command"] == f"trace_model record random-llama --out {out} --seed 5"
+        assert header["name"] == "random-llama"
         assert any(note.startswith("inputs:") for note in header["notes"])
         assert printed == f"{out}: 58 calls, 80 tensors, 0.87 MiB of values\n"
 

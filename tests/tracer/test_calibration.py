@@ -1,9 +1,13 @@
 """What a quantised candidate is calibrated on."""
 
+import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import wrappers
 from tracer.errors import UsageError
@@ -12,7 +16,12 @@ from tracer.models import Loaded, calibration, candidate, load
 
 @pytest.fixture(scope="module")
 def llama() -> Loaded:
-    return load("tiny-llama")
+    return load("random-llama")
+
+
+@pytest.fixture(scope="module")
+def trained() -> Loaded:
+    return load("tiny-llama", batch=2, sequence_length=24, padding="left")
 
 
 class TestTokens:
@@ -52,6 +61,68 @@ class TestTokens:
             calibration(llama, count=-1)
         with pytest.raises(UsageError, match="has no tokenizer, so the text"):
             calibration(llama, text=tmp_path / "text.txt")
+
+
+class TestOwnText:
+    """What a model with a tokenizer is calibrated on where no text is given."""
+
+    def test_is_what_the_model_is_likely_to_write(self, trained):
+        data = calibration(trained, count=4, seed=3)
+        assert data.batches[0] is trained.inputs
+        assert data.description == (
+            "the inputs themselves and 4 sequences of 24 tokens that the model wrote (seed 3)"
+        )
+        rows = torch.cat([batch["input_ids"] for batch in data.batches[1:]])
+        assert rows.shape == (4, 24)
+        assert rows[:, 0].tolist() == [trained.tokenizer.bos_token_id] * 4
+        assert len({tuple(row) for row in rows.tolist()}) == 4
+        assert all(bool(batch["attention_mask"].all()) for batch in data.batches[1:])
+        random = torch.randint(0, 512, rows.shape, generator=torch.Generator().manual_seed(0))
+        random[:, 0] = rows[:, 0]
+        assert self.loss(trained, rows) < 3.5
+        assert self.loss(trained, random) > 6
+
+    def loss(self, loaded: Loaded, rows: torch.Tensor) -> float:
+        """The mean negative log-likelihood of a token, in nats."""
+        with torch.no_grad():
+            logits = loaded.model(rows).logits[:, :-1].double()
+        return -float(logits.log_softmax(-1).gather(2, rows[:, 1:, None]).mean())
+
+    def test_each_token_is_drawn_from_what_the_model_says(self, trained):
+        """Against drawing from whole sequences, without a cache."""
+        data = calibration(trained, count=3, seed=5)
+        generator = torch.Generator().manual_seed(5)
+        rows = torch.full((3, 1), trained.tokenizer.bos_token_id)
+        for _ in range(23):
+            with torch.no_grad():
+                likely = trained.model(rows, use_cache=False).logits[:, -1].softmax(-1)
+            rows = torch.cat([rows, torch.multinomial(likely, 1, generator=generator)], dim=1)
+        assert torch.equal(torch.cat([batch["input_ids"] for batch in data.batches[1:]]), rows)
+
+    def test_a_seed_decides_it_and_the_global_state_is_left_alone(self, trained):
+        state = torch.get_rng_state()
+        one, again, other = (calibration(trained, count=1, seed=seed) for seed in (0, 0, 1))
+        ids = [data.batches[1]["input_ids"] for data in (one, again, other)]
+        assert torch.equal(ids[0], ids[1])
+        assert not torch.equal(ids[0], ids[2])
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_none(self, trained):
+        assert calibration(trained, count=0).description == "the inputs themselves"
+
+    def test_a_model_that_cannot_write(self, trained):
+        broken = replace(trained, model=copy.deepcopy(trained.model))
+        with torch.no_grad():
+            broken.model.lm_head.weight[0] = math.nan
+        with pytest.raises(UsageError, match="tiny-llama computes logits that are not finite"):
+            calibration(broken)
+
+    def test_a_model_that_does_not_write_gets_random_tokens(self, trained):
+        config = LlamaConfig(
+            vocab_size=512, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
+        )
+        other = replace(trained, model=LlamaForSequenceClassification(config))
+        assert "random sequences" in calibration(other, count=1).description
 
 
 class TestSyntheticImages:

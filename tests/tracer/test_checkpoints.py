@@ -26,7 +26,7 @@ from tracer.tiny import build
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama as a checkpoint, without a tokenizer."""
     folder = tmp_path_factory.mktemp("saved") / "llama"
-    build("tiny-llama", seed=1).save_pretrained(folder)
+    build("random-llama", seed=1).save_pretrained(folder)
     return folder
 
 
@@ -55,12 +55,12 @@ def load(folder: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
 class TestWhole:
     def test_weights_are_those_of_the_checkpoint(self, saved: Path):
         loaded, notes = load_pretrained("it", saved, torch.float32)
-        for name, parameter in build("tiny-llama", seed=1).named_parameters():
+        for name, parameter in build("random-llama", seed=1).named_parameters():
             assert torch.equal(parameter, loaded.get_parameter(name)), name
         assert notes == ()
 
     def test_as_stored_or_cast(self, checkpoint: Path):
-        build("tiny-llama", seed=1).to(torch.bfloat16).save_pretrained(checkpoint)
+        build("random-llama", seed=1).to(torch.bfloat16).save_pretrained(checkpoint)
         assert next(load(checkpoint, None).parameters()).dtype == torch.bfloat16
         model, notes = load_pretrained("it", checkpoint, torch.float32)
         assert next(model.parameters()).dtype == torch.float32
@@ -184,7 +184,8 @@ class TestTokenizer:
 class TestLocate:
     def test_a_folder_a_name_and_a_hub_id(self, saved: Path):
         assert locate(str(saved)) == saved
-        assert locate("tiny-llama") == "tiny-llama"
+        assert locate("random-llama") == "random-llama"
+        assert (locate("tiny-llama") / "model.safetensors").is_file()
         assert locate("organisation/name") == "organisation/name"
 
     @pytest.mark.parametrize(

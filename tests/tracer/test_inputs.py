@@ -17,7 +17,7 @@ from tracer.tiny import build
 
 @pytest.fixture(scope="module")
 def llama() -> nn.Module:
-    return build("tiny-llama", seed=0)
+    return build("random-llama", seed=0)
 
 
 class Letters:

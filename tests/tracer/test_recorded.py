@@ -226,7 +226,7 @@ class TestRecordedReference:
 
 class TestFingerprints:
     def test_rows_are_estimates_and_say_so(self, tmp_path: Path) -> None:
-        loaded = load("tiny-llama")
+        loaded = load("random-llama")
         other = candidate(loaded, "bfloat16")
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         live = tracer.compare(loaded.model, other, loaded.inputs)

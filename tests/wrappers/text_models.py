@@ -10,7 +10,7 @@ def _of_two_layers(model):
 
 
 FAMILIES = {
-    "llama": lambda: _of_two_layers(tiny.build("tiny-llama", 0).model).eval(),
+    "llama": lambda: _of_two_layers(tiny.build("random-llama", 0).model).eval(),
     "qwen3_vl": lambda: tiny.build("tiny-qwen3-vl", 0).model.language_model.eval(),
 }
 """Makes the text model of a family: float, seeded, of two layers, hidden size 64."""
