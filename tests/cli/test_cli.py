@@ -132,7 +132,7 @@ class TestWrongUse:
             (["tiny-llama", "--map", "foo=bar"], "matches none of the candidate's"),
             (["tiny-llama", "--isolate", "layer"], "did you mean 'layers'"),
             (["tiny-llama", "--sequence-length", "600"], "600 tokens: tiny-llama has 512"),
-            (["tiny-llama", "--prompt", "Once"], "a prompt needs a tokenizer"),
+            (["random-llama", "--prompt", "Once"], "a prompt needs a tokenizer"),
             (["tiny-llama", "--variant", "prefil"], "no wrapper in the variant 'prefil'"),
             (["tiny-llama", "--candidate", "quantized", "--weight", "uint99"], "not 99"),
             (["tiny-llama", "--video", "2"], "is a LlamaForCausalLM: images, a processor"),
@@ -224,7 +224,7 @@ class TestOutcome:
         assert text.startswith(
             "tiny-llama (LlamaForCausalLM, float32, cpu) against wrapped (variant prefill)"
         )
-        assert "inputs: 32 random tokens (seed 0)" in text
+        assert re.search(r"^inputs: \d+ tokens of the default prompt$", text, re.MULTILINE)
         assert text.split("\n\n")[-1].startswith("agrees\n")
         assert "\x1b" not in text
 
@@ -295,7 +295,7 @@ class TestOutcome:
         ids=str,
     )
     def test_several_steps(self, capsys, options):
-        report = report_of(capsys, "tiny-llama", "--steps", 3, "--batch", 3, *options)
+        report = report_of(capsys, "random-llama", "--steps", 3, "--batch", 3, *options)
         assert report["verdict"]["agrees"] is True
         assert report["coverage"]["reference_only"] == []
         assert (
@@ -350,7 +350,8 @@ class TestOutcome:
     def test_quantised_differs_as_expected_unless_a_limit_is_given(self, capsys):
         assert compare("tiny-llama", "--candidate", "quantized", "--calibrate", 2) == 0
         text = capsys.readouterr().out
-        assert "calibrated on the inputs themselves and 2 random sequences" in text
+        assert "calibrated on the inputs themselves and 2 sequences of " in text
+        assert "that the model wrote (seed 0)" in " ".join(text.split())
         assert "where the error is introduced (leaves)" in text
         assert "the error grows" not in text
         assert re.search(r"without `\w+` \(uint8 (weight|activation)\): relative L2", text)
@@ -370,7 +371,7 @@ class TestOutcome:
 class TestOptions:
     def test_rows_and_head_follow_the_inputs_asked_for(self, capsys):
         options = ("--batch", 2, "--sequence-length", 12, "--padding", "left", "--seed", 3)
-        report = report_of(capsys, "tiny-llama", *options, "--dtype", "float64")
+        report = report_of(capsys, "random-llama", *options, "--dtype", "float64")
         assert embedded(report)["shape"] == [2, 12, 64]
         assert embedded(report)["dtype"] == "float64"
         assert report["run"]["notes"] == [
