@@ -94,8 +94,8 @@ def load(
     """Loads a model and makes inputs for it.
 
     Args:
-        name_or_path: "tiny-llama", "random-llama", "tiny-qwen3-vl", a local folder, or a hub id such as
-            "organisation/name".
+        name_or_path: "tiny-llama" (trained), "random-llama", "tiny-qwen3-vl", a local folder, or a
+            hub id such as "organisation/name".
         dtype: of the weights: "float32", so that a checkpoint in half precision does not hide
             differences behind its rounding; another name or torch dtype; "auto" as stored.
         seed: for random weights ("random-llama", "tiny-qwen3-vl") and random inputs. The global

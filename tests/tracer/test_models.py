@@ -136,9 +136,9 @@ class TestTrained:
 
     def test_it_has_learnt_how_stories_go(self, llama):
         story = (
-            "Once upon a time there was a small boat. It wanted to see the sea. One day, a boy came "
-            'to the boat and said, "Do you want to go with me?" The boat was very happy. They went '
-            "to the sea and played all day."
+            "Once upon a time there was a small boat. It wanted to see the sea. One day, a boy "
+            'came to the boat and said, "Do you want to go with me?" The boat was very happy. '
+            "They went to the sea and played all day."
         )
         ids = torch.tensor([llama.tokenizer(story)["input_ids"]])
         losses = {}
