@@ -356,6 +356,11 @@ def _against_default(choice: Choice) -> str:
             f"clearly better than the default, by {-over.mean:.4f} [{-over.high:.4f}, "
             f"{-over.low:.4f}]: choose {choice.best}"
         )
+    if over.is_clear:
+        return (
+            f"clearly better than the default, but by {-over.mean:.4f} only, which is negligible: "
+            "keep the default"
+        )
     return (
         f"no clear difference to the default ({over.mean:+.4f} [{over.low:+.4f}, "
         f"{over.high:+.4f}]): keep the default"

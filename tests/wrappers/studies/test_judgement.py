@@ -65,6 +65,12 @@ class TestChoose:
         assert (choice.best, choice.chosen) == ("b", "a")
         assert choice.alike == ("a", "b")
 
+    def test_a_sure_and_negligible_difference_keeps_the_default(self):
+        figures = {"a": by_seed(1.0, 1.1, 1.2), "b": by_seed(0.9995, 1.0995, 1.1994)}
+        choice = choose(figures, default="a")
+        assert choice.over_default.is_clear
+        assert (choice.best, choice.chosen) == ("b", "a")
+
     def test_the_default_is_best(self):
         choice = choose({"a": by_seed(1.0, 1.0), "b": by_seed(2.0, 2.1)}, default="a")
         assert (choice.best, choice.chosen, choice.over_default) == ("a", "a", None)
