@@ -12,7 +12,8 @@ The recipe: byte-level BPE of 512 tokens; 4 layers of hidden size 64, 8 heads ov
 values, float32; stories between BOS and EOS in one stream, cut into windows of 128 tokens, of 256
 and at last of 512; AdamW, 1024 tokens a step, a learning rate that falls linearly over the second
 half; the weights that do best on the held-out stories are kept. A text file holds one story a line,
-or stories between lines of `<|endoftext|>`. All is seeded; one thread makes it the same every time.
+or stories between lines of `<|endoftext|>`. All is seeded, and one thread computes the same every
+time on the same machine. The built-in model took eight minutes of one core, its teacher three.
 """
 
 import argparse
