@@ -51,7 +51,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=count(1), metavar="N", help="calibration sets, for the spread (default: 3)"
     )
     group.add_argument(
-        "--fills", type=_numbers(float), metavar="X,X", help="mask-fill: the values of the search"
+        "--fills",
+        type=_numbers(float),
+        metavar="=-X,-X",
+        help="mask-fill: the values of the search, as in --fills=-40,-80 (default: seven of them)",
     )
     group.add_argument(
         "--refine",

@@ -172,6 +172,8 @@ def _plain(value: Any) -> Any:
 def _differing(found: Mapping[str, Any], own: Mapping[str, Any], key: str) -> str:
     theirs, ours = found.get(key), own.get(key)
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        name = next(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+        name = next(n for n in {**ours, **theirs} if theirs.get(n) != ours.get(n))
+        if name == "checksum":
+            return "a model or a text of other contents"
         return f"{name} {theirs.get(name)!r}, and now {ours.get(name)!r}"
     return f"{key} {theirs!r}, and now {ours!r}"

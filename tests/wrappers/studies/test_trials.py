@@ -114,3 +114,9 @@ class TestResults:
             Results(tmp_path / "none" / "r.jsonl", HEAD)
         with pytest.raises(StudyError, match="cannot read"):
             Results(tmp_path, HEAD)
+
+    def test_other_contents_under_the_same_names(self, tmp_path: Path):
+        head = HEAD | {"workload": {"model": "m", "checksum": "1"}}
+        Results(tmp_path / "r.jsonl", head)
+        with pytest.raises(StudyError, match="a model or a text of other contents"):
+            Results(tmp_path / "r.jsonl", HEAD | {"workload": {"model": "m", "checksum": "2"}})
