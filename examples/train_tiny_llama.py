@@ -6,7 +6,8 @@ The built-in one was trained on TinyStories (Eldan & Li 2023, short stories writ
 model; licence CDLA-Sharing-1.0, which sets no conditions on what is computed from the data): the
 0.2 MB of it that were at hand. Every tenth story is held out. As that is little, a teacher, another
 small model of such stories (stories260K of karpathy/tinyllamas, licence MIT), writes eight times
-as much; no held-out story is seen by the tokenizer or in training.
+as much. No held-out story is among what the tokenizer or the model is trained on; the teacher may
+have seen some, since it was trained on TinyStories.
 
 The recipe: byte-level BPE of 512 tokens; 4 layers of hidden size 64, 8 heads over 4 of keys and
 values, float32; stories between BOS and EOS in one stream, cut into windows of 128 tokens, of 256
