@@ -15,10 +15,10 @@ from wrappers.config import PTQConfig
 from wrappers.studies.quantising import check_settings
 from wrappers.studies.trials import Results, Settings, Trial
 
-FILLS = (-40.0, -60.0, -80.0, -100.0, -120.0, -160.0, -240.0)
 PAIRS = (("uint8", "uint8"), ("int16", "uint8"), ("int16", "uint4"))
 SEARCH, FAITHFUL = "prefill_reference", "prefill"
 DEFAULT_FILL = PTQConfig().attention_mask_fill_value
+FILLS = (-40.0, -60.0, -80.0, -100.0, DEFAULT_FILL, -160.0, -240.0)
 _ROUNDS = 2  # of refinement
 _FINALISTS = 2  # besides the default
 
