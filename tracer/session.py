@@ -71,6 +71,7 @@ class Session:
                 visitor,
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},
                 candidate_names={id(m): name for name, m in self.pairing.candidate.items()},
+                streams=self.pairing.pairs,
                 clone=clone,
                 watch=watch,
             )
