@@ -9,7 +9,6 @@ A name is one of the built-in models, a local folder in transformers' layout, or
 repository on the Hugging Face hub. transformers and wrappers are imported only where needed.
 """
 
-import copy
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +28,17 @@ from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS
 from tracer.errors import UsageError, near_names
 from tracer.images import from_images, open_image
 from tracer.inputs import Made, Request, check, from_text, read
+from tracer.offload import (
+    compute_on,
+    execution_device,
+    from_disk,
+    is_offloaded,
+    remove_with,
+    twin,
+    weights_folder,
+)
 from tracer.processors import Processor, check_processor, load_processor, tokens_of
-from tracer.sources import check_hub, locate, locate_processor
+from tracer.sources import check_hub, check_offload, locate, locate_processor
 from tracer.stepping import Stepping as Stepping
 from tracer.stepping import decode_step as decode_step
 from tracer.stepping import ending_in_steps as ending_in_steps
@@ -62,6 +70,7 @@ class Loaded:
         notes: what was chosen on the way, in words, for reports.
         processor: where there are images, or one was asked for.
         request: what the inputs were made from; None if they were given.
+        offload: whether the weights lie on disk, or where those that are no checkpoint's do.
     """
 
     name: str
@@ -71,6 +80,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
     processor: "Processor | None" = None
     request: Request | None = None
+    offload: bool | str | Path = False
 
 
 def load(
@@ -90,6 +100,7 @@ def load(
     inputs: Mapping[str, torch.Tensor] | str | Path | None = None,
     attn_implementation: str = "eager",
     trust_remote_code: bool = False,
+    offload: bool | str | Path = False,
 ) -> Loaded:
     """Loads a model and makes inputs for it.
 
@@ -113,9 +124,13 @@ def load(
         inputs: keyword arguments to use instead, or a safetensors file that holds them.
         attn_implementation: of transformers: "eager", "sdpa", ...
         trust_remote_code: run Python code that comes with a checkpoint.
+        offload: leaves the weights on disk, from where each module's are loaded when it is called
+            (`tracer.offload`). Weights that are not in a checkpoint as they are needed are written
+            to the folder that is named, or a temporary one, and removed with the model.
 
     Raises:
-        UsageError: an unknown dtype, device or padding side, or options that exclude each other.
+        UsageError: an unknown dtype, device or padding side, options that exclude each other, or
+            weights to be offloaded without accelerate.
         ModelLoadError: nothing of that name, a broken checkpoint, or one that lacks weights.
         InputError: inputs that the model cannot take.
     """
@@ -141,7 +156,8 @@ def load(
     pictures = [open_image(path) for path in request.images]
     source = locate(name)
     prepares = None if processor is None else _processor(str(processor), trust_remote_code)
-    model, notes = _model(name, source, seed, wanted, prepares, trust_remote_code)
+    build = partial(_model, name, source, seed, wanted, prepares, trust_remote_code)
+    model, notes = build() if offload is False else _on_disk(build, offload, target)
     if pictures or prepares is not None or video is not None:
         _check_takes_images(model, name)
     if pictures and prepares is None:
@@ -166,12 +182,13 @@ def load(
         description += "; without an image, so that the vision model is not called"
     return Loaded(
         name=name,
-        model=model.to(target).eval(),
+        model=(model if is_offloaded(model) else model.to(target)).eval(),
         inputs={key: tensor.to(target) for key, tensor in made.items()},
         tokenizer=tokenizer,
         notes=(*notes, f"inputs: {description}"),
         processor=prepares,
         request=request if given is None else None,
+        offload=offload,
     )
 
 
@@ -230,21 +247,23 @@ def candidate(
 def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
     model = loaded.model
     if kind in _DTYPES:
-        return cast(copy.deepcopy(model), _DTYPES[kind])
+        return cast(twin(model), _DTYPES[kind])
     if kind in ("sdpa", "eager"):
-        twin = share_parameters(model)
-        _set_attention(twin, kind, loaded.name)
-        return twin
+        other = share_parameters(model)
+        _set_attention(other, kind, loaded.name)
+        return other
     if kind == "compile":
+        if loaded.offload:
+            raise UsageError("a model whose weights are loaded when needed cannot be compiled")
         return _compiled(model)
     locate(kind, CANDIDATES)
-    first = next(model.parameters())
     return load(
         kind,
-        dtype=first.dtype,
-        device=first.device,
+        dtype=next(model.parameters()).dtype,
+        device=execution_device(model),
         inputs=loaded.inputs,
         trust_remote_code=trust_remote_code,
+        offload=loaded.offload,
     ).model
 
 
@@ -264,8 +283,8 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of a model that holds the same parameters and buffers, and a config of its own."""
-    shared: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    made: nn.Module = twin(model, shared=(*model.parameters(), *model.buffers()))
+    return made
 
 
 def _model(
@@ -275,15 +294,34 @@ def _model(
     dtype: torch.dtype | None,
     processor: "Processor | None",
     trust_remote_code: bool,
+    offload_folder: str | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The model, and what is worth knowing about it, in words."""
     if name not in BUILT_IN:
         if isinstance(source, str):
             check_hub(source)
-        return load_pretrained(name, source, dtype, trust_remote_code=trust_remote_code)
+        return load_pretrained(
+            name, source, dtype, trust_remote_code=trust_remote_code, offload_folder=offload_folder
+        )
     knows_images = name == "tiny-qwen3-vl" and processor is not None
     model = tiny.build(name, seed, **({"tokens": tokens_of(processor)} if knows_images else {}))
     return (model if dtype is None else cast(model, dtype)), ()
+
+
+def _on_disk(
+    build: Callable[..., tuple[nn.Module, tuple[str, ...]]],
+    offload: bool | str | Path,
+    device: torch.device,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model, its weights on disk until they are needed, and the same words."""
+    check_offload(offload)
+    with weights_folder(None if isinstance(offload, bool) else offload) as folder:
+        model, notes = build(offload_folder=folder)
+        if not is_offloaded(model):
+            from_disk(model, folder, device)
+        compute_on(model, device)
+        remove_with(model, folder)
+    return model, (*notes, "the weights lie on disk, and are loaded module by module")
 
 
 def _takes_images(model: nn.Module) -> bool:

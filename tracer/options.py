@@ -334,6 +334,17 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
     group.add_argument(
+        "--offload",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help=(
+            "leave the weights of both models on disk until a module needs its own, for models "
+            "that do not fit in memory; those that a checkpoint does not hold as they are needed "
+            "are kept in FOLDER meanwhile (default: the system's temporary folder)"
+        ),
+    )
+    group.add_argument(
         "--trust-remote-code",
         action="store_true",
         help="run Python code that comes with a checkpoint (default: off)",

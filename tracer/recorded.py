@@ -23,6 +23,7 @@ from tracer.calls import Call, Location, Phase
 from tracer.encoding import decode, tensor_numbers
 from tracer.errors import StorageError
 from tracer.fingerprints import checksum
+from tracer.offload import own_parameters
 from tracer.pairing import Pairing
 from tracer.storage import TraceReader
 from tracer.values import dtype_name
@@ -136,7 +137,7 @@ def checksums_of(module: nn.Module) -> dict[str, Checksum]:
     """The checksums of a module's own parameters, recorded or computed."""
     if isinstance(module, RecordedModule):
         return dict(module.checksums)
-    found = {n: Checksum.of(p) for n, p in module.named_parameters(recurse=False)}
+    found = {name: Checksum.of(parameter) for name, parameter in own_parameters(module)}
     return {name: known for name, known in found.items() if known is not None}
 
 

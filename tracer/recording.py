@@ -36,6 +36,7 @@ from tracer.encoding import encode
 from tracer.errors import ModelRunError, UsageError
 from tracer.fingerprints import Fingerprint
 from tracer.forms import read_argument, read_output
+from tracer.offload import execution_device, own_parameters
 from tracer.recorded import CONTAINERS, Checksum
 from tracer.reports.environment import environment
 from tracer.session import Inputs, matching, named_modules, run_alone, working_dtype
@@ -99,14 +100,18 @@ def record(
     modules = named_modules(model)
     globs = [include] if isinstance(include, str) else list(include)
     chosen = {found for glob in globs for found in matching(glob, list(modules), "the model has")}
-    checksums = {id(parameter): Checksum.of(parameter) for parameter in model.parameters()}
+    checksums = {
+        id(module._parameters[own]): Checksum.of(parameter)
+        for module in model.modules()
+        for own, parameter in own_parameters(module)
+    }
     header = {
         **environment(),
         "safetensors": metadata.version("safetensors"),
         "name": name,
         "model": type(model).__name__,
         "dtype": dtype_name(working_dtype(model)) or None,
-        "device": str(next((p.device for p in model.parameters()), "cpu")),
+        "device": str(execution_device(model)),
         "training": model.training,
         "checksum": _checksum(list(checksums.values())),
         "values": values,

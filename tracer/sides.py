@@ -157,6 +157,7 @@ def _load(options: argparse.Namespace) -> "Loaded":
             "max_pixels",
             "video",
             "inputs",
+            "offload",
         ),
     )
 
@@ -208,9 +209,11 @@ def _calibration(options: argparse.Namespace, loaded: "Loaded") -> "Calibration 
 
 
 def _describe(loaded: "Loaded") -> str:
-    parameter = next(loaded.model.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    return f"{loaded.name} ({type(loaded.model).__name__}, {dtype}, {parameter.device})"
+    from tracer.offload import execution_device
+
+    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    device = execution_device(loaded.model)
+    return f"{loaded.name} ({type(loaded.model).__name__}, {dtype}, {device})"
 
 
 def _describe_trace(recorded: "Recorded") -> str:

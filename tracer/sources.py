@@ -3,12 +3,14 @@
 Nothing here loads PyTorch, so that a misspelt name is answered at once.
 """
 
+import os
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from tracer.choices import BUILT_IN, TRACE_HEADER
-from tracer.errors import ModelLoadError, near_names
+from tracer.errors import ModelLoadError, UsageError, near_names
 from tracer.words import brief
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -48,6 +50,29 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
         f"unknown {what} {name!r}: it is none of {', '.join(known)}, there is no folder of that "
         f"name, and a hub id has the form organisation/name{near_names(name, known)}"
     )
+
+
+def check_offload(place: bool | str | Path) -> None:
+    """Checks that weights can be kept on disk.
+
+    Args:
+        place: a folder for those that a checkpoint does not hold as they are needed, or True.
+
+    Raises:
+        UsageError: accelerate is not installed, or the folder is missing or closed to us.
+    """
+    if find_spec("accelerate") is None:
+        raise UsageError(
+            "weights are kept on disk by accelerate, which is not installed: "
+            "pip install 'trace-model[offload]'"
+        )
+    if isinstance(place, bool):
+        return
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder} to keep weights in: make it first")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"the folder {folder}, to keep weights in, is not writable")
 
 
 def is_trace(name: str) -> bool:

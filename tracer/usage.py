@@ -4,7 +4,7 @@ import argparse
 
 from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
 from tracer.errors import UsageError
-from tracer.sources import is_trace, locate, locate_processor
+from tracer.sources import check_offload, is_trace, locate, locate_processor
 
 
 def check(options: argparse.Namespace) -> None:
@@ -62,6 +62,8 @@ def check_making(options: argparse.Namespace) -> None:
         locate(options.candidate, CANDIDATES)
     if options.processor is not None:
         locate_processor(options.processor)
+    if options.offload is not None:
+        _check_offload(options)
     for needed, names in (
         (NEED_WRAPPERS, ("variant",)),
         (("quantized",), ("activation", "weight", "calibrate", "calibration_text")),
@@ -76,6 +78,17 @@ def check_making(options: argparse.Namespace) -> None:
         for name in MAKE_INPUTS:
             if getattr(options, name) is not None:
                 raise UsageError(f"{flag(name)} makes inputs, and --inputs gives them: choose one")
+
+
+def _check_offload(options: argparse.Namespace) -> None:
+    if options.model is None:
+        raise UsageError("--offload keeps the weights of a model on disk, and both are traces")
+    if options.candidate == "compile":
+        raise UsageError(
+            "--offload loads the weights of a module when it is called, which compiled code does "
+            "not do: leave it out, or choose another candidate than compile"
+        )
+    check_offload(options.offload)
 
 
 # The options that say how inputs are made.
