@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from tracer.dataflow import Flow, flow
     from tracer.debugger import Breakpoint
     from tracer.difference import Difference, Tolerance
+    from tracer.equivalence import assert_equivalent
     from tracer.errors import (
         InputError,
         ModelLoadError,
         ModelRunError,
+        NotEquivalentError,
         NothingComparedError,
         ShapeMismatchError,
         StorageError,
@@ -50,6 +52,7 @@ __all__ = [
     "Isolation",
     "ModelLoadError",
     "ModelRunError",
+    "NotEquivalentError",
     "NothingComparedError",
     "Origin",
     "Recorded",
@@ -65,6 +68,7 @@ __all__ = [
     "TracerError",
     "UsageError",
     "Verdict",
+    "assert_equivalent",
     "capture",
     "compare",
     "flow",
@@ -80,10 +84,12 @@ _ROOMS = {
     "coverage": ("Coverage",),
     "debugger": ("Breakpoint",),
     "difference": ("Difference", "Tolerance"),
+    "equivalence": ("assert_equivalent",),
     "errors": (
         "InputError",
         "ModelLoadError",
         "ModelRunError",
+        "NotEquivalentError",
         "NothingComparedError",
         "ShapeMismatchError",
         "StorageError",
