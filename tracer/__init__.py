@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracer import models
+    from tracer.baseline import Baseline
     from tracer.comparison import Captured, Comparison, capture, compare
     from tracer.coverage import Coverage
     from tracer.dataflow import Flow, flow
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         TracerError,
         UsageError,
     )
+    from tracer.gating import Gate, gate
     from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
     from tracer.origin import Origin
     from tracer.recorded import Recorded, open_trace
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Baseline",
     "Breakpoint",
     "Captured",
     "Cause",
@@ -46,6 +49,7 @@ __all__ = [
     "Difference",
     "Flow",
     "FormDifference",
+    "Gate",
     "InputError",
     "IsolatedCall",
     "IsolatedModule",
@@ -72,6 +76,7 @@ __all__ = [
     "capture",
     "compare",
     "flow",
+    "gate",
     "models",
     "open_trace",
     "record",
@@ -80,6 +85,7 @@ __all__ = [
 # Where each public name lives. They are imported when first used, so that `trace_model --help`
 # does not wait for PyTorch.
 _ROOMS = {
+    "baseline": ("Baseline",),
     "comparison": ("Captured", "Comparison", "capture", "compare"),
     "coverage": ("Coverage",),
     "debugger": ("Breakpoint",),
@@ -97,6 +103,7 @@ _ROOMS = {
         "UsageError",
     ),
     "dataflow": ("Flow", "flow"),
+    "gating": ("Gate", "gate"),
     "isolation": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "origin": ("Origin",),
     "recorded": ("Recorded", "open_trace"),

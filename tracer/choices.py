@@ -37,3 +37,6 @@ BREAK_WHEN = ("always", "diverged")
 # What is isolated, besides modules that a glob names, and what says that nothing is.
 LEVELS = ("leaves", "blocks", "layers")
 NO_ISOLATION = "none"
+
+# What makes the gate fail; each includes those after it.
+FAIL_ON = ("divergence", "regression", "coverage", "never")

@@ -46,6 +46,8 @@ from tracer.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 if TYPE_CHECKING:
     import pandas
 
+    from tracer.gating import Gate
+
 
 # A value that is edited in place before it can be compared costs one more run, in which it is
 # cloned; that may bring to light another one.
@@ -285,6 +287,7 @@ class Comparison:
         isolation: what each module adds to the error, where that was asked for.
         zoomed: the guilty operation, where that was asked for or the origin lies in a module's own
             lines.
+        gate: whether it passes, held against a baseline and limits, for the reports; see `judged`.
     """
 
     verdict: Verdict
@@ -293,6 +296,11 @@ class Comparison:
     form_differences: tuple[FormDifference, ...]
     isolation: Isolation | None = None
     zoomed: Zoomed | None = None
+    gate: "Gate | None" = None
+
+    def judged(self, gate: "Gate") -> "Comparison":
+        """The comparison with what `tracer.gate` has decided of it, which its reports then say."""
+        return replace(self, gate=gate)
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row per compared leaf, in execution order.

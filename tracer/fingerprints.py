@@ -33,6 +33,11 @@ _KEPT_CHUNKS = 16
 # The sum of 16 squared projections over ||difference||^2 is distributed as chi-square with 16
 # degrees of freedom, or closer to its mean: its quantiles at 0.05 % and 99.95 %.
 _LEAST, _MOST = 3.5358, 41.308
+# What the distance lies between, as a multiple of its estimate.
+LEAST_OVER_ESTIMATE, MOST_OVER_ESTIMATE = (
+    math.sqrt(PROJECTIONS / _MOST),
+    math.sqrt(PROJECTIONS / _LEAST),
+)
 # Of norms and sums in float64, relative to the norms.
 _ROUNDING = 1e-12
 

@@ -15,6 +15,7 @@ from tracer.choices import (
     CANDIDATES,
     DEBUGGERS,
     DTYPES,
+    FAIL_ON,
     ITSELF,
     LEVELS,
     NO_ISOLATION,
@@ -22,7 +23,17 @@ from tracer.choices import (
     VALUES,
 )
 from tracer.errors import near_names
-from tracer.option_types import PRINT_OPTIONS, count, file, print_option, report, rule, tolerance
+from tracer.option_types import (
+    PRINT_OPTIONS,
+    baseline,
+    count,
+    file,
+    limit,
+    print_option,
+    report,
+    rule,
+    tolerance,
+)
 from tracer.reports import known_suffixes
 
 # What the process exits with.
@@ -87,7 +98,7 @@ def _add_compare(
         ),
         epilog=(
             f"{_EXIT_CODES}. With a quantised candidate differences are expected: only a limit "
-            "given by --tolerance makes it 1."
+            "(--tolerance, --max-peir) or a --baseline makes it 1. --fail-on says what does."
         ),
         allow_abbrev=False,
     )
@@ -224,6 +235,38 @@ def _add_compare(
         ),
     )
     group.add_argument("--json", action="store_true", help="print the JSON report and nothing else")
+
+    group = parser.add_argument_group("the gate")
+    group.add_argument(
+        "--baseline",
+        type=baseline,
+        metavar="FILE.json|TRACE",
+        help=(
+            "a report of a former run, or a trace of a former candidate (`trace_model record ... "
+            "--values fingerprints`): says which outputs are worse, better, gone and new since"
+        ),
+    )
+    group.add_argument(
+        "--max-peir",
+        action="append",
+        type=limit,
+        default=[],
+        metavar="GLOB=PEIR",
+        help=(
+            "a limit on the outputs of modules of such names, in the place of the tolerance "
+            "(repeatable; the last one that matches counts)"
+        ),
+    )
+    group.add_argument(
+        "--fail-on",
+        choices=FAIL_ON,
+        help=(
+            "what makes the exit code 1: less was compared than in the baseline (coverage); that, "
+            "or an output is worse than in the baseline or beyond a --max-peir (regression); that, "
+            "or the models diverge (divergence) (default: regression with --baseline, else "
+            "divergence)"
+        ),
+    )
     return parser
 
 

@@ -25,6 +25,7 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(
             "--focus prints values, and --json the report and nothing else: choose one"
         )
+    _check_gate(options)
     _check_debugger(options)
 
 
@@ -102,6 +103,22 @@ MAKE_INPUTS = (
     "max_pixels",
     "video",
 )
+
+
+def _check_gate(options: argparse.Namespace) -> None:
+    if options.baseline is None and options.fail_on == "coverage":
+        raise UsageError("--fail-on coverage is held against a --baseline, and there is none")
+    if options.fail_on == "regression" and not (options.baseline or options.max_peir):
+        raise UsageError(
+            "--fail-on regression is held against a --baseline or limits (--max-peir), and there "
+            "are none"
+        )
+    for path in options.report if options.baseline is not None else ():
+        if path.expanduser().resolve() == options.baseline.resolve():
+            raise UsageError(
+                f"--report {path} would write over the baseline, and a run that fails would be the "
+                "next one: write it elsewhere, and move it there when it is to be the baseline"
+            )
 
 
 def _check_debugger(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tracer
 
 PUBLIC = [
+    "Baseline",
     "Breakpoint",
     "Captured",
     "Cause",
@@ -17,6 +18,7 @@ PUBLIC = [
     "Difference",
     "Flow",
     "FormDifference",
+    "Gate",
     "InputError",
     "IsolatedCall",
     "IsolatedModule",
@@ -43,6 +45,7 @@ PUBLIC = [
     "capture",
     "compare",
     "flow",
+    "gate",
     "models",
     "open_trace",
     "record",
