@@ -5,8 +5,9 @@
 {'input_ids': (2, 32), 'attention_mask': (2, 32)}
 >>> comparison = tracer.compare(loaded.model, candidate(loaded, "sdpa"), loaded.inputs)
 
-A name is one of the built-in models, a local folder in transformers' layout, or the id of a
-repository on the Hugging Face hub. transformers and wrappers are imported only where needed.
+A name is one of the built-in models, a local folder in transformers' layout, the id of a
+repository on the Hugging Face hub, or a function of the user's (`tracer.factories`). transformers
+and wrappers are imported only where needed.
 """
 
 import os
@@ -20,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer import tiny
+from tracer import factories, tiny
 from tracer.calibration import Calibration as Calibration
 from tracer.calibration import calibration as calibration
 from tracer.checkpoints import load_pretrained, load_tokenizer
 from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS
-from tracer.errors import UsageError, near_names
+from tracer.errors import InputError, UsageError, near_names
 from tracer.images import from_images, open_image
 from tracer.inputs import Made, Request, check, from_text, read
 from tracer.offload import (
@@ -38,7 +39,7 @@ from tracer.offload import (
     weights_folder,
 )
 from tracer.processors import Processor, check_processor, load_processor, tokens_of
-from tracer.sources import check_hub, check_offload, locate, locate_processor
+from tracer.sources import check_hub, check_offload, factory_of, locate, locate_processor
 from tracer.stepping import Stepping as Stepping
 from tracer.stepping import decode_step as decode_step
 from tracer.stepping import ending_in_steps as ending_in_steps
@@ -105,8 +106,9 @@ def load(
     """Loads a model and makes inputs for it.
 
     Args:
-        name_or_path: "tiny-llama", "tiny-qwen3-vl", a local folder, or a hub id such as
-            "organisation/name".
+        name_or_path: "tiny-llama", "tiny-qwen3-vl", a local folder, a hub id such as
+            "organisation/name", or a function such as "port.py:build" or "package.module:build"
+            that returns the model, or a pair of it and its inputs by name; its code is run.
         dtype: of the weights: "float32", so that a checkpoint in half precision does not hide
             differences behind its rounding; another name or torch dtype; "auto" as stored.
         seed: for the weights of a built-in model and for random inputs. The global random state
@@ -153,8 +155,15 @@ def load(
     given = (
         dict(inputs) if isinstance(inputs, Mapping) else None if inputs is None else read(inputs)
     )
-    pictures = [open_image(path) for path in request.images]
     source = locate(name)
+    if factory_of(name) is not None:
+        if request.images or processor or video is not None or offload is not False:
+            raise UsageError(
+                f"{name} makes a model of its own: images, a processor, a video and weights on "
+                "disk are for checkpoints"
+            )
+        return _load_built(name, request, given, target, wanted)
+    pictures = [open_image(path) for path in request.images]
     prepares = None if processor is None else _processor(str(processor), trust_remote_code)
     build = partial(_model, name, source, seed, wanted, prepares, trust_remote_code)
     model, notes = build() if offload is False else _on_disk(build, offload, target)
@@ -189,6 +198,40 @@ def load(
         processor=prepares,
         request=request if given is None else None,
         offload=offload,
+    )
+
+
+def _load_built(
+    name: str,
+    request: Request,
+    given: dict[str, Any] | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Loaded:
+    """What a function of the user's makes; its attention implementation is its own."""
+    built = factories.build(name, request.seed)
+    model = built.model if dtype is None else cast(built.model, dtype)
+    made, description = given, f"given: {listed(list(given or ()))}"
+    if made is None and built.inputs is not None:
+        if request != Request(seed=request.seed):
+            raise UsageError(f"{name} makes its own inputs: leave out what describes others")
+        made = {key: _cast_float(tensor, dtype) for key, tensor in built.inputs.items()}
+        description = f"of {name}: {listed(list(made))}"
+    if made is None:
+        if not hasattr(model, "get_input_embeddings"):
+            raise InputError(
+                f"{name} makes a {type(model).__name__}, whose inputs are not known: let it return "
+                "a pair of the model and its inputs by name, or give --inputs FILE.safetensors"
+            )
+        made, description = from_text(model, None, request)
+    if hasattr(model, "main_input_name"):
+        check(model, made, name)
+    return Loaded(
+        name=name,
+        model=model.to(device).eval(),
+        inputs={key: tensor.to(device) for key, tensor in made.items()},
+        notes=(f"inputs: {description}",),
+        request=None if given or built.inputs else request,
     )
 
 
@@ -257,9 +300,11 @@ def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
             raise UsageError("a model whose weights are loaded when needed cannot be compiled")
         return _compiled(model)
     locate(kind, CANDIDATES)
+    first = next(model.parameters(), None)
     return load(
         kind,
-        dtype=next(model.parameters()).dtype,
+        # What the user's own code makes is in the dtype that it is meant to be in.
+        dtype="auto" if first is None or factory_of(kind) is not None else first.dtype,
         device=execution_device(model),
         inputs=loaded.inputs,
         trust_remote_code=trust_remote_code,
@@ -279,6 +324,10 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     if config is not None:
         config.dtype = dtype
     return model
+
+
+def _cast_float(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def share_parameters(model: nn.Module) -> nn.Module:

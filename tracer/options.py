@@ -109,7 +109,8 @@ def _add_compare(
         metavar="KIND|PATH",
         help=(
             "the model under test (default: wrapped; with --reference the model itself). "
-            f"{kinds}; or the path of another model, or of a trace"
+            f"{kinds}; or the path of another model, of a trace, or of a function that makes a "
+            "model, as for MODEL"
         ),
     )
     parser.add_argument(
@@ -338,7 +339,11 @@ def _add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help=f"a local folder, a Hugging Face hub id, or a built-in model ({built_in}){others}",
+        help=(
+            f"a local folder, a Hugging Face hub id, or a built-in model ({built_in}); or a "
+            "function, FILE.py:FUNCTION or MODULE:FUNCTION, that returns a model, or a pair of it "
+            f"and its inputs by name, whose code is run{others}"
+        ),
     )
 
 

@@ -211,9 +211,9 @@ def _calibration(options: argparse.Namespace, loaded: "Loaded") -> "Calibration 
 def _describe(loaded: "Loaded") -> str:
     from tracer.offload import execution_device
 
-    dtype = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-    device = execution_device(loaded.model)
-    return f"{loaded.name} ({type(loaded.model).__name__}, {dtype}, {device})"
+    dtypes = [str(p.dtype).removeprefix("torch.") for p in loaded.model.parameters()][:1]
+    settings = type(loaded.model).__name__, *dtypes, str(execution_device(loaded.model))
+    return f"{loaded.name} ({', '.join(settings)})"
 
 
 def _describe_trace(recorded: "Recorded") -> str:
