@@ -31,7 +31,7 @@ _LOADING = ("pre_forward", "post_forward")
 
 def is_offloaded(model: nn.Module) -> bool:
     """Whether any parameters of a model are loaded when they are needed, by accelerate's hooks."""
-    return any(_offloading(module) for module in model.modules())
+    return any(True for _ in _hooks(model))
 
 
 def value_of(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def twin(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> Any:
     Args:
         shared: tensors that the copy is to hold as well, not copies of them.
     """
-    maps = (hook.weights_map for module in model.modules() if (hook := _offloading(module)))
+    maps = (hook.weights_map for hook in _hooks(model))
     kept: dict[int, object] = {id(value): value for value in (*shared, *maps)}
     made = copy.deepcopy(model, kept)
     for module in made.modules():
@@ -100,10 +100,8 @@ def lacks_values(module: nn.Module) -> bool:
 
 def execution_device(model: nn.Module) -> torch.device:
     """Where a model computes: on the device of its parameters while it does."""
-    for module in model.modules():
-        hook = _offloading(module)
-        if hook is not None:
-            return torch.device(hook.execution_device)
+    for hook in _hooks(model):
+        return torch.device(hook.execution_device)
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -137,9 +135,9 @@ def weights_folder(place: str | Path | None) -> Iterator[str]:
 
 def remove_with(model: nn.Module, folder: str) -> None:
     """Removes a folder when an offloaded model and all its twins are gone."""
-    maps = (hook.weights_map for module in model.modules() if (hook := _offloading(module)))
     # All hooks read from one mapping, each through a view of its own.
-    weakref.finalize(next(maps).dataset, shutil.rmtree, folder, ignore_errors=True)
+    view = next(hook.weights_map for hook in _hooks(model))
+    weakref.finalize(view.dataset, shutil.rmtree, folder, ignore_errors=True)
 
 
 def from_disk(model: nn.Module, folder: str, device: torch.device) -> None:
@@ -171,6 +169,13 @@ def quiet_accelerate() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _hooks(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        hook = _offloading(module)
+        if hook is not None:
+            yield hook
 
 
 def _offloading(module: nn.Module) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ def take_hook(module: nn.Module, source: nn.Module) -> None:
     """Gives a copy of a hooked module such a hook, which loads the same weights."""
     from accelerate.hooks import add_hook_to_module
 
-    hook = copy.copy(source._hf_hook)
+    hook = copy.copy(cast(Any, source._hf_hook))
     if hasattr(hook, "hooks"):
         hook.hooks = tuple(copy.copy(part) for part in hook.hooks)
     add_hook_to_module(module, hook)
