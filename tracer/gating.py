@@ -2,7 +2,7 @@
 
 >>> gate = tracer.gate(comparison, tracer.Baseline.read("main.json"))
 >>> gate.passes, gate.reasons
-(False, ('1 of 58 outputs is worse than in main.json: `model.layers.2.mlp.down_proj`, ...',))
+(False, (Reason('regression', '1 of 58 outputs is worse than in main.json', '`lm_head`, ...'),))
 
 What may fail is nested: "coverage", less was compared than in the baseline; "regression", that, or
 an output is worse than in the baseline or beyond a limit; "divergence", that, or the models
@@ -83,6 +83,24 @@ class Limit:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Something for which a comparison may fail.
+
+    Attributes:
+        level: from which of `tracer.choices.FAIL_ON` up it does.
+        what: "2 of 58 outputs are worse than in main.json".
+        where: which, and how much.
+    """
+
+    level: str
+    what: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.where}" if self.where else self.what
+
+
+@dataclass(frozen=True)
 class Gate:
     """Whether a comparison passes, and why not.
 
@@ -90,6 +108,7 @@ class Gate:
         passes: it does.
         fail_on: what was to fail, one of `tracer.choices.FAIL_ON`.
         reasons: why it does not, in words.
+        let_pass: what was found and was not to fail.
         diverges: the models do, beyond the limits that were given.
         baseline: where the baseline is from; None without one.
         outputs: how many are both in the baseline and in the comparison.
@@ -100,7 +119,8 @@ class Gate:
 
     passes: bool
     fail_on: str
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    let_pass: tuple[Reason, ...]
     diverges: bool
     baseline: str | None = None
     outputs: int = 0
@@ -147,31 +167,27 @@ def gate(
         or all(item.is_within for item in judged if item.diverges)
     )
     found = _held_against(judged)
-    coverage: list[str] = []
-    regressions = [_exceeding(limit) for limit in found if limit.exceeded]
+    reasons = [_exceeding(limit) for limit in found if limit.exceeded]
     changes: list[Change] = []
     gone: tuple[str, ...] = ()
     if baseline is not None:
         _check_related(baseline, now)
         changes = _changes(baseline, now, excused, expected=differences_expected)
         gone = tuple(name for name in baseline.modules if name not in set(now.modules))
-        coverage = list(_less_covered(baseline, now, gone, changes))
-        regressions = [*_regressions(baseline, now, changes), *regressions]
-        if diverges and not regressions and _begins_elsewhere(comparison, baseline):
-            regressions = [f"the models agreed in {baseline.source}, and diverge now"]
-    found_wrong = {
-        "regression": regressions,
-        "coverage": coverage,
-        "divergence": ["the models diverge"] if diverges else [],
-    }
+        reasons = [*_regressions(baseline, now, changes), *reasons]
+        if diverges and not reasons and _begins_elsewhere(comparison, baseline):
+            text = f"the models agreed in {baseline.source}, and diverge now"
+            reasons.append(Reason("regression", text))
+        reasons += _less_covered(baseline, now, gone, changes)
+    if diverges:
+        reasons.append(Reason("divergence", "the models diverge"))
     counting = FAIL_ON[FAIL_ON.index(fail_on) :]
-    reasons = tuple(
-        text for level, texts in found_wrong.items() if level in counting for text in texts
-    )
+    failing = tuple(reason for reason in reasons if reason.level in counting)
     return Gate(
-        passes=not reasons,
+        passes=not failing,
         fail_on=fail_on,
-        reasons=reasons,
+        reasons=failing,
+        let_pass=tuple(reason for reason in reasons if reason not in failing),
         diverges=diverges,
         baseline=None if baseline is None else baseline.source,
         outputs=0 if baseline is None else _common(baseline, now),
@@ -330,8 +346,8 @@ def _ratio(before: float, now: float) -> float:
     return now / before if before else math.inf
 
 
-def _regressions(baseline: Baseline, now: Baseline, changes: Sequence[Change]) -> Iterator[str]:
-    """What is worse, and what is new and disagrees, in words."""
+def _regressions(baseline: Baseline, now: Baseline, changes: Sequence[Change]) -> Iterator[Reason]:
+    """What is worse, and what is new and disagrees."""
     worse = {(c.module, c.call, c.value): c for c in changes if c.kind == "worse"}
     if worse:
         first = next(worse[key[:3]] for key in now.figures if key[:3] in worse)
@@ -340,17 +356,18 @@ def _regressions(baseline: Baseline, now: Baseline, changes: Sequence[Change]) -
         if first is not most:
             said = f"first {place_of(first)}, {moves(first)}; most {said}"
         count = f"{len(worse)} of {_common(baseline, now)} outputs {_is(len(worse))}"
-        yield f"{count} worse than in {baseline.source}: {said}"
+        yield Reason("regression", f"{count} worse than in {baseline.source}", said)
     new = [change for change in changes if change.kind == "new" and change.fails]
     if new:
         count = "1 output diverges" if len(new) == 1 else f"{len(new)} outputs diverge"
-        yield f"{count} that {baseline.source} does not have: first {place_of(new[0])}"
+        text = f"{count} that {baseline.source} does not have"
+        yield Reason("regression", text, f"first {place_of(new[0])}")
 
 
 def _less_covered(
     baseline: Baseline, now: Baseline, gone: Sequence[str], changes: Sequence[Change]
-) -> Iterator[str]:
-    """What the baseline has covered and the comparison has not, in words."""
+) -> Iterator[Reason]:
+    """What the baseline has covered and the comparison has not."""
     parts = []
     if gone:
         names = listed([module_in_words(name) for name in gone], _MOST_NAMED)
@@ -368,14 +385,15 @@ def _less_covered(
         if after < before:
             parts.append(f"{after:,} {what} in the place of {before:,}")
     if parts:
-        yield f"less was compared than in {baseline.source}: {'; '.join(parts)}"
+        yield Reason("coverage", f"less was compared than in {baseline.source}", "; ".join(parts))
 
 
-def _exceeding(limit: Limit) -> str:
+def _exceeding(limit: Limit) -> Reason:
     count = f"{limit.exceeded} of {limit.outputs} outputs {_is(limit.exceeded)}"
-    return (
-        f"{count} beyond the limit {limit.glob}={limit.peir:g}: most {place_of(limit)}, PEIR "
-        f"{figure(limit.worst)}"
+    return Reason(
+        "regression",
+        f"{count} beyond the limit {limit.glob}={limit.peir:g}",
+        f"most {place_of(limit)}, PEIR {figure(limit.worst)}",
     )
 
 

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from tracer.comparison import Captured, Comparison
 from tracer.difference import Difference
-from tracer.reports import Run
+from tracer.reports import Run, gate
 from tracer.reports.curve import curve
 from tracer.reports.fold import arrange, number
 from tracer.reports.headline import headline
@@ -198,6 +198,8 @@ def _parts(
         yield from _ranking(ranking(comparison.rows), console.width)
     yield from coverage_lines(comparison)
     yield _verdict(comparison, console, expected=expected)
+    if comparison.gate is not None:
+        yield from gate.section(comparison.gate, console.width)
 
 
 def _head(run: Run) -> Iterator[RenderableType]:

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from tracer.comparison import Comparison
 from tracer.origin import Origin
-from tracer.reports import Run
+from tracer.reports import Run, gate
 from tracer.reports.environment import environment
 from tracer.reports.excerpt import Excerpt, excerpt, origin_in_words, origins
 from tracer.reports.fold import number
@@ -52,6 +52,8 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         said=headline(comparison, expected=expected),
         run=run,
         verdict=comparison.verdict,
+        gate=comparison.gate,
+        gated=gate,
         origins=[] if expected else [_Place.of(origin) for origin in origins(comparison.verdict)],
         isolation=isolation,
         introducing=[] if isolation is None else [m for m in isolation.modules if m.share > 0.0],

@@ -10,10 +10,11 @@ out, and the end says so.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tracer.comparison import Comparison
 from tracer.origin import Origin
-from tracer.reports import Run
+from tracer.reports import Run, gate
 from tracer.reports.curve import curve
 from tracer.reports.environment import environment
 from tracer.reports.excerpt import excerpt, numbered, origin_in_words, origins
@@ -24,6 +25,9 @@ from tracer.reports.table import statistic
 from tracer.reports.unseen import other_forms, unpaired
 from tracer.rows import Row
 from tracer.words import cut, listed
+
+if TYPE_CHECKING:
+    from tracer.gating import Gate
 
 # Of a file, in bytes: a comment may hold 65,536 characters.
 LIMIT = 60_000
@@ -89,6 +93,8 @@ def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
 
 
 def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[tuple[str, str]]:
+    if comparison.gate is not None:
+        yield f"### {gate.outcome(comparison.gate).capitalize()}", _gate(comparison.gate)
     found = origins(comparison.verdict) if not expected else ()
     for place, origin in enumerate(found[:_MOST_ORIGINS], start=1):
         title = "### Where it begins" if len(found) == 1 else f"### Origin {place} of {len(found)}"
@@ -101,6 +107,19 @@ def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterat
     drawn = curve(comparison.rows, width=_CURVE_WIDTH, height=_CURVE_HEIGHT, expected=expected)
     yield "### PEIR over calls", _folded("curve", _fenced(drawn)) if drawn else ""
     yield "### How it was run", _how(run)
+
+
+def _gate(decided: "Gate") -> str:
+    lines = [f"- {_with_code(cut(said, _LONGEST_LINE))}" for said in gate.findings(decided)]
+    shown = decided.changes[: gate.MOST_CHANGES]
+    if shown:
+        lines += ["", *_header("", "output", *gate.HEADS)]
+    for change in shown:
+        figures = " | ".join(_escaped(figure) for figure in gate.figures(change))
+        lines.append(f"| {change.kind} | {_code(gate.name_of(change))} | {figures} |")
+    if rest := gate.the_rest(decided):
+        lines.append(f"\n… {rest}")
+    return "\n".join(lines)
 
 
 def _sources(origin: Origin) -> str:
