@@ -162,6 +162,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             inputs,
             rename=rename,
             tolerance=options.tolerance,
+            train=options.train,
             confirm=not run.differences_expected,
             noise_floor=options.noise_floor,
             isolate=_isolation(options, sides),

@@ -10,10 +10,11 @@ repository on the Hugging Face hub, or a function of the user's (`tracer.factori
 and wrappers are imported only where needed.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,7 @@ def load(
             "inputs that are given exclude a prompt, a sequence length and a batch size, images, "
             "a processor and a video: these describe inputs that are made"
         )
-    name, target, wanted = str(name_or_path), _device(device), _dtype(dtype)
+    name, target, wanted = str(name_or_path), usable_device(device), _dtype(dtype)
     given = (
         dict(inputs) if isinstance(inputs, Mapping) else None if inputs is None else read(inputs)
     )
@@ -310,6 +311,42 @@ def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
         trust_remote_code=trust_remote_code,
         offload=loaded.offload,
     ).model
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        UsageError: there is none of that name here.
+    """
+    try:
+        target = torch.device(device)
+        if target.type == "meta":
+            raise UsageError("the device 'meta' holds no values to compare: expected cpu or cuda")
+        torch.empty(0, device=target)
+    # What an absent device raises depends on its backend: RuntimeError, AssertionError, ...
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device {str(device)!r} cannot be used here: {brief(error)}; this machine has "
+            f"{', '.join(_devices())}"
+        ) from error
+    return target
+
+
+def moved(loaded: Loaded, device: str | torch.device) -> Loaded:
+    """A copy of a loaded model and its inputs on another device, for candidates made from it.
+
+    Raises:
+        UsageError: there is no such device here, or the weights lie on disk.
+    """
+    target = usable_device(device)
+    if loaded.offload:
+        raise UsageError("a model whose weights are loaded when needed is not moved: choose one")
+    return replace(
+        loaded,
+        model=copy.deepcopy(loaded.model).to(target),
+        inputs={key: tensor.to(target) for key, tensor in loaded.inputs.items()},
+    )
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -517,21 +554,6 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
             f"unknown dtype {dtype!r}: expected {', '.join(names)}{near_names(dtype, names)}"
         )
     return known
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        target = torch.device(device)
-        if target.type == "meta":
-            raise UsageError("the device 'meta' holds no values to compare: expected cpu or cuda")
-        torch.empty(0, device=target)
-    # What an absent device raises depends on its backend: RuntimeError, AssertionError, ...
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"device {str(device)!r} cannot be used here: {brief(error)}; this machine has "
-            f"{', '.join(_devices())}"
-        ) from error
-    return target
 
 
 def _devices() -> list[str]:

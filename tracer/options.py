@@ -119,12 +119,29 @@ def _add_compare(
         help="a trace of `trace_model record` in the place of the model",
     )
 
+    parser.add_argument(
+        "--candidate-device",
+        metavar="DEVICE",
+        help=(
+            "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "
+            "without --candidate it is the model itself"
+        ),
+    )
+
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--tolerance",
         type=tolerance,
         metavar="PEIR",
         help="peak error to interval ratio up to which values agree; by default a limit per dtype",
+    )
+    group.add_argument(
+        "--train",
+        action="store_true",
+        help=(
+            "compare in training mode; dropout then drops the same elements on both sides, in each "
+            "call of paired modules"
+        ),
     )
     group.add_argument(
         "--noise-floor",

@@ -57,16 +57,20 @@ def sides_of(options: argparse.Namespace) -> Sides:
         recorded = reference or candidate
         if recorded is not None:
             _take_inputs(options, recorded)
+        _check_device(options.candidate_device)
         loaded = _load(options)
         _check_focus(options.focus, loaded.model, loaded.name)
         live, inputs, how = _as_asked(options, loaded)
-        data = _calibration(options, loaded)
-    made = candidate or _candidate(options, loaded, live, data)
+        origin = _origin(options, loaded)
+        data = _calibration(options, origin)
+    made = candidate or _candidate(options, origin, data)
     names = (
         _describe(loaded) if reference is None else _describe_trace(reference),
-        _describe_candidate(options, loaded) if candidate is None else _describe_trace(candidate),
+        _describe_candidate(options, origin) if candidate is None else _describe_trace(candidate),
     )
     notes = *loaded.notes, *how, *_calibrated(data)
+    if options.train:
+        notes += (_trained(live, made),)
     return Sides(reference or live, made, inputs, names, notes, quantized)
 
 
@@ -78,24 +82,48 @@ def alone(
 
     with status(f"loading {options.model}"):
         loaded = _load(options)
-        reference, inputs, how = _as_asked(options, loaded)
+        _, inputs, how = _as_asked(options, loaded)
         data = _calibration(options, loaded)
-    model = _candidate(options, loaded, reference, data)
+    model = _candidate(options, loaded, data)
     return model, inputs, (*loaded.notes, *how, *_calibrated(data))
 
 
+def _check_device(device: str | None) -> None:
+    """Answers at once where there is no such device."""
+    if device is not None:
+        from tracer import models
+
+        models.usable_device(device)
+
+
+def _origin(options: argparse.Namespace, loaded: "Loaded") -> "Loaded":
+    """What the candidate is made from: the model, or a copy of it on the candidate's device."""
+    if options.candidate_device is None:
+        return loaded
+    from tracer import models
+
+    return models.moved(loaded, options.candidate_device)
+
+
+def _trained(*both: "nn.Module") -> str:
+    """Puts both models into training mode, and says what that means."""
+    from tracer.training import active_dropout
+
+    found = [str(dropout) for model in both for dropout in active_dropout(model.train())]
+    if not found:
+        return "training mode, in which nothing drops out"
+    return f"training mode: {listed(found, 1)}; each call draws the same numbers on both sides"
+
+
 def _candidate(
-    options: argparse.Namespace,
-    loaded: "Loaded",
-    reference: "nn.Module",
-    data: "Calibration | None",
+    options: argparse.Namespace, loaded: "Loaded", data: "Calibration | None"
 ) -> "nn.Module":
     """The model that is run in the place of the candidate."""
     from tracer import models
     from tracer.reports.progress import tracked
 
     if options.candidate == ITSELF:
-        return reference
+        return _driven(options, loaded)
     return models.candidate(
         loaded,
         options.candidate,
@@ -174,7 +202,7 @@ def _as_asked(
             f"call #0 is the prefill's, and call #{options.steps} that of the last step"
         )
         inputs = models.ending_in_steps(loaded.inputs, options.steps)
-        return models.Stepping(loaded.model, steps=options.steps), inputs, (note,)
+        return _driven(options, loaded), inputs, (note,)
     if options.variant == "decode":
         note = (
             "a decode step: the last token of each sequence, over the float model's cache of "
@@ -182,6 +210,15 @@ def _as_asked(
         )
         return loaded.model, models.decode_step(loaded.model, loaded.inputs), (note,)
     return loaded.model, loaded.inputs, ()
+
+
+def _driven(options: argparse.Namespace, loaded: "Loaded") -> "nn.Module":
+    """A loaded model, or what runs it step by step."""
+    from tracer import models
+
+    if options.steps is None:
+        return loaded.model
+    return models.Stepping(loaded.model, steps=options.steps)
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -234,4 +271,6 @@ def _describe_candidate(options: argparse.Namespace, loaded: "Loaded") -> str:
     if options.candidate == "quantized":
         names += ("activation", "weight")
     settings = [f"{name} {getattr(options, name) or defaults[name].default}" for name in names]
+    if options.candidate_device is not None:
+        settings.append(f"on {options.candidate_device}")
     return f"{options.candidate} ({', '.join(settings)})" if settings else str(options.candidate)

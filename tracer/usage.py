@@ -16,6 +16,7 @@ def check(options: argparse.Namespace) -> None:
     """
     _sort_sides(options)
     check_making(options)
+    _check_sides(options)
     if options.what_if and options.isolate == NO_ISOLATION:
         raise UsageError(
             f"--what-if swaps the modules that introduce most, and --isolate {NO_ISOLATION} "
@@ -52,7 +53,30 @@ def _sort_sides(options: argparse.Namespace) -> None:
             "record` has made; a model that is the reference is given as MODEL"
         )
     if options.candidate is None:
-        options.candidate = "wrapped" if options.reference is None else ITSELF
+        is_another = options.reference is None and options.candidate_device is None
+        options.candidate = "wrapped" if is_another else ITSELF
+
+
+def _check_sides(options: argparse.Namespace) -> None:
+    """Checks what changes how both models are run."""
+    has_trace = options.reference is not None or is_trace(options.candidate)
+    if options.candidate_device is not None:
+        if is_trace(options.candidate):
+            raise UsageError("--candidate-device runs a model, and the candidate is a trace")
+        if options.offload is not None:
+            raise UsageError("--candidate-device moves a model, and --offload leaves it on disk")
+    if not options.train:
+        return
+    if has_trace:
+        raise UsageError("--train: the random numbers of a trace are not known; give two models")
+    if options.candidate in NEED_WRAPPERS:
+        others = [kind for kind in CANDIDATES if kind not in NEED_WRAPPERS]
+        raise UsageError(
+            f"--train: wrapped models have no training mode; give a --candidate {'|'.join(others)} "
+            "or another model"
+        )
+    if options.steps is not None:
+        raise UsageError("--train goes with one forward pass, and --steps generates: choose one")
 
 
 def check_making(options: argparse.Namespace) -> None:
