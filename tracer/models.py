@@ -536,7 +536,8 @@ def _compiled(model: nn.Module) -> nn.Module:
             "the candidate 'compile' needs a C++ compiler for the CPU, and neither g++ nor "
             "clang++ was found; install one or name it in the environment variable CXX"
         )
-    compiled = torch.compile(share_parameters(model))
+    # Random numbers are drawn as without compiling, so that dropout drops the same elements.
+    compiled = torch.compile(share_parameters(model), options={"fallback_random": True})
     assert isinstance(compiled, nn.Module)
     return compiled
 
