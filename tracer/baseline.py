@@ -33,8 +33,7 @@ class Figures:
     """How far one output was off.
 
     Attributes:
-        relative_l2: infinite where nothing could be computed.
-        peir: a ratio; infinite there too.
+        relative_l2, peir: infinite where nothing could be computed, or one side is not finite.
         unmatched: floats that are not finite, and without an equal on the other side.
         limit: the PEIR up to which it was to agree.
         agrees: it did.
@@ -53,10 +52,12 @@ class Figures:
         """Reads the columns of a row, in which a report writes infinite figures as text."""
         sqnr = columns["sqnr"]
         is_inexact = str(columns["dtype"]).startswith(("float", "bfloat", "complex"))
+        unmatched = columns["mismatched"] if is_inexact and columns["mismatched"] else 0
+        is_measured = sqnr is not None and not unmatched
         return cls(
-            relative_l2=math.inf if sqnr is None else 10.0 ** (-float(sqnr) / 20.0),
+            relative_l2=10.0 ** (-float(sqnr) / 20.0) if is_measured else math.inf,
             peir=float(columns["peir"]),
-            unmatched=columns["mismatched"] if is_inexact and columns["mismatched"] else 0,
+            unmatched=unmatched,
             limit=float(columns["limit"]),
             agrees=bool(columns["agrees"]),
             estimated=columns["note"] == ESTIMATED,
