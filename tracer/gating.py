@@ -383,7 +383,7 @@ def _less_covered(
         ("elements", baseline.elements, now.elements),
     ):
         if after < before:
-            parts.append(f"{after:,} {what} in the place of {before:,}")
+            parts.append(f"only {after:,} of {before:,} {what}")
     if parts:
         yield Reason("coverage", f"less was compared than in {baseline.source}", "; ".join(parts))
 

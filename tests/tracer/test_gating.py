@@ -203,8 +203,8 @@ class TestGoneAndNew:
         assert kinds(decided) == {"b": "gone", "c": "gone"}
         assert decided.modules_gone == ("b", "c")
         assert [str(reason) for reason in decided.reasons] == [
-            "less was compared than in main.json: 2 of 3 modules gone, `b`, `c`; 1 calls in the "
-            "place of 3; 3 elements in the place of 9"
+            "less was compared than in main.json: 2 of 3 modules gone, `b`, `c`; only 1 of 3 "
+            "calls; only 3 of 9 elements"
         ]
         assert levels(decided) == ["coverage"]
 
@@ -235,7 +235,7 @@ class TestGoneAndNew:
     def test_fewer_calls_and_elements(self, now, then):
         before = replace(then(peirs={"a": 0.0}), calls=5, elements=4_000)
         (reason,) = gate(now({"a": 0.0}), before).reasons
-        assert reason.where == "1 calls in the place of 5; 3 elements in the place of 4,000"
+        assert reason.where == "only 1 of 5 calls; only 3 of 4,000 elements"
         assert gate(now({"a": 0.0}), replace(before, calls=1, elements=2)).passes
 
     def test_nothing_in_common(self, make_row, make_comparison):
