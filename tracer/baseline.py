@@ -60,7 +60,7 @@ class Figures:
             unmatched=unmatched,
             limit=float(columns["limit"]),
             agrees=bool(columns["agrees"]),
-            estimated=columns["note"] == ESTIMATED,
+            estimated=str(columns["note"]).endswith(ESTIMATED),
         )
 
     @property

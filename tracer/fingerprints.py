@@ -61,6 +61,19 @@ class Estimate:
     cosine_high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The fingerprint of the part of a tensor that is not padding.
+
+    Attributes:
+        where: tells which part, as `tracer.padding.Part` names it.
+        fingerprint: of these elements.
+    """
+
+    where: str
+    fingerprint: "Fingerprint"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint(LeftOut):
     """What is kept of a tensor.
@@ -73,6 +86,7 @@ class Fingerprint(LeftOut):
         total, square: sum and sum of squares.
         least, most: the extremes; inf and -inf where there is none.
         projections: random projections; see the module's docstring.
+        shown: what of it is not padding, where there is any; several where that is not certain.
     """
 
     reason: str = "only its fingerprint was recorded"
@@ -85,6 +99,7 @@ class Fingerprint(LeftOut):
     least: float
     most: float
     projections: tuple[float, ...]
+    shown: tuple[Shown, ...] = ()
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Fingerprint":
@@ -143,6 +158,10 @@ class Fingerprint(LeftOut):
 
     def __str__(self) -> str:
         return f"{dtype_name(self.dtype)} {list(self.shape)}"
+
+    def at(self, where: str) -> "Fingerprint | None":
+        """The fingerprint of a part that is not padding; None if there is none of it."""
+        return next((part.fingerprint for part in self.shown if part.where == where), None)
 
     def equals(self, other: "Fingerprint") -> bool:
         """Whether both are of equal values, of whatever dtype each."""

@@ -180,7 +180,7 @@ def _hooks(model: nn.Module) -> Iterator[Any]:
 
 def _offloading(module: nn.Module) -> Any:
     """The hook that loads a module's own parameters; None if there is none."""
-    hook = getattr(module, "_hf_hook", None)
+    hook: Any = getattr(module, "_hf_hook", None)
     for part in getattr(hook, "hooks", (hook,)):
         if getattr(part, "offload", False) and isinstance(part.weights_map, Mapping):
             return part

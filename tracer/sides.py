@@ -160,7 +160,7 @@ def _is_quantized(recorded: "Recorded | None") -> bool:
     if recorded is None:
         return False
     modules = recorded.header["modules"].values()
-    points = (point for module in modules for point in module["points"].values())
+    points = (point for module in modules for point in module.get("points", {}).values())
     return any(point.get("scale") is not None for point in points)
 
 

@@ -431,7 +431,7 @@ class TestRecord:
             "command": "record it",
             "notes": ["by hand"],
             "training": False,
-            "format": 1,
+            "format": 2,
         }
         assert expected.items() <= header.items()
         assert list(header["modules"]) == [name for name, _ in net.named_modules()]

@@ -67,7 +67,7 @@ class TestRoundTrip:
 
     def test_header_and_events(self, written: Path) -> None:
         reader = TraceReader(written)
-        assert reader.header == {"format": 1, "seed": 3}
+        assert reader.header == {"format": 2, "seed": 3}
         assert [event["event"] for event in reader.events] == ["one", "two"]
         assert reader.is_complete
 
@@ -139,7 +139,7 @@ class TestDamage:
     def test_a_newer_format(self, written: Path) -> None:
         header = {"format": 99, "trace_model": "7.1"}
         (written / "header.json").write_text(json.dumps(header))
-        with pytest.raises(StorageError, match=r"format 99, made by trace_model 7.1.*up to 1"):
+        with pytest.raises(StorageError, match=r"format 99, made by trace_model 7.1.*up to 2"):
             TraceReader(written)
 
     @pytest.mark.parametrize("line", [b"not JSON\n", b"3\n"])
