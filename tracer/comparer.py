@@ -40,7 +40,6 @@ from tracer.values import (
     is_plain,
     is_stateful,
     leaves,
-    tensor_leaves,
     version_of,
     visible_pair,
 )
@@ -434,8 +433,9 @@ def _marks(arguments: Mapping[str, object]) -> _Marks:
     marks = {}
     for name, value in arguments.items():
         if not is_plain(value):
-            for path, tensor in tensor_leaves(value, name):
-                marks[path] = id(tensor), version_of(tensor)
+            for path, leaf in leaves(value, name):
+                if isinstance(leaf, _Tensor):
+                    marks[path] = id(leaf), _version(leaf)
     return marks
 
 
