@@ -6,6 +6,8 @@ BUILT_IN: Mapping[str, str] = {
     "tiny-llama": "a Llama of 4 layers, hidden size 64",
     "tiny-qwen3-vl": "a Qwen3-VL of 2 vision blocks and 2 decoder layers, with an image as input",
 }
+# Those that are built with the vocabulary of a processor, whatever they are run on.
+WITH_VOCABULARY = ("tiny-qwen3-vl",)
 
 CANDIDATES: Mapping[str, str] = {
     "wrapped": "wrapped for quantisation, with quantisation off",

@@ -26,7 +26,7 @@ from tracer import factories, tiny
 from tracer.calibration import Calibration as Calibration
 from tracer.calibration import calibration as calibration
 from tracer.checkpoints import load_pretrained, load_tokenizer
-from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS
+from tracer.choices import BUILT_IN, CANDIDATES, DTYPES, NEED_WRAPPERS, WITH_VOCABULARY
 from tracer.errors import InputError, UsageError, near_names
 from tracer.images import from_images, open_image
 from tracer.inputs import Made, Request, check, from_text, read
@@ -147,7 +147,8 @@ def load(
         max_pixels=max_pixels,
         frames=video,
     )
-    if inputs is not None and (processor or request != Request(seed=seed, padding=padding)):
+    makes = processor is not None and str(name_or_path) not in WITH_VOCABULARY
+    if inputs is not None and (makes or request != Request(seed=seed, padding=padding)):
         raise UsageError(
             "inputs that are given exclude a prompt, a sequence length and a batch size, images, "
             "a processor and a video: these describe inputs that are made"
@@ -389,7 +390,7 @@ def _model(
         return load_pretrained(
             name, source, dtype, trust_remote_code=trust_remote_code, offload_folder=offload_folder
         )
-    knows_images = name == "tiny-qwen3-vl" and processor is not None
+    knows_images = name in WITH_VOCABULARY and processor is not None
     model = tiny.build(name, seed, **({"tokens": tokens_of(processor)} if knows_images else {}))
     return (model if dtype is None else cast(model, dtype)), ()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tracer.choices import ITSELF, NEED_WRAPPERS
 from tracer.errors import UsageError, near_names
 from tracer.sources import is_trace
-from tracer.usage import MAKE_INPUTS, flag
+from tracer.usage import flag, making_inputs
 from tracer.words import listed
 
 if TYPE_CHECKING:
@@ -140,12 +140,12 @@ def _calibrated(data: "Calibration | None") -> tuple[str, ...]:
 
 def _take_inputs(options: argparse.Namespace, recorded: "Recorded") -> None:
     """Makes the inputs of a trace those of the model beside it."""
-    for name in (*MAKE_INPUTS, "inputs"):
-        if getattr(options, name) is not None:
-            raise UsageError(
-                f"{flag(name)} says what the model is run on, and {recorded.name} holds what it "
-                "was recorded with: leave it out"
-            )
+    inputs = [] if options.inputs is None else ["inputs"]
+    for name in (*making_inputs(options), *inputs):
+        raise UsageError(
+            f"{flag(name)} says what the model is run on, and {recorded.name} holds what it was "
+            "recorded with: leave it out"
+        )
     args, kwargs = recorded.inputs() or ((), {})
     if args or not kwargs or not all(hasattr(value, "shape") for value in kwargs.values()):
         raise UsageError(

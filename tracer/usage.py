@@ -2,7 +2,7 @@
 
 import argparse
 
-from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
+from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION, WITH_VOCABULARY
 from tracer.errors import UsageError
 from tracer.sources import check_offload, is_trace, locate, locate_processor
 
@@ -100,9 +100,8 @@ def check_making(options: argparse.Namespace) -> None:
                     f"is {options.candidate}"
                 )
     if options.inputs is not None:
-        for name in MAKE_INPUTS:
-            if getattr(options, name) is not None:
-                raise UsageError(f"{flag(name)} makes inputs, and --inputs gives them: choose one")
+        for name in making_inputs(options):
+            raise UsageError(f"{flag(name)} makes inputs, and --inputs gives them: choose one")
 
 
 def _check_offload(options: argparse.Namespace) -> None:
@@ -127,6 +126,12 @@ MAKE_INPUTS = (
     "max_pixels",
     "video",
 )
+
+
+def making_inputs(options: argparse.Namespace) -> list[str]:
+    """Those of them that were given; a processor may be there for the model's sake alone."""
+    given = [name for name in MAKE_INPUTS if getattr(options, name) is not None]
+    return [name for name in given if name != "processor" or options.model not in WITH_VOCABULARY]
 
 
 def _check_gate(options: argparse.Namespace) -> None:

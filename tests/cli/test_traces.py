@@ -206,6 +206,22 @@ class TestCompare:
         assert error.count("\n") == 1
 
 
+def test_a_trace_of_a_photo(tmp_path: Path, capsys, shared_data: Path) -> None:
+    """The processor gives the model its vocabulary, the trace what it is run on."""
+    out = tmp_path / "a.trace"
+    processor = ("--processor", shared_data / "qwen_processor" / "qwen3vl")
+    photo = ("--image", shared_data / "images" / "chelsea.png", "--max-pixels", 4_000)
+    model = ("tiny-qwen3-vl", *processor)
+    code, _, _ = run(capsys, "record", *model, *photo, "--out", out, "--values", "outputs")
+    assert code == 0
+    code, printed, _ = run(capsys, "compare", *model, "--reference", out)
+    assert code == 0
+    assert "every compared value is equal" in printed
+    code, _, error = run(capsys, "compare", *model, *photo, "--reference", out)
+    assert code == 2
+    assert "--image says what the model is run on" in error
+
+
 class TestShow:
     @pytest.mark.parametrize("width", [80, 200])
     @pytest.mark.parametrize("form", [(), ("--tree",)])
