@@ -5,7 +5,6 @@ mask, or an object with a scale and a zero point in it. These count as parameter
 attributes whose name begins with an underscore, which are the module's own business.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,16 @@ from tracer.forms import output_factor
 from tracer.offload import load_instead, value_of
 from tracer.phrases import figure
 from tracer.recorded import RecordedModule, checksums_of
-from tracer.values import children, describe, dtype_name, is_plain, replace_leaves, tensor_leaves
+from tracer.substitution import device_of
+from tracer.values import (
+    children,
+    deep_copy,
+    describe,
+    dtype_name,
+    is_plain,
+    replace_leaves,
+    tensor_leaves,
+)
 
 # A folded scale is rounded once in every weight.
 _FOLDED_LIMIT = 1e-5
@@ -137,7 +145,7 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
         value = value_of(owners[1], last, value).detach()
         like = value if found is None else value_of(owners[0], last, found)
         factor = _folded_factor(reference, candidate) if not owner else 1.0
-        given = value.to(like)
+        given = value.to(like.device, like.dtype)
         given = given if factor in (1.0, None) else given * factor
         return _put(owners[0], mine, last, _as_parameter(given, found))
     return _exchange_attribute(candidate, reference, name)
@@ -302,7 +310,8 @@ def _exchange_attribute(
     def put(new: object) -> None:
         vars(candidate)[name] = replace_leaves(held, name, {path: new})
 
-    put(copy.deepcopy(value))
+    device = device_of({name: found})
+    put(deep_copy(value, lambda tensor: tensor.detach().to(device, copy=True)))
 
     def undo() -> None:
         put(found)
