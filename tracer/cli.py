@@ -23,9 +23,7 @@ from tracer.sources import is_trace
 from tracer.usage import check, check_making, debugs
 
 if TYPE_CHECKING:
-    from tracer.baseline import Baseline
     from tracer.comparison import Captured, Comparison
-    from tracer.recorded import Recorded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,9 +133,10 @@ def _show(options: argparse.Namespace, command: str) -> int:
 def _compare(options: argparse.Namespace, command: str) -> int:
     """Does the work and returns the exit code."""
     check(options)
+    from tracer.held_against import held_against, open_former
     from tracer.reports.progress import call_counter
 
-    former = _former(options)
+    former = open_former(options)
     sides = sides_of(options)
     from tracer import capture, compare
     from tracer.samples import SAMPLES
@@ -153,7 +152,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         differences_expected=sides.quantized and options.tolerance is None,
     )
     rename = dict(options.map)
-    limits = _limits(options, sides)
+    held = held_against(options, sides, former)
     calls = len(list(reference.modules())) * (1 + (options.steps or 0))
     with call_counter("comparing", calls) as tell:
         comparison = compare(
@@ -172,8 +171,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             progress=None if debugging else tell,  # no bar where a prompt may open
             **debugging,
         )
-    if (former is not None or limits or options.fail_on) and _is_whole(comparison):
-        comparison = _judged(comparison, options, sides, former, limits, run)
+    if _is_whole(comparison):
+        comparison = held.judge(comparison, differences_expected=run.differences_expected)
     captured: list[Captured] = []
     if options.focus and not comparison.coverage.ended:
         captured = capture(reference, candidate, inputs, include=options.focus, rename=rename)
@@ -182,61 +181,6 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     _print(comparison, options, run, captured)
     only_divergence = (options.fail_on or "divergence") == "divergence"
     return _exit_code(comparison, run, only_divergence=only_divergence)
-
-
-def _former(options: argparse.Namespace) -> "Baseline | Recorded | None":
-    """What the comparison is held against."""
-    if options.baseline is None:
-        return None
-    from tracer.baseline import open_baseline
-
-    return open_baseline(options.baseline)
-
-
-def _limits(options: argparse.Namespace, sides: Sides) -> dict[str, float]:
-    """The limits by glob, in the order in which they were given last."""
-    from tracer.gating import check_limits
-    from tracer.session import named_modules
-
-    limits: dict[str, float] = {}
-    for glob, peir in options.max_peir:
-        limits.pop(glob, None)
-        limits[glob] = peir
-    check_limits(limits, named_modules(sides.reference))
-    return limits
-
-
-def _judged(
-    comparison: "Comparison",
-    options: argparse.Namespace,
-    sides: Sides,
-    former: "Baseline | Recorded | None",
-    limits: dict[str, float],
-    run: Run,
-) -> "Comparison":
-    """The comparison with what the gate decides."""
-    from tracer import Baseline, compare, gate
-    from tracer.recorded import Recorded
-
-    if isinstance(former, Recorded):
-        then = compare(
-            sides.reference,
-            former,
-            sides.inputs,
-            rename=dict(options.map),
-            tolerance=options.tolerance,
-            confirm=False,
-        )
-        former = Baseline.of(then, former.name)
-    return comparison.judged(
-        gate(
-            comparison,
-            former,
-            fail_on=options.fail_on,
-            max_peir=limits,
-            differences_expected=run.differences_expected,
-        )
-    )
 
 
 def _isolation(options: argparse.Namespace, sides: Sides) -> str | None:

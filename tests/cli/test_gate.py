@@ -150,3 +150,8 @@ class TestWrongUse:
         arguments = ("--candidate", "sdpa", "--baseline", made / "same.json")
         assert main(["compare", "tiny-llama", *map(str, arguments)]) == 2
         assert "compare the same models on the same inputs" in capsys.readouterr().err
+        trace = ("--baseline", str(made / "quantized.trace"))
+        assert main(["compare", "tiny-llama", "--candidate", "sdpa", *trace]) == 2
+        printed = capsys.readouterr().err
+        assert "was recorded on other inputs than these: give the options" in printed
+        assert "(trace_model record tiny-llama --sequence-length 8 " in printed
