@@ -81,8 +81,8 @@ def _end(comparison: Comparison) -> str:
     assert last is not None
     assert last.difference is not None
     return (
-        "With quantisation on everything differs a little; a tolerance, a limit or a baseline makes "
-        f"more than that a failure.\n{last.value} of {last.module or 'the model'} ends at "
+        "With quantisation on everything differs a little; a tolerance, a limit or a baseline "
+        f"makes more than that a failure.\n{last.value} of {last.module or 'the model'} ends at "
         f"PEIR {number(last.peir)}, SQNR {last.difference.sqnr:.1f} dB, cosine "
         f"{last.difference.cosine:.6f}."
     )
