@@ -15,7 +15,7 @@ from torch import nn
 from tracer.calls import Answer, Call, NewArguments, NewOutput, Phase
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
-from tracer.offload import is_offloaded, twin
+from tracer.offload import twin
 from tracer.phrases import figure, place
 from tracer.rows import Row, first_divergence
 from tracer.session import Inputs, Session
@@ -65,9 +65,7 @@ def measure_noise(reference: nn.Module, inputs: Inputs, include: str | Sequence[
         wide = deep_copy(inputs, _widened)
         notes += _run(Session(exact, reference, wide, None, include), Comparer, floor, "in float64")
         del exact
-    # Offloaded weights are let go of by the side that is through with them first.
-    itself = twin(reference) if is_offloaded(reference) else reference
-    beside = Session(reference, itself, inputs, None, include)
+    beside = Session(reference, reference, inputs, None, include)
     notes += _run(beside, _Perturbing, floor, "with perturbed inputs")
     return NoiseFloor(floor, tuple(notes))
 

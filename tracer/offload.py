@@ -89,6 +89,18 @@ def twin(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> Any:
     return made
 
 
+def apart_from(reference: nn.Module, candidate: nn.Module) -> nn.Module:
+    """The candidate, or a twin of it where both load weights into modules that they share.
+
+    The one that is through with a module first would let go of the weights under the other.
+    """
+    modules = {id(module) for module in reference.modules()}
+    if any(id(module) in modules and _offloading(module) for module in candidate.modules()):
+        made: nn.Module = twin(candidate, (*candidate.parameters(), *candidate.buffers()))
+        return made
+    return candidate
+
+
 def lacks_values(module: nn.Module) -> bool:
     """Whether any parameters lie on the meta device for good."""
     return any(

@@ -15,6 +15,7 @@ from tracer.encoding import Kept
 from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.fingerprints import checksum
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
+from tracer.offload import apart_from
 from tracer.pairing import Pairing, pair
 from tracer.recorded import Recorded, check_same_model
 from tracer.states import module_states_kept, random_state_kept
@@ -38,6 +39,7 @@ class Session:
     ) -> None:
         for side, model in (("reference", reference), ("candidate", candidate)):
             _check_initialised(side, model)
+        candidate = apart_from(reference, candidate)
         self.reference = reference
         self.candidate = candidate
         self.pairing = pair(reference, candidate, rename)

@@ -213,6 +213,17 @@ class TestLoad:
             models.load(saved(), offload=tmp_path)
 
 
+class Weighted(nn.Module):
+    """Uses a parameter of its own after it has called another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.inner = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) @ self.weight
+
+
 def in_memory(model: nn.Module, folder: Path) -> nn.Module:
     return cpu_offload(model, execution_device=torch.device("cpu"))
 
@@ -255,6 +266,14 @@ class TestDispatchedByTheUser:
         device = torch.device("cpu")
         offloaded = [cpu_offload(model, execution_device=device) for model in (left, right)]
         assert pair(*offloaded).pairs == names
+
+    def test_modules_that_both_sides_share(self) -> None:
+        """One side is through with a parameter of the outer module before the other is."""
+        model = in_memory(Weighted().eval(), Path())
+        x = torch.randn(2, 4)
+        verdict = tracer.compare(model, model, x).verdict
+        assert verdict.explanation == "The models agree: every compared value is equal."
+        assert model.weight.is_meta
 
     def test_lines_are_the_models_own(self, saved) -> None:
         calls = []
