@@ -71,6 +71,7 @@ def build(name: str, seed: int) -> Built:
             raise ModelLoadError(
                 f"{name} is a {type(target).__name__}: expected a function that makes a model"
             )
+        torch.manual_seed(seed)  # whether or not the import was the first, and drew some
         try:
             made = target()
         except (Exception, SystemExit) as error:
