@@ -134,7 +134,10 @@ def _checked(made: object, name: str) -> Built:
 def _said(error: BaseException) -> str:
     """What was raised, and where in the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
-    own = [frame for frame in own if not frame.filename.startswith("<frozen")]
+    own = [frame for frame in frames if not _is_of_others(frame.filename)]
     where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
     return f"{type(error).__name__}: {brief(error)}{where}"
+
+
+def _is_of_others(file: str) -> bool:
+    return file in (__file__, importlib.__file__) or "-packages" in file or file.startswith("<")
