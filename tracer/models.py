@@ -36,6 +36,7 @@ from tracer.offload import (
     from_disk,
     is_offloaded,
     remove_with,
+    tie,
     twin,
     weights_folder,
 )
@@ -406,6 +407,7 @@ def _on_disk(
         model, notes = build(offload_folder=folder)
         if not is_offloaded(model):
             from_disk(model, folder, device)
+        tie(model)
         compute_on(model, device)
         remove_with(model, folder)
     return model, (*notes, "the weights lie on disk, and are loaded module by module")

@@ -147,9 +147,19 @@ def weights_folder(place: str | Path | None) -> Iterator[str]:
 
 def remove_with(model: nn.Module, folder: str) -> None:
     """Removes a folder when an offloaded model and all its twins are gone."""
-    # All hooks read from one mapping, each through a view of its own.
-    view = next(hook.weights_map for hook in _hooks(model))
-    weakref.finalize(view.dataset, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(_source(model), shutil.rmtree, folder, ignore_errors=True)
+
+
+def tie(model: nn.Module) -> None:
+    """Lets tied weights be found under each of their names.
+
+    Where transformers has to write weights to the folder, it writes one of them.
+    """
+    index = _source(model).index
+    for names in getattr(model, "all_tied_weights_keys", {}).items():
+        known = next((index[name] for name in names if name in index), None)
+        if known is not None:
+            index.update(dict.fromkeys(names, known))
 
 
 def from_disk(model: nn.Module, folder: str, device: torch.device) -> None:
@@ -181,6 +191,11 @@ def quiet_accelerate() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _source(model: nn.Module) -> Any:
+    """What all hooks of a model read from, each through a view of its own."""
+    return next(hook.weights_map.dataset for hook in _hooks(model))
 
 
 def _hooks(model: nn.Module) -> Iterator[Any]:

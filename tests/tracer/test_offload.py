@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -177,6 +179,20 @@ class TestLoad:
         del candidate
         gc.collect()
         assert list(tmp_path.iterdir()) == []
+
+    def test_weights_that_are_no_safetensors(self, saved, tmp_path: Path) -> None:
+        """They are written to the folder, tied ones once."""
+        folder = tmp_path / "checkpoint"
+        shutil.copytree(saved(tied=True), folder)
+        weights = load_file(folder / "model.safetensors")
+        torch.save(weights, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        loaded = models.load(folder, inputs=INPUTS, offload=tmp_path)
+        (scratch,) = tmp_path.glob("trace_model_*")
+        assert len(list(scratch.iterdir())) == len(weights)
+        with torch.no_grad():
+            logits = loaded.model(**INPUTS).logits
+            assert torch.equal(logits, make_llama(tied=True)(**INPUTS).logits)
 
     def test_nothing_is_left_of_what_failed(self, tmp_path: Path) -> None:
         empty = tmp_path / "empty"
