@@ -182,10 +182,10 @@ class TestEstimates:
     @pytest.mark.parametrize(
         ("factor", "expected"),
         [
-            (2.1 * 1.2, {}),
-            (2.15 * 1.2, {"a": "worse"}),
-            (0.63 / 1.2, {}),
-            (0.6 / 1.2, {"a": "better"}),
+            (2.1 * 1.25, {}),
+            (2.15 * 1.25, {"a": "worse"}),
+            (0.63 / 1.25, {}),
+            (0.6 / 1.25, {"a": "better"}),
         ],
     )
     def test_only_what_goes_beyond(self, make_row, make_comparison, factor, expected):
