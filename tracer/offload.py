@@ -157,9 +157,8 @@ def tie(model: nn.Module) -> None:
     """
     index = _source(model).index
     for names in getattr(model, "all_tied_weights_keys", {}).items():
-        known = next((index[name] for name in names if name in index), None)
-        if known is not None:
-            index.update(dict.fromkeys(names, known))
+        written = [index[name] for name in names if name in index]
+        index.update(dict.fromkeys(names, written[0]))
 
 
 def from_disk(model: nn.Module, folder: str, device: torch.device) -> None:

@@ -47,7 +47,7 @@ from wrappers.observers import (
     build_observer,
     quantizer_from_state,
 )
-from wrappers.offload import is_hooked, is_offloaded, parameter_of, take_hook, without_hook
+from wrappers.offloading import is_hooked, is_offloaded, parameter_of, take_hook, without_hook
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 

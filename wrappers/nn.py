@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from wrappers.config import PTQConfig
 from wrappers.module import QuantModule
-from wrappers.offload import is_offloaded, load_scaled
+from wrappers.offloading import is_offloaded, load_scaled
 from wrappers.registry import register
 
 

@@ -59,7 +59,7 @@ def load_scaled(module: nn.Module, factor: float) -> None:
 
 
 class _Scaled(Mapping[str, Tensor]):
-    """Weights by name, those of some names multiplied by a factor."""
+    """Weights by name, multiplied by a factor in the dtypes that they are used in."""
 
     def __init__(
         self, weights: Mapping[str, Tensor], factor: float, dtypes: Mapping[str, Any]
@@ -69,16 +69,13 @@ class _Scaled(Mapping[str, Tensor]):
         self._dtypes = dtypes
 
     def __getitem__(self, name: str) -> Tensor:
-        weight = self._weights[name]
-        if name not in self._dtypes:
-            return weight
-        return weight.detach().to(self._dtypes[name]) * self._factor
+        return self._weights[name].detach().to(self._dtypes[name]) * self._factor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
+        return iter(self._dtypes)
 
     def __len__(self) -> int:
-        return len(self._weights)
+        return len(self._dtypes)
 
 
 def _loader(module: nn.Module) -> Any:
