@@ -90,15 +90,16 @@ def inputs(reference: Net) -> torch.Tensor:
 
 
 MISTAKES = [
-    (edited("head.bias"), "head", "parameter"),
-    (edited("attention.shift"), "attention", "parameter"),
-    (setting("attention", scale=1.0), "attention", "computation"),
-    (setting("", is_masked=False), "", "attention_mask"),
+    (True, edited("head.bias"), "head", "parameter"),
+    (False, edited("attention.shift"), "attention", "parameter"),
+    (False, setting("attention", scale=1.0), "attention", "computation"),
+    (True, setting("", is_masked=False), "", "attention_mask"),
+    (False, setting("", is_masked=False), "", "attention_mask"),
 ]
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
 class TestOnTwoDevices:
+    @pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
     def test_the_same_model(self, there: bool) -> None:
         reference, candidate = pair(NOTHING, there)
         assert isinstance((candidate if there else reference).head.weight, Elsewhere)
@@ -109,7 +110,7 @@ class TestOnTwoDevices:
         assert all(row.sample is not None for row in comparison.rows if row.is_output)
         assert not [note for note in comparison.verdict.explanation.splitlines() if "not" in note]
 
-    @pytest.mark.parametrize(("plant", "module", "found"), MISTAKES)
+    @pytest.mark.parametrize(("there", "plant", "module", "found"), MISTAKES)
     def test_a_mistake_is_found(self, there: bool, plant: Plant, module: str, found: str) -> None:
         reference, candidate = pair(plant, there)
         verdict = tracer.compare(reference, candidate, inputs(reference)).verdict
@@ -118,8 +119,8 @@ class TestOnTwoDevices:
         assert (origin.module, origin.argument or origin.kind) == (module, found)
         assert verdict.confirmed, verdict.explanation
 
-    def test_the_line_and_what_it_costs(self, there: bool) -> None:
-        reference, candidate = pair(setting("attention", scale=1.0), there)
+    def test_the_line_and_what_it_costs(self) -> None:
+        reference, candidate = pair(setting("attention", scale=1.0), candidate_is_there=True)
         options = {"isolate": "leaves", "what_if": 2}
         comparison = tracer.compare(reference, candidate, inputs(reference), **options)
         assert "\n  candidate: mul at " in comparison.verdict.explanation
@@ -129,6 +130,7 @@ class TestOnTwoDevices:
         assert comparison.isolation.recoveries[0].after < 1e-6
         assert not comparison.isolation.unforced
 
+    @pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
     def test_a_list_is_filled_on_both(self, there: bool) -> None:
         reference, candidate = pair(edited("attention.out.bias"), there)
         given = {"x": inputs(reference), "seen": []}
@@ -137,6 +139,7 @@ class TestOnTwoDevices:
         assert verdict.origin.module == "attention.out"
         assert verdict.confirmed, verdict.explanation
 
+    @pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
     def test_a_table_in_an_attribute(self, there: bool) -> None:
         both = Net().eval(), Net().eval()
         for model, value in zip(both, (1.0, 2.0), strict=True):
@@ -149,6 +152,7 @@ class TestOnTwoDevices:
         assert (verdict.origin.module, verdict.origin.kind) == ("attention", "parameter")
         assert verdict.confirmed, verdict.explanation
 
+    @pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
     def test_captured_values_stay_where_they_are(self, there: bool) -> None:
         reference, candidate = pair(NOTHING, there)
         captured = tracer.capture(reference, candidate, inputs(reference), include="head")
@@ -196,11 +200,17 @@ class TestCommandLine:
 
 
 def test_the_model_is_left_where_it_is() -> None:
-    loaded = tracer.models.load("tiny-llama", sequence_length=4)
+    loaded = tracer.models.Loaded("net", Net(), {"x": X})
     moved = tracer.models.moved(loaded, DEVICE)
     assert {p.device.type for p in loaded.model.parameters()} == {"cpu"}
     assert {p.device.type for p in moved.model.parameters()} == {"xla"}
-    assert moved.inputs["input_ids"].device == DEVICE
+    assert (loaded.inputs["x"].device.type, moved.inputs["x"].device.type) == ("cpu", "xla")
+
+
+def test_weights_on_disk_are_not_moved() -> None:
+    loaded = tracer.models.Loaded("net", Net(), {"x": X}, offload=True)
+    with pytest.raises(tracer.UsageError, match="is not moved"):
+        tracer.models.moved(loaded, DEVICE)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

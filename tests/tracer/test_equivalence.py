@@ -79,9 +79,9 @@ class TestText:
         assert str(wrong).splitlines()[-1].startswith("coverage: 3 of 3 modules, 3 calls")
 
     def test_it_fits_beside_the_margin_of_pytest(self) -> None:
-        stack = nn.Sequential(*(Mlp() for _ in range(30)))
+        stack = nn.Sequential(*(Mlp() for _ in range(10)))
         other = copy.deepcopy(stack)
-        other[20].factor = 1.5
+        other[7].factor = 1.5
         text = str(failure(stack, other, X))
         assert max(map(len, text.splitlines())) <= 92
         assert len(text.splitlines()) < 80
@@ -114,9 +114,6 @@ class TestLimit:
         ):
             tracer.assert_equivalent(loaded.model, quantized, loaded.inputs)
         tracer.assert_equivalent(loaded.model, quantized, loaded.inputs, peir=0.9)
-        assert "limit 1e-06" in str(
-            failure(loaded.model, quantized, loaded.inputs, peir=1e-6, confirm=False)
-        )
         tracer.assert_equivalent(quantized, quantized, loaded.inputs)
 
 

@@ -229,7 +229,6 @@ class TestFound:
         ("make", "module", "setting"),
         [
             (gpt2, "transformer.h.1.mlp.dropout", "p"),
-            (bert, "encoder.layer.0.output.dropout", "p"),
             (llama, "layers.1.self_attn", "attention_dropout"),
         ],
     )
