@@ -53,7 +53,17 @@ PUBLIC = [
 ROOMS = [
     *("errors", "values", "difference", "calls", "pairing", "lockstep", "rows", "fits"),
     *("counterfactual", "verdict", "comparison", "models"),
-    *("isolate", "isolation", "levels", "recall", "substitution", "swapping", "switches"),
+    *(
+        "baseline",
+        "gating",
+        "isolate",
+        "isolation",
+        "levels",
+        "recall",
+        "substitution",
+        "swapping",
+        "switches",
+    ),
 ]
 
 
