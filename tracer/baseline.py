@@ -10,6 +10,7 @@ candidate (`Baseline.of`).
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Figures:
         unmatched = columns["mismatched"] if is_inexact and columns["mismatched"] else 0
         is_measured = sqnr is not None and not unmatched
         return cls(
-            relative_l2=10.0 ** (-float(sqnr) / 20.0) if is_measured else math.inf,
+            relative_l2=_relative_l2(float(sqnr)) if is_measured else math.inf,
             peir=float(columns["peir"]),
             unmatched=unmatched,
             limit=float(columns["limit"]),
@@ -144,6 +145,12 @@ class Baseline:
             calls=coverage["compared_calls"],
             elements=coverage["compared_elements"],
         )
+
+
+def _relative_l2(sqnr: float) -> float:
+    """The relative L2 error that a ratio of signal to noise in dB stands for."""
+    exponent = -sqnr / 20.0
+    return math.inf if exponent > sys.float_info.max_10_exp else 10.0**exponent
 
 
 def open_baseline(path: str | Path) -> Baseline | Recorded:

@@ -117,6 +117,17 @@ class TestRead:
         comparison = tracer.compare(reference, candidate, torch.arange(4), confirm=False)
         assert [f.unmatched for f in Baseline.of(comparison).figures.values()] == [0]
 
+    @pytest.mark.parametrize(
+        ("sqnr", "relative_l2"),
+        [("inf", 0.0), (20.0, 0.1), (-20, 10.0), (-7000.0, math.inf), ("-inf", math.inf)],
+    )
+    def test_ratios_of_any_size(self, saved, sqnr, relative_l2):
+        report = json.loads(saved.read_text())
+        report["rows"][-1]["sqnr"] = sqnr
+        saved.write_text(json.dumps(report))
+        figures = list(Baseline.read(saved).figures.values())[-1]
+        assert figures.relative_l2 == pytest.approx(relative_l2)
+
     def test_cut_off(self, saved):
         text = saved.read_text()
         saved.write_text(text[: len(text) // 2])
