@@ -12,8 +12,8 @@ of the allocator's slack. That of tensors counts the memory behind every tensor 
 makes, as long as it lives (a dispatch mode): it is exact, the same in every run, and the one that
 may not grow with depth. What does grow are rows: some numbers for each value.
 
-With --offload, a checkpoint of random weights in a temporary folder is compared with itself in
-bfloat16 from memory and from disk.
+With --offload, a checkpoint of random weights in a temporary folder is compared with candidates
+made from it, from memory and from disk.
 """
 
 import argparse
@@ -50,9 +50,11 @@ def main() -> None:
     parser.add_argument("--offload", action="store_true", help="from memory against from disk")
     parser.add_argument("--run", choices=(*RUNS, "memory", "disk"), help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.checkpoint:
-        print(json.dumps(compare_checkpoint(arguments.checkpoint, arguments.run == "disk")))
+        offload = arguments.run == "disk"
+        print(json.dumps(compare_checkpoint(arguments.checkpoint, arguments.kind, offload)))
     elif arguments.run:
         print(json.dumps(measure(arguments.run, arguments.layers[0])))
     elif arguments.offload:
@@ -234,30 +236,31 @@ def show_offload() -> None:
         size = sum(p.numel() * p.element_size() for p in model.parameters()) / MIB
         model.save_pretrained(folder)
         del model
-        print(f"a checkpoint of {size:.0f} MiB in float32, compared with itself in bfloat16; MiB")
-        for place in ("memory", "disk"):
-            found = in_process("--run", place, "--checkpoint", folder)
-            print(
-                f"weights in {place:6}: peak of the process {found['peak']:5.0f}, of them "
-                f"{found['before']:.0f} before anything was loaded; {found['verdict']}"
-            )
+        print(f"a checkpoint of {size:.0f} MiB in float32 against candidates made from it")
+        print("peak of the process beyond what it takes before anything is loaded, MiB")
+        print(f"{'candidate':10} {'in memory':>9} {'on disk':>9}")
+        for kind in ("bfloat16", "wrapped", "quantized"):
+            found = [
+                in_process("--run", place, "--checkpoint", folder, "--kind", kind)
+                for place in ("memory", "disk")
+            ]
+            assert found[0]["peirs"] == found[1]["peirs"]
+            peaks = [one["peak"] - one["before"] for one in found]
+            print(f"{kind:10} {peaks[0]:9.0f} {peaks[1]:9.0f}", flush=True)
 
 
-def compare_checkpoint(folder: str, offload: bool) -> dict[str, Any]:
-    """Loads a checkpoint and its copy in bfloat16, and compares them."""
+def compare_checkpoint(folder: str, kind: str, offload: bool) -> dict[str, Any]:
+    """Loads a checkpoint, makes a candidate from it, and compares them."""
     tiny = tracer.models.load("tiny-llama", offload=offload)
-    tracer.compare(tiny.model, tracer.models.candidate(tiny, "bfloat16"), tiny.inputs)
+    tracer.compare(tiny.model, tracer.models.candidate(tiny, kind), tiny.inputs)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     loaded = tracer.models.load(folder, offload=offload, sequence_length=32)
-    candidate = tracer.models.candidate(loaded, "bfloat16")
-    comparison = tracer.compare(loaded.model, candidate, loaded.inputs)
-    return {
-        "before": before,
-        "peak": resident("VmHWM"),
-        "verdict": comparison.verdict.explanation.splitlines()[0],
-    }
+    candidate = tracer.models.candidate(loaded, kind)
+    comparison = tracer.compare(loaded.model, candidate, loaded.inputs, confirm=kind != "quantized")
+    peirs = [row.peir for row in comparison.rows]
+    return {"before": before, "peak": resident("VmHWM"), "peirs": peirs}
 
 
 def resident(field: str) -> float:

@@ -1,6 +1,6 @@
 """Models whose weights lie elsewhere until they are needed: on disk, or in the memory of the CPU.
 
-    loaded = tracer.load("organisation/name", offload=True)
+    loaded = tracer.models.load("organisation/name", offload=True)
 
 accelerate puts a hook around the forward of each module, which loads the module's own parameters
 before it, and lets go of them after it; in between they lie on the meta device, without values.
@@ -47,10 +47,8 @@ def value_of(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor
         return tensor
     path, _, own = name.rpartition(".")
     hook = _offloading(module.get_submodule(path))
-    if hook is None or own not in hook.weights_map:
-        return tensor
-    loaded: torch.Tensor = hook.weights_map[own]
-    return loaded.to(tensor.dtype)
+    loaded = None if hook is None else hook.weights_map.get(own)
+    return tensor if loaded is None else loaded.to(tensor.dtype)
 
 
 def own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
