@@ -108,7 +108,8 @@ def _add_compare(
         "--candidate",
         metavar="KIND|PATH",
         help=(
-            "the model under test (default: wrapped; with --reference the model itself). "
+            "the model under test (default: wrapped; with --reference or --candidate-device the "
+            "model itself). "
             f"{kinds}; or the path of another model, of a trace, or of a function that makes a "
             "model, as for MODEL"
         ),
