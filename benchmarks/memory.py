@@ -5,11 +5,12 @@
 
 A Llama of hidden size 256 on 256 tokens, compared with its wrapped form, with a copy of its own,
 and with a copy in which one weight in the middle is wrong, which takes the confirming runs and the
-search for other origins; then with isolation, and with samples kept for drawings. Each is a process of its own, and two peaks are taken of each. That of the process is its resident memory
-(VmHWM of Linux, set back before the run) over what was resident before: it has all in it, and some
-of the allocator's slack. That of tensors counts the memory behind every tensor that an operation
-makes, as long as it lives (a dispatch mode): it is exact, the same in every run, and the one that
-may not grow with depth. What does grow are rows: some numbers for each value.
+search for other origins; then with isolation, and with samples kept for drawings. Each is a process
+of its own, and two peaks are taken of each. That of the process is its resident memory (VmHWM of
+Linux, set back before the run) over what was resident before: it has all in it, and some of the
+allocator's slack. That of tensors counts the memory behind every tensor that an operation makes, as
+long as it lives (a dispatch mode): it is exact, the same in every run, and the one that may not
+grow with depth. What does grow are rows: some numbers for each value.
 
 With --offload, a checkpoint of random weights in a temporary folder is compared with candidates
 made from it, from memory and from disk.
