@@ -278,8 +278,8 @@ def _fitting(reference: nn.Module, candidate: nn.Module) -> _Fitting:
     Floats of the reference's dtype take the candidate's, and tensors on its device go to the
     candidate's, where each side has only one.
     """
-    cast = _change(_float_dtypes(reference), _float_dtypes(candidate))
-    move = _change(_devices(reference), _devices(candidate))
+    (r_dtypes, r_devices), (c_dtypes, c_devices) = map(_worked_in, (reference, candidate))
+    cast, move = _change(r_dtypes, c_dtypes), _change(r_devices, c_devices)
 
     def fitted(tensor: torch.Tensor) -> torch.Tensor:
         if cast and tensor.dtype == cast[0]:
@@ -299,15 +299,20 @@ def _change(reference: set[_Kind], candidate: set[_Kind]) -> tuple[_Kind, _Kind]
     return next(iter(reference)), next(iter(candidate))
 
 
-def _devices(model: nn.Module) -> set[torch.device]:
-    """Where a model's parameters lie; none for weights that are elsewhere until they are needed."""
-    return {p.device for p in model.parameters() if not p.is_meta}
+def _worked_in(model: nn.Module) -> tuple[set[torch.dtype], set[torch.device]]:
+    """The floating dtypes of a model's parameters, and where they lie.
 
-
-def _float_dtypes(model: nn.Module) -> set[torch.dtype]:
+    Weights that are elsewhere until they are needed, and those of a recording, lie nowhere.
+    """
     if isinstance(model, Recorded):
-        return set() if model.dtype is None else {model.dtype}
-    return {p.dtype for p in model.parameters() if p.is_floating_point()}
+        return (set() if model.dtype is None else {model.dtype}), set()
+    dtypes, devices = set(), set()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            dtypes.add(parameter.dtype)
+        if not parameter.is_meta:
+            devices.add(parameter.device)
+    return dtypes, devices
 
 
 def _copied(
