@@ -28,13 +28,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, Location, Phase, definition
 from tracer.choices import VALUES
-from tracer.dataflow import points_of
+from tracer.dataflow import points_of, span
 from tracer.encoding import encode
 from tracer.errors import ModelRunError, UsageError
 from tracer.fingerprints import Fingerprint, Shown
@@ -88,8 +89,8 @@ def record(
         path: the folder to make.
         include: globs of the names of the modules to record.
         values: "all": arguments and outputs; "outputs": outputs alone; "fingerprints": 176 bytes in
-            the place of each, from which differences are estimated (`tracer.fingerprints`). The
-            inputs are always kept whole.
+            the place of each, from which differences are estimated (`tracer.fingerprints`), and of
+            quantization points with channels the span of these. The inputs are always kept whole.
         name, seed, command, notes: how the model and its inputs came about, for the header.
 
     Raises:
@@ -113,6 +114,9 @@ def record(
     described = {
         own: _described(module, own in chosen, checksums, files) for own, module in modules.items()
     }
+    if values == "fingerprints":  # which are to be small
+        for said in described.values():
+            said |= {"points": _without_channels(said["points"])} if "points" in said else {}
     header = {
         **environment(),
         "safetensors": metadata.version("safetensors"),
@@ -279,7 +283,7 @@ def _described(
     is_recorded: bool,
     checksums: Mapping[int, Checksum | None],
     files: dict[str, int],
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What the header says of a module, without what there is none of."""
     own = {name: checksums[id(p)] for name, p in module.named_parameters(recurse=False)}
     said = {
@@ -291,6 +295,14 @@ def _described(
         "points": points_of(module),
     }
     return {key: value for key, value in said.items() if value not in (None, {})}
+
+
+def _without_channels(points: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, object]]:
+    """Quantization points with the span of what there is one of for each channel."""
+    return {
+        name: {key: span(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
+        for name, facts in points.items()
+    }
 
 
 def _checksum(checksums: Sequence[Checksum | None]) -> str:

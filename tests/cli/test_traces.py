@@ -234,6 +234,18 @@ class TestShow:
         assert again == live
         assert all(len(line) <= width for line in live.splitlines())
 
+    def test_points_of_fingerprints_have_no_figure_for_each_channel(self, tmp_path, capsys) -> None:
+        options = ("--candidate", "quantized", "--calibrate", 1, "--include", "lm_head")
+        shown = []
+        for values in ("all", "fingerprints"):
+            out = tmp_path / f"{values}.trace"
+            run(capsys, "record", "tiny-llama", "--out", out, *options, "--values", values)
+            _, table, _ = run(capsys, "show", out)
+            shown.append([line for line in table.splitlines() if "channels" in line])
+        assert shown[0] == shown[1] != []
+        sizes = [path.stat().st_size for path in tmp_path.glob("*.trace/header.json")]
+        assert max(sizes) > 2 * min(sizes)
+
     def test_quantization_points(self, capsys) -> None:
         code, printed, _ = run(
             *(capsys, "show", "tiny-llama", "--candidate", "quantized", "--calibrate", 1),
