@@ -179,3 +179,12 @@ def test_quantising_without_tico(monkeypatch, capsys, tmp_path) -> None:
 def test_every_example_is_tested() -> None:
     source = Path(__file__).read_text()
     assert all(f'"{path.name}"' in source for path in EXAMPLES.glob("*.py"))
+
+
+def test_compare_a_port(monkeypatch, capsys) -> None:
+    printed = run("compare_a_port.py", monkeypatch, capsys)
+    assert printed.count("coverage: 53 of 59 modules") == 2
+    right, wrong = printed.split("\nagrees\n")
+    assert "differ" not in right
+    assert "It begins in the own lines of `model.layers.2.self_attn`" in wrong
+    assert "mixed = functional.scaled_dot_product_attention(" in wrong

@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracer import models
+    from tracer.baseline import Baseline
     from tracer.comparison import Captured, Comparison, capture, compare
     from tracer.coverage import Coverage
     from tracer.dataflow import Flow, flow
     from tracer.debugger import Breakpoint
     from tracer.difference import Difference, Tolerance
+    from tracer.equivalence import assert_equivalent
     from tracer.errors import (
         InputError,
         ModelLoadError,
         ModelRunError,
+        NotEquivalentError,
         NothingComparedError,
         ShapeMismatchError,
         StorageError,
         TracerError,
         UsageError,
     )
+    from tracer.gating import Gate, gate
     from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
     from tracer.origin import Origin
     from tracer.recorded import Recorded, open_trace
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Baseline",
     "Breakpoint",
     "Captured",
     "Cause",
@@ -44,12 +49,14 @@ __all__ = [
     "Difference",
     "Flow",
     "FormDifference",
+    "Gate",
     "InputError",
     "IsolatedCall",
     "IsolatedModule",
     "Isolation",
     "ModelLoadError",
     "ModelRunError",
+    "NotEquivalentError",
     "NothingComparedError",
     "Origin",
     "Recorded",
@@ -65,9 +72,11 @@ __all__ = [
     "TracerError",
     "UsageError",
     "Verdict",
+    "assert_equivalent",
     "capture",
     "compare",
     "flow",
+    "gate",
     "models",
     "open_trace",
     "record",
@@ -76,14 +85,17 @@ __all__ = [
 # Where each public name lives. They are imported when first used, so that `trace_model --help`
 # does not wait for PyTorch.
 _ROOMS = {
+    "baseline": ("Baseline",),
     "comparison": ("Captured", "Comparison", "capture", "compare"),
     "coverage": ("Coverage",),
     "debugger": ("Breakpoint",),
     "difference": ("Difference", "Tolerance"),
+    "equivalence": ("assert_equivalent",),
     "errors": (
         "InputError",
         "ModelLoadError",
         "ModelRunError",
+        "NotEquivalentError",
         "NothingComparedError",
         "ShapeMismatchError",
         "StorageError",
@@ -91,6 +103,7 @@ _ROOMS = {
         "UsageError",
     ),
     "dataflow": ("Flow", "flow"),
+    "gating": ("Gate", "gate"),
     "isolation": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "origin": ("Origin",),
     "recorded": ("Recorded", "open_trace"),

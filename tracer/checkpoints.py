@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelLoadError
+from tracer.offload import quiet_accelerate
 from tracer.values import dtype_name
 from tracer.words import brief, first_line, listed
 
@@ -24,7 +25,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def load_pretrained(
-    name: str, source: Path | str, dtype: torch.dtype | None, *, trust_remote_code: bool = False
+    name: str,
+    source: Path | str,
+    dtype: torch.dtype | None,
+    *,
+    trust_remote_code: bool = False,
+    offload_folder: str | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Loads a checkpoint into the class that its config names.
 
@@ -32,6 +38,8 @@ def load_pretrained(
         name: how the user called it, for messages.
         source: a local folder or a hub id.
         dtype: of the weights; None as stored.
+        offload_folder: leaves the weights on disk until they are needed: where they are in the
+            checkpoint, or in this folder, if transformers has to convert them.
 
     Returns:
         The model, and what is worth knowing about it, in words.
@@ -50,8 +58,10 @@ def load_pretrained(
     if isinstance(source, Path):
         _check_weight_files(source)
     extra: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    if offload_folder is not None:
+        extra |= {"device_map": {"": "disk"}, "offload_folder": offload_folder}
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(), quiet_accelerate():
             model, report = loader(
                 source,
                 config=config,

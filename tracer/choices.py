@@ -7,6 +7,8 @@ BUILT_IN: Mapping[str, str] = {
     "random-llama": "the same shape with seeded random weights and without a tokenizer",
     "tiny-qwen3-vl": "a Qwen3-VL of 2 vision blocks and 2 decoder layers, with an image as input",
 }
+# Those that are built with the vocabulary of a processor, whatever they are run on.
+WITH_VOCABULARY = ("tiny-qwen3-vl",)
 
 CANDIDATES: Mapping[str, str] = {
     "wrapped": "wrapped for quantisation, with quantisation off",
@@ -38,3 +40,6 @@ BREAK_WHEN = ("always", "diverged")
 # What is isolated, besides modules that a glob names, and what says that nothing is.
 LEVELS = ("leaves", "blocks", "layers")
 NO_ISOLATION = "none"
+
+# What makes the gate fail; each includes those after it.
+FAIL_ON = ("divergence", "regression", "coverage", "never")

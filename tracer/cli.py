@@ -142,8 +142,10 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
 def _compare(options: argparse.Namespace, command: str) -> int:
     """Does the work and returns the exit code."""
     check(options)
+    from tracer.held_against import held_against, open_former
     from tracer.reports.progress import call_counter
 
+    former = open_former(options)
     sides = sides_of(options)
     from tracer import capture, compare
     from tracer.samples import SAMPLES
@@ -159,6 +161,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         differences_expected=sides.quantized and options.tolerance is None,
     )
     rename = dict(options.map)
+    held = held_against(options, sides, former)
     calls = len(list(reference.modules())) * (1 + (options.steps or 0))
     with call_counter("comparing", calls) as tell:
         comparison = compare(
@@ -167,6 +170,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             inputs,
             rename=rename,
             tolerance=options.tolerance,
+            train=options.train,
             confirm=not run.differences_expected,
             noise_floor=options.noise_floor,
             isolate=_isolation(options, sides),
@@ -176,13 +180,16 @@ def _compare(options: argparse.Namespace, command: str) -> int:
             progress=None if debugging else tell,  # no bar where a prompt may open
             **debugging,
         )
+    if _is_whole(comparison):
+        comparison = held.judge(comparison, differences_expected=run.differences_expected)
     captured: list[Captured] = []
     if options.focus and not comparison.coverage.ended:
         captured = capture(reference, candidate, inputs, include=options.focus, rename=rename)
     for report in options.report:
         save(comparison, report, run=run)
     _print(comparison, options, run, captured)
-    return _exit_code(comparison, run)
+    only_divergence = (options.fail_on or "divergence") == "divergence"
+    return _exit_code(comparison, run, only_divergence=only_divergence)
 
 
 def _isolation(options: argparse.Namespace, sides: Sides) -> str | None:
@@ -211,13 +218,23 @@ def _print(
     show(comparison, all_rows=options.all, ranked=run.quantized, focus=captured, run=run)
 
 
-def _exit_code(comparison: "Comparison", run: Run) -> int:
-    """What was ended before anything differed, by the user or as a recording, is no success."""
-    coverage = comparison.coverage
-    unknown = comparison.verdict.symptom is None or run.differences_expected
-    if (coverage.ended or coverage.recordings) and unknown:
-        return WRONG_USE
-    return AGREES if comparison.verdict.agrees or run.differences_expected else DIVERGES
+def _exit_code(comparison: "Comparison", run: Run, *, only_divergence: bool) -> int:
+    """What was ended before anything differed, by the user or as a recording, is no success.
+
+    Args:
+        only_divergence: nothing else makes the run fail, so that one that was ended may be judged.
+    """
+    if not _is_whole(comparison):
+        unknown = comparison.verdict.symptom is None or run.differences_expected
+        return WRONG_USE if unknown or not only_divergence else DIVERGES
+    passes = comparison.verdict.agrees or run.differences_expected
+    if comparison.gate is not None:
+        passes = comparison.gate.passes
+    return AGREES if passes else DIVERGES
+
+
+def _is_whole(comparison: "Comparison") -> bool:
+    return not (comparison.coverage.ended or comparison.coverage.recordings)
 
 
 def _is_known(error: Exception) -> bool:

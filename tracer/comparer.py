@@ -8,7 +8,7 @@ unchanged: a hidden state is an output here and an input there, and a mask goes 
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
@@ -19,7 +19,7 @@ from tracer.difference import Difference, Tolerance
 from tracer.fingerprints import Fingerprint
 from tracer.forms import argument_names, paired_arguments, read_output
 from tracer.lockstep import EventKey
-from tracer.padding import Padding, padding_of
+from tracer.padding import Paddings, padding_of, part_name, visible_part
 from tracer.rows import (
     BY_MEANING,
     ESTIMATED,
@@ -40,7 +40,6 @@ from tracer.values import (
     is_plain,
     is_stateful,
     leaves,
-    tensor_leaves,
     version_of,
     visible_pair,
 )
@@ -77,7 +76,7 @@ class Comparer:
         self.compared_elements = 0
         self._order = 0
         self._finished = 0
-        self._paddings: dict[CallKey, list[Padding]] = {}
+        self._paddings = Paddings()
         self._compared: dict[tuple[int, int], _Compared] = {}
         self._given: dict[CallKey, tuple[_Marks, _Marks]] = {}
 
@@ -116,7 +115,7 @@ class Comparer:
             children=[],
             start=self._next(),
         )
-        self._note_padding(record, reference)
+        self._paddings.note(self._around(record), padding_of(reference))
         for name, r, c in paired_arguments(reference, candidate):
             self._compare_values(record, f"kwargs.{name}", r, c)
         self._given[key] = _marks(reference.arguments), _marks(candidate.arguments)
@@ -240,7 +239,7 @@ class Comparer:
             if not agrees:
                 shown = self._at_visible_positions(record, r, c)
                 if shown is not None and self._tolerance.agrees(shown, r.dtype, c.dtype):
-                    note = f"at padded positions PEIR {difference.peir:.3g}, left out"
+                    note = _left_out(difference)
                     difference, agrees = shown, True
         row = Row(
             order=self._next(),
@@ -280,9 +279,15 @@ class Comparer:
             self.left_out += 1
             return
         difference, agrees, note = None, False, f"shape {list(r.shape)}; candidate {list(c.shape)}"
+        shown: Difference | None = None
         if left.shape == right.shape:
             difference, note = left.difference(right), ESTIMATED
             agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
+            if not agrees:
+                shown = self._at_visible_positions(record, r, c)
+                if shown is not None and self._tolerance.agrees(shown, r.dtype, c.dtype):
+                    note = f"{_left_out(difference)}; {ESTIMATED}"
+                    difference, agrees = shown, True
         row = Row(
             order=self._next(),
             module=record.module,
@@ -295,6 +300,7 @@ class Comparer:
             limit=self._tolerance.limit(r.dtype, c.dtype),
             agrees=agrees,
             note=note,
+            shown=shown,
         )
         self.compared_elements += difference.elements if difference is not None else 0
         self._remember(r, c, row)
@@ -302,30 +308,15 @@ class Comparer:
         if not row.is_output:
             self._describe(record, row, path, r, c)
 
-    def _note_padding(self, record: CallRecord, reference: Call) -> None:
-        """Notes what a call says of padding, for itself and for those around it that know of some.
-
-        Whoever generates calls the model with masks of other lengths than its own.
-        """
-        padding = padding_of(reference)
-        if padding is None or any(padding.is_same(known) for known in self._known_paddings(record)):
-            return
-        self._paddings[record.key] = [padding]
-        key = record.parent
-        while key is not None:
-            if key in self._paddings:
-                self._paddings[key].append(padding)
-            key = self.records[key].parent
-
-    def _known_paddings(self, record: CallRecord) -> Iterator[Padding]:
-        """What a call and those around it say of padding."""
-        key: CallKey | None = record.key
-        while key is not None:
-            yield from self._paddings.get(key, ())
-            key = self.records[key].parent
+    def _around(self, record: CallRecord) -> list[CallKey]:
+        """A call and those around it."""
+        keys = [record.key]
+        while (parent := self.records[keys[-1]].parent) is not None:
+            keys.append(parent)
+        return keys
 
     def _at_visible_positions(
-        self, record: CallRecord, r: torch.Tensor, c: torch.Tensor
+        self, record: CallRecord, r: _Tensor, c: _Tensor
     ) -> Difference | None:
         """The difference without padded positions; None where none are known.
 
@@ -335,14 +326,12 @@ class Comparer:
         left.
         """
         found = []
-        for padding in self._known_paddings(record):
-            for dim, visible in padding.places(tuple(r.shape)):
-                r_moved, c_moved = (r.movedim(dim, 1), c.movedim(dim, 1)) if dim else (r, c)
-                shown = r_moved[visible.to(r.device)], c_moved[visible.to(c.device)]
-                found.append(Difference.of(*shown))
-                if self._tolerance.agrees(found[-1], r.dtype, c.dtype):
-                    return found[-1]
-        return min(found, key=lambda difference: difference.relative_peak, default=None)
+        for place in self._paddings.parts(self._around(record), tuple(r.shape)):
+            found.append(_difference_at(place, r, c))
+            if found[-1] is not None and self._tolerance.agrees(found[-1], r.dtype, c.dtype):
+                return found[-1]
+        known = [difference for difference in found if difference is not None]
+        return min(known, key=lambda difference: difference.relative_peak, default=None)
 
     def _describe(self, record: CallRecord, row: Row, path: str, r: _Tensor, c: _Tensor) -> None:
         if not row.agrees or row.note == BY_MEANING:
@@ -417,6 +406,25 @@ class Comparer:
         self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
 
 
+def _left_out(difference: Difference) -> str:
+    return f"at padded positions PEIR {difference.peir:.3g}, left out"
+
+
+def _difference_at(place: tuple[int, torch.Tensor], r: _Tensor, c: _Tensor) -> Difference | None:
+    """The difference at the visible positions along a dimension; None if a fingerprint lacks it."""
+    if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor):
+        return Difference.of(visible_part(r, *place), visible_part(c, *place))
+    parts = [
+        Fingerprint.of(visible_part(value, *place))
+        if isinstance(value, torch.Tensor)
+        else value.at(part_name(*place))
+        for value in (r, c)
+    ]
+    if parts[0] is None or parts[1] is None:
+        return None
+    return parts[0].difference(parts[1])
+
+
 # Tensors by path: which it is, and how often it was edited.
 _Marks = Mapping[str, tuple[int, int | None]]
 
@@ -425,8 +433,9 @@ def _marks(arguments: Mapping[str, object]) -> _Marks:
     marks = {}
     for name, value in arguments.items():
         if not is_plain(value):
-            for path, tensor in tensor_leaves(value, name):
-                marks[path] = id(tensor), version_of(tensor)
+            for path, leaf in leaves(value, name):
+                if isinstance(leaf, _Tensor):
+                    marks[path] = id(leaf), _version(leaf)
     return marks
 
 

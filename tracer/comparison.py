@@ -25,6 +25,7 @@ from tracer.isolation import Isolation
 from tracer.levels import choose
 from tracer.lockstep import EventKey, Failure, Outcome, Visitor
 from tracer.noise import NoiseFloor, floor_in_words, measure_noise
+from tracer.offload import lacks_values
 from tracer.phrases import module_in_words
 from tracer.provenance import (
     check_asked,
@@ -36,6 +37,7 @@ from tracer.provenance import (
 from tracer.rows import FormDifference, Row
 from tracer.samples import Sampler
 from tracer.session import Inputs, Session, working_dtype
+from tracer.training import check_training
 from tracer.values import dtype_name, tensor_leaves
 from tracer.verdict import Verdict, judge, judge_ended
 from tracer.words import brief
@@ -43,6 +45,8 @@ from tracer.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 
 if TYPE_CHECKING:
     import pandas
+
+    from tracer.gating import Gate
 
 
 # A value that is edited in place before it can be compared costs one more run, in which it is
@@ -58,6 +62,7 @@ def compare(
     rename: Mapping[str, str] | None = None,
     tolerance: float | Tolerance | None = None,
     include: str | Sequence[str] = "*",
+    train: bool = False,
     confirm: bool = True,
     isolate: str | None = None,
     what_if: int = 0,
@@ -88,6 +93,9 @@ def compare(
             the reference's.
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
         include: globs of the reference's module names to compare.
+        train: allows dropout that is active. Each paired call then draws the same random numbers on
+            both sides, whatever is drawn before; another run draws the same again unless PyTorch is
+            seeded otherwise.
         confirm: whether the origin of a divergence is tested by running again.
         isolate: measures how much of the error modules introduce themselves, in further runs where
             they are given the reference's inputs: "leaves", "blocks", "layers" or a glob of the
@@ -114,7 +122,8 @@ def compare(
         StorageError: a recording is damaged, or one of another model.
         UsageError: a glob or rename rule matches nothing, the tolerance is no limit, there is
             nothing to isolate, a lazy module has not been run yet, a number is negative, or the
-            debugger cannot be opened; or something needs a model where there is a recording.
+            debugger cannot be opened; dropout is active and `train` is not given; or something
+            needs a model where there is a recording.
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
@@ -129,6 +138,7 @@ def compare(
         zoom=zoom is not None,
         debugger=bool(breakpoints) or post_mortem,
     )
+    check_training(reference, candidate, train=train)
     session = Session(reference, candidate, inputs, rename, include)
     if what_if and isolate is None:
         isolate = "leaves"
@@ -277,6 +287,7 @@ class Comparison:
         isolation: what each module adds to the error, where that was asked for.
         zoomed: the guilty operation, where that was asked for or the origin lies in a module's own
             lines.
+        gate: whether it passes, held against a baseline and limits, for the reports; see `judged`.
     """
 
     verdict: Verdict
@@ -285,6 +296,11 @@ class Comparison:
     form_differences: tuple[FormDifference, ...]
     isolation: Isolation | None = None
     zoomed: Zoomed | None = None
+    gate: "Gate | None" = None
+
+    def judged(self, gate: "Gate") -> "Comparison":
+        """The comparison with what `tracer.gate` has decided of it, which its reports then say."""
+        return replace(self, gate=gate)
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row per compared leaf, in execution order.
@@ -436,7 +452,7 @@ def _in_words(failure: Failure) -> str:
         where += f" ({type(failure.call.module).__name__}, call {failure.call.index})"
     text = f"the {failure.side} raised {type(failure.exception).__name__} {where}: "
     hint = ""
-    if failure.call is not None and any(p.is_meta for p in failure.call.module.parameters()):
+    if failure.call is not None and lacks_values(failure.call.module):
         hint = "; its parameters lie on the meta device and hold no values: load the weights first"
     also = "" if failure.also is None else "; the candidate raised too"
     return f"{text}{brief(failure.exception)}{hint}{also}"

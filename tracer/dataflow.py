@@ -185,6 +185,11 @@ def points_of(module: nn.Module) -> dict[str, dict[str, object]]:
     return {name: dict(point) for name, point in found.items()}
 
 
+def span(channels: list[float]) -> dict[str, float]:
+    """What is said of the figures of all channels in the place of each of them."""
+    return {"min": min(channels), "max": max(channels), "channels": len(channels)}
+
+
 @dataclass(eq=False)
 class _Collector:
     """A listener that puts values into numbers."""

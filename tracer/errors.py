@@ -6,6 +6,7 @@ TracerError
   ModelLoadError          a model, checkpoint or inputs file that cannot be loaded
   ModelRunError           a model raised while it was being compared
   NothingComparedError    reference and candidate have nothing in common
+  NotEquivalentError      what `assert_equivalent` raises, an AssertionError too
   StorageError            a trace on disk that cannot be written, read, or used here
   ShapeMismatchError      two tensors of different shapes were given to a Difference
 
@@ -51,6 +52,18 @@ class ModelRunError(TracerError):
 
 class NothingComparedError(TracerError):
     """Reference and candidate have nothing in common, so agreement would mean nothing."""
+
+
+class NotEquivalentError(TracerError, AssertionError):
+    """Two models that were to be equivalent are not.
+
+    Attributes:
+        comparison: what was found.
+    """
+
+    def __init__(self, message: str, comparison: "Comparison") -> None:
+        super().__init__(message)
+        self.comparison = comparison
 
 
 class RecordingTooLargeError(TracerError):

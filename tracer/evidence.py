@@ -77,12 +77,17 @@ class Evidence:
         return experiment
 
     def clears(self, trial: Trial, start: Row, given: str) -> Proof | None:
-        """The proof, if a trial makes the value agree; None if it does not."""
+        """The proof, if a trial makes the value agree; None if it does not.
+
+        Of a value that agreed all the same, and was followed back to, the error has to fall.
+        """
         if self.rerun is None:
             return None
         experiment = self.run(trial)
         after = experiment.row(start) if experiment.failure is None else None
         if after is None or not after.agrees:
+            return None
+        if start.agrees and after.error > INHERITED * start.error:
             return None
         falls = f"{_falls(start, after)}{self._final(experiment)}"
         return Proof(True, f"Confirmed: with {given}, {falls}.", trial=trial)

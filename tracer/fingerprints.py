@@ -33,6 +33,11 @@ _KEPT_CHUNKS = 16
 # The sum of 16 squared projections over ||difference||^2 is distributed as chi-square with 16
 # degrees of freedom, or closer to its mean: its quantiles at 0.05 % and 99.95 %.
 _LEAST, _MOST = 3.5358, 41.308
+# What the distance lies between, as a multiple of its estimate.
+LEAST_OVER_ESTIMATE, MOST_OVER_ESTIMATE = (
+    math.sqrt(PROJECTIONS / _MOST),
+    math.sqrt(PROJECTIONS / _LEAST),
+)
 # Of norms and sums in float64, relative to the norms.
 _ROUNDING = 1e-12
 
@@ -56,6 +61,19 @@ class Estimate:
     cosine_high: float
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The fingerprint of the part of a tensor that is not padding.
+
+    Attributes:
+        where: tells which part, as `tracer.padding.Part` names it.
+        fingerprint: of these elements.
+    """
+
+    where: str
+    fingerprint: "Fingerprint"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint(LeftOut):
     """What is kept of a tensor.
@@ -68,6 +86,7 @@ class Fingerprint(LeftOut):
         total, square: sum and sum of squares.
         least, most: the extremes; inf and -inf where there is none.
         projections: random projections; see the module's docstring.
+        shown: what of it is not padding, where there is any; several where that is not certain.
     """
 
     reason: str = "only its fingerprint was recorded"
@@ -80,6 +99,7 @@ class Fingerprint(LeftOut):
     least: float
     most: float
     projections: tuple[float, ...]
+    shown: tuple[Shown, ...] = ()
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Fingerprint":
@@ -138,6 +158,10 @@ class Fingerprint(LeftOut):
 
     def __str__(self) -> str:
         return f"{dtype_name(self.dtype)} {list(self.shape)}"
+
+    def at(self, where: str) -> "Fingerprint | None":
+        """The fingerprint of a part that is not padding; None if there is none of it."""
+        return next((part.fingerprint for part in self.shown if part.where == where), None)
 
     def equals(self, other: "Fingerprint") -> bool:
         """Whether both are of equal values, of whatever dtype each."""

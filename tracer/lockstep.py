@@ -130,6 +130,7 @@ def lockstep(
     *,
     reference_names: Mapping[int, str],
     candidate_names: Mapping[int, str],
+    streams: Mapping[str, str] | None = None,
     clone: frozenset[EventKey] = frozenset(),
     watch: Watch | None = None,
 ) -> Outcome:
@@ -140,6 +141,8 @@ def lockstep(
         pairs: the reference's module name by the candidate's.
         reference_names, candidate_names: each side's module names by `id(module)`. The models may
             share modules, or be one and the same.
+        streams: the reference's name by the candidate's of modules whose calls draw from random
+            streams of their own in training; by default each side has a single stream.
         clone: events whose leaves are cloned when they are held back, because an earlier run
             found that they are edited in place before they can be compared.
         watch: looks on; the debugger.
@@ -149,13 +152,14 @@ def lockstep(
     """
     own_names = {name: name for name in pairs.values()}
     is_training = any(module.training for m in (reference, candidate) for module in m.modules())
+    own_streams = None if streams is None else {name: name for name in streams.values()}
     sides = (
         Side(
             "reference",
             run_reference,
             reference_names,
             own_names,
-            is_training,
+            RandomNumbers(is_training, own_streams),
             visitor,
             _told(reference),
         ),
@@ -164,7 +168,7 @@ def lockstep(
             run_candidate,
             candidate_names,
             pairs,
-            is_training,
+            RandomNumbers(is_training, streams),
             visitor,
             _told(candidate),
         ),
@@ -246,13 +250,18 @@ class Side:
         run: Run,
         names: Mapping[int, str],
         pairs: Mapping[str, str],
-        is_training: bool,
+        random: RandomNumbers,
         visitor: Visitor,
         replay: Replay | Playback | None = None,
     ) -> None:
         self.label = label
         listener = replay.note if isinstance(replay, Replay) else self._on_event
-        self.recorder = Recorder(names, listener, pairs)
+
+        def listen(call: Call, phase: Phase) -> Answer:
+            random.follow(call, phase)
+            return listener(call, phase)
+
+        self.recorder = Recorder(names, listen, pairs)
         self.greenlet = greenlet.greenlet(self._body)
         self.greenlet.gr_context = contextvars.copy_context()
         self.finished = False
@@ -265,7 +274,7 @@ class Side:
         self.is_replayed = replay is not None
         self._pairs = pairs
         self._told: list[Call] = []
-        self._random = RandomNumbers(is_training)
+        self._random = random
         self._ambient = ThreadState.capture()
         self._driver = greenlet.getcurrent()
 

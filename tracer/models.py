@@ -5,15 +5,16 @@
 {'input_ids': (2, 32), 'attention_mask': (2, 32)}
 >>> comparison = tracer.compare(loaded.model, candidate(loaded, "sdpa"), loaded.inputs)
 
-A name is one of the built-in models, a local folder in transformers' layout, or the id of a
-repository on the Hugging Face hub. transformers and wrappers are imported only where needed.
+A name is one of the built-in models, a local folder in transformers' layout, the id of a
+repository on the Hugging Face hub, or a function of the user's (`tracer.factories`). transformers
+and wrappers are imported only where needed.
 """
 
 import copy
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer import tiny
+from tracer import factories, tiny
 from tracer.calibration import Calibration as Calibration
 from tracer.calibration import calibration as calibration
 from tracer.checkpoints import load_pretrained, load_tokenizer
-from tracer.choices import CANDIDATES, DTYPES, NEED_WRAPPERS
-from tracer.errors import UsageError, near_names
+from tracer.choices import CANDIDATES, DTYPES, NEED_WRAPPERS, WITH_VOCABULARY
+from tracer.errors import InputError, UsageError, near_names
 from tracer.images import from_images, open_image
 from tracer.inputs import Made, Request, check, from_text, read
+from tracer.offload import (
+    compute_on,
+    execution_device,
+    from_disk,
+    is_offloaded,
+    remove_with,
+    tie,
+    twin,
+    weights_folder,
+)
 from tracer.processors import Processor, check_processor, load_processor, tokens_of
-from tracer.sources import check_hub, locate, locate_processor
+from tracer.sources import check_hub, check_offload, factory_of, locate, locate_processor
 from tracer.stepping import Stepping as Stepping
 from tracer.stepping import decode_step as decode_step
 from tracer.stepping import ending_in_steps as ending_in_steps
@@ -62,6 +73,7 @@ class Loaded:
         notes: what was chosen on the way, in words, for reports.
         processor: where there are images, or one was asked for.
         request: what the inputs were made from; None if they were given.
+        offload: whether the weights lie on disk, or where those that are no checkpoint's do.
     """
 
     name: str
@@ -71,6 +83,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
     processor: "Processor | None" = None
     request: Request | None = None
+    offload: bool | str | Path = False
 
 
 def load(
@@ -90,12 +103,15 @@ def load(
     inputs: Mapping[str, torch.Tensor] | str | Path | None = None,
     attn_implementation: str = "eager",
     trust_remote_code: bool = False,
+    offload: bool | str | Path = False,
 ) -> Loaded:
     """Loads a model and makes inputs for it.
 
     Args:
-        name_or_path: "tiny-llama" (trained), "random-llama", "tiny-qwen3-vl", a local folder, or a
-            hub id such as "organisation/name".
+        name_or_path: "tiny-llama" (trained), "random-llama", "tiny-qwen3-vl", a local folder, a hub
+            id such as "organisation/name", or a function such as "port.py:build" or
+            "package.module:build" that returns the model, or a pair of it and its inputs by name;
+            its code is run.
         dtype: of the weights: "float32", so that a checkpoint in half precision does not hide
             differences behind its rounding; another name or torch dtype; "auto" as stored.
         seed: for random weights ("random-llama", "tiny-qwen3-vl") and random inputs. The global
@@ -113,9 +129,13 @@ def load(
         inputs: keyword arguments to use instead, or a safetensors file that holds them.
         attn_implementation: of transformers: "eager", "sdpa", ...
         trust_remote_code: run Python code that comes with a checkpoint.
+        offload: leaves the weights on disk, from where each module's are loaded when it is called
+            (`tracer.offload`). Weights that are not in a checkpoint as they are needed are written
+            to the folder that is named, or a temporary one, and removed with the model.
 
     Raises:
-        UsageError: an unknown dtype, device or padding side, or options that exclude each other.
+        UsageError: an unknown dtype, device or padding side, options that exclude each other, or
+            weights to be offloaded without accelerate.
         ModelLoadError: nothing of that name, a broken checkpoint, or one that lacks weights.
         InputError: inputs that the model cannot take.
     """
@@ -129,19 +149,28 @@ def load(
         max_pixels=max_pixels,
         frames=video,
     )
-    if inputs is not None and (processor or request != Request(seed=seed, padding=padding)):
+    makes = processor is not None and str(name_or_path) not in WITH_VOCABULARY
+    if inputs is not None and (makes or request != Request(seed=seed, padding=padding)):
         raise UsageError(
             "inputs that are given exclude a prompt, a sequence length and a batch size, images, "
             "a processor and a video: these describe inputs that are made"
         )
-    name, target, wanted = str(name_or_path), _device(device), _dtype(dtype)
+    name, target, wanted = str(name_or_path), usable_device(device), _dtype(dtype)
     given = (
         dict(inputs) if isinstance(inputs, Mapping) else None if inputs is None else read(inputs)
     )
-    pictures = [open_image(path) for path in request.images]
     source = locate(name)
+    if factory_of(name) is not None:
+        if request.images or processor or video is not None or offload is not False:
+            raise UsageError(
+                f"{name} makes a model of its own: images, a processor, a video and weights on "
+                "disk are for checkpoints"
+            )
+        return _load_built(name, request, given, target, wanted)
+    pictures = [open_image(path) for path in request.images]
     prepares = None if processor is None else _processor(str(processor), trust_remote_code)
-    model, notes = _model(name, source, seed, wanted, prepares, trust_remote_code)
+    build = partial(_model, name, source, seed, wanted, prepares, trust_remote_code)
+    model, notes = build() if offload is False else _on_disk(build, offload, target)
     if pictures or prepares is not None or video is not None:
         _check_takes_images(model, name)
     if pictures and prepares is None:
@@ -166,12 +195,47 @@ def load(
         description += "; without an image, so that the vision model is not called"
     return Loaded(
         name=name,
-        model=model.to(target).eval(),
+        model=(model if is_offloaded(model) else model.to(target)).eval(),
         inputs={key: tensor.to(target) for key, tensor in made.items()},
         tokenizer=tokenizer,
         notes=(*notes, f"inputs: {description}"),
         processor=prepares,
         request=request if given is None else None,
+        offload=offload,
+    )
+
+
+def _load_built(
+    name: str,
+    request: Request,
+    given: dict[str, Any] | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Loaded:
+    """What a function of the user's makes; its attention implementation is its own."""
+    built = factories.build(name, request.seed)
+    model = built.model if dtype is None else cast(built.model, dtype)
+    made, description = given, f"given: {listed(list(given or ()))}"
+    if made is None and built.inputs is not None:
+        if request != Request(seed=request.seed):
+            raise UsageError(f"{name} makes its own inputs: leave out what describes others")
+        made = {key: _cast_float(tensor, dtype) for key, tensor in built.inputs.items()}
+        description = f"of {name}: {listed(list(made))}"
+    if made is None:
+        if not hasattr(model, "get_input_embeddings"):
+            raise InputError(
+                f"{name} makes a {type(model).__name__}, whose inputs are not known: let it return "
+                "a pair of the model and its inputs by name, or give --inputs FILE.safetensors"
+            )
+        made, description = from_text(model, None, request)
+    if hasattr(model, "main_input_name"):
+        check(model, made, name)
+    return Loaded(
+        name=name,
+        model=model.to(device).eval(),
+        inputs={key: tensor.to(device) for key, tensor in made.items()},
+        notes=(f"inputs: {description}",),
+        request=None if given or built.inputs else request,
     )
 
 
@@ -230,22 +294,62 @@ def candidate(
 def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
     model = loaded.model
     if kind in _DTYPES:
-        return cast(copy.deepcopy(model), _DTYPES[kind])
+        return cast(twin(model), _DTYPES[kind])
     if kind in ("sdpa", "eager"):
-        twin = share_parameters(model)
-        _set_attention(twin, kind, loaded.name)
-        return twin
+        other = share_parameters(model)
+        _set_attention(other, kind, loaded.name)
+        return other
     if kind == "compile":
+        if loaded.offload:
+            raise UsageError("a model whose weights are loaded when needed cannot be compiled")
         return _compiled(model)
     locate(kind, CANDIDATES)
-    first = next(model.parameters())
+    first = next(model.parameters(), None)
     return load(
         kind,
-        dtype=first.dtype,
-        device=first.device,
+        # What the user's own code makes is in the dtype that it is meant to be in.
+        dtype="auto" if first is None or factory_of(kind) is not None else first.dtype,
+        device=execution_device(model),
         inputs=loaded.inputs,
         trust_remote_code=trust_remote_code,
+        offload=loaded.offload,
     ).model
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        UsageError: there is none of that name here.
+    """
+    try:
+        target = torch.device(device)
+        if target.type == "meta":
+            raise UsageError("the device 'meta' holds no values to compare: expected cpu or cuda")
+        torch.empty(0, device=target)
+    # What an absent device raises depends on its backend: RuntimeError, AssertionError, ...
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"device {str(device)!r} cannot be used here: {brief(error)}; this machine has "
+            f"{', '.join(_devices())}"
+        ) from error
+    return target
+
+
+def moved(loaded: Loaded, device: str | torch.device) -> Loaded:
+    """A copy of a loaded model and its inputs on another device, for candidates made from it.
+
+    Raises:
+        UsageError: there is no such device here, or the weights lie on disk.
+    """
+    target = usable_device(device)
+    if loaded.offload:
+        raise UsageError("a model whose weights are loaded when needed is not moved: choose one")
+    return replace(
+        loaded,
+        model=copy.deepcopy(loaded.model).to(target),
+        inputs={key: tensor.to(target) for key, tensor in loaded.inputs.items()},
+    )
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -262,10 +366,14 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def _cast_float(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of a model that holds the same parameters and buffers, and a config of its own."""
-    shared: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+    made: nn.Module = twin(model, shared=(*model.parameters(), *model.buffers()))
+    return made
 
 
 def _model(
@@ -275,15 +383,35 @@ def _model(
     dtype: torch.dtype | None,
     processor: "Processor | None",
     trust_remote_code: bool,
+    offload_folder: str | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The model, and what is worth knowing about it, in words."""
     if name not in tiny.TINY:
         if isinstance(source, str):
             check_hub(source)
-        return load_pretrained(name, source, dtype, trust_remote_code=trust_remote_code)
-    knows_images = name == "tiny-qwen3-vl" and processor is not None
+        return load_pretrained(
+            name, source, dtype, trust_remote_code=trust_remote_code, offload_folder=offload_folder
+        )
+    knows_images = name in WITH_VOCABULARY and processor is not None
     model = tiny.build(name, seed, **({"tokens": tokens_of(processor)} if knows_images else {}))
     return (model if dtype is None else cast(model, dtype)), ()
+
+
+def _on_disk(
+    build: Callable[..., tuple[nn.Module, tuple[str, ...]]],
+    offload: bool | str | Path,
+    device: torch.device,
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model, its weights on disk until they are needed, and the same words."""
+    check_offload(offload)
+    with weights_folder(None if isinstance(offload, bool) else offload) as folder:
+        model, notes = build(offload_folder=folder)
+        if not is_offloaded(model):
+            from_disk(model, folder, device)
+        tie(model)
+        compute_on(model, device)
+        remove_with(model, folder)
+    return model, (*notes, "the weights lie on disk, and are loaded module by module")
 
 
 def _takes_images(model: nn.Module) -> bool:
@@ -412,7 +540,8 @@ def _compiled(model: nn.Module) -> nn.Module:
             "the candidate 'compile' needs a C++ compiler for the CPU, and neither g++ nor "
             "clang++ was found; install one or name it in the environment variable CXX"
         )
-    compiled = torch.compile(share_parameters(model))
+    # Random numbers are drawn as without compiling, so that dropout drops the same elements.
+    compiled = torch.compile(share_parameters(model), options={"fallback_random": True})
     assert isinstance(compiled, nn.Module)
     return compiled
 
@@ -430,21 +559,6 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
             f"unknown dtype {dtype!r}: expected {', '.join(names)}{near_names(dtype, names)}"
         )
     return known
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        target = torch.device(device)
-        if target.type == "meta":
-            raise UsageError("the device 'meta' holds no values to compare: expected cpu or cuda")
-        torch.empty(0, device=target)
-    # What an absent device raises depends on its backend: RuntimeError, AssertionError, ...
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"device {str(device)!r} cannot be used here: {brief(error)}; this machine has "
-            f"{', '.join(_devices())}"
-        ) from error
-    return target
 
 
 def _devices() -> list[str]:

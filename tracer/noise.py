@@ -5,7 +5,6 @@ moved by one unit in the last place. The larger PEIR of the two is the floor of 
 comparison finds can then be read as a multiple of that floor: 2 is rounding, 10,000 is a mistake.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from torch import nn
 from tracer.calls import Answer, Call, NewArguments, NewOutput, Phase
 from tracer.comparer import Comparer
 from tracer.difference import Tolerance
+from tracer.offload import twin
 from tracer.phrases import figure, place
 from tracer.rows import Row, first_divergence
 from tracer.session import Inputs, Session
@@ -58,7 +58,7 @@ def measure_noise(reference: nn.Module, inputs: Inputs, include: str | Sequence[
     floor: dict[ValueKey, float] = {}
     notes = []
     try:
-        exact = copy.deepcopy(reference).double()
+        exact = twin(reference).double()
     except Exception as error:  # whatever a model's own parts raise when they are copied
         notes.append(_left_out("in float64", f"{type(error).__name__}: {brief(error)}"))
     else:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from tracer.calls import Call, Location
 from tracer.errors import RecordingTooLargeError
+from tracer.offload import is_hook, is_loading
 from tracer.values import tensor_leaves
 
 MOST_BYTES = 4 << 30
@@ -195,6 +196,8 @@ class Recording(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if _is_loading(sys._getframe(1)):
+            return func(*args, **kwargs)
         written = _written(func, args, kwargs)
         targets = {id(tensor) for tensor in written}
         if self._open:
@@ -334,9 +337,19 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
         is_tracers = file.startswith(_TRACER) and not isinstance(
             frame.f_locals.get("self"), nn.Module
         )
-        if not is_tracers and not file.startswith((_TORCH, "<frozen")):
+        is_others = file.startswith((_TORCH, "<frozen")) or is_hook(frame.f_code)
+        if not is_tracers and not is_others:
             yield frame
         frame = frame.f_back
+
+
+def _is_loading(frame: FrameType | None) -> bool:
+    """Whether weights are being loaded, or let go of: no operation of the model's."""
+    while frame is not None and not is_hook(frame.f_code):
+        if isinstance(frame.f_locals.get("self"), nn.Module):
+            return False
+        frame = frame.f_back
+    return frame is not None and is_loading(frame.f_code)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tracer.errors import UsageError
 from tracer.reports import check_path
+from tracer.sources import is_trace
 
 
 def tolerance(text: str) -> float:
@@ -78,6 +79,23 @@ def print_option(text: str) -> tuple[str, object]:
             f"{text!r}: expected KEY=VALUE with one of {', '.join(PRINT_OPTIONS)}, such as "
             "precision=2 or sci_mode=false"
         ) from error
+
+
+def baseline(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not (path.is_file() or is_trace(text)):
+        raise argparse.ArgumentTypeError(
+            f"there is no file or trace {text}: expected a report that --report FILE.json has "
+            "written, or a folder of `trace_model record`"
+        )
+    return path
+
+
+def limit(text: str) -> tuple[str, float]:
+    glob, separator, value = text.rpartition("=")
+    if not separator or not glob:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected GLOB=PEIR, such as '*.lm_head=0.05'")
+    return glob, tolerance(value)
 
 
 def report(text: str) -> Path:

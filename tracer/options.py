@@ -16,6 +16,7 @@ from tracer.choices import (
     CANDIDATES,
     DEBUGGERS,
     DTYPES,
+    FAIL_ON,
     ITSELF,
     LEVELS,
     NO_ISOLATION,
@@ -23,7 +24,17 @@ from tracer.choices import (
     VALUES,
 )
 from tracer.errors import near_names
-from tracer.option_types import PRINT_OPTIONS, count, file, print_option, report, rule, tolerance
+from tracer.option_types import (
+    PRINT_OPTIONS,
+    baseline,
+    count,
+    file,
+    limit,
+    print_option,
+    report,
+    rule,
+    tolerance,
+)
 from tracer.reports import known_suffixes
 
 # What the process exits with.
@@ -89,7 +100,7 @@ def _add_compare(
         ),
         epilog=(
             f"{_EXIT_CODES}. With a quantised candidate differences are expected: only a limit "
-            "given by --tolerance makes it 1."
+            "(--tolerance, --max-peir) or a --baseline makes it 1. --fail-on says what does."
         ),
         allow_abbrev=False,
     )
@@ -99,8 +110,10 @@ def _add_compare(
         "--candidate",
         metavar="KIND|PATH",
         help=(
-            "the model under test (default: wrapped; with --reference the model itself). "
-            f"{kinds}; or the path of another model, or of a trace"
+            "the model under test (default: wrapped; with --reference or --candidate-device the "
+            "model itself). "
+            f"{kinds}; or the path of another model, of a trace, or of a function that makes a "
+            "model, as for MODEL"
         ),
     )
     parser.add_argument(
@@ -109,12 +122,29 @@ def _add_compare(
         help="a trace of `trace_model record` in the place of the model",
     )
 
+    parser.add_argument(
+        "--candidate-device",
+        metavar="DEVICE",
+        help=(
+            "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "
+            "without --candidate it is the model itself"
+        ),
+    )
+
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--tolerance",
         type=tolerance,
         metavar="PEIR",
         help="peak error to interval ratio up to which values agree; by default a limit per dtype",
+    )
+    group.add_argument(
+        "--train",
+        action="store_true",
+        help=(
+            "compare in training mode; dropout then drops the same elements on both sides, in each "
+            "call of paired modules"
+        ),
     )
     group.add_argument(
         "--noise-floor",
@@ -226,6 +256,38 @@ def _add_compare(
         ),
     )
     group.add_argument("--json", action="store_true", help="print the JSON report and nothing else")
+
+    group = parser.add_argument_group("the gate")
+    group.add_argument(
+        "--baseline",
+        type=baseline,
+        metavar="FILE.json|TRACE",
+        help=(
+            "a report of a former run, or a trace of a former candidate (`trace_model record ... "
+            "--values fingerprints`): says which outputs are worse, better, gone and new since"
+        ),
+    )
+    group.add_argument(
+        "--max-peir",
+        action="append",
+        type=limit,
+        default=[],
+        metavar="GLOB=PEIR",
+        help=(
+            "a limit on the outputs of modules of such names, in the place of the tolerance "
+            "(repeatable; the last one that matches counts)"
+        ),
+    )
+    group.add_argument(
+        "--fail-on",
+        choices=FAIL_ON,
+        help=(
+            "what makes the exit code 1: less was compared than in the baseline (coverage); that, "
+            "or an output is worse than in the baseline or beyond a --max-peir (regression); that, "
+            "or the models diverge (divergence) (default: regression with --baseline, else "
+            "divergence)"
+        ),
+    )
     return parser
 
 
@@ -311,7 +373,11 @@ def _add_model(parser: argparse.ArgumentParser, others: str = "") -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help=f"a local folder, a Hugging Face hub id, or a built-in model ({built_in}){others}",
+        help=(
+            f"a local folder, a Hugging Face hub id, or a built-in model ({built_in}); or a "
+            "function, FILE.py:FUNCTION or MODULE:FUNCTION, that returns a model, or a pair of it "
+            f"and its inputs by name, whose code is run{others}"
+        ),
     )
 
 
@@ -349,6 +415,17 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
         ),
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: cpu)")
+    group.add_argument(
+        "--offload",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help=(
+            "leave the weights of both models on disk until a module needs its own, for models "
+            "that do not fit in memory; those that a checkpoint does not hold as they are needed "
+            "are kept in FOLDER meanwhile (default: the system's temporary folder)"
+        ),
+    )
     group.add_argument(
         "--trust-remote-code",
         action="store_true",

@@ -18,6 +18,7 @@ from tracer.difference import Tolerance
 from tracer.evidence import Evidence, Proof, Rerun
 from tracer.fits import Fit
 from tracer.forcing import Forcing
+from tracer.offload import value_of
 from tracer.parameters import (
     Change,
     as_written,
@@ -363,7 +364,10 @@ class Search:
         modules = as_written(self._candidate_modules[record.candidate_module])
         held = dict(modules.named_modules()).get(owner)
         parameter = None if held is None else held._parameters.get(last)
-        other = None if parameter is None else equal_parameter(parameter, self._reference_modules)
+        if held is None or parameter is None:
+            return ""
+        values = value_of(held, last, parameter)
+        other = equal_parameter(values, self._reference_modules)
         return "" if other is None else f"Its `{name}` equals the reference's `{other}`."
 
     def _settings(self, record: CallRecord | None) -> list[str]:

@@ -1,11 +1,13 @@
 """Padding: which positions of a call's sequences are none, as a mask among its arguments says."""
 
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from tracer.calls import Call
-from tracer.values import is_mask_name, tensor_leaves, visible_positions
+from tracer.fingerprints import Fingerprint, checksum
+from tracer.values import is_mask_name, leaves, visible_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,52 @@ class Padding:
         return places
 
 
+class Paddings:
+    """What calls say of padding, for themselves, and for those inside and around them.
+
+    A call is known by its key; where one is asked for, it and those around it are given, the
+    innermost first.
+    """
+
+    def __init__(self) -> None:
+        self._noted: dict[Hashable, list[Padding]] = {}
+
+    def note(self, keys: Sequence[Hashable], padding: Padding | None) -> None:
+        """Notes what a call says, for itself and for those around it that know of some.
+
+        Whoever generates calls the model with masks of other lengths than its own.
+        """
+        if padding is None or any(padding.is_same(known) for known in self.known(keys)):
+            return
+        self._noted[keys[0]] = [padding]
+        for key in keys[1:]:
+            if key in self._noted:
+                self._noted[key].append(padding)
+
+    def known(self, keys: Sequence[Hashable]) -> Iterator[Padding]:
+        """What a call and those around it say."""
+        for key in keys:
+            yield from self._noted.get(key, ())
+
+    def parts(
+        self, keys: Sequence[Hashable], shape: tuple[int, ...]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """What of a value may be the part that is not padding; see `Padding.places`."""
+        for padding in self.known(keys):
+            yield from padding.places(shape)
+
+
+def visible_part(value: torch.Tensor, dim: int, visible: torch.Tensor) -> torch.Tensor:
+    """The elements of a value at the positions along a dimension that are not padding."""
+    moved = value.movedim(dim, 1) if dim else value
+    return moved[visible.to(value.device)]
+
+
+def part_name(dim: int, visible: torch.Tensor) -> str:
+    """What tells such a part from others of the same value, wherever it is taken."""
+    return f"{dim}:{checksum(visible)}"
+
+
 def padding_of(call: Call) -> Padding | None:
     """What a [batch, sequence] mask among a call's arguments says of padding.
 
@@ -51,9 +99,9 @@ def padding_of(call: Call) -> Padding | None:
     visible = visible_positions(mask)
     if visible is None or bool(visible.all()) or not bool(visible.any()):
         return None
-    for name, value in tensor_leaves(call.arguments, "inputs"):
-        is_ids = value.dim() == 2 and not value.is_floating_point()
-        is_embeddings = value.dim() == 3 and value.is_floating_point()
+    for name, value in _tensors(call):
+        is_ids = len(value.shape) == 2 and not value.dtype.is_floating_point
+        is_embeddings = len(value.shape) == 3 and value.dtype.is_floating_point
         if is_mask_name(name) or not (is_ids or is_embeddings):
             continue
         if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
@@ -68,6 +116,13 @@ def _decoder_lengths(call: Call) -> set[int]:
     names = ["decoder_", "labels"] if getattr(config, "is_encoder_decoder", False) else ["decoder_"]
     return {
         value.shape[1]
-        for path, value in tensor_leaves(call.arguments, "inputs")
-        if value.dim() > 1 and any(name in path for name in names)
+        for path, value in _tensors(call)
+        if len(value.shape) > 1 and any(name in path for name in names)
     }
+
+
+def _tensors(call: Call) -> Iterator[tuple[str, torch.Tensor | Fingerprint]]:
+    """A call's arguments as far as their shapes are known."""
+    for path, value in leaves(call.arguments, "inputs"):
+        if isinstance(value, torch.Tensor | Fingerprint):
+            yield path, value

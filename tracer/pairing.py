@@ -20,6 +20,7 @@ from torch import nn
 
 from tracer.calls import visible_modules
 from tracer.errors import UsageError, near_names
+from tracer.offload import own_parameters
 from tracer.stepping import stages_of
 
 # Segments that wrappers put into module names: torch.compile, DataParallel and DDP, FSDP,
@@ -237,7 +238,7 @@ def _fingerprint(module: nn.Module) -> tuple[object, ...] | None:
     parameters of its own.
     """
     key: list[object] = []
-    for parameter in module.parameters(recurse=False):
+    for _, parameter in own_parameters(module):
         values = parameter.detach()
         if values.is_meta:
             return None

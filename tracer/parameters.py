@@ -5,7 +5,6 @@ mask, or an object with a scale and a zero point in it. These count as parameter
 attributes whose name begins with an underscore, which are the module's own business.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,19 @@ from torch import nn
 
 from tracer.difference import Difference, Tolerance
 from tracer.forms import output_factor
+from tracer.offload import load_instead, value_of
 from tracer.phrases import figure
 from tracer.recorded import RecordedModule, checksums_of
-from tracer.values import children, describe, dtype_name, is_plain, replace_leaves, tensor_leaves
+from tracer.substitution import device_of
+from tracer.values import (
+    children,
+    deep_copy,
+    describe,
+    dtype_name,
+    is_plain,
+    replace_leaves,
+    tensor_leaves,
+)
 
 # A folded scale is rounded once in every weight.
 _FOLDED_LIMIT = 1e-5
@@ -63,7 +72,10 @@ def changed_parameters(
         return _changed_checksums(reference, candidate)
     references, candidates = _held(reference, called), _held(candidate, called)
     factor = _folded_factor(reference, candidate)
-    is_as_it_was = all(n in candidates and _equal(r, candidates[n]) for n, r in references.items())
+    is_as_it_was = all(
+        n in candidates and _equal(value_of(reference, n, r), value_of(candidate, n, candidates[n]))
+        for n, r in references.items()
+    )
     if factor is not None and is_as_it_was:
         factor = 1.0  # the candidate applies it elsewhere
     changed: dict[str, Change] = {}
@@ -79,6 +91,7 @@ def changed_parameters(
             text = f"shape {list(r.shape)} against {list(c.shape)}"
             changed[name] = Change(text, exchangeable=False)
         else:
+            r, c = value_of(reference, name, r), value_of(candidate, name, c)
             read = _read_back(candidate, c) if factor is None and "." not in name else None
             c = c if read is None else read
             apart = _values_apart(r, c.to(r.device), tolerance, factor if read is None else 1.0)
@@ -121,26 +134,45 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
     """
     owner, _, last = name.rpartition(".")
     try:
-        places = _places(candidate.get_submodule(owner)), _places(reference.get_submodule(owner))
+        owners = candidate.get_submodule(owner), reference.get_submodule(owner)
+        places = _places(owners[0]), _places(owners[1])
     except AttributeError:  # an attribute, or one side alone has such a module
         places = ((), ())
     for mine, theirs in zip(*places, strict=True):
         value, found = theirs.get(last), mine.get(last)
         if value is None or last not in mine or (found is not None and found.shape != value.shape):
             continue
-        like = value if found is None else found
+        value = value_of(owners[1], last, value).detach()
+        like = value if found is None else value_of(owners[0], last, found)
         factor = _folded_factor(reference, candidate) if not owner else 1.0
-        given = value.detach().to(like)
-        mine[last] = _as_parameter(given if factor in (1.0, None) else given * factor, found)
-        return lambda: mine.__setitem__(last, found)
+        given = value.to(like.device, like.dtype)
+        given = given if factor in (1.0, None) else given * factor
+        return _put(owners[0], mine, last, _as_parameter(given, found))
     return _exchange_attribute(candidate, reference, name)
+
+
+def _put(
+    owner: nn.Module, place: dict[str, torch.Tensor | None], name: str, value: torch.Tensor
+) -> Callable[[], None]:
+    """Lets a module hold a value, and its hook load it; returns what puts the former back."""
+    found = place[name]
+    place[name] = value
+    load_as_before = load_instead(owner, name, value)
+
+    def undo() -> None:
+        place[name] = found
+        load_as_before()
+
+    return undo
 
 
 def equal_parameter(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> str | None:
     """The full name of another parameter with just these values."""
     for path, module in modules.items():
         for name, other in module.named_parameters(recurse=False):
-            if other.dtype == tensor.dtype and _equal(other, tensor):
+            if (other.dtype, other.shape) == (tensor.dtype, tensor.shape) and _equal(
+                value_of(module, name, other), tensor
+            ):
                 return f"{path}.{name}" if path else name
     return None
 
@@ -278,7 +310,8 @@ def _exchange_attribute(
     def put(new: object) -> None:
         vars(candidate)[name] = replace_leaves(held, name, {path: new})
 
-    put(copy.deepcopy(value))
+    device = device_of({name: found})
+    put(deep_copy(value, lambda tensor: tensor.detach().to(device, copy=True)))
 
     def undo() -> None:
         put(found)

@@ -10,7 +10,7 @@ the last one that it is part of.
 
 import types
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from tracer.calls import Call, Location, Phase
 from tracer.encoding import decode, tensor_numbers
 from tracer.errors import StorageError
 from tracer.fingerprints import checksum
+from tracer.offload import own_parameters
 from tracer.pairing import Pairing
 from tracer.storage import TraceReader
 from tracer.values import dtype_name
@@ -53,9 +54,11 @@ class Recorded(RecordedModule):
 
     Attributes:
         file: the trace.
+        files: the source files that lines are in, by number.
     """
 
     file: TraceReader
+    files: list[str]
 
     @property
     def header(self) -> dict[str, Any]:
@@ -123,11 +126,14 @@ def open_trace(path: str | Path) -> Recorded:
     """
     file = TraceReader(path)
     modules = file.header["modules"]
-    root: Recorded = _skeleton(modules.get("", {"class": file.header["model"]}), is_root=True)
+    files = list(file.header["files"])
+    top = modules.get("", {"class": file.header["model"]})
+    root: Recorded = _skeleton(top, files, is_root=True)
     root.file = file
+    root.files = files + [new for event in file.events for new in event.get("files", ())]
     for name in modules:
         if name:
-            _put(root, name.split("."), modules[name])
+            _put(root, name.split("."), modules[name], files)
     root.train(file.header["training"])
     return root
 
@@ -136,7 +142,7 @@ def checksums_of(module: nn.Module) -> dict[str, Checksum]:
     """The checksums of a module's own parameters, recorded or computed."""
     if isinstance(module, RecordedModule):
         return dict(module.checksums)
-    found = {n: Checksum.of(p) for n, p in module.named_parameters(recurse=False)}
+    found = {name: Checksum.of(parameter) for name, parameter in own_parameters(module)}
     return {name: known for name, known in found.items() if known is not None}
 
 
@@ -190,7 +196,7 @@ class Playback:
                     module=modules[event["module"]],
                     arguments=self._decode(event["arguments"]),
                     positional=tuple(event["positional"]),
-                    caller=None if event["caller"] is None else Location(*event["caller"]),
+                    caller=_location(event["caller"], self.model.files),
                     parent=calls.get(event["parent"]),
                 )
                 yield call, Phase.START
@@ -218,23 +224,29 @@ def _values(event: Mapping[str, Any]) -> list[Any]:
     return [event.get(key) for key in ("arguments", "left", "output")]
 
 
-def _put(root: nn.Module, path: list[str], info: Mapping[str, Any]) -> None:
+def _location(place: Sequence[Any] | None, files: Sequence[str]) -> Location | None:
+    if place is None:
+        return None
+    file, line, function = place
+    return Location(files[file], line, function)
+
+
+def _put(root: nn.Module, path: list[str], info: Mapping[str, Any], files: Sequence[str]) -> None:
     *around, last = path
     parent = root
     for part in around:
         if part not in parent._modules:
-            parent._modules[part] = _skeleton({"class": "Module"})
+            parent._modules[part] = _skeleton({"class": "Module"}, files)
         child = parent._modules[part]
         assert child is not None
         parent = child
     # Not by `add_module`, which takes no name that an attribute has.
-    parent._modules[last] = _skeleton(info)
+    parent._modules[last] = _skeleton(info, files)
 
 
-def _skeleton(info: Mapping[str, Any], *, is_root: bool = False) -> Any:
+def _skeleton(info: Mapping[str, Any], files: Sequence[str], *, is_root: bool = False) -> Any:
     """A module of a class with the recorded class's name, and a forward in its place."""
-    place = info.get("definition")
-    location = None if place is None else Location(*place)
+    location = _location(info.get("definition"), files)
     module = _class_of(is_root, info["class"], info.get("container"), location)()
     module.checksums = {
         name: Checksum(dtype, tuple(shape), digest)

@@ -10,32 +10,38 @@ The header of a trace holds what tells it from others and how to make it again:
     name, model, dtype, device, training: the model
     modules: names, classes, places of definition, checksums of own parameters, quantization points
     checksum: of all parameters
+    files: of the source lines; an event names further ones, whose numbers go on from here
     values, include: what was recorded
     seed, command, notes: how
 
 Its events are "inputs" (args and kwargs), and a "start" and an "end" for each call: what was
 passed, by whom and from where; what was returned, and what was left in arguments that changed. A
 value that is in several places is stored once. Values are those of the reference's form, where a
-module says how to read its own back.
+module says how to read its own back. Where a call's mask says which positions are padding,
+fingerprints are taken of the others as well, and the mask is kept whole.
 """
 
 import hashlib
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from tracer.calls import Answer, Call, Location, Phase, definition
 from tracer.choices import VALUES
-from tracer.dataflow import points_of
+from tracer.dataflow import points_of, span
 from tracer.encoding import encode
 from tracer.errors import ModelRunError, UsageError
-from tracer.fingerprints import Fingerprint
+from tracer.fingerprints import Fingerprint, Shown
 from tracer.forms import read_argument, read_output
+from tracer.offload import execution_device, own_parameters
+from tracer.padding import Paddings, padding_of, part_name, visible_part
 from tracer.recorded import CONTAINERS, Checksum
 from tracer.reports.environment import environment
 from tracer.session import Inputs, matching, named_modules, run_alone, working_dtype
@@ -83,8 +89,8 @@ def record(
         path: the folder to make.
         include: globs of the names of the modules to record.
         values: "all": arguments and outputs; "outputs": outputs alone; "fingerprints": 176 bytes in
-            the place of each, from which differences are estimated (`tracer.fingerprints`). The
-            inputs are always kept whole.
+            the place of each, from which differences are estimated (`tracer.fingerprints`), and of
+            quantization points with channels the span of these. The inputs are always kept whole.
         name, seed, command, notes: how the model and its inputs came about, for the header.
 
     Raises:
@@ -99,14 +105,25 @@ def record(
     modules = named_modules(model)
     globs = [include] if isinstance(include, str) else list(include)
     chosen = {found for glob in globs for found in matching(glob, list(modules), "the model has")}
-    checksums = {id(parameter): Checksum.of(parameter) for parameter in model.parameters()}
+    checksums = {
+        id(module._parameters[own]): Checksum.of(parameter)
+        for module in model.modules()
+        for own, parameter in own_parameters(module)
+    }
+    files: dict[str, int] = {}
+    described = {
+        own: _described(module, own in chosen, checksums, files) for own, module in modules.items()
+    }
+    if values == "fingerprints":  # which are to be small
+        for said in described.values():
+            said |= {"points": _without_channels(said["points"])} if "points" in said else {}
     header = {
         **environment(),
         "safetensors": metadata.version("safetensors"),
         "name": name,
         "model": type(model).__name__,
         "dtype": dtype_name(working_dtype(model)) or None,
-        "device": str(next((p.device for p in model.parameters()), "cpu")),
+        "device": str(execution_device(model)),
         "training": model.training,
         "checksum": _checksum(list(checksums.values())),
         "values": values,
@@ -114,12 +131,11 @@ def record(
         "seed": seed,
         "command": command,
         "notes": list(notes),
-        "modules": {
-            own: _described(module, own in chosen, checksums) for own, module in modules.items()
-        },
+        "files": list(files),
+        "modules": described,
     }
     with TraceWriter(path, header) as writer:
-        events = _Events(writer, frozenset(chosen), values)
+        events = _Events(writer, frozenset(chosen), values, files)
         events.inputs(inputs)
         try:
             run_alone(model, inputs, events.note)
@@ -134,13 +150,16 @@ class _Events:
     """Writes an event for each start and end of a call.
 
     Attributes:
+        files: the numbers of source files that were named so far.
         calls: how many began.
     """
 
     writer: TraceWriter
     chosen: frozenset[str]
     values: str
+    files: dict[str, int]
     calls: int = 0
+    _paddings: Paddings = field(default_factory=Paddings)
     _numbers: dict[Call, int] = field(default_factory=dict)
     _given: dict[Call, object] = field(default_factory=dict)
     _stored: dict[int, "_Stored"] = field(default_factory=dict)
@@ -164,28 +183,31 @@ class _Events:
     def _start(self, call: Call) -> None:
         number = self._numbers[call] = self.calls
         self.calls += 1
+        self._paddings.note(_around(call), padding_of(call))
         parent = call.parent
         while parent is not None and parent not in self._numbers:
             parent = parent.parent
-        self.writer.write(
-            {
-                "event": "start",
-                "call": number,
-                "parent": None if parent is None else self._numbers[parent],
-                "module": call.name,
-                "index": call.index,
-                "positional": call.positional,
-                "caller": _place(call.caller),
-                "arguments": self._arguments(call),
-            }
-        )
+        known = len(self.files)
+        event = {
+            "event": "start",
+            "call": number,
+            "parent": None if parent is None else self._numbers[parent],
+            "module": call.name,
+            "index": call.index,
+            "positional": call.positional,
+            "caller": _place(call.caller, self.files),
+            "arguments": self._arguments(call),
+        }
+        if len(self.files) > known:
+            event["files"] = list(self.files)[known:]
+        self.writer.write(event)
         self._given[call] = _marks(call)
 
     def _end(self, call: Call) -> None:
         event = {"event": "end", "call": self._numbers.pop(call)}
         if self._given.pop(call) != _marks(call):
             event["left"] = self._arguments(call, written=True)
-        event["output"] = encode(read_output("model", call), self._store)
+        event["output"] = encode(read_output("model", call), partial(self._store, call))
         self.writer.write(event)
 
     def _arguments(self, call: Call, *, written: bool = False) -> object:
@@ -194,21 +216,33 @@ class _Events:
             for name, value in call.arguments.items()
         }
         is_left_out = self.values == "outputs" and not written
-        return encode(arguments, _not_asked if is_left_out else self._store)
+        return encode(arguments, _not_asked if is_left_out else partial(self._store, call))
 
-    def _store(self, tensor: torch.Tensor) -> dict[str, object]:
+    def _store(self, call: Call, tensor: torch.Tensor) -> dict[str, object]:
         """Writes a tensor, unless it was written already and has not changed since."""
         if not can_store(tensor.dtype):
             return {"left_out": f"{dtype_name(tensor.dtype)} has no place in a trace"}
         known, version = self._stored.get(id(tensor)), version_of(tensor)
         if known is not None and known.tensor() is tensor and known.version == version is not None:
             return known.stands
-        kept = Fingerprint.of(tensor) if self.values == "fingerprints" else tensor
-        stands = self._whole(kept)
+        is_whole = self.values != "fingerprints" or self._says_padding(call, tensor)
+        stands = self._whole(tensor if is_whole else self._fingerprint(call, tensor))
         key = id(tensor)
         forget = lambda _: self._stored.pop(key, None)  # noqa: E731
         self._stored[key] = _Stored(weakref.ref(tensor, forget), version, stands)
         return stands
+
+    def _says_padding(self, call: Call, tensor: torch.Tensor) -> bool:
+        return tensor is call.arguments.get("attention_mask") and padding_of(call) is not None
+
+    def _fingerprint(self, call: Call, tensor: torch.Tensor) -> Fingerprint:
+        """That of a tensor, and of what of it is not padding."""
+        shown = {
+            part_name(*place): Fingerprint.of(visible_part(tensor, *place))
+            for place in self._paddings.parts(_around(call), tuple(tensor.shape))
+        }
+        parts = tuple(Shown(where, part) for where, part in shown.items())
+        return replace(Fingerprint.of(tensor), shown=parts)
 
     def _whole(self, tensor: torch.Tensor | Fingerprint) -> dict[str, object]:
         if isinstance(tensor, torch.Tensor) and tensor.is_meta:
@@ -236,18 +270,38 @@ def _marks(call: Call) -> list[tuple[str, int, int | None]]:
     return [(path, id(tensor), version_of(tensor)) for path, tensor in tensors]
 
 
+def _around(call: Call) -> list[Call]:
+    """A call and those around it."""
+    calls = [call]
+    while (parent := calls[-1].parent) is not None:
+        calls.append(parent)
+    return calls
+
+
 def _described(
-    module: nn.Module, is_recorded: bool, checksums: Mapping[int, Checksum | None]
-) -> dict[str, object]:
-    """What the header says of a module."""
+    module: nn.Module,
+    is_recorded: bool,
+    checksums: Mapping[int, Checksum | None],
+    files: dict[str, int],
+) -> dict[str, Any]:
+    """What the header says of a module, without what there is none of."""
     own = {name: checksums[id(p)] for name, p in module.named_parameters(recurse=False)}
-    return {
+    said = {
         "class": type(module).__name__,
         "container": next((n for n, kind in CONTAINERS.items() if isinstance(module, kind)), None),
         "recorded": is_recorded,
-        "definition": _place(definition(module)),
+        "definition": _place(definition(module), files),
         "parameters": {n: (c.dtype, c.shape, c.digest) for n, c in own.items() if c is not None},
         "points": points_of(module),
+    }
+    return {key: value for key, value in said.items() if value not in (None, {})}
+
+
+def _without_channels(points: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, object]]:
+    """Quantization points with the span of what there is one of for each channel."""
+    return {
+        name: {key: span(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
+        for name, facts in points.items()
     }
 
 
@@ -257,5 +311,8 @@ def _checksum(checksums: Sequence[Checksum | None]) -> str:
     return hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
 
 
-def _place(location: Location | None) -> tuple[str, int, str] | None:
-    return None if location is None else (location.file, location.line, location.function)
+def _place(location: Location | None, files: dict[str, int]) -> tuple[int, int, str] | None:
+    """A line of source, its file by number."""
+    if location is None:
+        return None
+    return files.setdefault(location.file, len(files)), location.line, location.function

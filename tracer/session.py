@@ -3,7 +3,8 @@
 import fnmatch
 import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from tracer.encoding import Kept
 from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.fingerprints import checksum
 from tracer.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
+from tracer.offload import apart_from
 from tracer.pairing import Pairing, pair
 from tracer.recorded import Recorded, check_same_model
 from tracer.states import module_states_kept, random_state_kept
@@ -37,6 +39,7 @@ class Session:
     ) -> None:
         for side, model in (("reference", reference), ("candidate", candidate)):
             _check_initialised(side, model)
+        candidate = apart_from(reference, candidate)
         self.reference = reference
         self.candidate = candidate
         self.pairing = pair(reference, candidate, rename)
@@ -49,7 +52,7 @@ class Session:
             for own, name in included.items()
             if name not in missing[0] and own not in missing[1]
         }
-        self.cast = _casting(reference, candidate)
+        self.fits = _fitting(reference, candidate)
 
     @property
     def given(self) -> Inputs:
@@ -65,20 +68,21 @@ class Session:
             return lockstep(
                 self.reference,
                 self.candidate,
-                lambda: self._call(self.reference, None),
-                lambda: self._call(self.candidate, self.cast),
+                lambda: self._call(self.reference, _as_it_is),
+                lambda: self._call(self.candidate, self.fits),
                 self.pairs,
                 visitor,
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},
                 candidate_names={id(m): name for name, m in self.pairing.candidate.items()},
+                streams=self.pairing.pairs,
                 clone=clone,
                 watch=watch,
             )
 
-    def _call(self, model: nn.Module, cast: tuple[torch.dtype, torch.dtype] | None) -> object:
+    def _call(self, model: nn.Module, fits: "_Fitting") -> object:
         if isinstance(model, Recorded):
             return None
-        args, kwargs = _copied(self.inputs, cast)
+        args, kwargs = _copied(self.inputs, fits)
         return model(*args, **kwargs)
 
 
@@ -103,7 +107,7 @@ def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
         random_state_kept(),
         hooked((model,), lambda: recorder),
     ):
-        args, kwargs = _copied(arguments, None)
+        args, kwargs = _copied(arguments, _as_it_is)
         try:
             model(*args, **kwargs)
         except TracerError:
@@ -261,30 +265,62 @@ def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
     return {name: target for name, target in pairing.pairs.items() if target in wanted}
 
 
-def _casting(reference: nn.Module, candidate: nn.Module) -> tuple[torch.dtype, torch.dtype] | None:
-    """The dtypes that float inputs are cast from and to for the candidate; None if they fit."""
-    r, c = _float_dtypes(reference), _float_dtypes(candidate)
-    return (r.pop(), c.pop()) if len(r) == len(c) == 1 and r != c else None
+_Fitting = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _float_dtypes(model: nn.Module) -> set[torch.dtype]:
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _fitting(reference: nn.Module, candidate: nn.Module) -> _Fitting:
+    """What makes inputs of the reference's those of the candidate's.
+
+    Floats of the reference's dtype take the candidate's, and tensors on its device go to the
+    candidate's, where each side has only one.
+    """
+    (r_dtypes, r_devices), (c_dtypes, c_devices) = map(_worked_in, (reference, candidate))
+    cast, move = _change(r_dtypes, c_dtypes), _change(r_devices, c_devices)
+
+    def fitted(tensor: torch.Tensor) -> torch.Tensor:
+        if cast and tensor.dtype == cast[0]:
+            tensor = tensor.to(cast[1])
+        return tensor.to(move[1]) if move and tensor.device == move[0] else tensor
+
+    return fitted
+
+
+_Kind = TypeVar("_Kind", torch.dtype, torch.device)
+
+
+def _change(reference: set[_Kind], candidate: set[_Kind]) -> tuple[_Kind, _Kind] | None:
+    """From what to what, if each side has one and they differ."""
+    if len(reference) != 1 or len(candidate) != 1 or reference == candidate:
+        return None
+    return next(iter(reference)), next(iter(candidate))
+
+
+def _worked_in(model: nn.Module) -> tuple[set[torch.dtype], set[torch.device]]:
+    """The floating dtypes of a model's parameters, and where they lie.
+
+    Weights that are elsewhere until they are needed, and those of a recording, lie nowhere.
+    """
     if isinstance(model, Recorded):
-        return set() if model.dtype is None else {model.dtype}
-    return {p.dtype for p in model.parameters() if p.is_floating_point()}
+        return (set() if model.dtype is None else {model.dtype}), set()
+    dtypes, devices = set(), set()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            dtypes.add(parameter.dtype)
+        if not parameter.is_meta:
+            devices.add(parameter.device)
+    return dtypes, devices
 
 
 def _copied(
-    inputs: tuple[tuple[object, ...], dict[str, object]],
-    cast: tuple[torch.dtype, torch.dtype] | None,
+    inputs: tuple[tuple[object, ...], dict[str, object]], fits: _Fitting
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """A copy of everything, caches and other objects included, tensors free of their graph.
 
     The models may edit what they are given, so each gets its own.
     """
-
-    def copied(tensor: torch.Tensor) -> torch.Tensor:
-        copy = tensor.detach().clone()
-        return copy.to(cast[1]) if cast and tensor.dtype == cast[0] else copy
-
-    args, kwargs = deep_copy(inputs, copied)
+    args, kwargs = deep_copy(inputs, lambda tensor: fits(tensor.detach().clone()))
     return args, kwargs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tracer.choices import ITSELF, NEED_WRAPPERS
 from tracer.errors import UsageError, near_names
 from tracer.sources import is_trace
-from tracer.usage import MAKE_INPUTS, flag
+from tracer.usage import flag, making_inputs
 from tracer.words import listed
 
 if TYPE_CHECKING:
@@ -57,16 +57,20 @@ def sides_of(options: argparse.Namespace) -> Sides:
         recorded = reference or candidate
         if recorded is not None:
             _take_inputs(options, recorded)
+        _check_device(options.candidate_device)
         loaded = _load(options)
         _check_focus(options.focus, loaded.model, loaded.name)
         live, inputs, how = _as_asked(options, loaded)
-        data = _calibration(options, loaded)
-    made = candidate or _candidate(options, loaded, live, data)
+        origin = _origin(options, loaded)
+        data = _calibration(options, origin)
+    made = candidate or _candidate(options, origin, data)
     names = (
         _describe(loaded) if reference is None else _describe_trace(reference),
-        _describe_candidate(options, loaded) if candidate is None else _describe_trace(candidate),
+        _describe_candidate(options, origin) if candidate is None else _describe_trace(candidate),
     )
     notes = *loaded.notes, *how, *_calibrated(data)
+    if options.train:
+        notes += (_trained(live, made),)
     return Sides(reference or live, made, inputs, names, notes, quantized)
 
 
@@ -78,24 +82,48 @@ def alone(
 
     with status(f"loading {options.model}"):
         loaded = _load(options)
-        reference, inputs, how = _as_asked(options, loaded)
+        _, inputs, how = _as_asked(options, loaded)
         data = _calibration(options, loaded)
-    model = _candidate(options, loaded, reference, data)
+    model = _candidate(options, loaded, data)
     return model, inputs, (*loaded.notes, *how, *_calibrated(data))
 
 
+def _check_device(device: str | None) -> None:
+    """Answers at once where there is no such device."""
+    if device is not None:
+        from tracer import models
+
+        models.usable_device(device)
+
+
+def _origin(options: argparse.Namespace, loaded: "Loaded") -> "Loaded":
+    """What the candidate is made from: the model, or a copy of it on the candidate's device."""
+    if options.candidate_device is None:
+        return loaded
+    from tracer import models
+
+    return models.moved(loaded, options.candidate_device)
+
+
+def _trained(*both: "nn.Module") -> str:
+    """Puts both models into training mode, and says what that means."""
+    from tracer.training import active_dropout
+
+    found = [str(dropout) for model in both for dropout in active_dropout(model.train())]
+    if not found:
+        return "training mode, in which nothing drops out"
+    return f"training mode: {listed(found, 1)}; each call draws the same numbers on both sides"
+
+
 def _candidate(
-    options: argparse.Namespace,
-    loaded: "Loaded",
-    reference: "nn.Module",
-    data: "Calibration | None",
+    options: argparse.Namespace, loaded: "Loaded", data: "Calibration | None"
 ) -> "nn.Module":
     """The model that is run in the place of the candidate."""
     from tracer import models
     from tracer.reports.progress import tracked
 
     if options.candidate == ITSELF:
-        return reference
+        return _driven(options, loaded)
     return models.candidate(
         loaded,
         options.candidate,
@@ -112,12 +140,12 @@ def _calibrated(data: "Calibration | None") -> tuple[str, ...]:
 
 def _take_inputs(options: argparse.Namespace, recorded: "Recorded") -> None:
     """Makes the inputs of a trace those of the model beside it."""
-    for name in (*MAKE_INPUTS, "inputs"):
-        if getattr(options, name) is not None:
-            raise UsageError(
-                f"{flag(name)} says what the model is run on, and {recorded.name} holds what it "
-                "was recorded with: leave it out"
-            )
+    inputs = [] if options.inputs is None else ["inputs"]
+    for name in (*making_inputs(options), *inputs):
+        raise UsageError(
+            f"{flag(name)} says what the model is run on, and {recorded.name} holds what it was "
+            "recorded with: leave it out"
+        )
     args, kwargs = recorded.inputs() or ((), {})
     if args or not kwargs or not all(hasattr(value, "shape") for value in kwargs.values()):
         raise UsageError(
@@ -132,7 +160,7 @@ def _is_quantized(recorded: "Recorded | None") -> bool:
     if recorded is None:
         return False
     modules = recorded.header["modules"].values()
-    points = (point for module in modules for point in module["points"].values())
+    points = (point for module in modules for point in module.get("points", {}).values())
     return any(point.get("scale") is not None for point in points)
 
 
@@ -157,6 +185,7 @@ def _load(options: argparse.Namespace) -> "Loaded":
             "max_pixels",
             "video",
             "inputs",
+            "offload",
         ),
     )
 
@@ -173,7 +202,7 @@ def _as_asked(
             f"call #0 is the prefill's, and call #{options.steps} that of the last step"
         )
         inputs = models.ending_in_steps(loaded.inputs, options.steps)
-        return models.Stepping(loaded.model, steps=options.steps), inputs, (note,)
+        return _driven(options, loaded), inputs, (note,)
     if options.variant == "decode":
         note = (
             "a decode step: the last token of each sequence, over the float model's cache of "
@@ -181,6 +210,15 @@ def _as_asked(
         )
         return loaded.model, models.decode_step(loaded.model, loaded.inputs), (note,)
     return loaded.model, loaded.inputs, ()
+
+
+def _driven(options: argparse.Namespace, loaded: "Loaded") -> "nn.Module":
+    """A loaded model, or what runs it step by step."""
+    from tracer import models
+
+    if options.steps is None:
+        return loaded.model
+    return models.Stepping(loaded.model, steps=options.steps)
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -208,9 +246,11 @@ def _calibration(options: argparse.Namespace, loaded: "Loaded") -> "Calibration 
 
 
 def _describe(loaded: "Loaded") -> str:
-    parameter = next(loaded.model.parameters())
-    dtype = str(parameter.dtype).removeprefix("torch.")
-    return f"{loaded.name} ({type(loaded.model).__name__}, {dtype}, {parameter.device})"
+    from tracer.offload import execution_device
+
+    dtypes = [str(p.dtype).removeprefix("torch.") for p in loaded.model.parameters()][:1]
+    settings = type(loaded.model).__name__, *dtypes, str(execution_device(loaded.model))
+    return f"{loaded.name} ({', '.join(settings)})"
 
 
 def _describe_trace(recorded: "Recorded") -> str:
@@ -231,4 +271,6 @@ def _describe_candidate(options: argparse.Namespace, loaded: "Loaded") -> str:
     if options.candidate == "quantized":
         names += ("activation", "weight")
     settings = [f"{name} {getattr(options, name) or defaults[name].default}" for name in names]
+    if options.candidate_device is not None:
+        settings.append(f"on {options.candidate_device}")
     return f"{options.candidate} ({', '.join(settings)})" if settings else str(options.candidate)

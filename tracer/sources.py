@@ -1,17 +1,23 @@
-"""Where a model's name leads: a built-in model, a local folder, or a repository on the hub.
+"""Where a model's name leads: a built-in model, a folder, a repository on the hub, a function.
 
 Nothing here loads PyTorch, so that a misspelt name is answered at once.
 """
 
+import os
 import re
+import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
 from tracer.choices import BUILT_IN, TRACE_HEADER
-from tracer.errors import ModelLoadError, near_names
+from tracer.errors import ModelLoadError, UsageError, near_names
 from tracer.words import brief
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# A function in a file or a module: "port.py:build", "package.port:build".
+_FACTORY = re.compile(r"(?P<place>.+\.py|[^\W\d]\w*(\.\w+)*):(?P<function>[^\W\d]\w*(\.\w+)*)")
 _HUB_TIMEOUT = 10.0  # seconds
 # The built-in models that are checkpoints, which come with this package.
 _TRAINED: Mapping[str, Path] = {"tiny-llama": Path(__file__).parent / "trained" / "tiny-llama"}
@@ -20,7 +26,7 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
-    """A folder with a config, or a name: that of a seeded built-in model or a hub id.
+    """A folder with a config, or a name: of a seeded built-in model, a hub id or a function.
 
     Args:
         others: more names that would have been possible, for the message.
@@ -31,6 +37,9 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
     if name in _TRAINED:
         return _TRAINED[name]
     if name in BUILT_IN:
+        return name
+    if (factory := factory_of(name)) is not None:
+        _check_place(name, factory[0])
         return name
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -50,8 +59,52 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
     what = "candidate" if others else "model"
     raise ModelLoadError(
         f"unknown {what} {name!r}: it is none of {', '.join(known)}, there is no folder of that "
-        f"name, and a hub id has the form organisation/name{near_names(name, known)}"
+        "name, a hub id has the form organisation/name, and a function that makes a model "
+        f"FILE.py:FUNCTION{near_names(name, known)}"
     )
+
+
+def factory_of(name: str) -> tuple[str, str] | None:
+    """The file or module, and the function in it, of a name such as "port.py:build"."""
+    found = _FACTORY.fullmatch(name)
+    return None if found is None else (found["place"], found["function"])
+
+
+def _check_place(name: str, place: str) -> None:
+    """Checks that a function's file or module is there, as far as that can be told unimported."""
+    if place.endswith(".py"):
+        if not Path(place).expanduser().is_file():
+            raise ModelLoadError(f"{name}: there is no file {place}")
+        return
+    package = place.partition(".")[0]
+    if PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None:
+        raise ModelLoadError(
+            f"{name}: there is no module {package!r}, neither installed nor in this folder: "
+            "expected MODULE:FUNCTION or FILE.py:FUNCTION"
+        )
+
+
+def check_offload(place: bool | str | Path) -> None:
+    """Checks that weights can be kept on disk.
+
+    Args:
+        place: a folder for those that a checkpoint does not hold as they are needed, or True.
+
+    Raises:
+        UsageError: accelerate is not installed, or the folder is missing or closed to us.
+    """
+    if find_spec("accelerate") is None:
+        raise UsageError(
+            "weights are kept on disk by accelerate, which is not installed: "
+            "pip install 'trace-model[offload]'"
+        )
+    if isinstance(place, bool):
+        return
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder} to keep weights in: make it first")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"the folder {folder}, to keep weights in, is not writable")
 
 
 def is_trace(name: str) -> bool:

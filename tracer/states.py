@@ -5,8 +5,9 @@ call: gradients, autocast, inference mode, a default dtype or device, function a
 Neither model must see the other's.
 """
 
+import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _device, _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracer.calls import Call, Phase
 from tracer.values import version_of
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -26,13 +28,25 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 class RandomNumbers:
     """One side's random numbers: both sides begin alike and draw without disturbing each other.
 
+    In training each call of a paired module draws from a stream of its own, which its name and
+    index begin and which ends with it: a side that makes calls in another order, or draws in other
+    places in between, still drops the same elements in each of them.
+
     Python's and NumPy's own generators are switched in training only, where models draw from them
     (to drop layers, to mask spectrograms): reading their states takes 50 times as long as torch's.
+
+    Args:
+        is_training: whether a module of either side is in training mode.
+        names: the reference's names of this side's paired modules; None for a single stream.
     """
 
-    def __init__(self, is_training: bool) -> None:
+    def __init__(self, is_training: bool, names: Mapping[str, str] | None) -> None:
         self._is_training = is_training
+        self._names = names if is_training and names is not None else {}
         self._states = RandomStates.read(beyond_torch=is_training)
+        self._key = hashlib.blake2b(self._states.cpu.numpy().tobytes(), digest_size=32).digest()
+        # Calls that have a stream of their own, each with the states of the one around it.
+        self._around: list[tuple[Call, RandomStates]] = []
 
     def enter(self) -> None:
         """This side goes on."""
@@ -41,6 +55,31 @@ class RandomNumbers:
     def leave(self) -> None:
         """The other side goes on."""
         self._states = RandomStates.read(beyond_torch=self._is_training)
+
+    def follow(self, call: Call, phase: Phase) -> None:
+        """Begins the stream of a call, or goes on with that of the call around it."""
+        name = self._names.get(call.name)
+        if name is None:
+            return
+        if phase is Phase.START:
+            self._around.append((call, RandomStates.read(beyond_torch=True)))
+            text = f"{name}#{call.index}".encode()
+            digest = hashlib.blake2b(text, digest_size=8, key=self._key).digest()
+            _seed(int.from_bytes(digest, "little"))
+            return
+        # Those above it were left by an exception that the model has caught.
+        while (ended := self._around.pop())[0] is not call:
+            pass
+        ended[1].write()
+
+
+def _seed(number: int) -> None:
+    """Seeds every generator that models draw from; `torch.manual_seed` would take far longer."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)
 
 
 @contextmanager

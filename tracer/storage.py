@@ -2,7 +2,7 @@
 
     run.trace/
       header.json               the format, what ran, versions, checksums; see `tracer.recording`
-      events.jsonl              one line per event, in execution order
+      events.jsonl              one line per event, in execution order; fingerprints are in it
       values-00000.safetensors  the tensors that the events refer to
       values-00001.safetensors
 
@@ -10,16 +10,21 @@ A tensor is written to its shard first and the line that refers to it after that
 of the operating system's: whenever the process is killed, every line that is there can be read. The
 line says where in the shard the tensor lies. A shard that is still being written has no table of
 contents yet: room for it is kept at the front, and filled when the shard is full or the trace ends.
-A trace that has come to its end says so in its last line.
+The first shards keep little, so that a small trace is small. A trace that has come to its end says
+so in its last line.
 
 Nothing is ever pickled. What lies in a file is checked when it is read: its length when a trace is
 opened, a checksum with each tensor.
 """
 
+import base64
+import binascii
 import json
 import os
+import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,16 +33,16 @@ import torch
 
 from tracer.choices import TRACE_HEADER
 from tracer.errors import StorageError
-from tracer.fingerprints import Fingerprint, raw_bytes
+from tracer.fingerprints import Fingerprint, Shown, raw_bytes
 from tracer.values import dtype_name
 
-FORMAT = 1
+FORMAT = 2
 
 _EVENTS = "events.jsonl"
 _END = "finished"
 # A shard is full when it holds so many bytes, or so many tensors as have room in its contents.
 _SHARD_BYTES = 256 * 1024 * 1024
-_CONTENTS_BYTES = 64 * 1024
+_CONTENTS_BYTES = (4 * 1024, 16 * 1024, 64 * 1024)  # of the first, the second, all others
 _LARGEST_ENTRY = 2048
 
 # What safetensors calls the dtypes; complex numbers are stored as pairs of floats.
@@ -115,7 +120,7 @@ class TraceWriter:
         try:
             self.path.mkdir()
             partial = self.path / f"{TRACE_HEADER}.partial"
-            partial.write_text(json.dumps({"format": FORMAT, **header}, indent=1) + "\n", "utf-8")
+            partial.write_text(_in_lines({"format": FORMAT, **header}), "utf-8")
             partial.replace(self.path / TRACE_HEADER)
             self._events = (self.path / _EVENTS).open("xb", buffering=0)
         except OSError as error:
@@ -148,27 +153,26 @@ class TraceWriter:
             StorageError: it cannot be written.
         """
         self._check()
-        shape, dtype = tuple(tensor.shape), tensor.dtype
-        is_fingerprint = isinstance(tensor, Fingerprint)
-        if isinstance(tensor, Fingerprint):
-            tensor = torch.tensor(tensor.numbers, dtype=torch.float64)
-        data = raw_bytes(tensor)
         number = self.tensors
-        try:
-            shard = self._open_shard()
-            at = shard.append(str(number), tensor, data)
-        except OSError as error:
-            raise self._stopped(error) from error
+        where: dict[str, object]
+        if isinstance(tensor, Fingerprint):
+            parts = [_packed(tensor), *(_packed(part.fingerprint) for part in tensor.shown)]
+            data = memoryview(b"".join(parts))
+            where = _in_line(tensor, parts)
+        else:
+            data = raw_bytes(tensor)
+            try:
+                at = self._open_shard().append(str(number), tensor, data)
+            except OSError as error:
+                raise self._stopped(error) from error
+            where = {"shard": self._shards - 1, "at": at, "bytes": len(data)}
         self._pending.append(
             {
                 "id": number,
-                "dtype": dtype_name(dtype),
-                "shape": shape,
-                "shard": self._shards - 1,
-                "at": at,
-                "bytes": len(data),
+                "dtype": dtype_name(tensor.dtype),
+                "shape": tuple(tensor.shape),
+                **where,
                 "crc": zlib.crc32(data),
-                **({"fingerprint": True} if is_fingerprint else {}),
             }
         )
         self.tensors += 1
@@ -193,7 +197,8 @@ class TraceWriter:
     def _open_shard(self) -> "_ShardWriter":
         if self._shard is None or self._shard.is_full:
             self._close_shard()
-            self._shard = _ShardWriter(self.path / _shard_name(self._shards))
+            room = _CONTENTS_BYTES[min(self._shards, len(_CONTENTS_BYTES) - 1)]
+            self._shard = _ShardWriter(self.path / _shard_name(self._shards), room)
             self._shards += 1
         return self._shard
 
@@ -255,14 +260,30 @@ class TraceReader:
         entry = self._entries.get(number)
         if entry is None:
             raise self._damaged(_EVENTS, f"it does not say where tensor {number} lies")
-        data = self._bytes(entry)
         shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-        if entry.get("fingerprint"):
-            numbers = torch.frombuffer(data, dtype=torch.float64).tolist()
-            return Fingerprint.from_numbers(numbers, shape, dtype)
+        if "fingerprint" in entry:
+            return self._fingerprint(entry, shape, dtype)
+        data = self._bytes(entry)
         if not data:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
+
+    def _fingerprint(
+        self, entry: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Fingerprint:
+        texts = [entry["fingerprint"], *(text for *_, text in entry.get("shown", ()))]
+        try:
+            parts = [base64.b64decode(text) for text in texts]
+        except binascii.Error:
+            parts = []
+        if zlib.crc32(b"".join(parts)) != entry["crc"]:
+            raise self._damaged(_EVENTS, f"fingerprint {entry['id']} is not as written")
+        shown = (
+            Shown(where, Fingerprint.from_numbers(_unpacked(part), tuple(own), dtype))
+            for (where, own, _), part in zip(entry.get("shown", ()), parts[1:], strict=True)
+        )
+        whole = Fingerprint.from_numbers(_unpacked(parts[0]), shape, dtype)
+        return replace(whole, shown=tuple(shown))
 
     def _bytes(self, entry: Mapping[str, Any]) -> bytearray:
         name = _shard_name(entry["shard"])
@@ -276,6 +297,8 @@ class TraceReader:
     def _check_lengths(self) -> None:
         ends: dict[int, int] = {}
         for entry in self._entries.values():
+            if "fingerprint" in entry:
+                continue
             ends[entry["shard"]] = max(ends.get(entry["shard"], 0), entry["at"] + entry["bytes"])
         for shard, end in ends.items():
             file = self.path / _shard_name(shard)
@@ -293,10 +316,11 @@ class TraceReader:
 class _ShardWriter:
     """One file in safetensors' format: a length, a table of contents, the bytes of all tensors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, contents_bytes: int) -> None:
         self.file = path.open("xb", buffering=0)
         self._contents: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._room = _CONTENTS_BYTES - len(json.dumps(self._contents))
+        self._contents_bytes = contents_bytes
+        self._room = contents_bytes - len(json.dumps(self._contents))
         self._size = 0
         self._write_contents()
 
@@ -310,7 +334,7 @@ class _ShardWriter:
         shape = [*tensor.shape, 2] if tensor.is_complex() else list(tensor.shape)
         offsets = [self._size, self._size + len(data)]
         entry = {"dtype": _CODES[tensor.dtype], "shape": shape, "data_offsets": offsets}
-        at = 8 + _CONTENTS_BYTES + self._size
+        at = 8 + self._contents_bytes + self._size
         self.file.seek(at)
         _write(self.file, data)
         self._contents[name] = entry
@@ -325,9 +349,45 @@ class _ShardWriter:
 
     def _write_contents(self) -> None:
         text = json.dumps(self._contents, separators=(",", ":")).encode()
-        assert len(text) <= _CONTENTS_BYTES
+        assert len(text) <= self._contents_bytes
         self.file.seek(0)
-        _write(self.file, _CONTENTS_BYTES.to_bytes(8, "little") + text.ljust(_CONTENTS_BYTES))
+        length = self._contents_bytes.to_bytes(8, "little")
+        _write(self.file, length + text.ljust(self._contents_bytes))
+
+
+def _in_lines(header: Mapping[str, object]) -> str:
+    """A header as JSON, with a line for each key, and for each item of what is large in it."""
+    lines = []
+    for key, value in header.items():
+        text = json.dumps(value, separators=(",", ":"))
+        if isinstance(value, Mapping) and value:
+            items = (
+                f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in value.items()
+            )
+            text = "{\n" + ",\n".join(f"  {item}" for item in items) + "}"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _in_line(fingerprint: Fingerprint, parts: list[bytes]) -> dict[str, object]:
+    """A fingerprint as it stands in the line of an event; `parts` are its numbers as bytes."""
+    whole, *rest = (base64.b64encode(part).decode() for part in parts)
+    if not rest:
+        return {"fingerprint": whole}
+    shown = [
+        (part.where, part.fingerprint.shape, text)
+        for part, text in zip(fingerprint.shown, rest, strict=True)
+    ]
+    return {"fingerprint": whole, "shown": shown}
+
+
+def _packed(fingerprint: Fingerprint) -> bytes:
+    numbers = fingerprint.numbers
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def _unpacked(data: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(data) // 8}d", data))
 
 
 def _write(file: Any, data: bytes | memoryview) -> None:
@@ -363,6 +423,11 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"the trace {path} is of format {found}, made by trace_model "
             f"{header.get('trace_model', 'of another version')}; this version reads up to "
             f"{FORMAT}: install a newer one"
+        )
+    if found < FORMAT:
+        raise StorageError(
+            f"the trace {path} is of format {found}, and this version of trace_model reads format "
+            f"{FORMAT} alone: record it again"
         )
     return dict(header)
 

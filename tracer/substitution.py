@@ -48,8 +48,8 @@ def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments |
         )
         if value is None:
             return None
-    dtypes = _float_dtypes({k: v for k, v in candidate.arguments.items() if k != own_name})
-    given = in_place_of(own, value, dtypes)
+    others = {k: v for k, v in candidate.arguments.items() if k != own_name}
+    given = in_place_of(own, value, _float_dtypes(others), device_of(others))
     candidate.arguments[own_name] = given
     return NewArguments({own_name: given})
 
@@ -68,12 +68,12 @@ def give_output(reference: Call, candidate: Call) -> NewOutput | None:
         value, factor = _shaped_back(candidate.output, read, partial(_read_as, candidate)), 1.0
         if value is None:
             return None
-    dtypes = _float_dtypes(candidate.arguments)
+    dtypes, device = _float_dtypes(candidate.arguments), device_of(candidate.arguments)
     for name, own_name in argument_names(reference, candidate).items():
         left = reference.arguments[name], candidate.arguments[own_name]
         if all(map(is_stateful, left)):
-            _leave(*left, dtypes)
-    output = in_place_of(candidate.output, value, dtypes)
+            _leave(*left, dtypes, device)
+    output = in_place_of(candidate.output, value, dtypes, device)
     if factor != 1.0:
         output = map_tensors(output, lambda tensor: tensor * factor)
     candidate.output = output
@@ -105,9 +105,10 @@ def _shaped_back(
         return None
     if own.numel() != value.numel():
         return None
-    shaped = value.reshape(own.shape)
+    shaped = value.reshape(own.shape).to(own.device)
     back = read(shaped)
-    return shaped if isinstance(back, torch.Tensor) and torch.equal(back, value) else None
+    is_it = isinstance(back, torch.Tensor) and torch.equal(back.to(value.device), value)
+    return shaped if is_it else None
 
 
 def _read_as(candidate: Call, output: object) -> object:
@@ -115,9 +116,11 @@ def _read_as(candidate: Call, output: object) -> object:
     return read_output("candidate", replace(candidate, output=output))
 
 
-def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> None:
+def _leave(
+    reference: object, candidate: object, dtypes: set[torch.dtype], device: torch.device | None
+) -> None:
     """Makes the candidate's list, dict or object hold what the reference's does."""
-    value: Any = in_place_of(candidate, reference, dtypes)
+    value: Any = in_place_of(candidate, reference, dtypes, device)
     if value is candidate:
         return
     if isinstance(candidate, list):
@@ -129,16 +132,25 @@ def _leave(reference: object, candidate: object, dtypes: set[torch.dtype]) -> No
         vars(candidate).update(vars(value))
 
 
-def in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) -> object:
+def in_place_of(
+    candidate: object,
+    reference: object,
+    dtypes: set[torch.dtype],
+    device: torch.device | None,
+) -> object:
     """A copy of the reference's value in the candidate's structure and on its devices.
 
     Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the
     candidate works in at this call: another dtype is then part of what went wrong.
+
+    Args:
+        device: where the candidate works at this call, for tensors in the place of which it has
+            none; None to leave them where they are.
     """
     theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))
     tensors = dict(tensor_leaves(candidate, "value"))
     if not tensors or tensors.keys() != dict(tensor_leaves(reference, "value")).keys():
-        return deep_copy(reference)
+        return deep_copy(reference, lambda tensor: tensor.detach().to(device, copy=True))
     copies: dict[str, object] = {path: theirs[path] for path in mine if path in theirs}
     for path, own in tensors.items():
         value = theirs[path]
@@ -147,6 +159,11 @@ def in_place_of(candidate: object, reference: object, dtypes: set[torch.dtype]) 
         dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
         copies[path] = value.detach().to(own.device, dtype, copy=True)
     return replace_leaves(candidate, "value", copies)
+
+
+def device_of(arguments: Mapping[str, object]) -> torch.device | None:
+    """Where a call's arguments are; None without tensors among them."""
+    return next((tensor.device for _, tensor in tensor_leaves(dict(arguments), "")), None)
 
 
 def _float_dtypes(arguments: Mapping[str, object]) -> set[torch.dtype]:

@@ -16,7 +16,7 @@ from tracer.difference import Tolerance
 from tracer.forms import paired_arguments
 from tracer.recall import Recall
 from tracer.rows import CallKey
-from tracer.substitution import give_output, in_place_of
+from tracer.substitution import device_of, give_output, in_place_of
 from tracer.values import deep_copy, is_mask_name
 
 
@@ -69,7 +69,7 @@ def _candidates_inputs(reference: Call, candidate: Call) -> dict[str, object]:
             or (is_mask_name(name) and not _is_like(own, kept[name]))
         ):
             continue
-        kept[name] = in_place_of(kept[name], own, set())
+        kept[name] = in_place_of(kept[name], own, set(), device_of(reference.arguments))
     return kept
 
 

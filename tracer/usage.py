@@ -2,9 +2,9 @@
 
 import argparse
 
-from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
+from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION, WITH_VOCABULARY
 from tracer.errors import UsageError
-from tracer.sources import is_trace, locate, locate_processor
+from tracer.sources import check_offload, is_trace, locate, locate_processor
 
 
 def check(options: argparse.Namespace) -> None:
@@ -16,6 +16,7 @@ def check(options: argparse.Namespace) -> None:
     """
     _sort_sides(options)
     check_making(options)
+    _check_sides(options)
     if options.what_if and options.isolate == NO_ISOLATION:
         raise UsageError(
             f"--what-if swaps the modules that introduce most, and --isolate {NO_ISOLATION} "
@@ -25,6 +26,7 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(
             "--focus prints values, and --json the report and nothing else: choose one"
         )
+    _check_gate(options)
     _check_debugger(options)
 
 
@@ -51,7 +53,30 @@ def _sort_sides(options: argparse.Namespace) -> None:
             "record` has made; a model that is the reference is given as MODEL"
         )
     if options.candidate is None:
-        options.candidate = "wrapped" if options.reference is None else ITSELF
+        is_another = options.reference is None and options.candidate_device is None
+        options.candidate = "wrapped" if is_another else ITSELF
+
+
+def _check_sides(options: argparse.Namespace) -> None:
+    """Checks what changes how both models are run."""
+    has_trace = options.reference is not None or is_trace(options.candidate)
+    if options.candidate_device is not None:
+        if is_trace(options.candidate):
+            raise UsageError("--candidate-device runs a model, and the candidate is a trace")
+        if options.offload is not None:
+            raise UsageError("--candidate-device moves a model, and --offload leaves it on disk")
+    if not options.train:
+        return
+    if has_trace:
+        raise UsageError("--train: the random numbers of a trace are not known; give two models")
+    if options.candidate in NEED_WRAPPERS:
+        others = [kind for kind in CANDIDATES if kind not in NEED_WRAPPERS]
+        raise UsageError(
+            f"--train: wrapped models have no training mode; give a --candidate {'|'.join(others)} "
+            "or another model"
+        )
+    if options.steps is not None:
+        raise UsageError("--train goes with one forward pass, and --steps generates: choose one")
 
 
 def check_making(options: argparse.Namespace) -> None:
@@ -62,6 +87,8 @@ def check_making(options: argparse.Namespace) -> None:
         locate(options.candidate, CANDIDATES)
     if options.processor is not None:
         locate_processor(options.processor)
+    if options.offload is not None:
+        _check_offload(options)
     for needed, names in (
         (NEED_WRAPPERS, ("variant",)),
         (("quantized",), ("activation", "weight", "calibrate", "calibration_text")),
@@ -73,9 +100,19 @@ def check_making(options: argparse.Namespace) -> None:
                     f"is {options.candidate}"
                 )
     if options.inputs is not None:
-        for name in MAKE_INPUTS:
-            if getattr(options, name) is not None:
-                raise UsageError(f"{flag(name)} makes inputs, and --inputs gives them: choose one")
+        for name in making_inputs(options):
+            raise UsageError(f"{flag(name)} makes inputs, and --inputs gives them: choose one")
+
+
+def _check_offload(options: argparse.Namespace) -> None:
+    if options.model is None:
+        raise UsageError("--offload keeps the weights of a model on disk, and both are traces")
+    if options.candidate == "compile":
+        raise UsageError(
+            "--offload loads the weights of a module when it is called, which compiled code does "
+            "not do: leave it out, or choose another candidate than compile"
+        )
+    check_offload(options.offload)
 
 
 # The options that say how inputs are made.
@@ -89,6 +126,28 @@ MAKE_INPUTS = (
     "max_pixels",
     "video",
 )
+
+
+def making_inputs(options: argparse.Namespace) -> list[str]:
+    """Those of them that were given; a processor may be there for the model's sake alone."""
+    given = [name for name in MAKE_INPUTS if getattr(options, name) is not None]
+    return [name for name in given if name != "processor" or options.model not in WITH_VOCABULARY]
+
+
+def _check_gate(options: argparse.Namespace) -> None:
+    if options.baseline is None and options.fail_on == "coverage":
+        raise UsageError("--fail-on coverage is held against a --baseline, and there is none")
+    if options.fail_on == "regression" and not (options.baseline or options.max_peir):
+        raise UsageError(
+            "--fail-on regression is held against a --baseline or limits (--max-peir), and there "
+            "are none"
+        )
+    for path in options.report if options.baseline is not None else ():
+        if path.expanduser().resolve() == options.baseline.resolve():
+            raise UsageError(
+                f"--report {path} would write over the baseline, and a run that fails would be the "
+                "next one: write it elsewhere, and move it there when it is to be the baseline"
+            )
 
 
 def _check_debugger(options: argparse.Namespace) -> None:

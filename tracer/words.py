@@ -21,3 +21,8 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Names with commas; beyond `most` of them, how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def cut(text: str, longest: int) -> str:
+    """A text without its end, where it is longer than so many characters."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

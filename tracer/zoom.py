@@ -266,7 +266,7 @@ class Closer(Forcing):
         self, record: CallRecord, calls: tuple[Call, Call], recordings: tuple[Recording, Recording]
     ) -> None:
         limit = max(self._tolerance.limit(dtype, dtype) for dtype in _working(self._tolerance))
-        paddings = list(self._known_paddings(record))
+        paddings = list(self._paddings.known(self._around(record)))
         reference, candidate = recordings
         wrong = self._wrong_results(record, calls)
         found = match(candidate.values, reference.values, limit, paddings)

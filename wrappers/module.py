@@ -47,6 +47,7 @@ from wrappers.observers import (
     build_observer,
     quantizer_from_state,
 )
+from wrappers.offloading import is_hooked, is_offloaded, parameter_of, take_hook, without_hook
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -168,11 +169,12 @@ class QuantPoint:
             self.quantizer = None
         self.forget_result()
 
-    def fake_quantize(self, x: Tensor, *, owned: bool) -> Tensor:
-        """`x` fake-quantised; of a parameter, the same tensor until the parameter changes."""
+    def fake_quantize(self, x: Tensor, *, owned: bool, keep: bool = True) -> Tensor:
+        """`x` fake-quantised; of a parameter, the same tensor until the parameter changes, unless
+        it is not to be kept."""
         if self.quantizer is None:
             raise ModeError(f"the point {self.name!r} has no quantisation parameters yet")
-        if self.parameter is None or not _can_cache(x):
+        if self.parameter is None or not keep or not _can_cache(x):
             return self.quantizer.fake_quantize(x, owned=owned and self.parameter is None)
         if self._cache is None or not self._cache.is_of(x, self.quantizer):
             result = self.quantizer.fake_quantize(x)
@@ -306,10 +308,15 @@ class QuantModule(nn.Module):
         """
         point = self._point(name)
         if self._mode is Mode.QUANT:
-            return x if point.off else point.fake_quantize(x, owned=owned)
+            return x if point.off else point.fake_quantize(x, owned=owned, keep=self._keeps)
         if self._mode is Mode.CALIBRATE and point.parameter is None:
             point.observer.observe(x)
         return x
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether fake-quantised parameters are kept: not where the parameters are not either."""
+        return not is_offloaded(self)
 
     def _point(self, name: str) -> QuantPoint:
         try:
@@ -440,7 +447,7 @@ class QuantModule(nn.Module):
         for name, point in self.points.items():
             if point.parameter is None or point.quantizer is not None or point.observer.seen:
                 continue
-            point.observer.observe(getattr(self, point.parameter))
+            point.observer.observe(parameter_of(self, point.parameter))
             if point.observer.dropped:
                 raise ObserverError(
                     f"the parameter {point.parameter!r} of {self._scope()} holds "
@@ -480,7 +487,8 @@ def shallow_copy(
 ) -> ModuleType:
     """A module of class `cls` with the attributes of `source` and its children wrapped.
 
-    Parameters and buffers are shared, the dicts that hold them are not. Hooks are not taken along.
+    Parameters and buffers are shared, the dicts that hold them are not. Hooks are not taken along,
+    but for those by which accelerate loads the parameters of a module when it is called.
 
     Args:
         source: stays as it is.
@@ -492,14 +500,14 @@ def shallow_copy(
         WrapError: `forward` was replaced on the instance, so that the copy would call into
             `source`.
     """
-    if "forward" in vars(source):
+    hooked = is_hooked(source)
+    if "forward" in vars(source) and not hooked:
         raise WrapError(
             f"{config.scope or 'the model'} ({type(source).__name__}) has its forward replaced on "
-            "the instance, as accelerate does for device maps: take that off before wrapping "
-            "(accelerate.hooks.remove_hook_from_module(model, recurse=True))"
+            "the instance: the wrapper would call into the float model. Put it back before wrapping"
         )
     copy = cls.__new__(cls)
-    state = vars(source).copy()
+    state = without_hook(vars(source)) if hooked else vars(source).copy()
     state.update(vars(nn.Module()) | {"training": source.training})
     state.update({name: vars(source)[name].copy() for name in ("_parameters", "_buffers")})
     state["_non_persistent_buffers_set"] = source._non_persistent_buffers_set.copy()
@@ -508,6 +516,8 @@ def shallow_copy(
     vars(copy).update(state)
     for name, child in source._modules.items():
         copy._modules[name] = None if child is None else wrap(child, config.child(name))
+    if hooked:
+        take_hook(copy, source)
     return copy
 
 

@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from wrappers.config import PTQConfig
 from wrappers.module import QuantModule
+from wrappers.offloading import is_offloaded, load_scaled
 from wrappers.registry import register
 
 
@@ -25,12 +26,16 @@ class ScaledOutput(QuantModule):
     def fold_output_scale(self, factor: float) -> None:
         """Multiply the parameters, and with them every output, by `factor`.
 
-        The layer then owns its parameters instead of sharing them with the float model.
+        The layer then owns its parameters instead of sharing them with the float model, or loads
+        them multiplied where they are loaded when needed.
         """
+        self.output_scale *= factor
+        if is_offloaded(self):
+            load_scaled(self, factor)
+            return
         for name, parameter in list(self.named_parameters(recurse=False)):
             scaled = parameter.detach() * factor
             setattr(self, name, nn.Parameter(scaled, requires_grad=parameter.requires_grad))
-        self.output_scale *= factor
 
     def to_reference_output(self, output: Tensor) -> Tensor:
         """The output as the float layer would give it."""

@@ -206,6 +206,22 @@ class TestCompare:
         assert error.count("\n") == 1
 
 
+def test_a_trace_of_a_photo(tmp_path: Path, capsys, shared_data: Path) -> None:
+    """The processor gives the model its vocabulary, the trace what it is run on."""
+    out = tmp_path / "a.trace"
+    processor = ("--processor", shared_data / "qwen_processor" / "qwen3vl")
+    photo = ("--image", shared_data / "images" / "chelsea.png", "--max-pixels", 4_000)
+    model = ("tiny-qwen3-vl", *processor)
+    code, _, _ = run(capsys, "record", *model, *photo, "--out", out, "--values", "outputs")
+    assert code == 0
+    code, printed, _ = run(capsys, "compare", *model, "--reference", out)
+    assert code == 0
+    assert "every compared value is equal" in printed
+    code, _, error = run(capsys, "compare", *model, *photo, "--reference", out)
+    assert code == 2
+    assert "--image says what the model is run on" in error
+
+
 class TestShow:
     @pytest.mark.parametrize("width", [80, 200])
     @pytest.mark.parametrize("form", [(), ("--tree",)])
@@ -217,6 +233,18 @@ class TestShow:
         assert code == 0
         assert again == live
         assert all(len(line) <= width for line in live.splitlines())
+
+    def test_points_of_fingerprints_have_no_figure_for_each_channel(self, tmp_path, capsys) -> None:
+        options = ("--candidate", "quantized", "--calibrate", 1, "--include", "lm_head")
+        shown = []
+        for values in ("all", "fingerprints"):
+            out = tmp_path / f"{values}.trace"
+            run(capsys, "record", "tiny-llama", "--out", out, *options, "--values", values)
+            _, table, _ = run(capsys, "show", out)
+            shown.append([line for line in table.splitlines() if "channels" in line])
+        assert shown[0] == shown[1] != []
+        sizes = [path.stat().st_size for path in tmp_path.glob("*.trace/header.json")]
+        assert max(sizes) > 2 * min(sizes)
 
     def test_quantization_points(self, capsys) -> None:
         code, printed, _ = run(

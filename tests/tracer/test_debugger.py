@@ -54,7 +54,7 @@ class Net(nn.Module):
             torch.manual_seed(0)
             self.inner = Inner()
             self.last = nn.Linear(8, 8)
-            self.drop = nn.Dropout(0.5)
+            self.drop = nn.Dropout(0.5).eval()
         self.register_buffer("runs", torch.zeros(()))
         self.how = how
 
@@ -322,6 +322,7 @@ class TestAtHand:
             copy.deepcopy(model),
             reference=model,
             breakpoints=["drop", "last"],
+            train=True,
         )
         assert at_prompt.answers.count("torch.Size([3])") == 2
         assert comparison.verdict.agrees, comparison.verdict.explanation

@@ -33,7 +33,7 @@ class TestSchema:
         assert SCHEMA == report["schema"] == 1
         assert list(report) == [
             *("schema", "verdict", "coverage", "rows", "form_differences"),
-            *("ranking", "isolation", "zoomed", "run", "environment"),
+            *("ranking", "isolation", "zoomed", "gate", "run", "environment"),
         ]
         assert list(report["verdict"]) == [
             *("agrees", "symptom", "origin", "confirmed", "explanation", "mistakes", "origins"),

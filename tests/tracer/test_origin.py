@@ -412,3 +412,44 @@ class TestAgreement:
     def test_a_model_in_a_coarser_dtype_is_not_told_of_each_value(self) -> None:
         reference, candidate = pair()
         assert "coarser" not in judged(reference, candidate.bfloat16()).explanation
+
+
+class Rounded(nn.Module):
+    """Rounds coarsely in its own lines, between two modules."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.step = step
+
+    def forward(self, x, attention_mask):
+        y = self.first(x).masked_fill(attention_mask < -1.0, 0.0) + 0.5 * torch.arange(8)
+        return self.last((y / self.step).round() * self.step if self.step else y)
+
+
+class Masked(nn.Module):
+    def __init__(self, step: float, hidden: float) -> None:
+        super().__init__()
+        self.inner, self.hidden = Rounded(step), hidden
+
+    def forward(self, x):
+        mask = torch.zeros(4, 8)
+        return self.inner(x, mask.masked_fill(torch.ones(4, 8).triu(1).bool(), self.hidden))
+
+
+def test_an_innocent_argument_is_not_confirmed_by_a_value_that_agreed_already():
+    torch.manual_seed(0)
+    reference, candidate = Masked(0.0, -40.0), Masked(0.25, -41.0)
+    with torch.no_grad():  # the difference of neighbours has the rounding of two, in a small range
+        reference.inner.last.weight.copy_(torch.eye(8) - torch.ones(8, 8).triu(-1).tril(-1))
+    candidate.load_state_dict(reference.state_dict())
+    x = torch.randn(4, 8)
+    free = tracer.compare(reference, candidate, x, confirm=False, tolerance=0.0)
+    errors = {(row.module, row.value): row.peir for row in free.rows}
+    given, output = errors["inner.last", "kwargs.input"], errors["inner.last", "output"]
+    assert given < output
+    # Between the two, so that the output disagrees, and what it was computed from agrees.
+    verdict = tracer.compare(reference, candidate, x, tolerance=(given + output) / 2).verdict
+    assert (verdict.symptom.module, verdict.symptom.value) == ("inner.last", "output")
+    assert verdict.origin.argument != "attention_mask"
+    assert "falls from" not in verdict.explanation or "attention_mask" not in verdict.explanation

@@ -9,6 +9,7 @@ import pytest
 import tracer
 
 PUBLIC = [
+    "Baseline",
     "Breakpoint",
     "Captured",
     "Cause",
@@ -17,12 +18,14 @@ PUBLIC = [
     "Difference",
     "Flow",
     "FormDifference",
+    "Gate",
     "InputError",
     "IsolatedCall",
     "IsolatedModule",
     "Isolation",
     "ModelLoadError",
     "ModelRunError",
+    "NotEquivalentError",
     "NothingComparedError",
     "Origin",
     "Recorded",
@@ -38,9 +41,11 @@ PUBLIC = [
     "TracerError",
     "UsageError",
     "Verdict",
+    "assert_equivalent",
     "capture",
     "compare",
     "flow",
+    "gate",
     "models",
     "open_trace",
     "record",
@@ -48,7 +53,17 @@ PUBLIC = [
 ROOMS = [
     *("errors", "values", "difference", "calls", "pairing", "lockstep", "rows", "fits"),
     *("counterfactual", "verdict", "comparison", "models"),
-    *("isolate", "isolation", "levels", "recall", "substitution", "swapping", "switches"),
+    *(
+        "baseline",
+        "gating",
+        "isolate",
+        "isolation",
+        "levels",
+        "recall",
+        "substitution",
+        "swapping",
+        "switches",
+    ),
 ]
 
 

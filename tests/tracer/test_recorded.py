@@ -2,7 +2,6 @@
 
 import copy
 import json
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +15,7 @@ from transformers import DynamicCache
 import tracer
 import wrappers
 from tracer.calls import Phase
+from tracer.choices import VALUES
 from tracer.comparison import Comparison
 from tracer.errors import (
     InputError,
@@ -248,6 +248,35 @@ class TestFingerprints:
         inputs = sum(t.numel() * t.element_size() for t in loaded.inputs.values())
         assert small.tensors == whole.tensors
         assert small.size - inputs <= 176 * (small.tensors - len(loaded.inputs))
+        folder = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
+        assert folder < 1000 * small.tensors  # names, lines, shapes and checksums of all modules
+
+    def test_padded_positions_are_left_out(self, tmp_path: Path) -> None:
+        """As they are where the values themselves are compared."""
+        loaded = load("tiny-llama", batch=3, padding="left")
+        other = candidate(loaded, "sdpa")
+        live = tracer.compare(loaded.model, other, loaded.inputs)
+        noted = [r for r in live.rows if r.note.startswith("at padded positions")]
+        assert len(noted) > 30
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
+        fused = recorded(other, loaded.inputs, tmp_path / "b", values="fingerprints")
+        for models in ((trace, other), (loaded.model, fused), (trace, fused)):
+            found = tracer.compare(*models)
+            assert found.verdict.agrees
+            left_out = [r for r in found.rows if r.note.startswith("at padded positions")]
+            assert {(r.module, r.value) for r in left_out} == {(r.module, r.value) for r in noted}
+            assert all(row.note.endswith(ESTIMATED) for row in left_out)
+
+    def test_a_mistake_in_what_is_not_padding(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama", batch=3)
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
+        other = candidate(loaded, "sdpa")
+        with torch.no_grad():
+            wrong = copy.deepcopy(other)
+            wrong.model.layers[1].mlp.up_proj.weight[3] *= 1.5
+        verdict = tracer.compare(trace, wrong).verdict
+        assert verdict.symptom.module == "model.layers.1.mlp.up_proj"
+        assert verdict.origin.kind == "parameter"
 
     def test_shapes_that_differ(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a", values="fingerprints")
@@ -377,25 +406,34 @@ class TestEndedEarly:
         assert verdict.symptom.module == "block.second"
 
     def test_by_a_kill_while_a_model_runs(self, tmp_path: Path) -> None:
-        path = tmp_path / "killed"
-        script = f"""
-import os, signal, tracer
+        """Of every kind, in children of one process."""
+        script = """
+import os, signal, sys, torch, tracer
 from tracer.models import load
-loaded = load("tiny-llama")
+torch.set_num_threads(1)
+loaded = load("tiny-llama", batch=2)
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 loaded.model.model.layers[2].mlp.register_forward_hook(kill)
-tracer.record(loaded.model, loaded.inputs, {str(path)!r})
+for values in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        tracer.record(loaded.model, loaded.inputs, f"{sys.argv[1]}/{values}", values=values)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
 """
-        done = subprocess.run([sys.executable, "-c", script], check=False)
-        assert done.returncode == -signal.SIGKILL
-        loaded = load("tiny-llama")
-        comparison = tracer.compare(open_trace(path), loaded.model)
-        assert comparison.verdict.symptom is None
-        assert all(row.peir == 0.0 for row in comparison.rows)
-        outputs = [row.module for row in comparison.rows if row.is_output]
-        assert outputs[-1] == "model.layers.2.mlp.down_proj"
-        assert "model.layers.3" in comparison.coverage.reference_only
+        command = [sys.executable, "-c", script, str(tmp_path), *VALUES]
+        subprocess.run(command, check=True)
+        loaded = load("tiny-llama", batch=2)
+        for values in VALUES:
+            trace = open_trace(tmp_path / values)
+            assert (trace.values, trace.file.is_complete) == (values, False)
+            comparison = tracer.compare(trace, loaded.model)
+            assert comparison.verdict.symptom is None
+            assert all(row.peir == 0.0 for row in comparison.rows)
+            outputs = [row.module for row in comparison.rows if row.is_output]
+            assert outputs[-1] == "model.layers.2.mlp.down_proj"
+            assert "model.layers.3" in comparison.coverage.reference_only
 
     def test_by_the_model(self, tmp_path, net) -> None:
         net.last.forward = lambda x: 1 / 0
@@ -431,7 +469,7 @@ class TestRecord:
             "command": "record it",
             "notes": ["by hand"],
             "training": False,
-            "format": 1,
+            "format": 2,
         }
         assert expected.items() <= header.items()
         assert list(header["modules"]) == [name for name, _ in net.named_modules()]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from tracer import storage
 from tracer.errors import StorageError
-from tracer.fingerprints import Fingerprint
+from tracer.fingerprints import Fingerprint, Shown
 from tracer.storage import TraceReader, TraceWriter, can_store, check_new
 
 X = torch.ones(3)
@@ -65,9 +66,32 @@ class TestRoundTrip:
         assert writer.size == 176
         assert TraceReader(tmp_path / "a").tensor(0) == found
 
+    def test_a_fingerprint_of_what_is_not_padding(self, tmp_path: Path) -> None:
+        x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+        parts = tuple(Shown(f"{dim}:x", Fingerprint.of(x[:dim])) for dim in (1, 0))
+        found = replace(Fingerprint.of(x), shown=parts)
+        with TraceWriter(tmp_path / "a", {}) as writer:
+            writer.write({"id": writer.add(found)})
+        assert writer.size == 3 * 176
+        read = TraceReader(tmp_path / "a").tensor(0)
+        assert read == found
+        assert (read.at("1:x"), read.at("2:x")) == (Fingerprint.of(x[:1]), None)
+
+    def test_a_small_trace_is_small(self, tmp_path: Path) -> None:
+        with TraceWriter(tmp_path / "a", {}) as writer:
+            writer.write({"id": writer.add(X)})
+        assert sum(file.stat().st_size for file in (tmp_path / "a").iterdir()) < 4500
+
+    def test_fingerprints_need_no_shard(self, tmp_path: Path) -> None:
+        with TraceWriter(tmp_path / "a", {}) as writer:
+            for number in range(100):
+                writer.write({"id": writer.add(Fingerprint.of(X + number))})
+        assert {file.name for file in (tmp_path / "a").iterdir()} == {"header.json", "events.jsonl"}
+        assert TraceReader(tmp_path / "a").tensor(99) == Fingerprint.of(X + 99)
+
     def test_header_and_events(self, written: Path) -> None:
         reader = TraceReader(written)
-        assert reader.header == {"format": 1, "seed": 3}
+        assert reader.header == {"format": 2, "seed": 3}
         assert [event["event"] for event in reader.events] == ["one", "two"]
         assert reader.is_complete
 
@@ -139,8 +163,22 @@ class TestDamage:
     def test_a_newer_format(self, written: Path) -> None:
         header = {"format": 99, "trace_model": "7.1"}
         (written / "header.json").write_text(json.dumps(header))
-        with pytest.raises(StorageError, match=r"format 99, made by trace_model 7.1.*up to 1"):
+        with pytest.raises(StorageError, match=r"format 99, made by trace_model 7.1.*up to 2"):
             TraceReader(written)
+
+    def test_an_older_format(self, written: Path) -> None:
+        (written / "header.json").write_text('{"format": 1}')
+        with pytest.raises(StorageError, match=r"of format 1, and .* format 2 alone: record it"):
+            TraceReader(written)
+
+    @pytest.mark.parametrize("change", [("A", "B"), ("=", "")])
+    def test_a_fingerprint_that_is_not_as_written(self, tmp_path: Path, change) -> None:
+        with TraceWriter(tmp_path / "a", {}) as writer:
+            writer.write({"id": writer.add(Fingerprint.of(X))})
+        text = (tmp_path / "a" / "events.jsonl").read_text()
+        (tmp_path / "a" / "events.jsonl").write_text(text.replace(*change, 1))
+        with pytest.raises(StorageError, match="fingerprint 0 is not as written"):
+            TraceReader(tmp_path / "a").tensor(0)
 
     @pytest.mark.parametrize("line", [b"not JSON\n", b"3\n"])
     def test_a_broken_line(self, written: Path, line: bytes) -> None:

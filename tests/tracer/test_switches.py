@@ -69,7 +69,9 @@ def worst(
     reference: nn.Module, candidate: nn.Module, level: str = "leaves", inputs: object = X
 ) -> IsolatedModule:
     """The module that introduces most."""
-    found = tracer.compare(reference, candidate, inputs, confirm=False, isolate=level).isolation
+    found = tracer.compare(
+        reference, candidate, inputs, confirm=False, isolate=level, train=reference.training
+    ).isolation
     assert found is not None
     return found.modules[0]
 

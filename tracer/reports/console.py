@@ -23,7 +23,7 @@ from rich.text import Text
 
 from tracer.comparison import Captured, Comparison
 from tracer.difference import Difference
-from tracer.reports import Run
+from tracer.reports import Run, gate
 from tracer.reports.curve import curve
 from tracer.reports.fold import arrange, number
 from tracer.reports.headline import headline
@@ -139,12 +139,17 @@ def _print(parts: Iterable[RenderableType], console: Console) -> None:
     if console.is_terminal and not console.options.ascii_only:
         _print_styled(parts, console)
         return
-    page = io.StringIO()
-    _print_styled(parts, Console(file=page, width=console.width))
-    text = "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
+    text = as_text(parts, console.width)
     if console.options.ascii_only:
         text = text.translate(_ASCII).encode("ascii", "replace").decode()
     console.out(text, end="", highlight=False)
+
+
+def as_text(parts: Iterable[RenderableType], width: int) -> str:
+    """What a console of some width would show, as plain text without trailing blanks."""
+    page = io.StringIO()
+    _print_styled(parts, Console(file=page, width=width, force_terminal=False))
+    return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
 
 
 def _print_styled(parts: Iterable[RenderableType], console: Console) -> None:
@@ -191,8 +196,10 @@ def _parts(
         yield from section(comparison.isolation, console.width)
     elif ranked:
         yield from _ranking(ranking(comparison.rows), console.width)
-    yield from _coverage(comparison)
+    yield from coverage_lines(comparison)
     yield _verdict(comparison, console, expected=expected)
+    if comparison.gate is not None:
+        yield from gate.section(comparison.gate, console.width)
 
 
 def _head(run: Run) -> Iterator[RenderableType]:
@@ -274,7 +281,8 @@ def _ranking(ranked: Sequence[Ranked], width: int) -> Iterator[RenderableType]:
     yield ""
 
 
-def _coverage(comparison: Comparison) -> Iterator[RenderableType]:
+def coverage_lines(comparison: Comparison) -> Iterator[RenderableType]:
+    """How much was compared, and what was not and why."""
     yield Text(f"coverage: {comparison.coverage}", style="dim")
     yield from _grouped("unpaired", unpaired(comparison))
     yield from _grouped("in another form", other_forms(comparison))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from tracer.calls import Location
-from tracer.dataflow import Flow, FlowCall, FlowValue, Moments
+from tracer.dataflow import Flow, FlowCall, FlowValue, Moments, span
 from tracer.reports.json import plain_values
 from tracer.reports.table import shortened
 from tracer.values import dtype_name
@@ -176,14 +176,18 @@ def _point_lines(name: str, facts: Mapping[str, object], width: int) -> Iterator
 
 def _range(value: object) -> str:
     """A number, or the range of those of all channels."""
+    if isinstance(value, Mapping):
+        return f"{value['min']:.5g} to {value['max']:.5g} in {value['channels']} channels"
     if not isinstance(value, list):
         return f"{value:.5g}"
-    return f"{min(value):.5g} to {max(value):.5g} in {len(value)} channels"
+    return _range(span(value))
 
 
 def _extreme(value: object, end: str) -> float:
     if isinstance(value, list):
-        return float(min(value) if end == "min" else max(value))
+        value = span(value)
+    if isinstance(value, Mapping):
+        return float(value[end])
     assert isinstance(value, float | int)
     return float(value)
 

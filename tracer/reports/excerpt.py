@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tracer.origin import Origin
 from tracer.phrases import module_in_words, short_line
 from tracer.verdict import Verdict
+from tracer.words import cut
 
 _AROUND = 4
 
@@ -58,3 +59,11 @@ def excerpt(location: str | None) -> Excerpt:
     shown = source[first - 1 : marked + _AROUND] if marked <= len(source) else []
     lines = textwrap.dedent("".join(shown)).split("\n")[: len(shown)]
     return Excerpt(place, tuple(enumerate(lines, first)), marked)
+
+
+def numbered(found: Excerpt, width: int) -> str:
+    """The lines with their numbers, that which is meant with a mark, each at most so wide."""
+    return "\n".join(
+        cut(f"{line:>6} {'>' if line == found.marked else ' '} {text}".rstrip(), width)
+        for line, text in found.lines
+    )

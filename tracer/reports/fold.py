@@ -70,6 +70,16 @@ def arrange(
     return list(_folded(visible, open_rows))
 
 
+def around(items: Sequence[Row | Fold], symptom: Symptom | None, most: int) -> Sequence[Row | Fold]:
+    """So many of the items that `arrange` has left, with the first divergence amid them."""
+    first = next(
+        (i for i, item in enumerate(items) if isinstance(item, Row) and is_symptom(item, symptom)),
+        0,
+    )
+    start = max(first - most // 2, 0)
+    return items[start : start + most]
+
+
 def is_symptom(row: Row, symptom: Symptom | None) -> bool:
     """Whether a row is the first divergence."""
     return symptom is not None and (row.module, row.call, row.value) == (

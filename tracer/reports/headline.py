@@ -1,11 +1,14 @@
 """What a report says first: the verdict in one line, and in a paragraph."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tracer.comparison import Comparison
 from tracer.reports.fold import number
 from tracer.rows import final_output
+
+if TYPE_CHECKING:
+    from tracer.gating import Gate
 
 Tone = Literal["agrees", "diverges", "expected", "unknown"]
 
@@ -16,7 +19,8 @@ class Headline:
 
     Attributes:
         tone: how alarming it is; "expected" is a difference that quantisation makes.
-        line: "diverges at model.layers.0.self_attn.o_proj, PEIR 4.61e-01".
+        line: "diverges at model.layers.0.self_attn.o_proj, PEIR 4.61e-01"; with a gate also what
+            that makes of it.
         text: the explanation, several lines; what isolation has found comes last.
     """
 
@@ -48,7 +52,27 @@ def headline(comparison: Comparison, *, expected: bool = False) -> Headline:
             text += f"\n{comparison.zoomed.explanation}" if comparison.zoomed is not None else ""
     if comparison.isolation is not None:
         text += f"\n{comparison.isolation.explanation}"
+    if comparison.gate is not None:
+        tone, line = _gated(comparison.gate, tone, line)
     return Headline(tone, line, text)
+
+
+def _gated(gate: "Gate", tone: Tone, line: str) -> tuple[Tone, str]:
+    """What the gate makes of a verdict."""
+    if not gate.passes:
+        said = [reason.what for reason in gate.reasons if reason.level != "divergence"]
+        return "diverges", f"fails: {'; '.join(said)}; {line}" if said else line
+    passed = [reason.what for reason in gate.let_pass if reason.level != "divergence"]
+    if passed:
+        return "expected", f"{line}; let pass: {'; '.join(passed)}"
+    if tone == "agrees":
+        return tone, line
+    if not gate.diverges and tone == "diverges":
+        return "expected", f"{line}, within the limits given"
+    if gate.baseline is not None:
+        said_of = "as in" if tone == "diverges" else "and no worse than in"
+        return "expected", f"{line}, {said_of} {gate.baseline}"
+    return "expected", f"{line}, let pass" if tone == "diverges" else line
 
 
 def _end(comparison: Comparison) -> str:
@@ -57,8 +81,8 @@ def _end(comparison: Comparison) -> str:
     assert last is not None
     assert last.difference is not None
     return (
-        "With quantisation on everything differs a little; a limit given by tolerance makes a "
-        f"difference beyond it a failure.\n{last.value} of {last.module or 'the model'} ends at "
+        "With quantisation on everything differs a little; a tolerance, a limit or a baseline "
+        f"makes more than that a failure.\n{last.value} of {last.module or 'the model'} ends at "
         f"PEIR {number(last.peir)}, SQNR {last.difference.sqnr:.1f} dB, cosine "
         f"{last.difference.cosine:.6f}."
     )

@@ -19,11 +19,11 @@ from markupsafe import Markup, escape
 
 from tracer.comparison import Comparison
 from tracer.origin import Origin
-from tracer.reports import Run
+from tracer.reports import Run, gate
 from tracer.reports.environment import environment
 from tracer.reports.excerpt import Excerpt, excerpt, origin_in_words, origins
 from tracer.reports.fold import number
-from tracer.reports.headline import headline
+from tracer.reports.headline import Tone, headline
 from tracer.reports.ranking import ranking
 from tracer.reports.table import dtypes
 from tracer.reports.unseen import other_forms, unpaired
@@ -47,11 +47,14 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
     )
     templates.filters |= {"prose": _prose, "number": _figure}
     expected = run is not None and run.differences_expected
+    said = headline(comparison, expected=expected)
     isolation = comparison.isolation
     return templates.get_template("report.html.jinja").render(
-        said=headline(comparison, expected=expected),
+        said=said,
         run=run,
         verdict=comparison.verdict,
+        gate=comparison.gate,
+        gated=gate,
         origins=[] if expected else [_Place.of(origin) for origin in origins(comparison.verdict)],
         isolation=isolation,
         introducing=[] if isolation is None else [m for m in isolation.modules if m.share > 0.0],
@@ -64,7 +67,7 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         environment=environment(),
         style=Markup((page / "report.css").read_text(encoding="utf-8")),
         script=Markup((page / "report.js").read_text(encoding="utf-8")),
-        data=_embedded(_data(comparison, expected)),
+        data=_embedded(_data(comparison, said.tone, has_origins=not expected)),
     )
 
 
@@ -100,7 +103,7 @@ def _embedded(data: Mapping[str, object]) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _data(comparison: Comparison, expected: bool) -> dict[str, object]:
+def _data(comparison: Comparison, tone: Tone, *, has_origins: bool) -> dict[str, object]:
     """What the script draws: the rows in columns, texts by their number in one list."""
     rows, coverage = comparison.rows, comparison.coverage
     symptom = comparison.verdict.symptom
@@ -132,9 +135,9 @@ def _data(comparison: Comparison, expected: bool) -> dict[str, object]:
         "samples": {
             str(i): _drawn(row.sample) for i, row in enumerate(rows) if row.sample is not None
         },
-        "origins": [] if expected else [origin.module for origin in origins(comparison.verdict)],
+        "origins": [o.module for o in origins(comparison.verdict)] if has_origins else [],
         "symptom": None if symptom is None else [symptom.module, symptom.call, symptom.value],
-        "expected": expected,
+        "expected": tone == "expected",
     }
 
 

@@ -9,16 +9,17 @@
       "ranking": [{"module": "model.embed_tokens", "input_peir": 0.0, "growth": "inf", ...}],
       "isolation": {"level": "leaves", "calls": [...], "modules": [...], "explanation": "...", ...},
       "zoomed": {"kind": "wrong", "guilty": {"file": "...", "line": 254, "text": "...", ...}, ...},
+      "gate": {"passes": false, "fail_on": "regression", "reasons": [...], "changes": [...], ...},
       "run": {"reference": "tiny-llama", "candidate": "wrapped", "command": "trace_model ...", ...},
       "environment": {"trace_model": "0.1.0", "python": "3.12.3", "torch": "2.13.0", ...}
     }
 
 It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
-"isolation" and "zoomed" where there is none, and "ranking" but for a quantised candidate without
-it. Rows are in execution order and have the columns of `Comparison.to_frame`. `schema` grows by one
-when a key is renamed, removed or means something else, not when one is added. The JSON Schema in
-`report.schema.json` beside this file says what each key means.
+"isolation", "zoomed" and "gate" where there is none, and "ranking" but for a quantised candidate
+without isolation. Rows are in execution order and have the columns of `Comparison.to_frame`.
+`schema` grows by one when a key is renamed, removed or means something else, not when one is added.
+The JSON Schema in `report.schema.json` beside this file says what each key means.
 """
 
 import json
@@ -64,6 +65,7 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             "zoomed": None
             if comparison.zoomed is None
             else asdict(comparison.zoomed) | {"explanation": comparison.zoomed.explanation},
+            "gate": None if comparison.gate is None else asdict(comparison.gate),
             "run": None if run is None else asdict(run),
             "environment": environment(),
         }

@@ -5,10 +5,12 @@
 
 The modules in which an error begins have failed, with the verdict as the text. What disagrees after
 them is skipped: it was given wrong inputs, so nothing can be said of it. So is what was not seen.
+What a gate decides is a case of its own; a divergence that it lets pass fails nothing.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from tracer.comparison import Comparison
@@ -18,6 +20,9 @@ from tracer.reports.excerpt import origins
 from tracer.reports.fold import number
 from tracer.reports.headline import Headline, headline
 from tracer.rows import Row
+
+if TYPE_CHECKING:
+    from tracer.gating import Gate
 
 _ROOT = "(root)"
 # What XML 1.0 cannot hold, not even escaped.
@@ -62,7 +67,7 @@ def _properties(comparison: Comparison, run: Run | None) -> Iterator[tuple[str, 
 def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Element]:
     """A case for each module that has rows, is an origin or was not seen."""
     coverage = comparison.coverage
-    guilty = _guilty(comparison) if said.tone == "diverges" else {}
+    guilty = _guilty(comparison) if _is_judged(comparison, said) else {}
     worst = _worst(comparison)
     unseen = {name: coverage.reasons[name] for name in coverage.reference_only}
     unseen |= {name: coverage.reasons[name] for name in coverage.candidate_only}
@@ -75,7 +80,7 @@ def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Eleme
             case.append(_element("skipped", message=f"not seen: {unseen[name]}"))
         elif row is None:
             case.append(_element("skipped", message="no value of it was compared"))
-        elif said.tone == "diverges" and not row.agrees:
+        elif guilty and not row.agrees:
             first = next(iter(guilty)) or _ROOT
             message = f"not judged: PEIR {number(row.peir)} after the divergence in {first}"
             case.append(_element("skipped", message=message))
@@ -84,6 +89,24 @@ def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Eleme
         case = _element("testcase", classname=_ROOT, name="verdict")
         case.append(_element("error", said.text, type="unfinished", message=said.line))
         yield case
+    if comparison.gate is not None:
+        yield _gate(comparison.gate)
+
+
+def _gate(gate: "Gate") -> ElementTree.Element:
+    case = _element("testcase", classname="trace_model", name="gate")
+    if not gate.passes:
+        message = "; ".join(reason.what for reason in gate.reasons)
+        text = "\n".join(map(str, gate.reasons))
+        case.append(_element("failure", text, type=gate.reasons[0].level, message=message))
+    return case
+
+
+def _is_judged(comparison: Comparison, said: Headline) -> bool:
+    """Whether the divergence is a failure."""
+    if comparison.gate is None:
+        return said.tone == "diverges"
+    return any(reason.level == "divergence" for reason in comparison.gate.reasons)
 
 
 def _guilty(comparison: Comparison) -> Mapping[str, str]:

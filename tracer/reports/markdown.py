@@ -10,20 +10,24 @@ out, and the end says so.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tracer.comparison import Comparison
 from tracer.origin import Origin
-from tracer.reports import Run
+from tracer.reports import Run, gate
 from tracer.reports.curve import curve
 from tracer.reports.environment import environment
-from tracer.reports.excerpt import Excerpt, excerpt, origin_in_words, origins
-from tracer.reports.fold import Fold, arrange, is_symptom, number
+from tracer.reports.excerpt import excerpt, numbered, origin_in_words, origins
+from tracer.reports.fold import Fold, around, arrange, is_symptom, number
 from tracer.reports.headline import headline
 from tracer.reports.ranking import ranking
 from tracer.reports.table import statistic
 from tracer.reports.unseen import other_forms, unpaired
 from tracer.rows import Row
-from tracer.words import listed
+from tracer.words import cut, listed
+
+if TYPE_CHECKING:
+    from tracer.gating import Gate
 
 # Of a file, in bytes: a comment may hold 65,536 characters.
 LIMIT = 60_000
@@ -34,7 +38,7 @@ _MARKS = {"agrees": "✅", "diverges": "❌", "expected": "⚠️", "unknown": "
 _MOST_LINES, _LONGEST_LINE = 60, 1_000
 _MOST_ORIGINS, _MOST_ROWS, _MOST_RANKED, _MOST_GROUPS, _MOST_NAMES = 5, 40, 10, 8, 5
 _CURVE_WIDTH, _CURVE_HEIGHT = 100, 14
-_LONGEST_CELL = 120
+_LONGEST_CELL, _LONGEST_SOURCE = 120, 130
 # What Markdown or HTML would take for markup, outside of code.
 _SPECIAL = re.compile(r"([\\*_{}\[\]<>&|#~$@`])")
 _CODE = re.compile(r"(`[^`]+`)")
@@ -55,10 +59,10 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
 
 def _verdict(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[str]:
     said = headline(comparison, expected=expected)
-    yield f"## {_MARKS[said.tone]} {_escaped(_cut(said.line, _LONGEST_LINE))}"
+    yield f"## {_MARKS[said.tone]} {_escaped(cut(said.line, _LONGEST_LINE))}"
     yield ""
     if run is not None:
-        models = (_escaped(_cut(model, _LONGEST_LINE)) for model in (run.reference, run.candidate))
+        models = (_escaped(cut(model, _LONGEST_LINE)) for model in (run.reference, run.candidate))
         yield "**{}** against **{}**".format(*models)
         yield ""
     lines = said.text.splitlines()
@@ -71,7 +75,7 @@ def _verdict(comparison: Comparison, run: Run | None, expected: bool) -> Iterato
 def _quoted(line: str) -> str:
     """A line with a break at its end; its indentation is made of spaces that stay."""
     indent = len(line) - len(line.lstrip())
-    return f"> {'&nbsp;' * indent}{_with_code(_cut(line.strip(), _LONGEST_LINE))}  "
+    return f"> {'&nbsp;' * indent}{_with_code(cut(line.strip(), _LONGEST_LINE))}  "
 
 
 def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
@@ -89,6 +93,8 @@ def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
 
 
 def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[tuple[str, str]]:
+    if comparison.gate is not None:
+        yield f"### {gate.outcome(comparison.gate).capitalize()}", _gate(comparison.gate)
     found = origins(comparison.verdict) if not expected else ()
     for place, origin in enumerate(found[:_MOST_ORIGINS], start=1):
         title = "### Where it begins" if len(found) == 1 else f"### Origin {place} of {len(found)}"
@@ -103,6 +109,19 @@ def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterat
     yield "### How it was run", _how(run)
 
 
+def _gate(decided: "Gate") -> str:
+    lines = [f"- {_with_code(cut(said, _LONGEST_LINE))}" for said in gate.findings(decided)]
+    shown = decided.changes[: gate.MOST_CHANGES]
+    if shown:
+        lines += ["", *_header("", "output", *gate.HEADS)]
+    for change in shown:
+        figures = " | ".join(_escaped(figure) for figure in gate.figures(change))
+        lines.append(f"| {change.kind} | {_code(gate.name_of(change))} | {figures} |")
+    if rest := gate.the_rest(decided):
+        lines.append(f"\n… {rest}")
+    return "\n".join(lines)
+
+
 def _sources(origin: Origin) -> str:
     """The lines of both sides, for as far as they can be read here."""
     blocks = []
@@ -113,26 +132,14 @@ def _sources(origin: Origin) -> str:
         found = excerpt(line)
         blocks.append(f"{side}: {_code(found.place)}")
         if found.lines:
-            blocks.append(_fenced(_marked(found), "python"))
+            blocks.append(_fenced(numbered(found, _LONGEST_SOURCE), "python"))
     return "\n\n".join(blocks)
-
-
-def _marked(found: Excerpt) -> str:
-    return "\n".join(
-        f"{line:>6} {'>' if line == found.marked else ' '} {_cut(text, _LONGEST_CELL)}".rstrip()
-        for line, text in found.lines
-    )
 
 
 def _table(comparison: Comparison) -> str:
     symptom = comparison.verdict.symptom
     items = arrange(comparison.rows, symptom)
-    first = next(
-        (i for i, item in enumerate(items) if isinstance(item, Row) and is_symptom(item, symptom)),
-        0,
-    )
-    start = max(first - _MOST_ROWS // 2, 0)
-    shown = items[start : start + _MOST_ROWS]
+    shown = around(items, symptom, _MOST_ROWS)
     lines = _header("", "module", "value", *(name for name, _ in _COLUMNS), "note")
     for item in shown:
         if isinstance(item, Fold):
@@ -148,7 +155,7 @@ def _row_line(row: Row, *, is_first: bool) -> str:
     mark = "▶" if is_first else "" if row.agrees else "✗"
     figures = [value(row) for _, value in _COLUMNS]
     cells = [mark, _call(row.module, row.call), _code(row.value), *figures]
-    return f"| {' | '.join(cells)} | {_with_code(_cut(row.note, _LONGEST_CELL))} |"
+    return f"| {' | '.join(cells)} | {_with_code(cut(row.note, _LONGEST_CELL))} |"
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
@@ -197,7 +204,7 @@ def _coverage(comparison: Comparison) -> str:
 def _grouped(title: str, groups: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for reason, names in list(groups.items())[:_MOST_GROUPS]:
         shown = listed([_code(name or "(root)") for name in names], _MOST_NAMES)
-        yield f"- {title}: {_with_code(_cut(reason, _LONGEST_CELL))}: {shown}"
+        yield f"- {title}: {_with_code(cut(reason, _LONGEST_CELL))}: {shown}"
     if len(groups) > _MOST_GROUPS:
         rest = sum(len(names) for names in list(groups.values())[_MOST_GROUPS:])
         yield f"- {title}: {rest} more"
@@ -207,7 +214,7 @@ def _how(run: Run | None) -> str:
     lines = []
     if run is not None and run.command is not None:
         lines.append(_fenced(run.command, "sh"))
-    lines += [f"- {_escaped(_cut(note, _LONGEST_LINE))}" for note in (run.notes if run else ())]
+    lines += [f"- {_escaped(cut(note, _LONGEST_LINE))}" for note in (run.notes if run else ())]
     versions = ", ".join(f"{name} {version}" for name, version in environment().items())
     lines.append(f"\n{_escaped(versions)}")
     return "\n".join(lines)
@@ -234,7 +241,7 @@ def _call(module: str, call: int) -> str:
 
 def _code(text: str) -> str:
     """Code in a line or in the cell of a table."""
-    plain = " ".join(_cut(text, _LONGEST_CELL).split()).replace("`", "'")
+    plain = " ".join(cut(text, _LONGEST_CELL).split()).replace("`", "'")
     return f"`{plain}`".replace("|", "\\|")
 
 
@@ -246,7 +253,3 @@ def _with_code(text: str) -> str:
 
 def _escaped(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()) if "\n" in text else text)
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
