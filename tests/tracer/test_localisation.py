@@ -23,8 +23,8 @@ UNCONFIRMED = {"cache of another layer", "MLP loaded in bfloat16", "weights not 
 
 
 def listed() -> Iterator[tuple[Group, Mistake]]:
-    """Every twelfth mistake in the first setting of its table, fewer in the others, and all that are
-    known to be missed; the benchmark runs the rest."""
+    """Every twelfth mistake in the first setting of its table, fewer in the others, and all that
+    are known to be missed; the benchmark runs the rest."""
     seen: set[int] = set()
     for group in groups():
         step = 48 if id(group.mistakes) in seen else 12
