@@ -216,6 +216,7 @@ class Comparer:
         is_mask = not is_output and is_mask_name(path)
         visible = visible_pair(r, c) if is_mask else None
         difference: Difference | None
+        whole: Difference | None = None
         shown: Difference | None = None
         if visible is not None:
             difference, limit = Difference.of(*visible), 0.0
@@ -230,7 +231,7 @@ class Comparer:
             difference, limit, agrees = None, 0.0, False
             note = f"shape {list(r.shape)}; candidate {list(c.shape)}"
         else:
-            difference = Difference.of(r, c)
+            difference = whole = Difference.of(r, c)
             limit = self._tolerance.limit(r.dtype, c.dtype)
             agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
             note = _note(difference, limit)
@@ -254,7 +255,7 @@ class Comparer:
             agrees=agrees,
             note=note,
             shown=shown,
-            sample=self._sampled(path, r, c),
+            sample=self._sampled(path, r, c, whole),
         )
         self.compared_elements += difference.elements if difference is not None else 0
         self._remember(r, c, row)
@@ -262,12 +263,14 @@ class Comparer:
         if not is_output:
             self._describe(record, row, path, r, c)
 
-    def _sampled(self, path: str, r: _Tensor, c: _Tensor) -> Sample | None:
+    def _sampled(
+        self, path: str, r: _Tensor, c: _Tensor, difference: Difference | None = None
+    ) -> Sample | None:
         if self._sampler is None or not is_result(path) or r.shape != c.shape:
             return None
         if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
             return None
-        return self._sampler.sample(r, c)
+        return self._sampler.sample(r, c, difference)
 
     def _estimate(self, record: CallRecord, path: str, r: _Tensor, c: _Tensor) -> None:
         """Compares a pair of which one or both are fingerprints.

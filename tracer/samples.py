@@ -52,10 +52,17 @@ class Sampler:
             raise UsageError(f"samples {most}: expected how many pairs to keep, at least {_FEWEST}")
         self._most = most
 
-    def sample(self, r: torch.Tensor, c: torch.Tensor) -> Sample | None:
-        """Pairs of two tensors of one shape; None of complex numbers, and without finite pairs."""
+    def sample(
+        self, r: torch.Tensor, c: torch.Tensor, difference: Difference | None = None
+    ) -> Sample | None:
+        """Pairs of two tensors of one shape; None of complex numbers, and without finite pairs.
+
+        Args:
+            difference: that of all their elements, where it is known.
+        """
         r, c = plain(r), plain(c).to(r.device)
-        difference = Difference.of(r, c)
+        if difference is None:
+            difference = Difference.of(r, c)
         if not difference.count or r.is_complex() or c.is_complex():
             return None
         places = self._places(r, difference.peak_index)
@@ -81,13 +88,15 @@ class Sampler:
 
 def _histogram(r: torch.Tensor, c: torch.Tensor, difference: Difference) -> tuple[int, ...]:
     counts = torch.zeros(BINS, dtype=torch.int64)
+    if difference.max == 0.0:  # all are in the middle
+        counts[BINS // 2] = difference.count
+        return tuple(counts.tolist())
     finite = difference.count == difference.elements
     for r_part, c_part in chunks(r, c, CHUNK):
         d = r_part.double() - c_part.double()
         if not finite:
             d = d[d.isfinite()]
-        # From -1 to 1; without any difference all are in the middle.
-        share = d / (difference.max or 1.0)
+        share = d / difference.max  # from -1 to 1
         places = ((share + 1.0) * (BINS / 2)).long().clamp_(0, BINS - 1)
         counts += torch.bincount(places, minlength=BINS).cpu()
     return tuple(counts.tolist())

@@ -103,9 +103,9 @@ class TestRun:
     @pytest.mark.parametrize("side", SIDES)
     def test_the_logits_are_those_of_one_forward(self, loaded, side: str):
         model, inputs = loaded[side].model, loaded[side].inputs
-        laid_out = ending_in_steps(inputs, 16)
+        laid_out = ending_in_steps(inputs, 8)
         with torch.no_grad():
-            found = Stepping(model, steps=16)(**inputs)
+            found = Stepping(model, steps=8)(**inputs)
             at_once = model(**laid_out).logits
             alone = [
                 model(row[visible.bool()][None]).logits[0]
@@ -152,9 +152,9 @@ class TestCalls:
     @pytest.mark.parametrize("side", SIDES)
     def test_right_pairs_agree_step_by_step(self, loaded, side: str):
         model, inputs = loaded[side].model, loaded[side].inputs
-        reference = Stepping(model, steps=16)
+        reference = Stepping(model, steps=8)
         prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
-        for made in (Stepping(prefill, decode, steps=16), Stepping(decode, steps=16)):
+        for made in (Stepping(prefill, decode, steps=8), Stepping(decode, steps=8)):
             comparison = tracer.compare(reference, made, inputs)
             assert comparison.verdict.agrees, comparison.verdict.explanation
             assert all(row.agrees for row in comparison.rows)
@@ -162,7 +162,7 @@ class TestCalls:
             assert len(coverage.paired_modules) == len(list(model.modules()))
             assert coverage.reference_only == coverage.candidate_only == ()
             assert coverage.unmatched_calls == ()
-            assert calls_of_heads(comparison) == [("lm_head", call) for call in range(17)]
+            assert calls_of_heads(comparison) == [("lm_head", call) for call in range(9)]
 
     @pytest.mark.parametrize("side", SIDES)
     def test_a_single_step_agrees(self, loaded, side: str):

@@ -711,7 +711,7 @@ class TestQuantisationOn:
 class TestExport:
     @VARIANTS
     @pytest.mark.parametrize("quantised", [False, True])
-    @pytest.mark.parametrize("part", ["self_attn", "layer", "mlp"])
+    @pytest.mark.parametrize("part", ["self_attn", "mlp"])  # layers: test_export.py
     def test_exports_with_fixed_shapes(self, variant, quantised, part):
         model = tiny()
         wrapped = wrap(model, variant)
@@ -719,7 +719,7 @@ class TestExport:
             wrappers.calibrate(wrapped, [tokens(1, 8), tokens(1, 8, seed=2)])
             wrappers.convert(wrapped)
         layer = wrapped.model.layers[0]
-        module = layer if part == "layer" else getattr(layer, part)
+        module = getattr(layer, part)
         hidden_states = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(5))
         inputs = attention_inputs(model, hidden_states)
         mask = torch.full((8, 8), wrapped.ptq_config.attention_mask_fill_value).triu(1)

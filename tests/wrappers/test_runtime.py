@@ -462,6 +462,9 @@ class TestRealModels:
     ):
         model, prompt, expected = real(name, prompt_length, new_tokens)
         assert expected.shape == (1, new_tokens)
+        if pair != "float":  # the same steps again, and slower
+            new_tokens = 64
+            expected = expected[:, :new_tokens]
         found = runtime(model, pair, capacity=prompt_length + new_tokens - 1).generate(
             prompt, max_new_tokens=new_tokens
         )

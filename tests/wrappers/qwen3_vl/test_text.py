@@ -943,7 +943,6 @@ class TestExport:
             ("self_attn", "prefill"),
             ("self_attn", "prefill_reference"),
             ("layer", "prefill"),
-            ("layer", "prefill_reference"),
             ("mlp", "prefill"),
             ("input_layernorm", "prefill"),
             ("k_norm", "prefill"),
