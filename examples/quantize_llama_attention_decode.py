@@ -23,7 +23,7 @@ POSITIONS = 32  # of the past and the new token
 config = wrappers.PTQConfig(
     activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"), variant="decode"
 )
-model = tracer.models.load("tiny-llama").model
+model = tracer.models.load("random-llama").model
 wrapped = wrappers.prepare(model, config)
 attention = wrapped.model.layers[0].self_attn
 step = wrappers.Step(attention)

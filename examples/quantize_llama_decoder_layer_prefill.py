@@ -23,7 +23,7 @@ LENGTH = 32
 config = wrappers.PTQConfig(
     activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"), variant="prefill"
 )
-model = tracer.models.load("tiny-llama").model
+model = tracer.models.load("random-llama").model
 wrapped = wrappers.prepare(model, config)
 step = wrappers.Step(wrapped.model.layers[0])
 generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from tracer.reports.console import error_summary
 from wrappers.errors import MissingExtraError
 
 config = wrappers.PTQConfig(activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"))
-model = tracer.models.load("tiny-llama").model
+model = tracer.models.load("random-llama").model
 mlp = wrappers.prepare(model, config).model.layers[0].mlp
 generator = torch.Generator().manual_seed(0)
 
