@@ -40,6 +40,7 @@ DEFAULTS: Settings = {
 _OF_CONFIG = ("attention_mask_fill_value", "model_args", "strict_wrap")
 KNOWN = (*DEFAULTS, *_OF_CONFIG, "overrides", "leave_out", "only", "source")
 SOURCES = ("float", "quantized", "both")
+_TOGETHER = 8  # prompts whose steps are run together
 
 
 def check_settings(settings: Settings) -> None:
@@ -74,7 +75,8 @@ def prefill_model(loaded: Loaded, trial: Trial) -> nn.Module:
     """The quantised model of a trial, in the variant of its settings."""
     settings = {**DEFAULTS, **trial.settings}
     wrapped = _prepared(loaded.model, settings, str(settings["variant"]))
-    calibrate(wrapped, batches(loaded.calibration_set(trial.seed, settings["calibration"])))
+    # One by one, as observers that follow a mean want them.
+    calibrate(wrapped, batches(loaded.calibration_set(trial.seed, settings["calibration"]), 1))
     return convert(wrapped)
 
 
@@ -94,7 +96,7 @@ def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
     pasts: dict[Source, nn.Module] = {"float": loaded.model, "quantized": prefill}
     for name, past in pasts.items():
         if source in (name, "both"):
-            own = batches(shares[name] if source == "both" else prompts)
+            own = batches(shares[name] if source == "both" else prompts, _TOGETHER)
             streams.append(decode_inputs(past, decode, own, steps=steps, source=name))
     calibrate(decode, itertools.chain(*streams))
     return convert(decode)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from wrappers.errors import InputError, StudyError
 from wrappers.evaluate import documents
 
-_BATCH = 8  # calibration sequences that are run together
 _SAMPLED = 64  # documents that a model writes itself where no text is given
 
 
@@ -131,11 +130,11 @@ def load(workload: Workload) -> Loaded:
     return Loaded(workload, found.model, found.tokenizer, bos, scored, calibration, prompts)
 
 
-def batches(sequences: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-    """Sequences of one length as a model takes them, several at a time."""
+def batches(sequences: Sequence[Sequence[int]], size: int) -> list[dict[str, Tensor]]:
+    """Sequences of one length as a model takes them, so many at a time."""
     return [
-        {"input_ids": torch.tensor([list(ids) for ids in sequences[start : start + _BATCH]])}
-        for start in range(0, len(sequences), _BATCH)
+        {"input_ids": torch.tensor([list(ids) for ids in sequences[start : start + size]])}
+        for start in range(0, len(sequences), size)
     ]
 
 

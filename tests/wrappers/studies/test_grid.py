@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import wrappers
 from wrappers.errors import StudyError
-from wrappers.studies import File, Loaded, Results, report_of
+from wrappers.studies import File, Loaded, Results, Trial, report_of, run_trial
 
 SENSITIVITY = """
 [study]
@@ -89,3 +91,16 @@ def test_without_the_baseline_there_is_nothing_to_say(file, loaded: Loaded, tmp_
     grid = File.read(file(SENSITIVITY)).on(loaded.model)
     known = Results(tmp_path / "r.jsonl", {"study": "s", "workload": {}})
     assert report_of(grid, known).reading == ("The baseline has no results.",)
+
+
+EXAMPLES = Path(wrappers.__file__).parent.parent / "examples" / "studies"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_examples(path: Path, loaded: Loaded, tmp_path: Path):
+    grid = File.read(path).on(loaded.model)
+    quick = replace(loaded.workload, tokens=60, new_tokens=0)
+    settings = [grid.combinations[0], grid.combinations[-1]]
+    results = [run_trial(quick, Trial(each, 0)) for each in settings]
+    assert [result.error for result in results] == ["", ""]
+    assert results[0].number("loss") != results[1].number("loss")

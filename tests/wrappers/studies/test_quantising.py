@@ -33,7 +33,7 @@ class TestPrefill:
         )
         expected = wrappers.prepare(loaded.model, config)
         rows = loaded.calibration_set(7, 3)
-        wrappers.calibrate(expected, [{"input_ids": torch.tensor(rows)}])
+        wrappers.calibrate(expected, [{"input_ids": torch.tensor([row])} for row in rows])
         wrappers.convert(expected)
         ids = torch.tensor([loaded.texts[0][:20]])
         with torch.no_grad():

@@ -34,10 +34,8 @@ class TestLoad:
         text = list(loaded.calibration)
         for ids in sets[0]:
             assert any(ids[1:] == text[at : at + 23] for at in range(len(text)))
-        assert [batch["input_ids"].shape for batch in batches(loaded.calibration_set(0, 11))] == [
-            (8, 24),
-            (3, 24),
-        ]
+        made = batches(loaded.calibration_set(0, 11), 8)
+        assert [batch["input_ids"].shape for batch in made] == [(8, 24), (3, 24)]
 
     def test_without_a_text_the_model_writes_it(self, workload: Workload):
         own = replace(workload, text=None, separator=None)
