@@ -28,8 +28,8 @@ from tracer.words import listed
 # of a quantization step, another order of summation moves it by a whole step, and what follows with
 # it. `benchmarks/gate_margins.py` prints by what factors errors move between one and two threads,
 # and PyTorch's kernels for AVX-512, AVX2 and SSE. Over quantised stories260K, a WikiText-2 Llama
-# and the tiny Qwen3-VL, the relative L2 error moved by 1.04 at most, in bfloat16 by 1.07; PEIR, the
-# largest of many values, by 1.31 and 1.71.
+# and the tiny Qwen3-VL, the relative L2 error moved by 1.04 at most, also in bfloat16; PEIR, the
+# largest of many values, by 1.25, in bfloat16 by 1.54.
 RELATIVE_L2_MARGIN, PEIR_MARGIN = 1.25, 2.5
 
 _MOST_NAMED = 5
