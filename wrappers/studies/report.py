@@ -1,7 +1,7 @@
 """What a study has found, as tables, plots and sentences; `render` writes them.
 
 report = report_of(study, results)
-report.reading    # "uint8/uint8: -60 is best, and clearly better than -120: ..."
+report.reading    # "uint8/uint8, prefill: -60 has the least loss, ..."
 """
 
 from __future__ import annotations
