@@ -4,8 +4,8 @@ A study is a list of trials; each is one line of the file once it has ended, so 
 killed goes on where it was:
 
     {"format": 1, "study": "mask-fill", "workload": {...}, "environment": {...}}
-    {"trial": {"settings": {"attention_mask_fill_value": -80.0, ...}, "seed": 0}, "metrics": {"loss": 1.31}, ...}
-    {"trial": {"settings": {"attention_mask_fill_value": -40.0, ...}, "seed": 0}, "error": "RuntimeError: ...", ...}
+    {"trial": {"settings": {"weight": "uint8"}, "seed": 0}, "metrics": {"loss": 1.31}, ...}
+    {"trial": {"settings": {"weight": "uint4"}, "seed": 0}, "error": "RuntimeError: ...", ...}
 """
 
 from __future__ import annotations
