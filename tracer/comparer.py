@@ -257,11 +257,7 @@ class Comparer:
             shown=shown,
             sample=self._sampled(path, r, c, whole),
         )
-        self.compared_elements += difference.elements if difference is not None else 0
-        self._remember(r, c, row)
-        self._add(record, row)
-        if not is_output:
-            self._describe(record, row, path, r, c)
+        self._enter(record, row, r, c)
 
     def _sampled(
         self, path: str, r: _Tensor, c: _Tensor, difference: Difference | None = None
@@ -305,11 +301,15 @@ class Comparer:
             note=note,
             shown=shown,
         )
-        self.compared_elements += difference.elements if difference is not None else 0
+        self._enter(record, row, r, c)
+
+    def _enter(self, record: CallRecord, row: Row, r: _Tensor, c: _Tensor) -> None:
+        """Keeps the row of a pair that was compared."""
+        self.compared_elements += row.difference.elements if row.difference is not None else 0
         self._remember(r, c, row)
         self._add(record, row)
         if not row.is_output:
-            self._describe(record, row, path, r, c)
+            self._describe(record, row, row.value, r, c)
 
     def _around(self, record: CallRecord) -> list[CallKey]:
         """A call and those around it."""

@@ -7,13 +7,13 @@
 
 A name is one of the built-in models, a local folder in transformers' layout, the id of a
 repository on the Hugging Face hub, or a function of the user's (`tracer.factories`). transformers
-and wrappers are imported only where needed.
+is imported only where needed; candidates that wrappers make are those of `tracer.wrapping`.
 """
 
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,16 +47,13 @@ from tracer.stepping import decode_step as decode_step
 from tracer.stepping import ending_in_steps as ending_in_steps
 from tracer.synthetic import image_and_text
 from tracer.words import brief, listed
+from tracer.wrapping import Progress, check_wrappers, decoding, quantized, wrapped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
 _DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
-# How many of the last tokens of each prompt a single decode step is calibrated on.
-_CALIBRATED_STEPS = 8
 # The model types whose inputs can be made with images.
 _WITH_IMAGES = ("qwen3_vl", "qwen3_vl_moe")
 
@@ -278,17 +275,17 @@ def candidate(
     if kind not in NEED_WRAPPERS:
         other = _unwrapped(loaded, kind, trust_remote_code)
         return other if steps is None else Stepping(other, steps=steps)
-    _check_wrappers(loaded, kind)
+    check_wrappers(loaded.model, loaded.name, kind)
     batches: Sequence[dict[str, torch.Tensor]] | None = None
     if kind == "quantized":
         batches = (loaded.inputs,) if calibration is None else calibration.batches
-    wrap = partial(_wrapped, loaded.model, activation, weight)
+    wrap = partial(wrapped, loaded.model, activation, weight)
     if variant == "decode":
-        return _decoding(loaded.model, wrap, batches, steps, progress)
-    wrapped = wrap(variant)
+        return decoding(loaded.model, wrap, batches, steps, progress)
+    made = wrap(variant)
     if batches is not None:
-        wrapped = _quantized(wrapped, batches, progress)
-    return wrapped if steps is None else Stepping(wrapped, steps=steps)
+        made = quantized(made, batches, progress)
+    return made if steps is None else Stepping(made, steps=steps)
 
 
 def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
@@ -445,78 +442,6 @@ def _make(
     if _takes_images(model) and (request.prompt is None or request.frames is not None):
         return image_and_text(model, request)
     return from_text(model, tokenizer, request)
-
-
-def _wrapped(model: nn.Module, activation: str, weight: str, variant: str) -> nn.Module:
-    import wrappers
-
-    config = wrappers.PTQConfig(
-        activation=wrappers.affine(activation), weight=wrappers.affine(weight), variant=variant
-    )
-    return wrappers.prepare(model, config).eval()
-
-
-def _check_wrappers(loaded: Loaded, kind: str) -> None:
-    """Refuses a model of which only linear layers, norms and the like would be wrapped."""
-    from transformers import PreTrainedModel
-
-    import wrappers
-
-    # A head of another kind may stand on a model that has wrappers.
-    model = loaded.model
-    classes = {type(model), type(getattr(model, "base_model", model))}
-    wrapped = wrappers.registry.wrapped_classes()
-    if classes.intersection(wrapped):
-        return
-    known = [cls.__name__ for cls in wrapped if issubclass(cls, PreTrainedModel)]
-    others = ", ".join(other for other in CANDIDATES if other not in NEED_WRAPPERS)
-    raise UsageError(
-        f"there are no wrappers for {type(model).__name__}, so {loaded.name} has no candidate "
-        f"{kind!r}; there are for {listed(sorted(known))}; without wrappers work {others}, or the "
-        "path of a model"
-    )
-
-
-def _quantized(
-    wrapped: nn.Module, batches: Iterable[dict[str, Any]], progress: Progress | None
-) -> nn.Module:
-    import wrappers
-
-    wrappers.calibrate(wrapped, batches, progress=progress)
-    return wrappers.convert(wrapped)
-
-
-def _decoding(
-    model: nn.Module,
-    wrap: Callable[[str], nn.Module],
-    prompts: Sequence[dict[str, torch.Tensor]] | None,
-    steps: int | None,
-    progress: Progress | None,
-) -> nn.Module:
-    """The decode variant, after a prefill where there are steps; quantised if there are prompts."""
-    import wrappers
-
-    decode = wrap("decode")
-    if steps is None:
-        if prompts is None:
-            return decode
-        shortest = min(_shortest(prompt) for prompt in prompts)
-        count = max(1, min(_CALIBRATED_STEPS, shortest - 1))
-        inputs = wrappers.decode_inputs(model, decode, prompts, steps=count, source="float")
-        return _quantized(decode, inputs, progress)
-    prefill = wrap("prefill")
-    if prompts is not None:
-        wrappers.calibrate_both(
-            prefill, decode, prompts, steps=steps, source="float", progress=progress
-        )
-        prefill, decode = wrappers.convert(prefill), wrappers.convert(decode)
-    return Stepping(prefill, decode, steps=steps)
-
-
-def _shortest(prompt: Mapping[str, torch.Tensor]) -> int:
-    """Tokens of the shortest row."""
-    mask = prompt.get("attention_mask")
-    return prompt["input_ids"].shape[1] if mask is None else int(mask.sum(dim=1).min())
 
 
 def _set_attention(model: nn.Module, kind: str, name: str) -> None:
