@@ -96,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--separator", metavar="TEXT", help="stands between documents of a text")
     group.add_argument(
-        "--tokens", type=count(1), metavar="N", help="how many are scored (default: 8192)"
+        "--tokens", type=count(1), metavar="N", help="how many are scored (default: 4096)"
     )
     group.add_argument(
         "--window", type=count(2), metavar="N", help="tokens of a window (default: the model's)"

@@ -66,6 +66,7 @@ def compare(
     confirm: bool = True,
     isolate: str | None = None,
     what_if: int = 0,
+    causes: bool = True,
     noise_floor: bool = False,
     zoom: str | None = None,
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),
@@ -102,6 +103,8 @@ def compare(
             reference's module names; see `tracer.levels`.
         what_if: how many of the modules that introduce most ("leaves", unless `isolate` says
             otherwise) are swapped for the reference's, to see how far the final output recovers.
+        causes: whether isolation looks for the quantization points that explain most; of whole
+            layers that takes longer than all the rest.
         noise_floor: measures what rounding alone does to the reference, in two further runs of it,
             one in float64; rows then also have their PEIR as a multiple of that.
         zoom: names the guilty operation and its line inside a module, by the reference's name; for
@@ -220,6 +223,7 @@ def compare(
             *(isolate, chosen, comparer, tolerance, must_run),
             candidate=candidate,
             what_if=what_if,
+            explain=causes,
         )
         comparison = replace(comparison, isolation=isolation)
     return comparison

@@ -46,6 +46,7 @@ def isolated(
     *,
     candidate: nn.Module,
     what_if: int,
+    explain: bool = True,
 ) -> Isolation:
     """Measures what each chosen module introduces, and finds causes for the worst.
 
@@ -60,6 +61,7 @@ def isolated(
         candidate: may have switches.
         what_if: how many of the worst modules are swapped for the reference's, each alone and then
             all together.
+        explain: whether to look for causes.
 
     Raises:
         UsageError: none of the chosen modules was called.
@@ -78,7 +80,7 @@ def isolated(
     ranked = _by_module(calls)
     worst = [item for item in ranked if item.share > 0.0][:_MOST_EXPLAINED]
     causes: dict[str, tuple[Cause, ...]] = {}
-    for depth, modules in depths.items() if any(switches_of(candidate)) else ():
+    for depth, modules in depths.items() if explain and any(switches_of(candidate)) else ():
         watched = [item.module for item in worst if item.worst.depth == depth]
         if watched:
             used = _used(free.records)

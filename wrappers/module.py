@@ -308,15 +308,13 @@ class QuantModule(nn.Module):
         """
         point = self._point(name)
         if self._mode is Mode.QUANT:
-            return x if point.off else point.fake_quantize(x, owned=owned, keep=self._keeps)
+            if point.off:
+                return x
+            keep = point.parameter is not None and not is_offloaded(self)
+            return point.fake_quantize(x, owned=owned, keep=keep)
         if self._mode is Mode.CALIBRATE and point.parameter is None:
             point.observer.observe(x)
         return x
-
-    @property
-    def _keeps(self) -> bool:
-        """Whether fake-quantised parameters are kept: not where the parameters are not either."""
-        return not is_offloaded(self)
 
     def _point(self, name: str) -> QuantPoint:
         try:

@@ -187,6 +187,13 @@ class TestIntroduced:
         assert found.modules[0].module == "lm_head"
         assert found.modules[0].share > 0.999
 
+    def test_causes_that_are_not_asked_for(self, llama, quantized):
+        inputs = llama.inputs
+        found = isolation(llama.model, quantized(), inputs, causes=False)
+        assert found.modules[0].share > 0
+        assert not any(item.causes for item in found.modules)
+        assert any(item.causes for item in isolation(llama.model, quantized(), inputs).modules)
+
     def test_float_candidates_have_no_causes(self, llama):
         found = isolation(llama.model, models.candidate(llama, "bfloat16"), llama.inputs)
         linear = call_of(found, "model.layers.1.mlp.down_proj")

@@ -2,12 +2,14 @@
 
 evaluate.perplexity(model, evaluate.documents(text, tokenizer), bos=tokenizer.bos_token_id)
 evaluate.generation_check(reference, candidate, prompts, max_new_tokens=64)
+evaluate.layer_errors(reference, candidate, inputs)  # by the tracer
 evaluate.run_tasks(model, tokenizer, ["arc_easy"])  # by lm-eval
 """
 
 from wrappers.evaluate.decoded import DecodedModel
 from wrappers.evaluate.generation import Continuation, GenerationCheck, generation_check, repetition
 from wrappers.evaluate.harness import run_tasks
+from wrappers.evaluate.layers import LayerError, layer_errors
 from wrappers.evaluate.perplexity import (
     Perplexity,
     Window,
@@ -21,11 +23,13 @@ __all__ = [
     "Continuation",
     "DecodedModel",
     "GenerationCheck",
+    "LayerError",
     "Perplexity",
     "Window",
     "decoded_perplexity",
     "documents",
     "generation_check",
+    "layer_errors",
     "perplexity",
     "repetition",
     "run_tasks",

@@ -49,6 +49,9 @@ class DecodedModel(nn.Module):
         """The decode model's, as transformers has it."""
         return self.decode.get_input_embeddings()  # type: ignore[operator]
 
+    def tie_weights(self, **unused: Any) -> None:
+        """Does nothing, for tools that tie what they are given: both models are whole."""
+
     @torch.no_grad()
     def forward(self, input_ids: Tensor, **unused: Any) -> CausalLMOutput:
         """Returns logits [B, sequence, vocabulary] of sequences without padding, [B, sequence]."""

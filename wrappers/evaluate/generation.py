@@ -11,7 +11,9 @@ which both sides are measured by, says whether the text after it is still one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,14 +139,27 @@ def _continued(
         ids = torch.tensor([list(prompt)], device=next(model.decode.parameters()).device)
         return tuple(model.generate(ids, max_new_tokens=max_new_tokens)[0].tolist())
     ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
-    made: Tensor = model.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-    )
+    with _unlimited(model):
+        made: Tensor = model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
     return tuple(made[0, len(prompt) :].tolist())
+
+
+@contextmanager
+def _unlimited(model: Any) -> Iterator[None]:
+    """Without the length that a model's own settings set, which `generate` warns of."""
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    model.generation_config.max_length = None
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def repetition(tokens: Sequence[int]) -> float:

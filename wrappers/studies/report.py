@@ -86,7 +86,9 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "weights_peir": ("PEIR softmax", ".3g"),
     "attention_peir": ("PEIR attention", ".3g"),
     "layer_l2": ("rel. L2 layers", ".3g"),
+    "layer_own_l2": ("rel. L2 layers' own", ".3g"),
     "float_past_layer_l2": ("rel. L2 layers, float past", ".3g"),
+    "float_past_layer_own_l2": ("layers' own, float past", ".3g"),
     "equal": ("equal tokens", ".0%"),
     "first_different": ("first other token", ".1f"),
     "repetition": ("repetition", ".0%"),
@@ -183,6 +185,7 @@ def _(study: DecodeCalibration, known: Results) -> Report:
                     f"{_named(pair)}, {words}: the answer is not the same for every size and "
                     f"variant ({', '.join(sorted(names))})."
                 )
+        tables += _layers_of_sources(study, pair, known)
         plots += _plots_of_sources(study, pair, known)
     question = (
         "A decode model is calibrated on the steps of given prompts. The keys and values before "
@@ -194,6 +197,40 @@ def _(study: DecodeCalibration, known: Results) -> Report:
 
 
 _OBJECTIVES = ("over the quantised past, as deployed", "over the float model's past")
+
+
+def _layers_of_sources(study: DecodeCalibration, pair: Pair, known: Results) -> list[Table]:
+    """For each past, a row for each layer: of each source its own error and its sensitivity."""
+    size = max(study.sizes)
+    found = {
+        source: done
+        for source in SOURCES
+        if (done := _succeeded(known.of(study.trials(pair, source, size, FAITHFUL))))
+    }
+    tables = []
+    for prefix, words in zip(("", "float_past_"), _OBJECTIVES, strict=True):
+        lists = {
+            f"{source}: {words}": [done.metrics[prefix + name] for done in results]
+            for source, results in found.items()
+            for name, words in _OF_LAYERS.items()
+            if prefix + name in results[0].metrics
+        }
+        count = min((len(each) for given in lists.values() for each in given), default=0)
+        rows = tuple(
+            (
+                str(layer),
+                *(_cell([float(e[layer]) for e in given], ".3g") for given in lists.values()),
+            )
+            for layer in range(count)
+        )
+        if rows:
+            title = f"{_named(pair)}, {size} sequences, {FAITHFUL}, by layer, {words}"
+            tables.append(Table(title, ("layer", *lists), rows))
+    return tables
+
+
+# What is shown of each layer: of its output, and of the logits with this layer alone quantised.
+_OF_LAYERS = {"layer_own_l2": "own error", "layer_sensitivity": "sensitivity"}
 
 
 def _plots_of_sources(study: DecodeCalibration, pair: Pair, known: Results) -> list[Plot]:

@@ -7,18 +7,21 @@
 | `equal`, `first_different` | of greedy continuations: the share of tokens that are the float model's, and the mean index of the first that is not (its length where there is none) |
 | `repetition`, `degenerate` | of the continuations, see `GenerationCheck` |
 | `weights_peir`, `attention_peir` | PEIR of the attention weights (the softmax) and of the attention's output, by layer |
-| `layer_l2` | relative L2 error of each decoder layer's output; of decode models over all steps |
+| `layer_l2` | relative L2 error of each decoder layer's output; of decode models in a step over a past that is the same for the float model, that of the quantised prefill |
+| `layer_own_l2`, `layer_sensitivity` | of decode models, in the same step: what each layer introduces itself, and the error of the logits with that layer alone quantised; see `wrappers.evaluate.layers` |
+| `float_past_layer_l2`, ... | the same three over the float model's past |
 | `mask_saturation` | the share of masked logits that lie beyond the range of their quantization point |
 | `mask_step` | the largest step of such a point, in logits |
 | `leak` | the most attention that a query pays in total to keys hidden from it |
-| `tasks` | by task of lm-eval, its accuracy |
+| `tasks` | by task of lm-eval, its accuracy, or its first metric where it has none |
 """  # noqa: E501
 
 from __future__ import annotations
 
+import io
 import statistics
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -32,8 +35,10 @@ from wrappers.studies.trials import Trial
 from wrappers.studies.workload import Loaded
 
 MASK_POINT = "mask_add"
-_PROBE = 96  # tokens of the sequence that is compared layer by layer
-_STEPS = 8  # decode steps of that comparison
+_PROBE = 96  # tokens of a sequence that is compared layer by layer
+_STEPS = 32  # sequences that are taken one decode step further for that
+_PROMPT = 8  # tokens of a text that the prefill reads before the decode model is scored
+_TOGETHER = 32  # texts that are decoded side by side
 
 
 def measure(loaded: Loaded, trial: Trial) -> dict[str, Any]:
@@ -56,19 +61,19 @@ def _of_prefill(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
 def _of_decode(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bos": loaded.bos,
-        "prompt": 8,
+        "prompt": _PROMPT,
         "window": loaded.workload.window,
-        "batch": 16,
+        "batch": _TOGETHER,
     }
     deployed = evaluate.decoded_perplexity(prefill, decode, loaded.texts, **options)
     principled = evaluate.decoded_perplexity(loaded.model, decode, loaded.texts, **options)
-    longest = max(map(len, loaded.prompts)) + loaded.workload.new_tokens
-    runtime = Runtime(prefill, decode, capacity=longest)
+    longest = max(map(len, loaded.prompts), default=0) + loaded.workload.new_tokens
     metrics = _losses(deployed) | {"float_past_loss": principled.loss}
-    metrics |= _generated(loaded, runtime)
-    metrics["layer_l2"] = _of_steps(loaded, prefill, decode)
-    metrics["float_past_layer_l2"] = _of_steps(loaded, loaded.model, decode)
-    return metrics | _tasks(loaded, evaluate.DecodedModel(prefill, decode))
+    metrics |= _generated(loaded, Runtime(prefill, decode, capacity=longest))
+    metrics |= _of_layers(loaded, decode, past=prefill)
+    of_float = _of_layers(loaded, decode, past=loaded.model)
+    metrics |= {f"float_past_{name}": errors for name, errors in of_float.items()}
+    return metrics | _tasks(loaded, evaluate.DecodedModel(prefill, decode, prompt=_PROMPT))
 
 
 def _losses(found: evaluate.Perplexity) -> dict[str, Any]:
@@ -102,10 +107,24 @@ def _generated(loaded: Loaded, model: nn.Module | Runtime) -> dict[str, Any]:
 
 def _probe(loaded: Loaded) -> dict[str, Any]:
     """A sequence of the text that is scored, for what is compared value by value."""
+    return {"input_ids": _sequences(loaded)[:1], "use_cache": False}
+
+
+def _sequences(loaded: Loaded) -> Tensor:
+    """Parts of the text that is scored, token ids [parts, length], BOS included.
+
+    The first is of the longest document; all have the length that it allows.
+    """
     head = [] if loaded.bos is None else [loaded.bos]
+    texts = sorted(loaded.texts, key=len, reverse=True)
     most = min(_PROBE, loaded.workload.window or _PROBE) - len(head)
-    longest = max(loaded.texts, key=len)
-    return {"input_ids": torch.tensor([[*head, *longest[:most]]]), "use_cache": False}
+    length = min(most, len(texts[0]))
+    parts = [
+        [*head, *ids[start : start + length]]
+        for ids in texts
+        for start in range(0, len(ids) - length + 1, length)
+    ]
+    return torch.tensor(parts)
 
 
 def _by_layer(reference: nn.Module, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -124,31 +143,17 @@ def _by_layer(reference: nn.Module, model: nn.Module, inputs: dict[str, Any]) ->
     return found
 
 
-def _of_steps(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> list[float]:
-    """Relative L2 error of each layer's output over decode steps, in the order of the layers."""
+def _of_layers(loaded: Loaded, decode: nn.Module, *, past: nn.Module) -> dict[str, list[float]]:
+    """Errors of the layers in one decode step, which both models take over the same past."""
     import tracer
 
-    comparison = tracer.compare(
-        tracer.Stepping(loaded.model, steps=_STEPS),
-        tracer.Stepping(prefill, decode, steps=_STEPS),
-        tracer.models.ending_in_steps(_sequence(loaded), _STEPS),
-        include="*layers.*",
-        confirm=False,
-    )
-    errors: dict[str, Any] = {}
-    for row in comparison.rows:
-        is_layer = row.module.rpartition(".")[0].endswith("layers")
-        if is_layer and row.is_output and row.call and row.difference is not None:
-            earlier = errors.get(row.module)
-            errors[row.module] = (
-                row.difference if earlier is None else earlier.merge(row.difference)
-            )
-    return [difference.relative_l2 for difference in errors.values()]
-
-
-def _sequence(loaded: Loaded) -> dict[str, Tensor]:
-    ids = _probe(loaded)["input_ids"]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    step = tracer.models.decode_step(past, {"input_ids": _sequences(loaded)[:_STEPS]})
+    layers = evaluate.layer_errors(loaded.model, decode, step)
+    return {
+        "layer_l2": [layer.inherited for layer in layers],
+        "layer_own_l2": [layer.introduced for layer in layers],
+        "layer_sensitivity": [layer.sensitivity for layer in layers],
+    }
 
 
 def _of_masks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
@@ -198,11 +203,21 @@ def _tasks(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
     workload = loaded.workload
     if not workload.tasks:
         return {}
-    found = evaluate.run_tasks(
-        model,
-        loaded.tokenizer,
-        workload.tasks,
-        data=workload.task_data,
-        limit=workload.task_limit,
-    )
-    return {"tasks": {name: scores["acc,none"] for name, scores in found["results"].items()}}
+    with redirect_stderr(io.StringIO()):  # its bars, which would be in the way of the study's
+        found = evaluate.run_tasks(
+            model,
+            loaded.tokenizer,
+            workload.tasks,
+            data=workload.task_data,
+            limit=workload.task_limit,
+            batch=_TOGETHER,
+        )
+    return {"tasks": dict(_score(task, scores) for task, scores in found["results"].items())}
+
+
+def _score(task: str, scores: Mapping[str, Any]) -> tuple[str, float]:
+    """The accuracy of a task; of one that has none its first metric, by name."""
+    if "acc,none" in scores:
+        return task, float(scores["acc,none"])
+    metric = next(name for name in scores if name.endswith(",none") and "_stderr" not in name)
+    return f"{task} {metric.removesuffix(',none')}", float(scores[metric])

@@ -47,7 +47,7 @@ class Workload:
     text: str | None = None
     calibration_text: str | None = None
     separator: str | None = None
-    tokens: int = 8192
+    tokens: int = 4096
     window: int | None = None
     calibration_length: int = 128
     prompts: int = 4

@@ -88,6 +88,16 @@ class TestCheck:
         assert check.first_different == (len(texts.candidate),)
         assert check.equal_share == len(texts.candidate) / 10
 
+    def test_a_length_of_the_models_own_settings_is_no_limit(self, model, caplog):
+        limited = copy.deepcopy(model)
+        limited.generation_config.max_length = 5
+        own = limited.generation_config
+        check = generation_check(model, limited, PROMPTS[:1], max_new_tokens=6)
+        assert check.continuations[0].candidate == greedy(model, PROMPTS[0], 6)
+        assert not caplog.records
+        assert limited.generation_config is own
+        assert own.max_length == 5
+
     @pytest.mark.parametrize(
         ("prompts", "count", "message"),
         [

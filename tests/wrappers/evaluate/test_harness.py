@@ -11,7 +11,7 @@ import wrappers
 from tests.wrappers.test_llama import real_model
 from tracer.models import load
 from wrappers.errors import InputError, MissingExtraError
-from wrappers.evaluate import run_tasks
+from wrappers.evaluate import DecodedModel, run_tasks
 
 TASK = """
 task: own_task
@@ -102,6 +102,15 @@ class TestOwnTask:
         expected = accuracy_by_hand(model, llama.tokenizer)
         assert results["results"]["own_task"]["acc,none"] == pytest.approx(expected)
         assert results["n-samples"]["own_task"] == {"original": 6, "effective": 6}
+
+    def test_a_prefill_and_a_decode_graph(self, llama, task):
+        wrapped = in_kind(llama.model, "wrapped", llama.inputs)
+        decode = wrappers.prepare(llama.model, wrappers.PTQConfig(variant="decode"))
+        results = run_tasks(
+            DecodedModel(wrapped, decode, prompt=3), llama.tokenizer, [task], batch=3
+        )
+        expected = accuracy_by_hand(llama.model, llama.tokenizer)
+        assert results["results"]["own_task"]["acc,none"] == pytest.approx(expected)
 
     def test_a_limit_and_a_folder_of_data(self, llama, task, tmp_path):
         (tmp_path / "tasks").mkdir()

@@ -151,6 +151,25 @@ class TestDecodeCalibration:
                 known.add(Result(trial, metrics(loss[trial.settings["source"]], trial.seed)))
         assert any("not the same for every size" in line for line in report_of(made, known).reading)
 
+    def test_layer_by_layer(self, known: Results):
+        made = DecodeCalibration(pairs=[PAIR], seeds=SEEDS, sizes=(2,))
+        while missing := known.missing(made.wanted(known)):
+            for trial in missing:
+                own = [0.1, 0.2 + trial.seed / 100]
+                layers = {"layer_own_l2": own, "layer_sensitivity": [0.01, 0.02]}
+                known.add(Result(trial, metrics(1.0, trial.seed) | layers))
+        report = report_of(made, known)
+        (table,) = [table for table in report.tables if "by layer" in table.title]
+        assert table.title.endswith("by layer, over the quantised past, as deployed")
+        assert table.columns == (
+            "layer",
+            *("float: own error", "float: sensitivity"),
+            *("quantized: own error", "quantized: sensitivity"),
+            *("both: own error", "both: sensitivity"),
+        )
+        assert [row[0] for row in table.rows] == ["0", "1"]
+        assert table.rows[1][1:3] == ("0.21 ± 0.01", "0.02 ± 0")
+
 
 class TestGrid:
     def test_the_best_come_first(self, known: Results):

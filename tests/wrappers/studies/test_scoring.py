@@ -9,7 +9,7 @@ from wrappers import evaluate
 from wrappers.affine import AffineQParams
 from wrappers.studies import Loaded, Trial
 from wrappers.studies.quantising import decode_model, prefill_model
-from wrappers.studies.scoring import _of_masks, _probe, measure
+from wrappers.studies.scoring import _of_masks, _probe, _score, _sequences, measure
 
 LAYERS = 2
 
@@ -108,15 +108,39 @@ class TestDecode:
         decode = decode_model(loaded, trial, prefill)
         for name, past in (("loss", prefill), ("float_past_loss", loaded.model)):
             found = evaluate.decoded_perplexity(
-                past, decode, loaded.texts, bos=0, prompt=8, batch=16
+                past, decode, loaded.texts, bos=0, prompt=8, batch=32
             )
             assert decode_metrics[name] == found.loss
         assert decode_metrics["loss"] != decode_metrics["float_past_loss"]
 
-    def test_layers_over_steps(self, decode_metrics):
-        for name in ("layer_l2", "float_past_layer_l2"):
-            assert len(decode_metrics[name]) == LAYERS
-            assert all(0 < error < 1 for error in decode_metrics[name])
+    def test_layers_over_each_past(self, decode_metrics):
+        for name in ("layer_l2", "layer_own_l2", "layer_sensitivity"):
+            for past in ("", "float_past_"):
+                assert len(decode_metrics[past + name]) == LAYERS
+                assert all(0 < error < 1 for error in decode_metrics[past + name])
+            assert decode_metrics[name] != decode_metrics[f"float_past_{name}"]
+
+
+def test_the_sequences_that_are_compared(loaded: Loaded):
+    found = _sequences(loaded)
+    longest = max(loaded.texts, key=len)
+    length = found.shape[1] - 1
+    assert length == min(63, len(longest))
+    assert found[0].tolist() == [0, *longest[:length]]
+    texts = ["".join(map(chr, ids)) for ids in loaded.texts]
+    assert all(any("".join(map(chr, row[1:])) in text for text in texts) for row in found.tolist())
+    assert (found[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"alias": "a", "acc_norm,none": 0.2, "acc,none": 0.5}, ("t", 0.5)),
+        ({"alias": "a", "ppl_stderr,none": 0.1, "ppl,none": 3.0}, ("t ppl", 3.0)),
+    ],
+)
+def test_the_score_of_a_task(scores, expected):
+    assert _score("t", scores) == expected
 
 
 def test_a_float_configuration_has_no_error(loaded: Loaded):
