@@ -122,3 +122,43 @@ def choose(figures: Mapping[str, Mapping[int, float]], default: str) -> Choice:
     over = Difference.of(figures[best], figures[default])
     matters = over.high < 0 and over.mean < -NEGLIGIBLE
     return Choice(best, best if matters else default, over, alike)
+
+
+def in_words(choice: Choice, figures: Mapping[str, Mapping[int, float]]) -> str:
+    """A sentence: what is best, against the default, and what is as good."""
+    best = Spread.of(list(figures[choice.best].values()))
+    text = f"{choice.best} has the least loss, {best.mean:.4f}"
+    if best.count > 1:
+        text += f" ± {best.deviation:.2g} over {best.count} seeds"
+    text += f"; {_against_default(choice)}"
+    others = [name for name in choice.alike if name != choice.best]
+    if others:
+        text += f"; not clearly worse: {', '.join(others)}"
+    elif len(figures) > 1:
+        text += "; all others are clearly worse"
+    return f"{text}."
+
+
+def _against_default(choice: Choice) -> str:
+    over = choice.over_default
+    if over is None:
+        return "it is the default"
+    if over.count == 1:
+        return (
+            f"{-over.mean:.4f} below the default with one seed, which says nothing of the spread: "
+            "keep the default"
+        )
+    if choice.chosen == choice.best:
+        return (
+            f"clearly better than the default, by {-over.mean:.4f} [{-over.high:.4f}, "
+            f"{-over.low:.4f}]: choose {choice.best}"
+        )
+    if over.is_clear:
+        return (
+            f"clearly better than the default, but by {-over.mean:.4f} only, which is negligible: "
+            "keep the default"
+        )
+    return (
+        f"no clear difference to the default ({over.mean:+.4f} [{over.low:+.4f}, "
+        f"{over.high:+.4f}]): keep the default"
+    )

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wrappers.errors import StudyError
-from wrappers.studies.report import Plot, Report, Table
+from wrappers.studies.figures import Plot, Table
+from wrappers.studies.report import Report
 
 _WIDTH, _HEIGHT = 640, 260  # of a drawing, in its own units
 _MARGIN = 56
