@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tracer import models
+from tracer.cli import main
 from tracer.sources import locate
 from wrappers import registry
 
@@ -179,6 +180,14 @@ def test_quantising_without_tico(monkeypatch, capsys, tmp_path) -> None:
 def test_every_example_is_tested() -> None:
     source = Path(__file__).read_text()
     assert all(f'"{path.name}"' in source for path in EXAMPLES.glob("*.py"))
+
+
+def test_train_alike(capsys) -> None:
+    arguments = ["compare", str(EXAMPLES / "train_alike.py") + ":build", "--candidate", "sdpa"]
+    assert main([*arguments, "--train"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "`transformer.drop` drops out (p 0.1) and 13 more" in printed
+    assert "agrees The models agree: the largest PEIR is " in printed
 
 
 def test_compare_a_port(monkeypatch, capsys) -> None:

@@ -142,6 +142,8 @@ def _ablate(options: argparse.Namespace, command: str) -> int:
 def _compare(options: argparse.Namespace, command: str) -> int:
     """Does the work and returns the exit code."""
     check(options)
+    import torch
+
     from tracer.held_against import held_against, open_former
     from tracer.reports.progress import call_counter
 
@@ -162,6 +164,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     )
     rename = dict(options.map)
     held = held_against(options, sides, former)
+    if options.train:
+        torch.manual_seed(options.seed)  # of what drops out
     calls = len(list(reference.modules())) * (1 + (options.steps or 0))
     with call_counter("comparing", calls) as tell:
         comparison = compare(

@@ -501,8 +501,8 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help=(
-            "of random inputs, of what a model writes to be calibrated on, and of the weights of "
-            "random-llama and tiny-qwen3-vl (default: %(default)s)"
+            "of random inputs, of what a model writes to be calibrated on, of what drops out with "
+            "--train, and of the weights of random-llama and tiny-qwen3-vl (default: %(default)s)"
         ),
     )
 

@@ -135,6 +135,14 @@ class TestTraining:
         assert report["verdict"]["origin"]["module"] == "drop"
         assert "Its `p` is 0.5 in the reference and 0.2" in report["verdict"]["explanation"]
 
+    def test_the_seed_says_what_drops_out(self, capsys, net: str) -> None:
+        def rows(around: int, *options: str) -> list[object]:
+            torch.manual_seed(around)
+            arguments = (f"{net}:build", "--candidate", "bfloat16", "--train", *options)
+            return report_of(capsys, *arguments)["rows"]
+
+        assert rows(1) == rows(2) != rows(1, "--seed", "1")
+
     def test_without_it_nothing_drops_out(self, capsys, net: str) -> None:
         assert compare(f"{net}:build", "--candidate", f"{net}:other") == 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from wrappers.errors import InputError, StudyError
 from wrappers.evaluate import documents
 
-_SAMPLED = 64  # documents that a model writes itself where no text is given
+# Where no text is given a model writes so many documents itself, more where its window is short and
+# fewer where that would make them shorter than so many tokens.
+_WRITTEN, _SHORTEST = 64, 128
 
 
 @dataclass(frozen=True)
@@ -162,22 +165,23 @@ def _first(texts: list[list[int]], most: int) -> tuple[list[list[int]], list[lis
 
 @torch.no_grad()
 def _written(model: nn.Module, bos: int | None, workload: Workload) -> list[list[int]]:
-    """Documents that the model has written, sampled with a seed, of one window each."""
+    """Documents that the model has written, sampled with a seed: twice the tokens to be scored."""
     if bos is None:
         raise StudyError(
             f"{workload.model} has no token to begin a text with: give a text to score"
         )
     most = workload.window or int(model.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
+    length = min(most - 1, max(_SHORTEST, 2 * workload.tokens // _WRITTEN))
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        start = torch.full((_SAMPLED, 1), bos)
+        start = torch.full((max(2, math.ceil(2 * workload.tokens / length)), 1), bos)
         made = model.generate(  # type: ignore[operator]
             start,
             attention_mask=torch.ones_like(start),
             do_sample=True,
             top_k=0,
-            max_new_tokens=min(most - 1, 2 * workload.tokens // _SAMPLED),
+            max_new_tokens=length,
             eos_token_id=None,
         )
     finally:

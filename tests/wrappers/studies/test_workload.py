@@ -48,6 +48,12 @@ class TestLoad:
         assert len({tuple(ids) for ids in found.texts}) > 1
         assert len(found.calibration) > 24
 
+    @pytest.mark.parametrize("tokens", [20, 400])
+    def test_what_it_writes_is_long_enough(self, workload: Workload, tokens: int):
+        found = load(replace(workload, text=None, separator=None, tokens=tokens))
+        assert {len(ids) for ids in found.texts} == {63}
+        assert tokens <= sum(map(len, found.texts)) < tokens + 2 * 63
+
     def test_the_checksum_knows_the_model_and_the_texts(self, workload: Workload, loaded: Loaded):
         other = load.__wrapped__(workload)
         assert other.checksum() == loaded.checksum()
