@@ -16,6 +16,7 @@ from wrappers.evaluate.perplexity import (
     decoded_perplexity,
     documents,
     perplexity,
+    step_perplexity,
     windows,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "perplexity",
     "repetition",
     "run_tasks",
+    "step_perplexity",
     "windows",
 ]

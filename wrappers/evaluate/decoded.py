@@ -9,6 +9,7 @@ written, as `Runtime` does with the tokens that it chooses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,32 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from wrappers.errors import InputError
 from wrappers.runtime import Prompts, run_prefill, step_inputs
+
+
+@torch.no_grad()
+def step_logits(
+    past: nn.Module, decode: nn.Module, input_ids: Tensor, places: Sequence[int]
+) -> Tensor:
+    """Logits of single steps, each over a past that another model has made whole.
+
+    Args:
+        past: a causal LM that computes the keys and values of all tokens before a step.
+        decode: a causal LM that takes one token at a time; see `Runtime`.
+        input_ids: sequences without padding, [B, sequence].
+        places: of which tokens, from 1 to sequence - 1.
+
+    Returns:
+        Logits [B, places, vocabulary].
+    """
+    length = input_ids.shape[1]
+    _, slots = run_prefill(past, decode, Prompts.packed(input_ids), length, logits_to_keep=1)
+    found = []
+    for place in places:
+        before = slots.without_last(length - place)
+        found.append(
+            decode(**step_inputs(decode, input_ids[:, place], before, before.step())).logits
+        )
+    return torch.cat(found, dim=1)
 
 
 class DecodedModel(nn.Module):

@@ -11,8 +11,9 @@ the tokens that none before it has scored, with what fits before them as context
     [bos]  3  4  5  6  7            bos 3 4       5 6 7
     [bos]  6  7  8                  bos 6 7       8
 
-`decoded_perplexity` does the same one token at a time, over the cache of a prefill: what the decode
-graph of a quantised model makes of a text.
+`decoded_perplexity` does the same one token at a time, over the cache of a prefill and of its own
+steps: what the decode graph of a quantised model makes of a text. `step_perplexity` gives each step
+a past that another model has made of all tokens before it: what a step makes wrong by itself.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from wrappers.errors import InputError
-from wrappers.evaluate.decoded import DecodedModel
+from wrappers.evaluate.decoded import DecodedModel, step_logits
 
 # A text of more characters is given to the tokenizer in parts of so many lines, since the time that
 # tokenizers take may grow with the square of a text.
@@ -193,7 +194,6 @@ def perplexity(
     return Perplexity(tuple(losses), tuple(tokens), len(cut))
 
 
-@torch.no_grad()
 def decoded_perplexity(
     prefill: nn.Module,
     decode: nn.Module,
@@ -223,6 +223,70 @@ def decoded_perplexity(
     Raises:
         InputError: as for `perplexity`; or a prompt that leaves no window a token to score.
     """
+    cut = _longer_than(prompt, decode, texts, window, bos)
+    model = DecodedModel(prefill, decode, prompt=prompt)
+
+    def logits_of(ids: Tensor, places: Sequence[int]) -> Tensor:
+        logits: Tensor = model(ids).logits
+        return logits[:, places]
+
+    places = _Places(prompt)
+    return _score_steps(cut, logits_of, places, len(texts), model.device, batch, progress)
+
+
+def step_perplexity(
+    past: nn.Module,
+    decode: nn.Module,
+    texts: Sequence[Sequence[int]],
+    *,
+    bos: int | None,
+    prompt: int,
+    every: int = 1,
+    window: int | None = None,
+    batch: int = 1,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Scores single decode steps, each over a past that another model has made whole.
+
+    Args:
+        past: a causal LM that computes keys and values of all tokens before a step.
+        decode, texts, bos, window, batch, progress: as for `decoded_perplexity`.
+        prompt: tokens of a window that are past only, BOS included.
+        every: one step in so many is scored.
+
+    Raises:
+        InputError: as for `decoded_perplexity`.
+    """
+    cut = _longer_than(prompt, decode, texts, window, bos)
+
+    def logits_of(ids: Tensor, places: Sequence[int]) -> Tensor:
+        return step_logits(past, decode, ids, places)
+
+    device = next(decode.parameters()).device
+    places = _Places(prompt, every)
+    return _score_steps(cut, logits_of, places, len(texts), device, batch, progress)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Which tokens of a window are read by a step whose prediction is scored."""
+
+    prompt: int
+    every: int = 1
+
+    def of(self, length: int) -> range:
+        """In a window of so many tokens."""
+        return range(self.prompt, length - 1, self.every)
+
+
+def _longer_than(
+    prompt: int,
+    decode: nn.Module,
+    texts: Sequence[Sequence[int]],
+    window: int | None,
+    bos: int | None,
+) -> list[Window]:
+    """The windows that have a token to score after the prompt, the longest first."""
     cut = windows(texts, window=_window(decode, window), bos=bos)
     _check_tokens(decode, cut)
     scored = [each for each in cut if len(each.ids) > prompt + 1]
@@ -231,27 +295,38 @@ def decoded_perplexity(
             f"found a prompt of {prompt} tokens and windows of up to "
             f"{max(len(each.ids) for each in cut)}; expected at least 1, and two tokens after it"
         )
-    model = DecodedModel(prefill, decode, prompt=prompt)
-    losses, tokens = [0.0] * len(texts), [0] * len(texts)
-    scored.sort(key=lambda each: len(each.ids), reverse=True)
-    batches = [scored[start : start + batch] for start in _starts(len(scored), batch)]
+    return sorted(scored, key=lambda each: len(each.ids), reverse=True)
+
+
+@torch.no_grad()
+def _score_steps(
+    cut: Sequence[Window],
+    logits_of: Callable[[Tensor, Sequence[int]], Tensor],
+    places: _Places,
+    documents: int,
+    device: torch.device,
+    batch: int,
+    progress: Progress | None,
+) -> Perplexity:
+    losses, tokens = [0.0] * documents, [0] * documents
+    batches = [cut[start : start + batch] for start in _starts(len(cut), batch)]
     for part in batches if progress is None else progress(batches):
         longest = len(part[0].ids)
         rows = [(*each.ids, *[0] * (longest - len(each.ids))) for each in part]
-        ids = torch.tensor(rows, device=model.device)
-        logits = model(ids).logits[:, prompt:-1].float()  # [B, longest - prompt - 1, vocabulary]
+        ids = torch.tensor(rows, device=device)
+        read = places.of(longest)
+        logits = logits_of(ids, read).float()  # [B, read, vocabulary]
+        true = ids[:, [place + 1 for place in read]]
         found = functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, prompt + 1 :].flatten(), reduction="none"
-        )
-        for each, row in zip(part, found.view(len(part), -1).double(), strict=True):
-            count = len(each.ids) - prompt - 1
+            logits.flatten(0, 1), true.flatten(), reduction="none"
+        ).view(true.shape)
+        for each, row in zip(part, found.double(), strict=True):
+            count = len(places.of(len(each.ids)))
             losses[each.document] += float(row[:count].sum())
             tokens[each.document] += count
     known = [index for index, count in enumerate(tokens) if count]
     return Perplexity(
-        tuple(losses[index] for index in known),
-        tuple(tokens[index] for index in known),
-        len(scored),
+        tuple(losses[index] for index in known), tuple(tokens[index] for index in known), len(cut)
     )
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import wrappers
 from tests.wrappers.test_llama import calibrated, real_model, tiny, tokens, wrap
-from tracer.models import load
+from tracer.models import decode_step, load
 from wrappers.errors import InputError
 from wrappers.evaluate import (
     DecodedModel,
@@ -22,6 +22,7 @@ from wrappers.evaluate import (
     decoded_perplexity,
     documents,
     perplexity,
+    step_perplexity,
     windows,
 )
 
@@ -267,6 +268,29 @@ class TestDecoded:
         on = decoded_perplexity(*quantized, texts, bos=BOS, prompt=3, batch=2)
         assert on.tokens == expected.tokens
         assert 1e-4 < abs(on.loss / expected.loss - 1) < 0.2
+
+    def test_a_past_that_another_model_has_made(self, model, quantized):
+        texts = texts_of(12, 20, 3)
+        options = {"bos": BOS, "prompt": 4, "window": 12}
+        expected = decoded_perplexity(model, model, texts, **options)
+        float_past = step_perplexity(model, model, texts, batch=2, **options)
+        assert float_past.tokens == expected.tokens
+        assert float_past.losses == pytest.approx(expected.losses, rel=1e-5)
+        prefill, decode = quantized
+        # A step over the cache that transformers' own forward leaves, one place at a time.
+        losses, count = 0.0, 0
+        for each in windows(texts, window=12, bos=BOS):
+            for place in range(4, len(each.ids) - 1, 3):
+                given = decode_step(prefill, {"input_ids": torch.tensor([each.ids[: place + 1]])})
+                with torch.no_grad():
+                    likely = decode(**given).logits[0, -1].double().log_softmax(-1)
+                losses -= float(likely[each.ids[place + 1]])
+                count += 1
+        found = step_perplexity(prefill, decode, texts, batch=3, every=3, **options)
+        assert sum(found.tokens) == count
+        assert sum(found.losses) == pytest.approx(losses, rel=1e-5)
+        own = decoded_perplexity(prefill, decode, texts, **options)
+        assert step_perplexity(prefill, decode, texts, **options).losses != own.losses
 
     def test_the_model_gives_logits_of_the_whole_sequence(self, model, quantized):
         ids = tokens(2, 12, 8)
