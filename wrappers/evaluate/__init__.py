@@ -8,7 +8,7 @@ evaluate.run_tasks(model, tokenizer, ["arc_easy"])  # by lm-eval
 
 from wrappers.evaluate.decoded import DecodedModel
 from wrappers.evaluate.generation import Continuation, GenerationCheck, generation_check, repetition
-from wrappers.evaluate.harness import run_tasks
+from wrappers.evaluate.harness import check_tasks, run_tasks
 from wrappers.evaluate.layers import LayerError, layer_errors
 from wrappers.evaluate.perplexity import (
     Perplexity,
@@ -27,6 +27,7 @@ __all__ = [
     "LayerError",
     "Perplexity",
     "Window",
+    "check_tasks",
     "decoded_perplexity",
     "documents",
     "generation_check",

@@ -49,19 +49,10 @@ def run_tasks(
         MissingExtraError: lm-eval is not installed.
         InputError: no tasks, one that is not known, or a task file without its data.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise MissingExtraError(
-            f"lm-eval's tasks need a package: {error}; pip install 'trace-model[eval]'"
-        ) from error
-    if not tasks:
-        raise InputError("no tasks were given; expected names of lm-eval or task files")
-    # Reading lm-eval's own tasks takes seconds, and task files need none of them.
-    manager = TaskManager(include_defaults=not all(_is_file(task) for task in tasks))
-    chosen = [_task(task, data, manager) for task in tasks]
+    chosen, manager = _chosen(tasks, data)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     found: dict[str, Any] | None = simple_evaluate(
         HFLM(
             pretrained=model,
@@ -81,6 +72,32 @@ def run_tasks(
     )
     assert found is not None  # None is for the ranks of a distributed run but the first
     return found
+
+
+def check_tasks(tasks: Sequence[str | Path], *, data: str | Path | None = None) -> None:
+    """Checks what `run_tasks` needs before a model is at hand.
+
+    Raises:
+        MissingExtraError, InputError: as there.
+    """
+    _chosen(tasks, data)
+
+
+def _chosen(
+    tasks: Sequence[str | Path], data: str | Path | None
+) -> tuple[list[str | dict[str, Any]], Any]:
+    """The tasks as lm-eval takes them, and its task manager."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingExtraError(
+            f"lm-eval's tasks need a package: {error}; pip install 'trace-model[eval]'"
+        ) from error
+    if not tasks:
+        raise InputError("no tasks were given; expected names of lm-eval or task files")
+    # Reading lm-eval's own tasks takes seconds, and task files need none of them.
+    manager = TaskManager(include_defaults=not all(_is_file(task) for task in tasks))
+    return [_task(task, data, manager) for task in tasks], manager
 
 
 def _is_file(task: str | Path) -> bool:

@@ -73,7 +73,7 @@ def head_of(study: Study, workload: Workload, command: str | None = None) -> dic
 
     return {
         "study": study.name,
-        "workload": asdict(replace(workload, checksum=load(workload).checksum())),
+        "workload": asdict(replace(workload, checksum=load(workload).checksum)),
         "environment": {
             "command": command,
             "trace_model": tracer.__version__,

@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wrappers.errors import InputError, StudyError
-from wrappers.evaluate import documents
+from wrappers.evaluate import check_tasks, documents
 
 # Where no text is given a model writes so many documents itself, more where its window is short and
 # fewer where that would make them shorter than so many tokens.
@@ -43,7 +43,11 @@ class Workload:
         tasks: names or files of lm-eval's tasks.
         task_data: the folder that the data paths of task files start from.
         task_limit: examples of each task, at most.
-        checksum: of the model's parameters and the texts, in hexadecimal; see `checksum_of`.
+        checksum: of the model's parameters and the texts, in hexadecimal; see `Loaded.checksum`.
+            Where it is given, what is loaded is checked against it.
+
+    Raises:
+        StudyError: a value of another type, or out of range.
     """
 
     model: str
@@ -60,6 +64,33 @@ class Workload:
     task_limit: int | None = None
     checksum: str = ""
 
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            is_left_out = value is None and name in _OPTIONAL
+            if not is_left_out and (type(value) is not int or value < least):
+                raise StudyError(f"found {name} {value!r}; expected a whole number from {least} up")
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in _OPTIONAL):
+                raise StudyError(f"found {name} {value!r}; expected a text")
+        tasks: Any = self.tasks  # a list where it comes from a file
+        if not isinstance(tasks, list | tuple) or not all(isinstance(t, str) for t in tasks):
+            raise StudyError(f"found tasks {tasks!r}; expected a list of names and files")
+        object.__setattr__(self, "tasks", tuple(tasks))
+
+
+_LEAST = {
+    "tokens": 1,
+    "window": 2,
+    "calibration_length": 2,
+    "prompts": 0,
+    "new_tokens": 0,
+    "task_limit": 1,
+}
+_TEXTS = ("model", "text", "calibration_text", "separator", "task_data", "checksum")
+_OPTIONAL = ("window", "task_limit", "text", "calibration_text", "separator", "task_data")
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -71,7 +102,8 @@ class Loaded:
         bos: begins each sequence; None for a model without such a token.
         texts: token ids of the documents that are scored.
         calibration: token ids that calibration sets are drawn from.
-        prompts: token ids of the generation check's prompts, BOS included.
+        prompts: token ids of the generation check's prompts, BOS included: beginnings of parts of
+            the texts that are scored, which nothing is calibrated on.
     """
 
     workload: Workload
@@ -90,6 +122,7 @@ class Loaded:
         starts = [draw.randrange(len(self.calibration) - length + 1) for _ in range(size)]
         return [[*head, *self.calibration[start : start + length]] for start in starts]
 
+    @functools.cached_property
     def checksum(self) -> str:
         """SHA-256 of parameters and texts: what a result depends on besides the settings."""
         digest = hashlib.sha256()
@@ -100,13 +133,27 @@ class Loaded:
         return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=1)
 def load(workload: Workload) -> Loaded:
     """Loads a workload, once in each process.
 
     Raises:
-        StudyError: a text is missing or too short, or the model has no tokenizer.
+        StudyError: a text is missing or too short, the model has no tokenizer or fewer positions
+            than are asked for, or the contents have another checksum than the workload's.
+        InputError, MissingExtraError: as for `wrappers.evaluate.check_tasks`.
     """
+    found = _load(replace(workload, checksum=""))
+    if workload.checksum not in ("", found.checksum):
+        raise StudyError(
+            f"{workload.model} or a text has other contents here than where the study was begun: "
+            "give the same files, or another file of results"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _load(workload: Workload) -> Loaded:
+    if workload.tasks:
+        check_tasks(workload.tasks, data=workload.task_data)
     import tracer
 
     found = tracer.models.load(workload.model, attn_implementation="eager", dtype="float32")
@@ -114,6 +161,7 @@ def load(workload: Workload) -> Loaded:
         raise StudyError(
             f"{workload.model} has no tokenizer, and a study scores texts: give a model with one"
         )
+    _check_positions(found.model, workload)
     bos = found.tokenizer.bos_token_id
     if workload.text is None:
         texts = _written(found.model, bos, workload)
@@ -124,12 +172,13 @@ def load(workload: Workload) -> Loaded:
         rest = _documents(workload.calibration_text, found.tokenizer, workload)
     calibration = [token for ids in rest for token in ids]
     if len(calibration) < workload.calibration_length:
-        where = workload.calibration_text or f"the rest of {workload.text}"
+        rest_of = workload.text or "what the model writes itself"
+        where = workload.calibration_text or f"the rest of {rest_of}"
         raise StudyError(
             f"{where} has {len(calibration)} tokens to calibrate on; expected at least "
             f"{workload.calibration_length}: give a calibration text, or score fewer tokens"
         )
-    prompts = _prompts(calibration, bos, workload.prompts)
+    prompts = _prompts([token for ids in scored for token in ids], bos, workload.prompts)
     return Loaded(workload, found.model, found.tokenizer, bos, scored, calibration, prompts)
 
 
@@ -139,6 +188,16 @@ def batches(sequences: Sequence[Sequence[int]], size: int) -> list[dict[str, Ten
         {"input_ids": torch.tensor([list(ids) for ids in sequences[start : start + size]])}
         for start in range(0, len(sequences), size)
     ]
+
+
+def _check_positions(model: nn.Module, workload: Workload) -> None:
+    most = int(model.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
+    for name in ("window", "calibration_length"):
+        wanted = getattr(workload, name)
+        if wanted is not None and wanted > most:
+            raise StudyError(
+                f"found {name} {wanted} for a model of {most} positions; expected no more"
+            )
 
 
 def _documents(file: str, tokenizer: Any, workload: Workload) -> list[list[int]]:
@@ -189,9 +248,9 @@ def _written(model: nn.Module, bos: int | None, workload: Workload) -> list[list
     return [list(row) for row in made[:, 1:].tolist()]
 
 
-def _prompts(calibration: Sequence[int], bos: int | None, count: int) -> list[list[int]]:
-    """The beginnings of evenly spaced parts of the calibration text."""
+def _prompts(scored: Sequence[int], bos: int | None, count: int) -> list[list[int]]:
+    """The beginnings of evenly spaced parts of the scored texts."""
     head = [] if bos is None else [bos]
     length = 16 - len(head)
-    step = max(1, (len(calibration) - length) // max(1, count))
-    return [[*head, *calibration[at * step : at * step + length]] for at in range(count)]
+    step = max(1, (len(scored) - length) // max(1, count))
+    return [[*head, *scored[at * step : at * step + length]] for at in range(count)]

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from wrappers.errors import StudyError
+from wrappers.errors import InputError, StudyError
 from wrappers.studies import Loaded, Workload, load
-from wrappers.studies.workload import batches
+from wrappers.studies.workload import _load, batches
 
 
 class TestLoad:
@@ -42,9 +42,9 @@ class TestLoad:
         state = torch.random.get_rng_state()
         found = load(own)
         assert torch.equal(torch.random.get_rng_state(), state)
-        again = load.__wrapped__(own)
+        again = _load.__wrapped__(own)
         assert found.texts == again.texts
-        assert found.checksum() == again.checksum()
+        assert found.checksum == again.checksum
         assert len({tuple(ids) for ids in found.texts}) > 1
         assert len(found.calibration) > 24
 
@@ -55,24 +55,63 @@ class TestLoad:
         assert tokens <= sum(map(len, found.texts)) < tokens + 2 * 63
 
     def test_the_checksum_knows_the_model_and_the_texts(self, workload: Workload, loaded: Loaded):
-        other = load.__wrapped__(workload)
-        assert other.checksum() == loaded.checksum()
+        other = _load.__wrapped__(workload)
+        assert other.checksum == loaded.checksum
         with torch.no_grad():
             other.model.model.norm.weight[0] += 1e-3
-        assert other.checksum() != loaded.checksum()
-        assert load.__wrapped__(replace(workload, tokens=100)).checksum() != loaded.checksum()
+        other = replace(other)
+        assert other.checksum != loaded.checksum
+        assert _load.__wrapped__(replace(workload, tokens=100)).checksum != loaded.checksum
 
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
             ({"model": "random-llama"}, "has no tokenizer"),
             ({"text": "/none.txt"}, "cannot read the text /none.txt"),
-            ({"tokens": 10_000}, r"has \d+ tokens to calibrate on; expected at least 24"),
+            (
+                {"tokens": 10_000},
+                r"the rest of .*text.txt has \d+ tokens to calibrate on; expected at",
+            ),
+            ({"window": 65}, "found window 65 for a model of 64 positions"),
+            ({"calibration_length": 65}, "found calibration_length 65 for a model of 64 positions"),
+            ({"checksum": "0" * 64}, "has other contents here than where the study was begun"),
         ],
     )
     def test_what_cannot_be(self, workload: Workload, changed, message):
         with pytest.raises(StudyError, match=message):
             load(replace(workload, **changed))
+
+    def test_tasks_that_cannot_be(self, workload: Workload, tmp_path: Path):
+        pytest.importorskip("lm_eval", reason="needs the extra eval")
+        with pytest.raises(InputError, match="there is no task file"):
+            load(replace(workload, tasks=(str(tmp_path / "none.yaml"),)))
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"tokens": "many"}, "found tokens 'many'; expected a whole number from 1 up"),
+            ({"tokens": 300.5}, "found tokens 300.5; expected a whole number"),
+            ({"window": True}, "found window True; expected a whole number from 2 up"),
+            ({"prompts": -1}, "found prompts -1; expected a whole number from 0 up"),
+            ({"new_tokens": None}, "found new_tokens None; expected a whole number"),
+            ({"text": 3}, "found text 3; expected a text"),
+            ({"model": None}, "found model None; expected a text"),
+            ({"tasks": "arc_easy"}, "found tasks 'arc_easy'; expected a list"),
+            ({"tasks": [1]}, r"found tasks \[1\]; expected a list"),
+        ],
+    )
+    def test_values_of_other_types(self, workload: Workload, changed, message):
+        with pytest.raises(StudyError, match=message):
+            replace(workload, **changed)
+
+    def test_its_own_checksum(self, workload: Workload, loaded: Loaded):
+        assert load(replace(workload, checksum=loaded.checksum)) is load(workload)
+
+    def test_prompts_are_no_calibration(self, loaded: Loaded):
+        scored = [token for ids in loaded.texts for token in ids]
+        for prompt in loaded.prompts:
+            assert prompt[0] == loaded.bos
+            assert any(prompt[1:] == scored[at : at + 15] for at in range(len(scored)))
 
     def test_an_empty_text(self, workload: Workload, tmp_path: Path):
         (tmp_path / "empty.txt").write_text(" \n")
