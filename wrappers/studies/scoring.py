@@ -2,15 +2,17 @@
 
 | metric | what |
 |---|---|
-| `loss`, `perplexity` | of the text, per token (nats); `losses` and `tokens` by document |
-| `float_past_loss` | the same for a decode model over the float model's past |
+| `loss`, `perplexity` | of the text, per token (nats); `losses` and `tokens` by document; of a decode model as deployed: the prompt by the quantised prefill, then its own past |
+| `float_loss` | the float model's on the same tokens |
+| `quantized_past_loss`, `float_past_loss` | of a decode model: one step at a time, over a past made whole by the quantised prefill, or by the float model |
+| `float_step_loss` | the float model's on the same tokens as these two |
 | `equal`, `first_different` | of greedy continuations: the share of tokens that are the float model's, and the mean index of the first that is not (its length where there is none) |
 | `repetition`, `degenerate` | of the continuations, see `GenerationCheck` |
 | `weights_peir`, `attention_peir` | PEIR of the attention weights (the softmax) and of the attention's output, by layer |
-| `layer_l2` | relative L2 error of each decoder layer's output; of decode models in a step over a past that is the same for the float model, that of the quantised prefill |
-| `layer_own_l2`, `layer_sensitivity` | of decode models, in the same step: what each layer introduces itself, and the error of the logits with that layer alone quantised; see `wrappers.evaluate.layers` |
+| `layer_l2` | relative L2 error of each decoder layer's output |
+| `quantized_past_layer_l2`, `..._own_l2`, `..._sensitivity` | of a decode model, in steps that the float model takes over the same past: the error of each layer's output, what of it the layer introduces itself, and the error of the logits with that layer alone quantised; see `wrappers.evaluate.layers` |
 | `float_past_layer_l2`, ... | the same three over the float model's past |
-| `mask_saturation` | the share of masked logits that lie beyond the range of their quantization point |
+| `mask_saturation` | the share of the values at the mask points (logits with their mask) that lie beyond the points' range |
 | `mask_step` | the largest step of such a point, in logits |
 | `leak` | the most attention that a query pays in total to keys hidden from it |
 | `tasks` | by task of lm-eval, its accuracy, or its first metric where it has none |
@@ -18,9 +20,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
@@ -32,13 +35,15 @@ from wrappers.module import QuantModule, iter_wrappers
 from wrappers.runtime import Runtime
 from wrappers.studies.quantising import decode_model, prefill_model
 from wrappers.studies.trials import Trial
-from wrappers.studies.workload import Loaded
+from wrappers.studies.workload import Loaded, Workload, load
 
 MASK_POINT = "mask_add"
 _PROBE = 96  # tokens of a sequence that is compared layer by layer
 _STEPS = 32  # sequences that are taken one decode step further for that
 _PROMPT = 8  # tokens of a text that the prefill reads before the decode model is scored
+_EVERY = 4  # one token in so many is scored over a past that is given
 _TOGETHER = 32  # texts that are decoded side by side
+_WINDOWS = 4  # windows that a prefill scores side by side
 
 
 def measure(loaded: Loaded, trial: Trial) -> dict[str, Any]:
@@ -50,30 +55,65 @@ def measure(loaded: Loaded, trial: Trial) -> dict[str, Any]:
 
 
 def _of_prefill(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
-    found = evaluate.perplexity(
-        model, loaded.texts, bos=loaded.bos, window=loaded.workload.window, batch=4
-    )
-    metrics = _losses(found) | _generated(loaded, model)
+    metrics = _losses(_scored(loaded, model))
+    metrics["float_loss"] = _float_loss(loaded.workload, _scored)
+    metrics |= _generated(loaded, model)
     metrics |= _by_layer(loaded.model, model, _probe(loaded)) | _of_masks(model, _probe(loaded))
     return metrics | _tasks(loaded, model)
 
 
 def _of_decode(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "bos": loaded.bos,
-        "prompt": _PROMPT,
-        "window": loaded.workload.window,
-        "batch": _TOGETHER,
-    }
-    deployed = evaluate.decoded_perplexity(prefill, decode, loaded.texts, **options)
-    principled = evaluate.decoded_perplexity(loaded.model, decode, loaded.texts, **options)
+    metrics = _losses(_deployed(loaded, prefill, decode))
+    metrics["float_loss"] = _float_loss(loaded.workload, _deployed)
+    metrics["float_step_loss"] = _float_loss(loaded.workload, _stepped)
+    for name, past in (("quantized_past", prefill), ("float_past", loaded.model)):
+        metrics[f"{name}_loss"] = _stepped(loaded, past, decode).loss
+        metrics |= {
+            f"{name}_{metric}": errors
+            for metric, errors in _of_layers(loaded, decode, past=past).items()
+        }
     longest = max(map(len, loaded.prompts), default=0) + loaded.workload.new_tokens
-    metrics = _losses(deployed) | {"float_past_loss": principled.loss}
     metrics |= _generated(loaded, Runtime(prefill, decode, capacity=longest))
-    metrics |= _of_layers(loaded, decode, past=prefill)
-    of_float = _of_layers(loaded, decode, past=loaded.model)
-    metrics |= {f"float_past_{name}": errors for name, errors in of_float.items()}
     return metrics | _tasks(loaded, evaluate.DecodedModel(prefill, decode, prompt=_PROMPT))
+
+
+def _scored(loaded: Loaded, model: nn.Module) -> evaluate.Perplexity:
+    window = loaded.workload.window
+    return evaluate.perplexity(model, loaded.texts, bos=loaded.bos, window=window, batch=_WINDOWS)
+
+
+def _deployed(
+    loaded: Loaded, prefill: nn.Module, decode: nn.Module | None = None
+) -> evaluate.Perplexity:
+    return evaluate.decoded_perplexity(
+        prefill, prefill if decode is None else decode, loaded.texts, **_of_steps(loaded)
+    )
+
+
+def _stepped(
+    loaded: Loaded, past: nn.Module, decode: nn.Module | None = None
+) -> evaluate.Perplexity:
+    return evaluate.step_perplexity(
+        past,
+        past if decode is None else decode,
+        loaded.texts,
+        every=_EVERY,
+        **_of_steps(loaded),
+    )
+
+
+def _of_steps(loaded: Loaded) -> dict[str, Any]:
+    window = loaded.workload.window
+    return {"bos": loaded.bos, "prompt": _PROMPT, "window": window, "batch": _TOGETHER}
+
+
+@functools.lru_cache(maxsize=4)
+def _float_loss(
+    workload: Workload, score: Callable[[Loaded, nn.Module], evaluate.Perplexity]
+) -> float:
+    """The float model's, which is the same in all trials."""
+    loaded = load(workload)
+    return score(loaded, loaded.model).loss
 
 
 def _losses(found: evaluate.Perplexity) -> dict[str, Any]:

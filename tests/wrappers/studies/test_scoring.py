@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import tracer
 from wrappers import evaluate
 from wrappers.affine import AffineQParams
 from wrappers.studies import Loaded, Trial
@@ -38,6 +39,11 @@ class TestPrefill:
         assert sum(prefill_metrics["tokens"]) == count
         assert prefill_metrics["loss"] == pytest.approx(total / count, rel=1e-5)
         assert prefill_metrics["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+
+    def test_the_float_model_on_the_same_tokens(self, loaded: Loaded, prefill_metrics):
+        expected = evaluate.perplexity(loaded.model, loaded.texts, bos=0)
+        assert prefill_metrics["float_loss"] == pytest.approx(expected.loss, rel=1e-6)
+        assert expected.tokens == tuple(prefill_metrics["tokens"])
 
     def test_layers_are_compared_one_by_one(self, prefill_metrics):
         for name in ("weights_peir", "attention_peir", "layer_l2"):
@@ -102,23 +108,47 @@ class TestMasks:
 
 
 class TestDecode:
-    def test_both_objectives(self, loaded: Loaded, decode_metrics):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def models(cls, loaded: Loaded):
         trial = Trial({"source": "float", "steps": 4, "calibration": 3}, 0)
         prefill = prefill_model(loaded, trial)
-        decode = decode_model(loaded, trial, prefill)
-        for name, past in (("loss", prefill), ("float_past_loss", loaded.model)):
-            found = evaluate.decoded_perplexity(
-                past, decode, loaded.texts, bos=0, prompt=8, batch=32
+        return prefill, decode_model(loaded, trial, prefill)
+
+    def test_as_deployed(self, loaded: Loaded, decode_metrics, models):
+        options = {"bos": 0, "prompt": 8, "batch": 32}
+        found = evaluate.decoded_perplexity(*models, loaded.texts, **options)
+        assert decode_metrics["loss"] == found.loss
+        floats = evaluate.decoded_perplexity(loaded.model, loaded.model, loaded.texts, **options)
+        assert decode_metrics["float_loss"] == pytest.approx(floats.loss, rel=1e-6)
+
+    def test_both_objectives(self, loaded: Loaded, decode_metrics, models):
+        """A step over each past against one forward of all tokens so far."""
+        prefill, decode = models
+        for name, past in (("quantized_past_loss", prefill), ("float_past_loss", loaded.model)):
+            losses, floats = [], []
+            for ids in loaded.texts:
+                for start in range(0, len(ids), 63):
+                    row = torch.tensor([[0, *ids[start : start + 63]]])
+                    for place in range(8, row.shape[1] - 1, 4):
+                        step = tracer.models.decode_step(past, {"input_ids": row[:, : place + 1]})
+                        token = int(row[0, place + 1])
+                        with torch.no_grad():
+                            likely = decode(**step).logits[0, -1].double().log_softmax(-1)
+                            whole = loaded.model(row[:, : place + 1]).logits[0, -1].double()
+                        losses.append(-float(likely[token]))
+                        floats.append(-float(whole.log_softmax(-1)[token]))
+            assert decode_metrics[name] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+            assert decode_metrics["float_step_loss"] == pytest.approx(
+                sum(floats) / len(floats), rel=1e-5
             )
-            assert decode_metrics[name] == found.loss
-        assert decode_metrics["loss"] != decode_metrics["float_past_loss"]
 
     def test_layers_over_each_past(self, decode_metrics):
         for name in ("layer_l2", "layer_own_l2", "layer_sensitivity"):
-            for past in ("", "float_past_"):
-                assert len(decode_metrics[past + name]) == LAYERS
-                assert all(0 < error < 1 for error in decode_metrics[past + name])
-            assert decode_metrics[name] != decode_metrics[f"float_past_{name}"]
+            for past in ("quantized_past", "float_past"):
+                assert len(decode_metrics[f"{past}_{name}"]) == LAYERS
+                assert all(0 < error < 1 for error in decode_metrics[f"{past}_{name}"])
+            assert decode_metrics[f"quantized_past_{name}"] != decode_metrics[f"float_past_{name}"]
 
 
 def test_the_sequences_that_are_compared(loaded: Loaded):
