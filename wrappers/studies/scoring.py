@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
@@ -243,7 +245,7 @@ def _tasks(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
     workload = loaded.workload
     if not workload.tasks:
         return {}
-    with redirect_stderr(io.StringIO()):  # its bars, which would be in the way of the study's
+    with _quiet():
         found = evaluate.run_tasks(
             model,
             loaded.tokenizer,
@@ -253,6 +255,24 @@ def _tasks(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
             batch=_TOGETHER,
         )
     return {"tasks": dict(_score(task, scores) for task, scores in found["results"].items())}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's bars and what its subprocesses say: the study has bars of its own.
+
+    What fails there is raised all the same.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _score(task: str, scores: Mapping[str, Any]) -> tuple[str, float]:

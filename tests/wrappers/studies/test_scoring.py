@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,14 @@ from wrappers import evaluate
 from wrappers.affine import AffineQParams
 from wrappers.studies import Loaded, Trial
 from wrappers.studies.quantising import decode_model, prefill_model
-from wrappers.studies.scoring import _of_masks, _probe, _score, _sequences, measure
+from wrappers.studies.scoring import (
+    _of_masks,
+    _probe,
+    _quiet,
+    _score,
+    _sequences,
+    measure,
+)
 
 LAYERS = 2
 
@@ -171,6 +180,15 @@ def test_the_sequences_that_are_compared(loaded: Loaded):
 )
 def test_the_score_of_a_task(scores, expected):
     assert _score("t", scores) == expected
+
+
+def test_what_is_said_by_others_is_left_out(capfd):
+    with pytest.raises(ValueError, match="told"), _quiet():
+        subprocess.run("echo from outside >&2", shell=True, check=True)
+        print("from inside", file=sys.stderr)
+        raise ValueError("told")
+    print("after", file=sys.stderr)
+    assert capfd.readouterr().err == "after\n"
 
 
 def test_a_float_configuration_has_no_error(loaded: Loaded):
