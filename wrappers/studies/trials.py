@@ -6,6 +6,8 @@ killed goes on where it was:
     {"format": 1, "study": "mask-fill", "workload": {...}, "environment": {...}}
     {"trial": {"settings": {"weight": "uint8"}, "seed": 0}, "metrics": {"loss": 1.31}, ...}
     {"trial": {"settings": {"weight": "uint4"}, "seed": 0}, "error": "RuntimeError: ...", ...}
+
+A trial that is run again adds another line, and the last one counts.
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wrappers.errors import StudyError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = 1
+# What numbers depend on besides the workload, and so has to stay while a study lasts.
+_VERSIONS = ("trace_model", "torch", "transformers")
 
 Settings = Mapping[str, Any]
 """What is tried: names and values that JSON can hold."""
@@ -66,27 +76,29 @@ class Result:
 
 
 class Results:
-    """The results of a study so far, in the order in which they came.
+    """The results of a study so far, in the order in which their trials first ended.
 
     Args:
-        path: a file; it is made with its first result.
+        path: a file; it is made when a run begins or a first result is added.
         head: what all trials have in common: the study, the workload and the environment.
 
+    Attributes:
+        head: that of the file where there is one, so that it says what its trials were run with.
+
     Raises:
-        StudyError: the file is that of another study or of a newer format, is damaged before its
-            last line, or cannot be read or written.
+        StudyError: the file is that of another study, of other versions or of a newer format, is
+            damaged before its last line, or cannot be read or written.
     """
 
     def __init__(self, path: str | Path, head: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.head = {"format": FORMAT, **head}
         self._found: dict[str, Result] = {}
+        self._whole = 0  # bytes of whole lines; more was being written when a run was killed
+        self._is_torn = False
         if not self.path.parent.is_dir():
             raise StudyError(f"there is no folder {self.path.parent} for the results {path}")
-        if self.path.exists():
-            self._read()
-        else:
-            self._append(self.head)
+        self._read()
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self._found.values())
@@ -104,48 +116,113 @@ class Results:
         return [trial for key, trial in wanted.items() if key not in self._found]
 
     def add(self, result: Result) -> None:
-        """Keeps a result, on disk when this returns."""
+        """Keeps a result, on disk when this returns; one of the same trial is replaced."""
         self._append(_plain(asdict(result)))
         self._found[result.trial.key] = result
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def forget_failed(self) -> None:
+        """Drops the results of trials that failed; on disk they stay until there are others."""
+        self._found = {key: found for key, found in self._found.items() if not found.error}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs from writing to the file; what it has got meanwhile is read.
+
+        Raises:
+            StudyError: another run is writing to it; or as when it is opened.
+        """
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            file = self.path.open("ab")
+        except OSError as error:
+            raise StudyError(f"cannot write to {self.path}: {error.strerror}") from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise StudyError(
+                        f"another run is writing to {self.path}: wait for its end, or give "
+                        "another file"
+                    ) from error
+                except OSError as error:
+                    raise StudyError(
+                        f"cannot lock {self.path}, which keeps other runs from writing to it: "
+                        f"{error.strerror}; give a file on another file system"
+                    ) from error
+            self._read()
+            yield
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        lines = [line] if self._whole else [self.head, line]
+        text = "".join(json.dumps(each) + "\n" for each in lines).encode()
+        try:
+            with self.path.open("ab") as file:
+                if self._is_torn:
+                    file.truncate(self._whole)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise StudyError(f"cannot write to {self.path}: {error.strerror}") from error
+        self._whole, self._is_torn = self._whole + len(text), False
 
     def _read(self) -> None:
         try:
-            raw = self.path.read_bytes()
+            raw = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
             raise StudyError(f"cannot read {self.path}: {error.strerror}") from error
-        whole = raw[: raw.rfind(b"\n") + 1]
-        lines = [self._parsed(line, number) for number, line in enumerate(whole.splitlines(), 1)]
-        if not lines:
-            os.truncate(self.path, 0)
-            self._append(self.head)
+        self._whole = raw.rfind(b"\n") + 1
+        self._is_torn = self._whole < len(raw)
+        if not self._whole:
+            self._check_beginning(raw)
             return
-        self._check_head(lines[0])
-        for line in lines[1:]:
-            result = Result(Trial(**line.pop("trial")), **line)
+        first, *lines = raw[: self._whole].splitlines()
+        head = self._parsed(first, 1, "format")
+        self._check_head(head)
+        self.head = head
+        for number, line in enumerate(lines, 2):
+            result = self._result(self._parsed(line, number, "trial"), number)
             self._found[result.trial.key] = result
-        if len(whole) < len(raw):  # killed while it was writing
-            os.truncate(self.path, len(whole))
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+    def _check_beginning(self, raw: bytes) -> None:
+        """Of a file with no whole line, which may be a head that was being written."""
+        begin = json.dumps({"format": FORMAT}).encode()[:-1]
+        if not (begin.startswith(raw) or raw.startswith(begin)):
+            raise StudyError(f"{self.path} holds no results of a study: give another file")
+
+    def _parsed(self, line: bytes, number: int, key: str) -> dict[str, Any]:
         try:
             parsed = json.loads(line)
         except ValueError as error:
             raise StudyError(f"{self.path} is damaged in line {number}: {error}") from error
-        if not isinstance(parsed, dict) or not ({"format", "trial"} & parsed.keys()):
-            raise StudyError(f"{self.path} holds no results of a study: see its line {number}")
+        if not isinstance(parsed, dict) or key not in parsed:
+            raise StudyError(
+                f"{self.path} holds no results of a study: see its line {number}, which has "
+                f"no {key!r}"
+            )
         return parsed
 
-    def _check_head(self, head: Mapping[str, Any]) -> None:
-        if head.get("format", 0) > FORMAT:
+    def _result(self, line: Mapping[str, Any], number: int) -> Result:
+        try:
+            result = Result(**{**line, "trial": Trial(**line["trial"])})
+        except TypeError as error:
+            raise StudyError(f"{self.path} is damaged in line {number}: {error}") from error
+        trial = result.trial
+        for name, value, kind in (
+            ("settings", trial.settings, dict),
+            ("seed", trial.seed, int),
+            ("metrics", result.metrics, dict),
+            ("error", result.error, str),
+            ("seconds", result.seconds, int | float),
+        ):
+            if not isinstance(value, kind):
+                raise StudyError(f"{self.path} is damaged in line {number}: {name} is {value!r}")
+        return result
+
+    def _check_head(self, head: dict[str, Any]) -> None:
+        if not isinstance(head["format"], int):
+            raise StudyError(f"{self.path} is damaged in line 1: format is {head['format']!r}")
+        if head["format"] > FORMAT:
             raise StudyError(
                 f"{self.path} has format {head['format']}, and this version reads up to {FORMAT}: "
                 "give another file or install a newer version"
@@ -157,6 +234,18 @@ class Results:
                 raise StudyError(
                     f"{self.path} holds results of another study ({_differing(head, own, key)}): "
                     "give another file, or the same options"
+                )
+        self._check_versions(head.get("environment", {}), own.get("environment", {}))
+
+    def _check_versions(self, environment: Any, own: Mapping[str, Any]) -> None:
+        if not isinstance(environment, dict):
+            raise StudyError(f"{self.path} is damaged in line 1: environment is {environment!r}")
+        for name in _VERSIONS:
+            begun, now = environment.get(name), own.get(name)
+            if None not in (begun, now) and begun != now:
+                raise StudyError(
+                    f"{self.path} was begun with {name} {begun}, and now it is {now}: give "
+                    "another file, or install that version"
                 )
 
 
