@@ -46,7 +46,8 @@ class DecodeCalibration:
     def __post_init__(self) -> None:
         for pair in self.pairs:
             for size in self.sizes:
-                check_settings(self.settings(pair, BASELINE, size, SEARCH))
+                for source in SOURCES:
+                    check_settings(self.settings(pair, source, size, SEARCH))
 
     def settings(self, pair: Pair, source: str, size: int, variant: str) -> Settings:
         """Those of a trial."""

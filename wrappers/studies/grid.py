@@ -2,6 +2,7 @@
 
 [study]
 name = "sensitivity"
+measured = "loss"                        # what they are compared by, see `MEASURED`
 seeds = [0, 1, 2]
 baseline = { only = "model.layers.0" }   # what the others are compared with; or the first
 
@@ -33,15 +34,20 @@ from wrappers.config import PTQConfig
 from wrappers.errors import StudyError
 from wrappers.module import iter_wrappers
 from wrappers.quantize import prepare
+from wrappers.studies.decode_calibration import DecodeCalibration
 from wrappers.studies.quantising import check_settings
 from wrappers.studies.trials import Results, Settings, Trial
 from wrappers.studies.workload import Workload
 
 _SECTIONS = ("study", "settings", "grid", "workload")
+MEASURED = DecodeCalibration.measured
+"""What settings can be compared by, losses all; but for the first only where there is a source."""
+
 _OF_STUDY = ("name", "seeds", "baseline", "measured")
 # Settings that name a module, for which a glob may stand.
 _MODULES = ("leave_out", "only")
 _WILD = "*?["
+_SEEDS = 2**63  # how many PyTorch can be seeded with
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,33 @@ class File:
                 )
         if not file.grid:
             raise StudyError(f"{path} has no [grid]: expected at least one list of values to try")
+        file._check_study()
         for combination in file.combinations(file.grid):
             check_settings(combination)
         return file
+
+    def _check_study(self) -> None:
+        seeds = self.study.get("seeds", [0])
+        is_list = isinstance(seeds, list) and bool(seeds)
+        if not is_list or not all(type(each) is int and 0 <= each < _SEEDS for each in seeds):
+            raise StudyError(
+                f"{self.path}: found seeds {seeds!r}; expected a list of whole numbers from 0 to "
+                "2**63 - 1"
+            )
+        for name, kind, expected in (("name", str, "a text"), ("baseline", dict, "a table")):
+            value = self.study.get(name, kind())
+            if not isinstance(value, kind):
+                raise StudyError(f"{self.path}: found {name} {value!r}; expected {expected}")
+        measured = self.study.get("measured", MEASURED[0])
+        if measured not in MEASURED:
+            raise StudyError(
+                f"{self.path}: found measured {measured!r}; expected one of {', '.join(MEASURED)}"
+            )
+        if measured != MEASURED[0] and "source" not in {**self.settings, **self.grid}:
+            raise StudyError(
+                f"{self.path}: {measured} is measured of decode models: give a `source` in "
+                "[settings] or [grid]"
+            )
 
     def combinations(self, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         """Every combination of a grid with the settings of all."""
@@ -142,11 +172,11 @@ class File:
                 f"{json.dumps(wanted)}"
             )
         return Grid(
-            name=str(self.study.get("name", self.path.stem)),
+            name=self.study.get("name", self.path.stem),
             combinations=combinations,
             seeds=tuple(self.study.get("seeds", (0, 1, 2))),
             baseline=matching[0],
-            measured=str(self.study.get("measured", "loss")),
+            measured=self.study.get("measured", MEASURED[0]),
             varied=tuple(grid),
         )
 

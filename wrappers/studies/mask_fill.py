@@ -7,6 +7,7 @@ dtypes, since a coarse activation type has to share its few codes between logits
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,12 +112,13 @@ class MaskFill:
     ) -> dict[float, float]:
         """The mean of what is measured, of the values of which every seed has ended.
 
-        A value whose trials have all failed is infinitely bad.
+        A value whose trials have all failed is infinitely bad, and one that gives NaN too.
         """
         found = {}
         for fill in fills:
             done = known.of(self.trials(pair, fill, variant))
             if len(done) == len(self.seeds):
                 numbers = [r.number(self.measured) for r in done if not r.error]
-                found[fill] = statistics.fmean(numbers) if numbers else float("inf")
+                mean = statistics.fmean(numbers) if numbers else math.inf
+                found[fill] = math.inf if math.isnan(mean) else mean
         return found

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from wrappers.config import PTQConfig, QuantSpec, affine, no_quantization
 from wrappers.decoding import Source, decode_inputs
-from wrappers.errors import ConfigError, StudyError
+from wrappers.errors import ConfigError, StudyError, WrappersError
 from wrappers.module import iter_points
 from wrappers.quantize import calibrate, convert, prepare
 from wrappers.studies.trials import Settings, Trial
@@ -40,6 +41,9 @@ DEFAULTS: Settings = {
 _OF_CONFIG = ("attention_mask_fill_value", "model_args", "strict_wrap")
 KNOWN = (*DEFAULTS, *_OF_CONFIG, "overrides", "leave_out", "only", "source")
 SOURCES = ("float", "quantized", "both")
+_DECODE = "decode"
+# Settings that name parts of the model, or say what its wrappers are.
+_OF_THE_MODEL = ("variant", "model_args", "strict_wrap", "overrides", "leave_out", "only")
 _TOGETHER = 8  # prompts whose steps are run together
 
 
@@ -53,22 +57,76 @@ def check_settings(settings: Settings) -> None:
         if name not in KNOWN:
             raise StudyError(f"unknown setting {name!r}; expected one of {', '.join(KNOWN)}")
     source = settings.get("source")
-    if source is not None and source not in SOURCES:
+    if "source" in settings and source not in SOURCES:
         raise StudyError(f"found the source {source!r}; expected one of {', '.join(SOURCES)}")
-    for name in ("calibration", "steps"):
-        value = settings.get(name, DEFAULTS[name])
-        if not isinstance(value, int) or value < 1:
-            raise StudyError(f"found {name} {value!r}; expected a whole number from 1 up")
+    _check_types(settings)
     if source == "both" and settings.get("calibration", DEFAULTS["calibration"]) < 2:
         raise StudyError("calibration on both sources takes at least 2 sequences, one for each")
     if settings.get("leave_out") and settings.get("only"):
         raise StudyError("leave_out and only exclude each other: give one of them")
+    if settings.get("variant") == _DECODE:
+        raise StudyError(
+            "the variant is that of the prefill model: with a source there is a decode model as "
+            "well, and both are measured together"
+        )
     try:
-        _plain_config(settings, str(settings.get("variant", DEFAULTS["variant"])))
-        for spec in dict(settings.get("overrides", {})).values():
+        _plain_config(settings, settings.get("variant", DEFAULTS["variant"]))
+        for spec in settings.get("overrides", {}).values():
             _spec(spec)
     except (ConfigError, TypeError) as error:
         raise StudyError(f"these settings make no PTQConfig: {error}") from error
+
+
+def _check_types(settings: Settings) -> None:
+    for name in ("calibration", "steps"):
+        value = settings.get(name, DEFAULTS[name])
+        if type(value) is not int or value < 1:  # True is an int too
+            raise StudyError(f"found {name} {value!r}; expected a whole number from 1 up")
+    for name in ("overrides", "model_args"):
+        if not isinstance(value := settings.get(name, {}), Mapping):
+            raise StudyError(f"found {name} {value!r}; expected a table")
+    for name in ("leave_out", "only"):
+        value = settings.get(name)
+        if value is not None and not isinstance(value, str):
+            raise StudyError(f"found {name} {value!r}; expected the name of a module")
+
+
+def check_on(loaded: Loaded, trials: Iterable[Trial]) -> None:
+    """Checks settings against the model and the calibration sequences before a study begins.
+
+    Raises:
+        StudyError: names or a variant that the model does not have, or more steps than tokens.
+    """
+    checked = set()
+    for trial in trials:
+        settings = {**DEFAULTS, **trial.settings}
+        variants = [settings["variant"]]
+        if "source" in settings:
+            variants.append(_DECODE)
+            _check_steps(settings["steps"], loaded.workload.calibration_length)
+        of_the_model = [settings.get(name) for name in _OF_THE_MODEL]
+        key = json.dumps([variants, of_the_model], sort_keys=True)
+        if key in checked:
+            continue
+        checked.add(key)
+        for variant in variants:
+            try:
+                _prepared(loaded.model, settings, variant)
+            except StudyError:
+                raise
+            except WrappersError as error:
+                raise StudyError(
+                    f"these settings do not fit the model: {error}; found "
+                    f"{json.dumps(dict(trial.settings))}"
+                ) from error
+
+
+def _check_steps(steps: int, length: int) -> None:
+    if steps >= length:
+        raise StudyError(
+            f"found {steps} steps of calibration sequences of {length} tokens; expected fewer, as "
+            "at least one token is the prompt"
+        )
 
 
 def prefill_model(loaded: Loaded, trial: Trial) -> nn.Module:
@@ -87,7 +145,7 @@ def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
         prefill: the quantised prefill model of the same trial.
     """
     settings = {**DEFAULTS, **trial.settings}
-    decode = _prepared(loaded.model, settings, "decode")
+    decode = _prepared(loaded.model, settings, _DECODE)
     prompts = loaded.calibration_set(trial.seed, settings["calibration"])
     source, steps = settings["source"], settings["steps"]
     # With both, each prompt is seen once all the same: the budget is that of the others.
@@ -104,7 +162,7 @@ def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
 
 def _prepared(model: nn.Module, settings: Settings, variant: str) -> nn.Module:
     config = _plain_config(settings, variant)
-    patterns = dict(settings.get("overrides", {}))
+    patterns = settings.get("overrides", {})
     chosen = settings.get("leave_out"), settings.get("only")
     if not patterns and chosen == (None, None):
         return prepare(model, config)
@@ -125,7 +183,11 @@ def _plain_config(settings: Settings, variant: str) -> PTQConfig:
 def _spec(value: Any) -> QuantSpec:
     if value == "off":
         return no_quantization()
-    return QuantSpec.from_dict(value) if isinstance(value, Mapping) else affine(value)
+    if not isinstance(value, Mapping):
+        return affine(value)
+    if not isinstance(options := value.get("options", {}), Mapping):
+        raise StudyError(f"found the options {options!r} of an observer; expected a table")
+    return QuantSpec.from_dict(value)
 
 
 def _by_glob(patterns: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
@@ -148,6 +210,9 @@ def _of_modules(leave_out: str | None, only: str | None, paths: list[str]) -> di
         return {}
     inside = [path for path in paths if path.startswith(f"{name}.")]
     if not inside:
-        raise StudyError(f"the model has no wrapped module {name!r}, such as {paths[0]}")
+        modules = list(dict.fromkeys(path.rpartition(".")[0] for path in paths))
+        raise StudyError(
+            f"the model has no wrapped module {name!r}, such as {', '.join(modules[:3])}"
+        )
     off = inside if leave_out else [path for path in paths if path not in set(inside)]
     return dict.fromkeys(off, no_quantization().to_dict())

@@ -60,12 +60,37 @@ class TestFile:
             ("[settings]\nweight = 'int8'\n", r"has no \[grid\]"),
             ("[grid]\nweight = 'int8'\n", "weight in .grid. is 'int8'; expected a list"),
             ("[grid]\nweight = ['int99']\n", "these settings make no PTQConfig"),
+            ("[study]\nseeds = 2\n[grid]\nweight = ['int8']\n", "found seeds 2; expected a list"),
+            ("[study]\nseeds = []\n[grid]\nweight = ['int8']\n", r"found seeds \[\]"),
+            ("[study]\nseeds = [true]\n[grid]\nweight = ['int8']\n", r"found seeds \[True\]"),
+            ("[study]\nseeds = [0, 1.5]\n[grid]\nweight = ['int8']\n", r"found seeds \[0, 1.5\]"),
+            ("[study]\nseeds = [9223372036854775808]\n[grid]\nweight = ['int8']\n", "2..63 - 1"),
+            ("[study]\nname = 5\n[grid]\nweight = ['int8']\n", "found name 5; expected a text"),
+            ("[study]\nbaseline = 'a'\n[grid]\nweight = ['int8']\n", "'a'; expected a table"),
+            (
+                "[study]\nmeasured = 'equal'\n[grid]\nweight = ['int8']\n",
+                "'equal'; expected one of loss, quantized_past_loss, float_past_loss",
+            ),
+            ("[study]\nmeasured = ['loss']\n[grid]\nweight = ['int8']\n", r"\['loss'\]; expected"),
+            (
+                "[study]\nmeasured = 'float_past_loss'\n[grid]\nweight = ['int8']\n",
+                "float_past_loss is measured of decode models: give a `source`",
+            ),
+            ("[grid]\nweight = [1979-05-27]\n", "these settings make no PTQConfig"),
+            ("[grid]\nonly = [5]\n", "found only 5; expected the name of a module"),
             ("[grid]\nweigth = ['int8']\n", "unknown setting 'weigth'"),
         ],
     )
     def test_files_that_cannot_be(self, file, text, message):
         with pytest.raises(StudyError, match=message):
             File.read(file(text))
+
+    @pytest.mark.parametrize("place", ["[settings]\nsource = 'float'", "[grid]\nsource = ['float']"])
+    def test_decode_models_are_compared_by_either_past(self, file, loaded: Loaded, place):
+        text = f"[study]\nmeasured = 'float_past_loss'\n{place}\n"
+        if "[grid]" not in place:
+            text += "[grid]\nweight = ['int8']\n"
+        assert File.read(file(text)).on(loaded.model).measured == "float_past_loss"
 
     def test_no_file(self, tmp_path: Path):
         with pytest.raises(StudyError, match="cannot read"):

@@ -5,8 +5,8 @@ import wrappers
 from wrappers.errors import StudyError
 from wrappers.module import Mode, iter_points, iter_wrappers
 from wrappers.observers import IdentityQuantizer
-from wrappers.studies import Loaded, Trial
-from wrappers.studies.quantising import check_settings, decode_model, prefill_model
+from wrappers.studies import DecodeCalibration, Loaded, Trial
+from wrappers.studies.quantising import check_on, check_settings, decode_model, prefill_model
 
 
 def off(model: torch.nn.Module) -> set[str]:
@@ -129,8 +129,55 @@ def scales(model: torch.nn.Module) -> dict[str, list[float]]:
         ({"leave_out": "a", "only": "b"}, "exclude each other"),
         ({"attention_mask_fill_value": 3.0}, "these settings make no PTQConfig"),
         ({"overrides": {"*": "uint1"}}, "these settings make no PTQConfig"),
+        ({"overrides": "off"}, "found overrides 'off'; expected a table"),
+        ({"model_args": 5}, "found model_args 5; expected a table"),
+        ({"model_args": {"grid": object()}}, "these settings make no PTQConfig"),
+        ({"calibration": True}, "found calibration True; expected a whole number"),
+        ({"only": 5}, "found only 5; expected the name of a module"),
+        ({"source": None}, "found the source None"),
+        ({"variant": 5}, "these settings make no PTQConfig: variant must be a name"),
+        ({"variant": "decode"}, "the variant is that of the prefill model"),
+        ({"activation": {"dtype": "uint8", "options": 5}}, "found the options 5"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(StudyError, match=message):
         check_settings(settings)
+
+
+def test_every_source_is_checked_before_a_study():
+    with pytest.raises(StudyError, match="both sources takes at least 2 sequences"):
+        DecodeCalibration(sizes=(1,))
+
+
+class TestOnAModel:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
+            ({"only": "layers.0"}, "no wrapped module 'layers.0', such as model, "),
+            ({"variant": "prefil"}, "do not fit the model: .* has no wrapper in the variant"),
+            ({"source": "float", "steps": 24}, "24 steps of calibration sequences of 24 tokens"),
+        ],
+    )
+    def test_settings_that_do_not_fit(self, loaded: Loaded, settings, message):
+        with pytest.raises(StudyError, match=message):
+            check_on(loaded, [Trial({}, 0), Trial(settings, 0)])
+
+    def test_settings_that_do(self, loaded: Loaded):
+        fitting = ({"source": "both", "steps": 23}, {"variant": "prefill", "steps": 99}, {})
+        check_on(loaded, [Trial(settings, 0) for settings in fitting])
+
+    def test_each_form_of_the_model_is_prepared_once(self, loaded: Loaded, monkeypatch):
+        made = []
+
+        def counted(model, config):
+            made.append(config.variant)
+            return wrappers.prepare(model, config)
+
+        monkeypatch.setattr("wrappers.studies.quantising.prepare", counted)
+        settings = [{"attention_mask_fill_value": fill} for fill in (-40.0, -80.0)]
+        check_on(loaded, [Trial(each, seed) for each in settings for seed in (0, 1)])
+        assert made == ["prefill_reference"]
+        check_on(loaded, [Trial({"source": "float", "variant": "prefill"}, 0)])
+        assert made[1:] == ["prefill", "decode"]
