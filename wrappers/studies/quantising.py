@@ -42,8 +42,9 @@ _OF_CONFIG = ("attention_mask_fill_value", "model_args", "strict_wrap")
 KNOWN = (*DEFAULTS, *_OF_CONFIG, "overrides", "leave_out", "only", "source")
 SOURCES = ("float", "quantized", "both")
 _DECODE = "decode"
-# Settings that name parts of the model, or say what its wrappers are.
-_OF_THE_MODEL = ("variant", "model_args", "strict_wrap", "overrides", "leave_out", "only")
+# Settings on which it depends whether a model can be prepared.
+_OF_WRAPPERS = ("activation", "weight", "model_args", "strict_wrap")
+_OF_PARTS = ("overrides", "leave_out", "only")
 _TOGETHER = 8  # prompts whose steps are run together
 
 
@@ -104,8 +105,8 @@ def check_on(loaded: Loaded, trials: Iterable[Trial]) -> None:
         if "source" in settings:
             variants.append(_DECODE)
             _check_steps(settings["steps"], loaded.workload.calibration_length)
-        of_the_model = [settings.get(name) for name in _OF_THE_MODEL]
-        key = json.dumps([variants, of_the_model], sort_keys=True)
+        others = [settings.get(name) for name in (*_OF_WRAPPERS, *_OF_PARTS)]
+        key = json.dumps([variants, others], sort_keys=True)
         if key in checked:
             continue
         checked.add(key)
