@@ -6,61 +6,81 @@ import csv
 import html
 import io
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wrappers.errors import StudyError
 from wrappers.studies.figures import Plot, Table
 from wrappers.studies.report import Report
 
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+_KEPT = 3  # columns of a table that every terminal shows: name, figure and difference
+_LEAST = 12  # characters of the first column, however long the others are
 _WIDTH, _HEIGHT = 640, 260  # of a drawing, in its own units
 _MARGIN = 56
+_LETTER = 7  # about the width of one in a drawing
 _COLOURS = ("#2f6fb0", "#c2571a", "#2e8b57", "#8a4fb0", "#b0a02f", "#555555")
 
 
 def show(report: Report) -> None:
     """Prints a report, with tables and plots as wide as the terminal."""
     from rich.console import Console
-    from rich.table import Table as RichTable
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{report.title}[/bold]")
+    console = Console(highlight=False, markup=False)
+    console.print(report.title, style="bold")
     if report.question:
         console.print(report.question, style="dim")
     for table in report.tables:
-        shown = _fitting(table, console.width)
-        left_out = len(table.columns) - shown
-        drawn = RichTable(
-            title=table.title,
-            title_justify="left",
-            title_style="bold",
-            caption=f"{left_out} more columns in the reports" if left_out else None,
-            caption_justify="left",
-        )
-        for place, column in enumerate(table.columns[:shown]):
-            drawn.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
-        for place, row in enumerate(table.rows):
-            drawn.add_row(*row[:shown], style="green" if place == table.best else None)
-        console.print(drawn)
+        console.print(_rich(table, console.width))
     for plot in report.plots:
-        console.print(text_plot(plot, width=min(console.width, 100)), markup=False)
+        console.print(text_plot(plot, width=min(console.width, 100)))
+    for name, value in _facts(report).items():
+        console.print(f"{name}: {value}", style="dim", soft_wrap=True)
+    if report.method:
+        console.print(report.method, style="dim")
     for line in report.reading:
-        console.print(f"- {line}", markup=False)
+        console.print(f"- {line}")
     for line in report.failures:
-        console.print(f"failed: {line}", style="red", markup=False)
+        console.print(f"failed: {line}", style="red")
 
 
-def _fitting(table: Table, width: int) -> int:
-    """How many columns of a table fit, at least two."""
-    taken, count = 1, 0
-    for cells in zip(table.columns, *table.rows, strict=True):
-        taken += max(map(len, cells)) + 3
-        if taken > width and count >= 2:
+def _rich(table: Table, width: int) -> RichTable:
+    """A table for a terminal: as many columns as fit, the first folded for the next two."""
+    from rich import table as rich
+    from rich.text import Text
+
+    widths = [max(map(len, cells)) for cells in zip(table.columns, *table.rows, strict=True)]
+    room = width - 1 - sum(each + 3 for each in widths[1:_KEPT])
+    first = min(widths[0], max(_LEAST, room - 3))
+    shown, taken = 1, 1 + first + 3
+    for each in widths[1:]:
+        taken += each + 3
+        if taken > width and shown >= _KEPT:
             break
-        count += 1
-    return count
+        shown += 1
+    left_out = len(table.columns) - shown
+    drawn = rich.Table(
+        title=Text(table.title, style="bold"),
+        title_justify="left",
+        caption=f"{left_out} more columns in the reports" if left_out else None,
+        caption_justify="left",
+    )
+    for place, column in enumerate(table.columns[:shown]):
+        drawn.add_column(
+            Text(column),
+            justify="left" if place == 0 else "right",
+            no_wrap=place > 0,
+            overflow="fold",
+            max_width=first if place == 0 else None,
+        )
+    for place, row in enumerate(table.rows):
+        drawn.add_row(*map(Text, row[:shown]), style="green" if place == table.best else None)
+    return drawn
 
 
 def text_plot(plot: Plot, *, width: int = 80) -> str:
@@ -75,14 +95,36 @@ def text_plot(plot: Plot, *, width: int = 80) -> str:
     for name, points in plot.series.items():
         places, means = [p[0] for p in points], [p[1] for p in points]
         figure.draw(figure.signal(places, means, marker=marker(signs[name])))
-    places = sorted({p[0] for points in plot.series.values() for p in points})
-    figure.ruler("x").ticks(places, list(plot.ticks) or [f"{place:g}" for place in places])
+    ticks = _ticks(plot, width - 2 * len("1.2345"), 1)
+    figure.ruler("x").ticks(list(ticks), list(ticks.values()))
     figure.label(plot.x, "x")
     figure.label(plot.y, "y")
     text = str(figure.build().string(colorless=True))
     figure.clear()
     key = ", ".join(f"{sign} {name}" for name, sign in signs.items())
-    return "\n".join((f"{plot.title} ({key})", *(line.rstrip() for line in text.splitlines())))
+    title = f"{plot.title} ({key})" if len(signs) > 1 else plot.title
+    return "\n".join((title, *(line.rstrip() for line in text.splitlines())))
+
+
+def _ticks(plot: Plot, width: float, letter: float) -> dict[float, str]:
+    """The places of a plot that are named, such that no name runs into the next.
+
+    Args:
+        plot: what is drawn.
+        width: of the axis.
+        letter: the width of one.
+    """
+    places = sorted({point[0] for points in plot.series.values() for point in points})
+    unit = width / ((places[-1] - places[0]) or 1.0)
+    named: dict[float, str] = {}
+    end = -math.inf
+    for place in places:
+        name = plot.ticks[int(place)] if plot.ticks else f"{place:g}"
+        half = (len(name) + 1) * letter / 2
+        if place * unit - half >= end:
+            named[place] = name
+            end = place * unit + half
+    return named
 
 
 def markdown(report: Report) -> str:
@@ -92,18 +134,25 @@ def markdown(report: Report) -> str:
     for table in report.tables:
         rows = [table.columns, tuple("---" for _ in table.columns), *table.rows]
         lines = [
-            f"| {' | '.join(_bold(row, table, place - 2))} |" for place, row in enumerate(rows)
+            f"| {' | '.join(_cells(row, table, place - 2))} |" for place, row in enumerate(rows)
         ]
         parts += [f"### {table.title}", "\n".join(lines)]
     parts += [f"```text\n{text_plot(plot)}\n```" for plot in report.plots]
     if report.failures:
         parts += ["## Failed", "\n".join(f"- {line}" for line in report.failures)]
-    parts += ["## How it was made", "\n".join(f"- {k}: `{v}`" for k, v in _facts(report).items())]
+    facts = "\n".join(f"- {name}: {_code(value)}" for name, value in _facts(report).items())
+    parts += ["## How it was made", report.method, facts]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _bold(row: tuple[str, ...], table: Table, place: int) -> tuple[str, ...]:
-    return tuple(f"**{cell}**" if cell else "" for cell in row) if place == table.best else row
+def _code(text: str) -> str:
+    """Text as it is, whatever signs it holds."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _cells(row: tuple[str, ...], table: Table, place: int) -> tuple[str, ...]:
+    cells = tuple(cell.replace("|", "\\|") for cell in row)
+    return tuple(f"**{cell}**" if cell else "" for cell in cells) if place == table.best else cells
 
 
 def page(report: Report) -> str:
@@ -126,7 +175,8 @@ def page(report: Report) -> str:
         parts.append("<h2>Failed</h2><ul>")
         parts += [f"<li>{escape(line)}" for line in report.failures] + ["</ul>"]
     facts = "".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in _facts(report).items())
-    parts.append(f"<h2>How it was made</h2><div class=wide><table>{facts}</table></div>")
+    parts.append(f"<h2>How it was made</h2><p>{escape(report.method)}</p>")
+    parts.append(f"<div class=wide><table>{facts}</table></div>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
@@ -148,15 +198,21 @@ _STYLE = (
 def _drawing(plot: Plot) -> str:
     """A plot as SVG: lines between means, bars of one standard deviation."""
     points = [point for series in plot.series.values() for point in series]
-    across = _scale([p[0] for p in points], _MARGIN, _WIDTH - 12)
+    names = list(plot.series) if len(plot.series) > 1 else []
+    right = _WIDTH - 16 - max((len(name) + 2 for name in names), default=0) * _LETTER
+    across = _scale([p[0] for p in points], _MARGIN, right)
     spread = [p[1] + sign * p[2] for p in points for sign in (-1, 1)]
     up = _scale(spread, _HEIGHT - 36, 26)
     parts = [f"<text x={_MARGIN} y=16>{html.escape(plot.title)}</text>"]
-    ticks: Sequence[str | float] = plot.ticks or sorted({p[0] for p in points})
-    for place, tick in enumerate(ticks):
-        x = across(float(place) if isinstance(tick, str) else tick)
-        name = html.escape(tick if isinstance(tick, str) else f"{tick:g}")
-        parts.append(f"<text x={x:.1f} y={_HEIGHT - 18} text-anchor=middle>{name}</text>")
+    for place, name in _ticks(plot, right - _MARGIN, _LETTER).items():
+        parts.append(
+            f"<text x={across(place):.1f} y={_HEIGHT - 18} text-anchor=middle>"
+            f"{html.escape(name)}</text>"
+        )
+    middle = (_MARGIN + right) / 2
+    parts.append(
+        f"<text x={middle} y={_HEIGHT - 3} text-anchor=middle>{html.escape(plot.x)}</text>"
+    )
     for value in (min(spread), max(spread)):
         parts.append(
             f"<text x={_MARGIN - 6} y={up(value) + 4:.1f} text-anchor=end>{value:.4g}</text>"
@@ -172,10 +228,11 @@ def _drawing(plot: Plot) -> str:
                 f"y2={up(y + deviation):.1f} stroke='{colour}' />"
                 f"<circle cx={at:.1f} cy={up(y):.1f} r=3 fill='{colour}' />"
             )
-        parts.append(
-            f"<text x={_WIDTH - 12} y={16 + 15 * number} text-anchor=end "
-            f"style='fill:{colour}'>{html.escape(name)}</text>"
-        )
+        if name in names:
+            parts.append(
+                f"<text x={right + 2 * _LETTER} y={32 + 16 * number} style='fill:{colour}'>"
+                f"{html.escape(name)}</text>"
+            )
     return f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' width={_WIDTH}>{''.join(parts)}</svg>"
 
 
@@ -186,7 +243,12 @@ def _scale(values: list[float], start: float, end: float) -> Callable[[float], f
 
 
 def table_of_results(report: Report) -> str:
-    """All trials as comma-separated values: settings, seed, metrics, error, seconds."""
+    """All trials as comma-separated values, each with what reproduces it.
+
+    The columns: settings, seed, metrics, error, seconds; then workload and environment, which are
+    the same in every row.
+    """
+    head = {**report.head.get("workload", {}), **report.head.get("environment", {})}
     rows = [
         {
             **_flat(result.trial.settings),
@@ -197,28 +259,32 @@ def table_of_results(report: Report) -> str:
         }
         for result in report.results
     ]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    own = dict.fromkeys(name for row in rows for name in row)
+    # The tasks of the workload and their scores have the same name, and so has its calibration.
+    common = {f"workload_{k}" if k in own else k: v for k, v in _flat(head).items()}
     file = io.StringIO()
-    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer = csv.DictWriter(file, [*own, *common], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({**row, **common} for row in rows)
     return file.getvalue()
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: json.dumps(value) if isinstance(value, list | dict) else value
+        name: json.dumps(value) if isinstance(value, list | tuple | dict) else value
         for name, value in values.items()
     }
 
 
 def _facts(report: Report) -> dict[str, str]:
+    """What reproduces a report: command, versions, and the workload with its checksum."""
     workload = report.head.get("workload", {})
     environment = report.head.get("environment", {})
     seconds = sum(result.seconds for result in report.results)
-    facts = {**environment, **{k: v for k, v in workload.items() if v not in (None, [], ())}}
+    known = {**environment, **workload}
+    facts = {name: str(value) for name, value in known.items() if value not in (None, [], ())}
     facts["trials"] = f"{len(report.results)}, {seconds:.0f} s in all, one thread each"
-    return {name: str(value) for name, value in facts.items()}
+    return facts
 
 
 WRITERS: Mapping[str, Callable[[Report], str]] = {
