@@ -78,7 +78,7 @@ def report_of(study: Any, known: Results) -> Report:
 
 @report_of.register
 def _(study: MaskFill, known: Results) -> Report:
-    default = f"{DEFAULT_FILL:g}"
+    default = _written(DEFAULT_FILL)
     measured = study.measured
     tables, layers, reading = [], [], []
     series = {}
@@ -123,8 +123,12 @@ _PEIR_OF_LAYERS = {"weights_peir": "PEIR softmax", "attention_peir": "PEIR atten
 def _of_fills(
     study: MaskFill, pair: Pair, variant: str, fills: Iterable[float], known: Results
 ) -> dict[str, list[Result]]:
-    found = {f"{fill:g}": known.of(study.trials(pair, fill, variant)) for fill in fills}
+    found = {_written(fill): known.of(study.trials(pair, fill, variant)) for fill in fills}
     return {name: results for name, results in found.items() if results}
+
+
+def _written(fill: float) -> str:
+    return f"{fill:.12g}"  # what a user may tell apart
 
 
 def _disagreement(

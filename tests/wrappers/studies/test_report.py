@@ -31,7 +31,6 @@ def metrics(loss: float, seed: int) -> dict:
     loss += 0.001 * seed
     return {
         "loss": loss,
-        "perplexity": math.exp(loss),
         "float_loss": 0.4,
         "layer_l2": [0.1, 0.3],
         "equal": 0.5,
@@ -226,6 +225,20 @@ class TestMaskFill:
         report = report_of(fewer, known)
         assert [result.trial for result in report.results] == fewer.wanted(known)
         assert {result.trial.seed for result in report.results} == {0, 1}
+
+    def test_values_that_are_close_have_each_a_row(self, known: Results):
+        made = MaskFill(fills=(-100.0, -100.00001), pairs=[PAIR], seeds=(0,))
+        for trial in made.wanted(known):
+            known.add(Result(trial, metrics(1.0, 0)))
+        names = [row[0] for row in report_of(made, known).tables[0].rows]
+        assert names == ["float model", "-100", "-100.00001", "-120"]
+
+    def test_a_perplexity_beyond_all_numbers(self, known: Results):
+        losses = LOSSES | {(v, -40.0): 800.0 for v in (SEARCH, FAITHFUL)}
+        fill_in(study(), known, losses)
+        report = report_of(study(), known)
+        assert report.tables[0].rows[1][:2] == ("-40", "inf")
+        assert [point[0] for point in report.plots[0].series["uint8/uint8"]] == [-80.0, -120.0]
 
     def test_the_method(self, known: Results):
         method = report_of(study(), known).method
@@ -425,3 +438,8 @@ class TestGrid:
         report = report_of(grid, known)
         assert report.reading == ("g: the baseline, uint4, has no results: its trials failed.",)
         assert report.tables[0].rows[1][0] == "uint8"
+
+
+def test_what_is_no_study(known: Results):
+    with pytest.raises(TypeError, match="no report is known of str"):
+        report_of("mask-fill", known)
