@@ -8,7 +8,7 @@ What a study is and does is in `wrappers.studies`; here are its options.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +134,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ),
     )
     group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try those trials again that failed in earlier runs",
+    )
+    group.add_argument(
         "--workers", type=count(1), default=1, metavar="N", help="processes (default: %(default)s)"
     )
     group.add_argument(
@@ -193,16 +198,35 @@ def check(options: argparse.Namespace) -> None:
         given = [name for name in names if getattr(options, name) is not None]
         if given and options.study not in (study, None):
             raise UsageError(f"--{given[0]} belongs to {study}, and the study is {options.study}")
+    if options.config is None:  # else there may be more in [workload]
+        _check_together(_given(options, {}))
     if options.model is not None:
         locate(options.model)
 
 
+def _check_together(given: Mapping[str, Any]) -> None:
+    """Checks that nothing of a workload is given in vain."""
+    if given.get("separator") is not None and not {"text", "calibration_text"} & given.keys():
+        raise UsageError(
+            "found a separator of documents and no text: give --text or --calibration-text too"
+        )
+    for name in ("task_data", "task_limit"):
+        if name in given and not given.get("tasks"):
+            option = name.replace("_", "-")
+            raise UsageError(f"found --{option} and no task: give --tasks too")
+
+
 def run(options: argparse.Namespace, command: str) -> None:
-    """Runs a study, prints its report and writes those asked for."""
+    """Runs a study, prints its report and writes those asked for.
+
+    Raises:
+        StudyError: among others, no trial has succeeded; the report has been written all the same.
+    """
     check(options)
     from tracer.reports.progress import trial_counter
     from wrappers import studies
     from wrappers.studies.render import check_path
+    from wrappers.studies.runner import check_succeeded
 
     for path in options.report:
         check_path(path)
@@ -222,11 +246,14 @@ def run(options: argparse.Namespace, command: str) -> None:
             what = f"seed {result.trial.seed}, {result.seconds:.1f} s"
             tell(f"{what}, failed: {result.error}" if result.error else what, ended, wanted)
 
-        studies.run(study, workload, results, where=where, told=told)
+        studies.run(
+            study, workload, results, where=where, told=told, retry_failed=options.retry_failed
+        )
     report = studies.report_of(study, results)
     studies.show(report)
     for path in options.report:
         studies.save(report, path)
+    check_succeeded(study, results)
 
 
 def _of_the_study(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,14 +266,19 @@ def _of_the_study(options: argparse.Namespace) -> dict[str, Any]:
 def _workload(options: argparse.Namespace, made: "studies.File | None") -> "studies.Workload":
     from wrappers import studies
 
-    given = {} if made is None else dict(made.workload)
+    given = _given(options, {} if made is None else made.workload)
+    _check_together(given)
+    if "model" not in given:
+        raise UsageError("no model is named: give MODEL, or `model` in [workload] of the file")
+    workload: studies.Workload = studies.Workload(**given)
+    return workload
+
+
+def _given(options: argparse.Namespace, of_the_file: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of the workload: by options, else in the file."""
+    given = dict(of_the_file)
     for name in _WORKLOAD:
         value = getattr(options, name)
         if value is not None:
             given[name] = str(value) if isinstance(value, Path) else value
-    if "model" not in given:
-        raise UsageError("no model is named: give MODEL, or `model` in [workload] of the file")
-    if "tasks" in given:
-        given["tasks"] = tuple(given["tasks"])
-    workload: studies.Workload = studies.Workload(**given)
-    return workload
+    return given

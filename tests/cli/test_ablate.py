@@ -38,6 +38,11 @@ class TestOptions:
             (["mask-fill", "tiny-llama", "--fills", "3"], "these settings make no PTQConfig"),
             (["mask-fill", "tiny-llama", "--pairs", "uint99/uint8"], "make no PTQConfig"),
             (["mask-fill", "tiny-llama", "--tokens", "1000000"], "to calibrate on; expected"),
+            (["mask-fill", "tiny-llama", "--separator", "|"], "a separator of documents and no"),
+            (["mask-fill", "tiny-llama", "--task-limit", "3"], "--task-limit and no task"),
+            (["mask-fill", "tiny-llama", "--task-data", "x"], "--task-data and no task"),
+            (["decode-calibration", "tiny-llama", "--sizes", "1"], "takes at least 2 sequences"),
+            (["decode-calibration", "tiny-llama", "--steps", "128"], "128 steps of calibration"),
         ],
     )
     def test_wrong_use_is_one_sentence(
@@ -103,6 +108,42 @@ class TestConfig:
         assert ablate(*options, "--tokens", 30) == 2
         assert "another study (tokens 60, and now 30)" in capsys.readouterr().err
         assert (tmp_path / "grid.jsonl").read_bytes() == before
+
+    def test_none_has_succeeded_and_another_try(self, text, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = tmp_path / "grid.toml"
+        config.write_text('[study]\nseeds = [0]\n[grid]\nweight = ["uint8"]\n')
+        options = ("--config", config, "tiny-llama", "--text", text, "--report", "out.csv")
+        options = (*options, "--separator", "|", "--tokens", 60, "--calibration-length", 16)
+
+        def fail(*_: object) -> dict[str, float]:
+            raise MemoryError("too large")
+
+        monkeypatch.setattr("wrappers.studies.runner.measure", fail)
+        assert ablate(*options) == 2
+        printed = capsys.readouterr()
+        assert "none of the 1 trials has succeeded; the first: MemoryError" in printed.err
+        assert "MemoryError: too large" in printed.out
+        assert "MemoryError: too large" in (tmp_path / "out.csv").read_text()
+        metrics = {"loss": 0.0, "perplexity": 1.0}
+        monkeypatch.setattr("wrappers.studies.runner.measure", lambda *_: metrics)
+        assert ablate(*options) == 2
+        assert "MemoryError" in capsys.readouterr().err
+        assert ablate(*options, "--retry-failed") == 0
+        assert "grid: 1 of 1: seed 0" in capsys.readouterr().err
+        assert len((tmp_path / "grid.jsonl").read_text().splitlines()) == 3
+
+    def test_what_the_file_says_goes_with_what_is_given(self, text, capsys, tmp_path):
+        config = tmp_path / "grid.toml"
+        config.write_text(
+            f'[grid]\nweight = ["uint99"]\n[workload]\ntext = "{text}"\ntasks = ["piqa"]\n'
+        )
+        given = ("--config", config, "tiny-llama", "--separator", "|", "--task-limit", 3)
+        assert ablate(*given) == 2
+        assert "these settings make no PTQConfig" in capsys.readouterr().err
+        config.write_text('[grid]\nweight = ["uint8"]\n')
+        assert ablate(*given) == 2
+        assert "a separator of documents and no text" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -120,10 +120,13 @@ def run(
     wanted = study.wanted(results)
     if not wanted:
         raise StudyError(f"the study {study.name} has nothing to try")
-    check_on(loaded, wanted)
+    missing = results.missing(wanted, or_failed=retry_failed)
+    if not missing:
+        return
+    check_on(loaded, missing)
     # Others check that they have loaded the same.
     workload = replace(workload, checksum=loaded.checksum)
-    with results.locked(), _executor(workload, where) as executed:
+    with _executor(workload, where) as executed, results.locked():
         if retry_failed:
             results.forget_failed()
         while trials := results.missing(wanted := study.wanted(results)):

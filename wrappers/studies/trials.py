@@ -110,10 +110,11 @@ class Results:
         """The results of these trials, in their order; those that have none are left out."""
         return [self._found[t.key] for t in trials if t.key in self._found]
 
-    def missing(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those of the trials that have no result, each once."""
+    def missing(self, trials: Iterable[Trial], *, or_failed: bool = False) -> list[Trial]:
+        """Those of the trials that have no result, or none but an error, each once."""
         wanted = {trial.key: trial for trial in trials}
-        return [trial for key, trial in wanted.items() if key not in self._found]
+        there = {key for key, found in self._found.items() if not (or_failed and found.error)}
+        return [trial for key, trial in wanted.items() if key not in there]
 
     def add(self, result: Result) -> None:
         """Keeps a result, on disk when this returns; one of the same trial is replaced."""
@@ -121,7 +122,7 @@ class Results:
         self._found[result.trial.key] = result
 
     def forget_failed(self) -> None:
-        """Drops the results of trials that failed; on disk they stay until there are others."""
+        """Drops the results of trials that failed; in the file they stay, before new ones."""
         self._found = {key: found for key, found in self._found.items() if not found.error}
 
     @contextmanager

@@ -85,7 +85,9 @@ class TestFile:
         with pytest.raises(StudyError, match=message):
             File.read(file(text))
 
-    @pytest.mark.parametrize("place", ["[settings]\nsource = 'float'", "[grid]\nsource = ['float']"])
+    @pytest.mark.parametrize(
+        "place", ["[settings]\nsource = 'float'", "[grid]\nsource = ['float']"]
+    )
     def test_decode_models_are_compared_by_either_past(self, file, loaded: Loaded, place):
         text = f"[study]\nmeasured = 'float_past_loss'\n{place}\n"
         if "[grid]" not in place:
@@ -112,10 +114,10 @@ class TestFile:
             made.on(loaded.model)
 
 
-def test_without_the_baseline_there_is_nothing_to_say(file, loaded: Loaded, tmp_path: Path):
+def test_before_its_first_trial_there_is_nothing_to_say(file, loaded: Loaded, tmp_path: Path):
     grid = File.read(file(SENSITIVITY)).on(loaded.model)
     known = Results(tmp_path / "r.jsonl", {"study": "s", "workload": {}})
-    assert report_of(grid, known).reading == ("The baseline has no results.",)
+    assert report_of(grid, known).reading == ("No trial has ended yet.",)
 
 
 EXAMPLES = Path(wrappers.__file__).parent.parent / "examples" / "studies"

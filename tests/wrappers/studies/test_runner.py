@@ -142,6 +142,15 @@ class TestRun:
             results_of(Unfit(), quick, tmp_path / "r.jsonl")
         assert not list(tmp_path.iterdir())
 
+    def test_a_study_that_has_ended_needs_nothing_more(
+        self, quick: Workload, tmp_path: Path, monkeypatch
+    ):
+        monkeypatch.setattr("wrappers.studies.runner.measure", measured_but(0))
+        study, path = Few(fills=(-60.0,)), tmp_path / "r.jsonl"
+        results = results_of(study, quick, path)
+        with results.locked():  # nor writes anything
+            results_of(study, quick, path, Where(ray="no address"))
+
     def test_a_second_run_on_the_same_file(self, quick: Workload, tmp_path: Path):
         pytest.importorskip("fcntl", reason="a system without locks")
         held = Results(tmp_path / "r.jsonl", head_of(Few(), quick))
@@ -254,6 +263,7 @@ class TestRay:
         self.stand_in(monkeypatch)
         with pytest.raises(StudyError, match="expected auto, local or HOST:PORT"):
             results_of(Few(), quick, tmp_path / "r.jsonl", Where(ray=address))
+        assert not list(tmp_path.iterdir())
 
     def test_ray_itself_finds_nothing(self, quick: Workload, tmp_path: Path, monkeypatch):
         self.stand_in(monkeypatch)

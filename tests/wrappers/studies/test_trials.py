@@ -89,6 +89,8 @@ class TestResults:
         made = Results(tmp_path / "r.jsonl", HEAD)
         made.add(Result(trial(), error="MemoryError: "))
         made.add(Result(trial(seed=1), {"loss": 2.0}))
+        assert made.missing([trial(), trial(seed=1)]) == []
+        assert made.missing([trial(), trial(seed=1)], or_failed=True) == [trial()]
         made.forget_failed()
         assert made.missing([trial(), trial(seed=1)]) == [trial()]
         assert len(Results(made.path, HEAD)) == 2  # not yet tried again
@@ -221,7 +223,7 @@ class TestLocked:
 
         monkeypatch.setattr(fcntl, "flock", refuse)
         made = Results(tmp_path / "r.jsonl", HEAD)
-        with pytest.raises(StudyError, match="cannot lock .*Function not implemented"):
+        with pytest.raises(StudyError, match=r"cannot lock .*Function not implemented"):
             made.locked().__enter__()
 
     def test_nowhere_to_write(self, tmp_path: Path):
