@@ -226,7 +226,6 @@ def run(options: argparse.Namespace, command: str) -> None:
     from tracer.reports.progress import trial_counter
     from wrappers import studies
     from wrappers.studies.render import check_path
-    from wrappers.studies.runner import check_succeeded
 
     for path in options.report:
         check_path(path)
@@ -253,7 +252,7 @@ def run(options: argparse.Namespace, command: str) -> None:
     studies.show(report)
     for path in options.report:
         studies.save(report, path)
-    check_succeeded(study, results)
+    studies.check_succeeded(study, results)
 
 
 def _of_the_study(options: argparse.Namespace) -> dict[str, Any]:

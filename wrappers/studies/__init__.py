@@ -15,7 +15,7 @@ from wrappers.studies.judgement import Choice, Difference, Spread, choose
 from wrappers.studies.mask_fill import MaskFill
 from wrappers.studies.render import save, show
 from wrappers.studies.report import Report, report_of
-from wrappers.studies.runner import Study, Where, head_of, run, run_trial
+from wrappers.studies.runner import Study, Where, check_succeeded, head_of, run, run_trial
 from wrappers.studies.trials import Result, Results, Trial
 from wrappers.studies.workload import Loaded, Workload, load
 
@@ -35,6 +35,7 @@ __all__ = [
     "Trial",
     "Where",
     "Workload",
+    "check_succeeded",
     "choose",
     "head_of",
     "load",

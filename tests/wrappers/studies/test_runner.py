@@ -23,12 +23,13 @@ from wrappers.studies import (
     Trial,
     Where,
     Workload,
+    check_succeeded,
     head_of,
     load,
     run,
     run_trial,
 )
-from wrappers.studies.runner import _Processes, check_succeeded
+from wrappers.studies.runner import _Processes
 
 
 @dataclass(frozen=True)
