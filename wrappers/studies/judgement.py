@@ -144,11 +144,13 @@ class Choice:
 
     Attributes:
         default: what the others are compared with.
-        order: the settings from the least mean to the greatest; what is not finite comes last.
+        order: the settings from the least mean to the greatest; the default alone if none is
+            finite.
         spread: of the best.
-        over: each other setting minus the default.
+        over: each other setting minus the default, if that is finite.
         above: each other setting minus the best.
-        incomplete: of the settings that are left out, how many of the default's seeds they lack.
+        not_finite: settings that are left out, since their mean is infinite or NaN.
+        incomplete: of those that are left out, since they lack seeds of the default, how many.
 
     The differences of `over` share 5 %, and so do those of `above`.
     """
@@ -158,6 +160,7 @@ class Choice:
     spread: Spread
     over: Mapping[str, Difference]
     above: Mapping[str, Difference]
+    not_finite: tuple[str, ...]
     incomplete: Mapping[str, int]
 
     @property
@@ -169,14 +172,16 @@ class Choice:
     def chosen(self) -> str:
         """The best where it is clearly better than the default, by more than is negligible.
 
-        Else the default.
+        Else the default, unless that is not finite.
         """
         over = self.over_default
+        if self.default in self.not_finite:
+            return self.best
         return self.best if over is not None and over.matters and over.high < 0 else self.default
 
     @property
     def over_default(self) -> Difference | None:
-        """The best minus the default; None where the best is the default."""
+        """The best minus the default; None where that is the best, or is not finite."""
         return self.over.get(self.best)
 
     @property
@@ -207,22 +212,24 @@ def choose(figures: Mapping[str, Mapping[int, float]], default: str) -> Choice:
         if seeds <= by_seed.keys()
     }
     means = {name: Spread.of(list(by_seed.values())).mean for name, by_seed in ranked.items()}
-    bad = {name: mean if math.isfinite(mean) else math.inf for name, mean in means.items()}
-    best, *others = sorted(ranked, key=lambda name: (bad[name], name != default))
+    finite = [name for name, mean in means.items() if math.isfinite(mean)]
+    best, *others = sorted(finite, key=lambda name: (means[name], name != default)) or [default]
+    order = (best, *others)
 
     def differences(to: str) -> dict[str, Difference]:
         return {
             name: Difference.of(ranked[name], ranked[to], comparisons=len(others))
-            for name in (best, *others)
-            if name != to
+            for name in order
+            if name != to and to in finite
         }
 
     return Choice(
         default,
-        (best, *others),
+        order,
         Spread.of(list(ranked[best].values())),
         differences(default),
         differences(best),
+        tuple(name for name in ranked if name not in finite),
         {n: len(seeds - by_seed.keys()) for n, by_seed in figures.items() if n not in ranked},
     )
 
@@ -235,7 +242,7 @@ def in_words(choice: Choice, measured: str = "loss") -> str:
         measured: what it is made by, in words.
     """
     if not math.isfinite(choice.spread.mean):
-        return f"none has a finite {measured}: keep {choice.default}{_left_out(choice)}."
+        return f"none has a finite {measured}: keep {choice.default}."
     text = f"{choice.best} has the least {measured}, {choice.spread}; {_against_default(choice)}"
     others = [name for name in choice.order if name in choice.alike and name != choice.best]
     if len(others) > 1 and len(others) == len(choice.above):
@@ -249,10 +256,10 @@ def in_words(choice: Choice, measured: str = "loss") -> str:
 
 def _against_default(choice: Choice) -> str:
     over = choice.over_default
-    if over is None:
+    if choice.best == choice.default:
         return f"it is the default{_next(choice)}"
-    if not math.isfinite(over.mean):
-        return f"that of the default, {choice.default}, is not finite"
+    if over is None:
+        return f"that of the default, {choice.default}, is not finite: choose {choice.best}"
     if over.count == 1:
         return (
             f"{-over.mean:.4f} below the default with one seed, which says nothing of the spread: "
@@ -281,7 +288,9 @@ def _next(choice: Choice) -> str:
 def extremes_in_words(choice: Choice, measured: str = "loss") -> str:
     """A sentence: what has the least and what the most, each against what is compared with."""
     if not choice.over:
-        return f"there is nothing to compare {choice.default} with{_left_out(choice)}."
+        is_finite = choice.default not in choice.not_finite
+        why = "nothing to compare it with" if is_finite else "its figures are not finite"
+        return f"{choice.default} is the baseline: {why}{_left_out(choice)}."
     ends = {"least": choice.order[0], "most": choice.order[-1]}
     told = []
     for end, name in ends.items():
@@ -296,10 +305,15 @@ def extremes_in_words(choice: Choice, measured: str = "loss") -> str:
 
 def _left_out(choice: Choice) -> str:
     count = choice.spread.count
-    return "".join(
-        f"; {name} is left out: it has no result for {lacking} of {count} seeds"
-        for name, lacking in choice.incomplete.items()
-    )
+    told = [
+        f"{name} is left out: its figures are not finite"
+        for name in choice.not_finite
+        if name != choice.default
+    ]
+    for name, lacking in choice.incomplete.items():
+        of = f"{lacking} of {count} seeds" if lacking < count else f"any seed of {choice.default}"
+        told.append(f"{name} is left out: it has no result for {of}")
+    return "".join(f"; {each}" for each in told)
 
 
 def _listed(names: Sequence[str]) -> str:

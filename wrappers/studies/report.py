@@ -234,7 +234,8 @@ def _of_objective(what: str, choices: Mapping[str, Choice]) -> list[str]:
     lines = []
     quiet = {}
     for place, choice in choices.items():
-        if any(over.matters for over in choice.over.values()) or choice.incomplete:
+        left_out = choice.incomplete or choice.not_finite
+        if left_out or any(over.matters for over in choice.over.values()):
             lines.append(f"{what}, {place}: {in_words(choice)}")
         else:
             quiet[place] = choice

@@ -159,7 +159,7 @@ class TestChoose:
     def test_the_default_alone(self):
         choice = choose({"a": by_seed(1.0, 1.0)}, default="a")
         assert "it is the default, and there is nothing to compare it with." in in_words(choice)
-        assert extremes_in_words(choice) == "there is nothing to compare a with."
+        assert extremes_in_words(choice) == "a is the baseline: nothing to compare it with."
 
     def test_a_tie_goes_to_the_default(self):
         assert choose({"b": by_seed(1.0), "a": by_seed(1.0)}, default="a").best == "a"
@@ -200,7 +200,7 @@ class TestChoose:
         assert choice.incomplete == {"b": 1, "c": 3}
         assert in_words(choice).endswith(
             "; b is left out: it has no result for 1 of 3 seeds"
-            "; c is left out: it has no result for 3 of 3 seeds."
+            "; c is left out: it has no result for any seed of a."
         )
 
     def test_all_are_compared_over_the_seeds_of_the_default(self):
@@ -215,22 +215,23 @@ class TestChoose:
             choose({"a": {}, "b": by_seed(1.0)}, default="a")
 
     @pytest.mark.parametrize("bad", [(math.inf, math.inf), (math.nan, math.nan), (math.nan, 0.1)])
-    def test_what_is_not_finite_is_never_best(self, bad):
+    def test_what_is_not_finite_is_not_ranked(self, bad):
         choice = choose({"b": by_seed(*bad), "a": by_seed(1.0, 1.1)}, default="a")
-        assert (choice.order, choice.chosen) == (("a", "b"), "a")
-
-    def test_an_infinite_loss_is_clearly_worse(self):
-        choice = choose({"a": by_seed(1.0, 1.1), "b": by_seed(math.inf, math.inf)}, default="a")
-        assert choice.alike == ("a",)
+        assert (choice.order, choice.chosen, choice.alike) == (("a",), "a", ("a",))
+        assert in_words(choice).endswith("; b is left out: its figures are not finite.")
 
     def test_a_default_that_is_not_finite(self):
-        choice = choose({"a": by_seed(math.nan, math.nan), "b": by_seed(1.0, 1.1)}, default="a")
-        assert choice.best == "b"
-        assert "that of the default, a, is not finite" in in_words(choice)
+        figures = {"a": by_seed(math.nan, 1.0), "b": by_seed(1.2, 1.1), "c": by_seed(1.0, 1.1)}
+        choice = choose(figures, default="a")
+        assert (choice.best, choice.chosen, choice.over) == ("c", "c", {})
+        assert "that of the default, a, is not finite: choose c" in in_words(choice)
+        assert extremes_in_words(choice) == "a is the baseline: its figures are not finite."
 
     def test_none_is_finite(self):
         figures = {"a": by_seed(math.nan, math.nan), "b": by_seed(math.inf, 1.0)}
-        assert in_words(choose(figures, default="a")) == "none has a finite loss: keep a."
+        choice = choose(figures, default="a")
+        assert (choice.order, choice.chosen) == (("a",), "a")
+        assert in_words(choice) == "none has a finite loss: keep a."
 
 
 class TestExtremes:
