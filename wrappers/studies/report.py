@@ -236,7 +236,9 @@ def _of_objective(what: str, choices: Mapping[str, Choice]) -> list[str]:
     for place, choice in choices.items():
         left_out = choice.incomplete or choice.not_finite
         if left_out or any(over.matters for over in choice.over.values()):
-            lines.append(f"{what}, {place}: {in_words(choice)}")
+            worse = [f"{name}, {over}" for name, over in choice.over.items() if _is_worse(over)]
+            told = f"; clearly worse than {BASELINE}: {'; '.join(worse)}" if worse else ""
+            lines.append(f"{what}, {place}: {in_words(choice)[:-1]}{told}.")
         else:
             quiet[place] = choice
     overs = [
@@ -263,6 +265,10 @@ def _of_objective(what: str, choices: Mapping[str, Choice]) -> list[str]:
             f"({', '.join(sorted(chosen))}); {among}."
         )
     return lines
+
+
+def _is_worse(over: Difference) -> bool:
+    return over.matters and over.low > 0
 
 
 def _plot_of_sources(study: DecodeCalibration, pair: Pair, known: Results) -> list[Plot]:

@@ -308,6 +308,21 @@ class TestDecodeCalibration:
             "both at 2 sequences, prefill_reference."
         )
 
+    def test_a_source_that_is_clearly_worse(self, known: Results):
+        """And another that is better by less than the spread."""
+        made = DecodeCalibration(pairs=[PAIR], seeds=SEEDS, sizes=(2,))
+
+        def measure(trial):
+            noise = (0.01, -0.01, -0.005)[trial.seed]
+            loss = {"float": 1.0, "quantized": 1.5, "both": 1.0 + noise}
+            return decoded(loss[trial.settings["source"]], trial.seed)
+
+        fill_in_decode(made, known, measure)
+        line = report_of(made, known).reading[1]
+        assert "both has the least loss" in line
+        assert "keep the default; not clearly worse: float" in line
+        assert line.endswith("clearly worse than float: quantized, +0.5000 [+0.5000, +0.5000].")
+
     def test_answers_that_differ_by_size(self, known: Results):
         made = DecodeCalibration(pairs=[PAIR], seeds=SEEDS, sizes=(2, 4))
 
