@@ -89,6 +89,7 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "repetition": ("repetition", ".0%"),
     "degenerate": ("loops", ".1f"),
     "leak": ("leak", ".2g"),
+    "leaking": ("leaking queries", ".2%"),
     "mask_saturation": ("saturation", ".1%"),
     "mask_step": ("mask step", ".2g"),
 }

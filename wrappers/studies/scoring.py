@@ -14,7 +14,7 @@
 | `float_past_layer_l2`, ... | the same three over the float model's past |
 | `mask_saturation` | the share of the values at the mask points (logits with their mask) that lie beyond the points' range |
 | `mask_step` | the largest step of such a point, in logits |
-| `leak` | the most attention that a query pays in total to keys hidden from it |
+| `leak`, `leaking` | the most attention that a query of any head pays in total to keys hidden from it, and the share of queries that pay more than 1 % |
 | `tasks` | by task of lm-eval, its accuracy, or its first metric where it has none |
 """  # noqa: E501
 
@@ -45,6 +45,8 @@ _STEPS = 32  # sequences that are taken one decode step further for that
 _PROMPT = 8  # tokens of a text that the prefill reads before the decode model is scored
 _EVERY = 4  # one token in so many is scored over a past that is given
 _TOGETHER = 32  # texts that are decoded side by side
+_LEAK_WINDOW, _LEAK_PARTS = 256, 16  # of the texts in which leaks are looked for
+_LEAKS = 0.01  # of a query's attention
 _WINDOWS = 4  # windows that a prefill scores side by side
 
 
@@ -61,7 +63,7 @@ def _of_prefill(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
     metrics["float_loss"] = _float_loss(loaded.workload, _scored)
     metrics |= _generated(loaded, model)
     metrics |= _by_layer(loaded.model, model, _probe(loaded)) | _of_masks(model, _probe(loaded))
-    return metrics | _tasks(loaded, model)
+    return metrics | _leaks(loaded, model) | _tasks(loaded, model)
 
 
 def _of_decode(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> dict[str, Any]:
@@ -202,17 +204,31 @@ def _of_masks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
     attentions = [each for _, each in iter_wrappers(model) if MASK_POINT in each.points]
     with ExitStack() as stack, torch.no_grad():
         counts = [stack.enter_context(_counted(each)) for each in attentions]
-        weights = model(**inputs, output_attentions=True).attentions
+        model(**inputs)
     beyond, seen = (sum(count[place] for count in counts) for place in (0, 1))
-    length = inputs["input_ids"].shape[1]
-    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     steps = [each.points[MASK_POINT].qparams for each in attentions]
     return {
         "mask_saturation": beyond / max(1, seen),
         "mask_step": max(
             (float(each.scale.max()) for each in steps if each is not None), default=0.0
         ),
-        "leak": max(float((each * hidden).sum(-1).max()) for each in weights),
+    }
+
+
+@torch.no_grad()
+def _leaks(loaded: Loaded, model: nn.Module) -> dict[str, float]:
+    """What causal attention pays to later keys, over parts of the texts that are scored."""
+    positions = int(loaded.model.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
+    most = min(_LEAK_WINDOW, loaded.workload.window or positions, positions)
+    paid = []
+    for part in evaluate.windows(loaded.texts, window=most, bos=loaded.bos)[:_LEAK_PARTS]:
+        ids = torch.tensor([part.ids])
+        for weights in model(ids, use_cache=False, output_attentions=True).attentions:
+            paid.append(weights.triu(1).sum(-1).flatten())  # of [1, heads, queries, keys]
+    every = torch.cat(paid)
+    return {
+        "leak": float(every.max()),
+        "leaking": float((every > _LEAKS).float().mean()),
     }
 
 

@@ -13,6 +13,7 @@ from wrappers.affine import AffineQParams
 from wrappers.studies import Loaded, Trial
 from wrappers.studies.quantising import decode_model, prefill_model
 from wrappers.studies.scoring import (
+    _leaks,
     _of_masks,
     _probe,
     _quiet,
@@ -89,12 +90,31 @@ class TestPrefill:
 
 class TestMasks:
     def test_a_small_fill_value_leaks(self, loaded: Loaded):
-        def leak(fill: float) -> float:
+        def leaks(fill: float) -> tuple[float, float]:
             trial = Trial({"attention_mask_fill_value": fill}, 0)
-            return _of_masks(prefill_model(loaded, trial), _probe(loaded))["leak"]
+            found = _leaks(loaded, prefill_model(loaded, trial))
+            return found["leak"], found["leaking"]
 
-        assert leak(-1.0) > 0.2
-        assert leak(-120.0) == 0.0
+        assert leaks(-120.0) == (0.0, 0.0)
+        most, share = leaks(-1.0)
+        assert most > 0.5
+        assert 0.5 < share < 1.0  # the last query has nothing hidden from it
+
+    def test_leaks_by_hand(self, loaded: Loaded):
+        model = prefill_model(loaded, Trial({"attention_mask_fill_value": -8.0}, 0))
+        paid = []
+        for ids in loaded.texts:
+            for start in range(0, len(ids), 63):
+                row = torch.tensor([[0, *ids[start : start + 63]]])
+                with torch.no_grad():
+                    layers = model(row, output_attentions=True).attentions
+                for heads in layers:
+                    for weights in heads[0]:
+                        paid += [float(w[q + 1 :].sum()) for q, w in enumerate(weights)]
+        found = _leaks(loaded, model)
+        assert found["leak"] == pytest.approx(max(paid), rel=1e-5)
+        assert found["leaking"] == pytest.approx(sum(p > 0.01 for p in paid) / len(paid))
+        assert 0 < found["leaking"] < 1
 
     def test_a_large_fill_value_takes_the_codes(self, loaded: Loaded):
         def step(fill: float) -> float:
