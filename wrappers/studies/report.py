@@ -16,10 +16,8 @@ from typing import Any
 from wrappers.studies.decode_calibration import BASELINE, DecodeCalibration
 from wrappers.studies.figures import (
     LOSSES,
-    Found,
     Plot,
     Table,
-    by_seed,
     layer_table,
     numbered,
     plot_of,
@@ -28,17 +26,24 @@ from wrappers.studies.figures import (
 )
 from wrappers.studies.grid import Grid
 from wrappers.studies.judgement import (
-    NEGLIGIBLE,
-    Choice,
-    Difference,
     Spread,
     choose,
     extremes_in_words,
-    in_words,
 )
 from wrappers.studies.labels import differing, labels
 from wrappers.studies.mask_fill import DEFAULT_FILL, FAITHFUL, SEARCH, MaskFill, Pair
 from wrappers.studies.quantising import SOURCES
+from wrappers.studies.sentences import (
+    OBJECTIVES,
+    costs_in_words,
+    disagreement,
+    figures_of,
+    listed,
+    of_objective,
+    sets_in_words,
+    with_worse,
+    without,
+)
 from wrappers.studies.trials import Result, Results, Trial
 
 _TICKS = 60  # characters of all names of a plot's ticks; longer ones give way to numbers
@@ -92,15 +97,15 @@ def _(study: MaskFill, known: Results) -> Report:
             title = f"{_named(pair)}, {variant}"
             if any(map(succeeded, found.values())):
                 tables.append(table_of(title, "fill value", found, [measured], default))
-            figures = _figures(found, measured)
+            figures = figures_of(found, measured)
             if figures.get(default):
                 choices[variant] = choose(figures, default)
                 costs[_named(pair)] = (variant, found[default])
-                reading.append(f"{title}: {in_words(choices[variant])}")
+                reading.append(f"{title}: {with_worse(choices[variant])}")
             else:
-                reading += _without(title, found, default)
+                reading += without(title, found, default)
         both = {SEARCH: searched, FAITHFUL: finalists}
-        reading += _disagreement(_named(pair), choices, both, measured)
+        reading += disagreement(_named(pair), choices, both, measured)
         title = f"{_named(pair)}, {FAITHFUL}, by layer"
         layers += layer_table(title, finalists, _PEIR_OF_LAYERS)
     return _report(
@@ -108,12 +113,12 @@ def _(study: MaskFill, known: Results) -> Report:
         known,
         "Masked positions get a finite number before the softmax. A small one leaks attention to "
         "hidden positions; a large one takes the codes of a quantised tensor from the logits.",
-        [*_costs(f"at {default}", costs), *reading],
+        [*costs_in_words(f"at {default}", costs), *reading],
         [*tables, *layers],
         plot_of(f"{SEARCH}: perplexity by fill value", "fill value", measured, series),
-        f"{_sets(study.seeds, f'{study.calibration} sequences')} {SEARCH} searches; the best "
-        f"values and the default are run again in {FAITHFUL}, which computes as the hardware does, "
-        "on the same sets.",
+        f"{sets_in_words(study.seeds, f'{study.calibration} sequences')} {SEARCH} searches; the "
+        f"best values and the default are run again in {FAITHFUL}, which computes as the hardware "
+        "does, on the same sets.",
     )
 
 
@@ -129,37 +134,6 @@ def _of_fills(
 
 def _written(fill: float) -> str:
     return f"{fill:.12g}"  # what a user may tell apart
-
-
-def _disagreement(
-    what: str, choices: Mapping[str, Choice], found: Mapping[str, Found], measured: str
-) -> list[str]:
-    """What each variant says of the other's best, where they differ."""
-    if len(choices) < 2 or choices[SEARCH].best == choices[FAITHFUL].best:
-        return []
-    bests = [choices[SEARCH].best, choices[FAITHFUL].best]
-    told, clear = [], []
-    for variant, choice in choices.items():
-        figures = _figures(found[variant], measured)
-        means = [
-            f"{name} has {Spread.of(list(figures[name].values())).mean:.4f}"
-            for name in bests
-            if figures.get(name)
-        ]
-        told.append(f"in {variant} {' and '.join(means)}")
-        one, other = (figures.get(name, {}) for name in bests)
-        if one.keys() & other.keys():
-            difference = Difference.of(one, other, comparisons=len(choice.above))
-            clear += [variant] if difference.is_clear else []
-    sure = f"clear in {' and '.join(clear)}" if clear else "not clear in either"
-    text = f"{what}: the variants differ in what is best ({'; '.join(told)}), which is {sure}"
-    chosen = [choices[variant].chosen for variant in (SEARCH, FAITHFUL)]
-    if len(set(chosen)) > 1:
-        text += (
-            f"; they disagree: {SEARCH} speaks for {chosen[0]}, {FAITHFUL}, which computes as the "
-            f"hardware does, for {chosen[1]}"
-        )
-    return [f"{text}."]
 
 
 @report_of.register
@@ -184,14 +158,14 @@ def _(study: DecodeCalibration, known: Results) -> Report:
             if succeeded(each.get(BASELINE, ())):
                 costs[_named(pair)] = (place, each[BASELINE])
             else:
-                reading += _without(title, each, BASELINE)
+                reading += without(title, each, BASELINE)
         for measured in study.measured:
             choices = {
                 place: choose(figures, BASELINE)
                 for place, each in found.items()
-                if (figures := _figures(each, measured)).get(BASELINE)
+                if (figures := figures_of(each, measured)).get(BASELINE)
             }
-            reading += _of_objective(f"{_named(pair)}, {_OBJECTIVES[measured]}", choices)
+            reading += of_objective(f"{_named(pair)}, {OBJECTIVES[measured]}", choices)
         *_, (title, last) = found.items()
         for prefix, words in _PASTS.items():
             metrics = {f"{prefix}{name}": name_words for name, name_words in _OF_LAYERS.items()}
@@ -207,68 +181,21 @@ def _(study: DecodeCalibration, known: Results) -> Report:
         "quantised prefill reads a prompt, then the decode model goes on over its own past), and "
         "for the two objectives one step at a time, over a past that the quantised prefill or the "
         "float model has made.",
-        [*_costs(f"as deployed, calibrated on {BASELINE},", costs), *reading],
+        [*costs_in_words(f"as deployed, calibrated on {BASELINE},", costs), *reading],
         [*tables, *layers],
         plots,
-        f"{_sets(study.seeds, f'{_listed(study.sizes)} sequences')} {study.steps} tokens of a "
-        f"sequence are decoded. The largest size is run in {SEARCH} and in {FAITHFUL}, which "
+        f"{sets_in_words(study.seeds, f'{listed(study.sizes)} sequences')} {study.steps} tokens of "
+        f"a sequence are decoded. The largest size is run in {SEARCH} and in {FAITHFUL}, which "
         "computes as the hardware does.",
     )
 
 
-_OBJECTIVES = {
-    "loss": "as deployed",
-    "quantized_past_loss": "over the quantised prefill's past",
-    "float_past_loss": "over the float model's past",
-}
 _PASTS = {
-    "quantized_past_": _OBJECTIVES["quantized_past_loss"],
-    "float_past_": _OBJECTIVES["float_past_loss"],
+    "quantized_past_": OBJECTIVES["quantized_past_loss"],
+    "float_past_": OBJECTIVES["float_past_loss"],
 }
 # What is shown of each layer: of its output, and of the logits with this layer alone quantised.
 _OF_LAYERS = {"layer_own_l2": "own error", "layer_sensitivity": "sensitivity"}
-
-
-def _of_objective(what: str, choices: Mapping[str, Choice]) -> list[str]:
-    """One line for all places where nothing is told from the default, and one for each other."""
-    lines = []
-    quiet = {}
-    for place, choice in choices.items():
-        left_out = choice.incomplete or choice.not_finite
-        if left_out or any(over.matters for over in choice.over.values()):
-            worse = [f"{name}, {over}" for name, over in choice.over.items() if _is_worse(over)]
-            told = f"; clearly worse than {BASELINE}: {'; '.join(worse)}" if worse else ""
-            lines.append(f"{what}, {place}: {in_words(choice)[:-1]}{told}.")
-        else:
-            quiet[place] = choice
-    overs = [
-        (over, f"{name} at {place}")
-        for place, choice in quiet.items()
-        for name, over in choice.over.items()
-    ]
-    if overs:
-        where = "any size or variant" if len(quiet) == len(choices) else " or ".join(quiet)
-        largest, name = max(overs, key=lambda pair: abs(pair[0].mean))
-        is_none_clear = not any(over.is_clear for over, _ in overs)
-        how = "clear" if is_none_clear else f"clear and more than negligible ({NEGLIGIBLE})"
-        lines.insert(
-            0,
-            f"{what}: no difference to {BASELINE} at {where} is {how}: keep {BASELINE}; the "
-            f"largest is {largest}, {name}.",
-        )
-    chosen = {choice.chosen for choice in choices.values()}
-    if len(chosen) > 1:
-        alike = set.intersection(*(set(choice.alike) for choice in choices.values()))
-        among = f"among the best in all: {', '.join(sorted(alike)) or 'none'}"
-        lines.append(
-            f"{what}: the answer is not the same for every size and variant "
-            f"({', '.join(sorted(chosen))}); {among}."
-        )
-    return lines
-
-
-def _is_worse(over: Difference) -> bool:
-    return over.matters and over.low > 0
 
 
 def _plot_of_sources(study: DecodeCalibration, pair: Pair, known: Results) -> list[Plot]:
@@ -295,7 +222,7 @@ def _(study: Grid, known: Results) -> Report:
     varied = ", ".join(varying)
     baseline = names[list(study.combinations).index(study.baseline)]
     loss = LOSSES[study.measured]
-    figures = _figures(found, study.measured)
+    figures = figures_of(found, study.measured)
     tables, plots, reading = [], [], []
     shown = sorted((n for n in found if figures[n]), key=lambda n: _badness(figures[n]))
     if shown:
@@ -317,10 +244,10 @@ def _(study: Grid, known: Results) -> Report:
         )
     if figures.get(baseline):
         costs = {"": (f"baseline {baseline}", found[baseline])}
-        reading += _costs(f"with the baseline, {baseline},", costs, study.measured)
+        reading += costs_in_words(f"with the baseline, {baseline},", costs, study.measured)
         reading.append(extremes_in_words(choose(figures, baseline), loss.words))
     else:
-        reading += _without(study.name, found, baseline, "baseline")
+        reading += without(study.name, found, baseline, "baseline")
     every = "combination" if len(varying) > 1 else "value"
     return _report(
         study,
@@ -329,72 +256,13 @@ def _(study: Grid, known: Results) -> Report:
         reading,
         tables,
         plots,
-        _sets(study.seeds),
+        sets_in_words(study.seeds),
     )
 
 
 def _badness(figures: Mapping[int, float]) -> float:
     mean = Spread.of(list(figures.values())).mean
     return mean if math.isfinite(mean) else math.inf
-
-
-def _figures(found: Found, measured: str) -> dict[str, dict[int, float]]:
-    return {name: by_seed(results, measured) for name, results in found.items()}
-
-
-def _without(what: str, found: Found, default: str, role: str = "default") -> list[str]:
-    """Why nothing is said of some results."""
-    if not found:
-        return []
-    why = "no results: its trials failed" if default in found else "no results yet"
-    return [f"{what}: the {role}, {default}, has {why}."]
-
-
-def _costs(
-    where: str, found: Mapping[str, tuple[str, Sequence[Result]]], measured: str = "loss"
-) -> list[str]:
-    """A line: what quantisation costs with the default, by pair of dtypes."""
-    told, reference, places = [], math.nan, []
-    for pair, (place, results) in found.items():
-        floats = by_seed(results, LOSSES[measured].reference)
-        own = by_seed(results, measured)
-        seeds = floats.keys() & own.keys()
-        if not seeds:
-            continue
-        reference = floats[min(seeds)]
-        cost = Spread.of([own[seed] - floats[seed] for seed in seeds])
-        spread = "" if math.isnan(cost.deviation) else f" ± {cost.deviation:.2g}"
-        told.append(f"{cost.mean:+.4f}{spread}{f' for {pair}' if pair else ''}")
-        places.append(place)
-    if not told:
-        return []
-    text = (
-        f"{where} quantisation costs {', '.join(told)} of the {LOSSES[measured].words} over the "
-        f"float model's {reference:.4f}"
-    )
-    if found.keys() != {""}:
-        text += f" ({'; '.join(dict.fromkeys(places))})"
-    return [f"{text[0].upper()}{text[1:]}."]
-
-
-def _sets(seeds: Sequence[int], size: str = "") -> str:
-    """What was drawn, and what the intervals hold."""
-    of = f" of {size}" if size else ""
-    many = (
-        f"on {len(seeds)} calibration sets (one for each seed)"
-        if len(seeds) > 1
-        else "on one calibration set"
-    )
-    return (
-        f"Each setting was calibrated {many}{of}, drawn from the part of the text that is "
-        "not scored; all settings on the same sets, and they are compared set by set. Figures are "
-        "means ± standard deviations over the sets. An interval in a table, [95 %], is Student's t "
-        "of that one difference. Those in the sentences are wider: all comparisons of one table "
-        "with the default share 5 % (Bonferroni), since the best of many is the luckiest as well; "
-        "'clear' is what holds by them. They cover the luck of the calibration sets; not the "
-        "choice of the text that is scored, nor another model. A difference of up to "
-        f"{NEGLIGIBLE} of the loss, 0.1 % of the perplexity, counts as negligible."
-    )
 
 
 def _report(
@@ -432,8 +300,3 @@ def _report(
 
 def _named(pair: Pair) -> str:
     return "/".join(pair)
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    *most, last = map(str, sizes)
-    return f"{', '.join(most)} or {last}" if most else last

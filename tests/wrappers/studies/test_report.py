@@ -105,6 +105,18 @@ class TestMaskFill:
                 known.add(Result(trial, metrics(1.0 + shift, trial.seed)))
         assert report_of(made, known).reading[-1].endswith("which is not clear in either.")
 
+    def test_a_best_that_differs_by_next_to_nothing_is_no_disagreement(self, known: Results):
+        fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.8799, (FAITHFUL, -80.0): 0.8801})
+        assert not any("the variants differ" in line for line in report_of(study(), known).reading)
+
+    def test_what_is_clearly_worse_is_told(self, known: Results):
+        fill_in(study(), known, LOSSES)
+        line = next(r for r in report_of(study(), known).reading if SEARCH in r and "least" in r)
+        assert line.endswith(
+            "clearly worse than -120: -80, +0.0400 [+0.0400, +0.0400]; -40, +0.0800 "
+            "[+0.0800, +0.0800]."
+        )
+
     def test_no_difference(self, known: Results):
         class Noisy(dict):
             def __getitem__(self, place):
