@@ -23,7 +23,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "==> Tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov --cov-report=term:skip-covered
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)
 	@echo "==> Formatting"
