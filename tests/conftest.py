@@ -21,6 +21,14 @@ torch.set_num_threads(1)
 _BESIDE_THE_REPOSITORY = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs data or tico, which not every machine has, is not counted as coverage: it would
+    hide what nothing else covers, and measuring takes long there."""
+    for item in items:
+        if {"shared_data", "tico"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data; a test that needs it is skipped where there is none."""

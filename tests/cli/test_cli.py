@@ -348,7 +348,8 @@ class TestOutcome:
         assert compare("tiny-llama", "--candidate", "sdpa", "--tolerance", "1e-12") == 1
 
     def test_quantised_differs_as_expected_unless_a_limit_is_given(self, capsys):
-        assert compare("tiny-llama", "--candidate", "quantized", "--calibrate", 2) == 0
+        short = ("--sequence-length", 8, "--calibrate", 2)
+        assert compare("tiny-llama", "--candidate", "quantized", *short) == 0
         text = capsys.readouterr().out
         assert "calibrated on the inputs themselves and 2 sequences of " in text
         assert "that the model wrote (seed 0)" in " ".join(text.split())
@@ -356,7 +357,7 @@ class TestOutcome:
         assert "the error grows" not in text
         assert re.search(r"without `\w+` \(uint8 (weight|activation)\): relative L2", text)
         assert "as expected of a quantised candidate" in " ".join(text.split())
-        quick = ("--candidate", "quantized", "--isolate", "none", "--tolerance")
+        quick = ("--candidate", "quantized", *short, "--isolate", "none", "--tolerance")
         assert compare("tiny-llama", *quick, "0.9") == 0
         assert compare("tiny-llama", *quick, "1e-4") == 1
         assert "as expected" not in capsys.readouterr().out.split("\n\n")[-1]
