@@ -98,7 +98,7 @@ class GenerationCheck:
 
 @torch.no_grad()
 def generation_check(
-    reference: nn.Module | Runtime,
+    reference: nn.Module | Runtime | Sequence[Sequence[int]],
     candidate: nn.Module | Runtime,
     prompts: Sequence[Sequence[int]],
     *,
@@ -109,27 +109,30 @@ def generation_check(
 
     Args:
         reference, candidate: causal LMs with transformers' `generate`, or `Runtime`s, which go on
-            after an end of text.
+            after an end of text. The reference may also be what it has written before: the new
+            tokens after each prompt, `Continuation.reference` of an earlier check.
         prompts: token ids of each, BOS included where the model wants one.
         max_new_tokens: of each prompt; a text may end earlier.
         progress: shows how far it is: a function that hands on a list, such as `tqdm`.
 
     Raises:
-        InputError: no prompts, an empty one, or no new tokens wanted.
+        InputError: no prompts, an empty one, no new tokens wanted, or another number of texts than
+            of prompts.
     """
     if not prompts or not all(prompts):
         raise InputError("a generation check takes at least one prompt, each of at least one token")
     if max_new_tokens < 1:
         raise InputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
-    return GenerationCheck(
-        tuple(
-            Continuation(
-                _continued(reference, prompt, max_new_tokens),
-                _continued(candidate, prompt, max_new_tokens),
-            )
-            for prompt in (prompts if progress is None else progress(prompts))
-        )
-    )
+    if not isinstance(reference, nn.Module | Runtime) and len(reference) != len(prompts):
+        raise InputError(f"found {len(reference)} texts of {len(prompts)} prompts")
+    texts = []
+    for place, prompt in enumerate(prompts if progress is None else progress(prompts)):
+        if isinstance(reference, nn.Module | Runtime):
+            right = _continued(reference, prompt, max_new_tokens)
+        else:
+            right = tuple(reference[place])
+        texts.append(Continuation(right, _continued(candidate, prompt, max_new_tokens)))
+    return GenerationCheck(tuple(texts))
 
 
 def _continued(

@@ -56,8 +56,18 @@ def layer_errors(
     """
     import tracer
 
+    lists = [
+        (name, part) for name, part in reference.named_modules() if isinstance(part, nn.ModuleList)
+    ]
+    names = [f"{name}.{place}" for name, part in lists for place in range(len(part))]
     comparison = tracer.compare(
-        reference, candidate, dict(inputs), confirm=False, isolate="layers", causes=False
+        reference,
+        candidate,
+        dict(inputs),
+        include=["", *names],  # nothing else is told
+        confirm=False,
+        isolate="layers",
+        causes=False,
     )
     assert comparison.isolation is not None  # it was asked for
     # Of several outputs the first is the activation.

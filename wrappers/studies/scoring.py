@@ -133,9 +133,8 @@ def _generated(loaded: Loaded, model: nn.Module | Runtime) -> dict[str, Any]:
     new_tokens = loaded.workload.new_tokens
     if not loaded.prompts or not new_tokens:
         return {}
-    reference: nn.Module | Runtime = loaded.model
-    if isinstance(model, Runtime):
-        reference = Runtime(loaded.model, capacity=model.capacity)
+    capacity = model.capacity if isinstance(model, Runtime) else None
+    reference = _float_texts(loaded.workload, capacity)
     check = evaluate.generation_check(reference, model, loaded.prompts, max_new_tokens=new_tokens)
     places = [
         len(text.reference) if (at := text.first_different) is None else at
@@ -147,6 +146,17 @@ def _generated(loaded: Loaded, model: nn.Module | Runtime) -> dict[str, Any]:
         "repetition": check.repetition[1],
         "degenerate": check.degenerate[1],
     }
+
+
+@functools.lru_cache(maxsize=2)
+def _float_texts(workload: Workload, capacity: int | None) -> tuple[tuple[int, ...], ...]:
+    """What the float model writes in all trials; with a capacity it runs over a static cache."""
+    loaded = load(workload)
+    model = loaded.model if capacity is None else Runtime(loaded.model, capacity=capacity)
+    check = evaluate.generation_check(
+        model, model, loaded.prompts, max_new_tokens=workload.new_tokens
+    )
+    return tuple(text.reference for text in check.continuations)
 
 
 def _probe(loaded: Loaded) -> dict[str, Any]:

@@ -98,6 +98,15 @@ class TestCheck:
         assert limited.generation_config is own
         assert own.max_length == 5
 
+    def test_what_the_reference_has_written_before(self, model):
+        other = tiny(seed=1)
+        other.generation_config = copy.deepcopy(model.generation_config)
+        check = generation_check(model, other, PROMPTS, max_new_tokens=6)
+        before = [text.reference for text in check.continuations]
+        assert generation_check(before, other, PROMPTS, max_new_tokens=6) == check
+        with pytest.raises(InputError, match="found 2 texts of 3 prompts"):
+            generation_check(before[:2], other, PROMPTS, max_new_tokens=6)
+
     @pytest.mark.parametrize(
         ("prompts", "count", "message"),
         [
