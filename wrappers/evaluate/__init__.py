@@ -16,6 +16,7 @@ from wrappers.evaluate.perplexity import (
     decoded_perplexity,
     documents,
     perplexity,
+    positions_of,
     step_perplexity,
     windows,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "generation_check",
     "layer_errors",
     "perplexity",
+    "positions_of",
     "repetition",
     "run_tasks",
     "step_perplexity",

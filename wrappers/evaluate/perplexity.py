@@ -330,14 +330,21 @@ def _score_steps(
     )
 
 
+def positions_of(model: nn.Module) -> int | None:
+    """How many positions a causal LM has; None if its config does not say."""
+    config: Any = model.config
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if most is None else int(most)
+
+
 def _window(model: nn.Module, window: int | None) -> int:
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = positions_of(model)
     if window is None:
         if most is None:
             raise InputError(
                 f"{type(model).__name__} does not say how many positions it has: give a window"
             )
-        return int(most)
+        return most
     if most is not None and window > most:
         raise InputError(
             f"found a window of {window} tokens for a model of {most} positions; expected no more"

@@ -228,8 +228,8 @@ def _of_masks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
 @torch.no_grad()
 def _leaks(loaded: Loaded, model: nn.Module) -> dict[str, float]:
     """What causal attention pays to later keys, over parts of the texts that are scored."""
-    positions = int(loaded.model.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
-    most = min(_LEAK_WINDOW, loaded.workload.window or positions, positions)
+    limits = (loaded.workload.window, evaluate.positions_of(loaded.model))
+    most = min(_LEAK_WINDOW, *(limit for limit in limits if limit is not None))
     paid = []
     for part in evaluate.windows(loaded.texts, window=most, bos=loaded.bos)[:_LEAK_PARTS]:
         ids = torch.tensor([part.ids])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wrappers.errors import InputError, StudyError
-from wrappers.evaluate import check_tasks, documents
+from wrappers.evaluate import check_tasks, documents, positions_of
 
 # Where no text is given a model writes so many documents itself, more where its window is short and
 # fewer where that would make them shorter than so many tokens.
@@ -191,10 +191,12 @@ def batches(sequences: Sequence[Sequence[int]], size: int) -> list[dict[str, Ten
 
 
 def _check_positions(model: nn.Module, workload: Workload) -> None:
-    most = int(model.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
+    most = positions_of(model)
+    if most is None and workload.window is None:
+        raise StudyError(f"{workload.model} does not say how many positions it has: give a window")
     for name in ("window", "calibration_length"):
         wanted = getattr(workload, name)
-        if wanted is not None and wanted > most:
+        if None not in (most, wanted) and wanted > most:
             raise StudyError(
                 f"found {name} {wanted} for a model of {most} positions; expected no more"
             )
@@ -229,7 +231,8 @@ def _written(model: nn.Module, bos: int | None, workload: Workload) -> list[list
         raise StudyError(
             f"{workload.model} has no token to begin a text with: give a text to score"
         )
-    most = workload.window or int(model.config.max_position_embeddings)  # type: ignore[union-attr,arg-type]
+    most = workload.window or positions_of(model)
+    assert most is not None  # it has been checked
     length = min(most - 1, max(_SHORTEST, 2 * workload.tokens // _WRITTEN))
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
