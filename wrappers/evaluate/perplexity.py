@@ -333,7 +333,9 @@ def _score_steps(
 def positions_of(model: nn.Module) -> int | None:
     """How many positions a causal LM has; None if its config does not say."""
     config: Any = model.config
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if hasattr(config, "get_text_config"):  # of a model with images as well
+        config = config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
     return None if most is None else int(most)
 
 

@@ -26,7 +26,8 @@ from torch import nn
 from wrappers.config import PTQConfig, QuantSpec, affine, no_quantization
 from wrappers.decoding import Source, decode_inputs
 from wrappers.errors import ConfigError, StudyError, WrappersError
-from wrappers.module import iter_points
+from wrappers.module import iter_points, iter_wrappers
+from wrappers.observers import IdentityQuantizer
 from wrappers.quantize import calibrate, convert, prepare
 from wrappers.studies.trials import Settings, Trial
 from wrappers.studies.workload import Loaded, batches
@@ -136,7 +137,15 @@ def prefill_model(loaded: Loaded, trial: Trial) -> nn.Module:
     wrapped = _prepared(loaded.model, settings, str(settings["variant"]))
     # One by one, as observers that follow a mean want them.
     calibrate(wrapped, batches(loaded.calibration_set(trial.seed, settings["calibration"]), 1))
+    _leave_out_unreached(wrapped)
     return convert(wrapped)
+
+
+def _leave_out_unreached(wrapped: nn.Module) -> None:
+    """Leaves float what no text reaches: a vision model, and where its features come in."""
+    for _, module in iter_wrappers(wrapped):
+        for name in module.unfreezable_points():
+            module.points[name].quantizer = IdentityQuantizer()
 
 
 def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:

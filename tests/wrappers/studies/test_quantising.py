@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 import wrappers
+from tracer import tiny
 from wrappers.errors import StudyError
 from wrappers.module import Mode, iter_points, iter_wrappers
 from wrappers.observers import IdentityQuantizer
@@ -181,3 +184,22 @@ class TestOnAModel:
         assert made == ["prefill_reference"]
         check_on(loaded, [Trial({"source": "float", "variant": "prefill"}, 0)])
         assert made[1:] == ["prefill", "decode"]
+
+
+def test_what_no_text_reaches_stays_float(loaded: Loaded):
+    """A whole Qwen3-VL is studied by its language model."""
+    model = tiny.build("tiny-qwen3-vl", 0).eval()
+    quantised = prefill_model(replace(loaded, model=model), Trial({"calibration": 2}, 0))
+    activations = {
+        f"{name}.{point}" for name, point, each in iter_points(quantised) if not each.parameter
+    }
+    inside = {path for path in activations if path.startswith("model.language_model.layers.")}
+    images = {path for path in activations if path.startswith("model.visual.")}
+    assert inside
+    assert not inside & off(quantised)
+    assert images
+    assert images <= off(quantised)
+    ids = {"input_ids": torch.tensor(loaded.calibration_set(1, 2))}
+    with torch.no_grad():
+        expected, found = model(**ids).logits, quantised(**ids).logits
+    assert 1e-3 < float((expected - found).norm() / expected.norm()) < 0.5
