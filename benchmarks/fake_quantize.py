@@ -3,8 +3,9 @@
     python benchmarks/fake_quantize.py [--runs 15] [--threads 1]
 
 Per shape and dtype: microseconds of process CPU time (medians of interleaved runs) of
-`torch.fake_quantize_per_tensor_affine`, of `wrappers.affine.fake_quantize`, and of the same where
-it may write into its input; and the ratios torch / ours. The outputs are compared bit for bit.
+`torch.fake_quantize_per_tensor_affine`, of `wrappers.numerics.affine.fake_quantize`, and of the
+same where it may write into its input; and the ratios torch / ours. The outputs are compared bit
+for bit.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wrappers.affine import AffineQParams, fake_quantize
-from wrappers.dtypes import DType
+from wrappers.numerics.affine import AffineQParams, fake_quantize
+from wrappers.numerics.dtypes import DType
 
 SHAPES = {
     "one token": (1, 1, 64),

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from tracer import Baseline
-from tracer.gating import PEIR_MARGIN, RELATIVE_L2_MARGIN
+from tracer.regression.gating import PEIR_MARGIN, RELATIVE_L2_MARGIN
 
 CANDIDATES = (
     "--candidate quantized --activation uint8 --weight uint8",

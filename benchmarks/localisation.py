@@ -31,9 +31,9 @@ import tracer
 from benchmarks.mistakes.clean import CLEAN, Pair
 from benchmarks.mistakes.groups import Group, groups
 from benchmarks.mistakes.planting import Mistake
-from tracer.operations import Operation
-from tracer.phrases import short_line
-from tracer.zoom import Zoomed
+from tracer.diagnosis.zoom.operations import Operation
+from tracer.diagnosis.zoom.zoom import Zoomed
+from tracer.text import short_line
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import wrappers
-from tracer import tiny
-from tracer.difference import Difference
+from tracer.models import builtin as tiny
+from tracer.tensors.difference import Difference
 from wrappers.attention.rope import negate_first_half
 from wrappers.errors import CalibrationWarning
 

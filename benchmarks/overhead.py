@@ -22,7 +22,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tracer
-from tracer.difference import Difference
+from tracer.tensors.difference import Difference
 
 SEQUENCE = 512
 

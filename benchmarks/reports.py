@@ -22,7 +22,7 @@ from torch import nn
 
 import tracer
 from tracer.reports import WRITERS
-from tracer.samples import SAMPLES
+from tracer.tensors.samples import SAMPLES
 
 BLOCKS = 501  # of four modules each, itself included; with the root 2,005
 

@@ -21,7 +21,9 @@ from wrappers.errors import MissingExtraError
 POSITIONS = 32  # of the past and the new token
 
 config = wrappers.PTQConfig(
-    activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"), variant="decode"
+    activation=wrappers.affine("uint8"),
+    weight=wrappers.affine("uint8"),
+    variant="decode",
 )
 model = tracer.models.load("random-llama").model
 wrapped = wrappers.prepare(model, config)

@@ -21,7 +21,9 @@ from wrappers.errors import MissingExtraError
 LENGTH = 32
 
 config = wrappers.PTQConfig(
-    activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"), variant="prefill"
+    activation=wrappers.affine("uint8"),
+    weight=wrappers.affine("uint8"),
+    variant="prefill",
 )
 model = tracer.models.load("random-llama").model
 wrapped = wrappers.prepare(model, config)

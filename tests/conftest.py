@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tracer.comparison import Comparison
-from tracer.coverage import Coverage
-from tracer.difference import Difference
-from tracer.rows import Row
-from tracer.verdict import Origin, Symptom, Verdict
+from tracer.comparison.result import Comparison
+from tracer.diagnosis.verdict import Origin, Symptom, Verdict
+from tracer.measurement.coverage import Coverage
+from tracer.measurement.rows import Row
+from tracer.tensors.difference import Difference
 
 # Tiny models gain nothing from a second thread, and lose much where the cores are busy.
 torch.set_num_threads(1)

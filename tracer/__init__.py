@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracer import models
-    from tracer.baseline import Baseline
-    from tracer.comparison import Captured, Comparison, capture, compare
-    from tracer.coverage import Coverage
-    from tracer.dataflow import Flow, flow
-    from tracer.debugger import Breakpoint
-    from tracer.difference import Difference, Tolerance
-    from tracer.equivalence import assert_equivalent
+    from tracer.comparison.capturing import Captured, capture
+    from tracer.comparison.result import Comparison
+    from tracer.comparison.run import compare
+    from tracer.debugger.breakpoints import Breakpoint
+    from tracer.diagnosis.origin import Origin
+    from tracer.diagnosis.verdict import Symptom, Verdict
     from tracer.errors import (
         InputError,
         ModelLoadError,
@@ -27,15 +26,19 @@ if TYPE_CHECKING:
         TracerError,
         UsageError,
     )
-    from tracer.gating import Gate, gate
-    from tracer.isolation import IsolatedCall, IsolatedModule, Isolation, Recovery
-    from tracer.origin import Origin
-    from tracer.recorded import Recorded, open_trace
-    from tracer.recording import Recording, record
-    from tracer.rows import FormDifference, Row
-    from tracer.stepping import Stepped, Stepping
-    from tracer.switches import Cause
-    from tracer.verdict import Symptom, Verdict
+    from tracer.execution.stepping import Stepped, Stepping
+    from tracer.isolation.causes import Cause
+    from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
+    from tracer.measurement.coverage import Coverage
+    from tracer.measurement.rows import FormDifference, Row
+    from tracer.regression.baseline import Baseline
+    from tracer.regression.gating import Gate, gate
+    from tracer.tensors.difference import Difference
+    from tracer.tensors.tolerance import Tolerance
+    from tracer.testing.equivalence import assert_equivalent
+    from tracer.traces.dataflow import Flow, flow
+    from tracer.traces.recorded import Recorded, open_trace
+    from tracer.traces.recording import Recording, record
 
 __version__ = "0.1.0"
 
@@ -85,12 +88,15 @@ __all__ = [
 # Where each public name lives. They are imported when first used, so that `trace_model --help`
 # does not wait for PyTorch.
 _ROOMS = {
-    "baseline": ("Baseline",),
-    "comparison": ("Captured", "Comparison", "capture", "compare"),
-    "coverage": ("Coverage",),
-    "debugger": ("Breakpoint",),
-    "difference": ("Difference", "Tolerance"),
-    "equivalence": ("assert_equivalent",),
+    "regression.baseline": ("Baseline",),
+    "comparison.capturing": ("Captured", "capture"),
+    "comparison.result": ("Comparison",),
+    "comparison.run": ("compare",),
+    "measurement.coverage": ("Coverage",),
+    "debugger.breakpoints": ("Breakpoint",),
+    "tensors.difference": ("Difference",),
+    "tensors.tolerance": ("Tolerance",),
+    "testing.equivalence": ("assert_equivalent",),
     "errors": (
         "InputError",
         "ModelLoadError",
@@ -102,16 +108,16 @@ _ROOMS = {
         "TracerError",
         "UsageError",
     ),
-    "dataflow": ("Flow", "flow"),
-    "gating": ("Gate", "gate"),
-    "isolation": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
-    "origin": ("Origin",),
-    "recorded": ("Recorded", "open_trace"),
-    "recording": ("Recording", "record"),
-    "rows": ("FormDifference", "Row"),
-    "stepping": ("Stepped", "Stepping"),
-    "switches": ("Cause",),
-    "verdict": ("Symptom", "Verdict"),
+    "traces.dataflow": ("Flow", "flow"),
+    "regression.gating": ("Gate", "gate"),
+    "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
+    "diagnosis.origin": ("Origin",),
+    "traces.recorded": ("Recorded", "open_trace"),
+    "traces.recording": ("Recording", "record"),
+    "measurement.rows": ("FormDifference", "Row"),
+    "execution.stepping": ("Stepped", "Stepping"),
+    "isolation.causes": ("Cause",),
+    "diagnosis.verdict": ("Symptom", "Verdict"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

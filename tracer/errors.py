@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracer.comparison import Comparison
+    from tracer.comparison.result import Comparison
 
 
 class TracerError(Exception):

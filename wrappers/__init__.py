@@ -6,19 +6,23 @@ wrappers.calibrate(wrapped, batches)
 quantized = wrappers.convert(wrapped)
 """
 
-# Importing these registers their wrappers.
-from wrappers import llama as llama
-from wrappers import nn as nn
-from wrappers import qwen3_vl as qwen3_vl
-from wrappers.config import PTQConfig, QuantSpec, affine, microscaling, no_quantization
-from wrappers.decoding import calibrate_both, calibrate_decode, decode_inputs
-from wrappers.dtypes import DType, QScheme
-from wrappers.export import export
-from wrappers.module import Mode, QuantModule, QuantPoint, iter_points, iter_wrappers
+# Importing the families and layers registers their wrappers.
+from wrappers.core.config import PTQConfig, QuantSpec, affine, microscaling, no_quantization
+from wrappers.core.module import QuantModule, iter_points, iter_wrappers
+from wrappers.core.point import Mode, QuantPoint
+from wrappers.core.registry import register
+from wrappers.deploy.decode_calibration import calibrate_both, calibrate_decode, decode_inputs
+from wrappers.deploy.export import export
+from wrappers.deploy.runtime import Runtime, Sampling
+from wrappers.deploy.steps import Step
+from wrappers.families import llama as llama
+from wrappers.families import qwen3_vl as qwen3_vl
+from wrappers.layers import activations as activations
+from wrappers.layers import convolutions as convolutions
+from wrappers.layers import linear as linear
+from wrappers.layers import norms as norms
+from wrappers.numerics.dtypes import DType, QScheme
 from wrappers.quantize import calibrate, convert, prepare
-from wrappers.registry import register
-from wrappers.runtime import Runtime, Sampling
-from wrappers.steps import Step
 
 __all__ = [
     "DType",

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wrappers.config import PTQConfig
+from wrappers.core.config import PTQConfig
+from wrappers.core.module import QuantModule, iter_points, iter_wrappers, shallow_copy
+from wrappers.core.point import Mode
+from wrappers.core.registry import has_wrapper, lookup
 from wrappers.errors import (
     CalibrationWarning,
     InputError,
@@ -25,8 +28,6 @@ from wrappers.errors import (
     UnseenObserverError,
     WrapError,
 )
-from wrappers.module import Mode, QuantModule, iter_points, iter_wrappers, shallow_copy
-from wrappers.registry import has_wrapper, lookup
 
 ModelInputs = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
 """Keyword arguments, positional arguments, or the single argument of a model."""

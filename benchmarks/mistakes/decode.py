@@ -13,9 +13,9 @@ from benchmarks.mistakes import llama
 from benchmarks.mistakes.decoder import Tensor, correct_mask, one_weight, update
 from benchmarks.mistakes.llama import ATTENTION, MLP, hand_on, model
 from benchmarks.mistakes.planting import Mistake, assign, method, parameter
-from tracer.stepping import Stepping, ending_in_steps, prompt_of
+from tracer.execution.stepping import Stepping, ending_in_steps, prompt_of
 from wrappers.attention.cache import StepCache
-from wrappers.runtime import Prompts, Slots, run_prefill, step_inputs
+from wrappers.deploy.runtime import Prompts, Slots, run_prefill, step_inputs
 
 STEPS = 4
 

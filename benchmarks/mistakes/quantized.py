@@ -13,8 +13,8 @@ from benchmarks.mistakes import qwen3_vl
 from benchmarks.mistakes.decoder import Tensor, mlp_forward, one_weight
 from benchmarks.mistakes.llama import ATTENTION, DOWN, LAYER, MLP, NORM, attend, other_keys
 from benchmarks.mistakes.planting import Mistake, after, assign, parameter, reforward
-from wrappers.affine import AffineQParams, affine_qparams
-from wrappers.observers import IdentityQuantizer
+from wrappers.core.observers import IdentityQuantizer
+from wrappers.numerics.affine import AffineQParams, affine_qparams
 
 
 def requantize(path: str, point: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tracer.errors import UsageError
 
 if TYPE_CHECKING:
-    from tracer.comparison import Comparison
+    from tracer.comparison.result import Comparison
 
 # The function that makes a report of a comparison and a Run, by suffix. Imported when needed.
 WRITERS = {

@@ -21,19 +21,21 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from tracer.comparison import Captured, Comparison
-from tracer.difference import Difference
-from tracer.reports import Run, gate
-from tracer.reports.curve import curve
-from tracer.reports.fold import arrange, number
-from tracer.reports.headline import headline
-from tracer.reports.isolation import introduced, section
-from tracer.reports.ranking import Ranked, ranking
-from tracer.reports.summary import box, scatter
-from tracer.reports.table import shortened, table
-from tracer.reports.unseen import other_forms, unpaired
-from tracer.values import dtype_name
-from tracer.words import listed
+from tracer.comparison.capturing import Captured
+from tracer.comparison.result import Comparison
+from tracer.reports import Run
+from tracer.reports.parts import gate
+from tracer.reports.parts.curve import curve
+from tracer.reports.parts.fold import arrange, number
+from tracer.reports.parts.headline import headline
+from tracer.reports.parts.isolation import introduced, section
+from tracer.reports.parts.ranking import Ranked, ranking
+from tracer.reports.parts.summary import box, scatter
+from tracer.reports.parts.table import shortened, table
+from tracer.reports.parts.unseen import other_forms, unpaired
+from tracer.tensors.difference import Difference
+from tracer.tensors.leaves import dtype_name
+from tracer.text import listed
 
 # The width of what is not read on a terminal, where COLUMNS does not say.
 _PLAIN_WIDTH = 200

@@ -13,11 +13,11 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 
-from tracer.calls import Location
-from tracer.dataflow import Flow, FlowCall, FlowValue, Moments, span
+from tracer.execution.hooks import Location
 from tracer.reports.json import plain_values
-from tracer.reports.table import shortened
-from tracer.values import dtype_name
+from tracer.reports.parts.table import shortened
+from tracer.tensors.leaves import dtype_name
+from tracer.traces.dataflow import Flow, FlowCall, FlowValue, Moments, span
 
 SCHEMA = 1
 

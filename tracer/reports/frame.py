@@ -6,7 +6,7 @@ that could not be computed is empty.
 
 import io
 
-from tracer.comparison import Comparison
+from tracer.comparison.result import Comparison
 from tracer.reports import Run
 
 

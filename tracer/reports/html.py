@@ -17,18 +17,19 @@ import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
-from tracer.comparison import Comparison
-from tracer.origin import Origin
-from tracer.reports import Run, gate
-from tracer.reports.environment import environment
-from tracer.reports.excerpt import Excerpt, excerpt, origin_in_words, origins
-from tracer.reports.fold import number
-from tracer.reports.headline import Tone, headline
-from tracer.reports.ranking import ranking
-from tracer.reports.table import dtypes
-from tracer.reports.unseen import other_forms, unpaired
-from tracer.rows import Row
-from tracer.samples import Sample
+from tracer.comparison.result import Comparison
+from tracer.diagnosis.origin import Origin
+from tracer.environment import environment
+from tracer.measurement.rows import Row
+from tracer.reports import Run
+from tracer.reports.parts import gate
+from tracer.reports.parts.excerpt import Excerpt, excerpt, origin_in_words, origins
+from tracer.reports.parts.fold import number
+from tracer.reports.parts.headline import Tone, headline
+from tracer.reports.parts.ranking import ranking
+from tracer.reports.parts.table import dtypes
+from tracer.reports.parts.unseen import other_forms, unpaired
+from tracer.tensors.samples import Sample
 
 _MOST_RANKED = 20
 _LEVELS = 65_535

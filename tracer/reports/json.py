@@ -27,10 +27,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from tracer.comparison import Comparison, row_values
+from tracer.comparison.result import Comparison, row_values
+from tracer.environment import environment
 from tracer.reports import Run
-from tracer.reports.environment import environment
-from tracer.reports.ranking import ranking
+from tracer.reports.parts.ranking import ranking
 
 SCHEMA = 1
 

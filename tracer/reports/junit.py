@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from tracer.comparison import Comparison
+from tracer.comparison.result import Comparison
+from tracer.environment import environment
+from tracer.measurement.rows import Row
 from tracer.reports import Run
-from tracer.reports.environment import environment
-from tracer.reports.excerpt import origins
-from tracer.reports.fold import number
-from tracer.reports.headline import Headline, headline
-from tracer.rows import Row
+from tracer.reports.parts.excerpt import origins
+from tracer.reports.parts.fold import number
+from tracer.reports.parts.headline import Headline, headline
 
 if TYPE_CHECKING:
-    from tracer.gating import Gate
+    from tracer.regression.gating import Gate
 
 _ROOT = "(root)"
 # What XML 1.0 cannot hold, not even escaped.

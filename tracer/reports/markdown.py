@@ -12,22 +12,23 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tracer.comparison import Comparison
-from tracer.origin import Origin
-from tracer.reports import Run, gate
-from tracer.reports.curve import curve
-from tracer.reports.environment import environment
-from tracer.reports.excerpt import excerpt, numbered, origin_in_words, origins
-from tracer.reports.fold import Fold, around, arrange, is_symptom, number
-from tracer.reports.headline import headline
-from tracer.reports.ranking import ranking
-from tracer.reports.table import statistic
-from tracer.reports.unseen import other_forms, unpaired
-from tracer.rows import Row
-from tracer.words import cut, listed
+from tracer.comparison.result import Comparison
+from tracer.diagnosis.origin import Origin
+from tracer.environment import environment
+from tracer.measurement.rows import Row
+from tracer.reports import Run
+from tracer.reports.parts import gate
+from tracer.reports.parts.curve import curve
+from tracer.reports.parts.excerpt import excerpt, numbered, origin_in_words, origins
+from tracer.reports.parts.fold import Fold, around, arrange, is_symptom, number
+from tracer.reports.parts.headline import headline
+from tracer.reports.parts.ranking import ranking
+from tracer.reports.parts.table import statistic
+from tracer.reports.parts.unseen import other_forms, unpaired
+from tracer.text import cut, listed
 
 if TYPE_CHECKING:
-    from tracer.gating import Gate
+    from tracer.regression.gating import Gate
 
 # Of a file, in bytes: a comment may hold 65,536 characters.
 LIMIT = 60_000

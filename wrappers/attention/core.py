@@ -15,51 +15,15 @@ the processor; the results are the same bit for bit. A calibrating observer sees
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-class Quantize(Protocol):
-    """What attention calls at each of its quantization points."""
-
-    def __call__(self, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
-        """Returns the tensor to go on with.
-
-        Args:
-            x: the tensor at the point.
-            name: the point.
-            owned: nobody else needs `x`, so it may be overwritten.
-        """
-        ...
-
-
-BLOCK_ELEMENTS = 1 << 17
-"""Logits per block, 512 KiB in float32: with 8 and 32 heads and 128 to 1024 positions, blocks of
-this size and twice it took the least time on a core with 1 MiB of second-level cache."""
-
-
-QUERY_ELEMENTS = 1 << 19
-"""Logits that `attend_batched` holds at once on a CPU, 2 MiB in float32. Beyond that it goes by key
-heads and parts of the queries, whose logits are used up while a processor's cache holds them."""
-
-LEAST_QUERIES = 16
-"""A part of fewer queries would make products too thin."""
-
-MASKED_QUERIES = 512
-"""From so many queries on, keys that the mask hides from a part of them are passed over; with fewer
-it takes longer to find them."""
-
-PART_QUERIES = 128
-"""Queries of such a part."""
-
-WEIGHS_NOTHING = -40.0
-"""A key whose masked logit lies this far below another one of its row has no weight: exp(-40) is
-4e-18, which is lost when float32 adds it to 1, and which the codes of a softmax round to zero."""
+from wrappers.attention import tiling
+from wrappers.core.point import Quantize
 
 
 @dataclass(frozen=True)
@@ -145,12 +109,12 @@ def attend_batched(
     in_parts = by_blocks and not (keep_weights or dropout or _wants_graph(query, key, value))
     in_parts &= query.device.type == "cpu"
     spans: list[slice] | None = None
-    if in_parts and monotone and mask is not None and mask.shape[2] >= MASKED_QUERIES:
-        bound = _largest_product(query, key)
+    if in_parts and monotone and mask is not None and mask.shape[2] >= tiling.MASKED_QUERIES:
+        bound = tiling.largest_product(query, key)
         logits = factor(torch.stack([-bound, bound]), False)
-        spans = _visible_spans(mask, logits, quantize)
+        spans = tiling.visible_spans(mask, logits, quantize)
     elements = batch * heads * query_length * key_length
-    if not in_parts or (spans is None and elements <= QUERY_ELEMENTS):
+    if not in_parts or (spans is None and elements <= tiling.QUERY_ELEMENTS):
         output, weights = attend(query, key, value, mask)
         output = output.reshape(batch, query_length, heads * head_dim)
         return AttentionResult(
@@ -158,8 +122,8 @@ def attend_batched(
             weights=quantize(weights, "attn_weights", owned=True) if keep_weights else None,
         )
     groups = heads // kv_heads
-    part = max(QUERY_ELEMENTS // (batch * groups * key_length), LEAST_QUERIES)
-    part = part if spans is None else PART_QUERIES
+    part = max(tiling.QUERY_ELEMENTS // (batch * groups * key_length), tiling.LEAST_QUERIES)
+    part = part if spans is None else tiling.PART_QUERIES
     output = query.new_empty(batch, query_length, heads, head_dim)
     for number, start in enumerate(range(0, query_length, part)):
         rows = slice(start, start + part)
@@ -175,36 +139,6 @@ def attend_batched(
             )
     output = quantize(output.flatten(2), "attn_out_h", owned=True)
     return AttentionResult(output, weights=None)
-
-
-def _largest_product(query: Tensor, key: Tensor) -> Tensor:
-    """A bound of abs(query @ key), by the inequality of Cauchy and Schwarz."""
-    norms = [torch.linalg.vector_norm(states, dim=-1).amax() for states in (query, key)]
-    return torch.stack(norms).prod() * 1.01  # for the rounding of all of these
-
-
-def _visible_spans(mask: Tensor, logits: Tensor, quantize: Quantize) -> list[slice] | None:
-    """For each part of the queries, from the first to the last key that it has to look at.
-
-    Args:
-        mask: additive, [B or 1, 1, query, key].
-        logits: the smallest and the largest that there may be, as quantised.
-        quantize: called for the point mask_add.
-
-    Returns:
-        None where hidden keys may have a weight, or none is hidden from a whole part.
-    """
-    # The most that any query of a part lets through of each key: [parts, key].
-    shown = torch.stack([part.amax(dim=(0, 1, 2)) for part in mask.split(PART_QUERIES, dim=2)])
-    hidden = shown.amin()
-    best = mask.amax(dim=-1).amin()
-    if not best > hidden:
-        return None  # a query that sees nothing but hidden keys looks at all of them
-    low, high = quantize(logits + torch.stack([best, hidden]), "mask_add", owned=True)
-    if not high - low <= WEIGHS_NOTHING:  # NaN included
-        return None
-    keys = [part.nonzero() for part in shown > hidden]
-    return [slice(int(seen[0]), int(seen[-1]) + 1) for seen in keys]
 
 
 def attend_by_head(
@@ -306,7 +240,7 @@ def _apply(
     # logits: [B, heads, query, key] or [B, query, key]; mask: the same rank, broadcastable.
     if not by_blocks or _wants_graph(logits):
         return chain(logits, mask, False)
-    for block, block_mask in _blocks(logits, mask, dim=0):
+    for block, block_mask in tiling.blocks(logits, mask, dim=0):
         # Nobody else holds this product, so the weights may take the place of the logits.
         block.copy_(chain(block, block_mask, True))
     return logits
@@ -315,18 +249,3 @@ def _apply(
 def _wants_graph(*tensors: Tensor) -> bool:
     # A graph, autograd's or a captured one, wants everything as one piece.
     return torch.compiler.is_compiling() or any(tensor.requires_grad for tensor in tensors)
-
-
-def _blocks(
-    logits: Tensor, mask: Tensor | None, *, dim: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    # Splits along the first dimension that has to be; never along the keys, which softmax needs.
-    if logits.numel() <= BLOCK_ELEMENTS or dim == logits.ndim - 1:
-        yield logits, mask
-        return
-    length = logits.shape[dim]
-    step = max(1, BLOCK_ELEMENTS * length // logits.numel())
-    for start in range(0, length, step):
-        size = min(step, length - start)
-        part = mask if mask is None or mask.shape[dim] == 1 else mask.narrow(dim, start, size)
-        yield from _blocks(logits.narrow(dim, start, size), part, dim=dim + 1)

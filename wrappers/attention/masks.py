@@ -24,9 +24,17 @@ never added to logits as numbers, and a shape that could only be broadcast is re
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from wrappers.attention.cache import (
+    KeyValueCache,
+    cache_extent,
+)
+from wrappers.core.point import Mode
 from wrappers.errors import InputError
 
 
@@ -278,3 +286,82 @@ def _is_zero(past_length: int | Tensor) -> bool:
 
 def _next_power_of_two(length: int) -> int:
     return 1 << max(length - 1, 0).bit_length()
+
+
+def additive_mask(
+    masks: MaskBuilder,
+    attention_mask: Tensor | None,
+    hidden_states: Tensor,
+    cache: KeyValueCache | None,
+    layer_idx: int = 0,
+    *,
+    causal: bool = True,
+) -> Tensor:
+    """Returns the additive mask [B or 1, 1, query, key] for attention from `hidden_states`.
+
+    Args:
+        masks: builds it.
+        attention_mask: any kind that `MaskBuilder` takes.
+        hidden_states: [B, query, hidden].
+        cache: holds the keys of earlier positions.
+        layer_idx: the cache's layer that is asked.
+        causal: whether a query is kept from later keys.
+
+    Raises:
+        InputError: a mask or cache of no known kind.
+    """
+    batch_size, query_length = hidden_states.shape[:2]
+    extent = cache_extent(cache, query_length, layer_idx)
+    return masks.additive(
+        attention_mask,
+        batch_size=batch_size,
+        query_length=query_length,
+        past_length=extent.past_length,
+        key_length=extent.key_length,
+        dtype=hidden_states.dtype,
+        device=hidden_states.device,
+        causal=causal,
+    )
+
+
+def model_mask(
+    masks: MaskBuilder,
+    config: PreTrainedConfig,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    hidden_states: Tensor,
+    cache: KeyValueCache | None,
+) -> Tensor:
+    """Returns the additive mask [B or 1, 1, query, key] that a model hands to all its layers.
+
+    Args:
+        masks: builds it.
+        config: the model's; attention is causal unless its `is_causal` says otherwise.
+        attention_mask: any kind that `MaskBuilder` takes.
+        position_ids: positions in the text that a caller gave, [B or 1, query]. Without a mask
+            and a cache, positions that start again begin another sequence.
+        hidden_states: [B, query, hidden].
+        cache: holds the keys of earlier positions.
+
+    Raises:
+        InputError: a mask or cache of no known kind.
+    """
+    causal = getattr(config, "is_causal", True)
+    if causal and attention_mask is None and cache is None and position_ids is not None:
+        attention_mask = packed_sequences(position_ids)
+    return additive_mask(masks, attention_mask, hidden_states, cache, causal=causal)
+
+
+def quantized_mask(module: Any, point: str, mask: Tensor) -> Tensor:
+    """Passes an additive mask through a point of a module, and returns it.
+
+    Args:
+        module: the wrapper, which has `masks`.
+        point: whose range reaches the fill value, whatever was hidden while it was calibrated.
+        mask: [B or 1, 1, query, key].
+    """
+    if module.mode is Mode.CALIBRATE:
+        module._quantize(torch.cat(module.masks.to_observe(mask)), point)
+        return mask
+    quantized: Tensor = module._quantize(mask, point)
+    return quantized

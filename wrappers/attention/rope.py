@@ -12,13 +12,17 @@ the same floating-point numbers, since -x2 * sin and x2 * -sin round alike.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wrappers.attention.core import Quantize
+from wrappers.core.module import QuantModule
+from wrappers.core.point import Quantize
+from wrappers.errors import InputError
 
 RotateHalf = Callable[[Tensor, Tensor], Tensor]
+
 """Puts the halves x1 and x2, each [..., head_dim / 2], together as rotate_half(x)."""
 
 
@@ -67,3 +71,38 @@ def negate_first_half(sin: Tensor) -> Tensor:
     """Returns the sine table [..., head_dim] for use with `swap`. It is its own inverse."""
     half = sin.shape[-1] // 2
     return torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+
+
+ROPE_POINTS = ("x1", "x2", "cat", "cos", "sin", "rot")
+
+
+def quantized_tables(
+    module: QuantModule, attention: Any, tables: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Passes cos and sin through a module's points of that name and returns them.
+
+    Args:
+        module: has the points. That of the sine table sees it in the form of the variant, in which
+            a graph for an accelerator takes it.
+        attention: a `CausalAttention` of that variant.
+        tables: cos and sin as in the float model, as what is returned.
+    """
+    cos, sin = tables
+    quantized = module._quantize(attention.sine_table(sin), "sin")
+    return module._quantize(cos, "cos"), attention.sine_table(quantized)
+
+
+def rope_tables(
+    position_embeddings: tuple[Tensor, Tensor] | None, called: type
+) -> tuple[Tensor, Tensor]:
+    """Returns cos and sin, each [B or 1, query, head_dim].
+
+    Raises:
+        InputError: there are none.
+    """
+    if position_embeddings is None:
+        raise InputError(
+            f"{called.__name__} was called without position_embeddings; give the pair (cos, sin) "
+            "that the model's rotary_emb returns"
+        )
+    return position_embeddings

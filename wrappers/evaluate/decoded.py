@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from wrappers.deploy.runtime import Prompts, run_prefill, step_inputs
 from wrappers.errors import InputError
-from wrappers.runtime import Prompts, run_prefill, step_inputs
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wrappers.deploy.runtime import Runtime
 from wrappers.errors import InputError
-from wrappers.runtime import Runtime
 
 # Repetition is counted in runs of so many tokens; a text is degenerate that goes round in a loop of
 # at most so many tokens for at least that often at its end.

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wrappers.module import Mode, iter_wrappers
+from wrappers.core.module import iter_wrappers
+from wrappers.core.point import Mode
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@
 The command line has them as `trace_model ablate`.
 """
 
-from wrappers.studies.decode_calibration import DecodeCalibration
-from wrappers.studies.grid import File, Grid
-from wrappers.studies.judgement import Choice, Difference, Spread, choose
-from wrappers.studies.mask_fill import MaskFill
-from wrappers.studies.render import save, show
-from wrappers.studies.report import Report, report_of
-from wrappers.studies.runner import Study, Where, check_succeeded, head_of, run, run_trial
-from wrappers.studies.trials import Result, Results, Trial
-from wrappers.studies.workload import Loaded, Workload, load
+from wrappers.studies.execute.runner import Study, Where, check_succeeded, head_of, run, run_trial
+from wrappers.studies.judge.judgement import Choice, Difference, Spread, choose
+from wrappers.studies.plan.decode_calibration import DecodeCalibration
+from wrappers.studies.plan.grid import File, Grid
+from wrappers.studies.plan.mask_fill import MaskFill
+from wrappers.studies.plan.trials import Result, Results, Trial
+from wrappers.studies.plan.workload import Loaded, Workload, load
+from wrappers.studies.report.render import save, show
+from wrappers.studies.report.report import Report, report_of
 
 __all__ = [
     "Choice",

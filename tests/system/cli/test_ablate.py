@@ -1,0 +1,160 @@
+"""`trace_model ablate`: options, files, and what is printed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tracer.cli import main
+from tracer.cli.parser import parse
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Words that the built-in model's tokenizer knows, as two dozen documents."""
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "\n|\n".join(f"The {n} dogs ran to the big tree and sat down." for n in range(40))
+    )
+    return path
+
+
+def ablate(*arguments: object) -> int:
+    return main(["ablate", *map(str, arguments)])
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "found no study; expected mask-fill or decode-calibration"),
+            (["mask-fil", "tiny-llama"], "found the study 'mask-fil'"),
+            (["mask-fill"], "mask-fill of which model?"),
+            (["mask-fill", "tiny-lama"], "did you mean 'tiny-llama'"),
+            (["mask-fill", "tiny-llama", "--sizes", "3"], "--sizes belongs to decode-calibration"),
+            (["decode-calibration", "tiny-llama", "--refine"], "--refine belongs to mask-fill"),
+            (["mask-fill", "tiny-llama", "--report", "x.pdf"], "has the suffix '.pdf'"),
+            (["mask-fill", "tiny-llama", "--results", "none/x.jsonl"], "there is no folder none"),
+            (["mask-fill", "tiny-llama", "--fills", "3"], "these settings make no PTQConfig"),
+            (["mask-fill", "tiny-llama", "--pairs", "uint99/uint8"], "make no PTQConfig"),
+            (["mask-fill", "tiny-llama", "--tokens", "1000000"], "to calibrate on; expected"),
+            (["mask-fill", "tiny-llama", "--separator", "|"], "a separator of documents and no"),
+            (["mask-fill", "tiny-llama", "--task-limit", "3"], "--task-limit and no task"),
+            (["mask-fill", "tiny-llama", "--task-data", "x"], "--task-data and no task"),
+            (["decode-calibration", "tiny-llama", "--sizes", "1"], "takes at least 2 sequences"),
+            (["decode-calibration", "tiny-llama", "--steps", "128"], "128 steps of calibration"),
+        ],
+    )
+    def test_wrong_use_is_one_sentence(
+        self, arguments, message, text, capsys, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        given = (
+            [*arguments, "--text", text, "--separator", "|"]
+            if "--tokens" in arguments
+            else arguments
+        )
+        assert ablate(*given) == 2
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert len(printed.err.splitlines()) == 1
+        assert not list(tmp_path.glob("*.jsonl"))
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            (["--pairs", "uint8"], "expected dtypes of activations and weights"),
+            (["--fills", "a"], "expected numbers with commas between them"),
+            (["--text", "none.txt"], "there is no file none.txt"),
+            (["--seeds", "0"], "expected a whole number from 1 up"),
+        ],
+    )
+    def test_values_that_make_no_sense(self, option, message, capsys):
+        assert ablate("mask-fill", "tiny-llama", *option) == 2
+        assert message in capsys.readouterr().err
+
+    def test_lists(self):
+        given = ["mask-fill", "m", "--pairs", "int16/uint8,uint8/uint4", "--fills=-40,-1e4"]
+        options = parse(["ablate", *given])
+        assert options.pairs == (("int16", "uint8"), ("uint8", "uint4"))
+        assert options.fills == (-40.0, -10000.0)
+
+
+class TestConfig:
+    def test_a_grid(self, text, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = tmp_path / "grid.toml"
+        config.write_text(
+            '[study]\nseeds = [0]\n[grid]\nweight = ["uint8", "uint4"]\n'
+            "[workload]\ntokens = 60\nnew_tokens = 0\nseparator = '|'\ncalibration_length = 16\n"
+        )
+        options = ("--config", config, "tiny-llama", "--text", text, "--report", "out.csv")
+        assert ablate(*options) == 0
+        printed = capsys.readouterr()
+        assert "grid: 2 of 2: seed 0" in printed.err
+        assert "uint4" in printed.out
+        head, *results = map(json.loads, (tmp_path / "grid.jsonl").read_text().splitlines())
+        assert head["workload"]["tokens"] == 60
+        assert head["environment"]["command"].startswith("trace_model ablate --config")
+        assert [r["trial"]["settings"]["weight"] for r in results] == ["uint8", "uint4"]
+        assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+        # Again: nothing is run, and the report is the same.
+        assert ablate(*options) == 0
+        again = capsys.readouterr()
+        assert again.err == ""
+        assert again.out == printed.out
+        # With other options it is another study, and what is there stays.
+        before = (tmp_path / "grid.jsonl").read_bytes()
+        assert ablate(*options, "--tokens", 30) == 2
+        assert "another study (tokens 60, and now 30)" in capsys.readouterr().err
+        assert (tmp_path / "grid.jsonl").read_bytes() == before
+
+    def test_none_has_succeeded_and_another_try(self, text, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = tmp_path / "grid.toml"
+        config.write_text('[study]\nseeds = [0]\n[grid]\nweight = ["uint8"]\n')
+        options = ("--config", config, "tiny-llama", "--text", text, "--report", "out.csv")
+        options = (*options, "--separator", "|", "--tokens", 60, "--calibration-length", 16)
+
+        def fail(*_: object) -> dict[str, float]:
+            raise MemoryError("too large")
+
+        monkeypatch.setattr("wrappers.studies.execute.runner.measure", fail)
+        assert ablate(*options) == 2
+        printed = capsys.readouterr()
+        assert "none of the 1 trials has succeeded; the first: MemoryError" in printed.err
+        assert "MemoryError: too large" in printed.out
+        assert "MemoryError: too large" in (tmp_path / "out.csv").read_text()
+        metrics = {"loss": 0.0, "perplexity": 1.0}
+        monkeypatch.setattr("wrappers.studies.execute.runner.measure", lambda *_: metrics)
+        assert ablate(*options) == 2
+        assert "MemoryError" in capsys.readouterr().err
+        assert ablate(*options, "--retry-failed") == 0
+        assert "grid: 1 of 1: seed 0" in capsys.readouterr().err
+        assert len((tmp_path / "grid.jsonl").read_text().splitlines()) == 3
+
+    def test_what_the_file_says_goes_with_what_is_given(self, text, capsys, tmp_path):
+        config = tmp_path / "grid.toml"
+        config.write_text(
+            f'[grid]\nweight = ["uint99"]\n[workload]\ntext = "{text}"\ntasks = ["piqa"]\n'
+        )
+        given = ("--config", config, "tiny-llama", "--separator", "|", "--task-limit", 3)
+        assert ablate(*given) == 2
+        assert "these settings make no PTQConfig" in capsys.readouterr().err
+        config.write_text('[grid]\nweight = ["uint8"]\n')
+        assert ablate(*given) == 2
+        assert "a separator of documents and no text" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["mask-fill", "tiny-llama"], "--config is a study, and mask-fill another"),
+            (["tiny-llama", "--fills", "-40"], "--fills belongs into"),
+            ([], "no model is named"),
+        ],
+    )
+    def test_what_does_not_go_with_it(self, arguments, message, capsys, tmp_path):
+        config = tmp_path / "grid.toml"
+        config.write_text('[grid]\nweight = ["uint8"]\n')
+        assert ablate("--config", config, *arguments) == 2
+        assert message in capsys.readouterr().err

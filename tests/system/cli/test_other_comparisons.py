@@ -1,0 +1,197 @@
+"""The other comparisons that people need: ports, checkpoints, training mode, other devices."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers.utils import logging
+
+from tracer.cli import main
+
+PORT = Path(__file__).parents[3] / "examples" / "compare_a_port.py"
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+}
+# Dropout, and batch normalisation, whose running statistics each pass in training mode moves.
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(rate)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(self.drop(self.norm(self.first(x))))
+
+def build():
+    return Net(0.5), {"x": torch.linspace(-1, 1, 32).reshape(4, 8)}
+
+def other():
+    return Net(0.2)
+"""
+
+
+def compare(*arguments: object) -> int:
+    return main(["compare", *map(str, arguments)])
+
+
+def report_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    compare(*arguments, "--json")
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A Llama, the same with another weight, and the same weights as a Mistral."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.save_pretrained(folder / "llama")
+    mistral = AutoModelForCausalLM.from_config(MistralConfig(**SIZES, sliding_window=None))
+    mistral.load_state_dict(model.state_dict())
+    mistral.save_pretrained(folder / "mistral")
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate_proj.weight[3] *= 3.0
+    model.save_pretrained(folder / "tuned")
+    return folder
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "net.py").write_text(NET)
+    return str(tmp_path / "net.py")
+
+
+class TestCheckpoints:
+    def test_two_of_one_architecture(self, capsys, checkpoints: Path) -> None:
+        report = report_of(capsys, checkpoints / "llama", "--candidate", checkpoints / "tuned")
+        origin = report["verdict"]["origin"]
+        assert (origin["module"], origin["kind"]) == ("model.layers.1.mlp.gate_proj", "parameter")
+        assert report["verdict"]["confirmed"]
+
+    def test_another_architecture_with_the_same_weights(self, capsys, checkpoints: Path) -> None:
+        assert compare(checkpoints / "llama", "--candidate", checkpoints / "mistral") == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"coverage: (\d+) of \1 modules", printed)
+        assert "The models agree" in printed
+
+
+def test_a_port_is_paired_by_value(capsys, monkeypatch) -> None:
+    """A Llama of transformers against another implementation, under other names."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    report = report_of(capsys, "tiny-llama", "--candidate", f"{PORT}:build")
+    assert report["verdict"]["agrees"], report["verdict"]["explanation"]
+    compared = {row["module"] for row in report["rows"]}
+    assert {"model.layers.3.self_attn.k_proj", "model.layers.0.mlp", "lm_head"} <= compared
+    missing = report["coverage"]["reference_only"]
+    activations = [f"model.layers.{layer}.mlp.act_fn" for layer in range(4)]
+    assert sorted(missing) == ["model", *activations, "model.rotary_emb"]
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        ("stories260K/hf", "bfloat16"),
+        ("stories260K/hf", "sdpa"),
+        ("wikitext2-llama/hf", "float16"),
+        ("wikitext2-llama/hf", "eager"),
+    ],
+)
+def test_real_checkpoints(capsys, shared_data: Path, model: str, kind: str) -> None:
+    assert compare(shared_data / model, "--candidate", kind, "--sequence-length", "16") == 0
+    assert "The models agree" in capsys.readouterr().out
+
+
+class TestTraining:
+    def test_dropout_is_alike_on_both_sides(self, capsys, net: str) -> None:
+        assert compare(f"{net}:build", "--candidate", f"{net}:build", "--train") == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        said = (
+            "training mode: `drop` drops out (p 0.5) and 1 more; each call draws the same numbers"
+        )
+        assert said in printed
+        assert "The models agree: every compared value is equal." in printed
+
+    def test_another_rate_is_found(self, capsys, net: str) -> None:
+        report = report_of(capsys, f"{net}:build", "--candidate", f"{net}:other", "--train")
+        assert report["verdict"]["origin"]["module"] == "drop"
+        assert "Its `p` is 0.5 in the reference and 0.2" in report["verdict"]["explanation"]
+
+    def test_the_seed_says_what_drops_out(self, capsys, net: str) -> None:
+        def rows(around: int, *options: str) -> list[object]:
+            torch.manual_seed(around)
+            arguments = (f"{net}:build", "--candidate", "bfloat16", "--train", *options)
+            return report_of(capsys, *arguments)["rows"]
+
+        assert rows(1) == rows(2) != rows(1, "--seed", "1")
+
+    def test_without_it_nothing_drops_out(self, capsys, net: str) -> None:
+        assert compare(f"{net}:build", "--candidate", f"{net}:other") == 0
+
+    def test_a_model_without_dropout(self, capsys) -> None:
+        arguments = ("--candidate", "sdpa", "--sequence-length", "4", "--train")
+        assert compare("tiny-llama", *arguments) == 0
+        assert "training mode, in which nothing drops out" in capsys.readouterr().out
+
+
+class TestWrongUse:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["tiny-llama", "--train"], "--train: wrapped models have no training mode"),
+            (["tiny-llama", "--train", "--candidate", "a.trace"], "--train: the random numbers"),
+            (["tiny-llama", "--train", "--reference", "a.trace"], "--train: the random numbers"),
+            (["tiny-llama", "--train", "--candidate", "sdpa", "--steps", "2"], "--steps generates"),
+            (
+                ["tiny-llama", "--candidate-device", "cpu", "--candidate", "a.trace"],
+                "the candidate is a trace",
+            ),
+            (
+                ["tiny-llama", "--candidate-device", "cpu", "--offload"],
+                "--candidate-device moves a model, and --offload leaves it on disk",
+            ),
+            (["nowhere.py:build"], "there is no file nowhere.py"),
+            (["tiny-llama", "--candidate", "nowhere:build"], "there is no module 'nowhere'"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, capsys, arguments, said: str) -> None:
+        assert compare(*arguments) == 2
+        printed = capsys.readouterr()
+        assert said in printed.err
+        assert printed.out == ""
+        assert len(printed.err.splitlines()) == 1
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+    def test_a_device_that_is_not_there(self, capsys) -> None:
+        assert compare("tiny-llama", "--candidate-device", "cuda") == 2
+        said = capsys.readouterr().err
+        assert "device 'cuda' cannot be used here: " in said
+        assert "this machine has cpu" in said
+
+
+def test_a_function_that_is_not_there_is_told_before_pytorch_is_loaded() -> None:
+    program = """
+import sys
+from tracer.cli import main
+assert main(["compare", "nowhere.py:build"]) == 2
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -1,0 +1,99 @@
+"""Looking up wrappers by class and variant."""
+
+import pytest
+from torch import nn
+
+from wrappers.core import registry
+from wrappers.core.module import QuantModule
+from wrappers.core.registry import has_wrapper, lookup, register
+from wrappers.errors import DuplicateWrapperError, MissingWrapperError, StaleWrapperError
+from wrappers.layers.linear import QuantLinear
+
+
+@pytest.fixture(autouse=True)
+def scratch_registry(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_WRAPPERS", dict(registry._WRAPPERS))
+
+
+class Float(nn.Module):
+    pass
+
+
+class FloatChild(Float):
+    pass
+
+
+class Exact(QuantModule, Float):
+    pass
+
+
+class Common(QuantModule, Float):
+    pass
+
+
+def test_the_exact_variant_then_the_common_one():
+    register(Float)(Common)
+    assert lookup(Float, "decode") is Common
+    register(Float, variant="decode")(Exact)
+    assert lookup(Float, "decode") is Exact
+    assert lookup(Float, "prefill") is Common
+
+
+def test_a_missing_variant_lists_those_of_the_class():
+    register(Float, variant="prefill")(Exact)
+    register(Float, variant="decode")(Common)
+    with pytest.raises(
+        MissingWrapperError,
+        match=r"Float has no wrapper in the variant 'other'; it has decode, pre",
+    ):
+        lookup(Float, "other")
+
+
+def test_a_missing_class_lists_the_classes():
+    with pytest.raises(MissingWrapperError, match=r"Float has no wrapper; .*torch\.nn.*Linear"):
+        lookup(Float, "prefill")
+
+
+def test_a_class_matches_only_itself():
+    register(Float)(Common)
+    assert has_wrapper(Float)
+    assert not has_wrapper(FloatChild)
+    assert not has_wrapper(Common)
+
+
+def test_a_duplicate_raises_and_the_same_again_does_not():
+    register(Float)(Common)
+    register(Float)(Common)
+    with pytest.raises(DuplicateWrapperError, match=r"already has the wrapper .*Common"):
+        register(Float)(Exact)
+    assert lookup(Float, "x") is Common
+
+
+def test_the_decorator_gives_the_class_back():
+    assert register(Float)(Common) is Common
+
+
+def test_by_path():
+    assert lookup(nn.Linear, "prefill") is QuantLinear
+    register("torch.nn.Bilinear")(Common)
+    assert lookup(nn.Bilinear, "prefill") is Common
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torch.nn.LinearOfThePast",
+        "torch.nn.modules.of_the_past.Linear",
+        "torch.nn.functional.linear",
+    ],
+)
+def test_a_class_that_is_gone_raises(path):
+    with pytest.raises(StaleWrapperError, match=path):
+        register(path)
+
+
+def test_a_package_that_is_not_installed_is_skipped():
+    before = dict(registry._WRAPPERS)
+    assert register("package_nobody_has.models.Attention")(Common) is Common
+    assert before == registry._WRAPPERS

@@ -1,0 +1,507 @@
+"""The runtime: prefill and decode over a static cache, against transformers' generate."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tests.builders.agreement import padding, peir
+from tests.unit.families.test_llama import (
+    IMPLEMENTATIONS,
+    real_model,
+    real_text,
+    tiny,
+    tokens,
+    wrap,
+)
+from wrappers.attention.cache import StepCache
+from wrappers.deploy.runtime import Prompts, Runtime, Sampling, Slots
+from wrappers.errors import CacheFullError, InputError
+
+PAIRS = {
+    "float": (None, None),
+    "prefill": ("prefill", "decode"),
+    "prefill_reference": ("prefill_reference", "decode"),
+    "decode": ("decode", "decode"),
+}
+EACH_PAIR = pytest.mark.parametrize("pair", PAIRS)
+
+
+def runtime(model, pair, capacity):
+    """A runtime of a float model, or of wrapped copies of it, quantisation off."""
+    prefill, decode = (model if name is None else wrap(model, name) for name in PAIRS[pair])
+    return Runtime(prefill, decode, capacity=capacity)
+
+
+def generated(model, input_ids, mask=None, **how):
+    """The new tokens of transformers' own generate, [B, new tokens]."""
+    how = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, **how}
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    output = model.generate(input_ids, attention_mask=mask, **how)
+    return output[:, input_ids.shape[1] :]
+
+
+def generated_alone(model, input_ids, mask, **how):
+    """Likewise, each row by itself and without its padding."""
+    rows = [row[visible.bool()][None] for row, visible in zip(input_ids, mask, strict=True)]
+    return torch.cat([generated(model, row, **how) for row in rows])
+
+
+def with_hole(length):
+    """Masks with padding between tokens."""
+    mask = torch.ones(3, length, dtype=torch.int64)
+    mask[1, 2:4] = 0
+    mask[2, 1::2] = 0
+    return mask
+
+
+class Watch:
+    """Keeps what each step of a decode model was given.
+
+    Attributes:
+        shapes: of each step, those of its tensors.
+        addresses: of each step, where the past of each layer lies.
+        past: of the last step, keys and values by layer: the runtime's own buffers.
+    """
+
+    def __init__(self, decode):
+        self.shapes, self.addresses, self.past = [], [], {}
+        decode.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _before(self, module, args, kwargs):
+        cache = kwargs.get("past_key_values")
+        if not isinstance(cache, StepCache):
+            return  # a prefill
+        self.past = cache._past
+        states = [states for pair in self.past.values() for states in pair]
+        given = (*states, *(kwargs[n] for n in ("input_ids", "attention_mask", "position_ids")))
+        self.shapes.append([tuple(tensor.shape) for tensor in given])
+        self.addresses.append([tensor.data_ptr() for tensor in states])
+
+
+class TestGreedy:
+    @EACH_PAIR
+    @IMPLEMENTATIONS
+    @pytest.mark.parametrize("side", ["left", "right", None])
+    def test_prompts_of_different_lengths_give_what_each_gives_alone(
+        self, pair, implementation, side
+    ):
+        model, ids, mask = tiny(implementation), tokens(3, 8), padding(3, 8, side)
+        found = runtime(model, pair, capacity=17).generate(ids, mask, max_new_tokens=10)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=10))
+
+    @EACH_PAIR
+    def test_a_batch_padded_on_the_left_gives_what_generate_gives(self, pair):
+        model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
+        found = runtime(model, pair, capacity=30).generate(ids, mask, max_new_tokens=10)
+        assert torch.equal(found, generated(model, ids, mask, max_new_tokens=10))
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.float32])
+    def test_padding_masks_of_any_dtype(self, side, kind):
+        model, ids, mask = tiny(), tokens(2, 6), padding(2, 6, side)
+        found = runtime(model, "prefill", capacity=12).generate(
+            ids, mask.to(kind), max_new_tokens=5
+        )
+        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+
+    def test_padding_between_tokens_is_as_if_it_were_not_there(self):
+        model, ids, mask = tiny(), tokens(3, 8), with_hole(8)
+        found = runtime(model, "prefill", capacity=12).generate(ids, mask, max_new_tokens=5)
+        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+
+    def test_padding_on_the_left_in_float64(self):
+        # transformers' eager attention makes NaN of a query in float64 that may look at nothing.
+        model, ids, mask = tiny("eager", dtype=torch.float64), tokens(3, 8), padding(3, 8, "left")
+        with torch.no_grad():
+            assert model(ids, attention_mask=mask).logits.isnan().any()
+        found = runtime(model, "float", capacity=12).generate(ids, mask, max_new_tokens=5)
+        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"tie_word_embeddings": True},
+            {"num_key_value_heads": 1},
+            {"head_dim": 16, "attention_bias": True},
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+        ],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_configurations(self, changes):
+        model, ids, mask = tiny(**changes), tokens(2, 6), padding(2, 6, "right")
+        found = runtime(model, "prefill", capacity=16).generate(ids, mask, max_new_tokens=10)
+        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=10))
+
+    def test_one_token_takes_no_step(self):
+        model = tiny()
+        prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
+        watch = Watch(decode)
+        found = Runtime(prefill, decode, capacity=6).generate(tokens(2, 6), max_new_tokens=1)
+        assert torch.equal(found, generated(model, tokens(2, 6), max_new_tokens=1))
+        assert not watch.shapes
+
+    def test_needs_no_gradients_and_leaves_none(self):
+        model = tiny()
+        decode = wrap(model, "decode")
+        watch = Watch(decode)
+        Runtime(model, decode, capacity=9).generate(tokens(2, 6), max_new_tokens=3)
+        assert not any(states.requires_grad for pair in watch.past.values() for states in pair)
+        assert torch.is_grad_enabled()
+
+
+class TestEnds:
+    def test_a_sequence_ends_with_its_last_token_and_is_padded(self):
+        model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
+        free = generated(model, ids, mask, max_new_tokens=12)
+        eos = int(free[1, 3])
+        expected = generated(model, ids, mask, max_new_tokens=12, eos_token_id=eos, pad_token_id=95)
+        found = runtime(model, "prefill", capacity=30).generate(
+            ids, mask, max_new_tokens=12, eos_token_id=eos, pad_token_id=95
+        )
+        assert torch.equal(found, expected)
+        assert (found[1, 4:] == 95).all() and not (found[0] == 95).all()
+
+    def test_stops_as_soon_as_all_have_ended(self):
+        model, ids = tiny(), tokens(2, 6)
+        free = generated(model, ids, max_new_tokens=8)
+        eos = int(free[0, 2])
+        found = runtime(model, "prefill", capacity=30).generate(
+            ids[:1].expand(2, -1), max_new_tokens=8, eos_token_id=eos
+        )
+        first = free[0].tolist().index(eos) + 1
+        assert torch.equal(found, free[:1, :first].expand(2, -1))
+
+    def test_a_sequence_that_has_ended_takes_no_room(self):
+        model, ids, mask = tiny(), tokens(2, 12), torch.ones(2, 12, dtype=torch.int64)
+        mask[1, 4:] = 0
+        free = generated_alone(model, ids, mask, max_new_tokens=9)
+        eos = int(free[0, 1])
+        assert eos not in free[1]
+        found = runtime(model, "prefill", capacity=13).generate(
+            ids, mask, max_new_tokens=9, eos_token_id=eos
+        )
+        assert torch.equal(found[1], free[1])
+
+
+class TestCapacity:
+    @EACH_PAIR
+    def test_exactly_enough_works_and_one_less_says_so(self, pair):
+        model, ids = tiny(), tokens(2, 6)
+        expected = generated(model, ids, max_new_tokens=8)
+        # The last token is returned without a place in the cache.
+        found = runtime(model, pair, capacity=13).generate(ids, max_new_tokens=8)
+        assert torch.equal(found, expected)
+        with pytest.raises(
+            CacheFullError,
+            match=r"12 positions and the capacity is 12, after 7 of 8 new tokens\. Give more",
+        ) as caught:
+            runtime(model, pair, capacity=12).generate(ids, max_new_tokens=8)
+        assert torch.equal(caught.value.tokens, expected[:, :7])
+
+    def test_a_prompt_that_fills_it_gives_one_token(self):
+        model, ids = tiny(), tokens(2, 6)
+        expected = generated(model, ids, max_new_tokens=1)
+        assert torch.equal(Runtime(model, capacity=6).generate(ids, max_new_tokens=1), expected)
+        with pytest.raises(CacheFullError) as caught:
+            Runtime(model, capacity=6).generate(ids, max_new_tokens=2)
+        assert torch.equal(caught.value.tokens, expected)
+
+    def test_the_longest_sequence_fills_it(self):
+        model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "right")
+        with pytest.raises(CacheFullError, match=r"has 10 positions .* after 3 of 9 new tokens"):
+            runtime(model, "prefill", capacity=10).generate(ids, mask, max_new_tokens=9)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_padding_takes_no_room(self, side):
+        model, ids = tiny(), tokens(1, 10)
+        mask = torch.zeros(1, 10, dtype=torch.int64)
+        mask[:, slice(6, None) if side == "left" else slice(4)] = 1
+        found = runtime(model, "prefill", capacity=6).generate(ids, mask, max_new_tokens=3)
+        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=3))
+
+    def test_a_prompt_longer_than_it_is_refused(self):
+        with pytest.raises(
+            InputError, match="a prompt has 7 tokens, and the cache a capacity of 6"
+        ):
+            Runtime(tiny(), capacity=6).generate(tokens(2, 7), max_new_tokens=1)
+
+    @pytest.mark.parametrize("capacity", [0, -3])
+    def test_must_be_positive(self, capacity):
+        with pytest.raises(InputError, match=f"capacity of {capacity}; expected at least 1"):
+            Runtime(tiny(), capacity=capacity)
+
+
+class TestStaticShapes:
+    @EACH_PAIR
+    def test_every_step_has_the_same_shapes_and_buffers(self, pair):
+        model = tiny()
+        generator = runtime(model, pair, capacity=20)
+        watch = Watch(generator.decode)
+        generator.generate(tokens(3, 8), padding(3, 8, "left"), max_new_tokens=10)
+        assert len(watch.shapes) == 9
+        assert all(shapes == watch.shapes[0] for shapes in watch.shapes)
+        assert all(addresses == watch.addresses[0] for addresses in watch.addresses)
+        assert watch.shapes[0] == [(3, 2, 20, 8)] * 4 + [(3, 1), (3, 1, 1, 21), (3, 1)]
+        sizes = {
+            states.untyped_storage().nbytes() for pair in watch.past.values() for states in pair
+        }
+        assert sizes == {3 * 2 * 20 * 8 * 4}
+
+    @EACH_PAIR
+    def test_the_cache_holds_what_the_float_model_has_of_all_tokens(self, pair):
+        model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
+        generator = runtime(model, pair, capacity=20)
+        watch = Watch(generator.decode)
+        new = generator.generate(ids, mask, max_new_tokens=6)
+        factor = 1.0 if pair == "float" else 8**-0.5
+        for row in range(3):
+            text = torch.cat((ids[row][mask[row].bool()], new[row, :5]))
+            with torch.no_grad():
+                layers = model(text[None], past_key_values=DynamicCache()).past_key_values.layers
+            for (keys, values), layer in zip(watch.past.values(), layers, strict=True):
+                assert peir(layer.keys[0] * factor, keys[row, :, : len(text)]) < 2e-6
+                assert peir(layer.values[0], values[row, :, : len(text)]) < 2e-6
+                assert not keys[row, :, len(text) :].any()
+                assert not values[row, :, len(text) :].any()
+
+
+class TestSampling:
+    @EACH_PAIR
+    @pytest.mark.parametrize(
+        "limits",
+        [
+            {},
+            {"temperature": 0.7},
+            {"top_k": 5},
+            {"top_p": 0.8},
+            {"temperature": 1.5, "top_k": 20, "top_p": 0.9},
+        ],
+        ids=lambda limits: "-".join(limits) or "none",
+    )
+    def test_draws_what_transformers_draws_from_the_same_seed(self, pair, limits):
+        model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
+        torch.manual_seed(7)
+        how = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **limits}
+        expected = generated(model, ids, mask, max_new_tokens=12, do_sample=True, **how)
+        found = runtime(model, pair, capacity=30).generate(
+            ids, mask, max_new_tokens=12, sampling=Sampling(seed=7, **limits)
+        )
+        assert torch.equal(found, expected)
+
+    def test_the_seed_alone_decides(self):
+        generator, ids = runtime(tiny(), "prefill", capacity=30), tokens(2, 6)
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first = generator.generate(ids, max_new_tokens=12, sampling=Sampling(seed=3))
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(2)
+        again = generator.generate(ids, max_new_tokens=12, sampling=Sampling(seed=3))
+        other = generator.generate(ids, max_new_tokens=12, sampling=Sampling(seed=4))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_draws_as_often_as_the_probabilities_say(self):
+        probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+        choose = Sampling().chooser(torch.device("cpu"))
+        drawn = choose(probabilities.log().expand(20_000, 4))
+        shares = torch.bincount(drawn, minlength=4) / 20_000
+        assert (shares - probabilities).abs().max() < 0.015  # 4 standard deviations
+
+    @pytest.mark.parametrize(
+        ("limits", "kept"),
+        [
+            ({"top_k": 2}, [0, 1]),
+            ({"top_k": 9}, [0, 1, 2, 3]),
+            ({"top_p": 0.81}, [0, 1, 2]),
+            ({"top_p": 0.79}, [0, 1]),
+            ({"top_p": 1e-6}, [0]),
+            ({"temperature": 1e-3}, [0]),
+            ({"temperature": 0.1, "top_p": 0.99}, [0]),
+        ],
+        ids=str,
+    )
+    def test_limits_keep_the_likeliest(self, limits, kept):
+        logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2_000, 4)
+        drawn = Sampling(**limits).chooser(torch.device("cpu"))(logits)
+        assert drawn.unique().tolist() == kept
+
+    @pytest.mark.parametrize(
+        "limits",
+        [{"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}],
+        ids=str,
+    )
+    def test_limits_out_of_range_are_refused(self, limits):
+        with pytest.raises(InputError, match="expected a temperature above 0"):
+            Sampling(**limits)
+
+
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("ids", "mask", "message"),
+        [
+            (torch.zeros(2, 0, dtype=torch.int64), None, "a prompt holds no tokens"),
+            (torch.zeros(0, 2, dtype=torch.int64), None, "a prompt holds no tokens"),
+            (tokens(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "a prompt holds no tokens"),
+            (tokens(2, 3), torch.ones(2, 4), r"of shape \[2, 4\] for prompts of shape \[2, 3\]"),
+            (tokens(2, 3), torch.ones(2, 1, 3, 3), r"of shape \[2, 1, 3, 3\]"),
+            (tokens(1, 3)[0], None, r"input_ids of shape \[3\]; expected \[batch, sequence\]"),
+        ],
+    )
+    def test_that_cannot_be_run_are_refused(self, ids, mask, message):
+        with pytest.raises(InputError, match=message):
+            Runtime(tiny(), capacity=8).generate(ids, mask, max_new_tokens=2)
+
+    @pytest.mark.parametrize("count", [0, -1])
+    def test_no_new_tokens_are_refused(self, count):
+        with pytest.raises(InputError, match=f"max_new_tokens of {count}; expected at least 1"):
+            Runtime(tiny(), capacity=8).generate(tokens(1, 3), max_new_tokens=count)
+
+
+class TestPacking:
+    def test_padding_goes_to_the_end(self):
+        ids = torch.arange(1, 5).expand(4, 4)
+        mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 1]])
+        prompts = Prompts.packed({"input_ids": ids, "attention_mask": mask})
+        assert prompts.lengths.tolist() == [3, 2, 1, 2]
+        assert prompts.longest == 3
+        inputs = prompts.inputs()
+        assert (inputs["input_ids"] * inputs["attention_mask"]).tolist() == [
+            [1, 2, 3],
+            [3, 4, 0],
+            [1, 0, 0],
+            [2, 4, 0],
+        ]
+
+    def test_without_a_mask_nothing_is_padding(self):
+        prompts = Prompts.packed(tokens(2, 5))
+        assert torch.equal(prompts.input_ids, tokens(2, 5))
+        assert prompts.lengths.tolist() == [5, 5]
+        assert prompts.inputs()["attention_mask"].all()
+
+    def test_without_token_ids_is_refused(self):
+        with pytest.raises(InputError, match="a prompt holds ids, mask; expected input_ids"):
+            Prompts.packed({"ids": tokens(1, 2), "mask": tokens(1, 2)})
+
+
+class TestSlots:
+    def slots(self, lengths, capacity):
+        """Slots of one layer of one head, whose keys are 1, 2, 3 ... and values minus that."""
+        longest = max(lengths)
+        keys = torch.arange(1.0, longest + 1).expand(len(lengths), longest)[:, None, :, None]
+        cache = DynamicCache()
+        cache.update(keys, -keys, 0)
+        return Slots.from_prefill(cache, torch.tensor(lengths), capacity, {0: 2.0})
+
+    def contents(self, slots):
+        ((keys, values),) = slots.layers
+        assert torch.equal(values * -2, keys)  # the factor is on the keys alone
+        return (keys / 2)[:, 0, :, 0].int().tolist()
+
+    def test_hold_the_prompts_and_zeros(self):
+        slots = self.slots([4, 2, 3], capacity=5)
+        assert self.contents(slots) == [[1, 2, 3, 4, 0], [1, 2, 0, 0, 0], [1, 2, 3, 0, 0]]
+        assert slots.lengths.tolist() == [4, 2, 3]
+        assert slots.capacity == 5
+
+    def test_keys_get_the_factor_of_their_layer(self):
+        cache, ones = DynamicCache(), torch.ones(1, 1, 2, 1)
+        for layer in range(3):
+            cache.update(ones, ones, layer)
+        slots = Slots.from_prefill(cache, torch.tensor([2]), 2, {0: 2.0, 2: 3.0})
+        assert [keys.unique().item() for keys, _ in slots.layers] == [2, 1, 3]
+        assert [values.unique().item() for _, values in slots.layers] == [1, 1, 1]
+
+    def test_mask_shows_what_is_in_use_and_the_new_key(self):
+        mask = self.slots([3, 1], capacity=4).mask(torch.float32)
+        assert mask.shape == (2, 1, 1, 5)
+        assert (mask[:, 0, 0] == 0).int().tolist() == [[1, 1, 1, 0, 1], [1, 0, 0, 0, 1]]
+        assert mask.unique().tolist() == [torch.finfo(torch.float32).min, 0]
+
+    def test_are_as_they_were_some_positions_earlier(self):
+        slots = self.slots([4, 3], capacity=5)
+        earlier = slots.without_last(2)
+        assert self.contents(earlier) == [[1, 2, 0, 0, 0], [1, 0, 0, 0, 0]]
+        assert earlier.lengths.tolist() == [2, 1]
+        assert self.contents(slots) == [[1, 2, 3, 4, 0], [1, 2, 3, 0, 0]]
+
+    def test_are_written_in_place_for_the_rows_that_go_on(self):
+        slots = self.slots([3, 1, 2], capacity=3)
+        keys = slots.layers[0][0]
+        cache = slots.step()
+        new = torch.tensor([7.0, 8.0, 9.0])[:, None, None, None]
+        cache.update(new * 2, -new, 0)
+        slots.write(cache, torch.tensor([False, True, True]))
+        assert self.contents(slots) == [[1, 2, 3], [1, 8, 0], [1, 2, 9]]
+        assert slots.lengths.tolist() == [3, 2, 3]
+        assert slots.layers[0][0] is keys
+
+
+REAL = pytest.mark.parametrize(
+    ("name", "prompt_length", "new_tokens"),
+    [("stories260K", 5, 256), ("wikitext2-llama", 16, 240)],
+)
+
+
+@pytest.fixture(scope="module")
+def real(shared_data):
+    """By name, a real model and what it generates greedily, made once."""
+    made = {}
+
+    def get(name, prompt_length, new_tokens):
+        if name not in made:
+            model = real_model(shared_data, name, "sdpa")
+            prompt = real_text(shared_data, name, prompt_length)
+            made[name] = model, prompt, generated(model, prompt, max_new_tokens=new_tokens)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.no_cover  # hundreds of steps through lines that the tests above cover
+class TestRealModels:
+    @REAL
+    @pytest.mark.parametrize("pair", ["float", "prefill", "prefill_reference"])
+    def test_generates_token_for_token_what_transformers_does(
+        self, real, name, prompt_length, new_tokens, pair
+    ):
+        model, prompt, expected = real(name, prompt_length, new_tokens)
+        assert expected.shape == (1, new_tokens)
+        if pair != "float":  # the same steps again, and slower
+            new_tokens = 64
+            expected = expected[:, :new_tokens]
+        found = runtime(model, pair, capacity=prompt_length + new_tokens - 1).generate(
+            prompt, max_new_tokens=new_tokens
+        )
+        assert torch.equal(found, expected)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_prompts_of_different_lengths(self, shared_data, real, side):
+        model, *_ = real(*REAL.args[1][0])
+        ids, mask = real_text(shared_data, "stories260K", 96).view(4, 24), padding(4, 24, side)
+        found = runtime(model, "prefill", capacity=64).generate(ids, mask, max_new_tokens=40)
+        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=40))
+
+    @pytest.mark.parametrize("pair", ["float", "prefill", "prefill_reference"])
+    def test_bfloat16(self, shared_data, pair):
+        model = real_model(shared_data, "stories260K", "sdpa").to(torch.bfloat16)
+        ids, mask = real_text(shared_data, "stories260K", 48).view(2, 24), padding(2, 24, "right")
+        generator = runtime(model, pair, capacity=88)
+        watch = Watch(generator.decode)
+        found = generator.generate(ids, mask, max_new_tokens=64)
+        assert {states.dtype for both in watch.past.values() for states in both} == {torch.bfloat16}
+        # Two ways of computing take another token where two are as likely, up to rounding.
+        exact_model = copy.deepcopy(model).float()
+        for row, visible, new in zip(ids, mask.bool(), found, strict=True):
+            text = torch.cat((row[visible], new))[None]
+            with torch.no_grad():
+                exact, rounded = (
+                    each(text).logits[0, -len(new) - 1 : -1].float()
+                    for each in (exact_model, model)
+                )
+            taken = exact.gather(1, new[:, None]).squeeze(1)
+            noise = (exact - rounded).abs().max()
+            assert ((exact.max(dim=1).values - taken) <= 2 * noise).all()
+            assert noise < 0.5

@@ -1,0 +1,346 @@
+"""Perplexity: each token once, against scoring by hand in float64, and published figures."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoTokenizer
+
+import wrappers
+from tests.unit.families.test_llama import calibrated, real_model, tiny, tokens, wrap
+from tracer.models import decode_step
+from tracer.models.loading import load
+from wrappers.errors import InputError
+from wrappers.evaluate import (
+    DecodedModel,
+    Perplexity,
+    Window,
+    decoded_perplexity,
+    documents,
+    perplexity,
+    step_perplexity,
+    windows,
+)
+
+BOS = 1
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def quantized(model):
+    """The prefill and the decode variant, uint8, calibrated on the same prompts."""
+    prompts = [tokens(2, 24, seed) for seed in (5, 6)]
+    decode = wrap(model, "decode")
+    wrappers.calibrate_decode(model, decode, prompts, steps=8, source="float")
+    prefill = wrappers.convert(calibrated(model, "prefill_reference", prompts))
+    return prefill, wrappers.convert(decode)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load("tiny-llama").tokenizer
+
+
+def texts_of(*lengths, seed=3):
+    """Documents of random tokens."""
+    return [tokens(1, length, seed + i)[0].tolist() for i, length in enumerate(lengths)]
+
+
+def loss_by_hand(model, context, token):
+    """Of one token after a context, in nats, from the logits of that context alone."""
+    with torch.no_grad():
+        logits = model(torch.tensor([context])).logits[0, -1].double()
+    exponentials = [math.exp(logit) for logit in (logits - logits.max()).tolist()]
+    return math.log(math.fsum(exponentials)) - math.log(exponentials[token])
+
+
+class TestWindows:
+    @settings(deadline=None, max_examples=200)
+    @given(data=st.data())
+    def test_each_token_is_scored_once_after_all_that_fits(self, data):
+        window = data.draw(st.integers(2, 12), "window")
+        stride = data.draw(st.none() | st.integers(1, window - 1), "stride")
+        bos = data.draw(st.sampled_from([None, 99]), "bos")
+        lengths = data.draw(st.lists(st.integers(0, 40), min_size=1, max_size=4), "lengths")
+        # No two tokens are alike, so that each tells its place.
+        texts = [[1000 * i + j for j in range(n)] for i, n in enumerate(lengths)]
+        predicted = [ids if bos is not None else ids[1:] for ids in texts]
+        if not any(predicted):
+            with pytest.raises(InputError, match="without a token to score"):
+                windows(texts, window=window, stride=stride, bos=bos)
+            return
+        made = windows(texts, window=window, stride=stride, bos=bos)
+        head = 0 if bos is None else 1
+        scored = [[] for _ in texts]
+        for each in made:
+            ids = texts[each.document]
+            assert len(each.ids) <= window
+            assert each.ids[:head] == (bos,) * head
+            start = ids.index(each.ids[head])
+            assert list(each.ids[head:]) == ids[start : start + len(each.ids) - head]
+            # Something is before what is scored.
+            assert 1 <= each.scored < len(each.ids)
+            further = bool(scored[each.document])
+            assert not further or each.scored <= (window - 1 if stride is None else stride)
+            scored[each.document] += each.ids[len(each.ids) - each.scored :]
+            ends = each.ids[-1] == ids[-1]
+            assert ends or len(each.ids) == window
+        assert scored == predicted
+
+    def test_the_documented_example(self):
+        assert windows([range(9)], window=6, stride=3, bos=99) == [
+            Window(0, (99, 0, 1, 2, 3, 4), 5),
+            Window(0, (99, 3, 4, 5, 6, 7), 3),
+            Window(0, (99, 6, 7, 8), 1),
+        ]
+        assert windows([range(5)], window=3, bos=None) == [
+            Window(0, (0, 1, 2), 2),
+            Window(0, (2, 3, 4), 2),
+        ]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"window": 1}, "found a window of 1 tokens; expected at least 2"),
+            ({"window": 4, "stride": 0}, "found a stride of 0 .* expected from 1 to 3"),
+            ({"window": 4, "stride": 4}, "found a stride of 4 .* expected from 1 to 3"),
+        ],
+    )
+    def test_refused(self, options, message):
+        with pytest.raises(InputError, match=message):
+            windows([[1, 2, 3]], bos=BOS, **options)
+
+
+class TestPerplexity:
+    @pytest.mark.parametrize("bos", [BOS, None])
+    def test_short_documents_with_their_full_context(self, bos):
+        model = tiny(dtype=torch.float64)
+        texts = texts_of(7, 1, 20, 2)
+        found = perplexity(model, texts, bos=bos)
+        head = [] if bos is None else [bos]
+        for ids, loss, count in zip(texts, found.losses, found.tokens, strict=True):
+            whole = [*head, *ids]
+            expected = [loss_by_hand(model, whole[:i], whole[i]) for i in range(1, len(whole))]
+            assert count == len(expected)
+            # Logits are made float32 before they are scored.
+            assert loss == pytest.approx(math.fsum(expected), rel=1e-6)
+        assert found.windows == 4 - (bos is None)
+        mean = math.fsum(found.losses) / sum(found.tokens)
+        assert found.loss == mean
+        assert found.value == math.exp(mean)
+
+    @pytest.mark.parametrize("bos", [BOS, None])
+    @pytest.mark.parametrize("stride", [1, 3, 7])
+    def test_a_long_document_with_the_context_of_its_windows(self, model, bos, stride):
+        [ids] = texts_of(23)
+        found = perplexity(model, [ids], bos=bos, window=8, stride=stride)
+        head = [] if bos is None else [bos]
+        room = 8 - len(head)
+        expected = []
+        for place in range(1 - len(head), len(ids)):
+            further = max(0, math.ceil((place + 1 - room) / stride))  # windows after the first
+            context = [*head, *ids[further * stride : place]]
+            expected.append(loss_by_hand(model, context, ids[place]))
+        assert found.tokens == (len(expected),)
+        assert found.losses[0] == pytest.approx(math.fsum(expected), rel=1e-5)
+
+    def test_batches_give_what_single_windows_give(self, model):
+        texts = texts_of(30, 9, 30, 4)
+        seen = []
+
+        def progress(parts):
+            seen.append(len(parts))
+            return parts
+
+        alone = perplexity(model, texts, bos=BOS, window=10, stride=4, progress=progress)
+        for batch in (2, 3, 100):
+            found = perplexity(model, texts, bos=BOS, window=10, stride=4, batch=batch)
+            assert found.losses == pytest.approx(alone.losses, rel=1e-5)
+            assert (found.tokens, found.windows) == (alone.tokens, alone.windows)
+        assert seen == [alone.windows]
+
+    @pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
+    def test_wrapped_scores_what_float_scores(self, model, variant):
+        texts = texts_of(30, 9)
+        float_, off = (
+            perplexity(each, texts, bos=BOS, window=16, batch=2)
+            for each in (model, wrap(model, variant))
+        )
+        assert off.losses == pytest.approx(float_.losses, rel=1e-5)
+
+    def test_quantised(self, model, quantized):
+        prefill, _ = quantized
+        [ids] = texts_of(20)
+        found = perplexity(prefill, [ids], bos=BOS)
+        with torch.no_grad():
+            logits = prefill(torch.tensor([[BOS, *ids]])).logits[0, :-1].double()
+        expected = -logits.log_softmax(-1)[range(20), ids].sum()
+        assert found.losses[0] == pytest.approx(float(expected), rel=1e-6)
+        off = perplexity(model, [ids], bos=BOS).losses[0]
+        assert 1e-4 < abs(found.losses[0] / off - 1) < 0.2
+
+    def test_a_model_that_is_sure_of_the_wrong_token(self, model):
+        sure = copy.deepcopy(model)
+        with torch.no_grad():
+            sure.lm_head.weight.mul_(1e6)
+        found = perplexity(sure, texts_of(30), bos=BOS)
+        assert found.loss > 1000
+        assert found.value == math.inf
+        assert Perplexity((2.0, 4.0), (1, 2), 2).value == math.exp(2.0)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"window": 129}, "a window of 129 tokens for a model of 128 positions"),
+            ({"texts": [[5, 96]]}, "found token 96 for a model of 96 tokens: .* another tokenizer"),
+            ({"texts": [[5, -1]]}, "found token -1"),
+            ({"texts": []}, "found 0 documents without a token to score"),
+            ({"batch": 0}, "found a batch of 0"),
+        ],
+    )
+    def test_refused(self, model, options, message):
+        with pytest.raises(InputError, match=message):
+            perplexity(model, **{"texts": [[5, 6]], "bos": BOS, **options})
+
+
+class Plain(nn.Module):
+    """A causal LM that cannot be asked for its last logits alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inside, self.config = model, model.config
+
+    def get_input_embeddings(self):
+        return self.inside.get_input_embeddings()
+
+    def forward(self, input_ids, use_cache=False):
+        return self.inside(input_ids, use_cache=use_cache)
+
+
+class TestOtherModels:
+    def test_one_that_returns_all_logits(self, model):
+        texts = texts_of(20, 5)
+        found, expected = (
+            perplexity(each, texts, bos=BOS, window=9, stride=2) for each in (Plain(model), model)
+        )
+        assert found.losses == pytest.approx(expected.losses, rel=1e-6)
+
+    def test_one_that_does_not_say_how_long_a_text_may_be(self, model):
+        other = Plain(model)
+        other.config = SimpleNamespace()
+        with pytest.raises(InputError, match="Plain does not say how many positions it has: give"):
+            perplexity(other, [[5, 6]], bos=BOS)
+        assert perplexity(other, [[5, 6]], bos=BOS, window=8).tokens == (2,)
+
+
+class TestDecoded:
+    @pytest.mark.parametrize("prompt", [1, 4])
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_float_models_score_the_same_tokens_alike(self, model, prompt, batch):
+        texts = texts_of(12, 20, 3)
+        found = decoded_perplexity(
+            model, model, texts, bos=BOS, prompt=prompt, window=9, batch=batch
+        )
+        losses, counts = [0.0] * 3, [0] * 3
+        for each in windows(texts, window=9, bos=BOS):
+            for place in range(prompt + 1, len(each.ids)):
+                losses[each.document] += loss_by_hand(model, each.ids[:place], each.ids[place])
+                counts[each.document] += 1
+        known = [i for i, count in enumerate(counts) if count]
+        assert found.tokens == tuple(counts[i] for i in known)
+        assert found.losses == pytest.approx([losses[i] for i in known], rel=1e-5)
+
+    def test_wrapped_and_quantised(self, model, quantized):
+        texts = texts_of(20, 14)
+        expected = decoded_perplexity(model, model, texts, bos=BOS, prompt=3)
+        off = decoded_perplexity(
+            wrap(model, "prefill"), wrap(model, "decode"), texts, bos=BOS, prompt=3
+        )
+        assert off.losses == pytest.approx(expected.losses, rel=1e-5)
+        on = decoded_perplexity(*quantized, texts, bos=BOS, prompt=3, batch=2)
+        assert on.tokens == expected.tokens
+        assert 1e-4 < abs(on.loss / expected.loss - 1) < 0.2
+
+    def test_a_past_that_another_model_has_made(self, model, quantized):
+        texts = texts_of(12, 20, 3)
+        options = {"bos": BOS, "prompt": 4, "window": 12}
+        expected = decoded_perplexity(model, model, texts, **options)
+        float_past = step_perplexity(model, model, texts, batch=2, **options)
+        assert float_past.tokens == expected.tokens
+        assert float_past.losses == pytest.approx(expected.losses, rel=1e-5)
+        prefill, decode = quantized
+        # A step over the cache that transformers' own forward leaves, one place at a time.
+        losses, count = 0.0, 0
+        for each in windows(texts, window=12, bos=BOS):
+            for place in range(4, len(each.ids) - 1, 3):
+                given = decode_step(prefill, {"input_ids": torch.tensor([each.ids[: place + 1]])})
+                with torch.no_grad():
+                    likely = decode(**given).logits[0, -1].double().log_softmax(-1)
+                losses -= float(likely[each.ids[place + 1]])
+                count += 1
+        found = step_perplexity(prefill, decode, texts, batch=3, every=3, **options)
+        assert sum(found.tokens) == count
+        assert sum(found.losses) == pytest.approx(losses, rel=1e-5)
+        own = decoded_perplexity(prefill, decode, texts, **options)
+        assert step_perplexity(prefill, decode, texts, **options).losses != own.losses
+
+    def test_the_model_gives_logits_of_the_whole_sequence(self, model, quantized):
+        ids = tokens(2, 12, 8)
+        decoded = DecodedModel(model, model, prompt=5)
+        with torch.no_grad():
+            expected = model(ids).logits
+        torch.testing.assert_close(decoded(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        # Of a sequence that ends with the prompt there is nothing to decode.
+        torch.testing.assert_close(decoded(ids[:, :5]).logits, expected[:, :5])
+        prefill, decode = quantized
+        both = DecodedModel(prefill, decode, prompt=5)(ids).logits
+        with torch.no_grad():
+            assert torch.equal(both[:, :5], prefill(ids[:, :5]).logits)
+        assert not torch.equal(both[:, 5:], prefill(ids).logits[:, 5:])
+
+    @pytest.mark.parametrize("prompt", [0, 5])
+    def test_a_prompt_that_leaves_nothing(self, model, prompt):
+        with pytest.raises(InputError, match=f"found a prompt of {prompt} tokens and windows of"):
+            decoded_perplexity(model, model, [[5, 6, 7]], bos=BOS, prompt=prompt)
+        with pytest.raises(InputError, match="found a prompt of 0 tokens; expected at least 1"):
+            DecodedModel(model, model, prompt=0)
+
+
+class TestDocuments:
+    def test_parts_between_separators_without_special_tokens(self, tokenizer):
+        found = documents("a cat\r\n<|x|>\n\n<|x|>  a dog", tokenizer, separator="<|x|>")
+        assert [tokenizer.decode(ids) for ids in found] == ["a cat", "a dog"]
+        assert documents("a cat\r\nran", tokenizer) == [
+            tokenizer("a cat\nran", add_special_tokens=False)["input_ids"]
+        ]
+
+    def test_a_long_text_is_tokenised_in_parts(self, tokenizer):
+        text = "".join(f"Line {i} is about a cat, and {i % 7} dogs.\n" for i in range(900))
+        assert len(text) > 20_000
+        [found] = documents(text, tokenizer)
+        assert tokenizer.decode(found) == text
+
+    def test_no_text(self, tokenizer):
+        with pytest.raises(InputError, match="found no text among 5 characters"):
+            documents("<x>\n ", tokenizer, separator="<x>")
+
+
+def test_the_published_figure_of_a_real_checkpoint(shared_data):
+    """benchmarks/perplexity.py prints it with those that take longer."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "stories260K" / "hf")
+    text = (shared_data / "tinystories" / "tinystories_sample_cs336.txt").read_text()
+    found = documents(text, tokenizer, separator="<|endoftext|>")
+    scored = perplexity(
+        real_model(shared_data, "stories260K", "sdpa"), found, bos=tokenizer.bos_token_id
+    )
+    assert sum(scored.tokens) == 1804
+    assert scored.value == pytest.approx(3.548, abs=0.01)

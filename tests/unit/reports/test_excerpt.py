@@ -1,0 +1,72 @@
+"""Origins in words, and the source around a line."""
+
+from pathlib import Path
+
+import pytest
+
+from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.verdict import Verdict
+from tracer.reports.parts.excerpt import excerpt, origin_in_words, origins
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.py"
+    path.write_text("".join(f"    line {i}\n" for i in range(1, 31)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "numbers"),
+    [(10, range(6, 15)), (1, range(1, 6)), (2, range(1, 7)), (30, range(26, 31))],
+)
+def test_the_lines_around(file: Path, line: int, numbers: range):
+    found = excerpt(f"{file}:{line}")
+    assert found.lines == tuple((number, f"line {number}") for number in numbers)
+    assert found.marked == line
+    assert found.place.endswith(f"model.py:{line}")
+
+
+def test_indentation_in_common_is_taken_away(tmp_path: Path):
+    path = tmp_path / "a.py"
+    path.write_text("    if x:\n\n        y\f = 1\n    z\n")
+    assert excerpt(f"{path}:1").lines == ((1, "if x:"), (2, ""), (3, "    y\f = 1"), (4, "z"))
+
+
+def test_a_file_that_was_edited_is_read_again(file: Path):
+    assert excerpt(f"{file}:1").lines[0] == (1, "line 1")
+    file.write_text("other and longer\n")
+    assert excerpt(f"{file}:1").lines == ((1, "other and longer"),)
+
+
+@pytest.mark.parametrize("location", ["/nowhere/model.py:3", "{file}:31", "{file}:99"])
+def test_what_cannot_be_read(file: Path, location: str):
+    found = excerpt(location.format(file=file))
+    assert found.lines == ()
+    assert found.marked == int(location.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("location", [None, "built-in"])
+def test_no_source(location: str | None):
+    assert excerpt(location).marked is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "words"),
+    [
+        ("argument", "mask", "`a.b` hands down another `mask`"),
+        ("parameter", None, "`a.b` has other parameters"),
+        ("computation", None, "`a.b` computes otherwise"),
+    ],
+)
+def test_origins_in_words(kind: str, argument: str | None, words: str):
+    assert origin_in_words(Origin("a.b", argument, kind, None, None)) == words
+
+
+def test_every_origin():
+    first, second = (Origin(name, None, "computation", None, None) for name in "ab")
+    verdict = Verdict(False, None, first, False, "")
+    assert origins(verdict) == (first,)
+    both = Verdict(False, None, first, False, "", origins=(first, second))
+    assert origins(both) == (first, second)
+    assert origins(Verdict(True, None, None, False, "")) == ()

@@ -1,0 +1,534 @@
+"""Leaves of every kind of nested value, replacing them, and what attention masks mean."""
+
+import copy
+import dataclasses
+import math
+import types
+from collections import OrderedDict, UserDict, defaultdict, deque, namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from transformers import BatchEncoding, DynamicCache, EncoderDecoderCache, LlamaConfig, StaticCache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from tracer.tensors.leaves import (
+    deep_copy,
+    describe,
+    is_stateful,
+    leaves,
+    map_tensors,
+    replace_leaves,
+    snapshot,
+    tensor_leaves,
+)
+from tracer.tensors.masks import describe_mask, visible_pair, visible_positions
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+Loose = namedtuple("Loose", ["a", "b"])
+
+
+@dataclasses.dataclass
+class Plain:
+    value: object
+    label: str = "x"
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    value: object
+    derived: object = dataclasses.field(init=False)
+    unset: object = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "derived", torch.zeros(2))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    value: object
+
+
+class Box:
+    """An object that is no container."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+        self.number = 3
+
+
+class Registered:
+    """A container without attributes of its own that only pytree can take apart."""
+
+    __slots__ = ("first", "second")
+
+    def __init__(self, first: object, second: object) -> None:
+        self.first, self.second = first, second
+
+
+pytree.register_pytree_node(
+    Registered, lambda r: ([r.first, r.second], None), lambda parts, _: Registered(*parts)
+)
+
+
+class ReadOnly(Mapping[str, object]):
+    def __init__(self, items: Mapping[str, object]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> object:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class Names(list[object]):
+    """A list with a constructor of its own."""
+
+    def __init__(self, title: str, *items: object) -> None:
+        super().__init__(items)
+        self.title = title
+
+
+def tensor(seed: int = 0) -> torch.Tensor:
+    return torch.full((2,), float(seed))
+
+
+def packed() -> nn.utils.rnn.PackedSequence:
+    return nn.utils.rnn.pack_padded_sequence(
+        torch.arange(6.0).reshape(2, 3),
+        torch.tensor([2, 3]),
+        batch_first=True,
+        enforce_sorted=False,
+    )
+
+
+def config() -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    )
+
+
+def filled_cache() -> DynamicCache:
+    cache = DynamicCache(config=config())
+    for layer in range(2):
+        cache.update(torch.full((1, 1, 3, 4), 1.0 + layer), torch.full((1, 1, 3, 4), 5.0), layer)
+    return cache
+
+
+def static_cache() -> StaticCache:
+    cache = StaticCache(config=config(), max_cache_len=4)
+    position = torch.arange(3)
+    for layer in range(2):
+        keys = torch.full((1, 1, 3, 4), 1.0 + layer)
+        cache.update(keys, keys + 1, layer, {"cache_position": position})
+    return cache
+
+
+# Each container with the paths of its tensors.
+CONTAINERS: dict[str, tuple[Callable[[], object], list[str]]] = {
+    "tensor": (tensor, ["v"]),
+    "tuple": (lambda: (tensor(), None, (tensor(1), 2)), ["v.0", "v.2.0"]),
+    "named tuple": (lambda: Pair(tensor(), [tensor(1)]), ["v.left", "v.right.0"]),
+    "collections.namedtuple": (lambda: Loose(1, tensor()), ["v.b"]),
+    "list": (lambda: [tensor(), [tensor(1)]], ["v.0", "v.1.0"]),
+    "list subclass": (lambda: Names("title", tensor()), ["v.0"]),
+    "dict": (lambda: {"a": tensor(), "b": {"c": tensor(1)}}, ["v.a", "v.b.c"]),
+    "dict with integer keys": (lambda: {0: tensor(), 7: tensor(1)}, ["v.0", "v.7"]),
+    "OrderedDict": (lambda: OrderedDict(b=tensor(), a=tensor(1)), ["v.b", "v.a"]),
+    "defaultdict": (lambda: defaultdict(list, a=[tensor()]), ["v.a.0"]),
+    "UserDict": (lambda: UserDict(a=tensor()), ["v.a"]),
+    "BatchEncoding": (lambda: BatchEncoding({"input_ids": tensor()}), ["v.input_ids"]),
+    "read-only view": (lambda: types.MappingProxyType({"a": tensor()}), ["v.a"]),
+    "own mapping": (lambda: ReadOnly({"a": tensor()}), ["v.a"]),
+    "deque": (lambda: deque([tensor(), tensor(1)], maxlen=3), ["v.0", "v.1"]),
+    "dataclass": (lambda: Plain(tensor()), ["v.value"]),
+    "nested dataclasses": (
+        lambda: Plain(Frozen((tensor(),))),
+        ["v.value.value.0", "v.value.derived"],
+    ),
+    "slotted dataclass": (lambda: Slotted({"a": tensor()}), ["v.value.a"]),
+    "registered with pytree": (lambda: Registered(tensor(), (tensor(1),)), ["v.0", "v.1.0"]),
+    "ModelOutput": (
+        lambda: BaseModelOutputWithPast(
+            last_hidden_state=tensor(), hidden_states=(tensor(1), tensor(2))
+        ),
+        ["v.last_hidden_state", "v.hidden_states.0", "v.hidden_states.1"],
+    ),
+    "ModelOutput with one field": (lambda: CausalLMOutputWithPast(logits=tensor()), ["v.logits"]),
+    "torch.return_types": (lambda: torch.max(torch.eye(2), dim=0), ["v.0", "v.1"]),
+    "PackedSequence": (
+        packed,
+        ["v.data", "v.batch_sizes", "v.sorted_indices", "v.unsorted_indices"],
+    ),
+    "legacy cache": (
+        lambda: ((tensor(), tensor(1)), (tensor(2), tensor(3))),
+        ["v.0.0", "v.0.1", "v.1.0", "v.1.1"],
+    ),
+}
+KV_PATHS = [f"v.layers.{layer}.{kind}" for layer in range(2) for kind in ("keys", "values")]
+OBJECTS: dict[str, tuple[Callable[[], object], list[str]]] = {
+    "object": (lambda: Box([tensor()]), ["v.value.0"]),
+    "object in a tuple": (lambda: (1, Box(tensor())), ["v.1.value"]),
+    "DynamicCache": (filled_cache, KV_PATHS),
+    "StaticCache": (static_cache, KV_PATHS),
+    "EncoderDecoderCache": (
+        lambda: EncoderDecoderCache(filled_cache(), DynamicCache(config=config())),
+        [path.replace("v.", "v.self_attention_cache.") for path in KV_PATHS],
+    ),
+}
+
+
+def found(value: object) -> dict[str, torch.Tensor]:
+    return dict(tensor_leaves(value, "v"))
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_the_leaves_of_containers(kind: str) -> None:
+    build, paths = CONTAINERS[kind]
+    assert list(found(build())) == paths
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_the_leaves_of_objects(kind: str) -> None:
+    build, paths = OBJECTS[kind]
+    assert set(paths) <= set(found(build()))
+    extra = set(found(build())) - set(paths)
+    assert all(path.rpartition(".")[2] not in ("keys", "values", "value") for path in extra)
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_replacing_leaves_keeps_the_type_and_leaves_the_original(kind: str) -> None:
+    build, paths = CONTAINERS[kind]
+    value = build()
+    before = {path: leaf.clone() for path, leaf in found(value).items()}
+    identities = {path: id(leaf) for path, leaf in found(value).items()}
+    new = torch.full((2,), 99)
+    replaced = replace_leaves(value, "v", {paths[-1]: new})
+    assert type(replaced) is type(value)
+    assert list(found(replaced)) == paths
+    assert found(replaced)[paths[-1]] is new
+    for path in paths[:-1]:
+        assert id(found(replaced)[path]) == identities[path]
+    assert {path: id(leaf) for path, leaf in found(value).items()} == identities
+    assert all(torch.equal(leaf, before[path]) for path, leaf in found(value).items())
+
+
+def test_what_belongs_to_a_container_is_kept() -> None:
+    assert replace_leaves(Names("title", tensor()), "v", {"v.0": 1}).title == "title"
+    replaced = replace_leaves(deque([tensor()], maxlen=3), "v", {"v.0": 1})
+    assert replaced == deque([1], maxlen=3)
+    assert replaced.maxlen == 3
+    defaults = replace_leaves(defaultdict(list, a=tensor()), "v", {"v.a": 1})
+    assert defaults["absent"] == []
+    plain = replace_leaves(Plain(tensor(), label="kept"), "v", {"v.value": 1})
+    assert plain == Plain(1, label="kept")
+    frozen = Frozen(tensor())
+    replaced_frozen = replace_leaves(frozen, "v", {"v.derived": 1})
+    assert (replaced_frozen.value, replaced_frozen.derived) == (frozen.value, 1)
+
+
+def test_a_model_output_answers_by_attribute_and_by_key() -> None:
+    output = CausalLMOutputWithPast(logits=tensor(), hidden_states=(tensor(1),))
+    replaced = replace_leaves(output, "output", {"output.logits": tensor(9)})
+    assert torch.equal(replaced.logits, tensor(9))
+    assert replaced["logits"] is replaced.logits is replaced[0]
+    assert replaced.hidden_states is output.hidden_states
+    assert replaced.loss is None
+    assert torch.equal(output.logits, tensor())
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_objects_are_changed_in_place(kind: str) -> None:
+    build, paths = OBJECTS[kind]
+    value = build()
+    new = torch.full((2,), 99)
+    replaced = replace_leaves(value, "v", {paths[0]: new})
+    assert found(value if kind != "object in a tuple" else replaced)[paths[0]] is new
+    if kind != "object in a tuple":
+        assert replaced is value
+
+
+@pytest.mark.parametrize("kind", [*CONTAINERS, *OBJECTS])
+def test_no_replacement_gives_the_very_same_value(kind: str) -> None:
+    build, _ = {**CONTAINERS, **OBJECTS}[kind]
+    value = build()
+    assert replace_leaves(value, "v", {"w.0": 1, "vx": 2}) is value
+
+
+@pytest.mark.parametrize("kind", [*CONTAINERS, *OBJECTS])
+def test_map_tensors_reaches_each_tensor(kind: str) -> None:
+    build, paths = {**CONTAINERS, **OBJECTS}[kind]
+    before = found(build())
+    mapped = map_tensors(build(), lambda t: t + 1)
+    assert type(mapped) is type(build())
+    for path in paths:
+        assert torch.equal(found(mapped)[path], before[path] + 1), path
+
+
+@pytest.mark.parametrize("kind", [*CONTAINERS, *OBJECTS])
+def test_a_snapshot_holds_the_same_tensors(kind: str) -> None:
+    build, _ = {**CONTAINERS, **OBJECTS}[kind]
+    value = build()
+    taken = snapshot(value)
+    assert type(taken) is type(value)
+    assert {p: id(t) for p, t in found(taken).items()} == {
+        p: id(t) for p, t in found(value).items()
+    }
+
+
+def test_a_snapshot_stays_as_it_is_when_the_value_goes_on() -> None:
+    cache, growing, mapping = filled_cache(), [tensor()], {"a": tensor()}
+    taken = snapshot({"cache": cache, "list": growing, "mapping": mapping})
+    before = {path: id(leaf) for path, leaf in found(taken).items()}
+    cache.update(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 4), 0)
+    growing.append(tensor(1))
+    mapping["b"] = mapping.pop("a")
+    assert {path: id(leaf) for path, leaf in found(taken).items()} == before
+    assert found(cache)["v.layers.0.keys"].shape[-2] == 4
+
+
+def test_a_snapshot_of_a_cycle_ends() -> None:
+    box = Box(tensor())
+    box.me = box
+    taken = snapshot(box)
+    assert taken is not box
+    assert taken.value is box.value
+
+
+def test_plain_values_are_leaves_of_containers_only() -> None:
+    value = {"a": [1, 2.5, None, "text", True, 1j], "b": Box(4)}
+    assert list(leaves(value, "v")) == [
+        ("v.a.0", 1),
+        ("v.a.1", 2.5),
+        ("v.a.2", None),
+        ("v.a.3", "text"),
+        ("v.a.4", True),
+        ("v.a.5", 1j),
+    ]
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", True, 2.5])
+def test_a_plain_value_is_its_own_leaf(value: object) -> None:
+    assert list(leaves(value, "v")) == [("v", value)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, nn.Linear(2, 2), print, torch.float32, torch.device("cpu"), Plain, (), {}, object()],
+)
+def test_values_without_leaves(value: object) -> None:
+    assert list(leaves(value, "v")) == []
+
+
+def test_cycles_are_walked_once() -> None:
+    looped: list[object] = [tensor()]
+    looped.append(looped)
+    box = Box([tensor(1)])
+    box.me = box
+    box.value.append(box)
+    assert list(found(looped)) == ["v.0"]
+    assert list(found(box)) == ["v.value.0"]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_has_a_leaf_for_each_tensor_in_it(layout: torch.layout) -> None:
+    parts = [torch.ones(3, 4), torch.full((2, 4), 2.0)]
+    value = {"states": torch.nested.nested_tensor(parts, layout=layout)}
+    assert list(found(value)) == ["v.states.0", "v.states.1"]
+    for leaf, part in zip(found(value).values(), parts, strict=True):
+        torch.testing.assert_close(leaf, part)
+    doubled = map_tensors(value, lambda tensor: 2 * tensor)
+    assert doubled["states"].layout == layout
+    for leaf, part in zip(found(doubled).values(), parts, strict=True):
+        torch.testing.assert_close(leaf, 2 * part)
+
+
+def test_a_tensor_at_two_places_is_found_at_both() -> None:
+    shared = tensor()
+    assert list(found((shared, {"again": shared}))) == ["v.0", "v.1.again"]
+
+
+def test_a_parameter_is_a_leaf() -> None:
+    assert list(found(nn.Parameter(torch.ones(2)))) == ["v"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch.tensor([1.5, -2.0]), "float32 [2], from -2 to 1.5"),
+        (torch.ones(2, 3, dtype=torch.int64), "int64 [2, 3], all 1"),
+        (torch.tensor(True), "bool [], all True"),
+        (torch.empty(0, 4), "float32 [0, 4]"),
+        (torch.tensor([math.nan, 1.0]), "float32 [2], from nan to nan"),
+        (torch.tensor([1j]), "complex64 [1]"),
+        (torch.tensor([1, 3], dtype=torch.uint16), "uint16 [2], from 1 to 3"),
+        (torch.tensor([1, 3], dtype=torch.uint64), "uint64 [2], from 1 to 3"),
+        (torch.tensor([1.0, 3.0]).to(torch.float8_e4m3fn), "float8_e4m3fn [2], from 1 to 3"),
+        (torch.tensor([0.0, 3.0]).to_sparse(), "float32 [2], from 0 to 3"),
+        (torch.empty(2, device="meta"), "float32 [2]"),
+        (None, "None"),
+        (3, "3"),
+        ("text", "'text'"),
+        (filled_cache(), "DynamicCache"),
+    ],
+)
+def test_leaves_in_words(value: object, text: str) -> None:
+    assert describe(value) == text
+
+
+def causal(size: int) -> torch.Tensor:
+    return torch.ones(size, size, dtype=torch.bool).tril()
+
+
+def additive(visible: torch.Tensor, fill: float) -> torch.Tensor:
+    return torch.zeros(visible.shape).masked_fill(~visible, fill)
+
+
+class TestMasks:
+    @pytest.mark.parametrize(
+        "fill", [-math.inf, torch.finfo(torch.float32).min, -1e4, -120.0, -40.0, -30.0]
+    )
+    def test_additive_masks_hide_at_their_fill_value(self, fill: float) -> None:
+        visible = causal(4)[None, None]
+        assert torch.equal(visible_positions(additive(visible, fill)), visible)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_additive_masks_of_other_dtypes(self, dtype: torch.dtype) -> None:
+        visible = causal(4)[None, None]
+        mask = torch.zeros(visible.shape, dtype=dtype)
+        mask = mask.masked_fill(~visible, torch.finfo(dtype).min)
+        assert torch.equal(visible_positions(mask), visible)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int8])
+    def test_zeros_and_ones_of_any_integer(self, dtype: torch.dtype) -> None:
+        mask = torch.tensor([[1, 1, 0]], dtype=dtype)
+        assert visible_positions(mask).tolist() == [[True, True, False]]
+
+    def test_floats_of_zero_and_one_in_a_padding_mask(self) -> None:
+        assert visible_positions(torch.tensor([[1.0, 0.0]])).tolist() == [[True, False]]
+
+    def test_the_same_floats_in_an_additive_mask_have_no_reading(self) -> None:
+        assert visible_positions(torch.tensor([[[[1.0, 0.0]]]])) is None
+
+    def test_zeros_added_to_logits_hide_nothing(self) -> None:
+        assert bool(visible_positions(torch.zeros(1, 1, 2, 2)).all())
+
+    def test_masks_that_were_added_up_still_hide(self) -> None:
+        mask = torch.tensor([[[[0.0, -240.0, -120.0]]]])
+        assert visible_positions(mask).tolist() == [[[[True, False, False]]]]
+
+    @pytest.mark.parametrize("weak", [-1.0, -10.0, -29.9, 0.5, math.nan, math.inf])
+    def test_values_that_neither_show_nor_hide_have_no_reading(self, weak: float) -> None:
+        assert visible_positions(torch.tensor([[[[0.0, weak, -math.inf]]]])) is None
+
+    def test_a_position_bias_is_not_read_as_a_mask(self) -> None:
+        distance = -torch.arange(40.0).repeat(40, 1)[None, None]
+        assert visible_positions(distance) is None
+
+    def test_other_integers_have_no_reading(self) -> None:
+        assert visible_positions(torch.tensor([[0, 1, 2]])) is None
+        assert visible_positions(torch.tensor([[0, -1]])) is None
+
+    def test_complex_numbers_have_no_reading(self) -> None:
+        assert visible_positions(torch.zeros(2, 2, dtype=torch.complex64)) is None
+
+    def test_one_mask_for_all_heads_means_the_same_as_one_for_each(self) -> None:
+        visible = causal(3)
+        few = additive(visible[None, None], -120.0)
+        many = additive(visible.expand(2, 4, 3, 3), -math.inf)
+        pair = visible_pair(few, many)
+        assert pair is not None
+        assert pair[0].shape == pair[1].shape == (2, 4, 3, 3)
+        assert torch.equal(*pair)
+
+    @pytest.mark.parametrize(
+        "shapes", [((2, 3), (1, 1, 2, 3)), ((1, 3), (1, 4)), ((2, 1, 3, 3), (3, 1, 3, 3))]
+    )
+    def test_masks_of_other_rank_or_length_are_no_pair(
+        self, shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    ) -> None:
+        assert visible_pair(*(torch.ones(s, dtype=torch.bool) for s in shapes)) is None
+
+    def test_one_unreadable_mask_makes_no_pair(self) -> None:
+        readable = torch.zeros(1, 1, 2, 2)
+        assert visible_pair(readable, readable - 5.0) is None
+        assert visible_pair(readable - 5.0, readable) is None
+
+    @pytest.mark.parametrize(
+        ("mask", "words"),
+        [
+            (additive(causal(3)[None, None], -120.0), "additive mask, causal"),
+            (torch.ones(2, 3, dtype=torch.int64), "mask, hides nothing"),
+            (torch.tensor([[1, 0], [1, 1]]), "mask, hides 1 of 4 positions"),
+            (torch.zeros(1, 1, 2, 3), "additive mask, hides nothing"),
+            (torch.tensor([[[[0.0, -5.0]]]]), "from -5 to 0"),
+            (None, "None"),
+            (torch.ones(3), "float32 [3], all 1"),
+        ],
+    )
+    def test_masks_in_words(self, mask: object, words: str) -> None:
+        assert describe_mask(mask).endswith(words)
+
+    def test_a_causal_mask_of_a_query_that_follows_a_past(self) -> None:
+        mask = torch.ones(2, 5, dtype=torch.bool).tril(3)[None, None]
+        assert describe_mask(mask).endswith("causal")
+
+
+def test_a_copied_cache_is_found_at_the_same_paths() -> None:
+    cache = filled_cache()
+    assert list(found(copy.deepcopy(cache))) == list(found(cache))
+
+
+@pytest.mark.parametrize(
+    ("value", "stateful"),
+    [
+        (DynamicCache(), True),
+        ([], True),
+        ({}, True),
+        (UserDict(), True),
+        ((), False),
+        (torch.ones(1), False),
+        (Plain(1), False),
+        (1.0, False),
+        ("x", False),
+        (None, False),
+        (nn.Linear(1, 1), False),
+        (len, False),
+        (Plain, False),
+    ],
+)
+def test_what_others_may_find_something_in(value: object, stateful: bool) -> None:
+    assert is_stateful(value) is stateful
+
+
+def test_a_deep_copy_shares_nothing_not_even_what_is_empty() -> None:
+    cache = DynamicCache(config=LlamaConfig(num_hidden_layers=2))
+    keys = torch.randn(1, 1, 2, 4)
+    cache.update(keys, keys, 0)
+    value = {"cache": cache, "again": cache, "keys": cache.layers[0].keys}
+    copied = deep_copy(value, torch.Tensor.clone)
+    assert copied["cache"] is copied["again"]
+    assert copied["keys"] is copied["cache"].layers[0].keys
+    assert torch.equal(copied["keys"], keys)
+    copied["cache"].update(keys, keys, 1)
+    copied["keys"].zero_()
+    assert cache.get_seq_length(1) == 0
+    assert torch.equal(cache.layers[0].keys, keys)
+
+
+def test_a_deep_copy_takes_the_tensors_that_it_is_given() -> None:
+    copied = deep_copy((torch.ones(2), [torch.ones(3)]), torch.Tensor.half)
+    assert [tensor.dtype for tensor in (copied[0], copied[1][0])] == [torch.float16] * 2

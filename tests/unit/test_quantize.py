@@ -1,0 +1,341 @@
+"""Prepare, calibrate, convert, on models."""
+
+import copy
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from wrappers import (
+    Mode,
+    PTQConfig,
+    affine,
+    calibrate,
+    convert,
+    iter_points,
+    iter_wrappers,
+    no_quantization,
+    prepare,
+)
+from wrappers.errors import (
+    CalibrationWarning,
+    InputError,
+    MissingWrapperError,
+    ModeError,
+    ObserverError,
+    UnknownOverrideError,
+    UnseenObserverError,
+    WrapError,
+)
+from wrappers.layers.linear import QuantLinear
+
+
+class Net(nn.Module):
+    """A shared layer, a layer off the usual path, a list, and a norm that has no wrapper."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.GELU()])
+        self.again = self.first
+        self.seldom = nn.Linear(6, 6)
+        self.norm = nn.GroupNorm(2, 6)
+
+    def forward(self, x, seldom=False):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.again(x)
+        return self.norm(self.seldom(x) if seldom else x)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=64,
+            max_position_embeddings=64,
+        )
+    ).eval()
+
+
+# --- prepare
+
+
+def test_names_and_parameters_stay(net):
+    wrapped = prepare(net, PTQConfig())
+    assert [name for name, _ in wrapped.named_modules()] == [
+        name for name, _ in net.named_modules()
+    ]
+    parameters = dict(wrapped.named_parameters())
+    assert list(parameters) == [name for name, _ in net.named_parameters()]
+    assert all(parameters[name] is value for name, value in net.named_parameters())
+    assert type(wrapped) is Net
+
+
+def test_the_float_model_is_untouched(net):
+    before = {name: type(module) for name, module in net.named_modules()}
+    state = copy.deepcopy(net.state_dict())
+    expected = net(X)
+    wrapped = prepare(net, PTQConfig())
+    calibrate(wrapped, [(X, True)])
+    convert(wrapped)(X)
+    assert {name: type(module) for name, module in net.named_modules()} == before
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+    assert torch.equal(net(X), expected)
+
+
+def test_a_module_that_occurs_twice_is_wrapped_once(net):
+    wrapped = prepare(net, PTQConfig())
+    assert wrapped.first is wrapped.again
+    assert isinstance(wrapped.first, QuantLinear)
+    assert [name for name, _ in iter_wrappers(wrapped)] == [
+        "first",
+        "blocks.0",
+        "blocks.1",
+        "seldom",
+    ]
+
+
+def test_all_wrappers_start_switched_off(net):
+    wrapped = prepare(net, PTQConfig())
+    assert {module.mode for _, module in iter_wrappers(wrapped)} == {Mode.NO_QUANT}
+    torch.testing.assert_close(wrapped(X), net(X))
+
+
+def test_strict_wrapping_names_the_module_and_what_has_a_wrapper(net):
+    with pytest.raises(
+        MissingWrapperError, match=r"^norm owns parameters: .*GroupNorm has no wrapper; .*Linear"
+    ):
+        prepare(net, PTQConfig(strict_wrap=True))
+
+
+def test_a_wrapped_model_is_not_wrapped_again(net):
+    wrapped = prepare(net, PTQConfig())
+    with pytest.raises(WrapError, match="first is a QuantLinear: the model is wrapped already"):
+        prepare(wrapped, PTQConfig())
+
+
+def test_a_model_without_anything_to_wrap_is_an_error():
+    with pytest.raises(WrapError, match="nothing in Sequential has a wrapper"):
+        prepare(nn.Sequential(nn.GroupNorm(2, 6)), PTQConfig())
+
+
+def test_overrides_reach_their_points(net):
+    config = PTQConfig(
+        overrides={
+            "blocks": {"0": {"weight": affine("int4"), "act_in": {"dtype": "uint4"}}},
+            "seldom.act_out": no_quantization(),
+        }
+    )
+    specs = {
+        f"{module}.{name}": point.spec for module, name, point in iter_points(prepare(net, config))
+    }
+    assert specs["blocks.0.weight"] == affine("int4")
+    assert specs["blocks.0.act_in"] == affine("uint4")
+    assert specs["blocks.0.act_out"] == affine("uint8")
+    assert specs["seldom.act_out"] == no_quantization()
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("blocks.0.wieght", "did you mean blocks.0.weight"),
+        ("block.0.act_in", "did you mean blocks.0.act_in"),
+        ("blocks.0", "did you mean"),
+        ("zzzzzzzzzzzzzzzzzzzzzzzz", "there are first.weight, first.act_in"),
+    ],
+)
+def test_an_override_of_nothing_lists_near_names(net, path, advice):
+    with pytest.raises(
+        UnknownOverrideError, match=rf"'{path}' names no quantization point; {advice}"
+    ):
+        prepare(net, PTQConfig(overrides={path: affine("int8")}))
+
+
+def test_a_single_layer_can_be_prepared():
+    wrapped = prepare(nn.Linear(6, 2), PTQConfig(overrides={"weight": affine("int8")}))
+    assert wrapped.points["weight"].spec == affine("int8")
+
+
+# --- calibrate
+
+
+def test_inputs_of_every_form(net):
+    wrapped = prepare(net, PTQConfig())
+    calibrate(wrapped, [X, (X,), [X, True], {"x": X, "seldom": True}])
+    assert wrapped.seldom.points["act_in"].observer.seen == 2 * X.numel()
+    assert wrapped.blocks[0].points["act_in"].observer.seen == 4 * X.numel()
+    assert {module.mode for _, module in iter_wrappers(wrapped)} == {Mode.CALIBRATE}
+
+
+def test_calibrating_records_no_gradients(net):
+    wrapped = prepare(net, PTQConfig())
+
+    def batches():
+        for _ in range(2):
+            assert not torch.is_grad_enabled()
+            yield X.clone().requires_grad_()
+
+    calibrate(wrapped, batches())
+    assert not wrapped.first.points["act_in"].observer.minimum.requires_grad
+
+
+def test_progress_sees_every_batch(net):
+    seen = []
+
+    def progress(batches):
+        for batch in batches:
+            seen.append(batch)
+            yield batch
+
+    calibrate(prepare(net, PTQConfig()), [X, X], progress=progress)
+    assert len(seen) == 2
+
+
+def test_no_inputs_are_an_error(net):
+    with pytest.raises(InputError, match="no calibration inputs"):
+        calibrate(prepare(net, PTQConfig()), iter(()))
+
+
+def test_an_input_of_no_known_form_is_an_error(net):
+    with pytest.raises(InputError, match="not str"):
+        calibrate(prepare(net, PTQConfig()), ["a prompt"])
+
+
+def test_a_float_model_cannot_be_calibrated_or_converted(net):
+    with pytest.raises(ModeError, match="give the model that prepare"):
+        calibrate(net, [X])
+    with pytest.raises(ModeError, match="give the model that prepare"):
+        convert(net)
+
+
+def test_nan_in_the_data_is_left_out_and_told(net):
+    wrapped, clean = prepare(net, PTQConfig()), prepare(net, PTQConfig())
+    dirty = X.clone()
+    dirty[0] = math.nan
+    with pytest.warns(CalibrationWarning, match=r"first\.act_in \(12\)"):
+        calibrate(wrapped, [(dirty, True)])
+    calibrate(clean, [(X[1:], True)])
+    assert torch.equal(convert(wrapped)(X), convert(clean)(X))
+
+
+def test_a_damaged_checkpoint_is_an_error(net):
+    with torch.no_grad():
+        net.seldom.bias[0] = math.nan
+        net.blocks[0].weight[0, 0] = math.inf
+    with pytest.raises(ObserverError, match=r"'weight' of blocks\.0 holds 1 NaN"):
+        calibrate(prepare(net, PTQConfig()), [X])
+
+
+# --- convert
+
+
+def test_points_that_saw_nothing_are_all_named_and_nothing_changes(net):
+    wrapped = prepare(net, PTQConfig())
+    calibrate(wrapped, [X])
+    with pytest.raises(
+        UnseenObserverError,
+        match=r"^2 quantization points saw no data .*: seldom\.act_in, seldom\.act_out\.",
+    ):
+        convert(wrapped)
+    assert {module.mode for _, module in iter_wrappers(wrapped)} == {Mode.CALIBRATE}
+    calibrate(wrapped, [(X, True)])
+    assert convert(wrapped) is wrapped
+
+
+def test_a_point_that_is_never_quantised_may_see_nothing(net):
+    overrides = {"seldom": {"act_in": no_quantization(), "act_out": no_quantization()}}
+    wrapped = prepare(net, PTQConfig(overrides=overrides))
+    calibrate(wrapped, [X])
+    convert(wrapped)
+
+
+def test_many_names_are_cut_short(llama):
+    with pytest.raises(UnseenObserverError, match=r"and \d+ more\. Calibrate"):
+        convert(prepare(llama, PTQConfig()))
+
+
+def test_more_bits_are_closer(net):
+    errors = []
+    for dtype in ("uint4", "uint8", "uint16"):
+        wrapped = prepare(net, PTQConfig(activation=affine(dtype), weight=affine(dtype)))
+        calibrate(wrapped, [(X, True)])
+        with torch.no_grad():
+            errors.append(float((convert(wrapped)(X) - net(X)).abs().max()))
+    assert errors[0] > errors[1] > errors[2] > 0
+
+
+def test_the_state_of_a_quantised_model_restores_it(net):
+    quantized = prepare(net, PTQConfig())
+    calibrate(quantized, [(X, True)])
+    convert(quantized)
+    fresh = prepare(copy.deepcopy(net), PTQConfig())
+    fresh.load_state_dict(quantized.state_dict())
+    assert torch.equal(convert(fresh)(X), quantized(X))
+
+
+# --- a transformers model
+
+
+TOKENS = torch.arange(12).reshape(2, 6)
+
+
+def test_a_causal_lm_keeps_what_transformers_does_with_it(llama):
+    llama(TOKENS, output_hidden_states=True)  # leaves transformers' recording hooks behind
+    wrapped = prepare(llama, PTQConfig(strict_wrap=True))
+    with torch.no_grad():
+        expected = llama(TOKENS, output_hidden_states=True)
+        found = wrapped(TOKENS, output_hidden_states=True)
+    torch.testing.assert_close(found.logits, expected.logits)
+    assert len(found.hidden_states) == len(expected.hidden_states) == 3
+    for ours, theirs in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_tied_weights_stay_tied():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=32,
+        tie_word_embeddings=True,
+    )
+    wrapped = prepare(LlamaForCausalLM(config).eval(), PTQConfig())
+    assert wrapped.lm_head.weight is wrapped.model.embed_tokens.weight
+
+
+def test_the_rotary_embedding_stays_what_it_is(llama):
+    wrapped = prepare(llama, PTQConfig())
+    assert type(wrapped.model.rotary_emb) is type(llama.model.rotary_emb)
+
+
+def test_a_quantised_causal_lm_is_saved_and_restored(llama, tmp_path):
+    quantized = prepare(llama, PTQConfig())
+    calibrate(quantized, [TOKENS])
+    convert(quantized).save_pretrained(tmp_path)
+    fresh = prepare(copy.deepcopy(llama), PTQConfig())
+    fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(convert(fresh)(TOKENS).logits, quantized(TOKENS).logits)

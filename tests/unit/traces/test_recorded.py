@@ -1,0 +1,618 @@
+"""Recordings in the place of a model: compared as the model itself would be."""
+
+import copy
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+import tracer
+import wrappers
+from tracer.choices import VALUES
+from tracer.comparison.result import Comparison
+from tracer.errors import (
+    InputError,
+    ModelRunError,
+    NothingComparedError,
+    StorageError,
+    UsageError,
+)
+from tracer.execution.hooks import Phase
+from tracer.measurement.rows import ESTIMATED, Row
+from tracer.models import Stepping, ending_in_steps
+from tracer.models.candidates import candidate
+from tracer.models.loading import load
+from tracer.traces.recorded import Playback, Recorded, open_trace
+
+TINY = ("tiny-llama", "tiny-qwen3-vl")
+X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return self.second(self.first(x).tanh() * scale)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = Block(), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.block(x, scale=2.0))
+
+
+@pytest.fixture
+def net() -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Net().eval()
+
+
+@pytest.fixture
+def broken(net: Net) -> Net:
+    """The net with a wrong weight."""
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.block.second.weight[3] *= 1.5
+    return other
+
+
+def recorded(model: nn.Module, inputs: object, path: Path, **options: object) -> Recorded:
+    tracer.record(model, inputs, path, **options)
+    return open_trace(path)
+
+
+def places(comparison: Comparison) -> list[Row]:
+    """The rows without what depends on where tensors live."""
+    return [replace(row, note="", sample=None) for row in comparison.rows]
+
+
+class TestSameAsTheModel:
+    @pytest.mark.parametrize("name", TINY)
+    @pytest.mark.parametrize("kind", ["wrapped", "bfloat16", "sdpa"])
+    def test_a_recorded_reference(self, tmp_path: Path, name: str, kind: str) -> None:
+        loaded = load(name)
+        other = candidate(loaded, kind)
+        live = tracer.compare(loaded.model, other, loaded.inputs)
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
+        again = tracer.compare(trace, other)
+        assert places(again) == places(live)
+        assert again.coverage == live.coverage
+        assert again.verdict.agrees == live.verdict.agrees
+        assert again.form_differences == live.form_differences
+
+    @pytest.mark.parametrize("kind", ["wrapped", "float16"])
+    def test_a_recorded_candidate(self, tmp_path: Path, kind: str) -> None:
+        loaded = load("tiny-llama", batch=2)
+        other = candidate(loaded, kind)
+        live = tracer.compare(loaded.model, other, loaded.inputs, confirm=False)
+        trace = recorded(other, loaded.inputs, tmp_path / "a")
+        again = tracer.compare(loaded.model, trace)
+        assert [row.peir for row in again.rows] == [row.peir for row in live.rows]
+        assert again.verdict.symptom == live.verdict.symptom
+        both = tracer.compare(recorded(loaded.model, loaded.inputs, tmp_path / "b"), trace)
+        assert [row.peir for row in both.rows] == [row.peir for row in live.rows]
+
+    def test_a_real_checkpoint(self, tmp_path: Path, shared_data: Path) -> None:
+        loaded = load(shared_data / "stories260K" / "hf")
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
+        again = tracer.compare(trace, loaded.model)
+        assert again.verdict.agrees
+        assert all(row.peir == 0.0 for row in again.rows)
+        assert len(again.coverage.paired_modules) == len(list(loaded.model.modules()))
+
+    def test_a_model_that_steps(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama", batch=2)
+        inputs = ending_in_steps(loaded.inputs, 3)
+        model = Stepping(loaded.model, steps=3)
+        trace = recorded(model, inputs, tmp_path / "a")
+        live = tracer.compare(model, Stepping(loaded.model, steps=3), inputs)
+        again = tracer.compare(trace, Stepping(loaded.model, steps=3))
+        assert places(again) == places(live)
+        assert {row.call for row in again.rows} == {0, 1, 2, 3}
+        written = [row for row in again.rows if row.is_written]
+        assert written
+        assert all(row.agrees for row in written)
+
+    def test_the_same_mistake_is_found_and_confirmed(self, tmp_path, net, broken) -> None:
+        live = tracer.compare(net, broken, X).verdict
+        again = tracer.compare(recorded(net, X, tmp_path / "a"), broken).verdict
+        assert again.confirmed
+        assert again.symptom == live.symptom
+        assert again.origin == live.origin
+        assert again.origin.kind == "parameter"
+        assert "`weight` differs (its checksum is not the recorded one)" in again.explanation
+        assert "1 of 6 parameters are not those recorded: `block.second.weight`" in (
+            again.explanation
+        )
+
+    def test_a_mistake_in_the_lines_of_a_module(self, tmp_path, net) -> None:
+        class Doubled(Net):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.last(self.block(x, scale=4.0))
+
+        other = copy.deepcopy(net)
+        other.__class__ = Doubled
+        live = tracer.compare(net, other, X).verdict
+        again = tracer.compare(recorded(net, X, tmp_path / "a"), other).verdict
+        assert again.confirmed == live.confirmed
+        assert again.origin == live.origin
+        assert again.origin.reference_line == live.origin.reference_line
+        assert "parameters are not those recorded" not in again.explanation
+
+    def test_isolation_with_a_recorded_reference(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama")
+        other = candidate(loaded, "bfloat16")
+        live = tracer.compare(loaded.model, other, loaded.inputs, isolate="blocks").isolation
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
+        again = tracer.compare(trace, other, isolate="blocks").isolation
+        assert len(live.modules) > 3
+        assert [(i.module, i.share) for i in again.modules] == [
+            (i.module, i.share) for i in live.modules
+        ]
+
+
+class TestRecordedCandidate:
+    def test_its_cause_stays_a_suspect(self, tmp_path, net, broken) -> None:
+        verdict = tracer.compare(net, recorded(broken, X, tmp_path / "a")).verdict
+        assert not verdict.confirmed
+        assert verdict.symptom.module == "block.second"
+        assert "Not confirmed: the candidate is a recording, which cannot be run again." in (
+            verdict.explanation
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"isolate": "leaves"}, "isolate: the candidate is a recording"),
+            ({"breakpoints": "*"}, "the debugger stands in the candidate's code"),
+            ({"post_mortem": True}, "the debugger stands in the candidate's code"),
+            ({"zoom": ""}, "zoom looks at the operations of both models"),
+        ],
+    )
+    def test_what_cannot_be_asked_for(self, tmp_path, net, options, message) -> None:
+        trace = recorded(net, X, tmp_path / "a")
+        with pytest.raises(UsageError, match=message):
+            tracer.compare(net, trace, **options)
+
+    def test_the_noise_floor_of_the_reference(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a")
+        comparison = tracer.compare(net, trace, noise_floor=True)
+        assert any(row.floor for row in comparison.rows)
+
+
+class TestRecordedReference:
+    @pytest.mark.parametrize("option", [{"noise_floor": True}, {"what_if": 1}])
+    def test_what_cannot_be_asked_for(self, tmp_path, net, option) -> None:
+        trace = recorded(net, X, tmp_path / "a")
+        with pytest.raises(UsageError, match="runs the reference's modules, and it is a recording"):
+            tracer.compare(trace, net, **option)
+
+    @pytest.mark.parametrize("values", ["outputs", "fingerprints"])
+    def test_less_than_all_cannot_be_run_with(self, tmp_path, net, broken, values) -> None:
+        trace = recorded(net, X, tmp_path / "a", values=values)
+        verdict = tracer.compare(trace, broken).verdict
+        assert not verdict.agrees
+        assert verdict.symptom.module == "block.second"
+        assert not verdict.confirmed
+        assert "Not confirmed: the recording of the reference holds" in verdict.explanation
+        with pytest.raises(UsageError, match="which nothing can be run with"):
+            tracer.compare(trace, net, isolate="leaves")
+
+    def test_outputs_alone_leave_open_who_began_it(self, tmp_path, net, broken) -> None:
+        trace = recorded(net, X, tmp_path / "a", values="outputs")
+        comparison = tracer.compare(trace, broken)
+        assert "may begin in what calls it" in comparison.verdict.explanation
+        assert all(row.is_output for row in comparison.rows)
+        assert comparison.coverage.left_out == 5  # what each of the modules was given
+        agreeing = tracer.compare(trace, net)
+        assert "may begin" not in agreeing.verdict.explanation
+
+    def test_values_are_captured(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a")
+        kept = tracer.capture(trace, net, include="block.first")
+        assert [k.value for k in kept] == ["kwargs.input", "output"]
+        assert torch.equal(kept[1].reference, net.block.first(X))
+
+
+class TestFingerprints:
+    def test_rows_are_estimates_and_say_so(self, tmp_path: Path) -> None:
+        loaded = load("random-llama")
+        other = candidate(loaded, "bfloat16")
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
+        live = tracer.compare(loaded.model, other, loaded.inputs)
+        found = tracer.compare(trace, other)
+        assert found.verdict.agrees == live.verdict.agrees
+        true = {(r.module, r.call, r.value): r for r in live.rows}
+        measured = [r for r in found.rows if r.difference.sum_square > 0]
+        assert len(measured) > 50
+        for row in measured:
+            assert row.note == ESTIMATED
+            exact = true[row.module, row.call, row.value].difference
+            assert 0.5 < row.difference.relative_l2 / exact.relative_l2 < 2.5, row
+        assert "holds fingerprints" in found.verdict.explanation
+
+    def test_the_folder_is_small(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama")
+        whole = tracer.record(loaded.model, loaded.inputs, tmp_path / "a")
+        small = tracer.record(loaded.model, loaded.inputs, tmp_path / "b", values="fingerprints")
+        inputs = sum(t.numel() * t.element_size() for t in loaded.inputs.values())
+        assert small.tensors == whole.tensors
+        assert small.size - inputs <= 176 * (small.tensors - len(loaded.inputs))
+        folder = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
+        assert folder < 1000 * small.tensors  # names, lines, shapes and checksums of all modules
+
+    def test_padded_positions_are_left_out(self, tmp_path: Path) -> None:
+        """As they are where the values themselves are compared."""
+        loaded = load("tiny-llama", batch=3, padding="left")
+        other = candidate(loaded, "sdpa")
+        live = tracer.compare(loaded.model, other, loaded.inputs)
+        noted = [r for r in live.rows if r.note.startswith("at padded positions")]
+        assert len(noted) > 30
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
+        fused = recorded(other, loaded.inputs, tmp_path / "b", values="fingerprints")
+        for models in ((trace, other), (loaded.model, fused), (trace, fused)):
+            found = tracer.compare(*models)
+            assert found.verdict.agrees
+            left_out = [r for r in found.rows if r.note.startswith("at padded positions")]
+            assert {(r.module, r.value) for r in left_out} == {(r.module, r.value) for r in noted}
+            assert all(row.note.endswith(ESTIMATED) for row in left_out)
+
+    def test_a_mistake_in_what_is_not_padding(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama", batch=3)
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
+        other = candidate(loaded, "sdpa")
+        with torch.no_grad():
+            wrong = copy.deepcopy(other)
+            wrong.model.layers[1].mlp.up_proj.weight[3] *= 1.5
+        verdict = tracer.compare(trace, wrong).verdict
+        assert verdict.symptom.module == "model.layers.1.mlp.up_proj"
+        assert verdict.origin.kind == "parameter"
+
+    def test_shapes_that_differ(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a", values="fingerprints")
+        wider = copy.deepcopy(net)
+        wider.last = nn.Linear(8, 5)
+        row = next(
+            r for r in tracer.compare(trace, wider).rows if r.module == "last" and r.is_output
+        )
+        assert (row.agrees, row.difference) == (False, None)
+        assert row.note == "shape [3, 4]; candidate [3, 5]"
+
+    def test_masks_are_compared_only_where_they_are_equal(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama", batch=2)
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
+        assert tracer.compare(trace, loaded.model).coverage.left_out == 0
+        other = tracer.compare(trace, candidate(loaded, "wrapped"))
+        assert other.coverage.left_out > 0
+
+    def test_a_missing_output_is_no_agreement(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a", values="fingerprints")
+        silent = copy.deepcopy(net)
+        silent.last.forward = lambda x: None
+        verdict = tracer.compare(trace, silent).verdict
+        assert verdict.symptom.module == "last"
+
+
+class TestAnotherModel:
+    def test_names_that_differ_wholesale(self, tmp_path, net) -> None:
+        trace = recorded(load("tiny-llama").model, load("tiny-llama").inputs, tmp_path / "a")
+        message = r"was recorded from another model: of the 59 modules of its LlamaForCausalLM, 0"
+        with pytest.raises(StorageError, match=message):
+            tracer.compare(trace, net)
+        with pytest.raises(StorageError, match=message):
+            tracer.compare(net, trace)
+
+    def test_names_that_differ_and_hold_the_same_need_rules(self, tmp_path, net) -> None:
+        class Renamed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.head = copy.deepcopy(net.block), copy.deepcopy(net.last)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.head(self.body(x, scale=2.0))
+
+        trace = recorded(net, X, tmp_path / "a")
+        rules = {"^body": "block", "^head": "last"}
+        assert tracer.compare(trace, Renamed().eval(), rename=rules).verdict.agrees
+        with pytest.raises(StorageError, match="give rename rules"):
+            tracer.compare(trace, Renamed().eval())
+
+    def test_other_inputs(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a")
+        assert tracer.compare(trace, net, X).verdict.agrees
+        with pytest.raises(InputError, match=r"are not those that .* was recorded with"):
+            tracer.compare(trace, net, X + 1)
+
+    def test_no_inputs(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a")
+        events = tmp_path / "a" / "events.jsonl"
+        _, *rest = events.read_bytes().splitlines(keepends=True)
+        events.write_bytes(b"".join(rest))
+        with pytest.raises(InputError, match="holds no inputs: give what it was recorded with"):
+            tracer.compare(open_trace(tmp_path / "a"), net)
+        assert trace.inputs() is not None
+
+    def test_two_models_still_need_inputs(self, net) -> None:
+        with pytest.raises(InputError, match="expected a dict"):
+            tracer.compare(net, net)
+
+
+class TestEndedEarly:
+    def cut(self, path: Path, events: int) -> Recorded:
+        """The trace as a kill would have left it."""
+        file = path / "events.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(lines[:events]) + lines[events][:10])
+        return open_trace(path)
+
+    def test_at_every_event(self, tmp_path: Path, net) -> None:
+        whole = recorded(net, X, tmp_path / "whole")
+        assert whole.file.is_complete
+        count = len(whole.file.events)
+        outputs = 0
+        for events in range(count, 0, -1):
+            trace = self.cut(tmp_path / "whole", events)
+            ended = sum(event["event"] == "end" for event in trace.file.events)
+            if not ended:
+                with pytest.raises(NothingComparedError):
+                    tracer.compare(trace, net)
+                continue
+            comparison = tracer.compare(trace, net)
+            compared = [row for row in comparison.rows if row.is_output]
+            assert {row.module for row in compared} == {
+                call.name for call, phase in Playback(trace).events() if phase is Phase.END
+            }
+            assert not comparison.verdict.agrees  # what was not seen is no agreement
+            assert comparison.verdict.symptom is None
+            assert "The recording of the reference was ended early" in (
+                comparison.verdict.explanation
+            )
+            assert "what was compared until then agrees" in comparison.verdict.explanation
+            assert "the recording of the reference was ended early" in str(comparison.coverage)
+            assert comparison.coverage.unmatched_calls == ()
+            outputs += len(compared)
+        assert outputs > 5
+
+    def test_what_was_not_reached_is_named(self, tmp_path, net) -> None:
+        recorded(net, X, tmp_path / "a")
+        trace = self.cut(tmp_path / "a", 5)  # inputs, root, block, first begins and ends
+        coverage = tracer.compare(trace, net).coverage
+        reasons = {name: coverage.reasons[name] for name in coverage.reference_only}
+        late = "the recording ends before its first call"
+        assert reasons == {"block.second": late, "last": late}
+
+    def test_nothing_is_held_for_what_is_not_to_come(self, tmp_path, net) -> None:
+        recorded(net, X, tmp_path / "a")
+        trace = self.cut(tmp_path / "a", 5)
+        for models in ((trace, net), (net, trace)):
+            coverage = tracer.compare(*models).coverage
+            assert coverage.held_bytes_peak == 0
+            assert coverage.unmatched_calls == ()
+
+    def test_a_mistake_before_the_end_is_found(self, tmp_path, net, broken) -> None:
+        recorded(net, X, tmp_path / "a")
+        trace = self.cut(tmp_path / "a", 7)
+        verdict = tracer.compare(trace, broken).verdict
+        assert verdict.symptom.module == "block.second"
+
+    def test_by_a_kill_while_a_model_runs(self, tmp_path: Path) -> None:
+        """Of every kind, in children of one process."""
+        script = """
+import os, signal, sys, torch, tracer
+from tracer.models import load
+torch.set_num_threads(1)
+loaded = load("tiny-llama", batch=2)
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+loaded.model.model.layers[2].mlp.register_forward_hook(kill)
+for values in sys.argv[2:]:
+    child = os.fork()
+    if not child:
+        tracer.record(loaded.model, loaded.inputs, f"{sys.argv[1]}/{values}", values=values)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+"""
+        command = [sys.executable, "-c", script, str(tmp_path), *VALUES]
+        subprocess.run(command, check=True)
+        loaded = load("tiny-llama", batch=2)
+        for values in VALUES:
+            trace = open_trace(tmp_path / values)
+            assert (trace.values, trace.file.is_complete) == (values, False)
+            comparison = tracer.compare(trace, loaded.model)
+            assert comparison.verdict.symptom is None
+            assert all(row.peir == 0.0 for row in comparison.rows)
+            outputs = [row.module for row in comparison.rows if row.is_output]
+            assert outputs[-1] == "model.layers.2.mlp.down_proj"
+            assert "model.layers.3" in comparison.coverage.reference_only
+
+    def test_by_the_model(self, tmp_path, net) -> None:
+        net.last.forward = lambda x: 1 / 0
+        with pytest.raises(ModelRunError, match=r"ZeroDivisionError in module 'last'.*holds what"):
+            tracer.record(net, X, tmp_path / "a")
+        trace = open_trace(tmp_path / "a")
+        assert not trace.file.is_complete
+        assert trace.called == {"": 1, "block": 1, "block.first": 1, "block.second": 1, "last": 1}
+
+
+class TestRecord:
+    def test_what_it_returns_and_the_header(self, tmp_path, net) -> None:
+        made = tracer.record(
+            *(net, {"x": X}, tmp_path / "a"),
+            name="a net",
+            seed=4,
+            command="record it",
+            notes=["by hand"],
+        )
+        assert (made.calls, made.path) == (5, str(tmp_path / "a"))
+        trace = open_trace(tmp_path / "a")
+        header = trace.header
+        for key in ("trace_model", "torch", "transformers", "safetensors", "python", "platform"):
+            assert header[key]
+        expected = {
+            "name": "a net",
+            "model": "Net",
+            "dtype": "float32",
+            "device": "cpu",
+            "values": "all",
+            "include": ["*"],
+            "seed": 4,
+            "command": "record it",
+            "notes": ["by hand"],
+            "training": False,
+            "format": 2,
+        }
+        assert expected.items() <= header.items()
+        assert list(header["modules"]) == [name for name, _ in net.named_modules()]
+        assert type(trace).__name__ == "Net"
+        assert [type(m).__name__ for m in trace.modules()] == [
+            type(m).__name__ for m in net.modules()
+        ]
+        args, kwargs = trace.inputs()
+        assert args == ()
+        assert torch.equal(kwargs["x"], X)
+
+    def test_the_checksum_tells_parameters_apart(self, tmp_path, net, broken) -> None:
+        sums = [
+            recorded(model, X, tmp_path / name).header["checksum"]
+            for name, model in (("a", net), ("b", copy.deepcopy(net)), ("c", broken))
+        ]
+        assert sums[0] == sums[1] != sums[2]
+
+    def test_a_value_is_stored_once(self, tmp_path, net) -> None:
+        made = tracer.record(net, X, tmp_path / "a")
+        # The inputs and their copy, the outputs of three linear layers, tanh and its product.
+        assert made.tensors == 6
+        calls = {(c.name, p.value): c for c, p in Playback(open_trace(tmp_path / "a")).events()}
+        assert calls["", "start"].arguments["x"] is calls["block.first", "start"].arguments["input"]
+
+    def test_an_edit_in_place_is_another_value(self, tmp_path: Path) -> None:
+        class Editing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Identity(), nn.Identity()
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                y = self.a(x * 1)
+                y.add_(1)
+                return self.b(y)
+
+        trace = recorded(Editing(), X, tmp_path / "a")
+        outputs = {c.name: c.output for c, p in Playback(trace).events() if p is Phase.END}
+        assert torch.equal(outputs["a"], X)
+        assert torch.equal(outputs["b"], X + 1)
+
+    def test_values_are_let_go_after_their_last_use(self, tmp_path: Path) -> None:
+        deep = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
+        playback = Playback(recorded(deep, X, tmp_path / "a"))
+        most = max(len(playback._alive) for _ in playback.events())
+        assert most <= 3
+        assert not playback._alive
+
+    def test_a_part_of_the_modules(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a", include=["block.*"])
+        assert set(trace.called) == {"block.first", "block.second"}
+        coverage = tracer.compare(trace, net).coverage
+        assert set(coverage.paired_modules) - {"", "block", "last"} == {
+            "block.first",
+            "block.second",
+        }
+        assert {coverage.reasons[n] for n in coverage.reference_only} == {"not recorded"}
+
+    def test_the_model_is_left_as_it_was(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama")
+        before = {name: t.clone() for name, t in loaded.model.state_dict().items()}
+        random_state = torch.get_rng_state()
+        expected = loaded.model(**loaded.inputs).logits
+        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in loaded.model.modules())
+        for name, tensor in loaded.model.state_dict().items():
+            assert torch.equal(tensor, before[name])
+        outputs = [c.output for c, p in Playback(trace).events() if p is Phase.END]
+        assert torch.equal(outputs[-1]["logits"], expected)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"values": "some"}, "expected one of all, outputs, fingerprints"),
+            ({"include": "nothing.*"}, "matches none of the 5 modules that the model has"),
+        ],
+    )
+    def test_what_cannot_be_asked_for(self, tmp_path, net, options, message) -> None:
+        with pytest.raises(UsageError, match=message):
+            tracer.record(net, X, tmp_path / "a", **options)
+        assert not (tmp_path / "a").exists()
+
+    def test_a_model_without_values(self, tmp_path: Path) -> None:
+        with torch.device("meta"):
+            model = nn.Linear(8, 8)
+        with pytest.raises(UsageError, match="meta device has no values to record"):
+            tracer.record(model, X.to("meta"), tmp_path / "a")
+
+    def test_a_dtype_without_a_place_is_left_out(self, tmp_path: Path) -> None:
+        class Coarse(nn.Module):
+            def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return x + 1, x.to(torch.float8_e4m3fnuz)
+
+        trace = recorded(Coarse(), X, tmp_path / "a")
+        (output,) = [c.output for c, p in Playback(trace).events() if p is Phase.END]
+        assert str(output[1]) == "float8_e4m3fnuz has no place in a trace"
+        assert tracer.compare(trace, Coarse()).coverage.left_out == 1
+
+    def test_inference_tensors(self, tmp_path, net) -> None:
+        class Inferring(Net):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                with torch.inference_mode():
+                    return super().forward(x)
+
+        net.__class__ = Inferring
+        assert tracer.compare(recorded(net, X, tmp_path / "a"), net).verdict.agrees
+
+    def test_a_wrapped_model_is_recorded_in_the_form_of_its_model(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama")
+        wrapped = wrappers.prepare(loaded.model, wrappers.PTQConfig(variant="prefill")).eval()
+        trace = recorded(wrapped, loaded.inputs, tmp_path / "a")
+        assert tracer.compare(trace, wrapped).verdict.agrees
+        assert tracer.compare(trace, loaded.model).verdict.agrees
+
+    def test_a_cache_among_the_inputs(self, tmp_path: Path) -> None:
+        loaded = load("tiny-llama")
+        cache = DynamicCache()
+        ids = loaded.inputs["input_ids"]
+        with torch.no_grad():
+            loaded.model(ids[:, :8], past_key_values=cache, use_cache=True)
+        inputs = {"input_ids": ids[:, 8:], "past_key_values": cache}
+        trace = recorded(loaded.model, inputs, tmp_path / "a")
+        comparison = tracer.compare(trace, loaded.model, inputs)
+        assert comparison.verdict.agrees
+        assert any(row.is_written for row in comparison.rows)
+        with pytest.raises(InputError, match="hold an object"):
+            tracer.compare(trace, loaded.model)
+
+    def test_module_names_that_are_attributes_too(self, tmp_path: Path) -> None:
+        model = nn.Module()
+        model.header = nn.Linear(8, 8)
+        model.add_module("name", nn.Linear(8, 8))
+        model.forward = lambda x: model.name(model.header(x))
+        trace = recorded(model, X, tmp_path / "a")
+        assert tracer.compare(trace, model).coverage.paired_modules == ("", "header", "name")
+
+
+def test_nothing_but_json_and_safetensors_is_in_a_trace(tmp_path, net) -> None:
+    recorded(net, X, tmp_path / "a")
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == ["events.jsonl", "header.json", "values-00000.safetensors"]
+    for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines():
+        json.loads(line)

@@ -1,0 +1,80 @@
+"""What the command line holds a comparison against: a baseline, limits, and what is to fail."""
+
+import argparse
+from dataclasses import dataclass
+
+from tracer.cli.sides import Sides
+from tracer.comparison.result import Comparison
+from tracer.comparison.run import compare
+from tracer.errors import InputError
+from tracer.execution.session import named_modules
+from tracer.regression.baseline import Baseline, open_baseline
+from tracer.regression.gating import check_limits, gate
+from tracer.traces.recorded import Recorded
+
+# A baseline, or a trace that one is to be made of.
+Former = Baseline | Recorded
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a comparison is held against.
+
+    Attributes:
+        baseline: None without one.
+        limits: by globs of module names, in the order in which they were given last.
+        fail_on: what is to fail; None where nothing was said.
+    """
+
+    baseline: Baseline | None
+    limits: dict[str, float]
+    fail_on: str | None
+
+    def judge(self, comparison: Comparison, *, differences_expected: bool) -> Comparison:
+        """The comparison with what the gate decides, where there is anything to decide by."""
+        if self.baseline is None and not self.limits and self.fail_on is None:
+            return comparison
+        decided = gate(
+            comparison,
+            self.baseline,
+            fail_on=self.fail_on,
+            max_peir=self.limits,
+            differences_expected=differences_expected,
+        )
+        return comparison.judged(decided)
+
+
+def open_former(options: argparse.Namespace) -> Former | None:
+    """Reads or opens the baseline, before any model is loaded."""
+    return None if options.baseline is None else open_baseline(options.baseline)
+
+
+def held_against(options: argparse.Namespace, sides: Sides, former: Former | None) -> Held:
+    """What the options ask for, checked against the models before they are compared."""
+    limits: dict[str, float] = {}
+    for glob, peir in options.max_peir:
+        limits.pop(glob, None)
+        limits[glob] = peir
+    check_limits(limits, named_modules(sides.reference))
+    baseline = _measured(former, options, sides) if isinstance(former, Recorded) else former
+    return Held(baseline, limits, options.fail_on)
+
+
+def _measured(former: Recorded, options: argparse.Namespace, sides: Sides) -> Baseline:
+    """What the former candidate's trace gives, compared with the reference."""
+    try:
+        then = compare(
+            sides.reference,
+            former,
+            sides.inputs,
+            rename=dict(options.map),
+            tolerance=options.tolerance,
+            train=options.train,
+            confirm=False,
+        )
+    except InputError as error:
+        raise InputError(
+            f"the baseline {former.name} was recorded on other inputs than these: give the options "
+            f"that it was recorded with ({former.header['command']})"
+        ) from error
+    return Baseline.of(then, former.name)

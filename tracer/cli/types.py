@@ -1,0 +1,106 @@
+"""The types of the command line's options.
+
+Each takes the text that was given, and raises ArgumentTypeError where it makes no sense: argparse
+turns it into an error of its own.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tracer.errors import UsageError
+from tracer.models.locate import is_trace
+from tracer.reports import check_path
+
+
+def tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a ratio of at least 0, such as 1e-5")
+    return value
+
+
+def rule(text: str) -> tuple[str, str]:
+    pattern, separator, replacement = text.rpartition("=")
+    if not separator or not pattern:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected REGEX=REPLACEMENT, such as '^decoder\\.=model.'"
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(
+            f"{pattern!r} is no regular expression: {error}"
+        ) from error
+    return pattern, replacement
+
+
+def count(least: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least} up")
+        return value
+
+    return convert
+
+
+def file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
+
+
+# What torch.set_printoptions takes, and of what type.
+PRINT_OPTIONS: Mapping[str, Callable[[str], object]] = {
+    "precision": int,
+    "threshold": float,
+    "edgeitems": int,
+    "linewidth": int,
+    "sci_mode": lambda text: {"true": True, "false": False}[text.lower()],
+}
+
+
+def print_option(text: str) -> tuple[str, object]:
+    key, _, value = text.partition("=")
+    try:
+        return key, PRINT_OPTIONS[key](value)
+    except (KeyError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected KEY=VALUE with one of {', '.join(PRINT_OPTIONS)}, such as "
+            "precision=2 or sci_mode=false"
+        ) from error
+
+
+def baseline(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not (path.is_file() or is_trace(text)):
+        raise argparse.ArgumentTypeError(
+            f"there is no file or trace {text}: expected a report that --report FILE.json has "
+            "written, or a folder of `trace_model record`"
+        )
+    return path
+
+
+def limit(text: str) -> tuple[str, float]:
+    glob, separator, value = text.rpartition("=")
+    if not separator or not glob:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected GLOB=PEIR, such as '*.lm_head=0.05'")
+    return glob, tolerance(value)
+
+
+def report(text: str) -> Path:
+    try:
+        check_path(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)

@@ -1,0 +1,1 @@
+"""A comparison: both models run side by side, judged, and the result."""

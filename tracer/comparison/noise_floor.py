@@ -1,0 +1,162 @@
+"""The noise floor: how far a right model would be from itself, by rounding alone.
+
+The reference is run twice more: against a copy of it in float64, and against itself with its inputs
+moved by one unit in the last place. The larger PEIR of the two is the floor of each value. What a
+comparison finds can then be read as a multiple of that floor: 2 is rounding, 10,000 is a mistake.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from tracer.execution.hooks import Answer, Call, NewArguments, NewOutput, Phase
+from tracer.execution.offload import twin
+from tracer.execution.session import Inputs, Session
+from tracer.measurement.comparer import Comparer
+from tracer.measurement.rows import Row, first_divergence
+from tracer.tensors.leaves import deep_copy, is_stateful, map_tensors, tensor_leaves
+from tracer.tensors.masks import is_mask_name
+from tracer.tensors.tolerance import Tolerance
+from tracer.text import brief, figure, place
+
+# A module's name, the call index and the value's path.
+ValueKey = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """What was measured.
+
+    Attributes:
+        peir: the floor of each value, a ratio; 0 where all steps to it are exact.
+        notes: what could not be measured, in words.
+    """
+
+    peir: Mapping[ValueKey, float]
+    notes: tuple[str, ...]
+
+    def of(self, row: Row) -> float | None:
+        """The floor of a row's value; None where there is none."""
+        return self.peir.get((row.module, row.call, row.value))
+
+    def measured(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """The rows with their floors."""
+        return tuple(replace(row, floor=self.of(row)) for row in rows)
+
+
+def measure_noise(reference: nn.Module, inputs: Inputs, include: str | Sequence[str]) -> NoiseFloor:
+    """Measures the noise floor of a model on some inputs.
+
+    For the time of this it takes the memory of the model once more, in float64.
+
+    Args:
+        inputs, include: as for `compare`.
+    """
+    floor: dict[ValueKey, float] = {}
+    notes = []
+    try:
+        exact = twin(reference).double()
+    except Exception as error:  # whatever a model's own parts raise when they are copied
+        notes.append(_left_out("in float64", f"{type(error).__name__}: {brief(error)}"))
+    else:
+        wide = deep_copy(inputs, _widened)
+        notes += _run(Session(exact, reference, wide, None, include), Comparer, floor, "in float64")
+        del exact
+    beside = Session(reference, reference, inputs, None, include)
+    notes += _run(beside, _Perturbing, floor, "with perturbed inputs")
+    return NoiseFloor(floor, tuple(notes))
+
+
+def floor_in_words(rows: Sequence[Row], floor: NoiseFloor) -> list[str]:
+    """What the floor says of a comparison.
+
+    Args:
+        rows: of the comparison, with their floors.
+    """
+    measured = [row for row in rows if row.multiple is not None]
+    first = first_divergence(measured)
+    worst = max(measured, key=lambda row: row.multiple or 0.0, default=None)
+    lines = list(floor.notes)
+    if first is not None:
+        lines.append(f"PEIR at {place(first)} is {_times(first)} there.")
+    elif worst is not None:
+        lines.append(f"The farthest from the noise floor is {place(worst)}: {_times(worst)}.")
+    return lines
+
+
+def _times(row: Row) -> str:
+    assert row.multiple is not None and row.floor is not None
+    return f"{figure(row.multiple)} times the noise floor ({figure(row.floor)})"
+
+
+def _run(
+    session: Session, visitor: type[Comparer], floor: dict[ValueKey, float], how: str
+) -> list[str]:
+    """Runs a comparison and takes what is larger into the floor; says what went wrong."""
+    comparer = visitor(Tolerance())
+    failure = session.run(comparer, frozenset()).failure
+    measured = [row for row in comparer.rows if row.difference is not None and not row.is_mask]
+    finite = [row for row in measured if math.isfinite(row.peir)]
+    for row in finite:
+        key = row.module, row.call, row.value
+        floor[key] = max(floor.get(key, 0.0), row.peir)
+    notes = []
+    if failure is not None:
+        error = f"{type(failure.exception).__name__}: {brief(failure.exception)}"
+        notes.append(_left_out(how, error))
+    if len(finite) < len(measured):
+        # A mask of float64's minimum is minus infinity to a softmax in float32, for example, which
+        # gives NaN where it hides everything.
+        count = len(measured) - len(finite)
+        notes.append(_left_out(how, f"{count} values are finite on one side only"))
+    return notes
+
+
+def _left_out(how: str, reason: str) -> str:
+    return f"The noise floor {how} was not measured everywhere: {reason}."
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
+class _Perturbing(Comparer):
+    """Moves what enters the candidate by one unit in the last place, up or down at random.
+
+    That is each activation that the model is given, and what a module makes of integers alone: the
+    embeddings of tokens.
+    """
+
+    def __init__(self, tolerance: Tolerance) -> None:
+        super().__init__(tolerance)
+        self._random = torch.Generator().manual_seed(0)
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Compares, then moves."""
+        super().visit(reference, candidate, phase)
+        if phase is Phase.END:
+            if candidate.name and not _has_floats(candidate.arguments):
+                return NewOutput(map_tensors(candidate.output, self._moved))
+            return None
+        if candidate.name:
+            return None
+        moved = {
+            name: map_tensors(value, self._moved)
+            for name, value in candidate.arguments.items()
+            if not is_mask_name(name) and not is_stateful(value) and _has_floats(value)
+        }
+        return NewArguments(moved) if moved else None
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        up = torch.rand(tensor.shape, generator=self._random).to(tensor.device) < 0.5
+        target = torch.where(up, torch.inf, -torch.inf).to(tensor.dtype)
+        return torch.nextafter(tensor, target)
+
+
+def _has_floats(value: object) -> bool:
+    return any(tensor.is_floating_point() for _, tensor in tensor_leaves(value, ""))

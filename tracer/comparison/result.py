@@ -1,0 +1,142 @@
+"""The result of a comparison, as attributes, as a table, and in reports."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracer.diagnosis.verdict import Verdict
+from tracer.diagnosis.zoom.zoom import Zoomed
+from tracer.isolation.result import Isolation
+from tracer.measurement.coverage import Coverage
+from tracer.measurement.rows import FormDifference, Row
+from tracer.tensors.leaves import dtype_name
+
+if TYPE_CHECKING:
+    import pandas
+
+    from tracer.regression.gating import Gate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of comparing two models on one set of inputs.
+
+    Attributes:
+        verdict: whether they agree, and if not, where and why they part.
+        coverage: how much was compared.
+        rows: one per compared leaf, in execution order.
+        form_differences: arguments and outputs that the two sides pass in forms that do not
+            compare; harmless unless the verdict names them.
+        isolation: what each module adds to the error, where that was asked for.
+        zoomed: the guilty operation, where that was asked for or the origin lies in a module's own
+            lines.
+        gate: whether it passes, held against a baseline and limits, for the reports; see `judged`.
+    """
+
+    verdict: Verdict
+    coverage: Coverage
+    rows: tuple[Row, ...]
+    form_differences: tuple[FormDifference, ...]
+    isolation: Isolation | None = None
+    zoomed: Zoomed | None = None
+    gate: "Gate | None" = None
+
+    def judged(self, gate: "Gate") -> "Comparison":
+        """The comparison with what `tracer.gate` has decided of it, which its reports then say."""
+        return replace(self, gate=gate)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row per compared leaf, in execution order.
+
+        Columns: module, call, value, shape, dtype, mean, min, max, stddev, peir (a ratio), sqnr
+        (dB), cosine, agrees; then candidate_dtype, limit, elements, mismatched,
+        reference_nonfinite, candidate_nonfinite, peak_index, note; floor (a PEIR) and multiple (of
+        it), where the noise floor was measured.
+        """
+        import pandas
+
+        records = [row_values(row) for row in self.rows]
+        return pandas.DataFrame.from_records(records, columns=list(ROW_COLUMNS))
+
+    def show(self, *, all_rows: bool = False) -> None:
+        """Prints the table, the curve of PEIR and the verdict to the terminal."""
+        from tracer.reports.console import show
+
+        show(self, all_rows=all_rows)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a report in the format of the suffix.
+
+        `.html` (interactive; with drawings of the values where `compare` was asked for `samples`),
+        `.json`, `.xml` (JUnit), `.md`, `.csv`, or `.parquet` (with the extra `parquet`).
+
+        Raises:
+            UsageError: another suffix, a package that is not installed, or a folder that does not
+                exist or is not writable.
+        """
+        from tracer.reports import save
+
+        save(self, Path(path))
+
+
+ROW_COLUMNS = (
+    "module",
+    "call",
+    "value",
+    "shape",
+    "dtype",
+    "mean",
+    "min",
+    "max",
+    "stddev",
+    "peir",
+    "sqnr",
+    "cosine",
+    "agrees",
+    "candidate_dtype",
+    "limit",
+    "elements",
+    "mismatched",
+    "reference_nonfinite",
+    "candidate_nonfinite",
+    "peak_index",
+    "note",
+    "floor",
+    "multiple",
+)
+
+
+def row_values(row: Row) -> dict[str, object]:
+    """A row's values by column; see `Comparison.to_frame`."""
+    difference = row.difference
+    statistics = {
+        name: None if difference is None else getattr(difference, name)
+        for name in (
+            "mean",
+            "min",
+            "max",
+            "stddev",
+            "sqnr",
+            "cosine",
+            "elements",
+            "mismatched",
+            "reference_nonfinite",
+            "candidate_nonfinite",
+            "peak_index",
+        )
+    }
+    return {
+        "module": row.module,
+        "call": row.call,
+        "value": row.value,
+        "shape": row.shape,
+        "dtype": dtype_name(row.dtype),
+        "candidate_dtype": dtype_name(row.candidate_dtype),
+        "peir": row.peir,
+        "agrees": row.agrees,
+        "limit": row.limit,
+        "note": row.note,
+        "floor": row.floor,
+        "multiple": row.multiple,
+        **statistics,
+    }

@@ -1,0 +1,1 @@
+"""The debugger: both models at the same call, and a prompt in the candidate's frame."""

@@ -1,0 +1,1 @@
+"""Where a divergence begins, why, and the evidence for it."""

@@ -1,0 +1,91 @@
+"""All origins of a divergence, not only the first.
+
+In one more run the candidate goes on with the reference's values after each call (`Forcing`), so
+that no error is inherited: what still disagrees begins right there. Each such value is examined as
+the first divergence is, with runs of the same kind, until all are explained.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tracer.diagnosis.origin import Finding, Search
+from tracer.diagnosis.trials import Rerun
+from tracer.interventions.forcing import Forcing
+from tracer.interventions.trial import Trial
+from tracer.measurement.rows import Row, inputs_of
+
+# Each takes a few more runs of both models.
+_MOST_ORIGINS = 8
+
+
+def other_findings(first: Finding, start: Row, search: Search, rerun: Rerun) -> list[Finding]:
+    """Finds the origins that the first divergence hides, in execution order.
+
+    Args:
+        first: what was found for the first divergence.
+        start: the value that it was found for.
+        search: the search that found it.
+        rerun: runs both models again with another visitor.
+    """
+    forcing = Forcing(search.tolerance)
+    if rerun(forcing) is not None:
+        return []
+    again = search.forced(forcing)
+    left = _without(_beginnings(forcing), [start])
+    if first.confirmed and first.trial is not None:
+        left = _still_there(left, again, first.trial)
+    found = [first]
+    examined = 0
+    while (left := [row for row in left if not _is_known(row, forcing, found)]) and (
+        examined < _MOST_ORIGINS
+    ):
+        examined += 1
+        finding = again.examine(left[0])
+        left = left[1:]
+        if finding.confirmed and finding.trial is not None:
+            left = _still_there(left, again, finding.trial)
+        if all(_kind(finding) != _kind(other) for other in found):
+            found.append(finding)
+    if left and len(found) > 1:
+        more = f"{len(left)} more values disagree although their inputs are right."
+        found[-1] = replace(found[-1], lines=(*found[-1].lines, more))
+    return found[1:]
+
+
+def _is_known(row: Row, run: Forcing, found: Iterable[Finding]) -> bool:
+    """Whether a value begins where an origin was found: in another call of that module, say, or in
+    another of its values. An argument that is handed on wrongly is another origin than the rest."""
+    parent = run.records[row.module, row.call].parent
+    begins_in = row.module if row.is_output else "" if parent is None else parent[0]
+    origins = [finding.origin for finding in found]
+    return any(o.module == begins_in and o.argument in (None, row.argument) for o in origins)
+
+
+def _kind(finding: Finding) -> tuple[str, str | None, str]:
+    """What tells origins apart: a module's own lines may spoil several values, in variables that
+    go on from one to the next."""
+    origin = finding.origin
+    return origin.module, origin.argument, origin.kind
+
+
+def _beginnings(run: Forcing) -> list[Row]:
+    """The values that disagree without having inherited it.
+
+    Masks are left out: where a wrong one has an effect, what it is used for disagrees.
+    """
+    wrong = [row for row in run.rows if not row.agrees and not row.is_mask]
+    return [row for row in wrong if not any(map(run.goes_on, inputs_of(row, run.records)))]
+
+
+def _still_there(rows: Iterable[Row], search: Search, trial: Trial) -> list[Row]:
+    """Those that disagree in a forced run with a trial as well."""
+    experiment = search.evidence.run(trial)
+    if experiment.failure is not None:
+        return list(rows)
+    after = ((row, experiment.row(row)) for row in rows)
+    return [row for row, now in after if now is not None and not now.agrees]
+
+
+def _without(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    known = {(row.module, row.call, row.value) for row in others}
+    return [row for row in rows if (row.module, row.call, row.value) not in known]

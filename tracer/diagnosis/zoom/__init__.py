@@ -1,0 +1,1 @@
+"""Inside one module: which operation makes the first wrong value."""

@@ -1,0 +1,421 @@
+"""The exact line: which operation inside one module makes the first value that is wrong.
+
+>>> comparison = tracer.compare(reference, candidate, inputs)
+>>> comparison.zoomed.guilty.text, comparison.zoomed.expected.text
+('return logits.softmax(-1)', 'attn_weights = attn_weights + attention_mask')
+
+In one more run the operations inside one call of the module are recorded on both sides, and each
+value of the candidate is looked for among the reference's. A candidate may work in its own way and
+form many values that the reference never has; they are innocent as long as what they lead to is
+found again. The guilty operation is the first from which no value that is found again follows.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.trials import Rerun
+from tracer.diagnosis.zoom.culprit import Blame, Side, blame
+from tracer.diagnosis.zoom.matching import Match, match
+from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, Recording, at_line, described
+from tracer.errors import UsageError, near_names
+from tracer.execution.hooks import Answer, Call, NewArguments, Phase, hides_children
+from tracer.interventions.forcing import Forcing
+from tracer.interventions.substitution import give_argument
+from tracer.measurement.arguments import paired_arguments, read_output
+from tracer.measurement.comparer import Comparer
+from tracer.measurement.rows import WRITTEN, CallKey, CallRecord, Row, argument_of
+from tracer.tensors.leaves import is_stateful, tensor_leaves
+from tracer.tensors.masks import is_mask_name
+from tracer.tensors.tolerance import Tolerance
+from tracer.text import few, module_in_words, short_line
+
+_SIDES = ("reference", "candidate")
+
+
+@dataclass(frozen=True)
+class Zoomed:
+    """What was found inside one call of a module.
+
+    Attributes:
+        module, call: the reference's name and the call index.
+        kind: "wrong" (an operation makes another value), "missing" (one of the reference's was left
+            out), "edit" (an argument is edited in place that others still read), or "none".
+        guilty: the candidate's operation; for a missing one that which goes on without it, or
+            "no operation" at the line of the call where the module makes none. None if what was
+            made is returned as it is, and for "none".
+        expected: the reference's operation that makes the value that the candidate does not.
+        made: for a missing operation, the candidate's that made the value it would have changed.
+        given: arguments that differed, and in whose place the candidate was given the reference's.
+        operations: how many each side made, the reference first; a call of a module counts as one.
+        matched: of the candidate's, how many made a value that the reference has.
+        leading_back: how many did not, and led to one.
+        astray: how many did not and led to a wrong result only; the first of them is guilty, unless
+            a factor or an order before it explains it.
+    """
+
+    module: str
+    call: int
+    kind: str
+    guilty: Operation | None
+    expected: Operation | None
+    made: Operation | None
+    given: tuple[str, ...]
+    operations: tuple[int, int]
+    matched: int
+    leading_back: int
+    astray: int
+
+    @property
+    def explanation(self) -> str:
+        """The finding in words, several lines."""
+        return "\n".join(_in_words(self))
+
+
+def zoom(
+    module: str,
+    free: Comparer,
+    tolerance: Tolerance,
+    rerun: Rerun,
+    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    *,
+    inward: bool = True,
+) -> Zoomed | None:
+    """Looks for the guilty operation inside a module, in one more run of both models.
+
+    Args:
+        module: the reference's name.
+        free: the finished run in which the candidate inherits its errors.
+        rerun: runs both models again.
+        modules: both sides' modules by name.
+        inward: where the guilty operation is the call of another module whose inputs are right, go
+            on in that one.
+
+    Returns:
+        What was found; None where the operations cannot be seen: inside compiled code, in a call
+        that only one side makes, or where a model raises.
+    """
+    record = _call_of(module, free)
+    if record is None or _is_opaque(record, modules):
+        return None
+    closer = Closer(record.key, tolerance)
+    if rerun(closer) is not None or closer.zoomed is None:
+        return None
+    if inward and closer.leads_into is not None:
+        deeper = zoom(closer.leads_into, free, tolerance, rerun, modules)
+        return deeper if deeper is not None and deeper.kind != "none" else closer.zoomed
+    return closer.zoomed
+
+
+def check_zoom(module: str | None, names: Iterable[str]) -> None:
+    """Whether a module that the user has named is one of both models.
+
+    Raises:
+        UsageError: it is not.
+    """
+    known = list(names)
+    if module is not None and module not in known:
+        raise UsageError(
+            f"zoom {module!r}: expected the reference's name of one of the {len(known)} modules "
+            f"that the models have in common{near_names(module, known)}"
+        )
+
+
+def zoom_at(
+    module: str,
+    free: Comparer,
+    tolerance: Tolerance,
+    rerun: Rerun,
+    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+) -> Zoomed:
+    """Zooms into a module that the user has named.
+
+    Raises:
+        UsageError: its operations cannot be seen.
+    """
+    found = zoom(module, free, tolerance, rerun, modules)
+    if found is None:
+        raise UsageError(
+            f"zoom {module!r}: its operations cannot be recorded: it is not called by both models, "
+            "a part of it is compiled or scripted, the reference runs over all positions at once, "
+            f"or they make more than {MOST_BYTES / 2**30:.3g} GiB of values (give shorter inputs)"
+        )
+    return found
+
+
+def zoom_of(
+    origin: Origin | None,
+    free: Comparer,
+    tolerance: Tolerance,
+    rerun: Rerun,
+    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+) -> Zoomed | None:
+    """Zooms into the module of an origin that lies in that module's own lines."""
+    if origin is None or origin.kind != "computation":
+        return None
+    found = zoom(origin.module, free, tolerance, rerun, modules, inward=False)
+    return None if found is None or found.kind == "none" else found
+
+
+class Closer(Forcing):
+    """The visitor of that run.
+
+    The module starts from the reference's arguments, so that what differs inside is its own. It is
+    a `Witness` of lockstep's: recordings are in force on each side for the time of the call.
+
+    Attributes:
+        zoomed: what was found; None until the call has ended on both sides.
+        leads_into: the module whose call is the guilty operation, if that is what it is and its
+            inputs are right.
+    """
+
+    def __init__(self, key: CallKey, tolerance: Tolerance) -> None:
+        super().__init__(tolerance, frozenset({key[0]}), exact=True)
+        self.zoomed: Zoomed | None = None
+        self.leads_into: str | None = None
+        self._key = key
+        self._recordings: dict[str, Recording] = {}
+        self._replaced: list[str] = []
+        self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._handed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
+
+    def _is_wrong(self, row: Row) -> bool:
+        # What is not compared, at padded positions, is a value inside all the same.
+        return True
+
+    def begins(self, side: str, name: str, call: Call) -> None:
+        """Starts to record, or notes the call of another module."""
+        recording = self._recordings.get(side)
+        if recording is not None and not recording.finished:
+            recording.begin_call(call)
+        elif recording is None and (name, call.index) == self._key:
+            self._recordings[side] = Recording()
+            self._recordings[side].begin()
+
+    def ends(self, side: str, name: str, call: Call) -> None:
+        """Stops recording, or notes the end of another module's call."""
+        recording = self._recordings.get(side)
+        if recording is None or recording.finished:
+            return
+        if (name, call.index) == self._key:
+            recording.end()
+        else:
+            recording.end_call(name, call)
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Compares, gives the candidate the reference's arguments, and judges at the end."""
+        if (reference.name, reference.index) != self._key:
+            Comparer.visit(self, reference, candidate, phase)
+            if phase is Phase.END:
+                self._note_returned(reference, candidate)
+            else:
+                self._note_handed(reference, candidate)
+            return None
+        if phase is Phase.START:
+            answer = super().visit(reference, candidate, phase)
+            return self._masks_given(reference, candidate, answer)
+        Comparer.visit(self, reference, candidate, phase)
+        sides = [self._recordings.get(side) for side in _SIDES]
+        record = self.records.get(self._key)
+        if record is not None and sides[0] is not None and sides[1] is not None:
+            self._judge(record, (reference, candidate), (sides[0], sides[1]))
+        self._recordings.clear()
+        self._returned.clear()
+        self._handed = [], []
+        return None
+
+    def _note_handed(self, reference: Call, candidate: Call) -> None:
+        """What the module hands on and is wrong, which may be lost in what it returns."""
+        record = self.records[reference.name, reference.index]
+        wrong = {path for path, row in record.arguments.items() if not row.agrees}
+        wrong = {path for path in wrong if not is_mask_name(path)}
+        if record.parent != self._key or not wrong:
+            return
+        for name, *values in paired_arguments(reference, candidate):
+            leaves = [dict(tensor_leaves(value, f"kwargs.{name}")) for value in values]
+            for path in sorted(wrong & leaves[0].keys() & leaves[1].keys()):
+                self._handed[0].append(leaves[0][path])
+                self._handed[1].append(leaves[1][path])
+
+    def _note_returned(self, reference: Call, candidate: Call) -> None:
+        record = self.records.get((reference.name, reference.index))
+        is_recorded = any(not recording.finished for recording in self._recordings.values())
+        if record is None or not is_recorded or not all(row.agrees for row in record.outputs):
+            return
+        leaves = (dict(tensor_leaves(call.output, "")) for call in (reference, candidate))
+        pair = [list(each.values()) for each in leaves]
+        if len(pair[0]) == len(pair[1]) == 1:
+            self._returned.append((pair[0][0], pair[1][0]))
+
+    def _masks_given(self, reference: Call, candidate: Call, answer: Answer) -> Answer:
+        """Gives the candidate masks that mean something else, too, and notes what was given."""
+        values = dict(answer.values) if isinstance(answer, NewArguments) else {}
+        record = self.records[self._key]
+        rows = record.arguments.items()
+        wrong = {argument_of(path) for path, row in rows if not row.agrees}
+        for name in sorted(wrong):
+            if is_mask_name(name) and not is_stateful(reference.arguments.get(name)):
+                given = give_argument(reference, candidate, name)
+                values.update({} if given is None else given.values)
+        self._replaced = sorted(wrong)
+        return NewArguments(values) if values else None
+
+    def _judge(
+        self, record: CallRecord, calls: tuple[Call, Call], recordings: tuple[Recording, Recording]
+    ) -> None:
+        limit = max(self._tolerance.limit(dtype, dtype) for dtype in _working(self._tolerance))
+        paddings = list(self._paddings.known(self._around(record)))
+        reference, candidate = recordings
+        wrong = self._wrong_results(record, calls)
+        found = match(candidate.values, reference.values, limit, paddings)
+        for own, other in self._declared(recordings):
+            found[own] = found[own] or [Match(other, 1.0, True, False)]
+        results = [_results(*side, wrong) for side in zip(calls, recordings, strict=True)]
+        if not wrong:
+            results = [
+                [each.known(leaf) for leaf in handed] or result
+                for each, handed, result in zip(recordings, self._handed, results, strict=True)
+            ]
+        is_wrong = bool(wrong) or any(self._handed)
+        sides = Side(reference, results[0]), Side(candidate, results[1])
+        blamed = blame(sides, found, limit, is_wrong=is_wrong, edits=bool(record.edited))
+        zoomed = _zoomed(self._key, blamed, sides, tuple(self._replaced))
+        if zoomed.kind == "missing" and zoomed.guilty is None and zoomed.made is None:
+            zoomed = replace(zoomed, guilty=at_line("no operation", record.candidate_caller))
+        self.zoomed = zoomed
+        if blamed.guilty is not None and blamed.kind == "wrong":
+            step = candidate.steps[blamed.guilty]
+            if step.is_call and blamed.inputs_agree:
+                self.leads_into = step.name
+
+    def _declared(self, recordings: tuple[Recording, Recording]) -> Iterator[tuple[int, int]]:
+        """What modules have returned in a form of their own, and agrees when it is read back."""
+        for r, c in self._returned:
+            values = recordings[0].known(r), recordings[1].known(c)
+            if values[0] is not None and values[1] is not None:
+                yield values[1], values[0]
+
+    def _wrong_results(self, record: CallRecord, calls: tuple[Call, Call]) -> list[Row]:
+        """The rows of what the calls return and leave in their arguments, as far as it is wrong.
+
+        What one of the modules inside has returned has a row there.
+        """
+        rows = {row.value: row for row in record.outputs}
+        outputs = (read_output(side, call) for side, call in zip(_SIDES, calls, strict=True))
+        reference, candidate = (dict(tensor_leaves(value, "output")) for value in outputs)
+        for path in reference.keys() & candidate.keys() - rows.keys():
+            known = self._known(reference[path], candidate[path])
+            if known is not None:
+                rows[path] = replace(known, value=path)
+        return [row for row in rows.values() if not row.agrees]
+
+
+def _zoomed(
+    key: CallKey, blamed: Blame, sides: tuple[Side, Side], given: tuple[str, ...]
+) -> Zoomed:
+    reference, candidate = (side.recording for side in sides)
+    run = {code for step in reference.steps for code, _ in step.lines}
+
+    def own(index: int | None) -> Operation | None:
+        """At the innermost line of code that the reference does not run as well.
+
+        A helper that both sides share is no mistake; the line that calls it may be.
+        """
+        if index is None:
+            return None
+        lines = candidate.steps[index].lines
+        line = next((line for line in lines if line[0] not in run), None)
+        return described(candidate, index, line)
+
+    return Zoomed(
+        module=key[0],
+        call=key[1],
+        kind=blamed.kind,
+        guilty=own(blamed.guilty),
+        expected=None if blamed.expected is None else described(reference, blamed.expected),
+        made=own(blamed.made),
+        given=given,
+        operations=(len(reference.steps), len(candidate.steps)),
+        matched=blamed.matched,
+        leading_back=blamed.leading_back,
+        astray=blamed.astray,
+    )
+
+
+def _call_of(module: str, free: Comparer) -> CallRecord | None:
+    """The first call of a module in which something is wrong; its first call if nothing is."""
+    calls = [record for (name, _), record in free.records.items() if name == module]
+    ended = [record for record in calls if record.end >= 0]
+    wrong = [row.order for row in free.rows if not row.agrees and not row.is_mask]
+    for record in ended:
+        if record.edited or any(record.start <= order <= record.end for order in wrong):
+            return record
+    return next(iter(ended), None)
+
+
+def _is_opaque(
+    record: CallRecord, modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]
+) -> bool:
+    both = modules[0][record.module], modules[1][record.candidate_module]
+    return any(hides_children(inner) for module in both for inner in module.modules())
+
+
+def _working(tolerance: Tolerance) -> Sequence[torch.dtype]:
+    """The dtypes that count: a coarser value in a module of these is a mistake itself."""
+    return tolerance.working or (torch.float32,)
+
+
+def _results(call: Call, recording: Recording, wrong: Sequence[Row]) -> list[int | None]:
+    """The values that a call returns or leaves in its arguments where these are wrong."""
+    returned = dict(tensor_leaves(call.output, "output"))
+    if not wrong:
+        return [recording.known(leaf) for leaf in returned.values()]
+    left = dict(tensor_leaves(call.arguments, WRITTEN))
+    found: list[torch.Tensor] = []
+    for row in wrong:
+        places = left if row.is_written else returned
+        if row.value in places and not hasattr(call.module, "to_reference_output"):
+            found.append(places[row.value])
+        else:
+            found += places.values() if not row.is_written else ()
+    return list(dict.fromkeys(recording.known(leaf) for leaf in found))
+
+
+def _in_words(zoomed: Zoomed) -> list[str]:
+    name = module_in_words(zoomed.module) + (f" (call {zoomed.call})" if zoomed.call else "")
+    counted = (
+        f"{zoomed.operations[1]} operations, {zoomed.operations[0]} in the reference's; "
+        f"{zoomed.matched} make a value that the reference has, {zoomed.leading_back} lead back "
+        "to one"
+    )
+    lines = []
+    if zoomed.given:
+        names = few([f"`{name}`" for name in zoomed.given], " and ")
+        lines.append(f"{name} was given the reference's {names}, which had differed.")
+    if zoomed.kind == "none":
+        return [*lines, f"Inside {name} no operation is guilty: {counted}."]
+    what = {
+        "wrong": "the first from which none follows is guilty",
+        "missing": "an operation of the reference's was left out",
+        "edit": "one edits in place what it was given",
+    }[zoomed.kind]
+    lines.append(f"Inside {name}: {counted}; {what}:")
+    lines += _line("reference", zoomed.expected)
+    if zoomed.made is not None and _places(zoomed.made) != _places(zoomed.guilty):
+        lines += _line("candidate, before", zoomed.made)
+    lines += _line("candidate", zoomed.guilty)
+    return lines
+
+
+def _places(operation: Operation | None) -> str:
+    return "" if operation is None else operation.location
+
+
+def _line(side: str, operation: Operation | None) -> list[str]:
+    if operation is None:
+        return []
+    where = short_line(operation.location) if operation.line else "(no source)"
+    return [f"  {side}: {operation.name} at {where}", f"    {operation.text}"]

@@ -1,0 +1,1 @@
+"""Runs models: hooks, pairing, two models in lockstep, and their state put back."""

@@ -1,0 +1,382 @@
+"""Module calls, seen through hooks: who was called from which line, with what, and what came out.
+
+This is the only room with hooks. `hooked` attaches them to every module of one or two models and
+takes them off whatever happens; a `Recorder` turns what they see on one side into `Call`s with
+names, call indices and parents, and hands each start and end to a listener. Hooks read; only a
+listener's answer (the counterfactual check) ever changes what a module is given or returns.
+"""
+
+import inspect
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from tracer.tensors.leaves import describe, tensor_leaves
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_TRACER = f"{Path(__file__).parents[1]}{os.sep}"
+_STANDARD = f"{Path(os.__file__).parent}{os.sep}"
+
+
+class Phase(Enum):
+    """The two events of a call."""
+
+    START = "start"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of source: the file's path, the line number and the function around it."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def is_in_torch(self) -> bool:
+        """Whether the file is part of PyTorch itself."""
+        return self.file.startswith(_TORCH)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Call:
+    """One execution of one module.
+
+    Attributes:
+        name: the module's name in its own model.
+        index: 0 for the module's first call, 1 for its second.
+        module: the module.
+        arguments: what it was given, by parameter name; extra positional ones are "args.0", ...
+        caller: the line that called it, outside torch itself; None where the tracer called it.
+        parent: the call that it was made in; None for the root's.
+        positional: names of the arguments that were passed by position, in order.
+        output: what it returned; None until its end.
+        handled: the exception that was being handled when it began, None as a rule.
+    """
+
+    name: str
+    index: int
+    module: nn.Module
+    arguments: dict[str, object]
+    positional: tuple[str, ...]
+    caller: Location | None
+    parent: "Call | None"
+    output: object = None
+    handled: BaseException | None = None
+
+    def __repr__(self) -> str:
+        passed = ", ".join(f"{name}={_in_short(value)}" for name, value in self.arguments.items())
+        output = "" if self.output is None else f" -> {_in_short(self.output)}"
+        name = self.name or "the root"
+        return f"<Call {self.index} of {name} ({type(self.module).__name__}): {passed}{output}>"
+
+
+@dataclass(frozen=True, slots=True)
+class NewArguments:
+    """A listener's answer at a start: arguments to use in place of those that were given."""
+
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class NewOutput:
+    """A listener's answer at an end: a value to return in place of what was computed."""
+
+    value: object
+
+
+Answer = NewArguments | NewOutput | None
+Listener = Callable[[Call, Phase], Answer]
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Turns the hooks of one model into calls and tells a listener of each start and end.
+
+    Attributes:
+        names: the module's name by `id(module)`; a module outside this mapping is not seen.
+        listener: called at the start and the end of each call.
+        counted_as: by a module's name another one, under which its calls are counted together
+            with those of the other modules that share it.
+        counts: how often each module was called so far.
+        raised: the last exception that left a module, with the innermost call that it left.
+    """
+
+    names: Mapping[int, str]
+    listener: Listener
+    counted_as: Mapping[str, str] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    raised: tuple[BaseException, Call] | None = None
+    _stack: list[Call] = field(default_factory=list)
+    _indices: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    _signatures: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def start(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
+        """A forward pre-hook's work; returns new (args, kwargs) if the listener gives any."""
+        name = self.names.get(id(module))
+        if name is None:
+            return None
+        parent = self._stack[-1] if self._stack else None
+        positional = self._parameter_names(module, len(args))
+        arguments = dict(zip(positional, args, strict=True))
+        arguments.update(kwargs)
+        counted = self.counted_as.get(name, name), name in self.counted_as
+        call = Call(
+            name=name,
+            index=self._indices[counted],
+            module=module,
+            arguments=arguments,
+            positional=positional,
+            caller=_calling_location(module, sys._getframe(1)),
+            parent=parent,
+            handled=sys.exception(),
+        )
+        self.counts[name] += 1
+        self._indices[counted] += 1
+        self._stack.append(call)
+        answer = self.listener(call, Phase.START)
+        if not isinstance(answer, NewArguments):
+            return None
+        call.arguments.update(answer.values)
+        new_args = tuple(call.arguments[argument] for argument in positional)
+        return new_args, {k: v for k, v in call.arguments.items() if k not in positional}
+
+    def end(self, module: nn.Module, output: object) -> object:
+        """A forward hook's work; returns a new output if the listener gives one."""
+        # Not on the stack: a hook of the user's own raised before this call was seen to start.
+        if not any(call.module is module for call in self._stack):
+            return None
+        # Calls above it were left by an exception for which PyTorch runs no hooks, and which the
+        # model caught: KeyboardInterrupt, say.
+        while self._stack[-1].module is not module:
+            self._stack.pop()
+        call = self._stack[-1]
+        exception = sys.exception()
+        if exception is not None and exception is not call.handled:
+            if self.raised is None or self.raised[0] is not exception:
+                self.raised = exception, call
+            self._stack.pop()
+            return None
+        call.output = output
+        answer = self.listener(call, Phase.END)
+        self._stack.pop()
+        return answer.value if isinstance(answer, NewOutput) else None
+
+    def in_progress(self) -> Iterator[Call]:
+        """The calls that have begun and not ended, the outermost first."""
+        yield from self._stack
+
+    def _parameter_names(self, module: nn.Module, count: int) -> tuple[str, ...]:
+        """Names for the first `count` positional arguments of a module's forward."""
+        known = self._signatures.get(id(module))
+        if known is None:
+            known = self._signatures[id(module)] = _forward_parameters(module)
+        extra = count - len(known)
+        return known[:count] if extra <= 0 else (*known, *(f"args.{i}" for i in range(extra)))
+
+
+@contextmanager
+def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) -> Iterator[None]:
+    """Hooks every module of the models; `current` says which recorder a call belongs to.
+
+    A module that several models share is hooked once. Modules inside a compiled or scripted module
+    are left alone: their hooks would be traced into the compiled code, or never run. That module
+    itself takes no hooks, or only in its compiled code; its call is seen from around it.
+    """
+
+    def on_start(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
+        if torch.compiler.is_compiling():
+            return None
+        recorder = current()
+        return None if recorder is None else recorder.start(module, args, kwargs)
+
+    def on_end(
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+    ) -> object:
+        if torch.compiler.is_compiling():
+            return None
+        recorder = current()
+        return None if recorder is None else recorder.end(module, output)
+
+    with ExitStack() as attached:
+        seen: set[int] = set()
+        for model in models:
+            for module in visible_modules(model).values():
+                if id(module) in seen:
+                    continue
+                seen.add(id(module))
+                if _takes_no_hooks(module):
+                    attached.enter_context(_intercepted(module, on_start, on_end))
+                    continue
+                start = module.register_forward_pre_hook(on_start, with_kwargs=True)
+                attached.callback(start.remove)
+                # Also when the forward raises: otherwise a call would seem to go on for ever.
+                end = module.register_forward_hook(on_end, with_kwargs=True, always_call=True)
+                attached.callback(end.remove)
+        yield
+
+
+def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose calls can be seen, by name; the insides of compiled ones are left out.
+
+    A module with several names keeps its first.
+    """
+    found: dict[str, nn.Module] = {}
+    hidden: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in hidden):
+            continue
+        found[name] = module
+        if hides_children(module):
+            hidden.append(f"{name}." if name else "")
+    return found
+
+
+def hides_children(module: nn.Module) -> bool:
+    """Whether the calls inside a module cannot be seen, because it is compiled or scripted."""
+    return (
+        "_orig_mod" in module._modules  # what torch.compile returns
+        or isinstance(module, torch.jit.ScriptModule)
+        or module._compiled_call_impl is not None  # after module.compile()
+    )
+
+
+def _takes_no_hooks(module: nn.Module) -> bool:
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return scripted or module._compiled_call_impl is not None
+
+
+@contextmanager
+def _intercepted(
+    module: nn.Module,
+    on_start: Callable[..., tuple[tuple[object, ...], dict[str, object]] | None],
+    on_end: Callable[..., object],
+) -> Iterator[None]:
+    """Puts a function of ours where PyTorch looks for a module's compiled call."""
+    compiled = module._compiled_call_impl
+    forward: Callable[..., object] = module._call_impl if compiled is None else compiled
+
+    def call(*args: object, **kwargs: object) -> object:
+        args, kwargs = on_start(module, args, kwargs) or (args, kwargs)
+        try:
+            output = forward(*args, **kwargs)
+        except Exception:
+            on_end(module, args, kwargs, None)
+            raise
+        answer = on_end(module, args, kwargs, output)
+        return output if answer is None else answer
+
+    module.__dict__["_compiled_call_impl"] = call
+    try:
+        yield
+    finally:
+        if compiled is None:
+            del module.__dict__["_compiled_call_impl"]
+        else:
+            module.__dict__["_compiled_call_impl"] = compiled
+
+
+def definition(module: nn.Module) -> Location | None:
+    """Where the module's forward is defined; None for one that has no Python source."""
+    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
+    code = getattr(forward, "__code__", None)
+    if code is None:
+        return None
+    return Location(code.co_filename, code.co_firstlineno, code.co_qualname)
+
+
+def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of what the module's forward takes by position, as `inspect.signature` gives them.
+
+    Read off the code where that is possible, which takes a tenth of the time.
+    """
+    inner = getattr(module, "_orig_mod", module)
+    function, is_bound = inner.forward, False
+    while not hasattr(function, "__signature__"):
+        if inspect.ismethod(function):
+            function, is_bound = function.__func__, True
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    if inspect.isfunction(function) and not hasattr(function, "__signature__"):
+        code = function.__code__
+        return code.co_varnames[is_bound : code.co_argcount]
+    try:
+        parameters = inspect.signature(inner.forward).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature: arguments go by position
+        return ()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.kind in by_position)
+
+
+def calling_frame(module: nn.Module, frame: FrameType | None) -> FrameType | None:
+    """The first frame outside torch and outside the module's own `__call__`, above its hooks.
+
+    Args:
+        frame: one of this room's, or one that they called.
+
+    Returns:
+        The frame; the tracer's own where the tracer called the module; None where nothing was
+        called through hooks.
+    """
+    while frame is not None and frame.f_code.co_filename != __file__:
+        frame = frame.f_back
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    while frame is not None:
+        code = frame.f_code
+        own = code.co_name == "__call__" and frame.f_locals.get("self") is module
+        if not own and not code.co_filename.startswith(_TORCH):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def is_machinery(frame: FrameType) -> bool:
+    """Whether a frame is torch's or the tracer's, or what they call of the standard library.
+
+    So are functions that were made at run time and called by them: those of their dataclasses.
+    """
+    file = frame.f_code.co_filename
+    if file.startswith((_TORCH, _TRACER)):
+        return True
+    is_helper = file.startswith((_STANDARD, "<")) and "-packages" not in file
+    return is_helper and frame.f_back is not None and is_machinery(frame.f_back)
+
+
+def _in_short(value: object) -> str:
+    """A value with the shapes of its tensors."""
+    if not isinstance(value, torch.Tensor) and (parts := list(tensor_leaves(value, ""))):
+        inside = ", ".join(f"{path[1:]} {_in_short(tensor)}" for path, tensor in parts)
+        return f"{type(value).__name__}({inside})"
+    return describe(value)
+
+
+def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | None:
+    """The line that called a module; None where the tracer did."""
+    found = calling_frame(module, frame)
+    if found is None:
+        return None
+    code = found.f_code
+    is_tracers = code.co_filename.startswith(_TRACER)
+    if is_tracers and not isinstance(found.f_locals.get("self"), nn.Module):
+        return None
+    return Location(code.co_filename, found.f_lineno, code.co_qualname)

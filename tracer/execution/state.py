@@ -1,0 +1,266 @@
+"""What outlives a hand-over between two models that run in one thread, or a call that is a trial.
+
+Random numbers, what modules keep from call to call, and what a model may have switched on around a
+call: gradients, autocast, inference mode, a default dtype or device, function and dispatch modes.
+Neither model must see the other's.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn, overrides
+from torch.overrides import TorchFunctionMode
+from torch.utils import _device, _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracer.execution.hooks import Call, Phase
+from tracer.tensors.leaves import version_of
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+class RandomNumbers:
+    """One side's random numbers: both sides begin alike and draw without disturbing each other.
+
+    In training each call of a paired module draws from a stream of its own, which its name and
+    index begin and which ends with it: a side that makes calls in another order, or draws in other
+    places in between, still drops the same elements in each of them.
+
+    Python's and NumPy's own generators are switched in training only, where models draw from them
+    (to drop layers, to mask spectrograms): reading their states takes 50 times as long as torch's.
+
+    Args:
+        is_training: whether a module of either side is in training mode.
+        names: the reference's names of this side's paired modules; None for a single stream.
+    """
+
+    def __init__(self, is_training: bool, names: Mapping[str, str] | None) -> None:
+        self._is_training = is_training
+        self._names = names if is_training and names is not None else {}
+        self._states = RandomStates.read(beyond_torch=is_training)
+        self._key = hashlib.blake2b(self._states.cpu.numpy().tobytes(), digest_size=32).digest()
+        # Calls that have a stream of their own, each with the states of the one around it.
+        self._around: list[tuple[Call, RandomStates]] = []
+
+    def enter(self) -> None:
+        """This side goes on."""
+        self._states.write()
+
+    def leave(self) -> None:
+        """The other side goes on."""
+        self._states = RandomStates.read(beyond_torch=self._is_training)
+
+    def follow(self, call: Call, phase: Phase) -> None:
+        """Begins the stream of a call, or goes on with that of the call around it."""
+        name = self._names.get(call.name)
+        if name is None:
+            return
+        if phase is Phase.START:
+            self._around.append((call, RandomStates.read(beyond_torch=True)))
+            text = f"{name}#{call.index}".encode()
+            digest = hashlib.blake2b(text, digest_size=8, key=self._key).digest()
+            _seed(int.from_bytes(digest, "little"))
+            return
+        # Those above it were left by an exception that the model has caught.
+        while (ended := self._around.pop())[0] is not call:
+            pass
+        ended[1].write()
+
+
+def _seed(number: int) -> None:
+    """Seeds every generator that models draw from; `torch.manual_seed` would take far longer."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts all generators of random numbers back to where they were."""
+    states = RandomStates.read(beyond_torch=True)
+    try:
+        yield
+    finally:
+        states.write()
+
+
+@contextmanager
+def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts back what modules keep from call to call; see `ModuleStates`.
+
+    No run may see what an earlier one has left: running statistics, a recurrent state, a cache.
+    """
+    states = ModuleStates.read(models)
+    try:
+        yield
+    finally:
+        states.write()
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleStates:
+    """What modules keep from call to call: their attributes and the values of buffers."""
+
+    attributes: list[tuple[dict[str, Any], dict[str, Any]]]
+    buffers: list[tuple[torch.Tensor, torch.Tensor, int | None]]
+
+    @classmethod
+    def read(cls, models: Sequence[nn.Module]) -> "ModuleStates":
+        """Those of the models and all modules inside them."""
+        modules = {id(m): m for model in models for m in model.modules()}.values()
+        return cls(
+            attributes=[
+                (place, dict(place))
+                for module in modules
+                if not isinstance(module, torch.jit.ScriptModule)
+                for place in (vars(module), module._buffers)
+            ],
+            # Batch normalisation in training mode writes past the version counters.
+            buffers=[
+                (buffer, buffer.detach().clone(), None if module.training else version_of(buffer))
+                for module in modules
+                for buffer in module.buffers(recurse=False)
+            ],
+        )
+
+    def write(self) -> None:
+        """Puts them back."""
+        for buffer, kept, version in self.buffers:
+            if version is None or version_of(buffer) != version:
+                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(kept)
+        for place, before in self.attributes:
+            for name in place.keys() - before.keys():
+                del place[name]
+            for name, value in before.items():
+                if place.get(name) is not value:
+                    place[name] = value
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadState:
+    """What a model may have switched on in PyTorch's thread state around a call of a module."""
+
+    grad: bool
+    inference: bool
+    default_dtype: torch.dtype
+    autocast: tuple[tuple[bool, torch.dtype], ...]
+    autocast_cache: bool
+    device: torch.device | None
+    function_modes: list[TorchFunctionMode]
+    dispatch_modes: list[TorchDispatchMode]
+
+    @classmethod
+    def capture(cls) -> "ThreadState":
+        """The state that is in force."""
+        return cls(
+            grad=torch.is_grad_enabled(),
+            inference=torch.is_inference_mode_enabled(),
+            default_dtype=torch.get_default_dtype(),
+            autocast=tuple(
+                (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d))
+                for d in _AUTOCAST_DEVICES
+            ),
+            autocast_cache=torch.is_autocast_cache_enabled(),
+            device=_device.CURRENT_DEVICE,
+            function_modes=overrides._get_current_function_mode_stack(),
+            dispatch_modes=_python_dispatch._get_current_dispatch_mode_stack(),
+        )
+
+    def apply(self, current: "ThreadState") -> None:
+        """Switches from the current state to this one, but for inference mode."""
+        # Modes see PyTorch's functions being called, these here too: first out, last in.
+        if self.dispatch_modes != current.dispatch_modes:
+            for _ in current.dispatch_modes:
+                _python_dispatch._pop_mode()
+        if self.function_modes != current.function_modes:
+            for _ in current.function_modes:
+                overrides._pop_mode()
+        if self.grad != current.grad:
+            torch.set_grad_enabled(self.grad)
+        if self.default_dtype != current.default_dtype:
+            torch.set_default_dtype(self.default_dtype)
+        if (self.autocast, self.autocast_cache) != (current.autocast, current.autocast_cache):
+            for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self.autocast, strict=True):
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+            torch.set_autocast_cache_enabled(self.autocast_cache)
+            # It holds casts of parameters that the models may share, in this state's dtype or not.
+            torch.clear_autocast_cache()
+        _device.CURRENT_DEVICE = self.device
+        if self.function_modes != current.function_modes:
+            for function_mode in self.function_modes:
+                overrides._push_mode(function_mode)
+        if self.dispatch_modes != current.dispatch_modes:
+            for dispatch_mode in self.dispatch_modes:
+                _python_dispatch._push_mode(dispatch_mode)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Puts this state back in force afterwards, whatever a model has left behind."""
+        try:
+            yield
+        finally:
+            left = ThreadState.capture()
+            if left != self:
+                self.apply(left)
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Puts this state in force for a while.
+
+        A hook may fire inside a `with` block of the model's own: autocast, grad or inference mode,
+        a device context. The other side must not see it, and the model must find it again.
+        """
+        found = ThreadState.capture()
+        if found == self:
+            yield
+            return
+        with ExitStack() as guards:
+            if found.inference != self.inference:
+                guards.enter_context(torch.inference_mode(self.inference))
+            self.apply(ThreadState.capture())
+            try:
+                yield
+            finally:
+                # Inference mode is left first: it brings back the dispatch keys of that moment.
+                entered = ThreadState.capture()
+                guards.close()
+                found.apply(entered)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomStates:
+    """The states of the generators of random numbers that models draw from."""
+
+    cpu: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+    python: Any = None
+    numpy: Any = None
+
+    @classmethod
+    def read(cls, *, beyond_torch: bool) -> "RandomStates":
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return cls(
+            cpu=torch.get_rng_state(),
+            cuda=tuple(torch.cuda.get_rng_state_all()) if in_use else (),
+            python=random.getstate() if beyond_torch else None,
+            numpy=np.random.get_state() if beyond_torch else None,
+        )
+
+    def write(self) -> None:
+        torch.set_rng_state(self.cpu)
+        for index, state in enumerate(self.cuda):
+            torch.cuda.set_rng_state(state, index)
+        if self.python is not None:
+            random.setstate(self.python)
+        if self.numpy is not None:
+            np.random.set_state(self.numpy)

@@ -1,0 +1,1 @@
+"""What a further run changes: values and parameters of the reference in the candidate."""

@@ -1,0 +1,110 @@
+"""One module is given what another one holds: a parameter, a buffer, or a plain attribute."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracer.execution.offload import load_instead, value_of
+from tracer.interventions.substitution import device_of
+from tracer.measurement.arguments import output_factor
+from tracer.tensors.leaves import children, deep_copy, replace_leaves
+
+
+def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[[], None] | None:
+    """Gives one module what the other holds under a name, and returns what puts it back.
+
+    None where that is not possible.
+    """
+    owner, _, last = name.rpartition(".")
+    try:
+        owners = candidate.get_submodule(owner), reference.get_submodule(owner)
+        places = places_of(owners[0]), places_of(owners[1])
+    except AttributeError:  # an attribute, or one side alone has such a module
+        places = ((), ())
+    for mine, theirs in zip(*places, strict=True):
+        value, found = theirs.get(last), mine.get(last)
+        if value is None or last not in mine or (found is not None and found.shape != value.shape):
+            continue
+        value = value_of(owners[1], last, value).detach()
+        like = value if found is None else value_of(owners[0], last, found)
+        factor = folded_factor(reference, candidate) if not owner else 1.0
+        given = value.to(like.device, like.dtype)
+        given = given if factor in (1.0, None) else given * factor
+        return _put(owners[0], mine, last, _as_parameter(given, found))
+    return _exchange_attribute(candidate, reference, name)
+
+
+def _put(
+    owner: nn.Module, place: dict[str, torch.Tensor | None], name: str, value: torch.Tensor
+) -> Callable[[], None]:
+    """Lets a module hold a value, and its hook load it; returns what puts the former back."""
+    found = place[name]
+    place[name] = value
+    load_as_before = load_instead(owner, name, value)
+
+    def undo() -> None:
+        place[name] = found
+        load_as_before()
+
+    return undo
+
+
+def as_written(module: nn.Module) -> nn.Module:
+    """The module that was compiled, for what `torch.compile` returns; else the module itself."""
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
+
+
+def plain_attributes(module: nn.Module) -> dict[str, object]:
+    """The plain attributes that are of interest to others."""
+    return {name: v for name, v in vars(as_written(module)).items() if not name.startswith("_")}
+
+
+def attribute_at(module: nn.Module, path: str) -> object:
+    """What lies at a path of `_tensors_beside`; None if nothing."""
+    value: object = plain_attributes(module)
+    for key in path.split("."):
+        value = dict(children(value)).get(key)
+    return value
+
+
+def _exchange_attribute(
+    candidate: nn.Module, reference: nn.Module, path: str
+) -> Callable[[], None] | None:
+    found, value = attribute_at(candidate, path), attribute_at(reference, path)
+    if found is None or value is None:
+        return None
+    name = path.partition(".")[0]
+    held: Any = vars(candidate)[name]
+
+    def put(new: object) -> None:
+        vars(candidate)[name] = replace_leaves(held, name, {path: new})
+
+    device = device_of({name: found})
+    put(deep_copy(value, lambda tensor: tensor.detach().to(device, copy=True)))
+
+    def undo() -> None:
+        put(found)
+        vars(candidate)[name] = held
+
+    return undo
+
+
+def places_of(module: nn.Module) -> tuple[dict[str, torch.Tensor | None], ...]:
+    """Where a module keeps its parameters and its buffers."""
+    parameters: dict[str, torch.Tensor | None] = module._parameters  # type: ignore[assignment]
+    return parameters, module._buffers
+
+
+def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
+    if isinstance(found, nn.Parameter):
+        return nn.Parameter(value, requires_grad=False)
+    return value
+
+
+def folded_factor(reference: nn.Module, candidate: nn.Module) -> float | None:
+    """The factor that the candidate's parameters may carry; None if it may be any."""
+    factors = output_factor(reference), output_factor(candidate)
+    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]

@@ -1,0 +1,65 @@
+"""A call that can be made again while both models stand at one of its events, as if for the first
+time: with the same arguments, random numbers, and state of the module.
+
+Hooks see nothing of it, since neither model is running, and nothing of it is left behind.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+
+from tracer.errors import ModelRunError
+from tracer.execution.hooks import Call
+from tracer.execution.state import (
+    ModuleStates,
+    RandomStates,
+    module_states_kept,
+    random_state_kept,
+)
+from tracer.tensors.leaves import deep_copy
+
+
+class Recall:
+    """Takes down what a call begins with; to be made at its start.
+
+    Args:
+        call: whose module is called again.
+        arguments: what it is given, by parameter name; the call's own by default.
+    """
+
+    def __init__(self, call: Call, arguments: Mapping[str, object] | None = None) -> None:
+        self._call = call
+        self._arguments = deep_copy(dict(call.arguments if arguments is None else arguments))
+        self._states = ModuleStates.read((call.module,))
+        self._random = RandomStates.read(beyond_torch=True)
+
+    def __call__(self, *within: AbstractContextManager[None]) -> tuple[object, dict[str, object]]:
+        """Calls the module.
+
+        Args:
+            within: contexts that it is called in.
+
+        Returns:
+            What it returned, and its arguments with what it has left in them.
+
+        Raises:
+            ModelRunError: it raised.
+        """
+        module, positional = self._call.module, self._call.positional
+        arguments: dict[str, object] = deep_copy(self._arguments)
+        keywords = {key: value for key, value in arguments.items() if key not in positional}
+        states = module_states_kept((module,))
+        with states, random_state_kept(), torch.no_grad(), ExitStack() as stack:
+            self._states.write()
+            self._random.write()
+            for context in within:
+                stack.enter_context(context)
+            try:
+                output = module(*(arguments[key] for key in positional), **keywords)
+            except Exception as error:
+                raise ModelRunError(
+                    f"module {self._call.name!r} ({type(module).__name__}) raised "
+                    f"{type(error).__name__} when it was called again to isolate its error: {error}"
+                ) from error
+        return output, arguments

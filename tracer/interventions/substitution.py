@@ -1,0 +1,172 @@
+"""The reference's value in the place of the candidate's: in its structure, dtype and on its device.
+
+Whoever answers an event of the candidate's with a value of the reference's takes it from here.
+"""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from tracer.execution.hooks import Call, NewArguments, NewOutput
+from tracer.measurement.arguments import (
+    argument_names,
+    is_of_one_form,
+    output_factor,
+    read_argument,
+    read_output,
+)
+from tracer.tensors.leaves import (
+    deep_copy,
+    is_stateful,
+    leaves,
+    map_tensors,
+    replace_leaves,
+    tensor_leaves,
+)
+
+
+def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments | None:
+    """Gives the candidate's call the reference's value of an argument.
+
+    Args:
+        name: the reference's name of the argument.
+
+    Returns:
+        The answer to the event; None where the candidate's form of the argument cannot be made
+        from the reference's.
+    """
+    own_name = argument_names(reference, candidate).get(name, name)
+    own, value = candidate.arguments.get(own_name), reference.arguments.get(name)
+    if not is_of_one_form(reference, candidate, "to_reference_input"):
+        value = _shaped_back(
+            own,
+            read_argument("reference", reference, name, value),
+            partial(read_argument, "candidate", candidate, name),
+        )
+        if value is None:
+            return None
+    others = {k: v for k, v in candidate.arguments.items() if k != own_name}
+    given = in_place_of(own, value, _float_dtypes(others), device_of(others))
+    candidate.arguments[own_name] = given
+    return NewArguments({own_name: given})
+
+
+def give_output(reference: Call, candidate: Call) -> NewOutput | None:
+    """Lets the candidate's call return the reference's output, and leave what that has left in
+    caches, lists and dicts.
+
+    Returns:
+        The answer to the event; None where the candidate's form of the output cannot be made from
+        the reference's.
+    """
+    value, factor = reference.output, _factor_over(reference, candidate)
+    if factor is None:
+        read = read_output("reference", reference)
+        value, factor = _shaped_back(candidate.output, read, partial(_read_as, candidate)), 1.0
+        if value is None:
+            return None
+    dtypes, device = _float_dtypes(candidate.arguments), device_of(candidate.arguments)
+    for name, own_name in argument_names(reference, candidate).items():
+        left = reference.arguments[name], candidate.arguments[own_name]
+        if all(map(is_stateful, left)):
+            _leave(*left, dtypes, device)
+    output = in_place_of(candidate.output, value, dtypes, device)
+    if factor != 1.0:
+        output = map_tensors(output, lambda tensor: tensor * factor)
+    candidate.output = output
+    return NewOutput(output)
+
+
+def _factor_over(reference: Call, candidate: Call) -> float | None:
+    """What the reference's output is multiplied by to take the candidate's place."""
+    if is_of_one_form(reference, candidate, "to_reference_output"):
+        return 1.0
+    shapes = [[t.shape for _, t in tensor_leaves(c.output, "")] for c in (reference, candidate)]
+    factors = output_factor(reference.module), output_factor(candidate.module)
+    if factors[0] is None or factors[1] is None or shapes[0] != shapes[1]:
+        return None
+    return factors[1] / factors[0]
+
+
+def _shaped_back(
+    own: object, value: object, read: Callable[[object], object]
+) -> torch.Tensor | None:
+    """A value of the reference's in the shape of the candidate's, if that is what differs.
+
+    Args:
+        own: the candidate's value.
+        value: the reference's.
+        read: reads a value of the candidate's back.
+    """
+    if not isinstance(own, torch.Tensor) or not isinstance(value, torch.Tensor):
+        return None
+    if own.numel() != value.numel():
+        return None
+    shaped = value.reshape(own.shape).to(own.device)
+    back = read(shaped)
+    is_it = isinstance(back, torch.Tensor) and torch.equal(back.to(value.device), value)
+    return shaped if is_it else None
+
+
+def _read_as(candidate: Call, output: object) -> object:
+    """Another output read back as that of the candidate's call."""
+    return read_output("candidate", replace(candidate, output=output))
+
+
+def _leave(
+    reference: object, candidate: object, dtypes: set[torch.dtype], device: torch.device | None
+) -> None:
+    """Makes the candidate's list, dict or object hold what the reference's does."""
+    value: Any = in_place_of(candidate, reference, dtypes, device)
+    if value is candidate:
+        return
+    if isinstance(candidate, list):
+        candidate[:] = value
+    elif isinstance(candidate, MutableMapping):
+        candidate.clear()
+        candidate.update(value)
+    else:
+        vars(candidate).update(vars(value))
+
+
+def in_place_of(
+    candidate: object,
+    reference: object,
+    dtypes: set[torch.dtype],
+    device: torch.device | None,
+) -> object:
+    """A copy of the reference's value in the candidate's structure and on its devices.
+
+    Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the
+    candidate works in at this call: another dtype is then part of what went wrong.
+
+    Args:
+        device: where the candidate works at this call, for tensors in the place of which it has
+            none; None to leave them where they are.
+    """
+    theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))
+    tensors = dict(tensor_leaves(candidate, "value"))
+    if not tensors or tensors.keys() != dict(tensor_leaves(reference, "value")).keys():
+        return deep_copy(reference, lambda tensor: tensor.detach().to(device, copy=True))
+    copies: dict[str, object] = {path: theirs[path] for path in mine if path in theirs}
+    for path, own in tensors.items():
+        value = theirs[path]
+        assert isinstance(value, torch.Tensor)
+        is_cast = own.is_floating_point() and value.is_floating_point()
+        dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
+        copies[path] = value.detach().to(own.device, dtype, copy=True)
+    return replace_leaves(candidate, "value", copies)
+
+
+def device_of(arguments: Mapping[str, object]) -> torch.device | None:
+    """Where a call's arguments are; None without tensors among them."""
+    return next((tensor.device for _, tensor in tensor_leaves(dict(arguments), "")), None)
+
+
+def _float_dtypes(arguments: Mapping[str, object]) -> set[torch.dtype]:
+    return {
+        leaf.dtype for _, leaf in tensor_leaves(dict(arguments), "") if leaf.is_floating_point()
+    }

@@ -1,0 +1,181 @@
+"""What causes the error of a module: with one of its switches off at a time, how far does it fall?
+
+A module of the candidate's that can leave out a part of what it does says so by two methods, and
+nothing else is known of it (`Switchable`). Quantised modules give their quantization points: "uint4
+weight".
+
+The module is called again right where it has ended, with the reference's inputs, once for each of
+its switches and those of the modules inside it: that costs calls of one module, not of the model.
+Where only its own lines are looked at, the switches of the modules inside are all off meanwhile:
+what is left is made in its own lines, as it is seen in its output.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from tracer.execution.hooks import Answer, Call, Phase
+from tracer.interventions.forcing import Forcing
+from tracer.interventions.repeat_call import Recall
+from tracer.measurement.arguments import read_output
+from tracer.measurement.rows import CallKey, CallRecord
+from tracer.tensors.difference import Difference
+from tracer.tensors.leaves import tensor_leaves
+from tracer.tensors.tolerance import Tolerance
+
+# A switch that takes away less than this part of the error explains nothing.
+_LEAST_FALL = 0.05
+_MOST_CAUSES = 5
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A switch of the candidate's, and what it does to the error of a module.
+
+    Attributes:
+        point: its name, after that of the module inside that it belongs to: "q_proj.weight".
+        kind: what it is in words: "uint4 weight".
+        before, after: the relative L2 error of the module's output with everything in it at work,
+            and with this switch off; over all its calls, of the worst leaf that is used. For a
+            module of which only the own lines are looked at, both are without the modules inside.
+    """
+
+    point: str
+    kind: str
+    before: float
+    after: float
+
+
+@runtime_checkable
+class Switchable(Protocol):
+    """A module that can leave out parts of what it does."""
+
+    def switches(self) -> Mapping[str, str]:
+        """The parts by name, each in a few words."""
+        ...
+
+    def switched_off(self, name: str) -> AbstractContextManager[None]:
+        """Leaves out a part for a while."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Switch:
+    point: str
+    kind: str
+    owner: Switchable
+    name: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it belongs to the module itself, and not to one inside."""
+        return self.point == self.name
+
+
+# The differences of an output's leaves by path.
+_Sums = dict[str, Difference]
+
+
+class SwitchTrials(Forcing):
+    """The visitor of a run in which some modules are called again with a switch off."""
+
+    def __init__(
+        self,
+        tolerance: Tolerance,
+        modules: Container[str] | None,
+        watched: Container[str],
+        used: Container[tuple[str, int, str]],
+        *,
+        own_lines: bool,
+    ) -> None:
+        """Chooses what is looked at.
+
+        Args:
+            modules: as for `Forcing`.
+            watched: the reference's names of the modules that are called again.
+            used: (module, call index, value) of the outputs that count.
+            own_lines: only the switches of the modules themselves are tried.
+        """
+        super().__init__(tolerance, modules, exact=True)
+        self._watched = watched
+        self._used = used
+        self._own_lines = own_lines
+        self._recalls: dict[CallKey, Recall] = {}
+        # By module, for each of its calls: with everything at work (""), and without each point.
+        self._calls: dict[str, list[dict[str, _Sums]]] = defaultdict(list)
+        self._kinds: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
+        """Tries the switches of a watched module at its end."""
+        answer = super().visit(reference, candidate, phase)
+        key = reference.name, reference.index
+        record = self.records.get(key)
+        if record is None or reference.name not in self._watched:
+            return answer
+        if phase is Phase.START:
+            if any(switches_of(candidate.module)):
+                self._recalls[key] = Recall(candidate)
+        elif key in self._recalls:
+            self._try(record, reference, candidate, self._recalls.pop(key))
+        return answer
+
+    def causes(self, module: str) -> tuple[Cause, ...]:
+        """The switches that explain most of a module's error, the first one most of all."""
+        calls = self._calls[module]
+        before = _relative([call[""] for call in calls])
+        # A point that another form of the module lacks changes nothing in that one's calls.
+        found = [
+            Cause(point, kind, before, _relative([call.get(point, call[""]) for call in calls]))
+            for point, kind in self._kinds[module].items()
+        ]
+        explain = [cause for cause in found if cause.after < (1 - _LEAST_FALL) * before]
+        return tuple(sorted(explain, key=lambda cause: cause.after)[:_MOST_CAUSES])
+
+    def _try(self, record: CallRecord, reference: Call, candidate: Call, recall: Recall) -> None:
+        switches = list(switches_of(candidate.module))
+        off = [switch for switch in switches if self._own_lines and not switch.is_own]
+        tried = [switch for switch in switches if switch not in off]
+
+        def sums(*off: _Switch) -> _Sums:
+            output, _ = recall(*(switch.owner.switched_off(switch.name) for switch in off))
+            return self._compare_outputs(record, reference, replace(candidate, output=output))
+
+        self._kinds[record.module] |= {switch.point: switch.kind for switch in tried}
+        measured = {switch.point: sums(*off, switch) for switch in tried}
+        self._calls[record.module].append({"": sums(*off), **measured})
+
+    def _compare_outputs(self, record: CallRecord, reference: Call, candidate: Call) -> _Sums:
+        candidates = dict(tensor_leaves(read_output("candidate", candidate), "output"))
+        sums: _Sums = {}
+        for path, r in tensor_leaves(read_output("reference", reference), "output"):
+            c = candidates.get(path)
+            if (record.module, record.call, path) not in self._used or c is None:
+                continue
+            if r.shape != c.shape or not (r.is_floating_point() or r.is_complex()):
+                continue
+            shown = self._at_visible_positions(record, r, c)
+            sums[path] = Difference.of(r, c) if shown is None else shown
+        return sums
+
+
+def switches_of(module: nn.Module) -> Iterator[_Switch]:
+    """The switches of a module and of those inside it."""
+    for path, owner in module.named_modules():
+        if isinstance(owner, Switchable):
+            for name, kind in owner.switches().items():
+                yield _Switch(f"{path}.{name}".lstrip("."), kind, owner, name)
+
+
+def _relative(calls: Sequence[_Sums]) -> float:
+    """The relative L2 error of the worst leaf over all calls."""
+    total: _Sums = {}
+    for sums in calls:
+        for path, difference in sums.items():
+            total[path] = total[path].merge(difference) if path in total else difference
+    errors = (math.inf if d.mismatched else d.relative_l2 for d in total.values())
+    return max(errors, default=0.0)

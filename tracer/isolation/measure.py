@@ -1,0 +1,265 @@
+"""Isolation: how much of the error each module makes itself, and how much it was handed.
+
+>>> isolation = tracer.compare(reference, candidate, inputs, isolate="leaves").isolation
+>>> worst = isolation.modules[0]
+>>> worst.module, worst.share, worst.causes[0].point
+('model.layers.0.mlp.down_proj', 0.41, 'weight')
+
+Both models run once more, and each chosen module of the candidate is given the reference's inputs,
+so that the error of its output is its own. What it returns is then replaced with the reference's,
+so that nothing goes on. `tracer.isolation.levels` says what can be chosen. Of chosen modules one
+inside the other, the outer one is to show the error of the inner one too: each depth of nesting
+has a run of its own. An attention mask stays the candidate's, which may have a form of its own:
+the error of a wrong one shows where it is used.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from tracer.errors import UsageError
+from tracer.execution.lockstep import Visitor
+from tracer.interventions.forcing import Forcing
+from tracer.isolation.causes import Cause, SwitchTrials, switches_of
+from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
+from tracer.isolation.what_if import Swapping
+from tracer.measurement.comparer import Comparer
+from tracer.measurement.rows import CallKey, CallRecord, Row, final_output
+from tracer.tensors.tolerance import Tolerance
+from tracer.text import listed
+
+# Whose causes are looked for: each of their points costs a call of the module.
+_MOST_EXPLAINED = 5
+# Runs both models with a visitor; raises what a model raises.
+Rerun = Callable[[Visitor], None]
+
+
+def isolated(
+    level: str,
+    chosen: Collection[str] | None,
+    free: Comparer,
+    tolerance: Tolerance,
+    rerun: Rerun,
+    *,
+    candidate: nn.Module,
+    what_if: int,
+    explain: bool = True,
+) -> Isolation:
+    """Measures what each chosen module introduces, and finds causes for the worst.
+
+    Costs one run of both models for each depth of nesting (one with `leaves`), another one of each
+    depth in which the candidate has switches, and with `what_if` one for each module that is
+    swapped and one for all of them.
+
+    Args:
+        level, chosen: what was asked for, and what `tracer.isolation.levels.choose` made of it.
+        free: the finished run in which the candidate inherits its errors.
+        rerun: runs both models again.
+        candidate: may have switches.
+        what_if: how many of the worst modules are swapped for the reference's, each alone and then
+            all together.
+        explain: whether to look for causes.
+
+    Raises:
+        UsageError: none of the chosen modules was called.
+        ModelRunError: a model raised.
+    """
+    depths = _depths(chosen, free.records)
+    if not depths:
+        raise UsageError(f"isolate {level!r}: none of {listed(sorted(chosen or ()), 3)} was called")
+    calls: list[IsolatedCall] = []
+    unforced: set[CallKey] = set()
+    for depth, modules in depths.items():
+        forcing = Forcing(tolerance, modules, exact=True)
+        rerun(forcing)
+        unforced |= forcing.unforced
+        calls += _shared(_measured(forcing, modules, free.records, depth))
+    ranked = _by_module(calls)
+    worst = [item for item in ranked if item.share > 0.0][:_MOST_EXPLAINED]
+    causes: dict[str, tuple[Cause, ...]] = {}
+    for depth, modules in depths.items() if explain and any(switches_of(candidate)) else ():
+        watched = [item.module for item in worst if item.worst.depth == depth]
+        if watched:
+            used = _used(free.records)
+            trials = SwitchTrials(tolerance, modules, watched, used, own_lines=modules is None)
+            rerun(trials)
+            causes |= {module: trials.causes(module) for module in watched}
+    order = {key: record.start for key, record in free.records.items()}
+    return Isolation(
+        level=level,
+        calls=tuple(sorted(calls, key=lambda call: order.get((call.module, call.call), 0))),
+        modules=tuple(replace(item, causes=causes.get(item.module, ())) for item in ranked),
+        recoveries=tuple(_recoveries(ranked, what_if, free, tolerance, rerun)),
+        unforced=tuple(sorted(unforced)),
+    )
+
+
+def _depths(
+    chosen: Collection[str] | None, records: Mapping[CallKey, CallRecord]
+) -> dict[int, frozenset[str] | None]:
+    """The chosen modules by the number of other chosen ones that they are called in."""
+    if chosen is None:
+        return {0: None}
+    deepest: dict[str, int] = {}
+    for record in records.values():
+        if record.module in chosen:
+            depth = sum(name in chosen for name in _callers(record, records))
+            deepest[record.module] = max(depth, deepest.get(record.module, 0))
+    return {
+        depth: frozenset(name for name, own in deepest.items() if own == depth)
+        for depth in sorted(set(deepest.values()))
+    }
+
+
+def _callers(record: CallRecord, records: Mapping[CallKey, CallRecord]) -> set[str]:
+    """The modules that a call was made in, but for its own."""
+    names = set()
+    parent = record.parent
+    while parent is not None:
+        names.add(parent[0])
+        parent = records[parent].parent
+    return names - {record.module}
+
+
+def _measured(
+    forcing: Forcing,
+    modules: Collection[str] | None,
+    free: Mapping[CallKey, CallRecord],
+    depth: int,
+) -> list[IsolatedCall]:
+    """The worst value of each call in a run where it had the reference's inputs."""
+    values: dict[CallKey, list[tuple[str, Row]]] = defaultdict(list)
+    for key, value, row in _own_values(forcing, modules, _used(free) | _used(forcing.records)):
+        values[key].append((value, row))
+    calls = []
+    for (module, call), own in values.items():
+        value, row = max(own, key=lambda item: item[1].visible_errors[::-1])
+        introduced_peir, introduced = row.visible_errors
+        freely = _same_value(row, free.get((row.module, row.call)))
+        calls.append(
+            IsolatedCall(
+                module=module,
+                call=call,
+                value=value,
+                own_lines=modules is None and bool(forcing.records[module, call].children),
+                depth=depth,
+                input_peir=_input_peir(free.get((module, call))),
+                peir=None if freely is None else freely.visible_errors[0],
+                introduced_peir=introduced_peir,
+                introduced=introduced,
+            )
+        )
+    return calls
+
+
+def _own_values(
+    forcing: Forcing, modules: Collection[str] | None, used: Container[tuple[str, int, str]]
+) -> Iterator[tuple[CallKey, str, Row]]:
+    """What each call makes of right inputs: the call, the name of the value, and its row.
+
+    Where everything is forced, an argument is made in the own lines of the call that hands it on.
+    Of an output with several parts those that are not `used` are left out.
+    """
+    for row in forcing.rows:
+        if not _is_inexact(row):
+            continue
+        key = row.module, row.call
+        if row.is_output:
+            chosen = modules is None or row.module in modules
+            if chosen and (row.module, row.call, row.value) in used:
+                yield key, row.value, row
+        elif modules is None and not row.is_mask:
+            giver = forcing.records[key].parent
+            if giver is not None:
+                yield giver, f"{row.module.removeprefix(f'{giver[0]}.')}.{row.value}", row
+
+
+def _used(records: Mapping[CallKey, CallRecord]) -> set[tuple[str, int, str]]:
+    """The outputs that something is made of, as far as that can be seen.
+
+    Those are the first part of each output, what is handed to another call as it is, and what is
+    left in caches. Attention weights, which most callers drop, are neither.
+    """
+    rows = [row for record in records.values() for row in record.arguments.values()]
+    for record in records.values():
+        inexact = [row for row in record.outputs if _is_inexact(row)]
+        rows += [row for row in inexact if row.is_written or not row.module or row is inexact[0]]
+    return {(row.module, row.call, row.value) for row in rows}
+
+
+def _same_value(row: Row, record: CallRecord | None) -> Row | None:
+    """The row of the same value in another run."""
+    if record is None or not row.is_output:
+        return None if record is None else record.arguments.get(row.value)
+    return next((output for output in record.outputs if output.value == row.value), None)
+
+
+def _is_inexact(row: Row) -> bool:
+    """Whether a row may hold numbers that are rounded; one without a dtype has another form."""
+    return row.dtype is None or row.dtype.is_floating_point or row.dtype.is_complex
+
+
+def _input_peir(record: CallRecord | None) -> float | None:
+    if record is None:
+        return None
+    inputs = (row for row in record.arguments.values() if not row.is_mask)
+    return max((row.visible_errors[0] for row in inputs), default=None)
+
+
+def _shared(calls: Sequence[IsolatedCall]) -> list[IsolatedCall]:
+    """The same calls with their shares."""
+    infinite = sum(math.isinf(call.introduced) for call in calls)
+    powers = [
+        float(math.isinf(call.introduced)) if infinite else call.introduced**2 for call in calls
+    ]
+    total = math.fsum(powers)
+    return [
+        replace(call, share=power / total if total else 0.0)
+        for call, power in zip(calls, powers, strict=True)
+    ]
+
+
+def _by_module(calls: Sequence[IsolatedCall]) -> list[IsolatedModule]:
+    """The modules, the one of the largest share first."""
+    grouped: dict[str, list[IsolatedCall]] = defaultdict(list)
+    for call in calls:
+        grouped[call.module].append(call)
+    modules = [
+        IsolatedModule(
+            module=module,
+            worst=max(own, key=lambda call: call.introduced),
+            calls=len(own),
+            share=math.fsum(call.share for call in own),
+        )
+        for module, own in grouped.items()
+    ]
+    return sorted(modules, key=lambda item: (item.share, item.worst.introduced), reverse=True)
+
+
+def _recoveries(
+    ranked: Sequence[IsolatedModule],
+    count: int,
+    free: Comparer,
+    tolerance: Tolerance,
+    rerun: Rerun,
+) -> Iterator[Recovery]:
+    """Swaps the worst modules, but for the model itself, each alone and then all together."""
+    before = final_output(free.rows)
+    assert before is not None  # a comparison without any has failed by now
+    names = tuple(item.module for item in ranked if item.module and item.share > 0.0)[:count]
+    for swapped in (*((name,) for name in names), *((names,) if len(names) > 1 else ())):
+        swapping = Swapping(tolerance, swapped)
+        rerun(swapping)
+        after = final_output(swapping.rows)
+        errors = (math.inf, math.inf) if after is None else after.visible_errors
+        yield Recovery(
+            modules=swapped,
+            before=before.visible_errors[0],
+            after=errors[0],
+            before_l2=before.visible_errors[1],
+            after_l2=errors[1],
+            unswapped=tuple(sorted(swapping.unswapped)),
+        )

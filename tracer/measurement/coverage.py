@@ -1,0 +1,115 @@
+"""How much of two models a comparison has seen, and why not the rest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tracer.execution.hooks import hides_children
+from tracer.execution.lockstep import Outcome
+from tracer.execution.pairing import Pairing
+from tracer.measurement.comparer import Comparer
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much a comparison has seen. A verdict is worth no more than this.
+
+    Attributes:
+        paired_modules: the reference's names of modules with a counterpart that was seen.
+        reference_only, candidate_only: names of modules on one side only, or called on one only.
+        reasons: why, by name, for both of them.
+        compared_calls: pairs of calls of which at least one leaf was compared.
+        compared_elements: elements of all compared leaves, each pair of tensors counted once.
+        unmatched_calls: (side, module, call index) of calls of paired modules that the other side
+            did not make.
+        held_bytes_peak: the most memory held back for calls in another order, in bytes.
+        left_out: values of a reference told step by step that could not be told apart.
+        ended: the user has ended the run before the models came to their end.
+        recordings: what recordings lack, in words.
+    """
+
+    paired_modules: tuple[str, ...]
+    reference_only: tuple[str, ...]
+    candidate_only: tuple[str, ...]
+    reasons: Mapping[str, str]
+    compared_calls: int
+    compared_elements: int
+    unmatched_calls: tuple[tuple[str, str, int], ...]
+    held_bytes_peak: int
+    left_out: int = 0
+    ended: bool = False
+    recordings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        total = len(self.paired_modules) + len(self.reference_only)
+        text = (
+            f"{len(self.paired_modules)} of {total} modules, {self.compared_calls} calls, "
+            f"{self.compared_elements:,} elements compared"
+        )
+        if self.candidate_only:
+            text += f"; {len(self.candidate_only)} modules in the candidate only"
+        if self.left_out:
+            text += f"; {self.left_out} values left out"
+        if self.ended:
+            text += "; ended by the user"
+        return "; ".join((text, *self.recordings))
+
+
+def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Coverage:
+    reasons: dict[str, str] = {}
+    paired, one_sided = set(), set()
+    for own, target in pairing.pairs.items():
+        called = target in outcome.reference_calls, own in outcome.candidate_calls
+        if called == (True, False):
+            reasons[target] = "called by the reference, not by the candidate"
+        elif called == (False, True):
+            reasons[own] = reasons[target] = "called by the candidate, not by the reference"
+            one_sided.add(own)
+        else:
+            paired.add(target)
+    if outcome.ended:
+        for target in paired - outcome.reference_calls.keys():
+            reasons[target] = "the run was ended before it was called"
+        paired &= outcome.reference_calls.keys()
+    hidden = [
+        (own, target)
+        for own, target in pairing.pairs.items()
+        if hides_children(pairing.candidate[own]) or hides_children(pairing.reference[target])
+    ]
+    for name in pairing.reference:
+        if name not in paired:
+            around = [(target, own) for own, target in hidden]
+            reasons.setdefault(name, _why_unseen(name, around, "candidate"))
+    for name in pairing.candidate:
+        if name not in pairing.pairs:
+            one_sided.add(name)
+            reasons.setdefault(name, _why_unseen(name, hidden, "reference"))
+    measured = [row for row in comparer.rows if row.difference is not None]
+    return Coverage(
+        paired_modules=tuple(name for name in pairing.reference if name in paired),
+        reference_only=tuple(name for name in pairing.reference if name not in paired),
+        candidate_only=tuple(name for name in pairing.candidate if name in one_sided),
+        reasons=reasons,
+        compared_calls=len({(row.module, row.call) for row in measured}),
+        compared_elements=comparer.compared_elements,
+        unmatched_calls=unmatched_calls(outcome),
+        held_bytes_peak=outcome.held_bytes_peak,
+        left_out=comparer.left_out,
+        ended=outcome.ended,
+    )
+
+
+def _why_unseen(name: str, hidden: Sequence[tuple[str, str]], other_side: str) -> str:
+    """Why a module has no counterpart; `hidden` pairs its side's names with the other side's."""
+    for outer, counterpart in hidden:
+        if not outer or name.startswith(f"{outer}."):
+            place = f"`{counterpart}`" if counterpart else "the root"
+            return f"hidden: {place} of the {other_side} is compiled or scripted"
+    return f"the {other_side} has no such module"
+
+
+def unmatched_calls(outcome: Outcome) -> tuple[tuple[str, str, int], ...]:
+    sides = (
+        ("reference", outcome.unmatched_reference),
+        ("candidate", outcome.unmatched_candidate),
+    )
+    return tuple((side, name, call) for side, calls in sides for name, call in calls)

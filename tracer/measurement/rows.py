@@ -1,0 +1,234 @@
+"""What is kept of a run: a row for each compared leaf, a record for each pair of calls.
+
+Numbers and words only: no activation lives longer than its comparison.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tracer.execution.hooks import Location
+from tracer.tensors.difference import Difference
+from tracer.tensors.masks import is_mask_name
+from tracer.tensors.samples import Sample
+
+# A module's identity in a run: the reference's name and the call index.
+CallKey = tuple[str, int]
+
+# What a call changes in a cache, list or dict that it was given is a result of it, as its output.
+WRITTEN = "written"
+
+# The note of masks whose values differ and whose meaning does not.
+BY_MEANING = "compared by what they let through"
+
+# The note of values of which one side has a fingerprint only.
+ESTIMATED = "estimated from fingerprints"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared leaf.
+
+    Attributes:
+        order: its place in execution order.
+        module: the reference's name of the module; "" is the root.
+        call: the module's call index.
+        value: "output", "output.0", "output.logits", "kwargs.attention_mask", ...; for what the
+            call has changed in an argument, "written.past_key_values.layers.0.keys", ...
+        shape, dtype: the reference's.
+        candidate_dtype: the candidate's.
+        difference: the statistics; None where there is nothing to compute (the shapes differ).
+        limit: the PEIR up to which the pair agrees.
+        agrees: whether it does.
+        note: what the numbers do not say: other shapes, plain values, masks by meaning.
+        input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
+            None for an argument, and where none was compared.
+        shown: the statistics without padded positions, where the pair disagrees and some are known.
+        floor: the PEIR that rounding alone makes here; None where that was not measured.
+        sample: some of the elements, for an output where these were asked for.
+    """
+
+    order: int
+    module: str
+    call: int
+    value: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    candidate_dtype: torch.dtype | None
+    difference: Difference | None
+    limit: float
+    agrees: bool
+    note: str = ""
+    input_peir: float | None = None
+    shown: Difference | None = None
+    floor: float | None = None
+    sample: Sample | None = None
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the leaf came out of the module, as opposed to an argument."""
+        return is_result(self.value)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the call has left it in an argument."""
+        return self.value.startswith(f"{WRITTEN}.")
+
+    @property
+    def argument(self) -> str | None:
+        """The name of the argument that the leaf is part of, None for an output."""
+        return None if self.is_output else argument_of(self.value)
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether the leaf is an attention mask that was passed as an argument."""
+        return self.argument is not None and is_mask_name(self.argument)
+
+    @property
+    def peir(self) -> float:
+        """PEIR of the finite elements; infinite as `error` is."""
+        return self.difference.peir if self._measured and self.difference else math.inf
+
+    @property
+    def multiple(self) -> float | None:
+        """PEIR over the noise floor; None where that was not measured, or is nothing itself."""
+        return self.peir / self.floor if self.floor else None
+
+    @property
+    def error(self) -> float:
+        """What is held against the limit.
+
+        Infinite where nothing could be computed, or where one side alone is not finite.
+        """
+        return self.difference.relative_peak if self._measured and self.difference else math.inf
+
+    @property
+    def visible_errors(self) -> tuple[float, float]:
+        """PEIR and relative L2, without padded positions where these are known.
+
+        Infinite where nothing could be computed, or where one side alone is not finite.
+        """
+        difference = self.shown or self.difference
+        if difference is None or difference.mismatched:
+            return math.inf, math.inf
+        return difference.peir, difference.relative_l2
+
+    @property
+    def _measured(self) -> bool:
+        if self.difference is None or self.dtype is None:
+            return False
+        is_inexact = self.dtype.is_floating_point or self.dtype.is_complex
+        # A mask is compared as booleans, where a mismatch is an ordinary difference.
+        return not (is_inexact and not self.is_mask and self.difference.mismatched)
+
+
+@dataclass(frozen=True)
+class FormDifference:
+    """An argument or part of an output that the two sides pass in forms that do not compare.
+
+    None here and a tensor there, another rank, another flag. Often harmless; a suspect otherwise.
+
+    Attributes:
+        order, module, call, value: as for a Row.
+        reference, candidate: what each side passed, in words.
+    """
+
+    order: int
+    module: str
+    call: int
+    value: str
+    reference: str
+    candidate: str
+
+
+@dataclass(eq=False)
+class CallRecord:
+    """What is known of one pair of calls, after its values have been let go.
+
+    Attributes:
+        module, call: the reference's name and the call index.
+        candidate_module: the candidate's name.
+        parent: the pair of calls that it was made in; None for the root's.
+        reference_caller, candidate_caller: the line that called it on each side.
+        reference_definition, candidate_definition: where its forward begins on each side.
+        main_argument: the name of the first parameter, the activation as a rule.
+        arguments: the row of each compared leaf of the arguments. A pair that was compared before
+            is found here with its earlier row.
+        outputs: the row of each compared leaf of the output, and of what it wrote.
+        described: what each side passed, in words, for the arguments that disagree, or whose
+            values do where their meaning does not.
+        edited: names of the tensors among the arguments that the candidate has edited in place in
+            this call, and the reference has not.
+        form_differences: what could not be compared, of arguments and outputs.
+        children: the paired calls that were made in it, in order.
+        start, end: its place in execution order.
+    """
+
+    module: str
+    call: int
+    candidate_module: str
+    parent: CallKey | None
+    reference_caller: Location | None
+    candidate_caller: Location | None
+    reference_definition: Location | None
+    candidate_definition: Location | None
+    main_argument: str | None
+    arguments: dict[str, Row]
+    outputs: list[Row]
+    described: dict[str, tuple[str, str]]
+    edited: tuple[str, ...]
+    form_differences: list[FormDifference]
+    children: list[CallKey]
+    start: int
+    end: int = -1
+
+    @property
+    def key(self) -> CallKey:
+        """The module and the call index."""
+        return self.module, self.call
+
+
+def argument_of(value: str) -> str:
+    """The parameter's name in a value's path: "kwargs.position_embeddings.0" gives the middle."""
+    return value.removeprefix("kwargs.").removeprefix(f"{WRITTEN}.").split(".", 1)[0]
+
+
+def is_result(value: str) -> bool:
+    """Whether a value's path is that of an output, or of something written."""
+    return value.split(".", 1)[0] in ("output", WRITTEN)
+
+
+def first_divergence(rows: Sequence[Row]) -> Row | None:
+    """The first computed value that disagrees.
+
+    Attention masks are left out: one that differs may be without any effect, and one that has an
+    effect is found as the origin of what disagrees after it.
+    """
+    return next((row for row in rows if not row.agrees and not row.is_mask), None)
+
+
+def final_output(rows: Sequence[Row]) -> Row | None:
+    """The model's own first output, or what came last where it has none that was compared."""
+    outputs = [row for row in rows if row.is_output and row.difference is not None]
+    return next((row for row in outputs if not row.module), outputs[-1] if outputs else None)
+
+
+def inputs_of(row: Row, records: Mapping[CallKey, CallRecord]) -> Iterator[Row]:
+    """The rows that a value was computed from, as far as they are known.
+
+    For an output: the arguments of its call and the outputs of the calls made in it. For an
+    argument: those of its caller, as far as they came before.
+    """
+    record = records[row.module, row.call]
+    inside: CallRecord | None = record
+    if not row.is_output:
+        inside = None if record.parent is None else records[record.parent]
+    if inside is None:
+        return
+    for earlier in inside.arguments.values():
+        if earlier.order < row.order and not earlier.is_mask:
+            yield earlier
+    for child in inside.children:
+        yield from (earlier for earlier in records[child].outputs if earlier.order < row.order)

@@ -1,0 +1,212 @@
+"""Candidates that wrappers make: wrapped, quantised, and the decode variant.
+
+The wrappers are imported where they are needed, and known by their public names only.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tracer.choices import CANDIDATES, NEED_WRAPPERS
+from tracer.errors import UsageError
+from tracer.execution.offload import (
+    execution_device,
+    twin,
+)
+from tracer.execution.stepping import Stepping
+from tracer.execution.stepping import decode_step as decode_step
+from tracer.execution.stepping import ending_in_steps as ending_in_steps
+from tracer.models.calibration_data import Calibration as Calibration
+from tracer.models.calibration_data import calibration as calibration
+from tracer.models.locate import factory_of, locate
+from tracer.text import listed
+
+if TYPE_CHECKING:
+    pass
+from tracer.models.loading import FLOAT_DTYPES, Loaded, cast, load, set_attention
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+# How many of the last tokens of each prompt a single decode step is calibrated on.
+_CALIBRATED_STEPS = 8
+
+
+def wrapped(model: nn.Module, activation: str, weight: str, variant: str) -> nn.Module:
+    """The model wrapped for quantisation, with quantisation off."""
+    import wrappers
+
+    config = wrappers.PTQConfig(
+        activation=wrappers.affine(activation),
+        weight=wrappers.affine(weight),
+        variant=variant,
+    )
+    return wrappers.prepare(model, config).eval()
+
+
+def check_wrappers(model: nn.Module, name: str, kind: str) -> None:
+    """Refuses a model of which only linear layers, norms and the like would be wrapped.
+
+    Raises:
+        UsageError: there are no wrappers for its class.
+    """
+    from transformers import PreTrainedModel
+
+    from wrappers.core.registry import wrapped_classes
+
+    # A head of another kind may stand on a model that has wrappers.
+    classes = {type(model), type(getattr(model, "base_model", model))}
+    wrapped = wrapped_classes()
+    if classes.intersection(wrapped):
+        return
+    known = [cls.__name__ for cls in wrapped if issubclass(cls, PreTrainedModel)]
+    others = ", ".join(other for other in CANDIDATES if other not in NEED_WRAPPERS)
+    raise UsageError(
+        f"there are no wrappers for {type(model).__name__}, so {name} has no candidate "
+        f"{kind!r}; there are for {listed(sorted(known))}; without wrappers work {others}, or the "
+        "path of a model"
+    )
+
+
+def quantized(
+    wrapped: nn.Module, batches: Iterable[dict[str, Any]], progress: Progress | None
+) -> nn.Module:
+    """A wrapped model, calibrated and quantised."""
+    import wrappers
+
+    wrappers.calibrate(wrapped, batches, progress=progress)
+    return wrappers.convert(wrapped)
+
+
+def decoding(
+    model: nn.Module,
+    wrap: Callable[[str], nn.Module],
+    prompts: Sequence[dict[str, torch.Tensor]] | None,
+    steps: int | None,
+    progress: Progress | None,
+) -> nn.Module:
+    """The decode variant, after a prefill where there are steps; quantised if there are prompts."""
+    import wrappers
+
+    decode = wrap("decode")
+    if steps is None:
+        if prompts is None:
+            return decode
+        shortest = min(_shortest(prompt) for prompt in prompts)
+        count = max(1, min(_CALIBRATED_STEPS, shortest - 1))
+        inputs = wrappers.decode_inputs(model, decode, prompts, steps=count, source="float")
+        return quantized(decode, inputs, progress)
+    prefill = wrap("prefill")
+    if prompts is not None:
+        wrappers.calibrate_both(
+            prefill, decode, prompts, steps=steps, source="float", progress=progress
+        )
+        prefill, decode = wrappers.convert(prefill), wrappers.convert(decode)
+    return Stepping(prefill, decode, steps=steps)
+
+
+def _shortest(prompt: Mapping[str, torch.Tensor]) -> int:
+    """Tokens of the shortest row."""
+    mask = prompt.get("attention_mask")
+    return prompt["input_ids"].shape[1] if mask is None else int(mask.sum(dim=1).min())
+
+
+def candidate(
+    loaded: Loaded,
+    kind: str,
+    *,
+    variant: str = "prefill",
+    steps: int | None = None,
+    activation: str = "uint8",
+    weight: str = "uint8",
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Builds the model to compare with a loaded one, which stays as it is.
+
+    Args:
+        kind: one of `CANDIDATES`, or a name or path to load:
+            "wrapped": the model wrapped for quantisation, with quantisation off;
+            "quantized": wrapped, calibrated and quantised;
+            "bfloat16", "float16": a copy cast to that dtype;
+            "sdpa", "eager": the same weights with another attention implementation;
+            "compile": the same weights through torch.compile.
+        variant: of the wrappers, for "wrapped" and "quantized". What is in the variant "decode"
+            is compared on a `decode_step`, and calibrated on such steps after a float prefill.
+        steps: makes a `Stepping` of as many decode steps, to be compared with one of the loaded
+            model. The variant "decode" then has a model in the variant "prefill" before it, as on
+            an accelerator; any other candidate takes the steps itself.
+        activation, weight: integer types for "quantized", such as "uint8", "int16", "uint4".
+        calibration: for "quantized"; the loaded model's inputs alone if None.
+        progress: shows how far the calibration is: hands on what it iterates over.
+        trust_remote_code: as for `load`, for a path.
+
+    Raises:
+        UsageError: the kind is unknown, or not to be had for this model or on this machine.
+        ModelLoadError, InputError: as for `load`.
+        wrappers.errors.WrappersError: the model cannot be wrapped or quantised that way.
+    """
+    if kind not in NEED_WRAPPERS:
+        other = _unwrapped(loaded, kind, trust_remote_code)
+        return other if steps is None else Stepping(other, steps=steps)
+    check_wrappers(loaded.model, loaded.name, kind)
+    batches: Sequence[dict[str, torch.Tensor]] | None = None
+    if kind == "quantized":
+        batches = (loaded.inputs,) if calibration is None else calibration.batches
+    wrap = partial(wrapped, loaded.model, activation, weight)
+    if variant == "decode":
+        return decoding(loaded.model, wrap, batches, steps, progress)
+    made = wrap(variant)
+    if batches is not None:
+        made = quantized(made, batches, progress)
+    return made if steps is None else Stepping(made, steps=steps)
+
+
+def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
+    model = loaded.model
+    if kind in FLOAT_DTYPES:
+        return cast(twin(model), FLOAT_DTYPES[kind])
+    if kind in ("sdpa", "eager"):
+        other = share_parameters(model)
+        set_attention(other, kind, loaded.name)
+        return other
+    if kind == "compile":
+        if loaded.offload:
+            raise UsageError("a model whose weights are loaded when needed cannot be compiled")
+        return _compiled(model)
+    locate(kind, CANDIDATES)
+    first = next(model.parameters(), None)
+    return load(
+        kind,
+        # What the user's own code makes is in the dtype that it is meant to be in.
+        dtype="auto" if first is None or factory_of(kind) is not None else first.dtype,
+        device=execution_device(model),
+        inputs=loaded.inputs,
+        trust_remote_code=trust_remote_code,
+        offload=loaded.offload,
+    ).model
+
+
+def share_parameters(model: nn.Module) -> nn.Module:
+    """A copy of a model that holds the same parameters and buffers, and a config of its own."""
+    made: nn.Module = twin(model, shared=(*model.parameters(), *model.buffers()))
+    return made
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not any(compiler and shutil.which(compiler) for compiler in compilers):
+        raise UsageError(
+            "the candidate 'compile' needs a C++ compiler for the CPU, and neither g++ nor "
+            "clang++ was found; install one or name it in the environment variable CXX"
+        )
+    # Random numbers are drawn as without compiling, so that dropout drops the same elements.
+    compiled = torch.compile(share_parameters(model), options={"fallback_random": True})
+    assert isinstance(compiled, nn.Module)
+    return compiled

@@ -1,0 +1,1 @@
+"""Inputs for models: texts, images, or made from a seed."""

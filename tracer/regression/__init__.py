@@ -1,0 +1,1 @@
+"""Comparisons checked against a baseline and against limits."""

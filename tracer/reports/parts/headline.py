@@ -1,0 +1,88 @@
+"""What a report says first: the verdict in one line, and in a paragraph."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tracer.comparison.result import Comparison
+from tracer.measurement.rows import final_output
+from tracer.reports.parts.fold import number
+
+if TYPE_CHECKING:
+    from tracer.regression.gating import Gate
+
+Tone = Literal["agrees", "diverges", "expected", "unknown"]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict as a report begins with it.
+
+    Attributes:
+        tone: how alarming it is; "expected" is a difference that quantisation makes.
+        line: "diverges at model.layers.0.self_attn.o_proj, PEIR 4.61e-01"; with a gate also what
+            that makes of it.
+        text: the explanation, several lines; what isolation has found comes last.
+    """
+
+    tone: Tone
+    line: str
+    text: str
+
+
+def headline(comparison: Comparison, *, expected: bool = False) -> Headline:
+    """Sums up a comparison.
+
+    Args:
+        expected: a difference is no failure; see `Run.differences_expected`.
+    """
+    verdict = comparison.verdict
+    text, symptom = verdict.explanation, verdict.symptom
+    tone: Tone
+    if symptom is None:
+        tone, line = ("agrees", "agrees") if verdict.agrees else ("unknown", "no verdict")
+    else:
+        tone, line = "diverges", f"diverges at {symptom.module or 'the root'}"
+        if symptom.value.startswith("kwargs."):
+            line += f", argument {symptom.value.removeprefix('kwargs.')}"
+        line += f", call {symptom.call}" if symptom.call else ""
+        line += f", PEIR {number(symptom.peir)}"
+        if expected and not comparison.coverage.ended:
+            tone, line = "expected", f"{line}, as expected of a quantised candidate"
+            text = _end(comparison)
+            text += f"\n{comparison.zoomed.explanation}" if comparison.zoomed is not None else ""
+    if comparison.isolation is not None:
+        text += f"\n{comparison.isolation.explanation}"
+    if comparison.gate is not None:
+        tone, line = _gated(comparison.gate, tone, line)
+    return Headline(tone, line, text)
+
+
+def _gated(gate: "Gate", tone: Tone, line: str) -> tuple[Tone, str]:
+    """What the gate makes of a verdict."""
+    if not gate.passes:
+        said = [reason.what for reason in gate.reasons if reason.level != "divergence"]
+        return "diverges", f"fails: {'; '.join(said)}; {line}" if said else line
+    passed = [reason.what for reason in gate.let_pass if reason.level != "divergence"]
+    if passed:
+        return "expected", f"{line}; let pass: {'; '.join(passed)}"
+    if tone == "agrees":
+        return tone, line
+    if not gate.diverges and tone == "diverges":
+        return "expected", f"{line}, within the limits given"
+    if gate.baseline is not None:
+        said_of = "as in" if tone == "diverges" else "and no worse than in"
+        return "expected", f"{line}, {said_of} {gate.baseline}"
+    return "expected", f"{line}, let pass" if tone == "diverges" else line
+
+
+def _end(comparison: Comparison) -> str:
+    """What has become of the differences where the model ends."""
+    last = final_output(comparison.rows)
+    assert last is not None
+    assert last.difference is not None
+    return (
+        "With quantisation on everything differs a little; a tolerance, a limit or a baseline "
+        f"makes more than that a failure.\n{last.value} of {last.module or 'the model'} ends at "
+        f"PEIR {number(last.peir)}, SQNR {last.difference.sqnr:.1f} dB, cosine "
+        f"{last.difference.cosine:.6f}."
+    )

@@ -1,0 +1,1 @@
+"""Tensors in nested values, and the measures between two of them."""

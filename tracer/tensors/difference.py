@@ -1,0 +1,385 @@
+"""The statistics of one pair of tensors, from one pass over both.
+
+>>> reference = torch.tensor([0.0, 1.0, 2.0, 4.0])
+>>> difference = Difference.of(reference, reference + torch.tensor([0.0, 0.5, 0.0, 0.0]))
+>>> difference.mean, difference.max, difference.peir, difference.peak_index
+(0.125, 0.5, 0.125, 1)
+
+A `Difference` holds sums and extremes only, so two of them merge: the statistics of a batch, a
+chunk or a rank add up to those of the whole. The pass runs over chunks that stay in cache: float32
+arithmetic inside a chunk, float64 across chunks, and float64 throughout where float32 would lose
+the answer (cancellation, overflow, underflow, non-finite values, integers, complex numbers).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tracer.errors import ShapeMismatchError, UsageError
+
+# Elements per chunk: two float32 operands and the buffer of their difference stay in a 2 MiB L2.
+CHUNK = 131_072
+
+# On an accelerator a chunk only bounds the memory of the pass (float64 temporaries of one chunk).
+DEVICE_CHUNK = 8 * 1024 * 1024
+
+# Squares of float32 values outside this range overflow or lose bits to denormals.
+_SAFE_LOW, _SAFE_HIGH = 1e-15, 1e16
+
+# Below this ratio of variance to squared mean, float32 sums have cancelled too many digits.
+_CANCELLED = 1e-2
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference:
+    """Mergeable statistics of `reference - candidate`, over pairs that are finite on both.
+
+    Attributes:
+        elements: number of pairs, finite or not.
+        count: number of pairs that are finite on both sides; every statistic is over these.
+        sum_abs, sum_square: sums of |d| and d^2, with d = reference - candidate.
+        min_abs, max_abs: extremes of |d| (inf and -inf when `count` is 0).
+        reference_min, reference_max: extremes of the reference (inf and -inf when `count` is 0);
+            of real and imaginary parts together when it is complex.
+        reference_square, candidate_square, product: sums of r^2, c^2 and r*c.
+        reference_nonfinite, candidate_nonfinite: number of NaN and infinite elements on each side.
+        mismatched: integers and booleans: elements that are not equal; otherwise: non-finite
+            elements without an equal on the other side (NaN equals NaN, inf equals inf).
+        peak_index: flat index of the largest |d| in the row-major order of the pairs, -1 if none.
+
+    Squares of float64 values beyond 1e154 overflow: `stddev` is then infinite, and NaN stands for
+    those of `sqnr`, `cosine` and `relative_l2` that cannot be told. Extremes and PEIR still hold.
+    """
+
+    elements: int = 0
+    count: int = 0
+    sum_abs: float = 0.0
+    sum_square: float = 0.0
+    min_abs: float = math.inf
+    max_abs: float = -math.inf
+    reference_min: float = math.inf
+    reference_max: float = -math.inf
+    reference_square: float = 0.0
+    candidate_square: float = 0.0
+    product: float = 0.0
+    reference_nonfinite: int = 0
+    candidate_nonfinite: int = 0
+    mismatched: int = 0
+    peak_index: int = -1
+
+    @classmethod
+    def of(cls, reference: torch.Tensor, candidate: torch.Tensor) -> "Difference":
+        """Measures a pair of tensors of one shape, of any dtype and any strides.
+
+        The tensors may live on different devices; the pass then runs on the reference's.
+
+        Raises:
+            ShapeMismatchError: the shapes differ; nothing is ever broadcast.
+            UsageError: a tensor lies on the meta device and holds no values.
+        """
+        if reference.shape != candidate.shape:
+            raise ShapeMismatchError(
+                f"the reference has shape {tuple(reference.shape)} and the candidate "
+                f"{tuple(candidate.shape)}; a Difference needs equal shapes and never broadcasts"
+            )
+        if reference.is_meta or candidate.is_meta:
+            raise UsageError(
+                "a tensor on the meta device has no values to compare; load the model's weights "
+                "onto a real device first"
+            )
+        reference, candidate = plain(reference), plain(candidate)
+        if candidate.device != reference.device:
+            candidate = candidate.to(reference.device)
+        result = cls()
+        on_cpu = reference.device.type == "cpu"
+        for r, c in chunks(reference, candidate, CHUNK if on_cpu else DEVICE_CHUNK):
+            if on_cpu and _fits_float32(r.dtype) and _fits_float32(c.dtype):
+                result = result.merge(_of_float32(r, c))
+            else:
+                result = result.merge(_of_any(r, c))
+        return result
+
+    def merge(self, other: "Difference") -> "Difference":
+        """The statistics of these pairs followed by the other's, as one pass would give them."""
+        if self.elements == 0:
+            return other
+        other_is_peak = other.max_abs > self.max_abs
+        return Difference(
+            elements=self.elements + other.elements,
+            count=self.count + other.count,
+            sum_abs=self.sum_abs + other.sum_abs,
+            sum_square=self.sum_square + other.sum_square,
+            min_abs=min(self.min_abs, other.min_abs),
+            max_abs=max(self.max_abs, other.max_abs),
+            reference_min=min(self.reference_min, other.reference_min),
+            reference_max=max(self.reference_max, other.reference_max),
+            reference_square=self.reference_square + other.reference_square,
+            candidate_square=self.candidate_square + other.candidate_square,
+            product=self.product + other.product,
+            reference_nonfinite=self.reference_nonfinite + other.reference_nonfinite,
+            candidate_nonfinite=self.candidate_nonfinite + other.candidate_nonfinite,
+            mismatched=self.mismatched + other.mismatched,
+            peak_index=self.elements + other.peak_index if other_is_peak else self.peak_index,
+        )
+
+    def __repr__(self) -> str:
+        statistics = ", ".join(
+            f"{name}={getattr(self, name):.3g}" for name in ("mean", "min", "max", "stddev", "peir")
+        )
+        return f"Difference({statistics}, mismatched={self.mismatched}, elements={self.elements})"
+
+    @property
+    def mean(self) -> float:
+        """Mean of |d|; 0 without finite pairs."""
+        return self.sum_abs / self.count if self.count else 0.0
+
+    @property
+    def min(self) -> float:
+        """Smallest |d|; 0 without finite pairs."""
+        return self.min_abs if self.count else 0.0
+
+    @property
+    def max(self) -> float:
+        """Largest |d|; 0 without finite pairs."""
+        return self.max_abs if self.count else 0.0
+
+    @property
+    def stddev(self) -> float:
+        """Population standard deviation of |d|: sqrt(E[d^2] - E[|d|]^2)."""
+        if not self.count:
+            return 0.0
+        variance = self.sum_square / self.count - self.mean * self.mean
+        return math.inf if math.isnan(variance) else math.sqrt(max(variance, 0.0))
+
+    @property
+    def interval(self) -> float:
+        """max(reference) - min(reference); 0 without finite pairs."""
+        return self.reference_max - self.reference_min if self.count else 0.0
+
+    @property
+    def peir(self) -> float:
+        """Peak error to interval ratio, max |d| / interval.
+
+        0 for equal tensors; infinite where a constant reference is missed.
+        """
+        if self.max == 0.0:
+            return 0.0
+        if math.isinf(self.interval):
+            return 0.5 * self.max / (0.5 * self.reference_max - 0.5 * self.reference_min)
+        return self.max / self.interval if self.interval > 0.0 else math.inf
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantisation noise ratio in dB, 10 log10(sum r^2 / sum d^2)."""
+        if self.sum_square == 0.0:
+            return math.inf
+        if self.reference_square == 0.0:
+            return -math.inf
+        return 10.0 * (math.log10(self.reference_square) - math.log10(self.sum_square))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity; 1 for two zero vectors, 0 where only one of them is zero."""
+        if self.reference_square == 0.0 or self.candidate_square == 0.0:
+            return 1.0 if self.reference_square == self.candidate_square else 0.0
+        norm = math.sqrt(self.reference_square) * math.sqrt(self.candidate_square)
+        if math.isinf(norm):
+            return math.nan
+        return max(-1.0, min(1.0, self.product / norm))
+
+    @property
+    def relative_l2(self) -> float:
+        """sqrt(sum d^2 / sum r^2)."""
+        if self.sum_square == 0.0:
+            return 0.0
+        if self.reference_square == 0.0:
+            return math.inf
+        return math.sqrt(self.sum_square) / math.sqrt(self.reference_square)
+
+    @property
+    def relative_peak(self) -> float:
+        """max |d| over the larger of the reference's interval and magnitude.
+
+        It equals PEIR unless the reference varies little about a value far from zero, where the
+        rounding of that value alone would make PEIR large.
+        """
+        if self.max == 0.0:
+            return 0.0
+        if math.isinf(self.interval):
+            return self.peir
+        scale = max(self.interval, abs(self.reference_min), abs(self.reference_max))
+        return self.max / scale if scale > 0.0 else math.inf
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor in a dense strided layout, free of autograd and lazy views."""
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    return tensor.resolve_conj().resolve_neg()
+
+
+def chunks(
+    r: torch.Tensor, c: torch.Tensor, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields 1-D contiguous pieces of both in row-major order, copying a piece only if it must."""
+    if r.numel() == 0:
+        return
+    if r.numel() <= size:
+        yield r.reshape(-1), c.reshape(-1)
+    elif r.is_contiguous() and c.is_contiguous():
+        yield from zip(r.view(-1).split(size), c.view(-1).split(size), strict=True)
+    else:
+        inner = max(r.numel() // r.shape[0], 1)
+        rows = max(size // inner, 1)
+        for r_rows, c_rows in zip(r.split(rows), c.split(rows), strict=True):
+            if inner > size:
+                yield from chunks(r_rows[0], c_rows[0], size)
+            else:
+                yield r_rows.reshape(-1), c_rows.reshape(-1)
+
+
+def _fits_float32(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _of_float32(r: torch.Tensor, c: torch.Tensor) -> Difference:
+    """One chunk on the CPU in float32; NumPy, whose reductions carry no thread hand-over."""
+    reference, candidate = r.float().numpy(), c.float().numpy()
+    with np.errstate(all="ignore"):
+        d = np.subtract(reference, candidate)
+        np.abs(d, out=d)
+        peak = int(d.argmax())
+        max_abs = float(d[peak])
+        reference_min, reference_max = float(reference.min()), float(reference.max())
+        largest = max(abs(reference_min), abs(reference_max), max_abs)
+        # NaN fails both comparisons; where max_abs is finite every element is.
+        if not (largest < _SAFE_HIGH and (max_abs == 0.0 or max_abs > _SAFE_LOW)):
+            return _of_any(r, c)
+        if 0.0 < max(abs(reference_min), abs(reference_max)) < _SAFE_LOW:
+            return _of_any(r, c)
+        n = d.size
+        reference_square = float(np.dot(reference, reference))
+        if max_abs == 0.0:
+            sum_abs = sum_square = min_abs = 0.0
+            candidate_square = product = reference_square
+        else:
+            sum_abs = float(torch.from_numpy(d).sum())
+            sum_square = float(np.dot(d, d))
+            if sum_square / n - (sum_abs / n) ** 2 < _CANCELLED * (sum_abs / n) ** 2:
+                exact = d.astype(np.float64)
+                sum_abs, sum_square = float(exact.sum()), float(np.dot(exact, exact))
+            min_abs = float(d.min())
+            candidate_square = float(np.dot(candidate, candidate))
+            squares = sorted((reference_square, candidate_square))
+            if squares[0] < _CANCELLED * squares[1]:
+                return _of_any(r, c)
+            product = 0.5 * (reference_square + candidate_square - sum_square)
+    return Difference(
+        elements=n,
+        count=n,
+        sum_abs=sum_abs,
+        sum_square=sum_square,
+        min_abs=min_abs,
+        max_abs=max_abs,
+        reference_min=reference_min,
+        reference_max=reference_max,
+        reference_square=reference_square,
+        candidate_square=candidate_square,
+        product=product,
+        peak_index=peak,
+    )
+
+
+def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:
+    """One chunk of any dtype on any device, in float64, with one transfer to the host."""
+    exact = not (is_inexact(r.dtype) or is_inexact(c.dtype))
+    distance, unequal = _distance(r, c)
+    r, c = _to_float64(r), _to_float64(c)
+    finite_r, finite_c = torch.isfinite(r), torch.isfinite(c)
+    if r.is_complex() or c.is_complex():
+        r, c = r.to(torch.complex128), c.to(torch.complex128)
+    finite = finite_r & finite_c
+    mismatched = unequal if exact else ~finite & unequal & ~(torch.isnan(r) & torch.isnan(c))
+    # Where a pair is not finite it must leave no trace in any sum or extreme.
+    d = torch.where(finite, distance, 0.0)
+    r, c = torch.where(finite, r, 0.0), torch.where(finite, c, 0.0)
+    parts = torch.view_as_real(r) if r.is_complex() else r.unsqueeze(-1)
+    shown = finite.unsqueeze(-1)
+    infinity = math.inf
+    peak = torch.where(finite, distance, -infinity).argmax()
+    packed = torch.stack(
+        [
+            finite.sum().double(),
+            d.sum(),
+            (d * d).sum(),
+            torch.where(finite, distance, infinity).amin(),
+            torch.where(finite, distance, -infinity).amax(),
+            torch.where(shown, parts, infinity).amin(),
+            torch.where(shown, parts, -infinity).amax(),
+            (r.abs() ** 2).sum(),
+            (c.abs() ** 2).sum(),
+            (r * c.conj()).real.sum() if r.is_complex() else (r * c).sum(),
+            (~finite_r).sum().double(),
+            (~finite_c).sum().double(),
+            mismatched.sum().double(),
+            peak.double(),
+        ]
+    ).tolist()
+    count = int(packed[0])
+    return Difference(
+        elements=r.numel(),
+        count=count,
+        sum_abs=packed[1],
+        sum_square=packed[2],
+        min_abs=packed[3],
+        max_abs=packed[4],
+        reference_min=packed[5],
+        reference_max=packed[6],
+        reference_square=packed[7],
+        candidate_square=packed[8],
+        product=packed[9],
+        reference_nonfinite=int(packed[10]),
+        candidate_nonfinite=int(packed[11]),
+        mismatched=int(packed[12]),
+        peak_index=int(packed[13]) if count else -1,
+    )
+
+
+def is_inexact(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.to(torch.float64)
+
+
+def _distance(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """|r - c| in float64, and whether r and c are unequal, element by element."""
+    wide = r.dtype in _WIDE_INTEGERS or c.dtype in _WIDE_INTEGERS
+    if wide and not (is_inexact(r.dtype) or is_inexact(c.dtype)):
+        (r_high, r_low), (c_high, c_low) = _halves(r), _halves(c)
+        high, low = r_high - c_high, r_low - c_low
+        return (high.double() * 2.0**32 + low.double()).abs(), (high != 0) | (low != 0)
+    r, c = _to_float64(r), _to_float64(c)
+    return (r - c).abs(), r != c
+
+
+_WIDE_INTEGERS = (torch.int64, torch.uint64)
+
+
+def _halves(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers as high and low 32 bits, so that a difference cannot overflow."""
+    low_bits = 0xFFFF_FFFF
+    if tensor.dtype == torch.uint64:
+        bits = tensor.view(torch.int64)
+        return (bits >> 32) & low_bits, bits & low_bits
+    wide = tensor.to(torch.int64)
+    return wide >> 32, wide & low_bits

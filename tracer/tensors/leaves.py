@@ -1,0 +1,262 @@
+"""Nested values become leaves with paths; leaves and attention masks are put into words.
+
+>>> list(leaves({"logits": tensor, "past": (keys, values)}, "output"))
+[('output.logits', tensor), ('output.past.0', keys), ('output.past.1', values)]
+
+Whatever passes in or out of a module is walked here and nowhere else: tensors, tuples, named
+tuples, lists, mappings (transformers' `ModelOutput` among them), dataclasses, nested tensors (one
+leaf for each tensor in them), containers that are registered with PyTorch's pytree, and other
+objects that hold tensors, such as key-value caches.
+"""
+
+import copy
+import dataclasses
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+# A cache holds layers, which hold tensors; nothing sensible nests much deeper than this.
+_MAX_OBJECT_DEPTH = 4
+
+_PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Stands in the place of a tensor of the reference's that is not to be compared, and why."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yields the tensors and plain Python values in a nested value, each with its dotted path.
+
+    Plain values are numbers, strings and None. Of objects that are no container (a cache, say) only
+    the tensors are yielded. An object that contains itself is walked once.
+
+    Args:
+        value: any value that goes in or out of a module.
+        path: the path of the value itself, such as "output".
+    """
+    if type(value) is torch.Tensor and not value.is_nested:
+        yield path, value
+    else:
+        yield from _walk(value, path, (), 0)
+
+
+def tensor_leaves(value: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The leaves that are tensors."""
+    for leaf_path, leaf in leaves(value, path):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf_path, leaf
+
+
+def replace_leaves(value: object, path: str, replacements: Mapping[str, object]) -> object:
+    """The same nested value with the leaves at the given paths replaced.
+
+    Containers on the way are rebuilt in their own type, everything else is kept by reference. An
+    object that is no container (a cache) is changed in place, since the model holds on to it.
+    """
+    if path in replacements:
+        return replacements[path]
+    if not any(key.startswith(f"{path}.") for key in replacements):
+        return value
+    parts = [
+        (key, replace_leaves(child, f"{path}.{key}", replacements))
+        for key, child in children(value)
+    ]
+    if _is_container(value):
+        return _rebuilt(value, parts)
+    for key, child in parts:
+        setattr(value, key, child)
+    return value
+
+
+def snapshot(value: object) -> object:
+    """The same nested value as it is now, in containers and objects of its own.
+
+    A list or a cache that is filled further leaves its snapshot alone. Tensors are not copied, and
+    neither are objects that hold none.
+    """
+    return _snapshot(value, ())
+
+
+def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
+    """The same nested value, nothing of which is shared: caches and other objects are copied too.
+
+    Args:
+        copied: makes the copy of each tensor; by default a clone that is free of its graph.
+    """
+    copied = copied or (lambda tensor: tensor.detach().clone())
+    memo = {id(tensor): copied(tensor) for _, tensor in tensor_leaves(value, "")}
+    return copy.deepcopy(value, memo)
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """A tensor's in-place version; None for inference tensors, which keep none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:
+    """The same nested value with a function applied to each tensor leaf; see `replace_leaves`."""
+    changed = {path: function(tensor) for path, tensor in tensor_leaves(value, "value")}
+    return replace_leaves(value, "value", changed) if changed else value
+
+
+def children(value: object) -> list[tuple[str, object]]:
+    """The named parts of a value; nothing for what holds no tensors of interest."""
+    if isinstance(value, Mapping):
+        return [(str(key), child) for key, child in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(name, getattr(value, name)) for name in value._fields]
+    if isinstance(value, torch.Tensor):
+        value = value.unbind() if value.is_nested else ()
+    if isinstance(value, tuple | list):
+        return [(str(index), child) for index, child in enumerate(value)]
+    if isinstance(value, type | nn.Module | Enum | Set | str | bytes) or callable(value):
+        return []
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+    if _is_registered(value):
+        parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
+        return [(str(index), child) for index, child in enumerate(parts)]
+    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+
+
+def is_plain(value: object) -> bool:
+    """Whether it is a number, a string, or None."""
+    return isinstance(value, _PLAIN_TYPES)
+
+
+def is_stateful(value: object) -> bool:
+    """Whether a module can leave something in it for others to find: a cache, a list, a dict."""
+    if isinstance(value, torch.Tensor | tuple | nn.Module | Enum | type | Set) or callable(value):
+        return False
+    if isinstance(value, list | Mapping):
+        return True
+    return not _is_container(value) and hasattr(value, "__dict__")
+
+
+def describe(value: object) -> str:
+    """A leaf in a few words: "float32 [1, 1, 84, 84], additive mask, causal" without the mask."""
+    if isinstance(value, torch.Tensor):
+        text = f"{dtype_name(value.dtype)} {list(value.shape)}"
+        if value.numel() and not value.is_meta and not value.is_complex():
+            values = _ordered(value)
+            low, high = values.min().item(), values.max().item()
+            if low == high:
+                return f"{text}, all {_number(low)}"
+            text += f", from {_number(low)} to {_number(high)}"
+        return text
+    if isinstance(value, LeftOut):
+        return str(value)
+    return repr(value) if is_plain(value) else type(value).__name__
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """The name without "torch."; the empty string where there is no tensor."""
+    return "" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, bool | int) else f"{value:.5g}"
+
+
+def _walk(
+    value: object, path: str, above: tuple[int, ...], object_depth: int
+) -> Iterator[tuple[str, object]]:
+    is_leaf = isinstance(value, LeftOut) or (is_plain(value) and not object_depth)
+    if is_leaf or (isinstance(value, torch.Tensor) and not value.is_nested):
+        yield path, value
+        return
+    if id(value) in above or object_depth > _MAX_OBJECT_DEPTH:
+        return
+    inside_object = object_depth or not _is_container(value)
+    for key, child in children(value):
+        yield from _walk(
+            child, f"{path}.{key}", (*above, id(value)), object_depth + bool(inside_object)
+        )
+
+
+def _snapshot(value: object, above: tuple[int, ...]) -> object:
+    if isinstance(value, torch.Tensor) or id(value) in above:
+        return value
+    if not _is_container(value) and not any(tensor_leaves(value, "")):
+        return value
+    parts = [(key, _snapshot(child, (*above, id(value)))) for key, child in children(value)]
+    if _is_container(value):
+        return _rebuilt(value, parts)
+    taken = copy.copy(value)
+    for key, child in parts:
+        setattr(taken, key, child)
+    return taken
+
+
+def _ordered(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values where `min` and `max` are implemented for them."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    unordered = tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.double() if unordered or tensor.dtype in _UNORDERED else tensor
+
+
+_UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
+
+
+def _is_container(value: object) -> bool:
+    return (
+        isinstance(value, tuple | list | Mapping | torch.Tensor)
+        or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+        or _is_registered(value)
+    )
+
+
+def _is_registered(value: object) -> bool:
+    """Whether PyTorch's pytree takes it apart, and it is no object with attributes of its own.
+
+    Those are walked by attribute, whether or not someone has registered their class by now.
+    """
+    return type(value) in pytree.SUPPORTED_NODES and not hasattr(value, "__dict__")
+
+
+def _rebuilt(value: object, parts: Sequence[tuple[str, object]]) -> object:
+    """A container of the same type with other parts, given in the order of `children`."""
+    items = [child for _, child in parts]
+    if isinstance(value, torch.Tensor):
+        tensors = [item for item in items if isinstance(item, torch.Tensor)]
+        return torch.nested.as_nested_tensor(tensors, layout=value.layout)
+    if isinstance(value, Mapping):
+        if not isinstance(value, dict | UserDict):
+            return type(value)(dict(zip(value, items, strict=True)))  # type: ignore[call-arg]
+        mapping = copy.copy(value)
+        for key, child in zip(value, items, strict=True):
+            mapping[key] = child
+        return mapping
+    if isinstance(value, list):
+        sequence = copy.copy(value)
+        sequence[:] = items
+        return sequence
+    if isinstance(value, tuple):
+        if all(old is new for old, new in zip(value, items, strict=True)):
+            return value
+        # The results of `torch.max` and the like have a constructor of their own.
+        is_result = hasattr(value, "n_sequence_fields")
+        return type(value)(items) if is_result else tuple.__new__(type(value), items)
+    if dataclasses.is_dataclass(value):
+        record = copy.copy(value)
+        for name, child in parts:
+            object.__setattr__(record, name, child)
+        return record
+    _, context = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
+    return pytree.SUPPORTED_NODES[type(value)].unflatten_fn(items, context)

@@ -1,0 +1,77 @@
+"""How far a pair of values may lie apart and still agree."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tracer.errors import UsageError
+from tracer.tensors.difference import Difference, is_inexact
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a pair of leaves may lie apart and still agree, as a limit on PEIR per dtype.
+
+    The coarser dtype of a pair decides. Integers and booleans must be equal. The limits allow for
+    rounding that has gone through a deep model: about 100 units in the last place in float32, 20
+    and 10 in float16 and bfloat16, whose errors average out over the layers. The peak of many
+    rounding errors has a long tail, above all in attention weights, so that up to four times the
+    limit of the table agrees if the error as a whole (relative L2) is within it.
+    `benchmarks/noise.py` prints what correct pairs of models reach.
+
+    Attributes:
+        peir: one strict limit for every floating dtype instead of the table, or None for the
+            table.
+        working: the dtypes that the two models work in. A value that a bfloat16 model hands on in
+            float32 is no more exact than bfloat16.
+    """
+
+    peir: float | None = None
+    working: tuple[torch.dtype, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.peir is not None and not (self.peir >= 0.0 and math.isfinite(self.peir)):
+            raise UsageError(
+                f"tolerance {self.peir!r}: expected a finite PEIR of at least 0, such as 1e-5"
+            )
+
+    def limit(self, reference: torch.dtype, candidate: torch.dtype) -> float:
+        """The largest PEIR at which a pair of these dtypes agrees."""
+        if not (is_inexact(reference) or is_inexact(candidate)):
+            return 0.0
+        if self.peir is not None:
+            return self.peir
+        dtypes = (reference, candidate, *self.working)
+        return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if is_inexact(dtype))
+
+    def is_coarse(self, dtype: torch.dtype | None, reference: torch.dtype | None) -> bool:
+        """Whether a value of this dtype is coarser than the reference's and than both models."""
+        if dtype is None or reference is None or not is_inexact(dtype):
+            return False
+        return self.limit(dtype, dtype) > Tolerance(working=self.working).limit(
+            reference, reference
+        )
+
+    def agrees(
+        self, difference: Difference, reference: torch.dtype, candidate: torch.dtype
+    ) -> bool:
+        """Whether a measured pair agrees."""
+        limit = self.limit(reference, candidate)
+        if difference.mismatched or difference.relative_peak > _TAIL * limit:
+            return False
+        if difference.relative_peak <= limit:
+            return True
+        return self.peir is None and difference.relative_l2 <= limit
+
+
+_TAIL = 4.0
+
+_PEIR_LIMITS = {
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+    torch.float16: 2e-2,
+    torch.bfloat16: 8e-2,
+}

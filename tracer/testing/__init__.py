@@ -1,0 +1,1 @@
+"""Comparisons in tests: an assertion, and a plugin for pytest."""

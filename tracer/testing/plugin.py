@@ -1,0 +1,107 @@
+"""The pytest plugin: a fixture that compares two models, and reports of failures.
+
+    def test_port(assert_equivalent):
+        assert_equivalent(original, port, {"input_ids": ids}, peir=1e-5)
+
+    pytest --trace-report reports
+
+pytest loads it in every suite of the environment that it is installed in: nothing is imported
+before the fixture is used.
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tracer.comparison.result import Comparison
+    from tracer.errors import NotEquivalentError
+
+_SUFFIXES = (".html", ".json")
+# A name of a file may have 255 bytes.
+_LONGEST_NAME = 120
+# Where reports are written; None if they are not asked for.
+_FOLDER = pytest.StashKey[Path | None]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --trace-report."""
+    parser.getgroup("trace_model").addoption(
+        "--trace-report",
+        metavar="DIR",
+        help="write an .html and a .json report of each failed assert_equivalent to this folder",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the folder for reports before any test runs."""
+    given = config.getoption("--trace-report")
+    config.stash[_FOLDER] = None if given is None else _made(given)
+
+
+def _made(given: str) -> Path:
+    folder = Path(given).expanduser().absolute()  # a test may change the working directory
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--trace-report {given}: the folder cannot be made: {error.strerror}"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise pytest.UsageError(f"--trace-report {given}: the folder is not writable")
+    return folder
+
+
+@pytest.fixture
+def assert_equivalent(request: pytest.FixtureRequest) -> "Callable[..., Comparison]":
+    """`tracer.assert_equivalent`; with --trace-report DIR a failure is written to a report."""
+    import tracer
+
+    folder = request.config.stash[_FOLDER]
+    if folder is None:
+        return tracer.assert_equivalent
+    from tracer.tensors.samples import SAMPLES
+
+    counted = itertools.count(1)
+
+    @functools.wraps(tracer.assert_equivalent)
+    def asserted(*args: Any, **kwargs: Any) -> "Comparison":
+        __tracebackhide__ = True
+        call = next(counted)
+        try:
+            return tracer.assert_equivalent(*args, **{"samples": SAMPLES} | kwargs)
+        except tracer.NotEquivalentError as error:
+            _write(error, folder / _name(request.node.nodeid, call), request.node.nodeid)
+            raise
+
+    return asserted
+
+
+def _write(error: "NotEquivalentError", path: Path, test: str) -> None:
+    """Writes the reports and names the first of them in the error's text."""
+    from tracer.reports import Run, save
+
+    run = Run(reference="the reference", candidate="the candidate", notes=(f"test: {test}",))
+    files = [path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES]
+    for file in files:
+        save(error.comparison, file, run=run)
+    error.add_note(f"report: {files[0]}")
+
+
+def _name(test: str, call: int) -> str:
+    """A file's name for a call in a test: what can be read of the test's id, and its hash.
+
+    >>> _name("tests/test_port.py::test_port[a/b]", 2)
+    'tests-test_port.py-test_port-a-b-0901ff52-2'
+    """
+    readable = re.sub(r"[^A-Za-z0-9_.]+", "-", test).strip("-.")
+    digest = hashlib.blake2b(test.encode(errors="replace"), digest_size=4).hexdigest()
+    number = f"-{call}" if call > 1 else ""
+    return f"{readable[-_LONGEST_NAME:]}-{digest}{number}"

@@ -1,0 +1,1 @@
+"""Traces on disk: recorded, read again, and taken for a side of a comparison."""

@@ -1,0 +1,456 @@
+"""Traces on disk: tensors in safetensors shards, events in a file of JSON lines.
+
+    run.trace/
+      header.json               the format, what ran, versions, checksums (`recording`)
+      events.jsonl              one line per event, in execution order; fingerprints are in it
+      values-00000.safetensors  the tensors that the events refer to
+      values-00001.safetensors
+
+A tensor is written to its shard first and the line that refers to it after that, each by one call
+of the operating system's: whenever the process is killed, every line that is there can be read. The
+line says where in the shard the tensor lies. A shard that is still being written has no table of
+contents yet: room for it is kept at the front, and filled when the shard is full or the trace ends.
+The first shards keep little, so that a small trace is small. A trace that has come to its end says
+so in its last line.
+
+Nothing is ever pickled. What lies in a file is checked when it is read: its length when a trace is
+opened, a checksum with each tensor.
+"""
+
+import base64
+import binascii
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from tracer.choices import TRACE_HEADER
+from tracer.errors import StorageError
+from tracer.tensors.fingerprints import Fingerprint, Shown, raw_bytes
+from tracer.tensors.leaves import dtype_name
+
+FORMAT = 2
+
+_EVENTS = "events.jsonl"
+_END = "finished"
+# A shard is full when it holds so many bytes, or so many tensors as have room in its contents.
+_SHARD_BYTES = 256 * 1024 * 1024
+_CONTENTS_BYTES = (4 * 1024, 16 * 1024, 64 * 1024)  # of the first, the second, all others
+_LARGEST_ENTRY = 2048
+
+# What safetensors calls the dtypes; complex numbers are stored as pairs of floats.
+_CODES: Mapping[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "F32",
+    torch.complex128: "F64",
+}
+_DTYPES = {dtype_name(dtype): dtype for dtype in _CODES}
+
+
+def can_store(dtype: torch.dtype) -> bool:
+    """Whether tensors of this dtype have a place in a safetensors file."""
+    return dtype in _CODES
+
+
+def check_new(path: str | Path) -> None:
+    """Checks that a trace can be made at a path, before the work for it is done.
+
+    Raises:
+        StorageError: something is there already, or the folder around it is missing or closed.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists():
+        raise StorageError(
+            f"{path} exists already: a trace is never overwritten; remove it or choose another name"
+        )
+    if not folder.parent.is_dir():
+        raise StorageError(
+            f"there is no folder {folder.parent} for the trace {path}: make it first"
+        )
+    if not os.access(folder.parent, os.W_OK):
+        raise StorageError(f"the folder {folder.parent} of the trace {path} is not writable")
+
+
+class TraceWriter:
+    """Writes a trace, which can be read up to the last line at any moment.
+
+    As a context manager it ends the trace if nothing was raised, and closes its files.
+
+    Args:
+        path: the folder to make.
+        header: plain values; the format is added.
+
+    Raises:
+        StorageError: as for `check_new`, or nothing can be written there.
+
+    Attributes:
+        size: bytes of all tensors written.
+        tensors: how many were.
+    """
+
+    def __init__(self, path: str | Path, header: Mapping[str, object]) -> None:
+        check_new(path)
+        self.path = Path(path).expanduser()
+        self.size = self.tensors = 0
+        self._pending: list[dict[str, object]] = []
+        self._shards = 0
+        self._shard: _ShardWriter | None = None
+        self._failure: StorageError | None = None
+        try:
+            self.path.mkdir()
+            partial = self.path / f"{TRACE_HEADER}.partial"
+            partial.write_text(_in_lines({"format": FORMAT, **header}), "utf-8")
+            partial.replace(self.path / TRACE_HEADER)
+            self._events = (self.path / _EVENTS).open("xb", buffering=0)
+        except OSError as error:
+            raise StorageError(f"the trace {path} cannot be written: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._failure is None:
+                self._close_shard()
+            if kind is None:
+                self.write({"event": _END})
+        finally:
+            self._events.close()
+            if self._shard is not None:
+                self._shard.file.close()
+
+    def add(self, tensor: torch.Tensor | Fingerprint) -> int:
+        """Writes a tensor or a fingerprint, and returns the number that the next line refers to it
+        by.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._check()
+        number = self.tensors
+        where: dict[str, object]
+        if isinstance(tensor, Fingerprint):
+            parts = [_packed(tensor), *(_packed(part.fingerprint) for part in tensor.shown)]
+            data = memoryview(b"".join(parts))
+            where = _in_line(tensor, parts)
+        else:
+            data = raw_bytes(tensor)
+            try:
+                at = self._open_shard().append(str(number), tensor, data)
+            except OSError as error:
+                raise self._stopped(error) from error
+            where = {"shard": self._shards - 1, "at": at, "bytes": len(data)}
+        self._pending.append(
+            {
+                "id": number,
+                "dtype": dtype_name(tensor.dtype),
+                "shape": tuple(tensor.shape),
+                **where,
+                "crc": zlib.crc32(data),
+            }
+        )
+        self.tensors += 1
+        self.size += len(data)
+        return number
+
+    def write(self, event: Mapping[str, object]) -> None:
+        """Writes the line of an event, with where the tensors lie that were added for it.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._check()
+        line = {**event, "tensors": self._pending} if self._pending else event
+        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        try:
+            _write(self._events, data)
+        except OSError as error:
+            raise self._stopped(error) from error
+        self._pending = []
+
+    def _open_shard(self) -> "_ShardWriter":
+        if self._shard is None or self._shard.is_full:
+            self._close_shard()
+            room = _CONTENTS_BYTES[min(self._shards, len(_CONTENTS_BYTES) - 1)]
+            self._shard = _ShardWriter(self.path / _shard_name(self._shards), room)
+            self._shards += 1
+        return self._shard
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            try:
+                self._shard.finish()
+            except OSError as error:
+                raise self._stopped(error) from error
+            self._shard = None
+
+    def _check(self) -> None:
+        """Nothing is written after a line that may be cut off."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _stopped(self, error: OSError) -> StorageError:
+        self._failure = StorageError(
+            f"the trace {self.path} cannot be written on: {error.strerror}; the {self.tensors} "
+            f"tensors ({self.size / 2**20:.1f} MiB) that it holds can be read. Make room, or "
+            "record less: --include GLOB, --values outputs or fingerprints"
+        )
+        return self._failure
+
+
+class TraceReader:
+    """Reads a trace.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        StorageError: it is no trace, one of a newer format, or damaged.
+
+    Attributes:
+        header: what the writer was given, and the format.
+        events: in execution order.
+        is_complete: whether the recording came to its end.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.header = _read_header(self.path)
+        self.events = list(_read_events(self.path / _EVENTS))
+        self.is_complete = bool(self.events) and self.events[-1].get("event") == _END
+        if self.is_complete:
+            self.events.pop()
+        self._entries: dict[int, dict[str, Any]] = {
+            entry["id"]: entry for event in self.events for entry in event.get("tensors", ())
+        }
+        self._check_lengths()
+
+    def tensor(self, number: int) -> torch.Tensor | Fingerprint:
+        """Reads a tensor, or a fingerprint where that is all there is.
+
+        Raises:
+            StorageError: the file is not as it was written.
+        """
+        entry = self._entries.get(number)
+        if entry is None:
+            raise self._damaged(_EVENTS, f"it does not say where tensor {number} lies")
+        shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+        if "fingerprint" in entry:
+            return self._fingerprint(entry, shape, dtype)
+        data = self._bytes(entry)
+        if not data:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).reshape(shape)
+
+    def _fingerprint(
+        self, entry: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Fingerprint:
+        texts = [entry["fingerprint"], *(text for *_, text in entry.get("shown", ()))]
+        try:
+            parts = [base64.b64decode(text) for text in texts]
+        except binascii.Error:
+            parts = []
+        if zlib.crc32(b"".join(parts)) != entry["crc"]:
+            raise self._damaged(_EVENTS, f"fingerprint {entry['id']} is not as written")
+        shown = (
+            Shown(where, Fingerprint.from_numbers(_unpacked(part), tuple(own), dtype))
+            for (where, own, _), part in zip(entry.get("shown", ()), parts[1:], strict=True)
+        )
+        whole = Fingerprint.from_numbers(_unpacked(parts[0]), shape, dtype)
+        return replace(whole, shown=tuple(shown))
+
+    def _bytes(self, entry: Mapping[str, Any]) -> bytearray:
+        name = _shard_name(entry["shard"])
+        with (self.path / name).open("rb", buffering=0) as file:
+            file.seek(entry["at"])
+            data = bytearray(file.read(entry["bytes"]))
+        if len(data) != entry["bytes"] or zlib.crc32(data) != entry["crc"]:
+            raise self._damaged(name, f"tensor {entry['id']} is not as written")
+        return data
+
+    def _check_lengths(self) -> None:
+        ends: dict[int, int] = {}
+        for entry in self._entries.values():
+            if "fingerprint" in entry:
+                continue
+            ends[entry["shard"]] = max(ends.get(entry["shard"], 0), entry["at"] + entry["bytes"])
+        for shard, end in ends.items():
+            file = self.path / _shard_name(shard)
+            if not file.is_file():
+                raise self._damaged(file.name, "it is missing")
+            if file.stat().st_size < end:
+                raise self._damaged(
+                    file.name, f"it is cut off: {file.stat().st_size:,} bytes, expected {end:,}"
+                )
+
+    def _damaged(self, name: str, what: str) -> StorageError:
+        return _damaged(self.path, name, what)
+
+
+class _ShardWriter:
+    """One file in safetensors' format: a length, a table of contents, the bytes of all tensors."""
+
+    def __init__(self, path: Path, contents_bytes: int) -> None:
+        self.file = path.open("xb", buffering=0)
+        self._contents: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._contents_bytes = contents_bytes
+        self._room = contents_bytes - len(json.dumps(self._contents))
+        self._size = 0
+        self._write_contents()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further tensor is to be added."""
+        return self._size >= _SHARD_BYTES or self._room < _LARGEST_ENTRY
+
+    def append(self, name: str, tensor: torch.Tensor, data: memoryview) -> int:
+        """Writes a tensor's bytes, and returns where in the file they begin."""
+        shape = [*tensor.shape, 2] if tensor.is_complex() else list(tensor.shape)
+        offsets = [self._size, self._size + len(data)]
+        entry = {"dtype": _CODES[tensor.dtype], "shape": shape, "data_offsets": offsets}
+        at = 8 + self._contents_bytes + self._size
+        self.file.seek(at)
+        _write(self.file, data)
+        self._contents[name] = entry
+        self._size += len(data)
+        self._room -= len(json.dumps({name: entry}))
+        return at
+
+    def finish(self) -> None:
+        """Writes the table of contents and closes the file."""
+        self._write_contents()
+        self.file.close()
+
+    def _write_contents(self) -> None:
+        text = json.dumps(self._contents, separators=(",", ":")).encode()
+        assert len(text) <= self._contents_bytes
+        self.file.seek(0)
+        length = self._contents_bytes.to_bytes(8, "little")
+        _write(self.file, length + text.ljust(self._contents_bytes))
+
+
+def _in_lines(header: Mapping[str, object]) -> str:
+    """A header as JSON, with a line for each key, and for each item of what is large in it."""
+    lines = []
+    for key, value in header.items():
+        text = json.dumps(value, separators=(",", ":"))
+        if isinstance(value, Mapping) and value:
+            items = (
+                f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}" for k, v in value.items()
+            )
+            text = "{\n" + ",\n".join(f"  {item}" for item in items) + "}"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _in_line(fingerprint: Fingerprint, parts: list[bytes]) -> dict[str, object]:
+    """A fingerprint as it stands in the line of an event; `parts` are its numbers as bytes."""
+    whole, *rest = (base64.b64encode(part).decode() for part in parts)
+    if not rest:
+        return {"fingerprint": whole}
+    shown = [
+        (part.where, part.fingerprint.shape, text)
+        for part, text in zip(fingerprint.shown, rest, strict=True)
+    ]
+    return {"fingerprint": whole, "shown": shown}
+
+
+def _packed(fingerprint: Fingerprint) -> bytes:
+    numbers = fingerprint.numbers
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def _unpacked(data: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(data) // 8}d", data))
+
+
+def _write(file: Any, data: bytes | memoryview) -> None:
+    """Writes all of it: the operating system may take less at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _shard_name(number: int) -> str:
+    return f"values-{number:05}.safetensors"
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise StorageError(
+            f"there is no trace {path}: expected a folder that `trace_model record` has made"
+        )
+    try:
+        header = json.loads((path / TRACE_HEADER).read_bytes())
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{path} has no {TRACE_HEADER}: it is no trace, or its recording was ended before it "
+            "began"
+        ) from error
+    except ValueError as error:
+        raise _damaged(path, TRACE_HEADER, f"it is no JSON ({error})") from error
+    found = header.get("format") if isinstance(header, dict) else None
+    if not isinstance(found, int):
+        raise _damaged(path, TRACE_HEADER, "it names no format")
+    if found > FORMAT:
+        raise StorageError(
+            f"the trace {path} is of format {found}, made by trace_model "
+            f"{header.get('trace_model', 'of another version')}; this version reads up to "
+            f"{FORMAT}: install a newer one"
+        )
+    if found < FORMAT:
+        raise StorageError(
+            f"the trace {path} is of format {found}, and this version of trace_model reads format "
+            f"{FORMAT} alone: record it again"
+        )
+    return dict(header)
+
+
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines that were written whole; a kill may have cut off the last one."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []  # killed right after the header was written
+    events = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise _damaged(path.parent, path.name, f"line {number} is no JSON ({error})") from error
+        if not isinstance(event, dict):
+            raise _damaged(path.parent, path.name, f"line {number} is no object")
+        events.append(event)
+    return events
+
+
+def _damaged(path: Path, name: str, what: str) -> StorageError:
+    return StorageError(
+        f"the trace {path} is damaged: {name}: {what}; copy or record the trace again"
+    )

@@ -1,0 +1,335 @@
+"""`QuantModule`: the life cycle that every wrapper has, and what its forward calls.
+
+A wrapper mixes it in front of the float class, declares its quantization points, and names them
+in its forward:
+
+    @register(nn.ReLU)
+    class QuantReLU(QuantModule, nn.ReLU):
+        def _setup(self, config):
+            self._add_point("act_in")
+            self._add_point("act_out")
+
+        def forward(self, input):
+            x = self._quantize(input, "act_in")
+            return self._quantize(F.relu(x), "act_out", owned=True)
+
+The float class's `__init__` never runs: `from_float` takes the state of an existing module along,
+by reference. So a wrapper is an instance of the float class with its names and its parameters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wrappers.core.config import PTQConfig, QuantSpec, Role
+from wrappers.core.observers import (
+    IdentityQuantizer,
+    Quantizer,
+)
+from wrappers.core.offloading import is_hooked, is_offloaded, parameter_of, take_hook, without_hook
+from wrappers.core.point import Mode, QuantPoint
+from wrappers.errors import (
+    ConfigError,
+    ModeError,
+    ObserverError,
+    PointError,
+    WrapError,
+)
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+Wrap = Callable[[nn.Module, PTQConfig], nn.Module]
+
+"""Wraps a child module, given its config."""
+
+
+class QuantModule(nn.Module):
+    """The base of all wrappers; the float class comes after it among the bases.
+
+    Attributes:
+        ptq_config: the config of this module, with what lies below it.
+        points: its quantization points by name, in the order of declaration.
+    """
+
+    ptq_config: PTQConfig
+    points: dict[str, QuantPoint]
+    _mode: Mode
+
+    @classmethod
+    def from_float(cls, source: nn.Module, config: PTQConfig, wrap: Wrap) -> Self:
+        """A wrapper with the state of `source`, which stays as it is.
+
+        Args:
+            source: the float module. Parameters and buffers are shared with it.
+            config: the config of this module.
+            wrap: wraps each child with the child's config.
+        """
+        module = shallow_copy(source, cls, config, wrap)
+        module.ptq_config = config
+        module.points = {}
+        module._mode = Mode.NO_QUANT
+        module._setup(config)
+        return module
+
+    def _setup(self, config: PTQConfig) -> None:
+        """Declare the points. Children are wrapped already. A concrete wrapper overrides this."""
+
+    def _add_point(
+        self,
+        name: str,
+        *,
+        role: Role = "activation",
+        parameter: str | None = None,
+        channel_axis: int | None = None,
+        default: QuantSpec | None = None,
+    ) -> None:
+        """Declare a quantization point.
+
+        Args:
+            name: what `_quantize` is called with.
+            role: `"weight"` or `"activation"`: which spec of the config it takes.
+            parameter: the attribute that holds the tensor, where that is a parameter: it is then
+                observed at once when calibration begins, and fake-quantised only when it changes.
+            channel_axis: its dimension of channels, without which no per-channel scheme is.
+            default: the wrapper's own spec for it, which an override replaces.
+
+        Raises:
+            PointError: the name is taken.
+            ConfigError: the spec cannot be had at this point.
+        """
+        if name in self.points:
+            raise PointError(f"{type(self).__name__} declares the point {name!r} twice")
+        try:
+            spec = self.ptq_config.spec_for(name, role=role, default=default)
+            self.points[name] = QuantPoint(
+                name, spec, role=role, parameter=parameter, channel_axis=channel_axis
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{self._scope()}: {error}") from error
+
+    def _quantize(self, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+        """Pass `x` through the point `name`, whatever the mode.
+
+        Args:
+            x: the tensor at that point.
+            name: the point.
+            owned: `x` was just computed here and nobody else holds it or a view of it (so it is
+                no argument, no parameter and no output of a child): it may be overwritten.
+        """
+        point = self._point(name)
+        if self._mode is Mode.QUANT:
+            if point.off:
+                return x
+            keep = point.parameter is not None and not is_offloaded(self)
+            return point.fake_quantize(x, owned=owned, keep=keep)
+        if self._mode is Mode.CALIBRATE and point.parameter is None:
+            point.observer.observe(x)
+        return x
+
+    def _point(self, name: str) -> QuantPoint:
+        try:
+            return self.points[name]
+        except KeyError:
+            raise PointError(
+                f"{type(self).__name__} has no point {name!r}; it has {', '.join(self.points)}"
+            ) from None
+
+    def switches(self) -> dict[str, str]:
+        """The points of this wrapper that quantise now, each in words: "uint4 weight".
+
+        A tool that looks for causes of an error needs to know no more of them: it switches one off
+        after the other.
+        """
+        if self._mode is not Mode.QUANT:
+            return {}
+        return {
+            name: f"{point.kind} {point.role}"
+            for name, point in self.points.items()
+            if not isinstance(point.quantizer, IdentityQuantizer)
+        }
+
+    def quantization_points(self) -> dict[str, dict[str, object]]:
+        """What is known of each point of this wrapper by name; see `QuantPoint.facts`.
+
+        A tool that shows them needs to know no more of wrappers.
+        """
+        return {name: point.facts() for name, point in self.points.items()}
+
+    @contextmanager
+    def switched_off(self, name: str) -> Iterator[None]:
+        """Computes without one of its points for a while, as if that were exact.
+
+        Raises:
+            PointError: there is no such point.
+        """
+        point = self._point(name)
+        before, point.off = point.off, True
+        try:
+            yield
+        finally:
+            point.off = before
+
+    @property
+    def mode(self) -> Mode:
+        """What this wrapper does at its points. Its children have modes of their own.
+
+        Setting it to CALIBRATE forgets earlier observations and observes the parameters; setting
+        it to QUANT freezes what was observed.
+
+        Raises:
+            UnseenObserverError: on setting QUANT, when a point saw no data; the mode stays.
+        """
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        if not isinstance(mode, Mode):
+            raise ModeError(f"expected a Mode, one of {', '.join(map(str, Mode))}, not {mode!r}")
+        if mode is Mode.CALIBRATE:
+            for point in self.points.values():
+                point.reset()
+            self._observe_parameters()
+        elif mode is Mode.QUANT and self._mode is not Mode.QUANT:
+            unfrozen = {
+                name: point for name, point in self.points.items() if point.quantizer is None
+            }
+            self._observe_parameters()
+            quantizers = {name: self._frozen(point) for name, point in unfrozen.items()}
+            for name, quantizer in quantizers.items():
+                unfrozen[name].quantizer = quantizer
+        self._mode = mode
+
+    def unfreezable_points(self) -> list[str]:
+        """Names of the points that saw no data and so cannot be frozen."""
+        return [
+            name
+            for name, point in self.points.items()
+            if point.quantizer is None
+            and point.parameter is None
+            and point.observer.needs_data
+            and point.observer.seen == 0
+        ]
+
+    def get_extra_state(self) -> Tensor:
+        """The quantisers of all frozen points, for `state_dict`.
+
+        Returns:
+            JSON text as bytes, uint8, [length]: safetensors holds nothing but tensors.
+        """
+        state = {
+            name: {"locked": point.locked, **point.quantizer.state()}
+            for name, point in self.points.items()
+            if point.quantizer is not None
+        }
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the quantisers of `get_extra_state`. The mode stays; `convert` makes use of them.
+
+        Raises:
+            PointError: the state is of points that this wrapper does not have.
+            QParamsError: a quantiser is of another kind than the point's spec asks for.
+        """
+        states: dict[str, dict[str, Any]] = json.loads(bytes(state.tolist()))
+        unknown = sorted(states.keys() - self.points.keys())
+        if unknown:
+            raise PointError(
+                f"the state has points {', '.join(unknown)}, which {self._scope()} does not have; "
+                f"it has {', '.join(self.points)}: was it saved from another variant?"
+            )
+        device = next((parameter.device for parameter in self.parameters()), state.device)
+        for name, point_state in states.items():
+            self.points[name].load_state(point_state)
+            self.points[name].move(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for point in self.points.values():
+            qparams = point.qparams
+            if qparams is not None:
+                point.move(fn(torch.empty(0, device=qparams.scale.device)).device)
+            point.forget_result()
+        return self
+
+    def _observe_parameters(self) -> None:
+        for name, point in self.points.items():
+            if point.parameter is None or point.quantizer is not None or point.observer.seen:
+                continue
+            point.observer.observe(parameter_of(self, point.parameter))
+            if point.observer.dropped:
+                raise ObserverError(
+                    f"the parameter {point.parameter!r} of {self._scope()} holds "
+                    f"{point.observer.dropped} NaN or infinite values and cannot be quantised at "
+                    f"the point {name!r}: is the checkpoint damaged?"
+                )
+
+    def _frozen(self, point: QuantPoint) -> Quantizer:
+        try:
+            return point.observer.quantizer()
+        except ObserverError as error:
+            raise type(error)(
+                f"the observer of the point {point.name!r} of {self._scope()} cannot be frozen: "
+                f"{error}; calibrate with inputs that reach it"
+            ) from error
+
+    def _scope(self) -> str:
+        return self.ptq_config.scope or f"the root ({type(self).__name__})"
+
+
+def iter_wrappers(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
+    """All wrappers of a model with their module names, each once, in the order of definition."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantModule):
+            yield name, module
+
+
+def iter_points(model: nn.Module) -> Iterator[tuple[str, str, QuantPoint]]:
+    """All quantization points of a model as (module name, point name, point)."""
+    for module_name, module in iter_wrappers(model):
+        for point_name, point in module.points.items():
+            yield module_name, point_name, point
+
+
+def shallow_copy(
+    source: nn.Module, cls: type[ModuleType], config: PTQConfig, wrap: Wrap
+) -> ModuleType:
+    """A module of class `cls` with the attributes of `source` and its children wrapped.
+
+    Parameters and buffers are shared, the dicts that hold them are not. Hooks are not taken along,
+    but for those by which accelerate loads the parameters of a module when it is called.
+
+    Args:
+        source: stays as it is.
+        cls: the class of the copy.
+        config: the config of `source`.
+        wrap: wraps each child with the child's config.
+
+    Raises:
+        WrapError: `forward` was replaced on the instance, so that the copy would call into
+            `source`.
+    """
+    hooked = is_hooked(source)
+    if "forward" in vars(source) and not hooked:
+        raise WrapError(
+            f"{config.scope or 'the model'} ({type(source).__name__}) has its forward replaced on "
+            "the instance: the wrapper would call into the float model. Put it back before wrapping"
+        )
+    copy = cls.__new__(cls)
+    state = without_hook(vars(source)) if hooked else vars(source).copy()
+    state.update(vars(nn.Module()) | {"training": source.training})
+    state.update({name: vars(source)[name].copy() for name in ("_parameters", "_buffers")})
+    state["_non_persistent_buffers_set"] = source._non_persistent_buffers_set.copy()
+    # transformers' note that its recording hooks are installed, which the copy has not.
+    state.pop("_output_capturing_hooks_installed", None)
+    vars(copy).update(state)
+    for name, child in source._modules.items():
+        copy._modules[name] = None if child is None else wrap(child, config.child(name))
+    if hooked:
+        take_hook(copy, source)
+    return copy

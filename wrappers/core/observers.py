@@ -1,0 +1,453 @@
+"""Observers watch a tensor during calibration and give the quantiser it gets afterwards.
+
+    observer = build_observer("minmax", DType.parse("uint8"), QScheme.PER_TENSOR_ASYMMETRIC)
+    observer.observe(x)
+    x_quantised = observer.quantizer().fake_quantize(x)
+
+NaN and infinities in the data are left out of every range and counted in `dropped`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from wrappers.errors import (
+    ConfigError,
+    ObserverError,
+    QParamsError,
+    TensorError,
+    UnseenObserverError,
+)
+from wrappers.numerics.affine import AffineQParams, affine_qparams
+from wrappers.numerics.dtypes import DType, QScheme
+from wrappers.numerics.microscaling import MXQuantizer
+
+
+class Quantizer(Protocol):
+    """What a frozen observer leaves behind."""
+
+    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
+        """`x` rounded to what the codes can represent; written into `x` if `owned` allows."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values that `quantizer_from_state` reads."""
+        ...
+
+
+@dataclass(frozen=True)
+class IdentityQuantizer:
+    """Changes nothing."""
+
+    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
+        """`x` itself."""
+        return x
+
+    def state(self) -> dict[str, Any]:
+        """Its kind; there is nothing else."""
+        return {"kind": "identity"}
+
+
+class Observer(ABC):
+    """The base: what every observer counts and refuses.
+
+    Args:
+        dtype: the integer type; None where `affine` is False.
+        qscheme: the scheme; None where `affine` is False.
+        axis: the dimension of the channels for per-channel schemes, else None.
+
+    Attributes:
+        seen: how many finite values were observed since the last reset.
+        dropped: how many NaN and infinite ones were left out.
+    """
+
+    affine: ClassVar[bool] = True
+    """It gives scale and zero point."""
+
+    needs_data: ClassVar[bool] = True
+    """It cannot give a quantiser before it saw values."""
+
+    def __init__(
+        self, dtype: DType | None = None, qscheme: QScheme | None = None, axis: int | None = None
+    ) -> None:
+        self.dtype = dtype
+        self.qscheme = qscheme
+        self.axis = axis
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was seen."""
+        self.seen = 0
+        self.dropped = 0
+
+    def observe(self, x: Tensor) -> None:
+        """Take in one tensor, which is left as it is.
+
+        Raises:
+            TensorError: `x` is not a floating-point tensor.
+        """
+        if not x.is_floating_point():
+            raise TensorError(f"only floating-point tensors are observed, found {x.dtype}")
+        if x.numel() > 0:
+            self._observe(x.detach())
+
+    @abstractmethod
+    def quantizer(self) -> Quantizer:
+        """The quantiser for what was seen.
+
+        Raises:
+            UnseenObserverError: nothing finite was seen, and the observer needs data.
+        """
+
+    def accepts(self, quantizer: Quantizer) -> bool:
+        """Could this observer have given `quantizer`?"""
+        return quantizer == self.quantizer()
+
+    @abstractmethod
+    def _observe(self, x: Tensor) -> None:
+        """Take in a tensor that is not empty."""
+
+
+class IdentityObserver(Observer):
+    """For what is never quantised."""
+
+    affine = False
+    needs_data = False
+
+    def quantizer(self) -> Quantizer:
+        """One that changes nothing."""
+        return IdentityQuantizer()
+
+    def _observe(self, x: Tensor) -> None:
+        self.seen += x.numel()
+
+
+class AffineObserver(Observer):
+    """Base of observers that keep extremes per tensor or channel and give affine parameters."""
+
+    minimum: Tensor  # float32, 0-d or [channels]; +inf where nothing finite was seen
+    maximum: Tensor  # likewise, -inf
+
+    def reset(self) -> None:
+        """Forget all that was seen."""
+        super().reset()
+        channels = () if self.axis is None else (0,)
+        self.minimum = torch.full(channels, math.inf)
+        self.maximum = torch.full(channels, -math.inf)
+
+    def quantizer(self) -> AffineQParams:
+        """Scale and zero point for the range seen.
+
+        Raises:
+            UnseenObserverError: nothing finite was seen, in the tensor or in one of its channels.
+        """
+        if self.seen == 0:
+            found = (
+                f"only NaN and infinities ({self.dropped} of them)" if self.dropped else "no data"
+            )
+            raise UnseenObserverError(f"it saw {found}")
+        minimum, maximum = self._range()
+        unseen = torch.nonzero(torch.isinf(minimum).reshape(-1)).reshape(-1).tolist()
+        if unseen:
+            raise UnseenObserverError(f"it saw no finite value in channels {unseen}")
+        if self.dtype is None or self.qscheme is None:
+            raise ObserverError("an affine observer needs a dtype and a qscheme")
+        return affine_qparams(minimum, maximum, self.dtype, self.qscheme, axis=self.axis)
+
+    def accepts(self, quantizer: Quantizer) -> bool:
+        """Could this observer have given `quantizer`?"""
+        return (
+            isinstance(quantizer, AffineQParams)
+            and quantizer.dtype == self.dtype
+            and quantizer.axis == self.axis
+        )
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        return self.minimum, self.maximum
+
+    def _observe(self, x: Tensor) -> None:
+        minimum, maximum = _extremes(x, self.axis)
+        if torch.isfinite(minimum).all() and torch.isfinite(maximum).all():
+            finite = x.numel()
+        else:
+            is_finite = torch.isfinite(x)
+            finite = int(is_finite.sum())
+            minimum, _ = _extremes(torch.where(is_finite, x, math.inf), self.axis)
+            _, maximum = _extremes(torch.where(is_finite, x, -math.inf), self.axis)
+        self.dropped += x.numel() - finite
+        if finite == 0:
+            return
+        minimum, maximum = minimum.to(torch.float32), maximum.to(torch.float32)
+        if self.seen == 0:
+            self.minimum, self.maximum = minimum, maximum
+        else:
+            if self.minimum.shape != minimum.shape:
+                raise TensorError(
+                    f"{minimum.numel()} channels along dimension {self.axis} after "
+                    f"{self.minimum.numel()} before: the number of channels must not change"
+                )
+            self.minimum = self.minimum.to(minimum.device)
+            self.maximum = self.maximum.to(maximum.device)
+            self._widen(minimum, maximum)
+        self.seen += finite
+
+    def _widen(self, minimum: Tensor, maximum: Tensor) -> None:
+        """Take in the range of a tensor that is not the first; infinite where nothing is finite."""
+        self.minimum = torch.minimum(self.minimum, minimum)
+        self.maximum = torch.maximum(self.maximum, maximum)
+
+
+class MinMaxObserver(AffineObserver):
+    """The least and the greatest value seen."""
+
+
+class EMAObserver(AffineObserver):
+    """A moving average of the ranges of the tensors seen; the first one sets it.
+
+    Args:
+        momentum: the weight of the past, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dtype: DType | None = None,
+        qscheme: QScheme | None = None,
+        axis: int | None = None,
+        *,
+        momentum: float = 0.9,
+    ) -> None:
+        if not _is_number(momentum) or not 0 <= momentum < 1:
+            raise ConfigError(f"momentum must be a number in [0, 1), not {momentum!r}")
+        self.momentum = momentum
+        super().__init__(dtype, qscheme, axis)
+
+    def _widen(self, minimum: Tensor, maximum: Tensor) -> None:
+        self.minimum = self._averaged(self.minimum, minimum)
+        self.maximum = self._averaged(self.maximum, maximum)
+
+    def _averaged(self, past: Tensor, now: Tensor) -> Tensor:
+        # A channel without a finite value now keeps its past; one without a past starts here.
+        average = self.momentum * past + (1 - self.momentum) * now
+        return torch.where(torch.isinf(past), now, torch.where(torch.isinf(now), past, average))
+
+
+class PercentileObserver(AffineObserver):
+    """The range that holds all but the outermost values, from a random sample of what was seen.
+
+    The sample is uniform over all values of all tensors. The extremes themselves are known
+    exactly: the range never lies outside of them, and `percentile=100` gives just them.
+
+    Args:
+        percentile: how many percent of the values lie below the maximum, and above the minimum,
+            in (50, 100].
+        capacity: how many values the sample holds, per channel with a per-channel scheme.
+        seed: of the sample.
+    """
+
+    def __init__(
+        self,
+        dtype: DType | None = None,
+        qscheme: QScheme | None = None,
+        axis: int | None = None,
+        *,
+        percentile: float = 99.9,
+        capacity: int = 1 << 16,
+        seed: int = 0,
+    ) -> None:
+        if not _is_number(percentile) or not 50 < percentile <= 100:
+            raise ConfigError(f"percentile must be a number in (50, 100], not {percentile!r}")
+        for name, value, least in (("capacity", capacity, 2), ("seed", seed, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"{name} must be an integer of at least {least}, not {value!r}")
+        self.percentile = percentile
+        self.capacity = capacity
+        self.seed = seed
+        super().__init__(dtype, qscheme, axis)
+
+    def reset(self) -> None:
+        """Forget all that was seen, and draw as at first."""
+        super().reset()
+        # A value stays in the sample while its key, a random number, is among the greatest.
+        self._sample = torch.empty(0, 0)  # [channels or 1, kept]
+        self._keys = torch.empty(0, 0)  # likewise; -1 where the value is not finite
+        self._tensors = 0
+        self._values_per_channel = 0
+
+    def _observe(self, x: Tensor) -> None:
+        super()._observe(x)
+        channels = x.reshape(1, -1) if self.axis is None else x.movedim(self.axis, 0).flatten(1)
+        values = channels.to(device="cpu", dtype=torch.float32)  # [channels or 1, values]
+        generator = torch.Generator().manual_seed(self.seed + self._tensors)
+        keys = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+        keys = torch.where(torch.isfinite(values), keys, -1.0)
+        self._tensors += 1
+        self._values_per_channel += values.shape[1]
+        if self._sample.numel() > 0:
+            values = torch.cat((self._sample, values), dim=1)
+            keys = torch.cat((self._keys, keys), dim=1)
+        if values.shape[1] > self.capacity:
+            keys, kept = torch.topk(keys, self.capacity, dim=1)
+            values = values.gather(1, kept)
+        self._sample, self._keys = values, keys
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        minimum, maximum = self.minimum.reshape(-1).cpu(), self.maximum.reshape(-1).cpu()
+        bounds = [
+            self._quantiles(sample[keys >= 0], low, high)
+            for sample, keys, low, high in zip(
+                self._sample, self._keys, minimum.tolist(), maximum.tolist(), strict=True
+            )
+        ]
+        low, high = torch.tensor(bounds, dtype=torch.float32).unbind(dim=1)
+        return low.reshape(self.minimum.shape), high.reshape(self.maximum.shape)
+
+    def _quantiles(self, sample: Tensor, minimum: float, maximum: float) -> tuple[float, float]:
+        """Lower and upper quantile of a channel, interpolated between its sorted values.
+
+        The exact extremes stand at the ends, the values of the sample evenly between them. As
+        long as the sample holds every value, these are `torch.quantile`'s.
+        """
+        if sample.numel() == 0:
+            return minimum, maximum
+        ordered = torch.sort(sample.to(torch.float64)).values
+        if self._values_per_channel > self.capacity:
+            ends = ordered.new_tensor([minimum, maximum])
+            points = torch.cat((ends[:1], ordered, ends[1:]))
+            positions = (torch.arange(len(points), dtype=torch.float64) - 0.5) / len(ordered)
+            positions[0], positions[-1] = 0, 1
+        else:
+            points = ordered
+            positions = torch.linspace(0, 1, len(points), dtype=torch.float64)
+        share = self.percentile / 100
+        return _interpolate(1 - share, positions, points), _interpolate(share, positions, points)
+
+
+class MXObserver(Observer):
+    """For microscaling, whose scales come from each tensor itself: nothing is to be learned.
+
+    Args:
+        element: a key of `wrappers.numerics.microscaling.ELEMENT_FORMATS`.
+        block_size: how many values share a scale.
+        block_axis: the dimension that blocks run along.
+    """
+
+    affine = False
+    needs_data = False
+
+    def __init__(
+        self,
+        dtype: DType | None = None,
+        qscheme: QScheme | None = None,
+        axis: int | None = None,
+        *,
+        element: str = "int8",
+        block_size: int = 32,
+        block_axis: int = -1,
+    ) -> None:
+        self._quantizer = MXQuantizer(element, block_size, block_axis)
+        super().__init__(dtype, qscheme, axis)
+
+    def quantizer(self) -> MXQuantizer:
+        """The rounding to the element format, block by block."""
+        return self._quantizer
+
+    def _observe(self, x: Tensor) -> None:
+        self.seen += x.numel()
+
+
+OBSERVERS: Mapping[str, type[Observer]] = {
+    "minmax": MinMaxObserver,
+    "ema": EMAObserver,
+    "percentile": PercentileObserver,
+    "mx": MXObserver,
+    "identity": IdentityObserver,
+}
+
+
+def build_observer(
+    name: str,
+    dtype: DType | None = None,
+    qscheme: QScheme | None = None,
+    *,
+    axis: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Observer:
+    """A fresh observer.
+
+    Args:
+        name: a key of `OBSERVERS`.
+        dtype: the integer type, for observers that have one.
+        qscheme: the scheme, likewise.
+        axis: the dimension of the channels; looked at by per-channel schemes only.
+        options: keyword arguments of that observer.
+
+    Raises:
+        ConfigError: the name or an option is unknown or out of range.
+    """
+    if name not in OBSERVERS:
+        raise ConfigError(f"unknown observer {name!r}: choose one of {', '.join(OBSERVERS)}")
+    kind: Callable[..., Observer] = OBSERVERS[name]
+    options = options or {}
+    known = [
+        parameter.name
+        for parameter in inspect.signature(kind).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"the observer {name!r} has no option {', '.join(map(repr, unknown))}; "
+            f"its options: {', '.join(known) or 'none'}"
+        )
+    per_channel = qscheme is not None and qscheme.per_channel
+    return kind(dtype, qscheme, axis if per_channel else None, **options)
+
+
+def quantizer_from_state(state: Mapping[str, Any]) -> Quantizer:
+    """The quantiser whose `state()` this is.
+
+    Raises:
+        QParamsError: it is of no known kind.
+    """
+    kind = state.get("kind")
+    if kind == "affine":
+        return AffineQParams(
+            torch.tensor(state["scale"]),
+            torch.tensor(state["zero_point"]),
+            DType.parse(state["dtype"]),
+            state["axis"],
+        )
+    if kind == "mx":
+        return MXQuantizer(state["element"], state["block_size"], state["axis"])
+    if kind == "identity":
+        return IdentityQuantizer()
+    raise QParamsError(f"a quantiser of the unknown kind {kind!r}: expected affine, mx or identity")
+
+
+def _extremes(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Least and greatest value, 0-d or [channels]."""
+    if axis is None:
+        return torch.aminmax(x)
+    others = [dimension for dimension in range(x.dim()) if dimension != axis % x.dim()]
+    return torch.amin(x, dim=others), torch.amax(x, dim=others)
+
+
+def _interpolate(position: float, positions: Tensor, points: Tensor) -> float:
+    """The value at `position` of the line through (positions, points), both sorted."""
+    if len(points) == 1:
+        return float(points[0])
+    right = int(torch.searchsorted(positions, position).clamp(1, positions.numel() - 1))
+    (x0, x1), (y0, y1) = positions[right - 1 : right + 1], points[right - 1 : right + 1]
+    return float(torch.lerp(y0, y1, (position - x0) / (x1 - x0)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

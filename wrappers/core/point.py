@@ -1,0 +1,227 @@
+"""A quantization point, and the modes that a wrapper can be in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wrappers.core.config import QuantSpec, Role
+from wrappers.core.observers import (
+    AffineObserver,
+    Observer,
+    Quantizer,
+    build_observer,
+    quantizer_from_state,
+)
+from wrappers.errors import (
+    ConfigError,
+    ModeError,
+    QParamsError,
+)
+from wrappers.numerics.affine import AffineQParams
+
+
+class Mode(Enum):
+    """What a wrapper does at its quantization points."""
+
+    NO_QUANT = "no_quant"
+    """Nothing: the arithmetic of the wrapper in plain floats."""
+
+    CALIBRATE = "calibrate"
+    """Observe; what is computed stays the same, bit for bit."""
+
+    QUANT = "quant"
+    """Fake-quantise."""
+
+
+class QuantPoint:
+    """A named place in a wrapper where a tensor is observed, and later fake-quantised.
+
+    Attributes:
+        name: as in the wrapper's forward.
+        spec: how it is observed and quantised.
+        role: whether it takes the config's spec of weights or that of activations.
+        parameter: the attribute of the wrapper that it stands for; None for activations.
+        observer: sees the tensor during calibration.
+        quantizer: what the frozen observer left behind, or what was loaded; None before that.
+        off: its wrapper leaves it out; see `QuantModule.switched_off`.
+        locked: `quantizer` was loaded, and calibration leaves it alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: QuantSpec,
+        *,
+        role: Role = "activation",
+        parameter: str | None = None,
+        channel_axis: int | None = None,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.role = role
+        self.parameter = parameter
+        channels = role == "weight" and channel_axis is not None
+        qscheme = spec.resolved_qscheme(channels=channels)
+        if qscheme is not None and qscheme.per_channel and channel_axis is None:
+            raise ConfigError(
+                f"the point {name!r} has no axis of channels: {qscheme.value} is not possible; "
+                "use a per-tensor scheme"
+            )
+        self.observer: Observer = build_observer(
+            spec.observer, spec.dtype, qscheme, axis=channel_axis, options=spec.options
+        )
+        self.quantizer: Quantizer | None = None
+        self.off = False
+        self.locked = False
+        self._cache: _QuantizedParameter | None = None
+
+    @property
+    def qparams(self) -> AffineQParams | None:
+        """Scale and zero point, if it is frozen and has any."""
+        return self.quantizer if isinstance(self.quantizer, AffineQParams) else None
+
+    @property
+    def kind(self) -> str:
+        """What it quantises to, in a word: "uint4", or an observer that has no integer type."""
+        return self.spec.observer if self.observer.dtype is None else str(self.observer.dtype)
+
+    def facts(self) -> dict[str, object]:
+        """What is known of it, in plain values; None where it is not known, or there is none.
+
+        Lists have one item per channel.
+        """
+        observer, qparams = self.observer, self.qparams
+        seen = observer if isinstance(observer, AffineObserver) and observer.seen else None
+        return {
+            "role": self.role,
+            "dtype": self.kind,
+            "qscheme": None if observer.qscheme is None else observer.qscheme.value,
+            "observed_min": None if seen is None else seen.minimum.tolist(),
+            "observed_max": None if seen is None else seen.maximum.tolist(),
+            "scale": None if qparams is None else qparams.scale.tolist(),
+            "zero_point": None if qparams is None else qparams.zero_point.tolist(),
+        }
+
+    def load_qparams(self, scale: Tensor | float, zero_point: Tensor | int = 0) -> None:
+        """Take scale and zero point found elsewhere, such as by GPTQ, and keep them for good.
+
+        Args:
+            scale: positive; 0-d, or [channels] for a per-channel scheme.
+            zero_point: integers of the same shape; 0 stands for zeros of that shape.
+
+        Raises:
+            QParamsError: the point's spec has no affine parameters, or these do not fit it.
+        """
+        observer = self.observer
+        if observer.dtype is None:
+            raise QParamsError(
+                f"the point {self.name!r} is observed by {self.spec.observer!r}, "
+                "which has no scale and zero point"
+            )
+        scale = torch.as_tensor(scale, dtype=torch.float32)
+        zero_point = torch.as_tensor(zero_point, dtype=torch.int32, device=scale.device)
+        if zero_point.dim() == 0:
+            zero_point = zero_point.expand(scale.shape).clone()
+        if observer.qscheme is not None and observer.qscheme.symmetric and zero_point.any():
+            raise QParamsError(f"{observer.qscheme.value} has zero point 0, found {zero_point}")
+        self.quantizer = AffineQParams(scale, zero_point, observer.dtype, observer.axis)
+        self.locked = True
+
+    def reset(self) -> None:
+        """Forget what was observed and frozen, unless locked."""
+        self.observer.reset()
+        if not self.locked:
+            self.quantizer = None
+        self.forget_result()
+
+    def fake_quantize(self, x: Tensor, *, owned: bool, keep: bool = True) -> Tensor:
+        """`x` fake-quantised; of a parameter, the same tensor until the parameter changes, unless
+        it is not to be kept."""
+        if self.quantizer is None:
+            raise ModeError(f"the point {self.name!r} has no quantisation parameters yet")
+        if self.parameter is None or not keep or not _can_cache(x):
+            return self.quantizer.fake_quantize(x, owned=owned and self.parameter is None)
+        if self._cache is None or not self._cache.is_of(x, self.quantizer):
+            result = self.quantizer.fake_quantize(x)
+            self._cache = _QuantizedParameter(x, x._version, x.data_ptr(), self.quantizer, result)
+        return self._cache.result
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take the quantiser of `get_extra_state`.
+
+        Raises:
+            QParamsError: it is of another kind than the spec asks for.
+        """
+        quantizer = quantizer_from_state(state)
+        if not self.observer.accepts(quantizer):
+            raise QParamsError(
+                f"the state of the point {self.name!r} is {quantizer}, which its spec "
+                f"{self.spec} does not give: prepare the model with the config it was saved with"
+            )
+        self.quantizer = quantizer
+        self.locked = bool(state["locked"])
+
+    def move(self, device: torch.device) -> None:
+        """Follow the wrapper to another device; scales stay float32."""
+        qparams = self.qparams
+        if qparams is not None and device.type != "meta":  # which would lose the numbers
+            self.quantizer = qparams.to(device)
+
+    def forget_result(self) -> None:
+        """Drop the fake-quantised parameter that is kept, if any."""
+        self._cache = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": None}
+
+
+@dataclass(frozen=True, eq=False)
+class _QuantizedParameter:
+    """A fake-quantised parameter, and what it was made of."""
+
+    source: Tensor
+    version: int
+    address: int
+    quantizer: Quantizer
+    result: Tensor
+
+    def is_of(self, x: Tensor, quantizer: Quantizer) -> bool:
+        """`x` and `quantizer` are the same and unchanged.
+
+        An edit through `x.data` in place is the one change that torch does not count.
+        """
+        return (
+            x is self.source
+            and x._version == self.version
+            and x.data_ptr() == self.address
+            and quantizer is self.quantizer
+        )
+
+
+def _can_cache(x: Tensor) -> bool:
+    """No gradient is wanted, no graph recorded, and changes of the tensor can be noticed."""
+    return (
+        not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not x.is_inference()
+    )
+
+
+class Quantize(Protocol):
+    """What arithmetic calls at each of its quantization points."""
+
+    def __call__(self, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+        """Returns the tensor to go on with.
+
+        Args:
+            x: the tensor at the point.
+            name: the point.
+            owned: nobody else needs `x`, so it may be overwritten.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""From a quantised model to what an accelerator runs: steps, runtime, export."""

@@ -1,0 +1,187 @@
+"""Calibration of a decode model: on what it meets after a float or a quantised prefill.
+
+    calibrate_decode(prefill, decode, prompts, steps=16, source="float")
+    quantized = wrappers.convert(decode)
+
+Of each prompt the last `steps` tokens are taken one at a time, as they would be in generation; the
+keys and values before them are those that the prefill model computes. Which model that is makes
+two objectives:
+
+| source | the prefill model | the objective |
+|---|---|---|
+| `float` | not quantised | to decode as the float model does, on the float model's past |
+| `quantized` | quantised, as it is deployed | to decode well on a past that has its errors |
+
+Inputs are made one by one as they are asked for, and memory holds the cache of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from wrappers.core.module import iter_wrappers
+from wrappers.core.point import Mode
+from wrappers.deploy.runtime import Prompt, Prompts, run_prefill, step_inputs
+from wrappers.errors import InputError, ModeError
+from wrappers.quantize import Progress, calibrate, convert, set_mode, warn_of_dropped
+
+Source = Literal["float", "quantized"]
+
+
+def decode_inputs(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    *,
+    steps: int,
+    source: Source,
+) -> Iterator[dict[str, Any]]:
+    """Yields keyword arguments of the decode model, `steps` for each prompt.
+
+    Args:
+        prefill: the causal LM that computes the past: float or wrapped, and quantised just if
+            `source` says so. It observes nothing meanwhile.
+        decode: the wrapped causal LM that the inputs are for; it is not run.
+        prompts: each longer than `steps` in every row.
+        steps: how many of the last tokens of each row are decoded.
+        source: where the past comes from, see this module's table.
+
+    Raises:
+        InputError: an unknown source, fewer than one step, or, when its turn comes, a prompt that
+            is too short.
+        ModeError: the prefill model, when it begins, is not what `source` says.
+    """
+    _check_options(steps, source)
+    return _inputs(prefill, decode, prompts, steps, source, together=False)
+
+
+def calibrate_decode(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    *,
+    steps: int,
+    source: Source,
+    progress: Progress | None = None,
+) -> None:
+    """Calibrates the decode model alone; see `decode_inputs` for the arguments and errors.
+
+    Args:
+        progress: as in `calibrate`; it counts steps.
+    """
+    batches = decode_inputs(prefill, decode, prompts, steps=steps, source=source)
+    calibrate(decode, batches, progress=progress)
+
+
+def calibrate_both(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    *,
+    steps: int,
+    source: Source,
+    progress: Progress | None = None,
+) -> None:
+    """Calibrates two wrapped models of one float model on the same prompts.
+
+    With `float` both observe in one pass. With `quantized` the prefill model is calibrated and
+    converted first, and the prompts are gone through twice.
+
+    Args:
+        prefill: wrapped, in a variant of prefill; quantised afterwards if `source` is `quantized`.
+        decode: wrapped, in the variant `decode`.
+        prompts: as for `decode_inputs`; not an iterator if they are gone through twice.
+        steps: as for `decode_inputs`.
+        source: as for `decode_inputs`.
+        progress: as in `calibrate`; it counts steps.
+
+    Raises:
+        InputError: see `decode_inputs`; or prompts that can be gone through once only.
+        ModeError: a model has no wrappers.
+    """
+    _check_options(steps, source)
+    if source == "float":
+        set_mode(prefill, Mode.CALIBRATE)
+        batches = _inputs(prefill, decode, prompts, steps, source, together=True)
+        calibrate(decode, batches, progress=progress)
+        warn_of_dropped(prefill)
+        return
+    if isinstance(prompts, Iterator):
+        raise InputError(
+            "the prompts are gone through twice, first for the prefill, and an iterator is "
+            "used up then: give a list or another iterable that can begin again"
+        )
+    calibrate(prefill, (Prompts.packed(prompt).inputs() for prompt in prompts))
+    convert(prefill)
+    calibrate_decode(prefill, decode, prompts, steps=steps, source=source, progress=progress)
+
+
+def _check_options(steps: int, source: Source) -> None:
+    if source not in ("float", "quantized"):
+        raise InputError(f"found the source {source!r}; expected 'float' or 'quantized'")
+    if steps < 1:
+        raise InputError(f"found {steps} steps; expected at least 1")
+
+
+def _check_source(prefill: nn.Module, source: Source) -> None:
+    quantized = any(wrapper.mode is Mode.QUANT for _, wrapper in iter_wrappers(prefill))
+    if quantized != (source == "quantized"):
+        found = "quantised" if quantized else "not quantised"
+        raise ModeError(
+            f"the source is {source!r}, and the prefill model is {found}: give the model that "
+            "the past is to come from"
+        )
+
+
+def _inputs(
+    prefill: nn.Module,
+    decode: nn.Module,
+    prompts: Iterable[Prompt],
+    steps: int,
+    source: Source,
+    *,
+    together: bool,
+) -> Iterator[dict[str, Any]]:
+    """See `decode_inputs`; `together`: the prefill model is being calibrated too."""
+    _check_source(prefill, source)
+    for prompt in prompts:
+        # What one prompt needs is gone before the next.
+        yield from _inputs_of_prompt(prefill, decode, prompt, steps, together=together)
+
+
+def _inputs_of_prompt(
+    prefill: nn.Module, decode: nn.Module, prompt: Prompt, steps: int, *, together: bool
+) -> Iterator[dict[str, Any]]:
+    packed = Prompts.packed(prompt)
+    shortest = int(packed.lengths.min())
+    if shortest <= steps:
+        raise InputError(
+            f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
+            "one: give longer prompts or fewer steps"
+        )
+    logits_to_keep = 0 if together else 1  # observers are to see all
+    with torch.no_grad(), nullcontext() if together else _observing_nothing(prefill):
+        _, slots = run_prefill(
+            prefill, decode, packed, packed.longest, logits_to_keep=logits_to_keep
+        )
+    for count in range(steps, 0, -1):
+        past = slots.without_last(count)
+        token = packed.input_ids.gather(1, past.lengths[:, None]).squeeze(1)
+        yield step_inputs(decode, token, past, past.step())
+
+
+@contextmanager
+def _observing_nothing(model: nn.Module) -> Iterator[None]:
+    calibrating = [wrapper for _, wrapper in iter_wrappers(model) if wrapper.mode is Mode.CALIBRATE]
+    for wrapper in calibrating:
+        wrapper.mode = Mode.NO_QUANT
+    try:
+        yield
+    finally:
+        for wrapper in calibrating:
+            wrapper._mode = Mode.CALIBRATE  # the property would forget what was observed

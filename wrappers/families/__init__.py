@@ -1,0 +1,1 @@
+"""The model families; each states only its difference."""

@@ -1,0 +1,213 @@
+"""Llama: MLP, attention, decoder layer, model and causal LM, for prefill and decode.
+
+The attention's variants are those of `wrappers.attention.causal`. The modules call each other as
+transformers' do, with the same arguments, and with quantisation off give the same numbers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+)
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from wrappers.attention.cache import KeyValueCache, as_cache
+from wrappers.attention.causal import BatchedAttention, DecodeAttention, HeadByHeadAttention
+from wrappers.attention.masks import MaskBuilder, additive_mask, model_mask, quantized_mask
+from wrappers.attention.rope import quantized_tables, rope_tables
+from wrappers.core.config import PTQConfig
+from wrappers.core.module import QuantModule
+from wrappers.core.registry import register
+from wrappers.core.transformers_compat import note_recordable_outputs
+from wrappers.layers.decoder_blocks import DecoderLayer, GatedMLP, embedded, next_positions
+from wrappers.layers.norms import TransformersRMSNorm
+
+
+@register(LlamaMLP)
+class QuantLlamaMLP(GatedMLP, LlamaMLP):  # type: ignore[misc]
+    """down_proj(act_fn(gate_proj(x)) * up_proj(x))."""
+
+    product_point = "mul"
+
+
+@register(LlamaAttention, variant="prefill")
+class QuantLlamaAttentionPrefill(HeadByHeadAttention, LlamaAttention):  # type: ignore[misc]
+    """Head by head, with the factor on the logits folded into k_proj."""
+
+
+@register(LlamaAttention, variant="prefill_reference")
+class QuantLlamaAttentionPrefillReference(BatchedAttention, LlamaAttention):  # type: ignore[misc]
+    """All heads at once."""
+
+
+@register(LlamaAttention, variant="decode")
+class QuantLlamaAttentionDecode(DecodeAttention, LlamaAttention):  # type: ignore[misc]
+    """Head by head over a cache, with the factor on the logits folded into k_proj."""
+
+
+@register(LlamaDecoderLayer)
+class QuantLlamaDecoderLayer(DecoderLayer, LlamaDecoderLayer):  # type: ignore[misc]
+    """Attention and MLP, each on a normalised input and added to what came in."""
+
+    residual_points = ("attn_residual_out", "mlp_residual_out")
+
+    def _setup(self, config: PTQConfig) -> None:
+        self.masks = MaskBuilder(config.attention_mask_fill_value)
+        for point in ("attn_mask", "cos", "sin", *self.residual_points):
+            self._add_point(point)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """[B, query, hidden] to the same; see `CausalAttention.forward` for the arguments."""
+        cache = as_cache(past_key_values)
+        layer_idx = self.self_attn.layer_idx
+        mask = additive_mask(self.masks, attention_mask, hidden_states, cache, layer_idx)
+        tables = rope_tables(position_embeddings, type(self))
+        attend = partial(
+            self._attend,
+            attention_mask=quantized_mask(self, "attn_mask", mask),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=use_cache,
+            position_embeddings=quantized_tables(self, self.self_attn, tables),
+            **kwargs,
+        )
+        return self._residual_blocks(hidden_states, attend)
+
+    def step(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """As a graph for an accelerator does it: see `CausalAttention.attend` for the arguments."""
+        attend = partial(
+            self.self_attn.step,
+            cos=self._quantize(cos, "cos"),
+            sin=self._quantize(sin, "sin"),
+            mask=quantized_mask(self, "attn_mask", mask),
+            cache=cache,
+        )
+        return self._residual_blocks(hidden_states, attend)
+
+
+@register(LlamaModel)
+class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
+    """Embedding, mask and rope tables once for all layers, the layers, the final norm."""
+
+    config: LlamaConfig
+    embed_tokens: nn.Module
+    rotary_emb: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+
+    def _setup(self, config: PTQConfig) -> None:
+        note_recordable_outputs(self)
+        self.masks = MaskBuilder(config.attention_mask_fill_value)
+        for point in ("causal_mask", "cos", "sin"):
+            self._add_point(point)
+
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """As `LlamaModel.forward`.
+
+        Args:
+            input_ids: [B, query].
+            attention_mask: any kind that `MaskBuilder` takes.
+            position_ids: [B or 1, query]; by default they go on after the cached positions.
+                Without a mask and a cache, positions that start again begin another sequence.
+            past_key_values: any kind that `as_cache` takes.
+            inputs_embeds: [B, query, hidden], in place of `input_ids`.
+            use_cache: whether to make a cache where none is given.
+            **kwargs: handed on to the layers.
+
+        Raises:
+            InputError: both or neither of `input_ids` and `inputs_embeds`, or a mask or cache of
+                no known kind.
+        """
+        hidden_states = embedded(self.embed_tokens, input_ids, inputs_embeds)
+        cache = as_cache(past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        mask = model_mask(
+            self.masks, self.config, attention_mask, position_ids, hidden_states, cache
+        )
+        if position_ids is None:
+            position_ids = next_positions(hidden_states, cache).unsqueeze(0)
+        cos, sin = self.rotary_emb(hidden_states, position_ids=position_ids)
+        mask = quantized_mask(self, "causal_mask", mask)
+        tables = quantized_tables(self, self.layers[0].self_attn, (cos, sin))
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=tables,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=cache
+        )
+
+    def step(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """From embeddings to the final norm, as a graph for an accelerator does it: see
+        `CausalAttention.attend` for the arguments."""
+        cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
+        mask = quantized_mask(self, "causal_mask", mask)
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer.step(hidden_states, cos, sin, mask, cache)  # type: ignore[operator]
+        normalised: Tensor = self.norm(hidden_states)
+        return normalised
+
+
+@register(LlamaForCausalLM)
+class QuantLlamaForCausalLM(QuantModule, LlamaForCausalLM):  # type: ignore[misc]
+    """The model and its head, which have all the points: its forward is the float model's."""
+
+    model: QuantLlamaModel
+    lm_head: nn.Module
+
+    def step(
+        self, input_ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """From tokens [B, query] to logits [B, query, vocabulary], as a graph for an accelerator
+        does it: see `CausalAttention.attend` for the other arguments."""
+        embeddings = self.model.embed_tokens(input_ids)
+        logits: Tensor = self.lm_head(self.model.step(embeddings, cos, sin, mask, cache))
+        return logits
+
+
+@register(LlamaRMSNorm)
+class QuantLlamaRMSNorm(TransformersRMSNorm, LlamaRMSNorm):  # type: ignore[misc]
+    """Llama's root mean square norm."""

@@ -1,0 +1,31 @@
+"""Wrappers of convolutions."""
+# ruff: noqa: A002 - a forward keeps the argument names of the float class, `input` among them
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from wrappers.core.registry import register
+from wrappers.layers.linear import WeightedLayer
+
+
+@register(nn.Conv2d)
+class QuantConv2d(WeightedLayer, nn.Conv2d):
+    """A convolution over images."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
+        x = self._quantize(input, "act_in")
+        weight = self._quantize(self.weight, "weight")
+        return self._quantize(self._conv_forward(x, weight, self.bias), "act_out", owned=True)
+
+
+@register(nn.Conv3d)
+class QuantConv3d(WeightedLayer, nn.Conv3d):
+    """A convolution over videos."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[batch, in_channels, time, height, width] to [batch, out_channels, time', ...]."""
+        x = self._quantize(input, "act_in")
+        weight = self._quantize(self.weight, "weight")
+        return self._quantize(self._conv_forward(x, weight, self.bias), "act_out", owned=True)

@@ -1,0 +1,102 @@
+"""What the decoder layers of all families share: the gated MLP, the residual blocks, and what a
+model prepares for its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from wrappers.attention.cache import KeyValueCache
+from wrappers.attention.causal import CausalAttention, HeadByHeadAttention
+from wrappers.core.config import PTQConfig
+from wrappers.core.module import QuantModule
+from wrappers.errors import InputError
+
+
+class GatedMLP(QuantModule):
+    """Base of down_proj(act_fn(gate_proj(x)) * up_proj(x))."""
+
+    product_point: ClassVar[str]
+    """The point of the product that down_proj takes."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: nn.Module
+
+    def _setup(self, config: PTQConfig) -> None:
+        self._add_point("act_in")
+        self._add_point(self.product_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden] to [..., hidden]."""
+        x = self._quantize(x, "act_in")
+        product = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        output: Tensor = self.down_proj(self._quantize(product, self.product_point, owned=True))
+        return output
+
+
+class DecoderLayer(QuantModule):
+    """Base of decoder layers: attention and MLP, each on a normalised input and added to what
+    came in."""
+
+    residual_points: ClassVar[tuple[str, str]]
+    """The points of the sums after the attention and after the MLP."""
+
+    self_attn: CausalAttention
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+
+    def _residual_blocks(self, hidden_states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """[B, query, hidden] to the same.
+
+        Args:
+            hidden_states: what came in.
+            attend: the attention over normalised hidden states.
+        """
+        after_attention, after_mlp = self.residual_points
+        attended = attend(self.input_layernorm(hidden_states))
+        residual = self._quantize(hidden_states + attended, after_attention, owned=True)
+        transformed = self.mlp(self.post_attention_layernorm(residual))
+        return self._quantize(residual + transformed, after_mlp, owned=True)
+
+    def _attend(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        attended: Tensor
+        attended, _ = self.self_attn(hidden_states=hidden_states, **arguments)
+        return attended
+
+
+def embedded(
+    embed_tokens: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None
+) -> Tensor:
+    """Returns the embeddings [B, query, hidden] of whichever of the two was given.
+
+    Raises:
+        InputError: both or neither.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        found = "neither" if input_ids is None else "both"
+        raise InputError(f"found {found} of input_ids and inputs_embeds; give exactly one")
+    if inputs_embeds is not None:
+        return inputs_embeds
+    embeddings: Tensor = embed_tokens(input_ids)
+    return embeddings
+
+
+def next_positions(hidden_states: Tensor, cache: KeyValueCache | None) -> Tensor:
+    """Returns the positions of `hidden_states` [B, query, hidden] after those cached, [query]."""
+    past_length = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
+
+
+def key_factors(model: nn.Module) -> dict[int, float]:
+    """Returns by layer the factor that the keys of its attention carry, where they do."""
+    return {
+        module.layer_idx: module.key_factor
+        for module in model.modules()
+        if isinstance(module, HeadByHeadAttention)
+    }

@@ -1,0 +1,1 @@
+"""Number formats: integers with a scale, and microscaling blocks."""

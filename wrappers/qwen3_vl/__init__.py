@@ -1,6 +1,0 @@
-"""Wrappers for every part of Qwen3-VL: text, vision, and the whole model."""
-
-# Importing these registers their wrappers.
-from wrappers.qwen3_vl import model as model
-from wrappers.qwen3_vl import text as text
-from wrappers.qwen3_vl import vision as vision

@@ -1,0 +1,1 @@
+"""What the results of a study show, and how sure that is."""
