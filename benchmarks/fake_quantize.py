@@ -47,17 +47,17 @@ def main() -> None:
     )
     print(f"medians of {arguments.runs} interleaved runs, process CPU time in microseconds")
     print(
-        f"{'tensor':>18} {'elements':>9} {'dtype':>9} {'torch':>9} {'ours':>9} {'owned':>9}"
-        f" {'torch/ours':>11} {'torch/owned':>12}"
+        f"{'tensor':>18} {'elements':>9} {'dtype':>9} {'torch':>9} {'ours':>9} {'may_overwrite':>9}"
+        f" {'torch/ours':>11} {'torch/may_overwrite':>12}"
     )
     for name, shape in SHAPES.items():
         for dtype in DTYPES:
             x = torch.randn(shape).to(dtype) * 8
-            by_torch, ours, owned = microseconds(x, arguments.runs)
+            by_torch, ours, may_overwrite = microseconds(x, arguments.runs)
             print(
                 f"{name:>18} {x.numel():>9} {str(dtype).removeprefix('torch.'):>9}"
-                f" {by_torch:>9.1f} {ours:>9.1f} {owned:>9.1f}"
-                f" {by_torch / ours:>11.2f} {by_torch / owned:>12.2f}"
+                f" {by_torch:>9.1f} {ours:>9.1f} {may_overwrite:>9.1f}"
+                f" {by_torch / ours:>11.2f} {by_torch / may_overwrite:>12.2f}"
             )
 
 
@@ -67,7 +67,7 @@ def microseconds(x: Tensor, runs: int) -> list[float]:
     calls: list[Callable[[], Tensor]] = [
         lambda: torch.fake_quantize_per_tensor_affine(x, 0.125, 128, 0, 255),
         lambda: fake_quantize(x, qparams),
-        lambda: fake_quantize(mine, qparams, owned=True),
+        lambda: fake_quantize(mine, qparams, may_overwrite=True),
     ]
     mine = x.clone()  # stays within the codes, so that every run does the same work
     reference, found = calls[0](), calls[1]()

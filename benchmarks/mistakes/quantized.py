@@ -88,7 +88,7 @@ def calibrated_on(batch: dict[str, Tensor]) -> Callable[[Any], None]:
 class RoundingDown(AffineQParams):
     """Takes the code below in place of the nearest."""
 
-    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
         codes = (x / self.scale).floor() + self.zero_point  # wrong
         return (codes.clamp(self.dtype.qmin, self.dtype.qmax) - self.zero_point) * self.scale
 
@@ -96,7 +96,7 @@ class RoundingDown(AffineQParams):
 class ZeroPointLost(AffineQParams):
     """Codes are taken back to numbers without the zero point."""
 
-    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
         codes = (x / self.scale).round() + self.zero_point
         return codes.clamp(self.dtype.qmin, self.dtype.qmax) * self.scale  # wrong
 
@@ -137,7 +137,7 @@ def again(model: Any) -> None:
     """What o_proj returns goes through the point of its input as well."""
     module = model.get_submodule(f"{ATTENTION}.o_proj")
     point = copy.deepcopy(module.points["act_in"])
-    after(f"{ATTENTION}.o_proj", lambda x: point.fake_quantize(x, owned=False))(model)
+    after(f"{ATTENTION}.o_proj", lambda x: point.fake_quantize(x, may_overwrite=False))(model)
 
 
 OTHER_TOKENS = {

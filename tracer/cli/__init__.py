@@ -69,9 +69,9 @@ def _debugging(options: argparse.Namespace) -> tuple[dict[str, Any], tuple[str, 
     if not debugs(options):
         return {}, ()
     from tracer.debugger.breakpoints import Breakpoint
-    from tracer.debugger.prompt import choose
+    from tracer.debugger.prompt import choose_debugger
 
-    choice = choose(options.debugger)
+    choice = choose_debugger(options.debugger)
     if not choice.opens:
         return {}, (choice.note,)
     given = {"at": options.break_at, "when": options.break_when}

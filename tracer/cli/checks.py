@@ -163,9 +163,9 @@ def _check_debugger(options: argparse.Namespace) -> None:
             "a debugger prints, and --json prints the report and nothing else: choose one, or "
             "write the report with --report FILE.json"
         )
-    from tracer.debugger.prompt import choose
+    from tracer.debugger.prompt import choose_debugger
 
-    choose(options.debugger)
+    choose_debugger(options.debugger)
 
 
 def debugs(options: argparse.Namespace) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Answer, Call, NewArguments, NewOutput, Phase
-from tracer.execution.offload import twin
+from tracer.execution.offload import copy_model
 from tracer.execution.session import Inputs, Session
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import Row, first_divergence
@@ -58,7 +58,7 @@ def measure_noise(reference: nn.Module, inputs: Inputs, include: str | Sequence[
     floor: dict[ValueKey, float] = {}
     notes = []
     try:
-        exact = twin(reference).double()
+        exact = copy_model(reference).double()
     except Exception as error:  # whatever a model's own parts raise when they are copied
         notes.append(_left_out("in float64", f"{type(error).__name__}: {brief(error)}"))
     else:

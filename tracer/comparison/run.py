@@ -27,7 +27,7 @@ from tracer.execution.dropout import check_training
 from tracer.execution.lockstep import EventKey, Failure, Outcome, Visitor
 from tracer.execution.offload import lacks_values
 from tracer.execution.session import Inputs, Session, working_dtype
-from tracer.isolation.levels import choose
+from tracer.isolation.levels import modules_at
 from tracer.isolation.measure import isolated
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.coverage import make_coverage
@@ -135,7 +135,7 @@ def compare(
     session = Session(reference, candidate, inputs, rename, include)
     if what_if and isolate is None:
         isolate = "leaves"
-    chosen = None if isolate is None else choose(isolate, session.pairing)
+    chosen = None if isolate is None else modules_at(isolate, session.pairing)
     check_zoom(zoom, session.pairs.values())
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))

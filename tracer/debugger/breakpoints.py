@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tracer.choices import BREAK_AT, BREAK_WHEN
-from tracer.debugger.prompt import Choice, Prompt, choose, in_builtins
+from tracer.debugger.prompt import Choice, Prompt, choose_debugger, in_builtins
 from tracer.errors import ShapeMismatchError, UsageError, near_names
 from tracer.execution.hooks import Call, Location, Phase, is_machinery
 from tracer.execution.lockstep import Failure, Side
@@ -78,7 +78,7 @@ def debugger_of(
         breakpoints: where it opens; a glob alone stands for the start of every call.
         names: the reference's names of the modules that the models have in common.
         records: what the run compares, as far as it has come.
-        debugger: "ipdb" or "pdb"; see `tracer.debugger.prompt.choose`.
+        debugger: "ipdb" or "pdb"; see `tracer.debugger.prompt.choose_debugger`.
         post_mortem: whether it also opens where an exception was raised.
 
     Raises:
@@ -92,7 +92,7 @@ def debugger_of(
             by_module.setdefault(name, []).append(point)
     if not points and not post_mortem:
         return None
-    choice = choose(debugger)
+    choice = choose_debugger(debugger)
     if not choice.opens:
         warnings.warn(choice.note, stacklevel=3)
         return None

@@ -47,7 +47,7 @@ class Choice:
         return self.kind is not None or self.hook is not None
 
 
-def choose(asked: str | None = None) -> Choice:
+def choose_debugger(asked: str | None = None) -> Choice:
     """Says which debugger opens, before anything is run.
 
     That which is asked for, else what PYTHONBREAKPOINT says, else ipdb in a terminal and pdb

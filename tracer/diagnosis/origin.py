@@ -25,7 +25,7 @@ from tracer.execution.hooks import Location
 from tracer.execution.offload import value_of
 from tracer.interventions.exchange import as_written
 from tracer.interventions.forcing import Forcing
-from tracer.interventions.trial import Trial
+from tracer.interventions.trial import Replacements
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallKey, CallRecord, Row, argument_of
 from tracer.tensors.known_mistakes import Fit
@@ -68,7 +68,7 @@ class Finding:
     confirmed: bool
     lines: tuple[str, ...]
     mistakes: tuple[Fit, ...] = ()
-    trial: Trial | None = None
+    trial: Replacements | None = None
 
 
 class Search:
@@ -154,7 +154,7 @@ class Search:
     def _try_sparing(self, record: CallRecord, start: Row) -> Finding | None:
         """Lets a call edit copies of its arguments; a finding if the divergence is gone."""
         names = few([f"`{name}`" for name in record.edited], " and ")
-        trial = Trial(spared=(record.key, record.edited))
+        trial = Replacements(spared=(record.key, record.edited))
         proof = self.evidence.clears(trial, start, f"a copy of {names} for it")
         if proof is None:
             return None
@@ -180,13 +180,13 @@ class Search:
         origin = self._origin_of(suspect)
         return _finding(origin, self._handed(origin, suspect.calls), proof)
 
-    def _trial_of(self, suspect: Suspect, *, in_all_calls: bool = False) -> Trial:
+    def _trial_of(self, suspect: Suspect, *, in_all_calls: bool = False) -> Replacements:
         """Who was given a copy of a cache must be given the next one as well."""
         in_all_calls |= suspect.argument in self.trail.written_arguments()
         handed = None
         if in_all_calls and suspect.giver is not None:
             handed = suspect.giver[0], suspect.argument
-        return Trial(arguments=dict.fromkeys(suspect.calls, suspect.argument), handed=handed)
+        return Replacements(arguments=dict.fromkeys(suspect.calls, suspect.argument), handed=handed)
 
     def _origin_of(self, suspect: Suspect) -> Origin:
         record = self.trail.records[suspect.calls[0]]
@@ -241,7 +241,9 @@ class Search:
             if other.parent == record.parent and argument in self.trail.differing_arguments(other)
         ) or (record.key,)
         proof = self.evidence.confirm(
-            Trial(arguments=dict.fromkeys([record.key] if is_activation else calls, argument)),
+            Replacements(
+                arguments=dict.fromkeys([record.key] if is_activation else calls, argument)
+            ),
             start,
             f"the reference's `{argument}`",
         )
@@ -284,7 +286,7 @@ class Search:
             _line(_own_line(lines_of, record, reference=False)),
         )
         proof = self.evidence.confirm(
-            Trial(output=record.key),
+            Replacements(output=record.key),
             start,
             f"the reference's output of {module_in_words(record.module)}",
         )
@@ -319,10 +321,12 @@ class Search:
         names = few([f"`{name}`" for name in changed], " and ")
         given = f"the reference's {names}"
         exchangeable = all(change.exchangeable for change in changed.values())
-        proof = self.evidence.confirm(Trial(parameters=(record.key, tuple(changed))), start, given)
+        proof = self.evidence.confirm(
+            Replacements(parameters=(record.key, tuple(changed))), start, given
+        )
         if not proof.confirmed and not exchangeable:
             given = f"the reference's output of {module_in_words(record.module)}"
-            proof = self.evidence.confirm(Trial(output=record.key), start, given)
+            proof = self.evidence.confirm(Replacements(output=record.key), start, given)
         untried = self.evidence.rerun is None or not exchangeable
         if not proof.confirmed and (record.children or not untried):
             return None

@@ -11,7 +11,7 @@ from dataclasses import replace
 from tracer.diagnosis.origin import Finding, Search
 from tracer.diagnosis.trials import Rerun
 from tracer.interventions.forcing import Forcing
-from tracer.interventions.trial import Trial
+from tracer.interventions.trial import Replacements
 from tracer.measurement.rows import Row, inputs_of
 
 # Each takes a few more runs of both models.
@@ -77,7 +77,7 @@ def _beginnings(run: Forcing) -> list[Row]:
     return [row for row in wrong if not any(map(run.goes_on, inputs_of(row, run.records)))]
 
 
-def _still_there(rows: Iterable[Row], search: Search, trial: Trial) -> list[Row]:
+def _still_there(rows: Iterable[Row], search: Search, trial: Replacements) -> list[Row]:
     """Those that disagree in a forced run with a trial as well."""
     experiment = search.evidence.run(trial)
     if experiment.failure is not None:

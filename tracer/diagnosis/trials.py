@@ -7,7 +7,7 @@ from torch import nn
 
 from tracer.diagnosis.propagation import INHERITED
 from tracer.execution.lockstep import Visitor
-from tracer.interventions.trial import Experiment, Trial
+from tracer.interventions.trial import Experiment, Replacements
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallRecord, Row, first_divergence
 from tracer.tensors.known_mistakes import Fit
@@ -34,7 +34,7 @@ class Proof:
     confirmed: bool
     text: str
     mistakes: tuple[Fit, ...] = ()
-    trial: Trial | None = None
+    trial: Replacements | None = None
 
 
 class Evidence:
@@ -64,7 +64,7 @@ class Evidence:
         self._tolerance = tolerance
         self._reference_modules = reference_modules
 
-    def run(self, trial: Trial, watch: Row | None = None) -> Experiment:
+    def run(self, trial: Replacements, watch: Row | None = None) -> Experiment:
         """Runs a trial, which must be possible; `watch` is fitted with the known mistakes."""
         assert self.rerun is not None
         experiment = Experiment(
@@ -76,7 +76,7 @@ class Evidence:
             experiment.restore()
         return experiment
 
-    def clears(self, trial: Trial, start: Row, given: str) -> Proof | None:
+    def clears(self, trial: Replacements, start: Row, given: str) -> Proof | None:
         """The proof, if a trial makes the value agree; None if it does not.
 
         Of a value that agreed all the same, and was followed back to, the error has to fall.
@@ -92,7 +92,7 @@ class Evidence:
         falls = f"{_falls(start, after)}{self._final(experiment)}"
         return Proof(True, f"Confirmed: with {given}, {falls}.", trial=trial)
 
-    def confirm(self, trial: Trial, start: Row, given: str) -> Proof:
+    def confirm(self, trial: Replacements, start: Row, given: str) -> Proof:
         """Runs with the reference's value in place and says what is left of the divergence."""
         if self.rerun is None:
             return Proof(False, NOT_TRIED)
@@ -101,7 +101,7 @@ class Evidence:
         mistakes = experiment.mistakes
         if trial.parameters is not None:
             # With the reference's parameters in place there was nothing left to fit.
-            mistakes = self.run(Trial(), watch=start).mistakes if confirmed else []
+            mistakes = self.run(Replacements(), watch=start).mistakes if confirmed else []
         word = "Confirmed" if confirmed else "Not confirmed"
         return Proof(confirmed, f"{word}: with {given}, {text}.", tuple(mistakes), trial)
 
@@ -109,7 +109,7 @@ class Evidence:
         """Whether everything after a call agrees once it returns the reference's output."""
         if self.rerun is None or not record.module:
             return otherwise
-        trial = Trial(output=record.key)
+        trial = Replacements(output=record.key)
         experiment = self.run(trial)
         again = experiment.records.get(record.key)
         if experiment.failure is not None or not experiment.applied or again is None:
@@ -122,7 +122,7 @@ class Evidence:
         )
         return Proof(True, text, otherwise.mistakes, trial)
 
-    def _outcome(self, trial: Trial, start: Row, experiment: Experiment) -> tuple[bool, str]:
+    def _outcome(self, trial: Replacements, start: Row, experiment: Experiment) -> tuple[bool, str]:
         """Whether a trial took the divergence away, and what it led to in words."""
         if experiment.failure is not None:
             return False, experiment.failure

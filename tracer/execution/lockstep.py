@@ -52,7 +52,7 @@ class Visitor(Protocol):
 
 
 @runtime_checkable
-class Witness(Protocol):
+class SideObserver(Protocol):
     """A visitor that is also told of each side's events where and when they happen.
 
     It is called in the side's own coroutine, in its own state of PyTorch, so that it may switch a
@@ -105,7 +105,7 @@ class Outcome:
     ended: bool = False
 
 
-class Watch(AbstractContextManager[None], Protocol):
+class RunObserver(AbstractContextManager[None], Protocol):
     """Looks on while both models stand still; it is entered for the time of a run."""
 
     def meets(
@@ -133,7 +133,7 @@ def lockstep(
     candidate_names: Mapping[int, str],
     streams: Mapping[str, str] | None = None,
     clone: frozenset[EventKey] = frozenset(),
-    watch: Watch | None = None,
+    watch: RunObserver | None = None,
 ) -> Outcome:
     """Runs both models and lets the visitor see each pair of calls.
 
@@ -182,12 +182,12 @@ def lockstep(
                 return side.recorder
         return None
 
-    meeting = _Meeting(*sides, visitor, clone, watch)
+    scheduler = Scheduler(*sides, visitor, clone, watch)
     failure, ended = None, False
     with random_state_kept(), hooked((reference, candidate), current):
         try:
             with watch or nullcontext():
-                failure = meeting.run()
+                failure = scheduler.run()
         except Ended:
             ended = True
         finally:
@@ -196,9 +196,9 @@ def lockstep(
     return Outcome(
         reference_calls=sides[0].counts(),
         candidate_calls=sides[1].counts(),
-        unmatched_reference=tuple(meeting.unmatched[0]),
-        unmatched_candidate=tuple(meeting.unmatched[1]),
-        held_bytes_peak=meeting.held_bytes_peak,
+        unmatched_reference=tuple(scheduler.unmatched[0]),
+        unmatched_candidate=tuple(scheduler.unmatched[1]),
+        held_bytes_peak=scheduler.held_bytes_peak,
         failure=failure,
         ended=ended,
     )
@@ -264,7 +264,7 @@ class Side:
         self._run = run
         self._source = source
         # What is reported afterwards does not happen where it is reported.
-        self._witness = visitor if isinstance(visitor, Witness) and source is None else None
+        self._observer = visitor if isinstance(visitor, SideObserver) and source is None else None
         self.is_replayed = source is not None
         self._pairs = pairs
         self._reported: list[Call] = []
@@ -333,18 +333,18 @@ class Side:
         name = self._pairs.get(call.name)
         if name is None or self._stopped:
             return None
-        if self._witness is not None and phase is Phase.END:
-            self._witness.ends(self.label, name, call)
+        if self._observer is not None and phase is Phase.END:
+            self._observer.ends(self.label, name, call)
         with self._ambient.put_back():
             self._random.leave()
             answer: Answer = self._driver.switch(_Event((name, call.index, phase), call))
             self._random.enter()
-        if self._witness is not None and phase is Phase.START:
-            self._witness.begins(self.label, name, call)
+        if self._observer is not None and phase is Phase.START:
+            self._observer.begins(self.label, name, call)
         return answer
 
 
-class _Meeting:
+class Scheduler:
     """Brings the two sides together event by event."""
 
     def __init__(
@@ -353,7 +353,7 @@ class _Meeting:
         candidate: Side,
         visitor: Visitor,
         clone: frozenset[EventKey],
-        watch: Watch | None,
+        watch: RunObserver | None,
     ) -> None:
         self.reference = reference
         self.candidate = candidate

@@ -71,7 +71,7 @@ def load_instead(module: nn.Module, name: str, value: torch.Tensor) -> Callable[
     return undo
 
 
-def twin(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> Any:
+def copy_model(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> Any:
     """A copy of a model of any kind; offloaded weights stay where they are, for both to load.
 
     Args:
@@ -87,14 +87,14 @@ def twin(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> Any:
     return made
 
 
-def apart_from(reference: nn.Module, candidate: nn.Module) -> nn.Module:
-    """The candidate, or a twin of it where both load weights into modules that they share.
+def unshare_offloaded(reference: nn.Module, candidate: nn.Module) -> nn.Module:
+    """The candidate, or a copy_model of it where both load weights into modules that they share.
 
     The one that is through with a module first would let go of the weights under the other.
     """
     modules = {id(module) for module in reference.modules()}
     if any(id(module) in modules and _offloading(module) for module in candidate.modules()):
-        made: nn.Module = twin(candidate, (*candidate.parameters(), *candidate.buffers()))
+        made: nn.Module = copy_model(candidate, (*candidate.parameters(), *candidate.buffers()))
         return made
     return candidate
 
@@ -148,7 +148,7 @@ def remove_with(model: nn.Module, folder: str) -> None:
     weakref.finalize(_source(model), shutil.rmtree, folder, ignore_errors=True)
 
 
-def tie(model: nn.Module) -> None:
+def index_tied_weights(model: nn.Module) -> None:
     """Lets tied weights be found under each of their names.
 
     Where transformers has to write weights to the folder, it writes one of them.

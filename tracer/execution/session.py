@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
-from tracer.execution.lockstep import EventKey, Outcome, Visitor, Watch, lockstep
-from tracer.execution.offload import apart_from
+from tracer.execution.lockstep import EventKey, Outcome, RunObserver, Visitor, lockstep
+from tracer.execution.offload import unshare_offloaded
 from tracer.execution.pairing import Pairing, pair
 from tracer.execution.standin import Arguments, StandIn
 from tracer.execution.state import module_states_kept, random_state_kept
@@ -38,7 +38,7 @@ class Session:
     ) -> None:
         for side, model in (("reference", reference), ("candidate", candidate)):
             _check_initialised(side, model)
-        candidate = apart_from(reference, candidate)
+        candidate = unshare_offloaded(reference, candidate)
         self.reference = reference
         self.candidate = candidate
         self.pairing = pair(reference, candidate, rename)
@@ -51,7 +51,7 @@ class Session:
             for own, name in included.items()
             if name not in missing[0] and own not in missing[1]
         }
-        self.fits = _fitting(reference, candidate)
+        self.adapt_inputs = _fitting(reference, candidate)
 
     @property
     def given(self) -> Inputs:
@@ -60,7 +60,7 @@ class Session:
         return kwargs or args
 
     def run(
-        self, visitor: Visitor, clone: frozenset[EventKey], watch: Watch | None = None
+        self, visitor: Visitor, clone: frozenset[EventKey], watch: RunObserver | None = None
     ) -> Outcome:
         """Runs both models once, each on its own copy of the inputs."""
         with torch.no_grad(), module_states_kept((self.reference, self.candidate)):
@@ -68,7 +68,7 @@ class Session:
                 self.reference,
                 self.candidate,
                 lambda: self._call(self.reference, _as_it_is),
-                lambda: self._call(self.candidate, self.fits),
+                lambda: self._call(self.candidate, self.adapt_inputs),
                 self.pairs,
                 visitor,
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},

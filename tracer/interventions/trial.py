@@ -1,7 +1,7 @@
 """Counterfactual runs: what if the candidate were given the reference's value here?
 
 An `Experiment` is a visitor that compares as any other, and puts the reference's argument, output
-or parameters in the place of the candidate's at the calls that a `Trial` names. What disagrees
+or parameters instead of the candidate's at the calls that `Replacements` name. What disagrees
 after that was not caused by it.
 """
 
@@ -23,7 +23,7 @@ from tracer.tensors.tolerance import Tolerance
 
 
 @dataclass(frozen=True)
-class Trial:
+class Replacements:
     """What to replace in a run: the same argument of some calls, an output, or parameters.
 
     Attributes:
@@ -54,7 +54,7 @@ class Experiment(Forcing):
     def __init__(
         self,
         tolerance: Tolerance,
-        trial: Trial,
+        trial: Replacements,
         watch: Row | None,
         reference_modules: Mapping[str, nn.Module],
         *,

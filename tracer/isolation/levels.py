@@ -19,7 +19,7 @@ from tracer.errors import UsageError, near_names
 from tracer.execution.pairing import Pairing
 
 
-def choose(level: str, pairing: Pairing) -> frozenset[str] | None:
+def modules_at(level: str, pairing: Pairing) -> frozenset[str] | None:
     """The reference's names of the modules that a level chooses; None for all.
 
     Raises:

@@ -55,7 +55,7 @@ def isolated(
     swapped and one for all of them.
 
     Args:
-        level, chosen: what was asked for, and what `tracer.isolation.levels.choose` made of it.
+        level, chosen: what was asked for, and what `tracer.isolation.levels.modules_at` made of it.
         free: the finished run in which the candidate inherits its errors.
         rerun: runs both models again.
         candidate: may have switches.

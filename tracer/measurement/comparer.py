@@ -209,7 +209,7 @@ class Comparer:
         visible = visible_pair(r, c) if is_mask else None
         difference: Difference | None
         whole: Difference | None = None
-        shown: Difference | None = None
+        unpadded: Difference | None = None
         if visible is not None:
             difference, limit = Difference.of(*visible), 0.0
             agrees = difference.mismatched == 0
@@ -230,10 +230,10 @@ class Comparer:
             if not agrees and not note and r.dim() == 0:
                 note = f"{r.item():.6g}; candidate {c.item():.6g}"
             if not agrees:
-                shown = self._at_visible_positions(record, r, c)
-                if shown is not None and self._tolerance.agrees(shown, r.dtype, c.dtype):
+                unpadded = self._at_visible_positions(record, r, c)
+                if unpadded is not None and self._tolerance.agrees(unpadded, r.dtype, c.dtype):
                     note = _left_out(difference)
-                    difference, agrees = shown, True
+                    difference, agrees = unpadded, True
         row = Row(
             order=self._next(),
             module=record.module,
@@ -246,7 +246,7 @@ class Comparer:
             limit=limit,
             agrees=agrees,
             note=note,
-            shown=shown,
+            unpadded=unpadded,
             sample=self._sampled(path, r, c, whole),
         )
         self._enter(record, row, r, c)
@@ -270,15 +270,15 @@ class Comparer:
             self.left_out += 1
             return
         difference, agrees, note = None, False, f"shape {list(r.shape)}; candidate {list(c.shape)}"
-        shown: Difference | None = None
+        unpadded: Difference | None = None
         if left.shape == right.shape:
             difference, note = left.difference(right), ESTIMATED
             agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
             if not agrees:
-                shown = self._at_visible_positions(record, r, c)
-                if shown is not None and self._tolerance.agrees(shown, r.dtype, c.dtype):
+                unpadded = self._at_visible_positions(record, r, c)
+                if unpadded is not None and self._tolerance.agrees(unpadded, r.dtype, c.dtype):
                     note = f"{_left_out(difference)}; {ESTIMATED}"
-                    difference, agrees = shown, True
+                    difference, agrees = unpadded, True
         row = Row(
             order=self._next(),
             module=record.module,
@@ -291,7 +291,7 @@ class Comparer:
             limit=self._tolerance.limit(r.dtype, c.dtype),
             agrees=agrees,
             note=note,
-            shown=shown,
+            unpadded=unpadded,
         )
         self._enter(record, row, r, c)
 
@@ -498,8 +498,8 @@ def _equal(left: object, right: object) -> bool:
 
 
 def _summary(parts: Mapping[str, object]) -> str:
-    shown = [f"{path} ({describe(value)})" for path, value in list(parts.items())[:3]]
-    return ", ".join(shown) + (", ..." if len(parts) > 3 else "") if shown else "nothing"
+    unpadded = [f"{path} ({describe(value)})" for path, value in list(parts.items())[:3]]
+    return ", ".join(unpadded) + (", ..." if len(parts) > 3 else "") if unpadded else "nothing"
 
 
 def _note(difference: Difference, limit: float) -> str:

@@ -45,7 +45,8 @@ class Row:
         note: what the numbers do not say: other shapes, plain values, masks by meaning.
         input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
             None for an argument, and where none was compared.
-        shown: the statistics without padded positions, where the pair disagrees and some are known.
+        unpadded: the statistics without padded positions, where the pair disagrees and some are
+            known.
         floor: the PEIR that rounding alone makes here; None where that was not measured.
         sample: some of the elements, for an output where these were asked for.
     """
@@ -62,7 +63,7 @@ class Row:
     agrees: bool
     note: str = ""
     input_peir: float | None = None
-    shown: Difference | None = None
+    unpadded: Difference | None = None
     floor: float | None = None
     sample: Sample | None = None
 
@@ -110,7 +111,7 @@ class Row:
 
         Infinite where nothing could be computed, or where one side alone is not finite.
         """
-        difference = self.shown or self.difference
+        difference = self.unpadded or self.difference
         if difference is None or difference.mismatched:
             return math.inf, math.inf
         return difference.peir, difference.relative_l2

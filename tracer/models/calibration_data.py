@@ -18,7 +18,7 @@ import torch
 from tracer.errors import UsageError
 from tracer.models.inputs.images import QUESTIONS, crop, from_images, open_image
 from tracer.models.inputs.synthetic import image_and_text
-from tracer.models.inputs.text import Request, encode, random_tokens
+from tracer.models.inputs.text import InputSpec, random_tokens, tokenize
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _written(loaded: "Loaded", count: int, length: int, seed: int) -> torch.Tens
 
 
 def _of_photos(
-    processor: "Processor", request: Request, count: int, file: Path | None, seed: int
+    processor: "Processor", request: InputSpec, count: int, file: Path | None, seed: int
 ) -> tuple[list[dict[str, torch.Tensor]], str]:
     prompts = list(QUESTIONS) if file is None else _passages(file)
     generator = torch.Generator().manual_seed(seed)
@@ -160,7 +160,7 @@ def _windows(loaded: "Loaded", file: Path, length: int) -> torch.Tensor:
             f"{loaded.name} has no tokenizer, so the text {file} cannot calibrate it; without a "
             "text, random tokens are used"
         )
-    ids = encode(loaded.tokenizer, _read(file))
+    ids = tokenize(loaded.tokenizer, _read(file))
     if len(ids) < length:
         raise UsageError(
             f"the calibration text {file} has {len(ids)} tokens: one sequence takes {length}"

@@ -15,8 +15,8 @@ from torch import nn
 from tracer.choices import CANDIDATES, NEED_WRAPPERS
 from tracer.errors import UsageError
 from tracer.execution.offload import (
+    copy_model,
     execution_device,
-    twin,
 )
 from tracer.execution.stepping import Stepping
 from tracer.execution.stepping import decode_step as decode_step
@@ -170,7 +170,7 @@ def candidate(
 def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
     model = loaded.model
     if kind in FLOAT_DTYPES:
-        return cast(twin(model), FLOAT_DTYPES[kind])
+        return cast(copy_model(model), FLOAT_DTYPES[kind])
     if kind in ("sdpa", "eager"):
         other = share_parameters(model)
         set_attention(other, kind, loaded.name)
@@ -194,7 +194,7 @@ def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
 
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of a model that holds the same parameters and buffers, and a config of its own."""
-    made: nn.Module = twin(model, shared=(*model.parameters(), *model.buffers()))
+    made: nn.Module = copy_model(model, shared=(*model.parameters(), *model.buffers()))
     return made
 
 

@@ -25,9 +25,9 @@ from tracer.errors import InputError, UsageError, near_names
 from tracer.execution.offload import (
     compute_on,
     from_disk,
+    index_tied_weights,
     is_offloaded,
     remove_with,
-    tie,
     weights_folder,
 )
 from tracer.execution.stepping import Stepping as Stepping
@@ -41,7 +41,7 @@ from tracer.models.checkpoints import load_pretrained, load_tokenizer
 from tracer.models.inputs.images import from_images, open_image
 from tracer.models.inputs.processors import Processor, check_processor, load_processor, tokens_of
 from tracer.models.inputs.synthetic import image_and_text
-from tracer.models.inputs.text import Made, Request, check, from_text, read
+from tracer.models.inputs.text import GeneratedInputs, InputSpec, check, from_text, read
 from tracer.models.locate import check_hub, check_offload, factory_of, locate, locate_processor
 from tracer.text import brief, listed
 
@@ -76,7 +76,7 @@ class Loaded:
     tokenizer: "PreTrainedTokenizerBase | None" = None
     notes: tuple[str, ...] = ()
     processor: "Processor | None" = None
-    request: Request | None = None
+    request: InputSpec | None = None
     offload: bool | str | Path = False
 
 
@@ -133,7 +133,7 @@ def load(
         ModelLoadError: nothing of that name, a broken checkpoint, or one that lacks weights.
         InputError: inputs that the model cannot take.
     """
-    request = Request(
+    request = InputSpec(
         prompt,
         sequence_length,
         batch,
@@ -144,7 +144,7 @@ def load(
         frames=video,
     )
     makes = processor is not None and str(name_or_path) not in WITH_VOCABULARY
-    if inputs is not None and (makes or request != Request(seed=seed, padding=padding)):
+    if inputs is not None and (makes or request != InputSpec(seed=seed, padding=padding)):
         raise UsageError(
             "inputs that are given exclude a prompt, a sequence length and a batch size, images, "
             "a processor and a video: these describe inputs that are made"
@@ -201,7 +201,7 @@ def load(
 
 def _load_built(
     name: str,
-    request: Request,
+    request: InputSpec,
     given: dict[str, Any] | None,
     device: torch.device,
     dtype: torch.dtype | None,
@@ -211,7 +211,7 @@ def _load_built(
     model = built.model if dtype is None else cast(built.model, dtype)
     made, description = given, f"given: {listed(list(given or ()))}"
     if made is None and built.inputs is not None:
-        if request != Request(seed=request.seed):
+        if request != InputSpec(seed=request.seed):
             raise UsageError(f"{name} makes its own inputs: leave out what describes others")
         made = {key: cast_float(tensor, dtype) for key, tensor in built.inputs.items()}
         description = f"of {name}: {listed(list(made))}"
@@ -301,7 +301,7 @@ def _on_disk(
         model, notes = build(offload_folder=folder)
         if not is_offloaded(model):
             from_disk(model, folder, device)
-        tie(model)
+        index_tied_weights(model)
         compute_on(model, device)
         remove_with(model, folder)
     return model, (*notes, "the weights lie on disk, and are loaded module by module")
@@ -330,9 +330,9 @@ def _make(
     model: nn.Module,
     tokenizer: "PreTrainedTokenizerBase | None",
     processor: "Processor | None",
-    request: Request,
+    request: InputSpec,
     images: "Sequence[Image]",
-) -> Made:
+) -> GeneratedInputs:
     if images and processor is not None:
         return from_images(processor, request, images)
     if _takes_images(model) and (request.prompt is None or request.frames is not None):

@@ -201,8 +201,10 @@ class CausalAttention(QuantModule):
             "keep_weights": calibrating or self._eager,
         }
 
-    def _rope_point(self, states: str, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
-        return self._quantize(x, f"{states}_{name}", owned=owned)
+    def _rope_point(
+        self, states: str, x: Tensor, name: str, *, may_overwrite: bool = False
+    ) -> Tensor:
+        return self._quantize(x, f"{states}_{name}", may_overwrite=may_overwrite)
 
 
 class HeadByHeadAttention(CausalAttention):
@@ -243,7 +245,7 @@ class HeadByHeadAttention(CausalAttention):
         rotate_k = partial(self._rope_point, "k")
         queries = [rotate(head, cos, sin, swap, rotate_q) for head in self._heads(query)]
         keys = [rotate(head, cos, sin, swap, rotate_k) for head in self._heads(key)]
-        keys = [self._quantize(head, "new_k", owned=True) for head in keys]
+        keys = [self._quantize(head, "new_k", may_overwrite=True) for head in keys]
         values = [self._quantize(head, "new_v") for head in self._heads(value)]
         if cache is None:
             keys = [self._quantize(head, "present_key") for head in keys]
@@ -314,7 +316,7 @@ class BatchedAttention(CausalAttention):
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         query = self._rotate(query, cos, sin, "q")
         key = self._rotate(key, cos, sin, "k")
-        key = self._quantize(key, "new_k", owned=True)
+        key = self._quantize(key, "new_k", may_overwrite=True)
         value = self._quantize(value, "new_v")
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)

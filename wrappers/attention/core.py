@@ -86,8 +86,8 @@ def attend_batched(
         if not fold:
             return _scaled(logits, scale, quantize, in_place)
         if not by_blocks:
-            quantize(logits / scale, "logits_raw", owned=True)
-        return quantize(logits, "logits", owned=True)
+            quantize(logits / scale, "logits_raw", may_overwrite=True)
+        return quantize(logits, "logits", may_overwrite=True)
 
     def softmax(logits: Tensor, mask: Tensor | None, in_place: bool) -> Tensor:
         return _masked_softmax(factor(logits, in_place), mask, observed_masks, quantize, in_place)
@@ -103,7 +103,7 @@ def attend_batched(
         weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
         weights = functional.dropout(weights, dropout) if dropout else weights
         output = torch.matmul(weights.view(*grouped.shape[:3], key.shape[2]), value)
-        output = quantize(output.view(query.shape), "attn_out", owned=True)
+        output = quantize(output.view(query.shape), "attn_out", may_overwrite=True)
         return output.transpose(1, 2), weights
 
     in_parts = by_blocks and not (keep_weights or dropout or _wants_graph(query, key, value))
@@ -118,8 +118,8 @@ def attend_batched(
         output, weights = attend(query, key, value, mask)
         output = output.reshape(batch, query_length, heads * head_dim)
         return AttentionResult(
-            output=quantize(output, "attn_out_h", owned=True),
-            weights=quantize(weights, "attn_weights", owned=True) if keep_weights else None,
+            output=quantize(output, "attn_out_h", may_overwrite=True),
+            weights=quantize(weights, "attn_weights", may_overwrite=True) if keep_weights else None,
         )
     groups = heads // kv_heads
     part = max(tiling.QUERY_ELEMENTS // (batch * groups * key_length), tiling.LEAST_QUERIES)
@@ -137,7 +137,7 @@ def attend_batched(
             output[:, rows, served], _ = attend(
                 query[:, served, rows], one_key, one_value, row_mask
             )
-    output = quantize(output.flatten(2), "attn_out_h", owned=True)
+    output = quantize(output.flatten(2), "attn_out_h", may_overwrite=True)
     return AttentionResult(output, weights=None)
 
 
@@ -188,13 +188,13 @@ def attend_by_head(
         weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
         weights = functional.dropout(weights, dropout) if dropout else weights
         output = torch.bmm(weights, values[head // groups])
-        outputs.append(quantize(output, "attn_out", owned=True))
+        outputs.append(quantize(output, "attn_out", may_overwrite=True))
         if keep_weights:
             kept.append(weights)
-    output = quantize(torch.cat(outputs, dim=-1), "attn_out_h", owned=True)
+    output = quantize(torch.cat(outputs, dim=-1), "attn_out_h", may_overwrite=True)
     if not keep_weights:
         return AttentionResult(output, weights=None)
-    weights = quantize(torch.stack(kept, dim=1), "attn_weights", owned=True)
+    weights = quantize(torch.stack(kept, dim=1), "attn_weights", may_overwrite=True)
     return AttentionResult(output, weights)
 
 
@@ -206,9 +206,9 @@ def _scale(scaling: float, query: Tensor, quantize: Quantize) -> Tensor:
 
 def _scaled(logits: Tensor, scale: Tensor | None, quantize: Quantize, in_place: bool) -> Tensor:
     if scale is not None:
-        logits = quantize(logits, "logits_raw", owned=True)
+        logits = quantize(logits, "logits_raw", may_overwrite=True)
         logits = logits.mul_(scale) if in_place else logits * scale
-    return quantize(logits, "logits", owned=True)
+    return quantize(logits, "logits", may_overwrite=True)
 
 
 def _masked_softmax(
@@ -224,10 +224,10 @@ def _masked_softmax(
     if observed_masks:
         quantize(torch.cat([logits + observed for observed in observed_masks]), "mask_add")
     elif mask is not None:
-        masked = quantize(masked, "mask_add", owned=True)
+        masked = quantize(masked, "mask_add", may_overwrite=True)
     # In float32 for any dtype, as transformers' eager attention.
     weights = functional.softmax(masked, dim=-1, dtype=torch.float32).to(logits.dtype)
-    return quantize(weights, "softmax", owned=True)
+    return quantize(weights, "softmax", may_overwrite=True)
 
 
 def _apply(

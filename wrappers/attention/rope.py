@@ -42,10 +42,10 @@ def rotate(
     # Slices rather than chunk: one exporter's split operator rotated wrongly.
     x1 = quantize(x[..., :half], "x1")
     x2 = quantize(x[..., half:], "x2")
-    swapped = quantize(rotate_half(x1, x2), "cat", owned=True)
-    along = quantize(x * cos, "cos", owned=True)
-    across = quantize(swapped * sin, "sin", owned=True)
-    return quantize(along + across, "rot", owned=True)
+    swapped = quantize(rotate_half(x1, x2), "cat", may_overwrite=True)
+    along = quantize(x * cos, "cos", may_overwrite=True)
+    across = quantize(swapped * sin, "sin", may_overwrite=True)
+    return quantize(along + across, "rot", may_overwrite=True)
 
 
 def swap(x1: Tensor, x2: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def negate_and_swap_observed(quantize: Quantize) -> RotateHalf:
     """Returns `negate_and_swap` with the point neg on the half that is negated."""
 
     def rotate_half(x1: Tensor, x2: Tensor) -> Tensor:
-        return torch.cat((quantize(-x2, "neg", owned=True), x1), dim=-1)
+        return torch.cat((quantize(-x2, "neg", may_overwrite=True), x1), dim=-1)
 
     return rotate_half
 

@@ -55,7 +55,7 @@ def visible_spans(mask: Tensor, logits: Tensor, quantize: Quantize) -> list[slic
     best = mask.amax(dim=-1).amin()
     if not best > hidden:
         return None  # a query that sees nothing but hidden keys looks at all of them
-    low, high = quantize(logits + torch.stack([best, hidden]), "mask_add", owned=True)
+    low, high = quantize(logits + torch.stack([best, hidden]), "mask_add", may_overwrite=True)
     if not high - low <= WEIGHS_NOTHING:  # NaN included
         return None
     keys = [part.nonzero() for part in shown > hidden]

@@ -11,7 +11,7 @@ in its forward:
 
         def forward(self, input):
             x = self._quantize(input, "act_in")
-            return self._quantize(F.relu(x), "act_out", owned=True)
+            return self._quantize(F.relu(x), "act_out", may_overwrite=True)
 
 The float class's `__init__` never runs: `from_float` takes the state of an existing module along,
 by reference. So a wrapper is an instance of the float class with its names and its parameters.
@@ -113,21 +113,21 @@ class QuantModule(nn.Module):
         except ConfigError as error:
             raise ConfigError(f"{self._scope()}: {error}") from error
 
-    def _quantize(self, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+    def _quantize(self, x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
         """Pass `x` through the point `name`, whatever the mode.
 
         Args:
             x: the tensor at that point.
             name: the point.
-            owned: `x` was just computed here and nobody else holds it or a view of it (so it is
-                no argument, no parameter and no output of a child): it may be overwritten.
+            may_overwrite: `x` was just computed here and nobody else holds it or a view of it: it
+                is no argument, no parameter and no output of a child.
         """
         point = self._point(name)
         if self._mode is Mode.QUANT:
             if point.off:
                 return x
             keep = point.parameter is not None and not is_offloaded(self)
-            return point.fake_quantize(x, owned=owned, keep=keep)
+            return point.fake_quantize(x, may_overwrite=may_overwrite, keep=keep)
         if self._mode is Mode.CALIBRATE and point.parameter is None:
             point.observer.observe(x)
         return x

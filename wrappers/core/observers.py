@@ -34,8 +34,8 @@ from wrappers.numerics.microscaling import MXQuantizer
 class Quantizer(Protocol):
     """What a frozen observer leaves behind."""
 
-    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
-        """`x` rounded to what the codes can represent; written into `x` if `owned` allows."""
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
+        """`x` rounded to what the codes can represent; written into `x` if that is allowed."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Quantizer(Protocol):
 class IdentityQuantizer:
     """Changes nothing."""
 
-    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
         """`x` itself."""
         return x
 

@@ -140,13 +140,15 @@ class QuantPoint:
             self.quantizer = None
         self.forget_result()
 
-    def fake_quantize(self, x: Tensor, *, owned: bool, keep: bool = True) -> Tensor:
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool, keep: bool = True) -> Tensor:
         """`x` fake-quantised; of a parameter, the same tensor until the parameter changes, unless
         it is not to be kept."""
         if self.quantizer is None:
             raise ModeError(f"the point {self.name!r} has no quantisation parameters yet")
         if self.parameter is None or not keep or not _can_cache(x):
-            return self.quantizer.fake_quantize(x, owned=owned and self.parameter is None)
+            return self.quantizer.fake_quantize(
+                x, may_overwrite=may_overwrite and self.parameter is None
+            )
         if self._cache is None or not self._cache.is_of(x, self.quantizer):
             result = self.quantizer.fake_quantize(x)
             self._cache = _QuantizedParameter(x, x._version, x.data_ptr(), self.quantizer, result)
@@ -216,12 +218,12 @@ def _can_cache(x: Tensor) -> bool:
 class Quantize(Protocol):
     """What arithmetic calls at each of its quantization points."""
 
-    def __call__(self, x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
         """Returns the tensor to go on with.
 
         Args:
             x: the tensor at the point.
             name: the point.
-            owned: nobody else needs `x`, so it may be overwritten.
+            may_overwrite: nobody else needs `x`, so it may be overwritten.
         """
         ...

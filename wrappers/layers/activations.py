@@ -25,7 +25,7 @@ class Activation(QuantModule):
     def forward(self, input: Tensor) -> Tensor:
         """[...] to the same."""
         x = self._quantize(input, "act_in")
-        output: Tensor = self._quantize(super().forward(x), "act_out", owned=True)
+        output: Tensor = self._quantize(super().forward(x), "act_out", may_overwrite=True)
         return input.copy_(output) if self.inplace else output
 
 
@@ -84,9 +84,9 @@ class SiLU(Activation):
     def forward(self, input: Tensor) -> Tensor:
         """[...] to the same."""
         x = self._quantize(input, "act_in")
-        sigmoid = self._quantize(torch.sigmoid(x), "sigmoid", owned=True)
-        product = self._quantize(x * sigmoid, "mul", owned=True)
-        output = self._quantize(product, "act_out", owned=True)
+        sigmoid = self._quantize(torch.sigmoid(x), "sigmoid", may_overwrite=True)
+        product = self._quantize(x * sigmoid, "mul", may_overwrite=True)
+        output = self._quantize(product, "act_out", may_overwrite=True)
         return input.copy_(output) if self.inplace else output
 
 

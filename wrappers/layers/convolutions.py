@@ -17,7 +17,9 @@ class QuantConv2d(WeightedLayer, nn.Conv2d):
         """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
         x = self._quantize(input, "act_in")
         weight = self._quantize(self.weight, "weight")
-        return self._quantize(self._conv_forward(x, weight, self.bias), "act_out", owned=True)
+        return self._quantize(
+            self._conv_forward(x, weight, self.bias), "act_out", may_overwrite=True
+        )
 
 
 @register(nn.Conv3d)
@@ -28,4 +30,6 @@ class QuantConv3d(WeightedLayer, nn.Conv3d):
         """[batch, in_channels, time, height, width] to [batch, out_channels, time', ...]."""
         x = self._quantize(input, "act_in")
         weight = self._quantize(self.weight, "weight")
-        return self._quantize(self._conv_forward(x, weight, self.bias), "act_out", owned=True)
+        return self._quantize(
+            self._conv_forward(x, weight, self.bias), "act_out", may_overwrite=True
+        )

@@ -35,7 +35,9 @@ class GatedMLP(QuantModule):
         """[..., hidden] to [..., hidden]."""
         x = self._quantize(x, "act_in")
         product = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
-        output: Tensor = self.down_proj(self._quantize(product, self.product_point, owned=True))
+        output: Tensor = self.down_proj(
+            self._quantize(product, self.product_point, may_overwrite=True)
+        )
         return output
 
 
@@ -60,9 +62,9 @@ class DecoderLayer(QuantModule):
         """
         after_attention, after_mlp = self.residual_points
         attended = attend(self.input_layernorm(hidden_states))
-        residual = self._quantize(hidden_states + attended, after_attention, owned=True)
+        residual = self._quantize(hidden_states + attended, after_attention, may_overwrite=True)
         transformed = self.mlp(self.post_attention_layernorm(residual))
-        return self._quantize(residual + transformed, after_mlp, owned=True)
+        return self._quantize(residual + transformed, after_mlp, may_overwrite=True)
 
     def _attend(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
         attended: Tensor

@@ -30,7 +30,7 @@ class QuantLinear(ScaledOutput, WeightedLayer, nn.Linear):
         """[..., in_features] to [..., out_features]."""
         x = self._quantize(input, "act_in")
         weight = self._quantize(self.weight, "weight")
-        return self._quantize(F.linear(x, weight, self.bias), "act_out", owned=True)
+        return self._quantize(F.linear(x, weight, self.bias), "act_out", may_overwrite=True)
 
 
 @register(nn.Embedding)
@@ -52,4 +52,4 @@ class QuantEmbedding(QuantModule, nn.Embedding):
             self.scale_grad_by_freq,
             self.sparse,
         )
-        return self._quantize(output, "act_out", owned=True)
+        return self._quantize(output, "act_out", may_overwrite=True)

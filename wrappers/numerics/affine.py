@@ -81,9 +81,9 @@ class AffineQParams:
             object.__setattr__(self, "_low", self.dtype.qmin - self._zero_point)
             object.__setattr__(self, "_high", self.dtype.qmax - self._zero_point)
 
-    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
         """`fake_quantize` with these parameters."""
-        return fake_quantize(x, self, owned=owned)
+        return fake_quantize(x, self, may_overwrite=may_overwrite)
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values that `wrappers.core.observers.quantizer_from_state` reads."""
@@ -174,7 +174,7 @@ def dequantize(codes: Tensor, qparams: AffineQParams) -> Tensor:
     return (codes - zero_point).to(torch.float32) * scale
 
 
-def fake_quantize(x: Tensor, qparams: AffineQParams, *, owned: bool = False) -> Tensor:
+def fake_quantize(x: Tensor, qparams: AffineQParams, *, may_overwrite: bool = False) -> Tensor:
     """Quantise and dequantise: `x` rounded to what the codes can represent.
 
     Bit for bit torch's own fake-quantise operators. Those are used where it matters that they
@@ -184,7 +184,7 @@ def fake_quantize(x: Tensor, qparams: AffineQParams, *, owned: bool = False) -> 
     Args:
         x: floating point, any shape and strides.
         qparams: scale and zero point.
-        owned: nobody else holds `x`: the result may be written into it.
+        may_overwrite: nobody else holds `x`: the result may be written into it.
 
     Returns:
         A tensor of the shape and dtype of `x`; `x` itself when it was overwritten.
@@ -206,11 +206,13 @@ def fake_quantize(x: Tensor, qparams: AffineQParams, *, owned: bool = False) -> 
             x, qparams._scale, qparams._zero_point, dtype.qmin, dtype.qmax
         )
     if x.numel() > CHUNK:
-        return _fake_quantize_in_chunks(x, qparams, owned=owned)
+        return _fake_quantize_in_chunks(x, qparams, may_overwrite=may_overwrite)
     if x.dtype is not torch.float32:
         return _round_to_codes(x.to(torch.float32).mul_(qparams._inverse), qparams).to(x.dtype)
     # An expanded tensor has several elements in one place: it cannot be written into.
-    scaled = x.mul_(qparams._inverse) if owned and x.is_contiguous() else x * qparams._inverse
+    scaled = (
+        x.mul_(qparams._inverse) if may_overwrite and x.is_contiguous() else x * qparams._inverse
+    )
     return _round_to_codes(scaled, qparams)
 
 
@@ -238,12 +240,12 @@ def _round_to_codes(work: Tensor, qparams: AffineQParams) -> Tensor:
 _ZERO = torch.zeros(())
 
 
-def _fake_quantize_in_chunks(x: Tensor, qparams: AffineQParams, *, owned: bool) -> Tensor:
+def _fake_quantize_in_chunks(x: Tensor, qparams: AffineQParams, *, may_overwrite: bool) -> Tensor:
     # Elements in the order of memory, so that a transposed tensor is walked as it lies.
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     source = x.permute(order)
     flat = source.is_contiguous()
-    if owned and flat:
+    if may_overwrite and flat:
         result, target = x, source
     else:
         target = torch.empty(source.shape, dtype=x.dtype)

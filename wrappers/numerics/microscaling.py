@@ -76,7 +76,7 @@ class MXQuantizer:
         if not _is_integer(self.axis):
             raise ConfigError(f"axis must be an integer, not {self.axis!r}")
 
-    def fake_quantize(self, x: Tensor, *, owned: bool = False) -> Tensor:
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
         """`microscale` with these settings; never written into `x`. No gradient passes."""
         return microscale(x, self.element, block_size=self.block_size, axis=self.axis)
 

@@ -20,11 +20,11 @@ BATCHED_POINTS = [
 ]
 
 
-def unchanged(x, point, *, owned=False):
+def unchanged(x, point, *, may_overwrite=False):
     return x
 
 
-def round_to_eighths(x, point, *, owned=False):
+def round_to_eighths(x, point, *, may_overwrite=False):
     return torch.round(x * 8) / 8
 
 
@@ -121,7 +121,7 @@ def test_no_mask_equals_a_mask_that_hides_nothing_without_its_point(attend, dtyp
     q, k, v, mask = example(dtype=dtype)
     points = []
 
-    def record(x, point, *, owned=False):
+    def record(x, point, *, may_overwrite=False):
         points.append(point)
         return round_to_eighths(x, point)
 
@@ -140,7 +140,7 @@ def test_without_a_mask_points_see_whole_tensors_only_if_asked(attend, monkeypat
     rows = {True: set(), False: set()}
     for whole, seen in rows.items():
 
-        def record(x, point, *, owned=False, seen=seen):
+        def record(x, point, *, may_overwrite=False, seen=seen):
             if point == "softmax":
                 seen.add(x.shape[-2])
             return x
@@ -175,7 +175,7 @@ def test_batched_reaches_every_point_once_with_whole_tensors():
     q, k, v, mask = example()
     shapes = {}
 
-    def record(x, point, *, owned=False):
+    def record(x, point, *, may_overwrite=False):
         assert point not in shapes
         shapes[point] = tuple(x.shape)
         return x
@@ -217,7 +217,7 @@ def in_spans(monkeypatch):
 def sizes_of_softmax(quantize=unchanged):
     sizes = []
 
-    def record(x, point, *, owned=False):
+    def record(x, point, *, may_overwrite=False):
         if point == "softmax":
             sizes.append(x.shape[-1])
         return quantize(x, point)
@@ -260,7 +260,7 @@ def test_keys_are_looked_at_where_a_quantised_mask_leaks(monkeypatch):
     q, k, v, _ = example(query=9, key=11)
     in_spans(monkeypatch)
 
-    def clipped(x, point, *, owned=False):
+    def clipped(x, point, *, may_overwrite=False):
         return x.clamp(min=-20.0) if point == "mask_add" else x
 
     sizes, record = sizes_of_softmax(clipped)
@@ -285,7 +285,7 @@ def test_the_factor_on_the_queries_gives_the_same(dtype):
     q, k, v, mask = example(dtype=dtype)
     seen = {}
 
-    def record(x, point, *, owned=False):
+    def record(x, point, *, may_overwrite=False):
         seen.setdefault(point, x.clone())
         return x
 
@@ -308,7 +308,7 @@ def test_by_head_reaches_the_points_of_each_head(folded):
     q, k, v, mask = example()
     points = []
 
-    def record(x, point, *, owned=False):
+    def record(x, point, *, may_overwrite=False):
         points.append((point, tuple(x.shape)))
         return x
 
@@ -326,7 +326,7 @@ def test_by_head_reaches_the_points_of_each_head(folded):
 def test_unwanted_weights_are_neither_kept_nor_quantised(attend):
     points = []
 
-    def record(x, point, *, owned=False):
+    def record(x, point, *, may_overwrite=False):
         points.append(point)
         return x
 
@@ -339,7 +339,7 @@ def test_unwanted_weights_are_neither_kept_nor_quantised(attend):
 def test_a_point_replaces_what_goes_on(attend):
     q, k, v, mask = example()
 
-    def flat(x, point, *, owned=False):
+    def flat(x, point, *, may_overwrite=False):
         return torch.full_like(x, 1 / 7) if point == "softmax" else x
 
     result = attend(q, k, v, mask, 0.3, quantize=flat)

@@ -17,7 +17,7 @@ from wrappers.attention.rope import (
 POINTS = ["x1", "x2", "cat", "cos", "sin", "rot"]
 
 
-def unchanged(x, point, *, owned=False):
+def unchanged(x, point, *, may_overwrite=False):
     return x
 
 
@@ -75,7 +75,7 @@ def test_every_point_is_reached_once_in_order_and_its_result_is_used(rotate_half
     x, cos, sin = torch.randn(1, 2, 4), torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     reached = []
 
-    def record(value, point, *, owned=False):
+    def record(value, point, *, may_overwrite=False):
         reached.append((point, value))
         return value.double() * 0 + 1 if point == "rot" else value
 
@@ -93,7 +93,7 @@ def test_the_negated_half_can_have_a_point_of_its_own():
     x, cos, sin = torch.randn(1, 2, 4), torch.randn(1, 2, 4), torch.randn(1, 2, 4)
     reached = {}
 
-    def record(value, point, *, owned=False):
+    def record(value, point, *, may_overwrite=False):
         reached[point] = value
         return value
 
@@ -102,7 +102,7 @@ def test_the_negated_half_can_have_a_point_of_its_own():
     assert torch.equal(reached["neg"], -x[..., 2:])
     assert torch.equal(rotated, rotate(x, cos, sin, negate_and_swap, unchanged))
 
-    def flat(value, point, *, owned=False):
+    def flat(value, point, *, may_overwrite=False):
         return torch.ones_like(value) if point == "neg" else value
 
     flattened = rotate(x, cos, sin, negate_and_swap_observed(flat), unchanged)

@@ -11,7 +11,7 @@ import greenlet
 import pytest
 
 from tracer.debugger import prompt
-from tracer.debugger.prompt import Ended, Prompt, choose, in_builtins
+from tracer.debugger.prompt import Ended, Prompt, choose_debugger, in_builtins
 from tracer.errors import UsageError
 
 
@@ -41,66 +41,66 @@ def no_ipdb(monkeypatch) -> None:
 
 class TestChoice:
     def test_ipdb_in_a_terminal(self, streams) -> None:
-        assert choose().kind == "ipdb"
-        assert choose().opens
+        assert choose_debugger().kind == "ipdb"
+        assert choose_debugger().opens
 
     def test_pdb_elsewhere(self, streams) -> None:
         streams.stdin = io.StringIO()
-        assert choose().kind == "pdb"
+        assert choose_debugger().kind == "pdb"
 
     def test_pdb_where_the_output_is_read_by_a_program(self, streams) -> None:
         streams.stdout = io.StringIO()
-        assert choose().kind == "pdb"
+        assert choose_debugger().kind == "pdb"
 
     def test_pdb_without_ipdb(self, streams, no_ipdb) -> None:
-        choice = choose()
+        choice = choose_debugger()
         assert choice.kind == "pdb"
         assert "pip install ipdb" in choice.note
 
     def test_what_is_asked_for(self, streams, monkeypatch) -> None:
         monkeypatch.setenv("PYTHONBREAKPOINT", "ipdb.set_trace")
-        assert choose("pdb").kind == "pdb"
-        assert choose().kind == "ipdb"
+        assert choose_debugger("pdb").kind == "pdb"
+        assert choose_debugger().kind == "ipdb"
         monkeypatch.setenv("PYTHONBREAKPOINT", "pdb.set_trace")
-        assert choose().kind == "pdb"
-        assert choose("ipdb").kind == "ipdb"
+        assert choose_debugger().kind == "pdb"
+        assert choose_debugger("ipdb").kind == "ipdb"
 
     def test_ipdb_that_is_not_installed(self, streams, no_ipdb, monkeypatch) -> None:
         with pytest.raises(UsageError, match="pip install ipdb"):
-            choose("ipdb")
+            choose_debugger("ipdb")
         monkeypatch.setenv("PYTHONBREAKPOINT", "ipdb.set_trace")
         with pytest.raises(UsageError, match="pip install ipdb"):
-            choose()
+            choose_debugger()
 
     def test_none(self, streams, monkeypatch) -> None:
         monkeypatch.setenv("PYTHONBREAKPOINT", "0")
-        assert not choose().opens
-        assert not choose("pdb").opens
-        assert "PYTHONBREAKPOINT is 0" in choose().note
+        assert not choose_debugger().opens
+        assert not choose_debugger("pdb").opens
+        assert "PYTHONBREAKPOINT is 0" in choose_debugger().note
 
     def test_another_function(self, streams, monkeypatch) -> None:
         monkeypatch.setenv("PYTHONBREAKPOINT", "os.getcwd")
-        assert choose().hook is __import__("os").getcwd
+        assert choose_debugger().hook is __import__("os").getcwd
         monkeypatch.setenv("PYTHONBREAKPOINT", "print")
-        assert choose().hook is print
+        assert choose_debugger().hook is print
 
     @pytest.mark.parametrize("path", ["nowhere.at_all", "os.no_such_function", "no_builtin"])
     def test_a_function_that_is_not_there(self, streams, monkeypatch, path: str) -> None:
         monkeypatch.setenv("PYTHONBREAKPOINT", path)
         with pytest.raises(UsageError, match=f"PYTHONBREAKPOINT is '{path}', which cannot be impo"):
-            choose()
+            choose_debugger()
 
     def test_under_ci(self, streams, monkeypatch) -> None:
         monkeypatch.setenv("CI", "true")
-        assert choose().kind == "ipdb"  # somebody sits there
+        assert choose_debugger().kind == "ipdb"  # somebody sits there
         streams.stdin = io.StringIO()
         with pytest.raises(UsageError, match="CI is set and standard input is no terminal"):
-            choose()
+            choose_debugger()
         streams.stdin = None
         with pytest.raises(UsageError, match="no terminal"):
-            choose("pdb")
+            choose_debugger("pdb")
         monkeypatch.setenv("CI", "false")
-        assert choose("pdb").kind == "pdb"
+        assert choose_debugger("pdb").kind == "pdb"
 
 
 class TestNames:
@@ -149,7 +149,9 @@ class TestPrompt:
             one, two = greenlet.greenlet(outer), greenlet.greenlet(other)
             assert one.switch() == "helper"
             two.switch()
-            box = Prompt(choose("pdb"), lambda frame: frame.f_code.co_name == hidden, around)
+            box = Prompt(
+                choose_debugger("pdb"), lambda frame: frame.f_code.co_name == hidden, around
+            )
             traces = sys.gettrace(), greenlet.gettrace()
             result: object = None
             try:

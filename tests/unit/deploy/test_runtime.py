@@ -56,7 +56,7 @@ def with_hole(length):
     return mask
 
 
-class Watch:
+class RunObserver:
     """Keeps what each step of a decode model was given.
 
     Attributes:
@@ -138,7 +138,7 @@ class TestGreedy:
     def test_one_token_takes_no_step(self):
         model = tiny()
         prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
-        watch = Watch(decode)
+        watch = RunObserver(decode)
         found = Runtime(prefill, decode, capacity=6).generate(tokens(2, 6), max_new_tokens=1)
         assert torch.equal(found, generated(model, tokens(2, 6), max_new_tokens=1))
         assert not watch.shapes
@@ -146,7 +146,7 @@ class TestGreedy:
     def test_needs_no_gradients_and_leaves_none(self):
         model = tiny()
         decode = wrap(model, "decode")
-        watch = Watch(decode)
+        watch = RunObserver(decode)
         Runtime(model, decode, capacity=9).generate(tokens(2, 6), max_new_tokens=3)
         assert not any(states.requires_grad for pair in watch.past.values() for states in pair)
         assert torch.is_grad_enabled()
@@ -239,7 +239,7 @@ class TestStaticShapes:
     def test_every_step_has_the_same_shapes_and_buffers(self, pair):
         model = tiny()
         generator = runtime(model, pair, capacity=20)
-        watch = Watch(generator.decode)
+        watch = RunObserver(generator.decode)
         generator.generate(tokens(3, 8), padding(3, 8, "left"), max_new_tokens=10)
         assert len(watch.shapes) == 9
         assert all(shapes == watch.shapes[0] for shapes in watch.shapes)
@@ -254,7 +254,7 @@ class TestStaticShapes:
     def test_the_cache_holds_what_the_float_model_has_of_all_tokens(self, pair):
         model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
         generator = runtime(model, pair, capacity=20)
-        watch = Watch(generator.decode)
+        watch = RunObserver(generator.decode)
         new = generator.generate(ids, mask, max_new_tokens=6)
         factor = 1.0 if pair == "float" else 8**-0.5
         for row in range(3):
@@ -489,7 +489,7 @@ class TestRealModels:
         model = real_model(shared_data, "stories260K", "sdpa").to(torch.bfloat16)
         ids, mask = real_text(shared_data, "stories260K", 48).view(2, 24), padding(2, 24, "right")
         generator = runtime(model, pair, capacity=88)
-        watch = Watch(generator.decode)
+        watch = RunObserver(generator.decode)
         found = generator.generate(ids, mask, max_new_tokens=64)
         assert {states.dtype for both in watch.past.values() for states in both} == {torch.bfloat16}
         # Two ways of computing take another token where two are as likely, up to rounding.

@@ -21,7 +21,13 @@ from tracer.cli import main
 from tracer.diagnosis.parameters import changed_parameters
 from tracer.errors import ModelLoadError, UsageError
 from tracer.execution.hooks import Call, Phase, definition
-from tracer.execution.offload import execution_device, is_offloaded, lacks_values, twin, value_of
+from tracer.execution.offload import (
+    copy_model,
+    execution_device,
+    is_offloaded,
+    lacks_values,
+    value_of,
+)
 from tracer.execution.pairing import pair
 from tracer.execution.session import run_alone
 from tracer.interventions.exchange import exchange
@@ -277,7 +283,7 @@ class TestDispatchedByTheUser:
         left = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
         right = nn.Module()
         right.last, right.first = left[2], left[0]
-        left, right = twin(left), twin(right)
+        left, right = copy_model(left), copy_model(right)
         names = pair(left, right).pairs
         assert (names["first"], names["last"]) == ("0", "2")
         device = torch.device("cpu")
@@ -329,7 +335,7 @@ class TestParameters:
 
     def test_a_twin_has_its_own_calls(self) -> None:
         model = in_memory(make_llama(), Path())
-        other = models.cast(twin(model), torch.float64)
+        other = models.cast(copy_model(model), torch.float64)
         with torch.no_grad():
             assert other(**INPUTS).logits.dtype == torch.float64
             assert torch.equal(model(**INPUTS).logits, make_llama()(**INPUTS).logits)

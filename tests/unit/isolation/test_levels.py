@@ -7,7 +7,7 @@ from torch import nn
 from tracer import models
 from tracer.errors import UsageError
 from tracer.execution.pairing import pair
-from tracer.isolation.levels import choose
+from tracer.isolation.levels import modules_at
 
 
 class Block(nn.Module):
@@ -20,13 +20,13 @@ class Block(nn.Module):
 
 
 def chosen(level: str, model: nn.Module) -> list[str]:
-    names = choose(level, pair(model, model))
+    names = modules_at(level, pair(model, model))
     assert names is not None
     return sorted(names)
 
 
 def test_leaves_are_all_modules():
-    assert choose("leaves", pair(nn.Linear(2, 2), nn.Linear(2, 2))) is None
+    assert modules_at("leaves", pair(nn.Linear(2, 2), nn.Linear(2, 2))) is None
 
 
 def test_layers_are_the_members_of_lists_and_of_stacks():
@@ -95,14 +95,14 @@ def test_a_glob_names_modules_of_the_reference():
 def test_a_glob_that_matches_nothing(level: str, message: str):
     model = nn.Sequential(Block(), Block())
     with pytest.raises(UsageError, match=message):
-        choose(level, pair(model, model))
+        modules_at(level, pair(model, model))
 
 
 @pytest.mark.parametrize("level", ["blocks", "layers"])
 def test_without_repeated_modules(level: str):
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with pytest.raises(UsageError, match="no lists of repeated modules in common; isolate leaves"):
-        choose(level, pair(model, model))
+        modules_at(level, pair(model, model))
 
 
 def test_modules_without_a_counterpart_are_left_out():
@@ -111,4 +111,4 @@ def test_modules_without_a_counterpart_are_left_out():
     with torch.no_grad():
         for parameter in candidate.parameters():
             parameter.zero_()
-    assert choose("layers", pair(reference, candidate)) == {"layers.0"}
+    assert modules_at("layers", pair(reference, candidate)) == {"layers.0"}

@@ -247,20 +247,20 @@ def layouts():
     }
 
 
-@pytest.mark.parametrize("owned", [False, True])
+@pytest.mark.parametrize("may_overwrite", [False, True])
 @pytest.mark.parametrize("chunk", [CHUNK, 7])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", layouts())
-def test_any_layout_and_size(monkeypatch, layout, kind, chunk, owned):
+def test_any_layout_and_size(monkeypatch, layout, kind, chunk, may_overwrite):
     monkeypatch.setattr(sys.modules["wrappers.numerics.affine"], "CHUNK", chunk)
     x = layouts()[layout]
     x = x.to(kind) if layout != "expanded" else x[:1].to(kind).expand(5, 6, 8)
     before = x.clone()
     parameters = qparams(0.1, 100)
-    found = fake_quantize(x, parameters, owned=owned)
+    found = fake_quantize(x, parameters, may_overwrite=may_overwrite)
     assert found.shape == x.shape
     assert same_bits(found.contiguous(), by_torch(before, parameters).contiguous())
-    if not owned:
+    if not may_overwrite:
         assert torch.equal(x, before)
 
 
@@ -273,13 +273,13 @@ def test_nan_in_a_later_chunk():
 
 def test_an_owned_tensor_is_written_into():
     x = torch.randn(64)
-    assert fake_quantize(x, qparams(0.1), owned=True) is x
+    assert fake_quantize(x, qparams(0.1), may_overwrite=True) is x
 
 
 def test_few_elements_are_left_to_torch(monkeypatch):
     monkeypatch.undo()
     x = torch.randn(FEW - 1)
-    assert fake_quantize(x, qparams(0.1), owned=True) is not x
+    assert fake_quantize(x, qparams(0.1), may_overwrite=True) is not x
     assert same_bits(fake_quantize(x, qparams(0.1)), by_torch(x, qparams(0.1)))
 
 
@@ -287,7 +287,7 @@ def test_few_elements_are_left_to_torch(monkeypatch):
 def test_gradients_are_those_of_torch(chunk_first):
     x = (torch.randn(100) * 20).requires_grad_()
     parameters = qparams(0.1, 100)
-    fake_quantize(x, parameters, owned=chunk_first).sum().backward()
+    fake_quantize(x, parameters, may_overwrite=chunk_first).sum().backward()
     expected = x.detach().clone().requires_grad_()
     by_torch(expected, parameters).sum().backward()
     assert torch.equal(x.grad, expected.grad)

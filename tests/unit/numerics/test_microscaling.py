@@ -136,6 +136,6 @@ def test_what_cannot_be_is_refused():
 def test_the_quantiser_leaves_its_input_alone():
     x = torch.randn(40)
     before = x.clone()
-    found = MXQuantizer("fp6_e3m2", block_size=8).fake_quantize(x, owned=True)
+    found = MXQuantizer("fp6_e3m2", block_size=8).fake_quantize(x, may_overwrite=True)
     assert torch.equal(x, before)
     assert torch.equal(found, microscale(x, "fp6_e3m2", block_size=8))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tracer.diagnosis.zoom.matching import Match, factor_between, is_rearranged, is_same
-from tracer.diagnosis.zoom.operations import Recording, Step
+from tracer.diagnosis.zoom.operations import OperationLog, Step
 
 # Operations that may multiply by a constant.
 _SCALING = ("mul", "div", "neg")
@@ -19,13 +19,13 @@ _SAME_FACTOR = 1e-4
 
 
 @dataclass(frozen=True)
-class Side:
+class SideLog:
     """One side's recording, and the values that count as its results; None where one was not seen.
 
     Where the candidate's results are wrong, these are the wrong ones.
     """
 
-    recording: Recording
+    recording: OperationLog
     results: Sequence[int | None]
 
     @property
@@ -54,7 +54,7 @@ class Blame:
 
 
 def blame(
-    sides: tuple[Side, Side],
+    sides: tuple[SideLog, SideLog],
     found: list[list[Match]],
     limit: float,
     *,
@@ -95,8 +95,8 @@ def blame(
 class _Case:
     """Both recordings and what is known of their values."""
 
-    reference: Side
-    candidate: Side
+    reference: SideLog
+    candidate: SideLog
     found: list[list[Match]]
     limit: float
     is_wrong: bool
@@ -140,7 +140,7 @@ class _Case:
                     for match in self.found[taken]
                 ]
 
-    def _scaled_input(self, recording: Recording, step: Step) -> tuple[int, float] | None:
+    def _scaled_input(self, recording: OperationLog, step: Step) -> tuple[int, float] | None:
         """The value that a step multiplies by a constant, and that constant."""
         if step.kind not in _SCALING or not step.outputs:
             return None
@@ -236,7 +236,7 @@ class _Case:
     def _missing(self) -> list[int]:
         return _astray(self.reference, self.covered, self._results(self.reference))
 
-    def _results(self, side: Side) -> set[int]:
+    def _results(self, side: SideLog) -> set[int]:
         """Results that are wrong, whatever else follows from them."""
         return set(side.known_results) if self.is_wrong else set()
 
@@ -316,7 +316,7 @@ class _Case:
                 if not match.is_exact and (taken or match.other in results):
                     yield value, match.other, match.factor
 
-    def _factors(self, side: Side, value: int) -> _Factors:
+    def _factors(self, side: SideLog, value: int) -> _Factors:
         """The constants that went into a value, each as (step, factor); from outside as None."""
         recording = side.recording
         found: _Factors = []
@@ -458,7 +458,7 @@ class _Case:
         return None
 
 
-def _leading(recording: Recording, right: set[int], results: set[int]) -> set[int]:
+def _leading(recording: OperationLog, right: set[int], results: set[int]) -> set[int]:
     """The values that are right, or from which a right one follows, not by way of wrong results."""
     leading = set(right)
     for step in reversed(recording.steps):
@@ -467,7 +467,7 @@ def _leading(recording: Recording, right: set[int], results: set[int]) -> set[in
     return leading
 
 
-def _astray(side: Side, right: set[int], results: set[int]) -> list[int]:
+def _astray(side: SideLog, right: set[int], results: set[int]) -> list[int]:
     """The steps that make what a result depends on, and from which nothing right follows."""
     recording = side.recording
     leading = _leading(recording, right, results) - results
@@ -475,7 +475,7 @@ def _astray(side: Side, right: set[int], results: set[int]) -> list[int]:
     return sorted({maker for value in lost if (maker := recording.makers[value]) is not None})
 
 
-def _modules_behind(recording: Recording) -> list[set[str]]:
+def _modules_behind(recording: OperationLog) -> list[set[str]]:
     """The modules whose outputs each value was computed from, not by way of other modules."""
     behind: list[set[str]] = [set() for _ in recording.values]
     for step in recording.steps:
@@ -485,7 +485,7 @@ def _modules_behind(recording: Recording) -> list[set[str]]:
     return behind
 
 
-def _following(recording: Recording, values: Iterable[int]) -> set[int]:
+def _following(recording: OperationLog, values: Iterable[int]) -> set[int]:
     """The values and all that are computed from them."""
     following = set(values)
     for step in recording.steps:

@@ -1,6 +1,6 @@
 """The operations inside one call of a module: what was computed from what, and at which line.
 
-A `Recording` is a dispatch mode that is in force for the time of the call. Each operation that
+A `OperationLog` is a dispatch mode that is in force for the time of the call. Each operation that
 PyTorch dispatches becomes one `Step` with the values that go in and come out; a call of a module
 that both models have is one step, whatever is computed in it. Views, operations in place and
 constants count: a value that is edited later is copied first, and what shares its memory then has
@@ -99,7 +99,7 @@ _LAYOUTS = ("clone", "_unsafe_view", "_reshape_copy")
 _REARRANGEMENTS = (*_LAYOUTS, "roll", "flip", "index", "index_select", "repeat", "gather")
 
 
-class Recording(TorchDispatchMode):
+class OperationLog(TorchDispatchMode):
     """Records one call; see the module's docstring.
 
     Attributes:
@@ -305,7 +305,7 @@ class Recording(TorchDispatchMode):
         return tuple(found)
 
 
-def described(recording: Recording, index: int, line: Line | None = None) -> Operation:
+def described(recording: OperationLog, index: int, line: Line | None = None) -> Operation:
     """A step as it is reported, at one of its lines; the innermost by default."""
     step = recording.steps[index]
     line = line or next(iter(step.lines), None)

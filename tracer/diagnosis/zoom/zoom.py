@@ -18,9 +18,9 @@ from torch import nn
 
 from tracer.diagnosis.origin import Origin
 from tracer.diagnosis.trials import Rerun
-from tracer.diagnosis.zoom.culprit import Blame, Side, blame
+from tracer.diagnosis.zoom.culprit import Blame, SideLog, blame
 from tracer.diagnosis.zoom.matching import Match, match
-from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, Recording, at_line, described
+from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line, described
 from tracer.errors import UsageError, near_names
 from tracer.execution.hooks import Answer, Call, NewArguments, Phase, hides_children
 from tracer.interventions.forcing import Forcing
@@ -101,7 +101,7 @@ def zoom(
     record = _call_of(module, free)
     if record is None or _is_opaque(record, modules):
         return None
-    closer = Closer(record.key, tolerance)
+    closer = ZoomVisitor(record.key, tolerance)
     if rerun(closer) is not None or closer.zoomed is None:
         return None
     if inward and closer.leads_into is not None:
@@ -160,11 +160,11 @@ def zoom_of(
     return None if found is None or found.kind == "none" else found
 
 
-class Closer(Forcing):
+class ZoomVisitor(Forcing):
     """The visitor of that run.
 
     The module starts from the reference's arguments, so that what differs inside is its own. It is
-    a `Witness` of lockstep's: recordings are in force on each side for the time of the call.
+    a `SideObserver` of lockstep's: recordings are in force on each side for the time of the call.
 
     Attributes:
         zoomed: what was found; None until the call has ended on both sides.
@@ -177,7 +177,7 @@ class Closer(Forcing):
         self.zoomed: Zoomed | None = None
         self.leads_into: str | None = None
         self._key = key
-        self._recordings: dict[str, Recording] = {}
+        self._recordings: dict[str, OperationLog] = {}
         self._replaced: list[str] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._handed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
@@ -192,7 +192,7 @@ class Closer(Forcing):
         if recording is not None and not recording.finished:
             recording.begin_call(call)
         elif recording is None and (name, call.index) == self._key:
-            self._recordings[side] = Recording()
+            self._recordings[side] = OperationLog()
             self._recordings[side].begin()
 
     def ends(self, side: str, name: str, call: Call) -> None:
@@ -264,7 +264,10 @@ class Closer(Forcing):
         return NewArguments(values) if values else None
 
     def _judge(
-        self, record: CallRecord, calls: tuple[Call, Call], recordings: tuple[Recording, Recording]
+        self,
+        record: CallRecord,
+        calls: tuple[Call, Call],
+        recordings: tuple[OperationLog, OperationLog],
     ) -> None:
         limit = max(self._tolerance.limit(dtype, dtype) for dtype in _working(self._tolerance))
         paddings = list(self._paddings.known(self._around(record)))
@@ -280,7 +283,7 @@ class Closer(Forcing):
                 for each, handed, result in zip(recordings, self._handed, results, strict=True)
             ]
         is_wrong = bool(wrong) or any(self._handed)
-        sides = Side(reference, results[0]), Side(candidate, results[1])
+        sides = SideLog(reference, results[0]), SideLog(candidate, results[1])
         blamed = blame(sides, found, limit, is_wrong=is_wrong, edits=bool(record.edited))
         zoomed = _zoomed(self._key, blamed, sides, tuple(self._replaced))
         if zoomed.kind == "missing" and zoomed.guilty is None and zoomed.made is None:
@@ -291,7 +294,7 @@ class Closer(Forcing):
             if step.is_call and blamed.inputs_agree:
                 self.leads_into = step.name
 
-    def _declared(self, recordings: tuple[Recording, Recording]) -> Iterator[tuple[int, int]]:
+    def _declared(self, recordings: tuple[OperationLog, OperationLog]) -> Iterator[tuple[int, int]]:
         """What modules have returned in a form of their own, and agrees when it is read back."""
         for r, c in self._returned:
             values = recordings[0].known(r), recordings[1].known(c)
@@ -314,7 +317,7 @@ class Closer(Forcing):
 
 
 def _zoomed(
-    key: CallKey, blamed: Blame, sides: tuple[Side, Side], given: tuple[str, ...]
+    key: CallKey, blamed: Blame, sides: tuple[SideLog, SideLog], given: tuple[str, ...]
 ) -> Zoomed:
     reference, candidate = (side.recording for side in sides)
     run = {code for step in reference.steps for code, _ in step.lines}
@@ -368,7 +371,7 @@ def _working(tolerance: Tolerance) -> Sequence[torch.dtype]:
     return tolerance.working or (torch.float32,)
 
 
-def _results(call: Call, recording: Recording, wrong: Sequence[Row]) -> list[int | None]:
+def _results(call: Call, recording: OperationLog, wrong: Sequence[Row]) -> list[int | None]:
     """The values that a call returns or leaves in its arguments where these are wrong."""
     returned = dict(tensor_leaves(call.output, "output"))
     if not wrong:

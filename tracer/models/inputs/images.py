@@ -1,6 +1,6 @@
 """Inputs of a Qwen3-VL with photos, through its processor.
 
->>> made, description = from_images(processor, Request(images=paths), [open_image(paths[0])])
+>>> made, description = from_images(processor, InputSpec(images=paths), [open_image(paths[0])])
 >>> description
 '140 tokens: the default question with chelsea.png (18 x 28 patches, 126 tokens)'
 """
@@ -13,7 +13,7 @@ import torch
 
 from tracer.errors import InputError
 from tracer.models.inputs.processors import Processor, check_pillow, encode
-from tracer.models.inputs.text import Made, Request, batch_in_words
+from tracer.models.inputs.text import GeneratedInputs, InputSpec, batch_in_words
 from tracer.text import brief
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def open_image(path: Path) -> "Image":
         raise InputError(f"{path}: not an image that can be read ({brief(error)})") from error
 
 
-def from_images(processor: "Processor", request: Request, images: "Sequence[Image]") -> Made:
+def from_images(
+    processor: "Processor", request: InputSpec, images: "Sequence[Image]"
+) -> GeneratedInputs:
     """A question about images, as the processor's chat template puts it, and a description.
 
     One sequence shows all the images. In a batch, sequence i shows image i, or each the only one,

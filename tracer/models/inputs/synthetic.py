@@ -1,6 +1,6 @@
 """Synthetic inputs of a Qwen3-VL: an image, and a clip if asked for, among random text tokens.
 
->>> made, description = image_and_text(model, Request(frames=4))
+>>> made, description = image_and_text(model, InputSpec(frames=4))
 >>> description
 '106 tokens, 64 of them a synthetic image of 16 x 16 patches, 12 a synthetic clip of 4 frames ...'
 """
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tracer.errors import UsageError
-from tracer.models.inputs.text import Made, Request, batch_in_words, padded, padding_id
+from tracer.models.inputs.text import GeneratedInputs, InputSpec, batch_in_words, padded, padding_id
 
 _LENGTH = 84  # tokens when no length is asked for, besides those of a clip
 _STAMP = 3  # text tokens before each step of a clip, where a processor writes the time
@@ -20,7 +20,7 @@ _STAMP = 3  # text tokens before each step of a clip, where a processor writes t
 _ROWS, _COLUMNS = 2, 3
 
 
-def image_and_text(model: nn.Module, request: Request) -> Made:
+def image_and_text(model: nn.Module, request: InputSpec) -> GeneratedInputs:
     """In each sequence one synthetic image, and a clip if asked for, between random text tokens.
 
     Raises:

@@ -1,6 +1,6 @@
 """Inputs for a model: made from a text, drawn at random or given, and checked before they are used.
 
->>> made, description = from_text(model, None, Request(batch=2))
+>>> made, description = from_text(model, None, InputSpec(batch=2))
 >>> made["input_ids"].shape, description
 (torch.Size([2, 32]), '32 random tokens (seed 0), a batch of 2 with lengths 32, 24, ...')
 """
@@ -29,11 +29,11 @@ DEFAULT_PROMPT = (
 
 _RANDOM_LENGTH = 32
 
-Made = tuple[dict[str, torch.Tensor], str]
+GeneratedInputs = tuple[dict[str, torch.Tensor], str]
 
 
 @dataclass(frozen=True)
-class Request:
+class InputSpec:
     """What is asked of inputs that are made.
 
     Args:
@@ -98,8 +98,8 @@ class Request:
 
 
 def from_text(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None", request: Request
-) -> Made:
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None", request: InputSpec
+) -> GeneratedInputs:
     """Token ids and their attention mask, [batch, sequence] each, and a description.
 
     A text is repeated or cut to the length asked for. Without a tokenizer the tokens are random.
@@ -126,7 +126,7 @@ def from_text(
         what = f"random tokens (seed {request.seed})"
     else:
         text = DEFAULT_PROMPT if request.prompt is None else request.prompt
-        ids = encode(tokenizer, text)
+        ids = tokenize(tokenizer, text)
         if not ids:
             raise InputError(f"the prompt {text!r} gives no tokens: expected a text of some length")
         length = request.sequence_length or len(ids)
@@ -203,7 +203,7 @@ def random_tokens(model: nn.Module, shape: tuple[int, ...], seed: int) -> torch.
     return torch.randint(0, vocabulary(model), shape, generator=generator)
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """The tokens of a text."""
     # `verbose` would warn of texts beyond the model's length, which are cut or refused here.
     return [int(token) for token in tokenizer(text, verbose=False)["input_ids"]]
@@ -230,7 +230,7 @@ def padding_id(model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None" = N
     return 0
 
 
-def batch_in_words(lengths: Sequence[int], request: Request) -> str:
+def batch_in_words(lengths: Sequence[int], request: InputSpec) -> str:
     """How a batch's sequences differ, as a clause; nothing for a batch of one."""
     if len(lengths) == 1:
         return ""

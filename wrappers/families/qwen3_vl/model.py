@@ -120,7 +120,7 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
             masks.append(mask[..., 0])
             deepstack.append([_joined(layer) for layer in outputs[modality].deepstack_features])
         if masks:
-            fused = self._quantize(fused, "mm_fusion", owned=True)
+            fused = self._quantize(fused, "mm_fusion", may_overwrite=True)
 
         cache = as_cache(past_key_values)
         if position_ids is None:

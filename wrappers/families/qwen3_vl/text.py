@@ -304,18 +304,18 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
             features = torch.zeros_like(hidden_states).masked_scatter(visual, features)
         features = self._quantize_at(positions, features, f"deepstack_visual_embeds_{index}")
         total = hidden_states + features
-        total = self._quantize_at(positions, total, f"deepstack_sum_{index}", owned=True)
+        total = self._quantize_at(positions, total, f"deepstack_sum_{index}", may_overwrite=True)
         return torch.where(visual, total, hidden_states)
 
     def _quantize_at(
-        self, positions: Tensor, x: Tensor, point: str, *, owned: bool = False
+        self, positions: Tensor, x: Tensor, point: str, *, may_overwrite: bool = False
     ) -> Tensor:
         # An observer sees only what counts. All of it is fake-quantised, since a shape that
         # depends on data could not be exported; what does not count is not used.
         if self.mode is Mode.CALIBRATE:
             self._quantize(x[positions], point)
             return x
-        return self._quantize(x, point, owned=owned)
+        return self._quantize(x, point, may_overwrite=may_overwrite)
 
 
 def _deepstack_layers(config: PTQConfig, layers: int) -> int:

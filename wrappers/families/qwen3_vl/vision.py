@@ -77,7 +77,7 @@ class LinearPatchProjection(WeightedLayer, nn.Conv3d):
         [patches, out_channels]."""
         x = self._quantize(input.flatten(1), "act_in")
         weight = self._quantize(self.weight, "weight").flatten(1)
-        return self._quantize(F.linear(x, weight, self.bias), "act_out", owned=True)
+        return self._quantize(F.linear(x, weight, self.bias), "act_out", may_overwrite=True)
 
     def to_reference_input(self, name: str, value: Tensor) -> Tensor:
         """The patches as the convolution takes them."""
@@ -230,8 +230,8 @@ class VisionAttention(QuantModule):
 
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor, prefix: str) -> Tensor:
         # states: [..., patches, head_dim]
-        def quantize(x: Tensor, name: str, *, owned: bool = False) -> Tensor:
-            return self._quantize(x, f"{prefix}_{name}", owned=owned)
+        def quantize(x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
+            return self._quantize(x, f"{prefix}_{name}", may_overwrite=may_overwrite)
 
         rotated = rotate(states.float(), cos, sin, self._rotate_half(quantize), quantize)
         return rotated.to(states.dtype)
@@ -374,9 +374,9 @@ class QuantQwen3VLVisionBlock(QuantModule, Qwen3VLVisionBlock):  # type: ignore[
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        residual = self._quantize(hidden_states + attended, "post_attn", owned=True)
+        residual = self._quantize(hidden_states + attended, "post_attn", may_overwrite=True)
         transformed = self.mlp(self.norm2(residual))
-        return self._quantize(residual + transformed, "act_out", owned=True)
+        return self._quantize(residual + transformed, "act_out", may_overwrite=True)
 
 
 @register(Qwen3VLVisionModel)
@@ -436,8 +436,8 @@ class QuantQwen3VLVisionModel(QuantModule, Qwen3VLVisionModel):  # type: ignore[
                 "give grid_thw of just these images or videos"
             )
         embedded = interpolated(self.pos_embed, layout).to(hidden_states.dtype)
-        embedded = self._quantize(embedded, "pos_embed", owned=True)
-        hidden_states = self._quantize(hidden_states + embedded, "pos_add", owned=True)
+        embedded = self._quantize(embedded, "pos_embed", may_overwrite=True)
+        hidden_states = self._quantize(hidden_states + embedded, "pos_add", may_overwrite=True)
         cos, sin = rotation_tables(self.rotary_pos_emb, hidden_states, layout)
         tables = self._quantize(cos, "rope_cos"), self._quantize(sin, "rope_sin")
         deepstack_features = []

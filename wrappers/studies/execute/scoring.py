@@ -249,7 +249,7 @@ def _counted(attention: QuantModule) -> Iterator[list[int]]:
     qparams = attention.points[MASK_POINT].qparams
     quantize = attention._quantize
 
-    def counting(x: Tensor, name: str, *, owned: bool = False) -> Tensor:
+    def counting(x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
         if name == MASK_POINT and qparams is not None:
             low, high = (
                 (end - int(qparams.zero_point)) * float(qparams.scale)
@@ -258,7 +258,7 @@ def _counted(attention: QuantModule) -> Iterator[list[int]]:
             half = 0.5 * float(qparams.scale)  # up to which a value is rounded to the last code
             counts[0] += int(((x < low - half) | (x > high + half)).sum())
             counts[1] += x.numel()
-        return quantize(x, name, owned=owned)
+        return quantize(x, name, may_overwrite=may_overwrite)
 
     vars(attention)["_quantize"] = counting
     try:

@@ -1,4 +1,4 @@
-"""Recording: what was computed from what, in place or not, and at which line."""
+"""OperationLog: what was computed from what, in place or not, and at which line."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracer.diagnosis.zoom.operations import Recording, described
+from tracer.diagnosis.zoom.operations import OperationLog, described
 from tracer.execution.hooks import Call
 
 X = torch.arange(12.0).view(3, 4)
 
 
-def recorded(compute: Callable[[], object]) -> Recording:
-    recording = Recording()
+def recorded(compute: Callable[[], object]) -> OperationLog:
+    recording = OperationLog()
     with torch.no_grad():
         recording.begin()
         compute()
@@ -21,7 +21,7 @@ def recorded(compute: Callable[[], object]) -> Recording:
     return recording
 
 
-def names(recording: Recording) -> list[str]:
+def names(recording: OperationLog) -> list[str]:
     return [step.name for step in recording.steps]
 
 
@@ -58,7 +58,7 @@ def test_the_line_is_the_first_outside_torch() -> None:
 
 
 def test_what_torch_computes_by_itself_is_at_the_line_of_the_call() -> None:
-    recording = Recording()
+    recording = OperationLog()
     layer = nn.Linear(4, 2)
     layer.register_forward_pre_hook(lambda *_: recording.begin())
     layer.register_forward_hook(lambda *_: recording.end())
@@ -165,7 +165,7 @@ class TestCalls:
         return Call("theirs", 0, nn.Identity(), {"x": argument}, ("x",), None, None)
 
     def test_one_step(self) -> None:
-        recording = Recording()
+        recording = OperationLog()
         recording.begin()
         given = X + 1
         call = self.call(given)
@@ -181,7 +181,7 @@ class TestCalls:
         assert described(recording, 1).name == "call of `ours`"
 
     def test_a_call_inside_a_call_is_part_of_it(self) -> None:
-        recording = Recording()
+        recording = OperationLog()
         recording.begin()
         outer, inner = self.call(X), self.call(X)
         recording.begin_call(outer)
@@ -193,7 +193,7 @@ class TestCalls:
         assert names(recording) == ["outer"]
 
     def test_a_call_that_was_left_by_an_exception(self) -> None:
-        recording = Recording()
+        recording = OperationLog()
         recording.begin()
         outer = self.call(X)
         recording.begin_call(outer)
@@ -204,7 +204,7 @@ class TestCalls:
         assert names(recording) == ["outer"]
 
     def test_what_a_call_edits_is_made_by_it(self) -> None:
-        recording = Recording()
+        recording = OperationLog()
         given = X.clone()
         recording.begin()
         given * 1

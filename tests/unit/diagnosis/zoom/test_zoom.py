@@ -333,13 +333,13 @@ def test_by_itself_only_where_the_origin_is_confirmed_and_in_own_lines() -> None
 
 def test_nothing_is_recorded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    own = tracer.diagnosis.zoom.zoom.Recording.begin  # type: ignore[attr-defined]
+    own = tracer.diagnosis.zoom.zoom.OperationLog.begin  # type: ignore[attr-defined]
 
     def begin(self: Any) -> None:
         begun.append(1)
         own(self)
 
-    monkeypatch.setattr("tracer.diagnosis.zoom.zoom.Recording.begin", begin)
+    monkeypatch.setattr("tracer.diagnosis.zoom.zoom.OperationLog.begin", begin)
     tracer.compare(*pair(right))
     assert not begun
     tracer.compare(*pair(in_place))

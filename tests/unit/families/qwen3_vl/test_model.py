@@ -452,7 +452,7 @@ class TestStructure:
         wrapped = quantized(model, variant, [inputs])
         logits_of(wrapped, inputs)
         assert [n for n, _ in wrapped.named_modules()] == [n for n, _ in model.named_modules()]
-        owned = [
+        may_overwrite = [
             name
             for (name, p), (_, q) in zip(
                 model.named_parameters(), wrapped.named_parameters(), strict=True
@@ -460,7 +460,7 @@ class TestStructure:
             if p is not q
         ]
         norms = [f"model.language_model.layers.{i}.self_attn.k_norm.weight" for i in range(3)]
-        assert owned == (norms if variant == "prefill" else [])
+        assert may_overwrite == (norms if variant == "prefill" else [])
         assert all(torch.equal(p, state[name]) for name, p in model.state_dict().items())
         assert torch.equal(logits_of(model, inputs), before)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tracer.errors import InputError, UsageError
 from tracer.models.inputs.images import crop, from_images, open_image
-from tracer.models.inputs.text import Request
+from tracer.models.inputs.text import InputSpec
 
 SMALL = 20_000  # pixels, for photos of a few tokens
 
@@ -58,7 +58,7 @@ class TestOpen:
 class TestFromImages:
     def made(self, processor, photos, names: list[str], **fields: object):
         paths = tuple(photos[name] for name in names)
-        request = Request(images=paths, **{"max_pixels": SMALL} | fields)
+        request = InputSpec(images=paths, **{"max_pixels": SMALL} | fields)
         return from_images(processor, request, [open_image(path) for path in paths])
 
     def words(self, processor, row: torch.Tensor) -> str:
@@ -123,7 +123,7 @@ class TestRequest:
     )
     def test_refused(self, fields: dict[str, object], message: str):
         with pytest.raises(UsageError, match=message):
-            Request(**{"images": (Path("a.png"), Path("b.png"))} | fields)
+            InputSpec(**{"images": (Path("a.png"), Path("b.png"))} | fields)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32))

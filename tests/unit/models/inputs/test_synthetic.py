@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tracer.errors import UsageError
 from tracer.models.builtin import Tokens, build
 from tracer.models.inputs.synthetic import image_and_text, patches
-from tracer.models.inputs.text import Request, check
+from tracer.models.inputs.text import InputSpec, check
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,13 @@ class TestImageAndText:
     @pytest.mark.parametrize("length", [None, 4, 30, 84, 200])
     @pytest.mark.parametrize("batch", [1, 3])
     def test_the_model_takes_them(self, qwen, length, batch: int):
-        made, _ = image_and_text(qwen, Request(sequence_length=length, batch=batch))
+        made, _ = image_and_text(qwen, InputSpec(sequence_length=length, batch=batch))
         check(qwen, made, "tiny-qwen3-vl")
         assert made["input_ids"].shape == (batch, length or 84)
         assert len(visual_calls(qwen, made)) == 1
 
     def test_image_tokens_are_as_many_as_patches_say(self, qwen):
-        made, description = image_and_text(qwen, Request(batch=2))
+        made, description = image_and_text(qwen, InputSpec(batch=2))
         images = made["mm_token_type_ids"].sum(1)
         assert images.tolist() == [64, 64]
         assert made["image_grid_thw"].prod(1).tolist() == [256, 256]
@@ -51,16 +51,16 @@ class TestImageAndText:
 
     def test_too_short(self, qwen):
         with pytest.raises(UsageError, match="needs at least 4 tokens, an image"):
-            image_and_text(qwen, Request(sequence_length=3))
+            image_and_text(qwen, InputSpec(sequence_length=3))
 
     def test_no_prompt(self, qwen):
         with pytest.raises(UsageError, match="a prompt goes with --image"):
-            image_and_text(qwen, Request(prompt="a cat"))
+            image_and_text(qwen, InputSpec(prompt="a cat"))
 
     def test_text_keeps_clear_of_the_tokens_with_a_meaning(self):
         tokens = Tokens(vocabulary=40, padding=0, image=30, video=20, vision_start=6, vision_end=11)
         model = build("tiny-qwen3-vl", 0, tokens=tokens)
-        made, _ = image_and_text(model, Request(frames=3))
+        made, _ = image_and_text(model, InputSpec(frames=3))
         ids = made["input_ids"][0]
         assert set(ids.tolist()) - {30, 20, 6, 11} == set(range(1, 6))
         assert int((ids == 6).sum()) == int((ids == 11).sum()) == 3
@@ -70,7 +70,7 @@ class TestClip:
     @pytest.mark.parametrize("frames", [1, 4, 5])
     @pytest.mark.parametrize("options", [{}, {"batch": 3, "padding": "left"}], ids=str)
     def test_the_model_takes_them(self, qwen, frames: int, options):
-        made, description = image_and_text(qwen, Request(frames=frames, **options))
+        made, description = image_and_text(qwen, InputSpec(frames=frames, **options))
         check(qwen, made, "tiny-qwen3-vl")
         steps, batch = (frames + 1) // 2, options.get("batch", 1)
         assert made["video_grid_thw"].tolist() == [[steps, 4, 6]] * batch
@@ -85,7 +85,7 @@ class TestClip:
         assert made["input_ids"].shape[1] == 84 + 11 * steps
 
     def test_each_step_has_its_own_place_in_time(self, qwen):
-        made, _ = image_and_text(qwen, Request(frames=6))
+        made, _ = image_and_text(qwen, InputSpec(frames=6))
         positions, _ = qwen.model.get_rope_index(
             made["input_ids"],
             made["mm_token_type_ids"],
@@ -100,16 +100,16 @@ class TestClip:
 
     def test_the_image_stays_the_same(self, qwen):
         (with_clip, _), (without, _) = (
-            image_and_text(qwen, Request(frames=frames)) for frames in (2, None)
+            image_and_text(qwen, InputSpec(frames=frames)) for frames in (2, None)
         )
         assert torch.equal(with_clip["pixel_values"], without["pixel_values"])
 
     def test_a_length_leaves_room_for_the_clip(self, qwen):
-        made, _ = image_and_text(qwen, Request(sequence_length=15, frames=2))
+        made, _ = image_and_text(qwen, InputSpec(sequence_length=15, frames=2))
         assert made["input_ids"].shape == (1, 15)
         assert made["image_grid_thw"].tolist() == [[1, 2, 2]]
         with pytest.raises(UsageError, match="at least 15 tokens, 11 of the clip"):
-            image_and_text(qwen, Request(sequence_length=14, frames=2))
+            image_and_text(qwen, InputSpec(sequence_length=14, frames=2))
 
 
 class TestPatches:

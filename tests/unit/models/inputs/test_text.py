@@ -12,7 +12,7 @@ from torch import nn
 
 from tracer.errors import InputError, ModelLoadError, UsageError
 from tracer.models.builtin import build
-from tracer.models.inputs.text import Request, check, from_text, random_tokens, read, vocabulary
+from tracer.models.inputs.text import InputSpec, check, from_text, random_tokens, read, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,12 @@ class TestRequest:
     )
     def test_refused(self, fields: dict[str, object], message: str):
         with pytest.raises(UsageError, match=message):
-            Request(**fields)
+            InputSpec(**fields)
 
     @given(st.integers(1, 200), st.integers(1, 9))
     @settings(deadline=None)
     def test_lengths_are_longest_first_and_differ_where_there_is_room(self, longest: int, n: int):
-        lengths = Request(batch=n).lengths(longest)
+        lengths = InputSpec(batch=n).lengths(longest)
         assert len(lengths) == n
         assert lengths[0] == longest
         assert lengths == sorted(lengths, reverse=True)
@@ -56,18 +56,18 @@ class TestRequest:
 
 class TestFromText:
     def test_random_tokens_without_a_tokenizer(self, llama):
-        made, description = from_text(llama, None, Request(seed=3))
+        made, description = from_text(llama, None, InputSpec(seed=3))
         assert made["input_ids"].shape == (1, 32)
         assert made["input_ids"].dtype == torch.int64
         assert bool(made["attention_mask"].all())
         assert description == "32 random tokens (seed 3)"
-        again, _ = from_text(llama, None, Request(seed=3))
+        again, _ = from_text(llama, None, InputSpec(seed=3))
         assert torch.equal(made["input_ids"], again["input_ids"])
-        other, _ = from_text(llama, None, Request(seed=4))
+        other, _ = from_text(llama, None, InputSpec(seed=4))
         assert not torch.equal(made["input_ids"], other["input_ids"])
 
     def test_a_prompt(self, llama):
-        made, description = from_text(llama, Letters(), Request(prompt="abc"))
+        made, description = from_text(llama, Letters(), InputSpec(prompt="abc"))
         assert made["input_ids"].tolist() == [[1, 10, 11, 12]]
         assert description == "4 tokens of the prompt"
 
@@ -75,12 +75,12 @@ class TestFromText:
         ("length", "tokens"), [(1, [1]), (3, [1, 10, 11]), (7, [1, 10, 11, 12, 10, 11, 12])]
     )
     def test_a_prompt_is_cut_or_repeated_to_the_length(self, llama, length, tokens):
-        made, _ = from_text(llama, Letters(), Request(prompt="abc", sequence_length=length))
+        made, _ = from_text(llama, Letters(), InputSpec(prompt="abc", sequence_length=length))
         assert made["input_ids"].tolist() == [tokens]
 
     @pytest.mark.parametrize("padding", ["right", "left"])
     def test_a_batch_is_padded_on_the_side_asked_for(self, llama, padding: str):
-        request = Request(prompt="abcdefghijk", batch=3, padding=padding)
+        request = InputSpec(prompt="abcdefghijk", batch=3, padding=padding)
         made, description = from_text(llama, Letters(), request)
         ids, mask = made["input_ids"], made["attention_mask"]
         assert mask.sum(1).tolist() == [12, 10, 8]
@@ -95,7 +95,7 @@ class TestFromText:
 
     def test_a_prompt_needs_a_tokenizer(self, llama):
         with pytest.raises(UsageError, match="a prompt needs a tokenizer"):
-            from_text(llama, None, Request(prompt="abc"))
+            from_text(llama, None, InputSpec(prompt="abc"))
 
     def test_a_prompt_without_tokens(self, llama):
         class Nothing(Letters):
@@ -103,16 +103,16 @@ class TestFromText:
                 return {"input_ids": []}
 
         with pytest.raises(InputError, match="'' gives no tokens"):
-            from_text(llama, Nothing(), Request(prompt=""))
+            from_text(llama, Nothing(), InputSpec(prompt=""))
 
     def test_a_model_that_takes_no_tokens(self, llama, monkeypatch):
         monkeypatch.setattr(type(llama), "main_input_name", "pixel_values")
         with pytest.raises(InputError, match="takes 'pixel_values', which is not made from text"):
-            from_text(llama, None, Request())
+            from_text(llama, None, InputSpec())
 
     def test_an_encoder_decoder_gets_tokens_for_both(self, llama, monkeypatch):
         monkeypatch.setattr(llama.config, "is_encoder_decoder", True, raising=False)
-        made, _ = from_text(llama, None, Request())
+        made, _ = from_text(llama, None, InputSpec())
         assert torch.equal(made["decoder_input_ids"], made["input_ids"])
 
 
