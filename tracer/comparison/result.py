@@ -128,7 +128,7 @@ def row_values(row: Row) -> dict[str, object]:
     return {
         "module": row.module,
         "call": row.call,
-        "value": row.value,
+        "value": str(row.value),
         "shape": row.shape,
         "dtype": dtype_name(row.dtype),
         "candidate_dtype": dtype_name(row.candidate_dtype),

@@ -38,7 +38,14 @@ class Ended(BaseException):
 
 
 class Visitor(Protocol):
-    """Sees each pair of calls while both models stand at it."""
+    """Sees each pair of calls while both models stand at it.
+
+    Attributes:
+        observer: what is also told of each side's events; None for nothing.
+    """
+
+    @property
+    def observer(self) -> "SideObserver | None": ...
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Both calls have started, or both have ended; what is answered goes to the candidate."""
@@ -53,7 +60,7 @@ class Visitor(Protocol):
 
 @runtime_checkable
 class SideObserver(Protocol):
-    """A visitor that is also told of each side's events where and when they happen.
+    """Is told of each side's events where and when they happen.
 
     It is called in the side's own coroutine, in its own state of PyTorch, so that it may switch a
     mode on around a call.
@@ -264,7 +271,7 @@ class Side:
         self._run = run
         self._source = source
         # What is reported afterwards does not happen where it is reported.
-        self._observer = visitor if isinstance(visitor, SideObserver) and source is None else None
+        self._observer = visitor.observer if source is None else None
         self.is_replayed = source is not None
         self._pairs = pairs
         self._reported: list[Call] = []

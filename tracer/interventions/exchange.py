@@ -8,7 +8,7 @@ from torch import nn
 
 from tracer.execution.offload import load_instead, value_of
 from tracer.interventions.substitution import device_of
-from tracer.measurement.arguments import output_factor
+from tracer.measurement.arguments import scale_between
 from tracer.tensors.leaves import children, deep_copy, replace_leaves
 
 
@@ -29,7 +29,7 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
             continue
         value = value_of(owners[1], last, value).detach()
         like = value if found is None else value_of(owners[0], last, found)
-        factor = folded_factor(reference, candidate) if not owner else 1.0
+        factor = scale_between(reference, candidate) if not owner else 1.0
         given = value.to(like.device, like.dtype)
         given = given if factor in (1.0, None) else given * factor
         return _put(owners[0], mine, last, _as_parameter(given, found))
@@ -102,9 +102,3 @@ def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tens
     if isinstance(found, nn.Parameter):
         return nn.Parameter(value, requires_grad=False)
     return value
-
-
-def folded_factor(reference: nn.Module, candidate: nn.Module) -> float | None:
-    """The factor that the candidate's parameters may carry; None if it may be any."""
-    factors = output_factor(reference), output_factor(candidate)
-    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]

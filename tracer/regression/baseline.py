@@ -18,10 +18,11 @@ from typing import Any
 
 from tracer.comparison.result import Comparison, row_values
 from tracer.errors import UsageError
-from tracer.measurement.rows import ESTIMATED, is_result
+from tracer.measurement.rows import ESTIMATED
 from tracer.models.locate import is_trace
 from tracer.reports.json import SCHEMA
 from tracer.tensors.fingerprints import LEAST_OVER_ESTIMATE, MOST_OVER_ESTIMATE
+from tracer.tensors.value_path import ValuePath
 from tracer.text import brief
 from tracer.traces.recorded import Recorded, open_trace
 
@@ -135,7 +136,7 @@ class Baseline:
         figures = {
             (row["module"], row["call"], row["value"], tuple(row["shape"])): Figures.of(row)
             for row in rows
-            if is_result(row["value"])
+            if ValuePath.parse(row["value"]).is_result
         }
         return cls(
             source=source,

@@ -10,27 +10,27 @@ form many values that the reference never has; they are innocent as long as what
 found again. The guilty operation is the first from which no value that is found again follows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from tracer.diagnosis.origin import Origin
-from tracer.diagnosis.trials import Rerun
 from tracer.diagnosis.zoom.culprit import Blame, SideLog, blame
 from tracer.diagnosis.zoom.matching import Match, match
 from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line, described
 from tracer.errors import UsageError, near_names
-from tracer.execution.hooks import Answer, Call, NewArguments, Phase, hides_children
-from tracer.interventions.forcing import Forcing
+from tracer.execution.hooks import Answer, Call, NewArguments, hides_children
+from tracer.interventions.experiment import Experiment
+from tracer.interventions.forcing import Forcing, Replaced
 from tracer.interventions.substitution import give_argument
-from tracer.measurement.arguments import paired_arguments, read_output
+from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
-from tracer.measurement.rows import WRITTEN, CallKey, CallRecord, Row, argument_of
-from tracer.tensors.leaves import is_stateful, tensor_leaves
-from tracer.tensors.masks import is_mask_name
+from tracer.measurement.intervention import Intervention
+from tracer.measurement.rows import CallKey, CallRecord, Row
+from tracer.tensors.leaves import is_stateful
 from tracer.tensors.tolerance import Tolerance
+from tracer.tensors.value_path import OUTPUT, ValuePath
 from tracer.text import few, module_in_words, short_line
 
 _SIDES = ("reference", "candidate")
@@ -78,9 +78,7 @@ class Zoomed:
 def zoom(
     module: str,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
-    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    experiment: Experiment,
     *,
     inward: bool = True,
 ) -> Zoomed | None:
@@ -89,8 +87,7 @@ def zoom(
     Args:
         module: the reference's name.
         free: the finished run in which the candidate inherits its errors.
-        rerun: runs both models again.
-        modules: both sides' modules by name.
+        experiment: runs both models again.
         inward: where the guilty operation is the call of another module whose inputs are right, go
             on in that one.
 
@@ -99,13 +96,13 @@ def zoom(
         that only one side makes, or where a model raises.
     """
     record = _call_of(module, free)
-    if record is None or _is_opaque(record, modules):
+    if record is None or _is_opaque(record, experiment):
         return None
-    closer = ZoomVisitor(record.key, tolerance)
-    if rerun(closer) is not None or closer.zoomed is None:
+    closer = ZoomVisitor(record.key)
+    if experiment.rerun(closer).failure is not None or closer.zoomed is None:
         return None
     if inward and closer.leads_into is not None:
-        deeper = zoom(closer.leads_into, free, tolerance, rerun, modules)
+        deeper = zoom(closer.leads_into, free, experiment)
         return deeper if deeper is not None and deeper.kind != "none" else closer.zoomed
     return closer.zoomed
 
@@ -127,16 +124,14 @@ def check_zoom(module: str | None, names: Iterable[str]) -> None:
 def zoom_at(
     module: str,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
-    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    experiment: Experiment,
 ) -> Zoomed:
     """Zooms into a module that the user has named.
 
     Raises:
         UsageError: its operations cannot be seen.
     """
-    found = zoom(module, free, tolerance, rerun, modules)
+    found = zoom(module, free, experiment)
     if found is None:
         raise UsageError(
             f"zoom {module!r}: its operations cannot be recorded: it is not called by both models, "
@@ -149,19 +144,17 @@ def zoom_at(
 def zoom_of(
     origin: Origin | None,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
-    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    experiment: Experiment,
 ) -> Zoomed | None:
     """Zooms into the module of an origin that lies in that module's own lines."""
     if origin is None or origin.kind != "computation":
         return None
-    found = zoom(origin.module, free, tolerance, rerun, modules, inward=False)
+    found = zoom(origin.module, free, experiment, inward=False)
     return None if found is None or found.kind == "none" else found
 
 
-class ZoomVisitor(Forcing):
-    """The visitor of that run.
+class ZoomVisitor(Intervention):
+    """The intervention of that run.
 
     The module starts from the reference's arguments, so that what differs inside is its own. It is
     a `SideObserver` of lockstep's: recordings are in force on each side for the time of the call.
@@ -172,19 +165,16 @@ class ZoomVisitor(Forcing):
             inputs are right.
     """
 
-    def __init__(self, key: CallKey, tolerance: Tolerance) -> None:
-        super().__init__(tolerance, frozenset({key[0]}), exact=True)
+    def __init__(self, key: CallKey) -> None:
         self.zoomed: Zoomed | None = None
         self.leads_into: str | None = None
         self._key = key
+        # What is not compared, at padded positions, is a value inside all the same.
+        self._forcing = Forcing(replaced=Replaced.ALL)
         self._recordings: dict[str, OperationLog] = {}
         self._replaced: list[str] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._handed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
-
-    def _is_wrong(self, row: Row) -> bool:
-        # What is not compared, at padded positions, is a value inside all the same.
-        return True
 
     def begins(self, side: str, name: str, call: Call) -> None:
         """Starts to record, or notes the call of another module."""
@@ -205,78 +195,77 @@ class ZoomVisitor(Forcing):
         else:
             recording.end_call(name, call)
 
-    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
-        """Compares, gives the candidate the reference's arguments, and judges at the end."""
-        if (reference.name, reference.index) != self._key:
-            Comparer.visit(self, reference, candidate, phase)
-            if phase is Phase.END:
-                self._note_returned(reference, candidate)
-            else:
-                self._note_handed(reference, candidate)
+    def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Gives the candidate the reference's arguments."""
+        if record.key != self._key:
+            self._note_handed(calls, record)
             return None
-        if phase is Phase.START:
-            answer = super().visit(reference, candidate, phase)
-            return self._masks_given(reference, candidate, answer)
-        Comparer.visit(self, reference, candidate, phase)
+        return self._masks_given(calls, record, self._forcing.on_start(calls, record, run))
+
+    def on_end(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Judges."""
+        if record.key != self._key:
+            self._note_returned(calls, record)
+            return None
         sides = [self._recordings.get(side) for side in _SIDES]
-        record = self.records.get(self._key)
-        if record is not None and sides[0] is not None and sides[1] is not None:
-            self._judge(record, (reference, candidate), (sides[0], sides[1]))
+        if sides[0] is not None and sides[1] is not None:
+            self._judge(calls, record, run, (sides[0], sides[1]))
         self._recordings.clear()
         self._returned.clear()
         self._handed = [], []
         return None
 
-    def _note_handed(self, reference: Call, candidate: Call) -> None:
+    def _note_handed(self, calls: CallPair, record: CallRecord) -> None:
         """What the module hands on and is wrong, which may be lost in what it returns."""
-        record = self.records[reference.name, reference.index]
-        wrong = {path for path, row in record.arguments.items() if not row.agrees}
-        wrong = {path for path in wrong if not is_mask_name(path)}
+        is_mask = calls.roles.is_mask
+        rows = record.arguments.items()
+        wrong = {path for path, row in rows if not row.agrees and not is_mask(path)}
         if record.parent != self._key or not wrong:
             return
-        for name, *values in paired_arguments(reference, candidate):
-            leaves = [dict(tensor_leaves(value, f"kwargs.{name}")) for value in values]
+        for name, *values in calls.arguments():
+            leaves = [ValuePath.of_argument(name).tensors(value) for value in values]
             for path in sorted(wrong & leaves[0].keys() & leaves[1].keys()):
                 self._handed[0].append(leaves[0][path])
                 self._handed[1].append(leaves[1][path])
 
-    def _note_returned(self, reference: Call, candidate: Call) -> None:
-        record = self.records.get((reference.name, reference.index))
+    def _note_returned(self, calls: CallPair, record: CallRecord) -> None:
         is_recorded = any(not recording.finished for recording in self._recordings.values())
-        if record is None or not is_recorded or not all(row.agrees for row in record.outputs):
+        if not is_recorded or not all(row.agrees for row in record.outputs):
             return
-        leaves = (dict(tensor_leaves(call.output, "")) for call in (reference, candidate))
-        pair = [list(each.values()) for each in leaves]
+        both = calls.reference, calls.candidate
+        pair = [list(OUTPUT.tensors(call.output).values()) for call in both]
         if len(pair[0]) == len(pair[1]) == 1:
             self._returned.append((pair[0][0], pair[1][0]))
 
-    def _masks_given(self, reference: Call, candidate: Call, answer: Answer) -> Answer:
+    def _masks_given(self, calls: CallPair, record: CallRecord, answer: Answer) -> Answer:
         """Gives the candidate masks that mean something else, too, and notes what was given."""
         values = dict(answer.values) if isinstance(answer, NewArguments) else {}
-        record = self.records[self._key]
-        rows = record.arguments.items()
-        wrong = {argument_of(path) for path, row in rows if not row.agrees}
+        wrong = {path.argument or "" for path, row in record.arguments.items() if not row.agrees}
         for name in sorted(wrong):
-            if is_mask_name(name) and not is_stateful(reference.arguments.get(name)):
-                given = give_argument(reference, candidate, name)
+            is_mask = calls.roles.is_mask(name)
+            if is_mask and not is_stateful(calls.reference.arguments.get(name)):
+                given = give_argument(calls, name)
                 values.update({} if given is None else given.values)
         self._replaced = sorted(wrong)
         return NewArguments(values) if values else None
 
     def _judge(
         self,
+        calls: CallPair,
         record: CallRecord,
-        calls: tuple[Call, Call],
+        run: Comparer,
         recordings: tuple[OperationLog, OperationLog],
     ) -> None:
-        limit = max(self._tolerance.limit(dtype, dtype) for dtype in _working(self._tolerance))
-        paddings = list(self._paddings.known(self._around(record)))
+        tolerance = run.tolerance
+        limit = max(tolerance.limit(dtype, dtype) for dtype in _working(tolerance))
+        paddings = list(run.paddings(record))
         reference, candidate = recordings
-        wrong = self._wrong_results(record, calls)
+        wrong = self._wrong_results(calls, record, run)
         found = match(candidate.values, reference.values, limit, paddings)
         for own, other in self._declared(recordings):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
-        results = [_results(*side, wrong) for side in zip(calls, recordings, strict=True)]
+        both = calls.reference, calls.candidate
+        results = [_results(*side, wrong) for side in zip(both, recordings, strict=True)]
         if not wrong:
             results = [
                 [each.known(leaf) for leaf in handed] or result
@@ -301,16 +290,15 @@ class ZoomVisitor(Forcing):
             if values[0] is not None and values[1] is not None:
                 yield values[1], values[0]
 
-    def _wrong_results(self, record: CallRecord, calls: tuple[Call, Call]) -> list[Row]:
+    def _wrong_results(self, calls: CallPair, record: CallRecord, run: Comparer) -> list[Row]:
         """The rows of what the calls return and leave in their arguments, as far as it is wrong.
 
         What one of the modules inside has returned has a row there.
         """
         rows = {row.value: row for row in record.outputs}
-        outputs = (read_output(side, call) for side, call in zip(_SIDES, calls, strict=True))
-        reference, candidate = (dict(tensor_leaves(value, "output")) for value in outputs)
+        reference, candidate = map(OUTPUT.tensors, calls.outputs())
         for path in reference.keys() & candidate.keys() - rows.keys():
-            known = self._known(reference[path], candidate[path])
+            known = run.known(reference[path], candidate[path])
             if known is not None:
                 rows[path] = replace(known, value=path)
         return [row for row in rows.values() if not row.agrees]
@@ -359,9 +347,8 @@ def _call_of(module: str, free: Comparer) -> CallRecord | None:
     return next(iter(ended), None)
 
 
-def _is_opaque(
-    record: CallRecord, modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]
-) -> bool:
+def _is_opaque(record: CallRecord, experiment: Experiment) -> bool:
+    modules = experiment.modules
     both = modules[0][record.module], modules[1][record.candidate_module]
     return any(hides_children(inner) for module in both for inner in module.modules())
 
@@ -373,10 +360,14 @@ def _working(tolerance: Tolerance) -> Sequence[torch.dtype]:
 
 def _results(call: Call, recording: OperationLog, wrong: Sequence[Row]) -> list[int | None]:
     """The values that a call returns or leaves in its arguments where these are wrong."""
-    returned = dict(tensor_leaves(call.output, "output"))
+    returned = OUTPUT.tensors(call.output)
     if not wrong:
         return [recording.known(leaf) for leaf in returned.values()]
-    left = dict(tensor_leaves(call.arguments, WRITTEN))
+    left = {
+        path: leaf
+        for name, value in call.arguments.items()
+        for path, leaf in ValuePath.of_written(name).tensors(value).items()
+    }
     found: list[torch.Tensor] = []
     for row in wrong:
         places = left if row.is_written else returned

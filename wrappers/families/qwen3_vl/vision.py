@@ -72,6 +72,8 @@ from wrappers.layers.linear import WeightedLayer
 class LinearPatchProjection(WeightedLayer, nn.Conv3d):
     """A convolution whose kernel covers a patch once, as the linear layer that it then is."""
 
+    reference_output_scale = 1.0  # its parameters are those of the convolution
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in the float class
         """[patches, in_channels * frames * height * width], in one dimension or more, to
         [patches, out_channels]."""
