@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Answer, Call, Phase
-from tracer.execution.lockstep import EventKey
 from tracer.execution.session import Inputs, Session
+from tracer.execution.side import EventKey
 from tracer.measurement.arguments import paired_arguments, read_output
 from tracer.tensors.leaves import tensor_leaves
 

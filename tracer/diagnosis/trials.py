@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tracer.diagnosis.propagation import INHERITED
-from tracer.execution.lockstep import Visitor
+from tracer.execution.scheduler import Visitor
 from tracer.interventions.trial import Experiment, Replacements
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallRecord, Row, first_divergence

@@ -15,7 +15,7 @@ from torch import nn
 from tracer.diagnosis.origin import Finding, Origin, Search
 from tracer.diagnosis.other_origins import other_findings
 from tracer.diagnosis.trials import Rerun
-from tracer.execution.lockstep import Failure
+from tracer.execution.side import Failure
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import Row, first_divergence
 from tracer.tensors.leaves import dtype_name

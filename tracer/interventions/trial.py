@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Answer, Call, NewArguments, Phase
-from tracer.interventions.exchange import as_written, exchange
+from tracer.execution.torch_internals import as_written
+from tracer.interventions.exchange import exchange
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.substitution import give_argument, give_output
 from tracer.measurement.arguments import argument_names, paired_arguments, read_output

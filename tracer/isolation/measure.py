@@ -21,7 +21,7 @@ from dataclasses import replace
 from torch import nn
 
 from tracer.errors import UsageError
-from tracer.execution.lockstep import Visitor
+from tracer.execution.scheduler import Visitor
 from tracer.interventions.forcing import Forcing
 from tracer.isolation.causes import Cause, SwitchTrials, switches_of
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery

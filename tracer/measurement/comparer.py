@@ -15,7 +15,7 @@ from typing import TypeGuard
 import torch
 
 from tracer.execution.hooks import Answer, Call, Phase, definition
-from tracer.execution.lockstep import EventKey
+from tracer.execution.side import EventKey
 from tracer.measurement.arguments import argument_names, paired_arguments, read_output
 from tracer.measurement.padding import Paddings, padding_of, part_name, visible_part
 from tracer.measurement.rows import (
