@@ -76,8 +76,8 @@ class TestOptions:
     def test_lists(self):
         given = ["mask-fill", "m", "--pairs", "int16/uint8,uint8/uint4", "--fills=-40,-1e4"]
         options = parse(["ablate", *given])
-        assert options.pairs == (("int16", "uint8"), ("uint8", "uint4"))
-        assert options.fills == (-40.0, -10000.0)
+        assert options.settings["pairs"] == (("int16", "uint8"), ("uint8", "uint4"))
+        assert options.settings["fills"] == (-40.0, -10000.0)
 
 
 class TestConfig:

@@ -122,7 +122,7 @@ class TestWrongUse:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--fail-on", "coverage"], "--fail-on coverage is held against a --baseline"),
+            (["--fail-on", "coverage"], "--fail-on coverage is checked against a --baseline"),
             (["--fail-on", "regression"], "or limits (--max-peir), and there are none"),
             (["--fail-on", "worse"], "invalid choice: 'worse'"),
             (["--max-peir", "lm_head"], "'lm_head': expected GLOB=PEIR, such as"),
