@@ -54,8 +54,8 @@ class Breakpoint:
     """
 
     glob: str
-    at: str = "start"
-    when: str = "always"
+    at: str = BREAK_AT[0]
+    when: str = BREAK_WHEN[0]
 
     def __post_init__(self) -> None:
         for name, known in (("at", BREAK_AT), ("when", BREAK_WHEN)):

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer.choices import DTYPES, WITH_VOCABULARY
+from tracer.choices import (
+    DEFAULT_BATCH,
+    DEFAULT_DEVICE,
+    DEFAULT_DTYPE,
+    DEFAULT_PADDING,
+    DTYPES,
+    WITH_VOCABULARY,
+)
 from tracer.errors import InputError, UsageError, near_names
 from tracer.execution.offload import (
     compute_on,
@@ -84,13 +91,13 @@ class Loaded:
 def load(
     name_or_path: str | Path,
     *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = DEFAULT_DTYPE,
+    device: str | torch.device = DEFAULT_DEVICE,
     seed: int = 0,
     prompt: str | None = None,
     sequence_length: int | None = None,
-    batch: int = 1,
-    padding: str = "right",
+    batch: int = DEFAULT_BATCH,
+    padding: str = DEFAULT_PADDING,
     images: Sequence[str | Path] = (),
     processor: str | Path | None = None,
     max_pixels: int | None = None,

@@ -73,7 +73,7 @@ def record(
     path: str | Path,
     *,
     include: str | Sequence[str] = "*",
-    values: str = "all",
+    values: str = VALUES[0],
     name: str | None = None,
     seed: int | None = None,
     command: str | None = None,
