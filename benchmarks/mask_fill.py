@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import wrappers
 from tracer.models import builtin as tiny
 from tracer.tensors.difference import Difference
+from wrappers.attention.causal import AttentionInputs
 from wrappers.attention.rope import negate_first_half
 from wrappers.errors import CalibrationWarning
 
@@ -90,8 +91,8 @@ def unclamped(case: Case, variant: str, dtype: str) -> float:
             super().__init__()
             self.attention = attention
 
-        def forward(self, *arguments: Tensor) -> object:
-            return self.attention.attend(*arguments)
+        def forward(self, hidden_states: Tensor, *others: Tensor) -> object:
+            return self.attention.attend(hidden_states, AttentionInputs(*others))
 
     config = wrappers.PTQConfig(activation=wrappers.affine(dtype), variant=variant)
     attention = wrappers.prepare(case.attention, config)

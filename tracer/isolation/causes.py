@@ -12,10 +12,11 @@ what is left is made in its own lines, as it is seen in its output.
 
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol
 
 from torch import nn
 
@@ -31,6 +32,8 @@ from tracer.tensors.value_path import OUTPUT, ValuePath
 # A switch that takes away less than this part of the error explains nothing.
 _LEAST_FALL = 0.05
 _MOST_CAUSES = 5
+# The methods of a `Switchable`, and their former names.
+_METHODS = (("ablatable_points", "disabled"), ("switches", "switched_off"))
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,14 @@ class Cause:
     after: float
 
 
-@runtime_checkable
 class Switchable(Protocol):
     """A module that can leave out parts of what it does."""
 
-    def switches(self) -> Mapping[str, str]:
+    def ablatable_points(self) -> Mapping[str, str]:
         """The parts by name, each in a few words."""
         ...
 
-    def switched_off(self, name: str) -> AbstractContextManager[None]:
+    def disabled(self, name: str) -> AbstractContextManager[None]:
         """Leaves out a part for a while."""
         ...
 
@@ -68,8 +70,8 @@ class Switchable(Protocol):
 class _Switch:
     point: str
     kind: str
-    owner: Switchable
     name: str
+    off: Callable[[], AbstractContextManager[None]]
 
     @property
     def is_own(self) -> bool:
@@ -136,7 +138,7 @@ class SwitchTrials(Intervention):
         tried = [switch for switch in switches if switch not in off]
 
         def sums(*off: _Switch) -> _Sums:
-            output, _ = recall(*(switch.owner.switched_off(switch.name) for switch in off))
+            output, _ = recall(*(switch.off() for switch in off))
             again = replace(calls, candidate=replace(calls.candidate, output=output))
             return self._compare_outputs(again, record, run)
 
@@ -161,9 +163,12 @@ class SwitchTrials(Intervention):
 def switches_of(module: nn.Module) -> Iterator[_Switch]:
     """The switches of a module and of those inside it."""
     for path, owner in module.named_modules():
-        if isinstance(owner, Switchable):
-            for name, kind in owner.switches().items():
-                yield _Switch(f"{path}.{name}".lstrip("."), kind, owner, name)
+        for listed, disabled in _METHODS:
+            if hasattr(owner, listed) and hasattr(owner, disabled):
+                for name, kind in getattr(owner, listed)().items():
+                    off = partial(getattr(owner, disabled), name)
+                    yield _Switch(f"{path}.{name}".lstrip("."), kind, name, off)
+                break
 
 
 def _relative(calls: Sequence[_Sums]) -> float:
