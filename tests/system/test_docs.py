@@ -120,6 +120,17 @@ def test_the_mask_bug_is_found_as_it_is_shown(monkeypatch, capsys) -> None:
         assert names_and_figures(shown) <= printed, page.name
 
 
+@pytest.mark.slow
+def test_the_picture_shows_what_the_example_prints() -> None:
+    """In its words; if not: run python docs/make_picture.py."""
+    made = runpy.run_path(str(DOCS / "make_picture.py"))
+    drawn, now = (
+        re.findall(r"[a-z_]{3,}", " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg)))
+        for svg in (made["PICTURE"].read_text(encoding="utf-8"), made["picture"]())
+    )
+    assert drawn == now
+
+
 def names_and_figures(text: str) -> set[str]:
     text = " ".join(re.sub(r"\.py:\d+", ".py", text).split())
     return set(re.findall(r"`[^`]+`|\b\d[\d.e+-]*\d\b|[\w/]+\.py", text))
