@@ -169,6 +169,7 @@ class TestWrongUse:
                 capsys, "compare", "tiny-llama", "--inputs", path, option, value
             )
 
+    @pytest.mark.slow
     def test_images_that_do_not_fit(self, capsys, shared_data: Path, tmp_path: Path):
         text = tmp_path / "text.png"
         text.write_text("a text")
@@ -259,6 +260,7 @@ class TestOutcome:
         shapes = [row["shape"] for row in report["rows"] if row["module"] == "lm_head"]
         assert shapes[-1] == [1, 140, 151669]
 
+    @pytest.mark.slow
     def test_photos_in_a_batch_quantised(self, capsys, shared_data: Path):
         images = (shared_data / "images" / name for name in ("chelsea.png", "rocket.jpg"))
         report = report_of(
@@ -309,6 +311,7 @@ class TestOutcome:
         assert shapes == [[3, 29, 512], *[[3, 1, 512]] * 3]
 
     @pytest.mark.parametrize("steps", [(), ("--steps", 2)], ids=str)
+    @pytest.mark.slow
     def test_decode_quantised(self, capsys, steps):
         options = "--candidate", "quantized", "--variant", "decode", "--calibrate", 2
         report = report_of(capsys, "tiny-llama", *options, *steps)
@@ -347,6 +350,7 @@ class TestOutcome:
         assert compare("tiny-llama", "--candidate", broken, "--tolerance", "1") == 0
         assert compare("tiny-llama", "--candidate", "sdpa", "--tolerance", "1e-12") == 1
 
+    @pytest.mark.slow
     def test_quantised_differs_as_expected_unless_a_limit_is_given(self, capsys):
         short = ("--sequence-length", 8, "--calibrate", 2)
         assert compare("tiny-llama", "--candidate", "quantized", *short) == 0
@@ -535,12 +539,14 @@ class TestProcess:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert done.stdout.endswith("HEAVY []\n"), done.stdout
 
+    @pytest.mark.slow
     def test_the_whole_way(self):
         command = self.command("compare", "tiny-llama", "--candidate", "sdpa", "--json")
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert json.loads(done.stdout)["verdict"]["agrees"] is True
 
     @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+    @pytest.mark.slow
     def test_a_reader_that_has_gone(self, options: list[str]):
         command = self.command("compare", "tiny-llama", "--candidate", "sdpa", *options)
         process = subprocess.Popen(

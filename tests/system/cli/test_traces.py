@@ -206,6 +206,7 @@ class TestCompare:
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_photo(tmp_path: Path, capsys, shared_data: Path) -> None:
     """The processor gives the model its vocabulary, the trace what it is run on."""
     out = tmp_path / "a.trace"
