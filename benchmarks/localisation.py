@@ -77,14 +77,14 @@ class Outcome:
         return self.found == self.expected and not (self.raised and self.found is None)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of real checkpoints")
     parser.add_argument("--group", default="*", metavar="GLOB", help="groups to run")
     parser.add_argument("--only", default="*", metavar="GLOB", help="mistakes and pairs to run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     outcomes = list(run(arguments.data, arguments.group, arguments.only))
     if not outcomes:
         parser.error("no mistake or pair of these names")
@@ -114,7 +114,10 @@ def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcom
 def planted(group: Group, mistake: Mistake) -> Outcome:
     """The verdict on a candidate with one mistake."""
     expected = mistake.module, mistake.found
-    outcome, zoomed = _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
+    models = group.pair(mistake)
+    outcome, zoomed = _judged(
+        group.name, mistake.name, expected, models, group.rename, train=mistake.train
+    )
     outcome = replace(outcome, reason=mistake.missed)
     if not mistake.is_in_own_lines:
         return outcome
@@ -143,12 +146,14 @@ def _judged(
     expected: tuple[str, str] | None,
     models: tuple[nn.Module, nn.Module, Mapping[str, Any]],
     rename: Mapping[str, str] | None,
+    *,
+    train: bool = False,
 ) -> tuple[Outcome, Zoomed | None]:
     start = time.perf_counter()
     raised = ""
     comparison: tracer.Comparison | None
     try:
-        comparison = tracer.compare(*models, rename=rename)
+        comparison = tracer.compare(*models, rename=rename, train=train)
     except tracer.ModelRunError as error:
         raised, comparison = str(error), error.comparison
     seconds = time.perf_counter() - start

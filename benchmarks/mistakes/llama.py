@@ -277,7 +277,7 @@ FLOAT = [
     Mistake("softmax over the queries", attention(weigh=over_queries), ATTENTION, "computation"),
     Mistake("softmax in bfloat16", attention(weigh=in_bfloat16), ATTENTION, "computation"),
     Mistake("logits clipped", attention(weigh=clipped), ATTENTION, "computation"),
-    Mistake("dropout left on", dropout_left_on, ATTENTION, "computation", line="dropout("),
+    Mistake("dropout left on", dropout_left_on, ATTENTION, "computation", line="dropout(", train=True),
     Mistake("mask edited for the layers after", method(ATTENTION, "forward", mask_edited), ATTENTION, "computation"),
     Mistake("tables edited for the layers after", method(ATTENTION, "forward", tables_edited), ATTENTION, "computation"),
     Mistake("attention residual left out", layer(after_attention=left_out), LAYER, "computation", line="inside = second("),

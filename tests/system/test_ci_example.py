@@ -54,6 +54,7 @@ def run(folder: Path, **changed: str) -> dict[str, int]:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the workflow's commands are for bash")
+@pytest.mark.slow
 class TestCommands:
     def test_as_it_stands_it_passes(self, tmp_path):
         assert run(tmp_path) == {"Compare": 0, "Summary": 0, "Comment": 0}

@@ -104,6 +104,7 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_the_rooms_may_be_imported_in_any_order() -> None:
     """Each room alone and first, in one fresh interpreter; torch stays, the rooms are forgotten."""
     program = f"""
@@ -119,6 +120,7 @@ for room in {ROOMS!r}:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_the_other_package_may_come_first() -> None:
     program = "import wrappers, tracer; assert wrappers.__all__ and tracer.compare"
     subprocess.run([sys.executable, "-c", program], check=True)

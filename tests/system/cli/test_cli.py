@@ -70,6 +70,7 @@ class TestWrongUse:
         save_file({"input_ids": torch.tensor([[1, 600]])}, path)
         assert "input_ids holds 600" in refused("compare", "tiny-llama", "--inputs", path)
 
+    @pytest.mark.slow
     def test_images_that_do_not_fit(self, refused, shared_data: Path, tmp_path: Path):
         text = tmp_path / "text.png"
         text.write_text("a text")
@@ -157,6 +158,7 @@ class TestOutcome:
         shapes = [row["shape"] for row in report["rows"] if row["module"] == "lm_head"]
         assert shapes[-1] == [1, 140, 151669]
 
+    @pytest.mark.slow
     def test_photos_in_a_batch_quantised(self, compare, shared_data: Path):
         images = (shared_data / "images" / name for name in ("chelsea.png", "rocket.jpg"))
         report = compare(
@@ -196,6 +198,7 @@ class TestOutcome:
         shapes = [row["shape"] for row in outputs if row["module"] == "lm_head"]
         assert shapes == [[3, 29, 512], *[[3, 1, 512]] * 3]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("steps", ["", "--steps 2"])
     def test_decode_quantised(self, compare, steps: str):
         options = "--candidate", "quantized", "--variant", "decode", "--calibrate", 2
@@ -234,6 +237,7 @@ class TestOutcome:
         assert compare("tiny-llama", "--candidate", broken, "--tolerance", "1").code == 0
         assert compare(*SDPA, "--tolerance", "1e-12").code == 1
 
+    @pytest.mark.slow
     def test_quantised_differs_as_expected_unless_a_limit_is_given(self, compare):
         short = ("tiny-llama", "--candidate", "quantized", "--sequence-length", 8)
         ran = compare(*short, "--calibrate", 2)
@@ -406,6 +410,7 @@ class TestProcess:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert done.stdout.endswith("HEAVY []\n"), done.stdout
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
     def test_a_reader_that_has_gone(self, options: tuple[str, ...]):
         given = [*SDPA, "--sequence-length", "4", *options]

@@ -152,6 +152,7 @@ class TestCompare:
         assert message in refused("compare", *given)
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_photo(tmp_path: Path, run, compare, refused, shared_data: Path) -> None:
     """The processor gives the model its vocabulary, the trace what it is run on."""
     out = tmp_path / "a.trace"

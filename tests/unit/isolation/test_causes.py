@@ -276,6 +276,7 @@ class TestQuantised:
         assert (cause.point, cause.kind) == ("softmax", "uint4 activation")
         assert cause.after < 0.05 * cause.before
 
+    @pytest.mark.slow
     def test_prefill_and_decode_count_together(self):
         loaded = models.load("tiny-llama", batch=2)
         candidate = models.candidate(

@@ -253,6 +253,7 @@ class TestFingerprints:
         folder = sum(file.stat().st_size for file in (tmp_path / "b").iterdir())
         assert folder < 1000 * small.tensors  # names, lines, shapes and checksums of all modules
 
+    @pytest.mark.slow
     def test_padded_positions_are_left_out(self, tmp_path: Path) -> None:
         """As they are where the values themselves are compared."""
         loaded = load("tiny-llama", batch=3, padding="left")
@@ -407,6 +408,7 @@ class TestEndedEarly:
         verdict = tracer.compare(trace, broken).verdict
         assert verdict.symptom.module == "block.second"
 
+    @pytest.mark.slow
     def test_by_a_kill_while_a_model_runs(self, tmp_path: Path) -> None:
         """Of every kind, in children of one process."""
         script = """

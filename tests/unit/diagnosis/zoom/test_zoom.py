@@ -165,6 +165,7 @@ def test_a_right_module_in_another_form_has_no_guilty_operation(
     assert "no operation is guilty" in comparison.verdict.explanation
 
 
+@pytest.mark.slow
 def test_right_ports_and_norms() -> None:
     reference, inputs = without_cache(tiny_llama)()
     port = ported.port(reference)
