@@ -216,7 +216,7 @@ class Debugger:
         return wrong + [
             f"{argument_of(form.value)} ({form.reference}; candidate {form.candidate})"
             for form in record.form_differences
-            if is_mask_name(form.value) and "None" not in (form.reference, form.candidate)
+            if is_mask_name(form.value) and not form.one_is_none
         ]
 
     @contextmanager

@@ -18,9 +18,8 @@ from tracer.execution.hooks import Answer, Call, Phase, definition
 from tracer.execution.lockstep import EventKey
 from tracer.measurement.arguments import argument_names, paired_arguments, read_output
 from tracer.measurement.padding import Paddings, padding_of, part_name, visible_part
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import (
-    BY_MEANING,
-    ESTIMATED,
     WRITTEN,
     CallKey,
     CallRecord,
@@ -208,31 +207,33 @@ class Comparer:
         is_mask = not is_output and is_mask_name(path)
         visible = visible_pair(r, c) if is_mask else None
         difference: Difference | None
+        remarks: tuple[Remark, ...]
         whole: Difference | None = None
         unpadded: Difference | None = None
         if visible is not None:
             difference, limit = Difference.of(*visible), 0.0
             agrees = difference.mismatched == 0
-            note = "" if agrees and _same(r, c) else BY_MEANING
+            remarks = () if agrees and _same(r, c) else (Remark(RemarkKind.BY_MEANING),)
             if not agrees:
-                note = f"{describe_mask(r)}; candidate {describe_mask(c)}"
+                remarks = (Remark(RemarkKind.MASKS, describe_mask(r), describe_mask(c)),)
         elif r.shape != c.shape:
             if is_mask:
                 self._differ_in_form(record, path, r, c)
                 return
             difference, limit, agrees = None, 0.0, False
-            note = f"shape {list(r.shape)}; candidate {list(c.shape)}"
+            remarks = (_shapes(r, c),)
         else:
             difference = whole = Difference.of(r, c)
             limit = self._tolerance.limit(r.dtype, c.dtype)
             agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
-            note = _note(difference, limit)
-            if not agrees and not note and r.dim() == 0:
-                note = f"{r.item():.6g}; candidate {c.item():.6g}"
+            remarks = _remarks(difference, limit)
+            if not agrees and not remarks and r.dim() == 0:
+                scalars = f"{r.item():.6g}", f"{c.item():.6g}"
+                remarks = (Remark(RemarkKind.SCALARS, *scalars),)
             if not agrees:
                 unpadded = self._at_visible_positions(record, r, c)
                 if unpadded is not None and self._tolerance.agrees(unpadded, r.dtype, c.dtype):
-                    note = _left_out(difference)
+                    remarks = (_padded(difference),)
                     difference, agrees = unpadded, True
         row = Row(
             order=self._next(),
@@ -245,7 +246,7 @@ class Comparer:
             difference=difference,
             limit=limit,
             agrees=agrees,
-            note=note,
+            remarks=remarks,
             unpadded=unpadded,
             sample=self._sampled(path, r, c, whole),
         )
@@ -269,15 +270,16 @@ class Comparer:
         if not is_result(path) and is_mask_name(path) and not left.equals(right):
             self.left_out += 1
             return
-        difference, agrees, note = None, False, f"shape {list(r.shape)}; candidate {list(c.shape)}"
+        difference, agrees = None, False
+        remarks: tuple[Remark, ...] = (_shapes(r, c),)
         unpadded: Difference | None = None
         if left.shape == right.shape:
-            difference, note = left.difference(right), ESTIMATED
+            difference, remarks = left.difference(right), (Remark(RemarkKind.ESTIMATED),)
             agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
             if not agrees:
                 unpadded = self._at_visible_positions(record, r, c)
                 if unpadded is not None and self._tolerance.agrees(unpadded, r.dtype, c.dtype):
-                    note = f"{_left_out(difference)}; {ESTIMATED}"
+                    remarks = (_padded(difference), *remarks)
                     difference, agrees = unpadded, True
         row = Row(
             order=self._next(),
@@ -290,7 +292,7 @@ class Comparer:
             difference=difference,
             limit=self._tolerance.limit(r.dtype, c.dtype),
             agrees=agrees,
-            note=note,
+            remarks=remarks,
             unpadded=unpadded,
         )
         self._enter(record, row, r, c)
@@ -329,7 +331,7 @@ class Comparer:
         return min(known, key=lambda difference: difference.relative_peak, default=None)
 
     def _describe(self, record: CallRecord, row: Row, path: str, r: _Tensor, c: _Tensor) -> None:
-        if not row.agrees or row.note == BY_MEANING:
+        if not row.agrees or row.has(RemarkKind.BY_MEANING):
             words = describe_mask if is_mask_name(path) else describe
             record.described[path] = words(r), words(c)
 
@@ -352,7 +354,10 @@ class Comparer:
     def _differ_in_form(self, record: CallRecord, path: str, r: object, c: object) -> None:
         words = describe_mask if is_mask_name(path) else describe
         record.form_differences.append(
-            FormDifference(self._next(), record.module, record.call, path, words(r), words(c))
+            FormDifference(
+                *(self._next(), record.module, record.call, path, words(r), words(c)),
+                one_is_none=r is None or c is None,
+            )
         )
 
     def _judge_form(
@@ -368,7 +373,7 @@ class Comparer:
             and all(_equal(value, candidate[name]) for name, value in reference.items())
         ):
             return
-        verb = "returned" if path == "output" else "left"
+        kind = RemarkKind.RETURNED if path == "output" else RemarkKind.LEFT
         self._add(
             record,
             Row(
@@ -382,7 +387,7 @@ class Comparer:
                 difference=None,
                 limit=0.0,
                 agrees=False,
-                note=f"{verb} {_summary(reference)}; candidate {_summary(candidate)}",
+                remarks=(Remark(kind, _summary(reference), _summary(candidate)),),
             ),
         )
 
@@ -401,8 +406,12 @@ class Comparer:
         self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
 
 
-def _left_out(difference: Difference) -> str:
-    return f"at padded positions PEIR {difference.peir:.3g}, left out"
+def _padded(difference: Difference) -> Remark:
+    return Remark(RemarkKind.PADDED, figure=difference.peir)
+
+
+def _shapes(r: _Tensor, c: _Tensor) -> Remark:
+    return Remark(RemarkKind.SHAPES, str(list(r.shape)), str(list(c.shape)))
 
 
 def _difference_at(place: tuple[int, torch.Tensor], r: _Tensor, c: _Tensor) -> Difference | None:
@@ -502,12 +511,10 @@ def _summary(parts: Mapping[str, object]) -> str:
     return ", ".join(unpadded) + (", ..." if len(parts) > 3 else "") if unpadded else "nothing"
 
 
-def _note(difference: Difference, limit: float) -> str:
-    if difference.reference_nonfinite or difference.candidate_nonfinite:
-        return (
-            f"{difference.reference_nonfinite} non-finite elements; "
-            f"candidate {difference.candidate_nonfinite}"
-        )
+def _remarks(difference: Difference, limit: float) -> tuple[Remark, ...]:
+    counts = difference.reference_nonfinite, difference.candidate_nonfinite
+    if any(counts):
+        return (Remark(RemarkKind.NONFINITE, *counts),)
     if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
-        return f"relative L2 {difference.relative_l2:.3g}"
-    return ""
+        return (Remark(RemarkKind.RELATIVE_L2, figure=difference.relative_l2),)
+    return ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from tracer.execution.hooks import Location
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
 from tracer.tensors.masks import is_mask_name
 from tracer.tensors.samples import Sample
@@ -19,12 +20,6 @@ CallKey = tuple[str, int]
 
 # What a call changes in a cache, list or dict that it was given is a result of it, as its output.
 WRITTEN = "written"
-
-# The note of masks whose values differ and whose meaning does not.
-BY_MEANING = "compared by what they let through"
-
-# The note of values of which one side has a fingerprint only.
-ESTIMATED = "estimated from fingerprints"
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Row:
         difference: the statistics; None where there is nothing to compute (the shapes differ).
         limit: the PEIR up to which the pair agrees.
         agrees: whether it does.
-        note: what the numbers do not say: other shapes, plain values, masks by meaning.
+        remarks: what the figures do not say: other shapes, plain values, masks by meaning.
         input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
             None for an argument, and where none was compared.
         unpadded: the statistics without padded positions, where the pair disagrees and some are
@@ -61,11 +56,20 @@ class Row:
     difference: Difference | None
     limit: float
     agrees: bool
-    note: str = ""
+    remarks: tuple[Remark, ...] = ()
     input_peir: float | None = None
     unpadded: Difference | None = None
     floor: float | None = None
     sample: Sample | None = None
+
+    @property
+    def note(self) -> str:
+        """The remarks as text; empty without any."""
+        return "; ".join(map(str, self.remarks))
+
+    def has(self, kind: RemarkKind) -> bool:
+        """Whether there is a remark of a kind."""
+        return any(remark.kind is kind for remark in self.remarks)
 
     @property
     def is_output(self) -> bool:
@@ -134,6 +138,7 @@ class FormDifference:
     Attributes:
         order, module, call, value: as for a Row.
         reference, candidate: what each side passed, in words.
+        one_is_none: one side passed nothing there.
     """
 
     order: int
@@ -142,6 +147,7 @@ class FormDifference:
     value: str
     reference: str
     candidate: str
+    one_is_none: bool = False
 
 
 @dataclass(eq=False)
