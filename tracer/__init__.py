@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tracer.measurement.rows import FormDifference, Row
     from tracer.regression.baseline import Baseline
     from tracer.regression.gating import Gate, gate
+    from tracer.reports.narrator import explain
     from tracer.tensors.difference import Difference
     from tracer.tensors.tolerance import Tolerance
     from tracer.testing.equivalence import assert_equivalent
@@ -78,6 +79,7 @@ __all__ = [
     "assert_equivalent",
     "capture",
     "compare",
+    "explain",
     "flow",
     "gate",
     "models",
@@ -118,6 +120,7 @@ _ROOMS = {
     "execution.stepping": ("Stepped", "Stepping"),
     "isolation.causes": ("Cause",),
     "diagnosis.verdict": ("Symptom", "Verdict"),
+    "reports.narrator": ("explain",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -97,8 +97,8 @@ def compare(
             layers that takes longer than all the rest.
         noise_floor: measures what rounding alone does to the reference, in two further runs of it,
             one in float64; rows then also have their PEIR as a multiple of that.
-        zoom: names the guilty operation and its line inside a module, by the reference's name; for
-            a confirmed origin in a module's own lines that is done by itself; `diagnosis.zoom`.
+        zoom: names the culprit, an operation and its line, inside a module, by the reference's
+            name; for a confirmed origin in a module's own lines that is done by itself.
         breakpoints: where the debugger opens, with both models at the same call: globs of the
             reference's module names, or `Breakpoint`s. A run that is ended there
             returns what it has compared, with `coverage.ended`.
