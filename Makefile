@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# pytest keeps the assertions that it has rewritten as byte code; else each process rewrites them.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-all lint docs format clean
 
 setup: $(STAMP)
 
@@ -22,8 +25,12 @@ demo: $(STAMP)
 	@$(BIN)/python examples/find_the_mask_bug.py
 
 test: $(STAMP)
-	@echo "==> Tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal --cov --cov-report=term:skip-covered
+	@echo "==> Tests, but for the slow ones (make test-all)"
+	@$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)
+	@echo "==> All tests, with coverage"
+	@$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)
 	@echo "==> Formatting"
@@ -35,9 +42,14 @@ lint: $(STAMP)
 	@echo "==> Import contracts"
 	@$(BIN)/lint-imports
 
+docs: $(STAMP)
+	@echo "==> Documents: site/index.html"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@$(BIN)/mkdocs build --quiet --strict
+
 format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage

@@ -1,6 +1,6 @@
 """Fake quantisation per tensor, ours against torch's operator, on one machine in one run.
 
-    python benchmarks/fake_quantize.py [--runs 15] [--threads 1]
+    python -m benchmarks.fake_quantize [--runs 15] [--threads 1]
 
 Per shape and dtype: microseconds of process CPU time (medians of interleaved runs) of
 `torch.fake_quantize_per_tensor_affine`, of `wrappers.numerics.affine.fake_quantize`, and of the
@@ -12,7 +12,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,12 +32,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 ELEMENTS_PER_RUN = 2_000_000
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=15, help="interleaved runs of each (15)")
     # Idle threads spin for a while, which counts as CPU time: one thread gives the firmest ratios.
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 

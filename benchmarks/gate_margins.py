@@ -1,6 +1,6 @@
 """How far errors move between machines: what the margins of the gate must allow for.
 
-    python benchmarks/gate_margins.py [MODEL ...] [--sequence-length N]
+    python -m benchmarks.gate_margins [MODEL ...] [--sequence-length N] [--candidates N]
 
 Each model (the built-in ones by default; a folder or hub id) is compared with each candidate on one
 thread, and again as other processors would do it: on two threads, and with PyTorch's kernels for
@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,11 +41,12 @@ PROCESSORS = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["random-llama", "tiny-qwen3-vl"])
     parser.add_argument("--sequence-length", type=int)
-    arguments = parser.parse_args()
+    parser.add_argument("--candidates", type=int, default=len(CANDIDATES), help="the first N")
+    arguments = parser.parse_args(argv)
     own = torch.backends.cpu.get_cpu_capability()
     print(f"{platform.machine()} ({own}), torch {torch.__version__}")
     print(f"margins: relative L2 {RELATIVE_L2_MARGIN}, PEIR {PEIR_MARGIN}")
@@ -53,7 +55,7 @@ def main() -> None:
         length = ["--sequence-length", str(arguments.sequence_length)]
     for model in arguments.models:
         print(model)
-        for candidate in CANDIDATES:
+        for candidate in CANDIDATES[: arguments.candidates]:
             options = [model, *shlex.split(candidate), *length]
             here = measured(options, {})
             found = [

@@ -5,8 +5,8 @@
 
 Each mistake of `benchmarks/mistakes` is planted in a copy of a right model and compared with it.
 The module counts as found if the verdict names the expected one; the argument or kind if that is
-right too. Of the mistakes in a module's own lines, the exact line counts as found if the guilty
-operation is at the planted line; where an operation was left out, if the line that goes on without
+right too. Of the mistakes in a module's own lines, the exact line counts as found if the culprit is
+at the planted line; where an operation was left out, if the line that goes on without
 it, or that made the value that it goes on with, is. Right pairs that do not agree are false alarms.
 Missed mistakes are listed with what was expected and what was found, missed lines with the line
 that was named.
@@ -77,14 +77,14 @@ class Outcome:
         return self.found == self.expected and not (self.raised and self.found is None)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of real checkpoints")
     parser.add_argument("--group", default="*", metavar="GLOB", help="groups to run")
     parser.add_argument("--only", default="*", metavar="GLOB", help="mistakes and pairs to run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     outcomes = list(run(arguments.data, arguments.group, arguments.only))
     if not outcomes:
         parser.error("no mistake or pair of these names")
@@ -114,7 +114,10 @@ def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcom
 def planted(group: Group, mistake: Mistake) -> Outcome:
     """The verdict on a candidate with one mistake."""
     expected = mistake.module, mistake.found
-    outcome, zoomed = _judged(group.name, mistake.name, expected, group.pair(mistake), group.rename)
+    models = group.pair(mistake)
+    outcome, zoomed = _judged(
+        group.name, mistake.name, expected, models, group.rename, train=mistake.train
+    )
     outcome = replace(outcome, reason=mistake.missed)
     if not mistake.is_in_own_lines:
         return outcome
@@ -128,7 +131,7 @@ def _named(zoomed: Zoomed | None) -> list[Operation]:
     """The candidate's operations that are named: with one left out, those around it."""
     if zoomed is None:
         return []
-    named = [zoomed.guilty, zoomed.made if zoomed.kind == "missing" else None]
+    named = [zoomed.culprit, zoomed.made if zoomed.kind == "missing" else None]
     return [operation for operation in named if operation is not None]
 
 
@@ -143,12 +146,14 @@ def _judged(
     expected: tuple[str, str] | None,
     models: tuple[nn.Module, nn.Module, Mapping[str, Any]],
     rename: Mapping[str, str] | None,
+    *,
+    train: bool = False,
 ) -> tuple[Outcome, Zoomed | None]:
     start = time.perf_counter()
     raised = ""
     comparison: tracer.Comparison | None
     try:
-        comparison = tracer.compare(*models, rename=rename)
+        comparison = tracer.compare(*models, rename=rename, train=train)
     except tracer.ModelRunError as error:
         raised, comparison = str(error), error.comparison
     seconds = time.perf_counter() - start

@@ -1,6 +1,6 @@
 """What the fill value of attention masks costs a quantised attention: PEIR by fill value and type.
 
-    python benchmarks/mask_fill.py [--seeds N] [--sequence-length N]
+    python -m benchmarks.mask_fill [--seeds N] [--sequence-length N]
 
 The first attention of the built-in Llama, on random hidden states, is wrapped, calibrated and
 quantised with the fill value in its config; its output is compared with the float attention's. All
@@ -14,6 +14,7 @@ import math
 import platform
 import statistics
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 import wrappers
 from tracer.models import builtin as tiny
 from tracer.tensors.difference import Difference
+from wrappers.attention.causal import AttentionInputs
 from wrappers.attention.rope import negate_first_half
 from wrappers.errors import CalibrationWarning
 
@@ -31,11 +33,11 @@ LEAST = torch.finfo(torch.float32).min
 FILLS = (-5.0, -10.0, -20.0, -40.0, -80.0, -120.0, -240.0, -1e4, LEAST)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8, help="medians over so many models")
     parser.add_argument("--sequence-length", type=int, default=24)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(f"{platform.machine()}, torch {torch.__version__}")
     cases = [case_of(seed, arguments.sequence_length) for seed in range(arguments.seeds)]
     columns = [(variant, dtype) for variant in VARIANTS for dtype in TYPES]
@@ -90,8 +92,8 @@ def unclamped(case: Case, variant: str, dtype: str) -> float:
             super().__init__()
             self.attention = attention
 
-        def forward(self, *arguments: Tensor) -> object:
-            return self.attention.attend(*arguments)
+        def forward(self, hidden_states: Tensor, *others: Tensor) -> object:
+            return self.attention.attend(hidden_states, AttentionInputs(*others))
 
     config = wrappers.PTQConfig(activation=wrappers.affine(dtype), variant=variant)
     attention = wrappers.prepare(case.attention, config)

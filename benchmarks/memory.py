@@ -1,7 +1,7 @@
 """What a comparison holds in memory beyond the two models, by the number of their layers.
 
-    python benchmarks/memory.py
-    python benchmarks/memory.py --offload
+    python -m benchmarks.memory
+    python -m benchmarks.memory --offload
 
 A Llama of hidden size 256 on 256 tokens, compared with its wrapped form, with a copy of its own,
 and with a copy in which one weight in the middle is wrong, which takes the confirming runs and the
@@ -24,7 +24,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,14 @@ LAYERS = (8, 16, 32, 64)
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, metavar="N")
     parser.add_argument("--offload", action="store_true", help="from memory against from disk")
     parser.add_argument("--run", choices=(*RUNS, "memory", "disk"), help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.checkpoint:
         offload = arguments.run == "disk"
         print(json.dumps(compare_checkpoint(arguments.checkpoint, arguments.kind, offload)))

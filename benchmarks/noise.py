@@ -1,6 +1,6 @@
 """What correct pairs of models reach: the rounding that the default tolerances must allow for.
 
-    python benchmarks/noise.py [MODEL ...] [--sequence-length N] [--batch N]
+    python -m benchmarks.noise [MODEL ...] [--sequence-length N] [--batch N]
 
 Each model (those of random weights by default; a folder or hub id) is compared with what computes
 the same in another order or precision, and with its wrapped forms where there are wrappers. Printed
@@ -11,7 +11,7 @@ many rows lie beyond 1e-05, the limit for float32.
 import argparse
 import copy
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -23,12 +23,12 @@ DTYPES = (torch.float64, torch.bfloat16, torch.float16)
 VARIANTS = ("prefill", "prefill_reference")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["random-llama", "tiny-qwen3-vl"])
     parser.add_argument("--sequence-length", type=int)
     parser.add_argument("--batch", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(f"{platform.machine()}, torch {torch.__version__}")
     for name in arguments.models:
         loaded = models.load(name, sequence_length=arguments.sequence_length, batch=arguments.batch)

@@ -1,6 +1,6 @@
 """What a traced comparison costs beyond the two forwards it consists of.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 
 Llama of hidden size 512, 8 layers, 8 heads and 4 key-value heads, sequence 512, eager attention,
 float32: two plain forwards (reference, then candidate) against `tracer.compare` of the same two
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,11 +28,11 @@ from tracer.tensors.difference import Difference
 SEQUENCE = 512
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=9, help="interleaved runs of each (9)")
     parser.add_argument("--memory", choices=("plain", "traced"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.memory:
         print(peak_growth(traced=arguments.memory == "traced"))
         return

@@ -1,6 +1,6 @@
 """Perplexity of the real checkpoints, beside what their description says.
 
-    python benchmarks/perplexity.py FOLDER
+    python -m benchmarks.perplexity FOLDER [--cases N]
 
 FOLDER holds the data that the tests use. Windows are of one context length, begin with BOS and do
 not overlap. The first line takes a second, all of them some minutes on one core.
@@ -8,6 +8,7 @@ not overlap. The first line takes a second, all of them some minutes on one core
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,13 @@ CASES = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    for case in CASES:
+    parser.add_argument("--cases", type=int, default=len(CASES), metavar="N", help="the first N")
+    arguments = parser.parse_args(argv)
+    folder = arguments.folder
+    for case in CASES[: arguments.cases]:
         began = time.perf_counter()
         checkpoint = folder / case.checkpoint / "hf"
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32").eval()

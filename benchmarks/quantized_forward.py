@@ -1,6 +1,6 @@
 """What fake quantisation costs: the quantised forward over the same forward without it.
 
-    python benchmarks/quantized_forward.py
+    python -m benchmarks.quantized_forward
 
 A Llama of 2 layers with head_dim 64, hidden size 64 * heads, feed-forward twice that, vocabulary
 512, batch 1, float32, seeded weights; uint8 activations and weights. Compared are the whole model
@@ -13,7 +13,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,10 +24,10 @@ SIZES = [(8, 4, 128), (32, 8, 256)]  # heads, key/value heads, sequence
 VARIANTS = ("prefill", "prefill_reference")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=15, help="interleaved runs of each (15)")
-    runs = parser.parse_args().runs
+    runs = parser.parse_args(argv).runs
     torch.set_grad_enabled(False)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"medians of {runs} interleaved runs, process CPU time in ms; ratio: quantised over off")

@@ -1,6 +1,6 @@
 """How far quantisation moves the logits: PEIR against the float model, by integer types.
 
-    python benchmarks/quantized_logits.py MODEL [MODEL ...] [--text FILE]
+    python -m benchmarks.quantized_logits MODEL [MODEL ...] [--text FILE]
 
 Each model (a folder, hub id or built-in name) is wrapped, calibrated on its own inputs and 8 more
 sequences, quantised and compared with the float model: the PEIR of the logits, and the three
@@ -10,6 +10,7 @@ modules where the PEIR of the output grows most over that of the inputs.
 import argparse
 import math
 import platform
+from collections.abc import Sequence
 
 import torch
 
@@ -20,11 +21,11 @@ TYPES = [("uint8", "uint8"), ("int16", "uint8"), ("int16", "uint4"), ("uint8", "
 VARIANTS = ("prefill", "prefill_reference")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--text", help="calibrate on this text in place of random tokens")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     print(f"{platform.machine()}, torch {torch.__version__}")
     for name in arguments.models:
         print(f"\n{name}")

@@ -1,10 +1,10 @@
 """What reports cost: pairs of elements for the drawings, and a page of many modules.
 
-    python benchmarks/reports.py
+    python -m benchmarks.reports
 
-The comparison of `overhead.py` with and without samples, as a ratio of process CPU times (medians
-of interleaved runs); then the size of the reports of two models of 2,005 modules, and the time that
-it takes to write them. Only the ratio means anything on another machine.
+The comparison of `benchmarks.overhead` with and without samples, as a ratio of process CPU times
+(medians of interleaved runs); then the size of the reports of two models of 2,005 modules, and the
+time that it takes to write them. Only the ratio means anything on another machine.
 """
 
 import argparse
@@ -13,24 +13,24 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from overhead import models
 from torch import nn
 
 import tracer
+from benchmarks.overhead import models
 from tracer.reports import WRITERS
 from tracer.tensors.samples import SAMPLES
 
 BLOCKS = 501  # of four modules each, itself included; with the root 2,005
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="interleaved runs of each (5)")
-    runs = parser.parse_args().runs
+    runs = parser.parse_args(argv).runs
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     reference, candidate, inputs = models()
     without, drawn = medians(

@@ -1,6 +1,6 @@
 """What the variants of the wrappers cost: `prefill` beside `prefill_reference`, and decode.
 
-    python benchmarks/variants.py [--device cuda] [--runs N] [--heads H/K ...] [--lengths N ...]
+    python -m benchmarks.variants [--device cuda] [--runs N] [--heads H/K ...] [--lengths N ...]
 
 Prefill: the attention of a Llama (head_dim 64, batch 1, float32, seeded weights), where alone the
 variants differ: the float model of transformers (sdpa), then each variant with quantisation off and
@@ -27,13 +27,13 @@ VARIANTS = ("prefill", "prefill_reference")
 NEW_TOKENS = 32
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=15, help="interleaved runs of each (15)")
     parser.add_argument("--heads", nargs="+", default=HEADS, metavar="HEADS/KV_HEADS")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, metavar="N")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_grad_enabled(False)
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()

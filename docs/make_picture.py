@@ -14,10 +14,12 @@ from rich.console import Console
 from tracer.reports.console import show
 
 ROOT = Path(__file__).parent.parent
+PICTURE = ROOT / "docs" / "find_a_wrong_mask.svg"
 EXAMPLE = "examples/find_a_wrong_mask.py"
 
 
-def main() -> None:
+def picture() -> str:
+    """The whole picture, as SVG."""
     with contextlib.redirect_stdout(io.StringIO()):
         comparison = runpy.run_path(str(ROOT / EXAMPLE))["comparison"]
     console = Console(
@@ -26,9 +28,8 @@ def main() -> None:
     show(comparison, console=console)
     svg = console.export_svg(title=f"$ python {EXAMPLE}")
     # Web fonts are left out: the picture needs nothing from elsewhere.
-    svg = re.sub(r"@font-face\s*\{[^}]*\}", "", svg).replace("Fira Code", "DejaVu Sans Mono")
-    Path(ROOT / "docs" / "find_a_wrong_mask.svg").write_text(svg)
+    return re.sub(r"@font-face\s*\{[^}]*\}", "", svg).replace("Fira Code", "DejaVu Sans Mono")
 
 
 if __name__ == "__main__":
-    main()
+    PICTURE.write_text(picture(), encoding="utf-8")

@@ -21,10 +21,10 @@ class SiLUByTanh(wrappers.QuantModule, SiLUActivation):
             self._add_point(point)
 
     def forward(self, input):  # noqa: A002 - the name that the float class has
-        x = self._quantize(input, "act_in")
-        tanh = self._quantize(torch.tanh(x / 2), "tanh", owned=True)
-        sigmoid = self._quantize((1 + tanh) / 2, "sigmoid", owned=True)
-        return self._quantize(x * sigmoid, "act_out", owned=True)
+        x = self.quantize(input, "act_in")
+        tanh = self.quantize(torch.tanh(x / 2), "tanh", may_overwrite=True)
+        sigmoid = self.quantize((1 + tanh) / 2, "sigmoid", may_overwrite=True)
+        return self.quantize(x * sigmoid, "act_out", may_overwrite=True)
 
 
 loaded = tracer.models.load("tiny-llama")

@@ -1,4 +1,4 @@
-"""A Llama whose re-implementation forgets the padding: where does it part from the original?
+"""A Llama whose re-implementation forgets the padding: where does it diverge from the original?
 
 python examples/find_a_wrong_mask.py
 """

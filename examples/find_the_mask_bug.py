@@ -23,7 +23,7 @@ SHOWN = [*(f"{ATTENTION}.{name}_proj" for name in "qkvo"), "lm_head"]
 
 
 class MasksOfThatTime(MaskBuilder):
-    """What the text model hands down to its layers."""
+    """What the text model passes to its layers."""
 
     def additive(self, mask, **sizes):
         if mask is None or mask.dtype == torch.bool:

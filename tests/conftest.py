@@ -1,7 +1,8 @@
 """Fixtures that tests share: the folder of real data, and comparisons made by hand."""
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from tracer.comparison.result import Comparison
 from tracer.diagnosis.verdict import Origin, Symptom, Verdict
 from tracer.measurement.coverage import Coverage
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import Row
 from tracer.tensors.difference import Difference
 
@@ -19,6 +21,18 @@ from tracer.tensors.difference import Difference
 torch.set_num_threads(1)
 
 _BESIDE_THE_REPOSITORY = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is made while tests are collected stays: looking through it for garbage, then and at
+    every later collection, takes a third of that time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +58,7 @@ def shared_data() -> Path:
 def make_row() -> Callable[..., Row]:
     """Makes a Row by hand: a module's output with a given PEIR, or whatever else is said."""
 
-    def make(module: str, peir: float | None = 0.0, **fields: Any) -> Row:
+    def make(module: str, peir: float | None = 0.0, note: str = "", **fields: Any) -> Row:
         # One element is off by the PEIR in an interval of 1.
         difference = None
         if peir is not None:
@@ -60,6 +74,7 @@ def make_row() -> Callable[..., Row]:
             "candidate_dtype": torch.float32,
             "limit": 1e-5,
             "agrees": peir is not None and peir <= 1e-5,
+            "remarks": (Remark(RemarkKind.SCALARS, *note.split("; candidate ")),) if note else (),
         }
         return Row(module=module, difference=difference, **(defaults | fields))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracer import models
     from tracer.comparison.capturing import Captured, capture
+    from tracer.comparison.options import Debugging, Isolate
     from tracer.comparison.result import Comparison
     from tracer.comparison.run import compare
     from tracer.debugger.breakpoints import Breakpoint
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from tracer.measurement.rows import FormDifference, Row
     from tracer.regression.baseline import Baseline
     from tracer.regression.gating import Gate, gate
+    from tracer.reports.narrator import explain
     from tracer.tensors.difference import Difference
+    from tracer.tensors.roles import Roles
     from tracer.tensors.tolerance import Tolerance
     from tracer.testing.equivalence import assert_equivalent
     from tracer.traces.dataflow import Flow, flow
@@ -49,11 +52,13 @@ __all__ = [
     "Cause",
     "Comparison",
     "Coverage",
+    "Debugging",
     "Difference",
     "Flow",
     "FormDifference",
     "Gate",
     "InputError",
+    "Isolate",
     "IsolatedCall",
     "IsolatedModule",
     "Isolation",
@@ -65,6 +70,7 @@ __all__ = [
     "Recorded",
     "Recording",
     "Recovery",
+    "Roles",
     "Row",
     "ShapeMismatchError",
     "Stepped",
@@ -78,6 +84,7 @@ __all__ = [
     "assert_equivalent",
     "capture",
     "compare",
+    "explain",
     "flow",
     "gate",
     "models",
@@ -90,11 +97,13 @@ __all__ = [
 _ROOMS = {
     "regression.baseline": ("Baseline",),
     "comparison.capturing": ("Captured", "capture"),
+    "comparison.options": ("Debugging", "Isolate"),
     "comparison.result": ("Comparison",),
     "comparison.run": ("compare",),
     "measurement.coverage": ("Coverage",),
     "debugger.breakpoints": ("Breakpoint",),
     "tensors.difference": ("Difference",),
+    "tensors.roles": ("Roles",),
     "tensors.tolerance": ("Tolerance",),
     "testing.equivalence": ("assert_equivalent",),
     "errors": (
@@ -118,6 +127,7 @@ _ROOMS = {
     "execution.stepping": ("Stepped", "Stepping"),
     "isolation.causes": ("Cause",),
     "diagnosis.verdict": ("Symptom", "Verdict"),
+    "reports.narrator": ("explain",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

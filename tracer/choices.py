@@ -28,7 +28,7 @@ VALUES = ("all", "outputs", "fingerprints")
 # The file in the folder of a trace that says what it is.
 TRACE_HEADER = "header.json"
 
-# Names in torch.
+# Names in torch; of these, and of what else can be chosen for a value, the first is the default.
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PADDING_SIDES = ("right", "left")
 
@@ -43,3 +43,10 @@ NO_ISOLATION = "none"
 
 # What makes the gate fail; each includes those after it.
 FAIL_ON = ("divergence", "regression", "coverage", "never")
+
+# What is taken where nothing is given: by the public functions, and as the help says.
+DEFAULT_CANDIDATE = "wrapped"
+DEFAULT_DTYPE, DEFAULT_DEVICE = DTYPES[0], "cpu"
+DEFAULT_BATCH, DEFAULT_PADDING = 1, PADDING_SIDES[0]
+DEFAULT_VARIANT, DEFAULT_ACTIVATION, DEFAULT_WEIGHT = "prefill", "uint8", "uint8"
+DEFAULT_CALIBRATE = 8

@@ -62,8 +62,8 @@ def place(row: "Row") -> str:
     """Where a row's value belongs: "argument `input` of `model.norm` (call 1)"."""
     module = module_in_words(row.module) + (f" (call {row.call})" if row.call else "")
     if row.is_written:
-        return f"`{row.value.removeprefix('written.')}` as left by {module}"
-    what = row.value if row.is_output else f"argument `{row.value.removeprefix('kwargs.')}`"
+        return f"`{row.value.in_argument}` as left by {module}"
+    what = row.value if row.is_output else f"argument `{row.value.label}`"
     return f"{what} of {module}"
 
 

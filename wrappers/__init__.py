@@ -7,10 +7,11 @@ quantized = wrappers.convert(wrapped)
 """
 
 # Importing the families and layers registers their wrappers.
-from wrappers.core.config import PTQConfig, QuantSpec, affine, microscaling, no_quantization
+from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule, iter_points, iter_wrappers
 from wrappers.core.point import Mode, QuantPoint
 from wrappers.core.registry import register
+from wrappers.core.spec import QuantSpec, affine, microscaling, no_quantization
 from wrappers.deploy.decode_calibration import calibrate_both, calibrate_decode, decode_inputs
 from wrappers.deploy.export import export
 from wrappers.deploy.runtime import Runtime, Sampling

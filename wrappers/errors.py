@@ -14,7 +14,7 @@
     │   ├── MissingWrapperError          no wrapper for a class in the variant asked for
     │   └── StaleWrapperError            a wrapper for a class that the package no longer has
     ├── WrapError (ValueError)           a module that cannot be wrapped as it stands
-    ├── InputError (ValueError)          inputs that a model or a function cannot take
+    ├── ModelInputError (ValueError)     inputs that a model or a function cannot take
     │   └── CacheFullError               ... because a static cache has no room for them
     ├── ExportError (ValueError)         a model or a file that cannot be exported
     ├── StudyError (ValueError)          a study that cannot be run, or whose results cannot be read
@@ -84,11 +84,15 @@ class WrapError(WrappersError, ValueError):
     """A module that cannot be wrapped as it stands."""
 
 
-class InputError(WrappersError, ValueError):
+class ModelInputError(WrappersError, ValueError):
     """Inputs that a model or a function cannot take."""
 
 
-class CacheFullError(InputError):
+InputError = ModelInputError
+"""The former name, which is also that of an error of `tracer`."""
+
+
+class CacheFullError(ModelInputError):
     """A sequence that outgrew its static cache.
 
     Attributes:

@@ -21,9 +21,9 @@ from wrappers.core.point import Mode
 from wrappers.core.registry import has_wrapper, lookup
 from wrappers.errors import (
     CalibrationWarning,
-    InputError,
     MissingWrapperError,
     ModeError,
+    ModelInputError,
     UnknownOverrideError,
     UnseenObserverError,
     WrapError,
@@ -101,7 +101,7 @@ def calibrate(
 
     Raises:
         ModeError: the model has no wrappers.
-        InputError: there are no inputs, or one is none of the above.
+        ModelInputError: there are no inputs, or one is none of the above.
 
     Warns:
         CalibrationWarning: NaN or infinities came by; they are left out of the ranges.
@@ -114,7 +114,7 @@ def calibrate(
             wrapped(*args, **kwargs)
             batches += 1
     if batches == 0:
-        raise InputError("there were no calibration inputs: is the iterable used up already?")
+        raise ModelInputError("there were no calibration inputs: is the iterable used up already?")
     warn_of_dropped(wrapped)
 
 
@@ -182,7 +182,7 @@ def call_arguments(inputs: ModelInputs) -> tuple[tuple[Any, ...], dict[str, Any]
     """The positional and the keyword arguments of a call.
 
     Raises:
-        InputError: `inputs` is none of the forms that a model's inputs come in.
+        ModelInputError: `inputs` is none of the forms that a model's inputs come in.
     """
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
@@ -190,7 +190,7 @@ def call_arguments(inputs: ModelInputs) -> tuple[tuple[Any, ...], dict[str, Any]
         return tuple(inputs), {}
     if isinstance(inputs, Tensor):
         return (inputs,), {}
-    raise InputError(
+    raise ModelInputError(
         "a model's inputs are a mapping of keyword arguments, a tuple of positional ones or a "
         f"tensor, not {type(inputs).__name__}"
     )

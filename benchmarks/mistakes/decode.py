@@ -129,12 +129,12 @@ def past_without_factor(module: Any, keys: Tensor, values: Tensor) -> tuple[Tens
     return torch.cat([keys[:, :, :-1] / module.key_factor, keys[:, :, -1:]], dim=2), values
 
 
-def unrotated(module: Any, own: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:  # fmt: skip
+def unrotated(module: Any, own: Any, q: Tensor, k: Tensor, v: Tensor, inputs: Any) -> Any:
     """Keys are turned back before they are rotated."""
     heads = k.view(*k.shape[:-1], -1, module.head_dim)
     turned = torch.cat(heads.chunk(2, -1)[::-1], dim=-1)
-    heads = heads * cos.unsqueeze(2) - turned * sin.unsqueeze(2)
-    return own(q, heads.flatten(-2), v, cos, sin, *rest)
+    heads = heads * inputs.cos.unsqueeze(2) - turned * inputs.sin.unsqueeze(2)
+    return own(q, heads.flatten(-2), v, inputs)
 
 
 def additive(change: Callable[[Tensor], Tensor]) -> Callable[[Any], None]:

@@ -1,6 +1,7 @@
 """Mistakes in a Llama: the float model, a generation with a cache, and the wrapped model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -276,7 +277,7 @@ FLOAT = [
     Mistake("softmax over the queries", attention(weigh=over_queries), ATTENTION, "computation"),
     Mistake("softmax in bfloat16", attention(weigh=in_bfloat16), ATTENTION, "computation"),
     Mistake("logits clipped", attention(weigh=clipped), ATTENTION, "computation"),
-    Mistake("dropout left on", dropout_left_on, ATTENTION, "computation", line="dropout("),
+    Mistake("dropout left on", dropout_left_on, ATTENTION, "computation", line="dropout(", train=True),
     Mistake("mask edited for the layers after", method(ATTENTION, "forward", mask_edited), ATTENTION, "computation"),
     Mistake("tables edited for the layers after", method(ATTENTION, "forward", tables_edited), ATTENTION, "computation"),
     Mistake("attention residual left out", layer(after_attention=left_out), LAYER, "computation", line="inside = second("),
@@ -511,24 +512,14 @@ def scaled_again(module: Any, query: Tensor, *rest: Any) -> tuple[Any, ...]:
     return query * module.scaling, *rest
 
 
-def late_tables(
-    module: Any, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, *rest: Any
-) -> tuple[Any, ...]:
-    return q, k, v, cos.roll(1, 1), sin.roll(1, 1), *rest
+def late_tables(module: Any, *states_and_inputs: Any) -> tuple[Any, ...]:
+    *states, inputs = states_and_inputs
+    return *states, replace(inputs, cos=inputs.cos.roll(1, 1), sin=inputs.sin.roll(1, 1))
 
 
-def mask_forgotten(
-    module: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    mask: Tensor,
-    exact: Any,
-    *rest: Any,
-) -> tuple[Any, ...]:
-    return q, k, v, cos, sin, torch.zeros_like(mask), None, *rest
+def mask_forgotten(module: Any, *states_and_inputs: Any) -> tuple[Any, ...]:
+    *states, inputs = states_and_inputs
+    return *states, replace(inputs, mask=torch.zeros_like(inputs.mask), exact_mask=None)
 
 
 def heads_out_of_order(module: Any, own: Any, *args: Any) -> Any:

@@ -30,6 +30,7 @@ class Mistake:
         missed: why the verdict does not say so; the empty string for what is found.
         line: a piece of the text of the guilty line, where the planted code does not say which it
             is: an attribute was changed, a part is not used, or another module is called.
+        train: whether it leaves dropout active, which a comparison refuses unless it is asked for.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Mistake:
     found: str
     missed: str = ""
     line: str = ""
+    train: bool = False
 
     @property
     def is_in_own_lines(self) -> bool:

@@ -13,7 +13,7 @@ from benchmarks.mistakes import qwen3_vl
 from benchmarks.mistakes.decoder import Tensor, mlp_forward, one_weight
 from benchmarks.mistakes.llama import ATTENTION, DOWN, LAYER, MLP, NORM, attend, other_keys
 from benchmarks.mistakes.planting import Mistake, after, assign, parameter, reforward
-from wrappers.core.observers import IdentityQuantizer
+from wrappers.core.quantizers import IdentityQuantizer
 from wrappers.numerics.affine import AffineQParams, affine_qparams
 
 
@@ -106,21 +106,21 @@ def as_kind(kind: type[AffineQParams]) -> Callable[[AffineQParams], AffineQParam
 
 
 def product_left_out(self: Any, x: Tensor) -> Tensor:
-    x = self._quantize(x, "act_in")
+    x = self.quantize(x, "act_in")
     return self.act_fn(self.gate_proj(x)) * self.up_proj(x)
 
 
 def product_too_early(self: Any, x: Tensor) -> Tensor:
-    x = self._quantize(x, "act_in")
-    return self.act_fn(self.gate_proj(x)) * self._quantize(self.up_proj(x), "mul")
+    x = self.quantize(x, "act_in")
+    return self.act_fn(self.gate_proj(x)) * self.quantize(self.up_proj(x), "mul")
 
 
 def residual_quantized(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
     """The sums are taken before the points, which see what is added."""
     attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
     first, second = self.residual_points
-    middle = hidden_states + self._quantize(attended, first)
-    return self._quantize(middle + self.mlp(self.post_attention_layernorm(middle)), second)
+    middle = hidden_states + self.quantize(attended, first)
+    return self.quantize(middle + self.mlp(self.post_attention_layernorm(middle)), second)
 
 
 def through_wrong_weight(model: Any) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, rnn
 
 import tracer
-from tests.system.test_families import FAMILIES, IDS, MASK
+from tests.builders.model_families import FAMILIES, IDS, MASK
 from tracer.tensors.leaves import tensor_leaves
 
 Plant = Callable[[Any], None]
@@ -314,7 +314,7 @@ def call(model: nn.Module, inputs: Any) -> object:
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *FAMILIES])
 def test_copies_agree_in_full_and_compute_what_they_do_untraced(name: str) -> None:
     model, inputs = build(name)
     candidate = copy.deepcopy(model)
@@ -326,7 +326,8 @@ def test_copies_agree_in_full_and_compute_what_they_do_untraced(name: str) -> No
     assert comparison.verdict.agrees, comparison.verdict.explanation
     assert comparison.coverage.reference_only == comparison.coverage.candidate_only == ()
     assert comparison.coverage.unmatched_calls == ()
-    assert all(row.difference.max == 0.0 for row in comparison.rows)
+    assert max(row.error for row in comparison.rows) == 0.0
+    assert not comparison.form_differences
     assert traced.keys() == untraced.keys()
     # In training each call draws random numbers of its own.
     as_untraced = (torch.equal(traced[path], value) for path, value in untraced.items())
@@ -349,6 +350,20 @@ def test_right_pairs_agree(name: str, change: str) -> None:
     candidate = CHANGES[change](copy.deepcopy(model))
     verdict = tracer.compare(model, candidate, inputs, train=model.training).verdict
     assert verdict.agrees, verdict.explanation
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_wrong_weight_is_found(name: str) -> None:
+    model, inputs = build(name)
+    wrong = FAMILIES[name][2]
+    candidate = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = next(candidate.get_submodule(wrong).parameters(recurse=False))
+        weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
+    verdict = tracer.compare(model, candidate, inputs).verdict
+    assert not verdict.agrees
+    assert (verdict.origin.module, verdict.origin.kind) == (wrong, "parameter")
+    assert verdict.confirmed, verdict.explanation
 
 
 def eager_attention(model: Any) -> nn.Module:

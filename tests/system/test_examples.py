@@ -47,6 +47,7 @@ def test_find_the_mask_bug(monkeypatch, capsys) -> None:
         assert 0.3 < peir < 1.0 if name in damaged else peir < 1e-6, name
 
 
+@pytest.mark.slow
 def test_find_the_mask_bug_on_a_photo(monkeypatch, capsys, shared_data) -> None:
     processor = str(shared_data / "qwen_processor" / "qwen3vl")
     photo = str(shared_data / "images" / "chelsea.png")
@@ -121,6 +122,7 @@ _TO_CIRCLE = ("quantize_llama_mlp.py", "quantize_llama_decoder_layer_decode.py")
     ],
 )
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
+@pytest.mark.slow
 def test_quantising_and_exporting(name, monkeypatch, capsys, tmp_path) -> None:
     has_tico = importlib.util.find_spec("tico") and name in _TO_CIRCLE
     if not has_tico:
@@ -148,6 +150,7 @@ def flushed() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
+@pytest.mark.slow
 def test_train_tiny_llama(flushed, monkeypatch, capsys, tmp_path) -> None:
     colours, places = ("red", "blue", "green", "grey"), ("lake", "wood", "hill", "shed", "barn")
     stories = [f"A {colour} hen ran to the {place}." for colour in colours for place in places]

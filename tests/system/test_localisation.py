@@ -34,23 +34,26 @@ def listed() -> Iterator[tuple[Group, Mistake]]:
                 yield group, mistake
 
 
-ROWS = [
-    pytest.param(
-        group,
-        mistake,
-        id=f"{group.name}: {mistake.name}",
-        marks=pytest.mark.xfail(reason=mistake.missed) if mistake.missed else (),
-    )
-    for group, mistake in listed()
-]
+SMOKE = 10
+
+
+def rows() -> Iterator[Any]:
+    """What is listed as parameters; those beyond a few, spread over the tables, are slow."""
+    found = list(listed())
+    for place, (group, mistake) in enumerate(found):
+        marks = [pytest.mark.xfail(reason=mistake.missed)] if mistake.missed else []
+        if place % (len(found) // SMOKE):
+            marks.append(pytest.mark.slow)
+        yield pytest.param(group, mistake, id=f"{group.name}: {mistake.name}", marks=marks)
 
 
 @pytest.mark.no_cover  # what a mistake makes of the tracer's rooms is covered by their own tests
-@pytest.mark.parametrize(("group", "mistake"), ROWS)
+@pytest.mark.parametrize(("group", "mistake"), rows())
 def test_a_mistake_is_found(group: Group, mistake: Mistake) -> None:
     check(group, mistake)
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover  # what a mistake makes of the tracer's rooms is covered by their own tests
 @pytest.mark.parametrize("name", llama.COARSE[::2])
 def test_a_mistake_is_found_in_a_real_checkpoint(shared_data: Path, name: str) -> None:
@@ -61,7 +64,7 @@ def test_a_mistake_is_found_in_a_real_checkpoint(shared_data: Path, name: str) -
 def check(group: Group, mistake: Mistake) -> None:
     *models, inputs = group.pair(mistake)
     try:
-        verdict = tracer.compare(*models, inputs, rename=group.rename).verdict
+        verdict = tracer.compare(*models, inputs, rename=group.rename, train=mistake.train).verdict
     except tracer.ModelRunError as error:
         verdict = error.comparison.verdict
     assert not verdict.agrees, verdict.explanation

@@ -15,11 +15,13 @@ PUBLIC = [
     "Cause",
     "Comparison",
     "Coverage",
+    "Debugging",
     "Difference",
     "Flow",
     "FormDifference",
     "Gate",
     "InputError",
+    "Isolate",
     "IsolatedCall",
     "IsolatedModule",
     "Isolation",
@@ -31,6 +33,7 @@ PUBLIC = [
     "Recorded",
     "Recording",
     "Recovery",
+    "Roles",
     "Row",
     "ShapeMismatchError",
     "Stepped",
@@ -44,6 +47,7 @@ PUBLIC = [
     "assert_equivalent",
     "capture",
     "compare",
+    "explain",
     "flow",
     "gate",
     "models",
@@ -101,6 +105,7 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_the_rooms_may_be_imported_in_any_order() -> None:
     """Each room alone and first, in one fresh interpreter; torch stays, the rooms are forgotten."""
     program = f"""
@@ -116,6 +121,7 @@ for room in {ROOMS!r}:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_the_other_package_may_come_first() -> None:
     program = "import wrappers, tracer; assert wrappers.__all__ and tracer.compare"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -22,9 +22,9 @@ from wrappers import (
 )
 from wrappers.errors import (
     CalibrationWarning,
-    InputError,
     MissingWrapperError,
     ModeError,
+    ModelInputError,
     ObserverError,
     UnknownOverrideError,
     UnseenObserverError,
@@ -212,12 +212,12 @@ def test_progress_sees_every_batch(net):
 
 
 def test_no_inputs_are_an_error(net):
-    with pytest.raises(InputError, match="no calibration inputs"):
+    with pytest.raises(ModelInputError, match="no calibration inputs"):
         calibrate(prepare(net, PTQConfig()), iter(()))
 
 
 def test_an_input_of_no_known_form_is_an_error(net):
-    with pytest.raises(InputError, match="not str"):
+    with pytest.raises(ModelInputError, match="not str"):
         calibrate(prepare(net, PTQConfig()), ["a prompt"])
 
 

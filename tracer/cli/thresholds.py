@@ -1,9 +1,9 @@
-"""What the command line holds a comparison against: a baseline, limits, and what is to fail."""
+"""What a comparison is checked against: a baseline, limits, and what is to fail."""
 
-import argparse
 from dataclasses import dataclass
 
-from tracer.cli.sides import Sides
+from tracer.cli.requests import CompareRequest
+from tracer.cli.resolve import Sides
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import InputError
@@ -17,8 +17,8 @@ Former = Baseline | Recorded
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a comparison is held against.
+class Thresholds:
+    """What a comparison is checked against.
 
     Attributes:
         baseline: None without one.
@@ -44,32 +44,32 @@ class Held:
         return comparison.judged(decided)
 
 
-def open_former(options: argparse.Namespace) -> Former | None:
+def open_former(request: CompareRequest) -> Former | None:
     """Reads or opens the baseline, before any model is loaded."""
-    return None if options.baseline is None else open_baseline(options.baseline)
+    return None if request.baseline is None else open_baseline(request.baseline)
 
 
-def held_against(options: argparse.Namespace, sides: Sides, former: Former | None) -> Held:
+def thresholds(request: CompareRequest, sides: Sides, former: Former | None) -> Thresholds:
     """What the options ask for, checked against the models before they are compared."""
     limits: dict[str, float] = {}
-    for glob, peir in options.max_peir:
+    for glob, peir in request.max_peir:
         limits.pop(glob, None)
         limits[glob] = peir
     check_limits(limits, named_modules(sides.reference))
-    baseline = _measured(former, options, sides) if isinstance(former, Recorded) else former
-    return Held(baseline, limits, options.fail_on)
+    baseline = _measured(former, request, sides) if isinstance(former, Recorded) else former
+    return Thresholds(baseline, limits, request.fail_on)
 
 
-def _measured(former: Recorded, options: argparse.Namespace, sides: Sides) -> Baseline:
+def _measured(former: Recorded, request: CompareRequest, sides: Sides) -> Baseline:
     """What the former candidate's trace gives, compared with the reference."""
     try:
         then = compare(
             sides.reference,
             former,
             sides.inputs,
-            rename=dict(options.map),
-            tolerance=options.tolerance,
-            train=options.train,
+            rename=dict(request.map),
+            tolerance=request.tolerance,
+            train=request.train,
             confirm=False,
         )
     except InputError as error:

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from tracer.execution.hooks import Answer, Call, NewArguments, NewOutput, Phase
+from tracer.execution.hooks import Answer, NewArguments, NewOutput
 from tracer.execution.offload import copy_model
 from tracer.execution.session import Inputs, Session
+from tracer.interventions.experiment import Experiment
+from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
-from tracer.measurement.rows import Row, first_divergence
+from tracer.measurement.intervention import Intervention
+from tracer.measurement.rows import CallRecord, Row, first_divergence
 from tracer.tensors.leaves import deep_copy, is_stateful, map_tensors, tensor_leaves
-from tracer.tensors.masks import is_mask_name
+from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.tolerance import Tolerance
 from tracer.text import brief, figure, place
 
@@ -47,13 +50,18 @@ class NoiseFloor:
         return tuple(replace(row, floor=self.of(row)) for row in rows)
 
 
-def measure_noise(reference: nn.Module, inputs: Inputs, include: str | Sequence[str]) -> NoiseFloor:
+def measure_noise(
+    reference: nn.Module,
+    inputs: Inputs,
+    include: str | Sequence[str],
+    roles: Roles = DEFAULT_ROLES,
+) -> NoiseFloor:
     """Measures the noise floor of a model on some inputs.
 
     For the time of this it takes the memory of the model once more, in float64.
 
     Args:
-        inputs, include: as for `compare`.
+        inputs, include, roles: as for `compare`.
     """
     floor: dict[ValueKey, float] = {}
     notes = []
@@ -63,10 +71,11 @@ def measure_noise(reference: nn.Module, inputs: Inputs, include: str | Sequence[
         notes.append(_left_out("in float64", f"{type(error).__name__}: {brief(error)}"))
     else:
         wide = deep_copy(inputs, _widened)
-        notes += _run(Session(exact, reference, wide, None, include), Comparer, floor, "in float64")
-        del exact
-    beside = Session(reference, reference, inputs, None, include)
-    notes += _run(beside, _Perturbing, floor, "with perturbed inputs")
+        session = Session(exact, reference, wide, None, include)
+        notes += _run(Experiment(session, Tolerance(), roles), (), floor, "in float64")
+        del exact, session
+    beside = Experiment(Session(reference, reference, inputs, None, include), Tolerance(), roles)
+    notes += _run(beside, (_Perturbing(),), floor, "with perturbed inputs")
     return NoiseFloor(floor, tuple(notes))
 
 
@@ -93,12 +102,15 @@ def _times(row: Row) -> str:
 
 
 def _run(
-    session: Session, visitor: type[Comparer], floor: dict[ValueKey, float], how: str
+    experiment: Experiment,
+    interventions: Sequence[Intervention],
+    floor: dict[ValueKey, float],
+    how: str,
 ) -> list[str]:
     """Runs a comparison and takes what is larger into the floor; says what went wrong."""
-    comparer = visitor(Tolerance())
-    failure = session.run(comparer, frozenset()).failure
-    measured = [row for row in comparer.rows if row.difference is not None and not row.is_mask]
+    run = experiment.rerun(*interventions)
+    failure = run.failure
+    measured = [row for row in run.rows if row.difference is not None and not row.is_mask]
     finite = [row for row in measured if math.isfinite(row.peir)]
     for row in finite:
         key = row.module, row.call, row.value
@@ -123,32 +135,33 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor.clone()
 
 
-class _Perturbing(Comparer):
+class _Perturbing(Intervention):
     """Moves what enters the candidate by one unit in the last place, up or down at random.
 
     That is each activation that the model is given, and what a module makes of integers alone: the
     embeddings of tokens.
     """
 
-    def __init__(self, tolerance: Tolerance) -> None:
-        super().__init__(tolerance)
+    def __init__(self) -> None:
         self._random = torch.Generator().manual_seed(0)
 
-    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
-        """Compares, then moves."""
-        super().visit(reference, candidate, phase)
-        if phase is Phase.END:
-            if candidate.name and not _has_floats(candidate.arguments):
-                return NewOutput(map_tensors(candidate.output, self._moved))
+    def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Moves what the model is given."""
+        if calls.candidate.name:
             return None
-        if candidate.name:
-            return None
+        is_mask = calls.roles.is_mask
         moved = {
             name: map_tensors(value, self._moved)
-            for name, value in candidate.arguments.items()
-            if not is_mask_name(name) and not is_stateful(value) and _has_floats(value)
+            for name, value in calls.candidate.arguments.items()
+            if not is_mask(name) and not is_stateful(value) and _has_floats(value)
         }
         return NewArguments(moved) if moved else None
+
+    def on_end(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Moves what a module makes of integers."""
+        if calls.candidate.name and not _has_floats(calls.candidate.arguments):
+            return NewOutput(map_tensors(calls.candidate.output, self._moved))
+        return None
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():

@@ -1,6 +1,6 @@
 """The result of a comparison, as attributes, as a table, and in reports."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ class Comparison:
         form_differences: arguments and outputs that the two sides pass in forms that do not
             compare; harmless unless the verdict names them.
         isolation: what each module adds to the error, where that was asked for.
-        zoomed: the guilty operation, where that was asked for or the origin lies in a module's own
+        zoomed: the culprit, where that was asked for or the origin lies in a module's own
             lines.
         gate: whether it passes, held against a baseline and limits, for the reports; see `judged`.
     """
@@ -106,6 +106,11 @@ ROW_COLUMNS = (
 )
 
 
+def row_fields(row: Row) -> dict[str, object]:
+    """A row's values by column, and its remarks as data."""
+    return row_values(row) | {"remarks": [asdict(remark) for remark in row.remarks]}
+
+
 def row_values(row: Row) -> dict[str, object]:
     """A row's values by column; see `Comparison.to_frame`."""
     difference = row.difference
@@ -128,7 +133,7 @@ def row_values(row: Row) -> dict[str, object]:
     return {
         "module": row.module,
         "call": row.call,
-        "value": row.value,
+        "value": str(row.value),
         "shape": row.shape,
         "dtype": dtype_name(row.dtype),
         "candidate_dtype": dtype_name(row.candidate_dtype),

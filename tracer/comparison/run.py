@@ -5,13 +5,15 @@
 (False, 'model.layers.0.self_attn')
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from tracer.comparison.noise_floor import NoiseFloor, floor_in_words, measure_noise
+from tracer.comparison.options import Debugging, Isolate
+from tracer.comparison.result import Comparison
 from tracer.comparison.trace_limits import (
     check_asked,
     covering_recordings,
@@ -24,20 +26,18 @@ from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
 from tracer.execution.dropout import check_training
-from tracer.execution.lockstep import EventKey, Failure, Outcome, Visitor
-from tracer.execution.offload import lacks_values
+from tracer.execution.lockstep import Outcome
 from tracer.execution.session import Inputs, Session, working_dtype
+from tracer.execution.side import EventKey, Failure
+from tracer.interventions.experiment import Experiment, failure_in_words
 from tracer.isolation.levels import modules_at
 from tracer.isolation.measure import isolated
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.coverage import make_coverage
+from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.samples import Sampler
 from tracer.tensors.tolerance import Tolerance
-from tracer.text import brief, module_in_words
-
-if TYPE_CHECKING:
-    pass
-from tracer.comparison.result import Comparison
+from tracer.text import module_in_words
 
 # A value that is edited in place before it can be compared costs one more run, in which it is
 # cloned; that may bring to light another one.
@@ -51,10 +51,11 @@ def compare(
     *,
     rename: Mapping[str, str] | None = None,
     tolerance: float | Tolerance | None = None,
+    roles: Roles = DEFAULT_ROLES,
     include: str | Sequence[str] = "*",
     train: bool = False,
     confirm: bool = True,
-    isolate: str | None = None,
+    isolate: str | Isolate | None = None,
     what_if: int = 0,
     causes: bool = True,
     noise_floor: bool = False,
@@ -62,10 +63,11 @@ def compare(
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),
     post_mortem: bool = False,
     debugger: str | None = None,
+    debugging: Debugging | None = None,
     samples: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> "Comparison":
-    """Runs two models side by side on the same inputs and says where they part, and why.
+) -> Comparison:
+    """Runs two models side by side on the same inputs and says where they diverge, and why.
 
     Both run without gradients, in the mode (training or evaluation) they are in, from the same
     random state, each on its own copy of the inputs. Neither the models, nor the inputs, nor the
@@ -83,28 +85,21 @@ def compare(
         rename: regular expressions and replacements that turn the candidate's module names into
             the reference's.
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
+        roles: which arguments are attention masks, padding and caches, as their names say.
         include: globs of the reference's module names to compare.
         train: allows dropout that is active. Each paired call then draws the same random numbers on
             both sides, whatever is drawn before; another run draws the same again unless PyTorch is
             seeded otherwise.
         confirm: whether the origin of a divergence is tested by running again.
-        isolate: measures how much of the error modules introduce themselves, in further runs where
-            they are given the reference's inputs: "leaves", "blocks", "layers" or a glob of the
-            reference's module names; see `tracer.isolation.levels`.
-        what_if: how many of the modules that introduce most ("leaves", unless `isolate` says
-            otherwise) are swapped for the reference's, to see how far the final output recovers.
-        causes: whether isolation looks for the quantization points that explain most; of whole
-            layers that takes longer than all the rest.
+        isolate: measures how much of the error modules introduce themselves: an `Isolate`, or its
+            level.
+        what_if, causes: as for `Isolate`, whose level is "leaves" unless `isolate` says otherwise.
         noise_floor: measures what rounding alone does to the reference, in two further runs of it,
             one in float64; rows then also have their PEIR as a multiple of that.
-        zoom: names the guilty operation and its line inside a module, by the reference's name; for
-            a confirmed origin in a module's own lines that is done by itself; `diagnosis.zoom`.
-        breakpoints: where the debugger opens, with both models at the same call: globs of the
-            reference's module names, or `Breakpoint`s. A run that is ended there
-            returns what it has compared, with `coverage.ended`.
-        post_mortem: the debugger opens where a model raises.
-        debugger: "ipdb" or "pdb"; by default what PYTHONBREAKPOINT says, or ipdb in a terminal and
-            pdb elsewhere.
+        zoom: names the culprit, an operation and its line, inside a module, by the reference's
+            name; for a confirmed origin in a module's own lines that is done by itself.
+        breakpoints, post_mortem, debugger: as for `Debugging`.
+        debugging: these three in one.
         samples: how many pairs of elements of each output to keep, for the drawings of an .html
             report; 256 are enough.
         progress: called with the number of finished pairs of calls.
@@ -120,38 +115,87 @@ def compare(
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
-    if what_if < 0:
-        raise UsageError(f"what_if {what_if}: expected how many modules to swap, at least 0")
+    isolating = _isolating(isolate, what_if, causes=causes)
+    debugging = debugging or Debugging(breakpoints, post_mortem, debugger)
     check_asked(
         reference,
         candidate,
-        isolate=isolate is not None,
-        what_if=what_if > 0,
+        isolate=isolating is not None,
+        what_if=isolating is not None and isolating.what_if > 0,
         noise_floor=noise_floor,
         zoom=zoom is not None,
-        debugger=bool(breakpoints) or post_mortem,
+        debugger=debugging.is_asked,
     )
     check_training(reference, candidate, train=train)
     session = Session(reference, candidate, inputs, rename, include)
-    if what_if and isolate is None:
-        isolate = "leaves"
-    chosen = None if isolate is None else modules_at(isolate, session.pairing)
+    chosen = None if isolating is None else modules_at(isolating.level, session.pairing)
     check_zoom(zoom, session.pairs.values())
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     sampler = Sampler(samples) if samples else None
+    free = _run(
+        session,
+        lambda: Comparer(tolerance, roles=roles, progress=progress, sampler=sampler),
+        debugging,
+    )
+    experiment = Experiment(session, tolerance, roles, free.clone)
+    comparison = _judged(free, experiment, confirm=confirm)
+    if free.outcome.ended:
+        return comparison
+    raise_failure(free.outcome.failure, comparison)
+    _check_something_compared(comparison, free.outcome)
+    if zoom is not None:
+        comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
+    elif comparison.verdict.confirmed and not is_recorded(reference, candidate):
+        zoomed = zoom_of(comparison.verdict.origin, free.comparer, experiment)
+        comparison = comparison if zoomed is None else with_zoom(comparison, zoomed)
+    if noise_floor:
+        comparison = with_floor(comparison, measure_noise(reference, session.given, include, roles))
+    if isolating is not None:
+        with _holding(comparison):
+            isolation = isolated(
+                *(isolating.level, chosen, free.comparer, experiment),
+                what_if=isolating.what_if,
+                explain=isolating.causes,
+            )
+        comparison = replace(comparison, isolation=isolation)
+    return comparison
+
+
+def _isolating(isolate: str | Isolate | None, what_if: int, *, causes: bool) -> Isolate | None:
+    """What to isolate; None for nothing."""
+    if isinstance(isolate, Isolate):
+        if what_if or not causes:
+            raise UsageError("what_if and causes: expected them in the Isolate that is given")
+        return isolate
+    level = {} if isolate is None else {"level": isolate}
+    asked = Isolate(**level, what_if=what_if, causes=causes)
+    return asked if isolate is not None or what_if else None
+
+
+@dataclass(frozen=True)
+class _FreeRun:
+    """The run in which the candidate inherits its errors, and which values were cloned in it."""
+
+    comparer: Comparer
+    outcome: Outcome
+    clone: frozenset[EventKey]
+
+
+def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debugging) -> _FreeRun:
+    """Runs both models, and again as long as values turn out to be edited before they are seen."""
     clone: frozenset[EventKey] = frozenset()
     for run in range(_MOST_RUNS):
-        comparer = Comparer(tolerance, progress, sampler)
+        comparer = comparer_of()
         watch = None
         if run == 0:
             watch = debugger_of(
-                breakpoints,
+                debugging.breakpoints,
                 list(session.pairs.values()),
                 comparer.records,
-                debugger=debugger,
-                post_mortem=post_mortem,
+                debugger=debugging.debugger,
+                post_mortem=debugging.post_mortem,
             )
         outcome = session.run(comparer, clone, watch)
         if watch is not None and not outcome.ended and outcome.failure is None:
@@ -159,74 +203,46 @@ def compare(
         if outcome.ended or comparer.edited <= clone:
             break
         clone |= comparer.edited
+    return _FreeRun(comparer, outcome, clone)
 
-    def rerun(visitor: Visitor) -> str | None:
-        failure = session.run(visitor, clone).failure
-        return None if failure is None else _in_words(failure)
 
-    failure = outcome.failure
+def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool) -> Comparison:
+    """The comparison with its verdict, which may take further runs."""
+    comparer, failure = free.comparer, free.outcome.failure
+    reference, candidate = experiment.session.reference, experiment.session.candidate
     candidates_own = failure is not None and failure.side == "candidate"
-    confirm &= not outcome.ended and not why_not_run_again(reference, candidate)
     coverage = covering_recordings(
-        make_coverage(session.pairing, comparer, outcome), reference, candidate
+        make_coverage(experiment.session.pairing, comparer, free.outcome), reference, candidate
     )
-    modules = session.pairing.reference, session.pairing.candidate
-    if outcome.ended:
+    if free.outcome.ended:
         verdict = judge_ended(comparer.rows)
     else:
         verdict = judge(
             comparer,
-            tolerance,
-            rerun if confirm and (failure is None or candidates_own) else None,
-            modules,
-            coverage.unmatched_calls,
-            failure if candidates_own else None,
+            experiment,
+            may_run=confirm
+            and (failure is None or candidates_own)
+            and not why_not_run_again(reference, candidate),
+            one_sided=coverage.unmatched_calls,
+            failure=failure if candidates_own else None,
         )
-    verdict = with_recordings(verdict, reference, candidate)
-    comparison = Comparison(
-        verdict=verdict,
+    records = comparer.records.values()
+    return Comparison(
+        verdict=with_recordings(verdict, reference, candidate),
         coverage=coverage,
         rows=tuple(comparer.rows),
-        form_differences=tuple(
-            form for record in comparer.records.values() for form in record.form_differences
-        ),
+        form_differences=tuple(form for record in records for form in record.form_differences),
     )
-    if outcome.ended:
-        return comparison
-    raise_failure(outcome, comparison)
-    _check_something_compared(comparison, outcome)
-    zoomed = None
-    if zoom is not None:
-        zoomed = zoom_at(zoom, comparer, tolerance, rerun, modules)
-    elif verdict.confirmed and not is_recorded(reference, candidate):
-        zoomed = zoom_of(verdict.origin, comparer, tolerance, rerun, modules)
-    if zoomed is not None:
-        comparison = with_zoom(comparison, zoomed)
-    if noise_floor:
-        comparison = with_floor(comparison, measure_noise(reference, session.given, include))
-    if isolate is not None:
-
-        def must_run(visitor: Visitor) -> None:
-            raise_failure(session.run(visitor, clone), comparison)
-
-        isolation = isolated(
-            *(isolate, chosen, comparer, tolerance, must_run),
-            candidate=candidate,
-            what_if=what_if,
-            explain=causes,
-        )
-        comparison = replace(comparison, isolation=isolation)
-    return comparison
 
 
-def with_zoom(comparison: "Comparison", zoomed: Zoomed) -> "Comparison":
+def with_zoom(comparison: Comparison, zoomed: Zoomed) -> Comparison:
     """The comparison with what was found inside a module, which its verdict says too."""
     said = f"{comparison.verdict.explanation}\n{zoomed.explanation}"
     verdict = replace(comparison.verdict, explanation=said)
     return replace(comparison, verdict=verdict, zoomed=zoomed)
 
 
-def with_floor(comparison: "Comparison", floor: NoiseFloor) -> "Comparison":
+def with_floor(comparison: Comparison, floor: NoiseFloor) -> Comparison:
     """The comparison with the noise floor in its rows, and what that says in its verdict."""
     rows = floor.measured(comparison.rows)
     said = "\n".join([comparison.verdict.explanation, *floor_in_words(rows, floor)])
@@ -234,13 +250,23 @@ def with_floor(comparison: "Comparison", floor: NoiseFloor) -> "Comparison":
     return replace(comparison, verdict=verdict, rows=rows)
 
 
-def raise_failure(outcome: Outcome, comparison: "Comparison | None") -> None:
-    if outcome.failure is None:
-        return
-    text = _in_words(outcome.failure)
-    if comparison is not None and comparison.verdict.confirmed:
-        text += f"; it began when {_cause(comparison.verdict)}"
-    raise ModelRunError(text, comparison) from outcome.failure.exception
+def raise_failure(failure: Failure | None, comparison: Comparison | None) -> None:
+    """Raises what ended a run, with what was compared before."""
+    if failure is not None:
+        with _holding(comparison):
+            raise ModelRunError(failure_in_words(failure)) from failure.exception
+
+
+@contextmanager
+def _holding(comparison: Comparison | None) -> Iterator[None]:
+    """Gives what models raise the comparison so far, and its origin if that is confirmed."""
+    try:
+        yield
+    except ModelRunError as error:
+        text = str(error)
+        if comparison is not None and comparison.verdict.confirmed:
+            text += f"; it began when {_cause(comparison.verdict)}"
+        raise ModelRunError(text, comparison) from error.__cause__
 
 
 def _cause(verdict: Verdict) -> str:
@@ -248,25 +274,12 @@ def _cause(verdict: Verdict) -> str:
     assert verdict.origin is not None
     module = module_in_words(verdict.origin.module)
     if verdict.origin.argument is not None:
-        return f"{module} handed on a wrong `{verdict.origin.argument}`"
+        return f"{module} passed a wrong `{verdict.origin.argument}`"
     what = "with a wrong parameter" if verdict.origin.kind == "parameter" else "in its own lines"
     return f"{module} computed otherwise, {what}"
 
 
-def _in_words(failure: Failure) -> str:
-    where = "outside its modules"
-    if failure.call is not None:
-        where = f"in module {failure.call.name!r}" if failure.call.name else "in its own forward"
-        where += f" ({type(failure.call.module).__name__}, call {failure.call.index})"
-    text = f"the {failure.side} raised {type(failure.exception).__name__} {where}: "
-    hint = ""
-    if failure.call is not None and lacks_values(failure.call.module):
-        hint = "; its parameters lie on the meta device and hold no values: load the weights first"
-    also = "" if failure.also is None else "; the candidate raised too"
-    return f"{text}{brief(failure.exception)}{hint}{also}"
-
-
-def _check_something_compared(comparison: "Comparison", outcome: Outcome) -> None:
+def _check_something_compared(comparison: Comparison, outcome: Outcome) -> None:
     compared = [row for row in comparison.rows if row.is_output and row.difference is not None]
     met = any(row.module for row in comparison.rows if row.is_output)
     called, others = (

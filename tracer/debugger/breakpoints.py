@@ -24,13 +24,13 @@ from tracer.choices import BREAK_AT, BREAK_WHEN
 from tracer.debugger.prompt import Choice, Prompt, choose_debugger, in_builtins
 from tracer.errors import ShapeMismatchError, UsageError, near_names
 from tracer.execution.hooks import Call, Location, Phase, is_machinery
-from tracer.execution.lockstep import Failure, Side
 from tracer.execution.session import matching
+from tracer.execution.side import Failure, Side
 from tracer.execution.state import random_state_kept
-from tracer.measurement.rows import CallKey, CallRecord, Row, argument_of
+from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import describe, leaves
-from tracer.tensors.masks import is_mask_name
+from tracer.tensors.value_path import ValuePath
 from tracer.text import brief, figure, listed, module_in_words, short_line
 
 _HELP = """\
@@ -54,8 +54,8 @@ class Breakpoint:
     """
 
     glob: str
-    at: str = "start"
-    when: str = "always"
+    at: str = BREAK_AT[0]
+    when: str = BREAK_WHEN[0]
 
     def __post_init__(self) -> None:
         for name, known in (("at", BREAK_AT), ("when", BREAK_WHEN)):
@@ -214,9 +214,9 @@ class Debugger:
         wrong = [_in_words(v, row) for v, row in record.arguments.items() if not row.agrees]
         # Masks in forms that do not compare say different things, unless one side gives none.
         return wrong + [
-            f"{argument_of(form.value)} ({form.reference}; candidate {form.candidate})"
+            f"{form.value.argument} ({form.reference}; candidate {form.candidate})"
             for form in record.form_differences
-            if is_mask_name(form.value) and "None" not in (form.reference, form.candidate)
+            if form.is_mask and not form.one_is_none
         ]
 
     @contextmanager
@@ -312,8 +312,8 @@ def _of_pair(path: str, r: torch.Tensor, c: torch.Tensor) -> Difference:
         raise ShapeMismatchError(f"{path}: {error}") from error
 
 
-def _in_words(value: str, row: Row) -> str:
-    return f"{value.removeprefix('kwargs.')} ({row.note or f'PEIR {figure(row.peir)}'})"
+def _in_words(value: ValuePath, row: Row) -> str:
+    return f"{value.label} ({row.note or f'PEIR {figure(row.peir)}'})"
 
 
 def _function_with(name: str, frame: FrameType | None) -> str | None:

@@ -6,7 +6,7 @@ test: both models run again, the candidate with the reference's value in the sus
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -20,17 +20,16 @@ from tracer.diagnosis.parameters import (
     own_settings,
 )
 from tracer.diagnosis.propagation import Suspect, Trail
-from tracer.diagnosis.trials import Evidence, Proof, Rerun
+from tracer.diagnosis.trials import Evidence, Proof
 from tracer.execution.hooks import Location
 from tracer.execution.offload import value_of
-from tracer.interventions.exchange import as_written
-from tracer.interventions.forcing import Forcing
+from tracer.execution.torch_internals import as_written, parameters_of
+from tracer.interventions.experiment import Experiment
 from tracer.interventions.trial import Replacements
 from tracer.measurement.comparer import Comparer
-from tracer.measurement.rows import CallKey, CallRecord, Row, argument_of
+from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.tensors.known_mistakes import Fit
 from tracer.tensors.leaves import dtype_name
-from tracer.tensors.tolerance import Tolerance
 from tracer.text import FEW, few, figure, module_in_words, place, short_line
 
 
@@ -76,6 +75,7 @@ class Search:
 
     Attributes:
         trail: what the run has left behind.
+        experiment: runs both models again.
         tolerance: how far pairs may lie apart.
         evidence: the trials that may be run.
     """
@@ -83,22 +83,20 @@ class Search:
     def __init__(
         self,
         comparer: Comparer,
-        tolerance: Tolerance,
-        rerun: Rerun | None,
-        modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+        experiment: Experiment,
         *,
+        may_run: bool,
         forced: bool = False,
     ) -> None:
         self.trail = Trail(comparer)
-        self.tolerance = tolerance
-        self._modules = modules
-        self.evidence = Evidence(comparer, tolerance, rerun, modules[0], forced=forced)
-        self._reference_modules, self._candidate_modules = modules
+        self.experiment = experiment
+        self.tolerance = experiment.tolerance
+        self.evidence = Evidence(comparer, experiment, may_run=may_run, forced=forced)
+        self._reference_modules, self._candidate_modules = experiment.modules
 
-    def forced(self, run: Forcing) -> "Search":
+    def forced(self, comparer: Comparer) -> "Search":
         """The same search in a run, and with trials, in which no error is inherited."""
-        rerun = self.evidence.rerun
-        return Search(run, self.tolerance, rerun, self._modules, forced=True)
+        return Search(comparer, self.experiment, may_run=True, forced=True)
 
     def examine(self, start: Row) -> Finding:
         """Finds what made a value disagree."""
@@ -117,7 +115,7 @@ class Search:
     def examine_failure(self, record: CallRecord) -> Finding:
         """Looks for what made the candidate raise in a call, where nothing had differed before."""
         for suspect in self.trail.suspects(record, math.inf):
-            if self.evidence.rerun is None:
+            if not self.evidence.may_run:
                 break
             # Calls that were not reached would be given the wrong argument, too.
             trial = self._trial_of(suspect, in_all_calls=True)
@@ -213,14 +211,14 @@ class Search:
     def _both_forms(self, record: CallRecord, argument: str) -> tuple[str, str]:
         """What each side passed for an argument, in words."""
         for form in record.form_differences:
-            if argument_of(form.value) == argument:
+            if form.value.argument == argument:
                 return form.reference, form.candidate
         for value, words in record.described.items():
-            if argument_of(value) == argument:
+            if value.argument == argument:
                 return words
         # An error within its tolerance, which only what is computed from it makes visible.
         rows = record.arguments.items()
-        row = next(row for value, row in rows if argument_of(value) == argument)
+        row = next(row for value, row in rows if value.argument == argument)
         return f"{dtype_name(row.dtype)} {list(row.shape)}", f"PEIR {figure(row.peir)} away"
 
     def _handed_wrongly(self, start: Row, record: CallRecord) -> Finding:
@@ -292,7 +290,7 @@ class Search:
         )
         name = module_in_words(record.module)
         if start.is_written:
-            where = f"What {name} leaves in its argument `{start.value.split('.')[1]}` is wrong."
+            where = f"What {name} leaves in its argument `{start.value.argument}` is wrong."
         elif children:
             where = (
                 f"It begins in the own lines of {name}, after its last call "
@@ -327,7 +325,7 @@ class Search:
         if not proof.confirmed and not exchangeable:
             given = f"the reference's output of {module_in_words(record.module)}"
             proof = self.evidence.confirm(Replacements(output=record.key), start, given)
-        untried = self.evidence.rerun is None or not exchangeable
+        untried = not self.evidence.may_run or not exchangeable
         if not proof.confirmed and (record.children or not untried):
             return None
         origin = Origin(
@@ -367,7 +365,7 @@ class Search:
         owner, _, last = name.rpartition(".")
         modules = as_written(self._candidate_modules[record.candidate_module])
         held = dict(modules.named_modules()).get(owner)
-        parameter = None if held is None else held._parameters.get(last)
+        parameter = None if held is None else parameters_of(held).get(last)
         if held is None or parameter is None:
             return ""
         values = value_of(held, last, parameter)

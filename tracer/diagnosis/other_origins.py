@@ -9,34 +9,34 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tracer.diagnosis.origin import Finding, Search
-from tracer.diagnosis.trials import Rerun
+from tracer.interventions.experiment import Run
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.trial import Replacements
-from tracer.measurement.rows import Row, inputs_of
+from tracer.measurement.rows import Row
 
 # Each takes a few more runs of both models.
 _MOST_ORIGINS = 8
 
 
-def other_findings(first: Finding, start: Row, search: Search, rerun: Rerun) -> list[Finding]:
+def other_findings(first: Finding, start: Row, search: Search) -> list[Finding]:
     """Finds the origins that the first divergence hides, in execution order.
 
     Args:
         first: what was found for the first divergence.
         start: the value that it was found for.
         search: the search that found it.
-        rerun: runs both models again with another visitor.
     """
-    forcing = Forcing(search.tolerance)
-    if rerun(forcing) is not None:
+    forcing = Forcing()
+    run = search.experiment.rerun(forcing)
+    if run.failure is not None:
         return []
-    again = search.forced(forcing)
-    left = _without(_beginnings(forcing), [start])
+    again = search.forced(run.comparer)
+    left = _without(_beginnings(run, forcing), [start])
     if first.confirmed and first.trial is not None:
         left = _still_there(left, again, first.trial)
     found = [first]
     examined = 0
-    while (left := [row for row in left if not _is_known(row, forcing, found)]) and (
+    while (left := [row for row in left if not _is_known(row, run, found)]) and (
         examined < _MOST_ORIGINS
     ):
         examined += 1
@@ -52,7 +52,7 @@ def other_findings(first: Finding, start: Row, search: Search, rerun: Rerun) -> 
     return found[1:]
 
 
-def _is_known(row: Row, run: Forcing, found: Iterable[Finding]) -> bool:
+def _is_known(row: Row, run: Run, found: Iterable[Finding]) -> bool:
     """Whether a value begins where an origin was found: in another call of that module, say, or in
     another of its values. An argument that is handed on wrongly is another origin than the rest."""
     parent = run.records[row.module, row.call].parent
@@ -68,13 +68,13 @@ def _kind(finding: Finding) -> tuple[str, str | None, str]:
     return origin.module, origin.argument, origin.kind
 
 
-def _beginnings(run: Forcing) -> list[Row]:
+def _beginnings(run: Run, forcing: Forcing) -> list[Row]:
     """The values that disagree without having inherited it.
 
     Masks are left out: where a wrong one has an effect, what it is used for disagrees.
     """
     wrong = [row for row in run.rows if not row.agrees and not row.is_mask]
-    return [row for row in wrong if not any(map(run.goes_on, inputs_of(row, run.records)))]
+    return [row for row in wrong if not any(map(forcing.goes_on, run.inputs(row)))]
 
 
 def _still_there(rows: Iterable[Row], search: Search, trial: Replacements) -> list[Row]:

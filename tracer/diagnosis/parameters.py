@@ -8,13 +8,14 @@ attributes whose name begins with an underscore, which are the module's own busi
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from tracer.execution.offload import value_of
-from tracer.interventions.exchange import as_written, attribute_at, folded_factor, plain_attributes
+from tracer.execution.torch_internals import as_written
+from tracer.interventions.exchange import attribute_at, plain_attributes
+from tracer.measurement.arguments import scale_between
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import (
     children,
@@ -57,8 +58,8 @@ def changed_parameters(
     """Parameters, buffers and other held tensors of a pair of modules that differ, by name.
 
     Those of one dtype must be equal; others may differ by the tolerance of their dtypes. Where the
-    candidate declares a factor on its output, its parameters may carry it, and where it declares
-    another form, any factor.
+    candidate declares a factor on its output, its parameters may carry it. Where it declares
+    another form, its own parameters cannot be compared; the coverage names the module.
 
     Args:
         called: names of modules inside that were called. What they hold is their own affair; what
@@ -69,7 +70,7 @@ def changed_parameters(
     if isinstance(reference, RecordedModule) or isinstance(candidate, RecordedModule):
         return _changed_checksums(reference, candidate)
     references, candidates = _held(reference, called), _held(candidate, called)
-    factor = folded_factor(reference, candidate)
+    factor = scale_between(reference, candidate)
     is_as_it_was = all(
         n in candidates and _equal(value_of(reference, n, r), value_of(candidate, n, candidates[n]))
         for n, r in references.items()
@@ -88,13 +89,11 @@ def changed_parameters(
         elif r.shape != c.shape:
             text = f"shape {list(r.shape)} against {list(c.shape)}"
             changed[name] = Change(text, exchangeable=False)
-        else:
+        elif factor is not None or "." in name:
             r, c = value_of(reference, name, r), value_of(candidate, name, c)
-            read = _read_back(candidate, c) if factor is None and "." not in name else None
-            c = c if read is None else read
-            apart = _values_apart(r, c.to(r.device), tolerance, factor if read is None else 1.0)
+            apart = _values_apart(r, c.to(r.device), tolerance, factor)
             if apart is not None:
-                changed[name] = Change(apart, exchangeable=read is None)
+                changed[name] = Change(apart, exchangeable=True)
     for name in candidates.keys() - references.keys() if one_sided else ():
         changed[name] = Change("the reference has none", exchangeable=False)
     for name, value in _tensors_beside(reference):
@@ -236,24 +235,6 @@ def _settings(
 
 def _unequal(settings: Iterable[tuple[str, object, object]]) -> list[str]:
     return [_apart(f"`{name}`", repr(r), repr(c)) for name, r, c in settings if r != c]
-
-
-def _read_back(module: Any, parameter: torch.Tensor) -> torch.Tensor | None:
-    """A parameter in the form that its module declares for outputs, if that can be told.
-
-    The columns of a matrix are what a linear layer returns for the units; a bias is what it returns
-    for zeros.
-    """
-    if parameter.dim() not in (1, 2) or isinstance(module, nn.Embedding):
-        return None
-    outputs = parameter.detach().T if parameter.dim() == 2 else parameter.detach()[None]
-    try:
-        read = module.to_reference_output(outputs)
-    except Exception:  # whatever a method raises that was written for another kind of value
-        return None
-    if not isinstance(read, torch.Tensor) or read.shape != outputs.shape:
-        return None
-    return read.T if parameter.dim() == 2 else read[0]
 
 
 def _equal(r: torch.Tensor, c: torch.Tensor) -> bool:

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from tracer.measurement.comparer import Comparer
+from tracer.measurement.remarks import RemarkKind
 from tracer.measurement.rows import (
-    BY_MEANING,
     CallKey,
     CallRecord,
     Row,
-    argument_of,
     inputs_of,
-    is_result,
 )
-from tracer.tensors.masks import is_mask_name
 
 # An error that is at least this part of it already in the inputs was inherited, not introduced.
 INHERITED = 0.25
@@ -48,6 +45,7 @@ class Trail:
     def __init__(self, comparer: Comparer) -> None:
         self.rows = comparer.rows
         self.records = comparer.records
+        self._roles = comparer.roles
 
     def record_of(self, candidate_module: str, call: int) -> CallRecord | None:
         """The record of a call of the candidate's."""
@@ -123,7 +121,7 @@ class Trail:
         ranked = sorted(
             found,
             key=lambda suspect: (
-                not is_mask_name(suspect.argument),
+                not self._roles.is_mask(suspect.argument),
                 -1 if suspect.giver is None else self.records[suspect.giver].start,
             ),
         )
@@ -159,29 +157,29 @@ class Trail:
 
     def _masks_by_meaning(self, record: CallRecord, before: float) -> list[str]:
         names = [
-            argument_of(value)
+            value.argument or ""
             for value, row in record.arguments.items()
-            if row.agrees and row.note == BY_MEANING and row.order < before
+            if row.agrees and row.has(RemarkKind.BY_MEANING) and row.order < before
         ]
         return list(dict.fromkeys(names))
 
     def differing_arguments(self, record: CallRecord, before: float = math.inf) -> list[str]:
         """Names of the arguments of a call that differ in value or in form."""
         names = [
-            argument_of(value)
+            value.argument or ""
             for value, row in record.arguments.items()
             if not row.agrees and row.order < before
         ]
         names += [
-            argument_of(form.value)
+            form.value.argument or ""
             for form in record.form_differences
-            if not is_result(form.value) and form.order < before
+            if not form.value.is_result and form.order < before
         ]
         return list(dict.fromkeys(names))
 
-    def written_arguments(self) -> set[str]:
+    def written_arguments(self) -> set[str | None]:
         """Names of the arguments that calls leave something in."""
-        return {argument_of(row.value) for row in self.rows if row.is_written}
+        return {row.value.argument for row in self.rows if row.is_written}
 
 
 def _module(call: CallKey | None) -> str | None:

@@ -7,19 +7,18 @@ value replaced by the reference's: if the divergence is gone, the suspect is con
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import nn
 
 from tracer.diagnosis.origin import Finding, Origin, Search
 from tracer.diagnosis.other_origins import other_findings
-from tracer.diagnosis.trials import Rerun
-from tracer.execution.lockstep import Failure
+from tracer.execution.side import Failure
+from tracer.interventions.experiment import Experiment
 from tracer.measurement.comparer import Comparer
+from tracer.measurement.remarks import RemarkKind
 from tracer.measurement.rows import Row, first_divergence
 from tracer.tensors.leaves import dtype_name
-from tracer.tensors.tolerance import Tolerance
+from tracer.tensors.value_path import OUTPUT, ValuePath
 from tracer.text import FEW, figure, module_in_words, place, size
 
 
@@ -35,8 +34,11 @@ class Symptom:
 
     module: str
     call: int
-    value: str
+    value: ValuePath
     peir: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", ValuePath.parse(self.value))
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class Verdict:
 
 def judge(
     comparer: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun | None,
-    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    experiment: Experiment,
+    *,
+    may_run: bool,
     one_sided: Sequence[tuple[str, str, int]] = (),
     failure: Failure | None = None,
 ) -> Verdict:
@@ -76,26 +78,25 @@ def judge(
 
     Args:
         comparer: the visitor of that run.
-        rerun: runs both models again on the same inputs with another visitor, for the
-            counterfactual; None leaves every suspect unconfirmed.
-        modules: both sides' modules by name.
+        experiment: runs both models again, for the counterfactual.
+        may_run: whether it may; else every suspect is left unconfirmed.
         one_sided: (side, module, call index) of calls that the other side did not make.
         failure: what the candidate alone raised, if that ended the run.
     """
     first = first_divergence(comparer.rows)
-    search = Search(comparer, tolerance, rerun, modules)
+    search = Search(comparer, experiment, may_run=may_run)
     if first is None:
         return _agreement(search) if failure is None else _raising(search, failure)
     start = search.trail.introduced_at(first)
     finding = search.examine(start)
     if start is not first and not finding.confirmed:
         finding = search.examine(first)
-        if not finding.confirmed and rerun is not None:
+        if not finding.confirmed and may_run:
             finding = search.gradual(start, first, finding)
         start = first
     others = []
-    if rerun is not None and failure is None:
-        others = other_findings(finding, start, search, rerun)
+    if may_run and failure is None:
+        others = other_findings(finding, start, search)
     lines = [
         f"First visible at {place(first)}{size(first)}.",
         "" if start is first else f"It was introduced at {place(start)}{size(start)}.",
@@ -153,7 +154,7 @@ def _raising(search: Search, failure: Failure) -> Verdict:
     finding = search.examine_failure(record)
     return Verdict(
         agrees=False,
-        symptom=Symptom(record.module, record.call, "output", math.inf),
+        symptom=Symptom(record.module, record.call, OUTPUT, math.inf),
         origin=finding.origin,
         confirmed=finding.confirmed,
         explanation="\n".join(finding.lines),
@@ -180,7 +181,7 @@ def _agreement(search: Search) -> Verdict:
             f"{nonfinite} compared elements are NaN or infinite on both sides alike; the models "
             "agree on them, but look whether they should be there."
         )
-    padded = [row for row in rows if row.note.startswith("at padded positions")]
+    padded = [row for row in rows if row.has(RemarkKind.PADDED)]
     if padded:
         lines.append(
             f"{len(padded)} values differ at padded positions only, which nothing visible depends "

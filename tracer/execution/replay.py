@@ -28,9 +28,7 @@ from tracer.tensors.leaves import (
     tensor_leaves,
     version_of,
 )
-from tracer.tensors.masks import is_mask_name
-
-_CACHE = "past_key_values"
+from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 
 # Where in a tensor something is: dimensions, each from a position up to another.
 _Place = tuple[tuple[int, int, int], ...]
@@ -85,9 +83,11 @@ class Replay:
 
     Attributes:
         steps: how many of the last positions are steps of their own.
+        roles: which arguments are masks and caches, as their names say.
     """
 
     steps: int
+    roles: Roles = DEFAULT_ROLES
     _kept: dict[tuple[str, int], _Kept] = field(default_factory=dict)
     _events: list[tuple[_Kept, Phase]] = field(default_factory=list)
     _parts: dict[tuple[int, _Place], torch.Tensor] = field(default_factory=dict)
@@ -142,12 +142,15 @@ class Replay:
         assert taken is not None
         arguments = self._seen(taken, window)
         assert isinstance(arguments, dict)
-        if window.step and arguments.get(_CACHE) is None and kept.output is not None:
-            made = dict(children(kept.output.value)).get(_CACHE)
+        if not window.step or kept.output is None:
+            return arguments
+        for name, made in children(kept.output.value):
+            if arguments.get(name) is not None or not is_any(name, self.roles.caches):
+                continue
             original = next((own for cache, own in kept.output.caches if cache is made), None)
             if original is not None:
                 end = window.start if phase is Phase.START else window.stop
-                arguments[_CACHE] = self._cut(original, {}, window.length, end, end)
+                arguments[name] = self._cut(original, {}, window.length, end, end)
         return arguments
 
     def _seen(self, taken: _Taken, window: _Window) -> object:
@@ -155,7 +158,9 @@ class Replay:
         memo: dict[int, object] = {}
         for path, tensor in tensor_leaves(taken.value, ""):
             if version_of(tensor) == taken.versions[id(tensor)]:
-                memo[id(tensor)] = self._part(tensor, _place(path, tensor, window))
+                memo[id(tensor)] = self._part(
+                    tensor, _place(tensor, window, is_mask=self.roles.is_mask(path))
+                )
             else:
                 memo[id(tensor)] = LeftOut("edited in place after the call")
         for cache, original in taken.caches:
@@ -194,14 +199,14 @@ class Replay:
         return self._parts[key]
 
 
-def _place(path: str, tensor: torch.Tensor, window: _Window) -> _Place | LeftOut:
+def _place(tensor: torch.Tensor, window: _Window, *, is_mask: bool) -> _Place | LeftOut:
     """Where in a tensor the positions of a step are."""
     # The first dimension is the batch wherever it may be.
     first = int(window.batch == window.length)
     dims = [dim for dim in range(first, tensor.dim()) if tensor.shape[dim] == window.length]
     last = tensor.dim() - 1
     own, keys = (window.start, window.stop), (0, window.stop)
-    if is_mask_name(path) and dims and dims[-1] == last:
+    if is_mask and dims and dims[-1] == last:
         if dims in ([last], [last - 1, last]):
             return ((last, *keys), *((dim, *own) for dim in dims[:-1]))
     elif tensor.dim() > 3 and dims == [last - 1, last]:  # attention weights

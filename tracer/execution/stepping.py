@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tracer.errors import InputError, UsageError
 from tracer.execution.replay import Replay
 from tracer.execution.standin import StandIn
+from tracer.tensors.roles import DEFAULT_ROLES, Roles
 
 # What a prefill is given for each token.
 _PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -118,16 +119,18 @@ class Stepped(Driver, StandIn):
     Args:
         model: takes whole sequences.
         steps: how many of the last tokens of each row are steps.
+        roles: which arguments are masks and caches, as their names say.
 
     Raises:
         UsageError: fewer than one step.
     """
 
-    def __init__(self, model: nn.Module, *, steps: int) -> None:
+    def __init__(self, model: nn.Module, *, steps: int, roles: Roles = DEFAULT_ROLES) -> None:
         super().__init__()
         _check_steps(steps)
         self.model = model
         self.steps = steps
+        self.roles = roles
         self.training = model.training
 
     @property
@@ -136,7 +139,7 @@ class Stepped(Driver, StandIn):
 
     def event_source(self) -> Replay:
         """What keeps the calls of its forward pass, and reports them once for each step."""
-        return Replay(self.steps)
+        return Replay(self.steps, self.roles)
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Returns the logits of all positions of `ending_in_steps(inputs)`; see `Stepping`."""

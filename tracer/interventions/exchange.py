@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tracer.execution.offload import load_instead, value_of
+from tracer.execution.torch_internals import as_written, buffers_of, parameters_of
 from tracer.interventions.substitution import device_of
-from tracer.measurement.arguments import output_factor
+from tracer.measurement.arguments import scale_between
 from tracer.tensors.leaves import children, deep_copy, replace_leaves
 
 
@@ -20,16 +21,16 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
     owner, _, last = name.rpartition(".")
     try:
         owners = candidate.get_submodule(owner), reference.get_submodule(owner)
-        places = places_of(owners[0]), places_of(owners[1])
+        places = [(parameters_of(module), buffers_of(module)) for module in owners]
     except AttributeError:  # an attribute, or one side alone has such a module
-        places = ((), ())
+        places = []
     for mine, theirs in zip(*places, strict=True):
         value, found = theirs.get(last), mine.get(last)
         if value is None or last not in mine or (found is not None and found.shape != value.shape):
             continue
         value = value_of(owners[1], last, value).detach()
         like = value if found is None else value_of(owners[0], last, found)
-        factor = folded_factor(reference, candidate) if not owner else 1.0
+        factor = scale_between(reference, candidate) if not owner else 1.0
         given = value.to(like.device, like.dtype)
         given = given if factor in (1.0, None) else given * factor
         return _put(owners[0], mine, last, _as_parameter(given, found))
@@ -49,12 +50,6 @@ def _put(
         load_as_before()
 
     return undo
-
-
-def as_written(module: nn.Module) -> nn.Module:
-    """The module that was compiled, for what `torch.compile` returns; else the module itself."""
-    original: nn.Module = getattr(module, "_orig_mod", module)
-    return original
 
 
 def plain_attributes(module: nn.Module) -> dict[str, object]:
@@ -92,19 +87,7 @@ def _exchange_attribute(
     return undo
 
 
-def places_of(module: nn.Module) -> tuple[dict[str, torch.Tensor | None], ...]:
-    """Where a module keeps its parameters and its buffers."""
-    parameters: dict[str, torch.Tensor | None] = module._parameters  # type: ignore[assignment]
-    return parameters, module._buffers
-
-
 def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
     if isinstance(found, nn.Parameter):
         return nn.Parameter(value, requires_grad=False)
     return value
-
-
-def folded_factor(reference: nn.Module, candidate: nn.Module) -> float | None:
-    """The factor that the candidate's parameters may carry; None if it may be any."""
-    factors = output_factor(reference), output_factor(candidate)
-    return None if factors[0] is None or factors[1] is None else factors[1] / factors[0]

@@ -1,4 +1,4 @@
-"""The reference's value in the place of the candidate's: in its structure, dtype and on its device.
+"""The reference's value instead of the candidate's: in its structure, dtype and on its device.
 
 Whoever answers an event of the candidate's with a value of the reference's takes it from here.
 """
@@ -11,13 +11,7 @@ from typing import Any
 import torch
 
 from tracer.execution.hooks import Call, NewArguments, NewOutput
-from tracer.measurement.arguments import (
-    argument_names,
-    is_of_one_form,
-    output_factor,
-    read_argument,
-    read_output,
-)
+from tracer.measurement.arguments import CallPair, read_argument, read_output, scale_between
 from tracer.tensors.leaves import (
     deep_copy,
     is_stateful,
@@ -28,7 +22,7 @@ from tracer.tensors.leaves import (
 )
 
 
-def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments | None:
+def give_argument(calls: CallPair, name: str) -> NewArguments | None:
     """Gives the candidate's call the reference's value of an argument.
 
     Args:
@@ -38,9 +32,10 @@ def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments |
         The answer to the event; None where the candidate's form of the argument cannot be made
         from the reference's.
     """
-    own_name = argument_names(reference, candidate).get(name, name)
+    reference, candidate = calls.reference, calls.candidate
+    own_name = calls.names().get(name, name)
     own, value = candidate.arguments.get(own_name), reference.arguments.get(name)
-    if not is_of_one_form(reference, candidate, "to_reference_input"):
+    if not calls.is_of_one_form("to_reference_input"):
         value = _shaped_back(
             own,
             read_argument("reference", reference, name, value),
@@ -49,12 +44,12 @@ def give_argument(reference: Call, candidate: Call, name: str) -> NewArguments |
         if value is None:
             return None
     others = {k: v for k, v in candidate.arguments.items() if k != own_name}
-    given = in_place_of(own, value, _float_dtypes(others), device_of(others))
+    given = in_form_of(own, value, _float_dtypes(others), device_of(others))
     candidate.arguments[own_name] = given
     return NewArguments({own_name: given})
 
 
-def give_output(reference: Call, candidate: Call) -> NewOutput | None:
+def give_output(calls: CallPair) -> NewOutput | None:
     """Lets the candidate's call return the reference's output, and leave what that has left in
     caches, lists and dicts.
 
@@ -62,33 +57,32 @@ def give_output(reference: Call, candidate: Call) -> NewOutput | None:
         The answer to the event; None where the candidate's form of the output cannot be made from
         the reference's.
     """
-    value, factor = reference.output, _factor_over(reference, candidate)
+    reference, candidate = calls.reference, calls.candidate
+    value, factor = reference.output, _factor_over(calls)
     if factor is None:
         read = read_output("reference", reference)
         value, factor = _shaped_back(candidate.output, read, partial(_read_as, candidate)), 1.0
         if value is None:
             return None
     dtypes, device = _float_dtypes(candidate.arguments), device_of(candidate.arguments)
-    for name, own_name in argument_names(reference, candidate).items():
+    for name, own_name in calls.names().items():
         left = reference.arguments[name], candidate.arguments[own_name]
         if all(map(is_stateful, left)):
             _leave(*left, dtypes, device)
-    output = in_place_of(candidate.output, value, dtypes, device)
+    output = in_form_of(candidate.output, value, dtypes, device)
     if factor != 1.0:
         output = map_tensors(output, lambda tensor: tensor * factor)
     candidate.output = output
     return NewOutput(output)
 
 
-def _factor_over(reference: Call, candidate: Call) -> float | None:
-    """What the reference's output is multiplied by to take the candidate's place."""
-    if is_of_one_form(reference, candidate, "to_reference_output"):
+def _factor_over(calls: CallPair) -> float | None:
+    """What the reference's output is multiplied by to replace the candidate's."""
+    if calls.is_of_one_form("to_reference_output"):
         return 1.0
-    shapes = [[t.shape for _, t in tensor_leaves(c.output, "")] for c in (reference, candidate)]
-    factors = output_factor(reference.module), output_factor(candidate.module)
-    if factors[0] is None or factors[1] is None or shapes[0] != shapes[1]:
-        return None
-    return factors[1] / factors[0]
+    both = calls.reference, calls.candidate
+    shapes = [[t.shape for _, t in tensor_leaves(call.output, "")] for call in both]
+    return scale_between(*(c.module for c in both)) if shapes[0] == shapes[1] else None
 
 
 def _shaped_back(
@@ -120,7 +114,7 @@ def _leave(
     reference: object, candidate: object, dtypes: set[torch.dtype], device: torch.device | None
 ) -> None:
     """Makes the candidate's list, dict or object hold what the reference's does."""
-    value: Any = in_place_of(candidate, reference, dtypes, device)
+    value: Any = in_form_of(candidate, reference, dtypes, device)
     if value is candidate:
         return
     if isinstance(candidate, list):
@@ -132,7 +126,7 @@ def _leave(
         vars(candidate).update(vars(value))
 
 
-def in_place_of(
+def in_form_of(
     candidate: object,
     reference: object,
     dtypes: set[torch.dtype],
@@ -144,7 +138,7 @@ def in_place_of(
     candidate works in at this call: another dtype is then part of what went wrong.
 
     Args:
-        device: where the candidate works at this call, for tensors in the place of which it has
+        device: where the candidate works at this call, for tensors where the candidate has
             none; None to leave them where they are.
     """
     theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))

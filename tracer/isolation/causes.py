@@ -12,25 +12,28 @@ what is left is made in its own lines, as it is seen in its output.
 
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol
 
 from torch import nn
 
-from tracer.execution.hooks import Answer, Call, Phase
-from tracer.interventions.forcing import Forcing
+from tracer.execution.hooks import Answer
 from tracer.interventions.repeat_call import Recall
-from tracer.measurement.arguments import read_output
+from tracer.measurement.arguments import CallPair
+from tracer.measurement.comparer import Comparer
+from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey, CallRecord
 from tracer.tensors.difference import Difference
-from tracer.tensors.leaves import tensor_leaves
-from tracer.tensors.tolerance import Tolerance
+from tracer.tensors.value_path import OUTPUT, ValuePath
 
 # A switch that takes away less than this part of the error explains nothing.
 _LEAST_FALL = 0.05
 _MOST_CAUSES = 5
+# The methods of a `Switchable`, and their former names.
+_METHODS = (("ablatable_points", "disabled"), ("switches", "switched_off"))
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,14 @@ class Cause:
     after: float
 
 
-@runtime_checkable
 class Switchable(Protocol):
     """A module that can leave out parts of what it does."""
 
-    def switches(self) -> Mapping[str, str]:
+    def ablatable_points(self) -> Mapping[str, str]:
         """The parts by name, each in a few words."""
         ...
 
-    def switched_off(self, name: str) -> AbstractContextManager[None]:
+    def disabled(self, name: str) -> AbstractContextManager[None]:
         """Leaves out a part for a while."""
         ...
 
@@ -68,8 +70,8 @@ class Switchable(Protocol):
 class _Switch:
     point: str
     kind: str
-    owner: Switchable
     name: str
+    off: Callable[[], AbstractContextManager[None]]
 
     @property
     def is_own(self) -> bool:
@@ -78,16 +80,14 @@ class _Switch:
 
 
 # The differences of an output's leaves by path.
-_Sums = dict[str, Difference]
+_Sums = dict[ValuePath, Difference]
 
 
-class SwitchTrials(Forcing):
-    """The visitor of a run in which some modules are called again with a switch off."""
+class SwitchTrials(Intervention):
+    """Calls some modules again with a switch off; to come after `Forcing`."""
 
     def __init__(
         self,
-        tolerance: Tolerance,
-        modules: Container[str] | None,
         watched: Container[str],
         used: Container[tuple[str, int, str]],
         *,
@@ -96,12 +96,10 @@ class SwitchTrials(Forcing):
         """Chooses what is looked at.
 
         Args:
-            modules: as for `Forcing`.
             watched: the reference's names of the modules that are called again.
             used: (module, call index, value) of the outputs that count.
             own_lines: only the switches of the modules themselves are tried.
         """
-        super().__init__(tolerance, modules, exact=True)
         self._watched = watched
         self._used = used
         self._own_lines = own_lines
@@ -110,19 +108,17 @@ class SwitchTrials(Forcing):
         self._calls: dict[str, list[dict[str, _Sums]]] = defaultdict(list)
         self._kinds: dict[str, dict[str, str]] = defaultdict(dict)
 
-    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
-        """Tries the switches of a watched module at its end."""
-        answer = super().visit(reference, candidate, phase)
-        key = reference.name, reference.index
-        record = self.records.get(key)
-        if record is None or reference.name not in self._watched:
-            return answer
-        if phase is Phase.START:
-            if any(switches_of(candidate.module)):
-                self._recalls[key] = Recall(candidate)
-        elif key in self._recalls:
-            self._try(record, reference, candidate, self._recalls.pop(key))
-        return answer
+    def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Takes down what a watched module begins with."""
+        if record.module in self._watched and any(switches_of(calls.candidate.module)):
+            self._recalls[record.key] = Recall(calls.candidate)
+        return None
+
+    def on_end(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Tries the switches of a watched module."""
+        if (recall := self._recalls.pop(record.key, None)) is not None:
+            self._try(calls, record, run, recall)
+        return None
 
     def causes(self, module: str) -> tuple[Cause, ...]:
         """The switches that explain most of a module's error, the first one most of all."""
@@ -136,39 +132,43 @@ class SwitchTrials(Forcing):
         explain = [cause for cause in found if cause.after < (1 - _LEAST_FALL) * before]
         return tuple(sorted(explain, key=lambda cause: cause.after)[:_MOST_CAUSES])
 
-    def _try(self, record: CallRecord, reference: Call, candidate: Call, recall: Recall) -> None:
-        switches = list(switches_of(candidate.module))
+    def _try(self, calls: CallPair, record: CallRecord, run: Comparer, recall: Recall) -> None:
+        switches = list(switches_of(calls.candidate.module))
         off = [switch for switch in switches if self._own_lines and not switch.is_own]
         tried = [switch for switch in switches if switch not in off]
 
         def sums(*off: _Switch) -> _Sums:
-            output, _ = recall(*(switch.owner.switched_off(switch.name) for switch in off))
-            return self._compare_outputs(record, reference, replace(candidate, output=output))
+            output, _ = recall(*(switch.off() for switch in off))
+            again = replace(calls, candidate=replace(calls.candidate, output=output))
+            return self._compare_outputs(again, record, run)
 
         self._kinds[record.module] |= {switch.point: switch.kind for switch in tried}
         measured = {switch.point: sums(*off, switch) for switch in tried}
         self._calls[record.module].append({"": sums(*off), **measured})
 
-    def _compare_outputs(self, record: CallRecord, reference: Call, candidate: Call) -> _Sums:
-        candidates = dict(tensor_leaves(read_output("candidate", candidate), "output"))
+    def _compare_outputs(self, calls: CallPair, record: CallRecord, run: Comparer) -> _Sums:
+        references, candidates = map(OUTPUT.tensors, calls.outputs())
         sums: _Sums = {}
-        for path, r in tensor_leaves(read_output("reference", reference), "output"):
+        for path, r in references.items():
             c = candidates.get(path)
             if (record.module, record.call, path) not in self._used or c is None:
                 continue
             if r.shape != c.shape or not (r.is_floating_point() or r.is_complex()):
                 continue
-            shown = self._at_visible_positions(record, r, c)
-            sums[path] = Difference.of(r, c) if shown is None else shown
+            unpadded = run.unpadded(record, r, c)
+            sums[path] = Difference.of(r, c) if unpadded is None else unpadded
         return sums
 
 
 def switches_of(module: nn.Module) -> Iterator[_Switch]:
     """The switches of a module and of those inside it."""
     for path, owner in module.named_modules():
-        if isinstance(owner, Switchable):
-            for name, kind in owner.switches().items():
-                yield _Switch(f"{path}.{name}".lstrip("."), kind, owner, name)
+        for listed, disabled in _METHODS:
+            if hasattr(owner, listed) and hasattr(owner, disabled):
+                for name, kind in getattr(owner, listed)().items():
+                    off = partial(getattr(owner, disabled), name)
+                    yield _Switch(f"{path}.{name}".lstrip("."), kind, name, off)
+                break
 
 
 def _relative(calls: Sequence[_Sums]) -> float:

@@ -15,36 +15,29 @@ the error of a wrong one shows where it is used.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
-
 from tracer.errors import UsageError
-from tracer.execution.lockstep import Visitor
-from tracer.interventions.forcing import Forcing
+from tracer.interventions.experiment import Experiment, Run
+from tracer.interventions.forcing import Forcing, Replaced
 from tracer.isolation.causes import Cause, SwitchTrials, switches_of
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
 from tracer.isolation.what_if import Swapping
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallKey, CallRecord, Row, final_output
-from tracer.tensors.tolerance import Tolerance
 from tracer.text import listed
 
 # Whose causes are looked for: each of their points costs a call of the module.
 _MOST_EXPLAINED = 5
-# Runs both models with a visitor; raises what a model raises.
-Rerun = Callable[[Visitor], None]
 
 
 def isolated(
     level: str,
     chosen: Collection[str] | None,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
+    experiment: Experiment,
     *,
-    candidate: nn.Module,
     what_if: int,
     explain: bool = True,
 ) -> Isolation:
@@ -57,8 +50,7 @@ def isolated(
     Args:
         level, chosen: what was asked for, and what `tracer.isolation.levels.modules_at` made of it.
         free: the finished run in which the candidate inherits its errors.
-        rerun: runs both models again.
-        candidate: may have switches.
+        experiment: runs both models again; its candidate may have switches.
         what_if: how many of the worst modules are swapped for the reference's, each alone and then
             all together.
         explain: whether to look for causes.
@@ -73,26 +65,28 @@ def isolated(
     calls: list[IsolatedCall] = []
     unforced: set[CallKey] = set()
     for depth, modules in depths.items():
-        forcing = Forcing(tolerance, modules, exact=True)
-        rerun(forcing)
+        forcing = Forcing(modules, Replaced.INEXACT)
+        run = experiment.must_rerun(forcing)
         unforced |= forcing.unforced
-        calls += _shared(_measured(forcing, modules, free.records, depth))
+        calls += _shared(_measured(run, modules, free.records, depth))
     ranked = _by_module(calls)
     worst = [item for item in ranked if item.share > 0.0][:_MOST_EXPLAINED]
     causes: dict[str, tuple[Cause, ...]] = {}
-    for depth, modules in depths.items() if explain and any(switches_of(candidate)) else ():
+    for depth, modules in (
+        depths.items() if explain and any(switches_of(experiment.session.candidate)) else ()
+    ):
         watched = [item.module for item in worst if item.worst.depth == depth]
         if watched:
             used = _used(free.records)
-            trials = SwitchTrials(tolerance, modules, watched, used, own_lines=modules is None)
-            rerun(trials)
+            trials = SwitchTrials(watched, used, own_lines=modules is None)
+            experiment.must_rerun(Forcing(modules, Replaced.INEXACT), trials)
             causes |= {module: trials.causes(module) for module in watched}
     order = {key: record.start for key, record in free.records.items()}
     return Isolation(
         level=level,
         calls=tuple(sorted(calls, key=lambda call: order.get((call.module, call.call), 0))),
         modules=tuple(replace(item, causes=causes.get(item.module, ())) for item in ranked),
-        recoveries=tuple(_recoveries(ranked, what_if, free, tolerance, rerun)),
+        recoveries=tuple(_recoveries(ranked, what_if, free, experiment)),
         unforced=tuple(sorted(unforced)),
     )
 
@@ -125,14 +119,14 @@ def _callers(record: CallRecord, records: Mapping[CallKey, CallRecord]) -> set[s
 
 
 def _measured(
-    forcing: Forcing,
+    run: Run,
     modules: Collection[str] | None,
     free: Mapping[CallKey, CallRecord],
     depth: int,
 ) -> list[IsolatedCall]:
     """The worst value of each call in a run where it had the reference's inputs."""
     values: dict[CallKey, list[tuple[str, Row]]] = defaultdict(list)
-    for key, value, row in _own_values(forcing, modules, _used(free) | _used(forcing.records)):
+    for key, value, row in _own_values(run, modules, _used(free) | _used(run.records)):
         values[key].append((value, row))
     calls = []
     for (module, call), own in values.items():
@@ -144,7 +138,7 @@ def _measured(
                 module=module,
                 call=call,
                 value=value,
-                own_lines=modules is None and bool(forcing.records[module, call].children),
+                own_lines=modules is None and bool(run.records[module, call].children),
                 depth=depth,
                 input_peir=_input_peir(free.get((module, call))),
                 peir=None if freely is None else freely.visible_errors[0],
@@ -156,14 +150,14 @@ def _measured(
 
 
 def _own_values(
-    forcing: Forcing, modules: Collection[str] | None, used: Container[tuple[str, int, str]]
+    run: Run, modules: Collection[str] | None, used: Container[tuple[str, int, str]]
 ) -> Iterator[tuple[CallKey, str, Row]]:
     """What each call makes of right inputs: the call, the name of the value, and its row.
 
     Where everything is forced, an argument is made in the own lines of the call that hands it on.
     Of an output with several parts those that are not `used` are left out.
     """
-    for row in forcing.rows:
+    for row in run.rows:
         if not _is_inexact(row):
             continue
         key = row.module, row.call
@@ -172,7 +166,7 @@ def _own_values(
             if chosen and (row.module, row.call, row.value) in used:
                 yield key, row.value, row
         elif modules is None and not row.is_mask:
-            giver = forcing.records[key].parent
+            giver = run.records[key].parent
             if giver is not None:
                 yield giver, f"{row.module.removeprefix(f'{giver[0]}.')}.{row.value}", row
 
@@ -192,9 +186,7 @@ def _used(records: Mapping[CallKey, CallRecord]) -> set[tuple[str, int, str]]:
 
 def _same_value(row: Row, record: CallRecord | None) -> Row | None:
     """The row of the same value in another run."""
-    if record is None or not row.is_output:
-        return None if record is None else record.arguments.get(row.value)
-    return next((output for output in record.outputs if output.value == row.value), None)
+    return None if record is None else record.row(row.value)
 
 
 def _is_inexact(row: Row) -> bool:
@@ -243,17 +235,15 @@ def _recoveries(
     ranked: Sequence[IsolatedModule],
     count: int,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
+    experiment: Experiment,
 ) -> Iterator[Recovery]:
     """Swaps the worst modules, but for the model itself, each alone and then all together."""
     before = final_output(free.rows)
     assert before is not None  # a comparison without any has failed by now
     names = tuple(item.module for item in ranked if item.module and item.share > 0.0)[:count]
     for swapped in (*((name,) for name in names), *((names,) if len(names) > 1 else ())):
-        swapping = Swapping(tolerance, swapped)
-        rerun(swapping)
-        after = final_output(swapping.rows)
+        swapping = Swapping(swapped)
+        after = final_output(experiment.must_rerun(swapping).rows)
         errors = (math.inf, math.inf) if after is None else after.visible_errors
         yield Recovery(
             modules=swapped,

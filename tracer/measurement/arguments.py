@@ -1,19 +1,20 @@
 """Arguments and outputs of both sides, paired and in the same form.
 
 A module whose form differs on purpose from that of the model it was made from says how to read it
-back, by `to_reference_output(output)` and `to_reference_input(name, value)`; nothing else is known
-of it. As a rule that is the candidate's; a reference that was made in the same way is read back
-too.
+back, by `to_reference_output(output)` and `to_reference_input(name, value)`. Where its output, and
+its own parameters with it, carry a factor over the reference's, it declares that factor as its
+`reference_output_scale`. Nothing else is known of it. As a rule that is the candidate's; a
+reference that was made in the same way is read back too.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
-from tracer.tensors.masks import is_mask_name
+from tracer.tensors.roles import DEFAULT_ROLES, Roles
 
 
 def read_output(side: str, call: Call) -> object:
@@ -54,62 +55,85 @@ def read_argument(side: str, call: Call, name: str, value: object) -> object:
         ) from error
 
 
-def argument_names(reference: Call, candidate: Call) -> dict[str, str]:
-    """The candidate's name of an argument by the reference's.
+@dataclass(frozen=True, slots=True)
+class CallPair:
+    """Two paired calls, both started or both ended.
 
-    By name, else by position; and what is left of attention masks, if it is one on each side.
+    Attributes:
+        roles: what their arguments are, as their names say.
     """
-    names = {name: name for name in candidate.arguments if name in reference.arguments}
-    for left, right in zip(reference.positional, candidate.positional, strict=False):
-        if left not in names and right not in names.values():
-            names[left] = right
-    masks = [name for name in reference.arguments if is_mask_name(name) and name not in names]
-    own = [n for n in candidate.arguments if is_mask_name(n) and n not in names.values()]
-    if len(masks) == len(own) == 1:
-        names[masks[0]] = own[0]
-    return names
+
+    reference: Call
+    candidate: Call
+    roles: Roles = DEFAULT_ROLES
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The reference's name of the module, and the call index."""
+        return self.reference.name, self.reference.index
+
+    def names(self) -> dict[str, str]:
+        """The candidate's name of an argument by the reference's.
+
+        By name, else by position; and what is left of attention masks, if it is one on each side.
+        """
+        reference, candidate = self.reference, self.candidate
+        is_mask = self.roles.is_mask
+        names = {name: name for name in candidate.arguments if name in reference.arguments}
+        for left, right in zip(reference.positional, candidate.positional, strict=False):
+            if left not in names and right not in names.values():
+                names[left] = right
+        masks = [name for name in reference.arguments if is_mask(name) and name not in names]
+        own = [n for n in candidate.arguments if is_mask(n) and n not in names.values()]
+        if len(masks) == len(own) == 1:
+            names[masks[0]] = own[0]
+        return names
+
+    def arguments(self) -> Iterator[tuple[str, object, object]]:
+        """Yields (the reference's parameter name, its value, the candidate's in the same form).
+
+        An argument that one side does not pass counts as None there.
+        """
+        reference, candidate = self.reference, self.candidate
+        own_names = {own: name for name, own in self.names().items()}
+        values = {}
+        for own, value in candidate.arguments.items():
+            name = own_names.get(own, own)
+            values[name] = read_argument("candidate", candidate, name, value)
+        for name, value in reference.arguments.items():
+            yield name, read_argument("reference", reference, name, value), values.pop(name, None)
+        for name, value in values.items():
+            yield name, None, value
+
+    def outputs(self) -> tuple[object, object]:
+        """Both outputs in the same form."""
+        return read_output("reference", self.reference), read_output("candidate", self.candidate)
+
+    def is_of_one_form(self, method: str) -> bool:
+        """Whether a value of the reference's can replace the candidate's as it is.
+
+        Args:
+            method: which of the two would have to read it back.
+        """
+        modules = self.reference.module, self.candidate.module
+        declared = [hasattr(module, method) for module in modules]
+        return not any(declared) or (all(declared) and type(modules[0]) is type(modules[1]))
 
 
-def paired_arguments(reference: Call, candidate: Call) -> Iterator[tuple[str, object, object]]:
-    """Yields (the reference's parameter name, its value, the candidate's in the same form).
+def scale_between(reference: nn.Module, candidate: nn.Module) -> float | None:
+    """The factor that the candidate's output and own parameters carry over the reference's.
 
-    An argument that one side does not pass counts as None there.
+    1 where neither declares anything, or both the same form; None where one says how to read its
+    output back, and declares no `reference_output_scale`.
     """
-    own_names = {own: name for name, own in argument_names(reference, candidate).items()}
-    values = {}
-    for own, value in candidate.arguments.items():
-        name = own_names.get(own, own)
-        values[name] = read_argument("candidate", candidate, name, value)
-    for name, value in reference.arguments.items():
-        yield name, read_argument("reference", reference, name, value), values.pop(name, None)
-    for name, value in values.items():
-        yield name, None, value
-
-
-def output_factor(module: nn.Module) -> float | None:
-    """The factor that a module's output carries over what it declares; 1 if it declares nothing.
-
-    None where it declares something else than a factor: another shape, say.
-    """
-    convert = getattr(module, "to_reference_output", None)
-    if convert is None:
+    scales = _declared_scale(reference), _declared_scale(candidate)
+    if scales == (None, None) and type(reference) is type(candidate):
         return 1.0
-    probe = torch.tensor([[1.0, 2.0], [3.0, 4.0]])  # no two alike: an order is no factor
-    try:
-        read = convert(probe)
-    except Exception:  # whatever a method raises that was written for another kind of value
-        return None
-    if not isinstance(read, torch.Tensor) or read.shape != probe.shape:
-        return None
-    factor = 1.0 / read[0, 0].item() if read[0, 0] else 0.0
-    return factor if torch.allclose(read * factor, probe) else None
+    return None if scales[0] is None or scales[1] is None else scales[1] / scales[0]
 
 
-def is_of_one_form(reference: Call, candidate: Call, method: str) -> bool:
-    """Whether a value of the reference's can take the candidate's place as it is.
-
-    Args:
-        method: which of the two would have to read it back.
-    """
-    declared = [hasattr(call.module, method) for call in (reference, candidate)]
-    return not any(declared) or (all(declared) and type(reference.module) is type(candidate.module))
+def _declared_scale(module: nn.Module) -> float | None:
+    if not hasattr(module, "to_reference_output"):
+        return 1.0
+    scale: float | None = getattr(module, "reference_output_scale", None)
+    return scale

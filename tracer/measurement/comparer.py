@@ -4,40 +4,36 @@ A `Comparer` is the visitor of a lockstep run. It pairs arguments by name and ou
 compares each pair of tensors at once and keeps numbers only, so that no activation lives longer
 than its comparison. A pair that has been compared is not compared again while both tensors live
 unchanged: a hidden state is an output here and an input there, and a mask goes to every layer.
+What else a run does, its interventions do.
 """
 
-import math
 import weakref
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TypeGuard
-
-import torch
 
 from tracer.execution.hooks import Answer, Call, Phase, definition
-from tracer.execution.lockstep import EventKey
-from tracer.measurement.arguments import argument_names, paired_arguments, read_output
-from tracer.measurement.padding import Paddings, padding_of, part_name, visible_part
+from tracer.execution.side import EventKey, SideObserver
+from tracer.measurement.arguments import CallPair
+from tracer.measurement.intervention import Intervention, merged
+from tracer.measurement.padding import Padding, Paddings, padding_of
+from tracer.measurement.pairs import Measured, Tensor, difference_at, estimated, measured
+from tracer.measurement.plain_values import as_tensor, equal, is_number, summary
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import (
-    BY_MEANING,
-    ESTIMATED,
-    WRITTEN,
     CallKey,
     CallRecord,
     FormDifference,
     Row,
-    argument_of,
-    is_result,
 )
+from tracer.measurement.written import Marks, changes, marks, version
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
-from tracer.tensors.leaves import LeftOut, describe, is_plain, is_stateful, leaves, version_of
-from tracer.tensors.masks import describe_mask, is_mask_name, visible_pair
+from tracer.tensors.leaves import LeftOut, describe, is_stateful
+from tracer.tensors.masks import describe_mask
+from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.samples import Sample, Sampler
 from tracer.tensors.tolerance import Tolerance
-
-# A tensor, or what a trace holds in its place.
-_Tensor = torch.Tensor | Fingerprint
+from tracer.tensors.value_path import OUTPUT, ValuePath
 
 
 class Comparer:
@@ -50,18 +46,27 @@ class Comparer:
             are wrong until a run in which lockstep clones them.
         left_out: how many of the reference's values were not to be compared.
         compared_elements: how many elements were compared, each pair of tensors counted once.
+        tolerance: how far pairs may lie apart.
+        roles: what arguments are, as their names say.
+        observer: the one of the interventions that is also told of each side's events.
     """
 
     def __init__(
         self,
         tolerance: Tolerance,
+        interventions: Sequence[Intervention] = (),
+        *,
+        roles: Roles = DEFAULT_ROLES,
         progress: Callable[[int], None] | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         self.rows: list[Row] = []
         self.records: dict[CallKey, CallRecord] = {}
         self.edited: set[EventKey] = set()
-        self._tolerance = tolerance
+        self.tolerance = tolerance
+        self.roles = roles
+        self.observer = next((i for i in interventions if isinstance(i, SideObserver)), None)
+        self._interventions = interventions
         self._progress = progress
         self._sampler = sampler
         self.left_out = 0
@@ -70,22 +75,58 @@ class Comparer:
         self._finished = 0
         self._paddings = Paddings()
         self._compared: dict[tuple[int, int], _Compared] = {}
-        self._given: dict[CallKey, tuple[_Marks, _Marks]] = {}
+        self._given: dict[CallKey, tuple[Marks, Marks]] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
+        calls = CallPair(reference, candidate, self.roles)
         if phase is Phase.START:
-            self._start(reference, candidate)
-        else:
-            self._end(reference, candidate)
-        return None
+            answers = [each.before_start(calls) for each in self._interventions]
+            record = self._start(calls)
+            answers += [each.on_start(calls, record, self) for each in self._interventions]
+            return merged(answers)
+        answers = [each.before_end(calls) for each in self._interventions]
+        ended = self.records.get(calls.key)
+        if ended is not None:  # else its start was given up as unmatched
+            self._end(calls, ended)
+            answers += [each.on_end(calls, ended, self) for each in self._interventions]
+        return merged(answers)
 
     def stale(self, key: EventKey, paths: frozenset[str]) -> None:
         """Notes an event that must be cloned in another run."""
         self.edited.add(key)
 
-    def _start(self, reference: Call, candidate: Call) -> None:
-        key = reference.name, reference.index
+    def paddings(self, record: CallRecord) -> Iterator[Padding]:
+        """What a call and those around it say of padding."""
+        return self._paddings.known(self._around(record))
+
+    def known(self, r: Tensor, c: Tensor) -> Row | None:
+        """The row of a pair of tensors that was compared, and that has not changed since."""
+        known = self._compared.get((id(r), id(c)))
+        if known is None or known.reference() is not r or known.candidate() is not c:
+            return None
+        return known.row if known.versions == (version(r), version(c)) else None
+
+    def unpadded(self, record: CallRecord, r: Tensor, c: Tensor) -> Difference | None:
+        """The difference without padded positions; None where none are known.
+
+        What a model computes at a padded position depends on the attention implementation (a row
+        of the mask that hides everything has no defined result), and nothing else may depend on
+        it. Where several dimensions may be those of positions, it is the one along which least is
+        left.
+        """
+        found = []
+        for padding in self.paddings(record):
+            for place in padding.places(tuple(r.shape)):
+                found.append(difference_at(place, r, c))
+                if found[-1] is not None and self.tolerance.agrees(found[-1], r.dtype, c.dtype):
+                    return found[-1]
+        known = [difference for difference in found if difference is not None]
+        return min(known, key=lambda difference: difference.relative_peak, default=None)
+
+    def _start(self, calls: CallPair) -> CallRecord:
+        reference, candidate = calls.reference, calls.candidate
+        key = calls.key
         parent = _enclosing(reference, self.records)
         if parent is not None:
             self.records[parent].children.append(key)
@@ -107,55 +148,55 @@ class Comparer:
             children=[],
             start=self._next(),
         )
-        self._paddings.note(self._around(record), padding_of(reference))
-        for name, r, c in paired_arguments(reference, candidate):
-            self._compare_values(record, f"kwargs.{name}", r, c)
-        self._given[key] = _marks(reference.arguments), _marks(candidate.arguments)
+        self._paddings.note(self._around(record), padding_of(reference, self.roles))
+        for name, r, c in calls.arguments():
+            self._compare_values(record, ValuePath.of_argument(name), r, c)
+        self._given[key] = marks(reference.arguments), marks(candidate.arguments)
+        return record
 
-    def _end(self, reference: Call, candidate: Call) -> None:
-        record = self.records.get((reference.name, reference.index))
-        if record is None:
-            return  # its start was given up as unmatched
-        outputs = read_output("reference", reference), read_output("candidate", candidate)
-        self._compare_values(record, "output", *outputs)
-        self._compare_written(record, reference, candidate)
+    def _end(self, calls: CallPair, record: CallRecord) -> None:
+        self._compare_values(record, OUTPUT, *calls.outputs())
+        self._compare_written(record, calls)
         record.end = self._next()
         self._finished += 1
         if self._progress is not None:
             self._progress(self._finished)
 
-    def _compare_written(self, record: CallRecord, reference: Call, candidate: Call) -> None:
+    def _compare_written(self, record: CallRecord, calls: CallPair) -> None:
         """Compares what the calls have changed in caches, lists and dicts that they were given.
 
         Plain tensors that were edited in place are noted, not compared: most such edits save memory
         and do nothing else.
         """
         given = self._given.pop(record.key)
-        left = _marks(reference.arguments), _marks(candidate.arguments)
+        left = marks(calls.reference.arguments), marks(calls.candidate.arguments)
         if given == left:
             return
-        changed = [_changed(before, now) for before, now in zip(given, left, strict=True)]
-        names = {own: name for name, own in argument_names(reference, candidate).items()}
-        changed[1] = {_renamed(path, names) for path in changed[1]}
+        changed = [changes(before, now) for before, now in zip(given, left, strict=True)]
+        names = {own: name for name, own in calls.names().items()}
+        changed[1] = {
+            ValuePath(path.kind, names.get(path.argument or "", path.argument), path.inside)
+            for path in changed[1]
+        }
         edited = []
-        for name, r, c in paired_arguments(reference, candidate):
+        for name, r, c in calls.arguments():
             if is_stateful(r) or is_stateful(c):
-                paths = {f"{WRITTEN}.{path}" for path in changed[0] | changed[1]}
-                self._compare_values(record, f"{WRITTEN}.{name}", r, c, only=paths)
-            elif name in {argument_of(path) for path in changed[1] - changed[0]}:
+                paths = changed[0] | changed[1]
+                self._compare_values(record, ValuePath.of_written(name), r, c, only=paths)
+            elif name in {path.argument for path in changed[1] - changed[0]}:
                 edited.append(name)
         record.edited = tuple(edited)
 
     def _compare_values(
         self,
         record: CallRecord,
-        path: str,
+        path: ValuePath,
         r: object,
         c: object,
-        only: Set[str] | None = None,
+        only: Set[ValuePath] | None = None,
     ) -> None:
         reference, candidate = (
-            {p: leaf for p, leaf in leaves(value, path) if only is None or p in only}
+            {p: leaf for p, leaf in path.leaves(value) if only is None or p in only}
             for value in (r, c)
         )
         common = False
@@ -166,74 +207,39 @@ class Comparer:
             if _is_left_out(left) or _is_left_out(right):
                 self.left_out += 1
                 common = True
-            elif isinstance(left, _Tensor) and isinstance(right, _Tensor):
+            elif isinstance(left, Tensor) and isinstance(right, Tensor):
                 common = True
                 self._compare_tensors(record, leaf_path, left, right)
-            elif _is_tensor(left, right) or (leaf_path in candidate and not _equal(left, right)):
-                if path == "output" and _is_number(left) and _is_number(right):
+            elif _is_tensor(left, right) or (leaf_path in candidate and not equal(left, right)):
+                if path == OUTPUT and is_number(left) and is_number(right):
                     common = True
-                    self._compare_tensors(record, leaf_path, *map(_as_tensor, (left, right)))
+                    self._compare_tensors(record, leaf_path, *map(as_tensor, (left, right)))
                 else:
                     self._differ_in_form(record, leaf_path, left, right)
         for leaf_path, right in candidate.items():
-            if leaf_path not in reference and isinstance(right, _Tensor):
+            if leaf_path not in reference and isinstance(right, Tensor):
                 self._differ_in_form(record, leaf_path, None, right)
-        is_left_otherwise = path != "output" and only is not None and reference and candidate
-        if not common and (path == "output" or is_left_otherwise):
+        is_left_otherwise = path != OUTPUT and only is not None and reference and candidate
+        if not common and (path == OUTPUT or is_left_otherwise):
             self._judge_form(record, path, reference, candidate)
 
-    def _compare_tensors(self, record: CallRecord, path: str, r: _Tensor, c: _Tensor) -> None:
-        is_output = is_result(path)
-        earlier = self._known(r, c)
+    def _compare_tensors(self, record: CallRecord, path: ValuePath, r: Tensor, c: Tensor) -> None:
+        earlier = self.known(r, c)
         if earlier is not None:
-            if is_output and not record.outputs:
-                self._add(
-                    record,
-                    replace(
-                        earlier,
-                        order=self._next(),
-                        module=record.module,
-                        call=record.call,
-                        value=path,
-                        sample=earlier.sample or self._sampled(path, r, c),
-                    ),
-                )
-            elif not is_output:
-                record.arguments[path] = earlier
-                self._describe(record, earlier, path, r, c)
+            self._enter_again(record, earlier, path, r, c)
             return
+        is_mask = not path.is_result and self.roles.is_mask(path.in_argument)
+        unpadded = lambda: self.unpadded(record, r, c)  # noqa: E731
         if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
-            self._estimate(record, path, r, c)
-            return
-        is_mask = not is_output and is_mask_name(path)
-        visible = visible_pair(r, c) if is_mask else None
-        difference: Difference | None
-        whole: Difference | None = None
-        unpadded: Difference | None = None
-        if visible is not None:
-            difference, limit = Difference.of(*visible), 0.0
-            agrees = difference.mismatched == 0
-            note = "" if agrees and _same(r, c) else BY_MEANING
-            if not agrees:
-                note = f"{describe_mask(r)}; candidate {describe_mask(c)}"
-        elif r.shape != c.shape:
-            if is_mask:
+            found = estimated(r, c, self.tolerance, unpadded, is_mask=is_mask)
+            if found is None:  # what a mask lets through is known only if both are equal
+                self.left_out += 1
+                return
+        else:
+            found = measured(r, c, self.tolerance, unpadded, is_mask=is_mask)
+            if found is None:
                 self._differ_in_form(record, path, r, c)
                 return
-            difference, limit, agrees = None, 0.0, False
-            note = f"shape {list(r.shape)}; candidate {list(c.shape)}"
-        else:
-            difference = whole = Difference.of(r, c)
-            limit = self._tolerance.limit(r.dtype, c.dtype)
-            agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
-            note = _note(difference, limit)
-            if not agrees and not note and r.dim() == 0:
-                note = f"{r.item():.6g}; candidate {c.item():.6g}"
-            if not agrees:
-                unpadded = self._at_visible_positions(record, r, c)
-                if unpadded is not None and self._tolerance.agrees(unpadded, r.dtype, c.dtype):
-                    note = _left_out(difference)
-                    difference, agrees = unpadded, True
         row = Row(
             order=self._next(),
             module=record.module,
@@ -242,60 +248,44 @@ class Comparer:
             shape=tuple(r.shape),
             dtype=r.dtype,
             candidate_dtype=c.dtype,
-            difference=difference,
-            limit=limit,
-            agrees=agrees,
-            note=note,
-            unpadded=unpadded,
-            sample=self._sampled(path, r, c, whole),
+            difference=found.difference,
+            limit=found.limit,
+            agrees=found.agrees,
+            remarks=found.remarks,
+            unpadded=found.unpadded,
+            sample=self._sampled(path, r, c, found),
+            is_mask=not path.is_result and self.roles.is_mask(path.argument),
         )
         self._enter(record, row, r, c)
 
+    def _enter_again(
+        self, record: CallRecord, earlier: Row, path: ValuePath, r: Tensor, c: Tensor
+    ) -> None:
+        """Enters a pair that was compared before: an output once, an argument by its name."""
+        if not path.is_result:
+            record.arguments[path] = earlier
+            self._describe(record, earlier, path, r, c)
+        elif not record.outputs:
+            again = replace(
+                earlier,
+                order=self._next(),
+                module=record.module,
+                call=record.call,
+                value=path,
+                sample=earlier.sample or self._sampled(path, r, c),
+            )
+            self._add(record, again)
+
     def _sampled(
-        self, path: str, r: _Tensor, c: _Tensor, difference: Difference | None = None
+        self, path: ValuePath, r: Tensor, c: Tensor, found: Measured | None = None
     ) -> Sample | None:
-        if self._sampler is None or not is_result(path) or r.shape != c.shape:
+        if self._sampler is None or not path.is_result or r.shape != c.shape:
             return None
         if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
             return None
-        return self._sampler.sample(r, c, difference)
+        return self._sampler.sample(r, c, None if found is None else found.whole)
 
-    def _estimate(self, record: CallRecord, path: str, r: _Tensor, c: _Tensor) -> None:
-        """Compares a pair of which one or both are fingerprints.
-
-        What a mask lets through is known only if both are equal.
-        """
-        left, right = (Fingerprint.of(v) if isinstance(v, torch.Tensor) else v for v in (r, c))
-        if not is_result(path) and is_mask_name(path) and not left.equals(right):
-            self.left_out += 1
-            return
-        difference, agrees, note = None, False, f"shape {list(r.shape)}; candidate {list(c.shape)}"
-        unpadded: Difference | None = None
-        if left.shape == right.shape:
-            difference, note = left.difference(right), ESTIMATED
-            agrees = self._tolerance.agrees(difference, r.dtype, c.dtype)
-            if not agrees:
-                unpadded = self._at_visible_positions(record, r, c)
-                if unpadded is not None and self._tolerance.agrees(unpadded, r.dtype, c.dtype):
-                    note = f"{_left_out(difference)}; {ESTIMATED}"
-                    difference, agrees = unpadded, True
-        row = Row(
-            order=self._next(),
-            module=record.module,
-            call=record.call,
-            value=path,
-            shape=tuple(r.shape),
-            dtype=r.dtype,
-            candidate_dtype=c.dtype,
-            difference=difference,
-            limit=self._tolerance.limit(r.dtype, c.dtype),
-            agrees=agrees,
-            note=note,
-            unpadded=unpadded,
-        )
-        self._enter(record, row, r, c)
-
-    def _enter(self, record: CallRecord, row: Row, r: _Tensor, c: _Tensor) -> None:
+    def _enter(self, record: CallRecord, row: Row, r: Tensor, c: Tensor) -> None:
         """Keeps the row of a pair that was compared."""
         self.compared_elements += row.difference.elements if row.difference is not None else 0
         self._remember(r, c, row)
@@ -310,27 +300,11 @@ class Comparer:
             keys.append(parent)
         return keys
 
-    def _at_visible_positions(
-        self, record: CallRecord, r: _Tensor, c: _Tensor
-    ) -> Difference | None:
-        """The difference without padded positions; None where none are known.
-
-        What a model computes at a padded position depends on the attention implementation (a row
-        of the mask that hides everything has no defined result), and nothing else may depend on
-        it. Where several dimensions may be those of positions, it is the one along which least is
-        left.
-        """
-        found = []
-        for place in self._paddings.parts(self._around(record), tuple(r.shape)):
-            found.append(_difference_at(place, r, c))
-            if found[-1] is not None and self._tolerance.agrees(found[-1], r.dtype, c.dtype):
-                return found[-1]
-        known = [difference for difference in found if difference is not None]
-        return min(known, key=lambda difference: difference.relative_peak, default=None)
-
-    def _describe(self, record: CallRecord, row: Row, path: str, r: _Tensor, c: _Tensor) -> None:
-        if not row.agrees or row.note == BY_MEANING:
-            words = describe_mask if is_mask_name(path) else describe
+    def _describe(
+        self, record: CallRecord, row: Row, path: ValuePath, r: Tensor, c: Tensor
+    ) -> None:
+        if not row.agrees or row.has(RemarkKind.BY_MEANING):
+            words = describe_mask if self.roles.is_mask(path) else describe
             record.described[path] = words(r), words(c)
 
     def _next(self) -> int:
@@ -349,26 +323,30 @@ class Comparer:
         else:
             record.arguments[row.value] = row
 
-    def _differ_in_form(self, record: CallRecord, path: str, r: object, c: object) -> None:
-        words = describe_mask if is_mask_name(path) else describe
+    def _differ_in_form(self, record: CallRecord, path: ValuePath, r: object, c: object) -> None:
+        words = describe_mask if self.roles.is_mask(path) else describe
         record.form_differences.append(
-            FormDifference(self._next(), record.module, record.call, path, words(r), words(c))
+            FormDifference(
+                *(self._next(), record.module, record.call, path, words(r), words(c)),
+                is_mask=self.roles.is_mask(path),
+                one_is_none=r is None or c is None,
+            )
         )
 
     def _judge_form(
         self,
         record: CallRecord,
-        path: str,
-        reference: Mapping[str, object],
-        candidate: Mapping[str, object],
+        path: ValuePath,
+        reference: Mapping[ValuePath, object],
+        candidate: Mapping[ValuePath, object],
     ) -> None:
         """A row for results without any tensor in common, unless they are equal plain values."""
         if not _is_tensor(*reference.values(), *candidate.values()) and (
             reference.keys() == candidate.keys()
-            and all(_equal(value, candidate[name]) for name, value in reference.items())
+            and all(equal(value, candidate[name]) for name, value in reference.items())
         ):
             return
-        verb = "returned" if path == "output" else "left"
+        kind = RemarkKind.RETURNED if path == OUTPUT else RemarkKind.LEFT
         self._add(
             record,
             Row(
@@ -382,18 +360,12 @@ class Comparer:
                 difference=None,
                 limit=0.0,
                 agrees=False,
-                note=f"{verb} {_summary(reference)}; candidate {_summary(candidate)}",
+                remarks=(Remark(kind, summary(reference), summary(candidate)),),
             ),
         )
 
-    def _known(self, r: _Tensor, c: _Tensor) -> Row | None:
-        known = self._compared.get((id(r), id(c)))
-        if known is None or known.reference() is not r or known.candidate() is not c:
-            return None
-        return known.row if known.versions == (_version(r), _version(c)) else None
-
-    def _remember(self, r: _Tensor, c: _Tensor, row: Row) -> None:
-        versions = _version(r), _version(c)
+    def _remember(self, r: Tensor, c: Tensor, row: Row) -> None:
+        versions = version(r), version(c)
         if None in versions:
             return
         key = id(r), id(c)
@@ -401,57 +373,10 @@ class Comparer:
         self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
 
 
-def _left_out(difference: Difference) -> str:
-    return f"at padded positions PEIR {difference.peir:.3g}, left out"
-
-
-def _difference_at(place: tuple[int, torch.Tensor], r: _Tensor, c: _Tensor) -> Difference | None:
-    """The difference at the visible positions along a dimension; None if a fingerprint lacks it."""
-    if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor):
-        return Difference.of(visible_part(r, *place), visible_part(c, *place))
-    parts = [
-        Fingerprint.of(visible_part(value, *place))
-        if isinstance(value, torch.Tensor)
-        else value.at(part_name(*place))
-        for value in (r, c)
-    ]
-    if parts[0] is None or parts[1] is None:
-        return None
-    return parts[0].difference(parts[1])
-
-
-# Tensors by path: which it is, and how often it was edited.
-_Marks = Mapping[str, tuple[int, int | None]]
-
-
-def _marks(arguments: Mapping[str, object]) -> _Marks:
-    marks = {}
-    for name, value in arguments.items():
-        if not is_plain(value):
-            for path, leaf in leaves(value, name):
-                if isinstance(leaf, _Tensor):
-                    marks[path] = id(leaf), _version(leaf)
-    return marks
-
-
-def _changed(before: _Marks, now: _Marks) -> set[str]:
-    """Paths of what is another tensor now, or was edited, or is new."""
-    return {path for path, mark in now.items() if before.get(path) != mark}
-
-
-def _renamed(path: str, names: Mapping[str, str]) -> str:
-    own, dot, rest = path.partition(".")
-    return f"{names.get(own, own)}{dot}{rest}"
-
-
-def _same(r: torch.Tensor, c: torch.Tensor) -> bool:
-    return r.dtype == c.dtype and r.device == c.device and torch.equal(r, c)
-
-
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    reference: "weakref.ref[_Tensor]"
-    candidate: "weakref.ref[_Tensor]"
+    reference: "weakref.ref[Tensor]"
+    candidate: "weakref.ref[Tensor]"
     versions: tuple[int | None, int | None]
     row: Row
 
@@ -466,48 +391,8 @@ def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | N
 
 def _is_tensor(*values: object) -> bool:
     """Whether any of the values is a tensor."""
-    return any(isinstance(value, _Tensor) for value in values)
+    return any(isinstance(value, Tensor) for value in values)
 
 
 def _is_left_out(value: object) -> bool:
     return isinstance(value, LeftOut) and not isinstance(value, Fingerprint)
-
-
-def _version(value: _Tensor) -> int | None:
-    return 0 if isinstance(value, Fingerprint) else version_of(value)
-
-
-def _is_number(value: object) -> TypeGuard[complex]:
-    """Whether it is a number that a tensor can hold."""
-    if isinstance(value, int):
-        return abs(value) < 2**63
-    return isinstance(value, float | complex)
-
-
-def _as_tensor(number: complex) -> torch.Tensor:
-    is_integer = isinstance(number, int)
-    wide = torch.complex128 if isinstance(number, complex) else torch.float64
-    return torch.tensor(number, dtype=None if is_integer else wide)
-
-
-def _equal(left: object, right: object) -> bool:
-    if isinstance(left, float) and isinstance(right, float | int):
-        both_nan = math.isnan(left) and math.isnan(right)
-        return both_nan or math.isclose(left, right, rel_tol=1e-6)
-    return bool(left == right)
-
-
-def _summary(parts: Mapping[str, object]) -> str:
-    unpadded = [f"{path} ({describe(value)})" for path, value in list(parts.items())[:3]]
-    return ", ".join(unpadded) + (", ..." if len(parts) > 3 else "") if unpadded else "nothing"
-
-
-def _note(difference: Difference, limit: float) -> str:
-    if difference.reference_nonfinite or difference.candidate_nonfinite:
-        return (
-            f"{difference.reference_nonfinite} non-finite elements; "
-            f"candidate {difference.candidate_nonfinite}"
-        )
-    if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
-        return f"relative L2 {difference.relative_l2:.3g}"
-    return ""

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from tracer.execution.hooks import hides_children
 from tracer.execution.lockstep import Outcome
 from tracer.execution.pairing import Pairing
+from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
 
 
@@ -25,6 +28,8 @@ class Coverage:
         left_out: values of a reference told step by step that could not be told apart.
         ended: the user has ended the run before the models came to their end.
         recordings: what recordings lack, in words.
+        unread_parameters: the reference's names of modules whose own parameters cannot be compared:
+            one side reads its output back, and declares no `reference_output_scale`.
     """
 
     paired_modules: tuple[str, ...]
@@ -38,6 +43,7 @@ class Coverage:
     left_out: int = 0
     ended: bool = False
     recordings: tuple[str, ...] = ()
+    unread_parameters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
@@ -49,6 +55,8 @@ class Coverage:
             text += f"; {len(self.candidate_only)} modules in the candidate only"
         if self.left_out:
             text += f"; {self.left_out} values left out"
+        if self.unread_parameters:
+            text += f"; own parameters not read back in {len(self.unread_parameters)} modules"
         if self.ended:
             text += "; ended by the user"
         return "; ".join((text, *self.recordings))
@@ -95,7 +103,17 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         held_bytes_peak=outcome.held_bytes_peak,
         left_out=comparer.left_out,
         ended=outcome.ended,
+        unread_parameters=tuple(
+            target
+            for own, target in pairing.pairs.items()
+            if target in paired and _is_unread(pairing.reference[target], pairing.candidate[own])
+        ),
     )
+
+
+def _is_unread(reference: nn.Module, candidate: nn.Module) -> bool:
+    holds = all(next(m.parameters(recurse=False), None) is not None for m in (reference, candidate))
+    return holds and scale_between(reference, candidate) is None
 
 
 def _why_unseen(name: str, hidden: Sequence[tuple[str, str]], other_side: str) -> str:

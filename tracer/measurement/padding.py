@@ -8,7 +8,8 @@ import torch
 from tracer.execution.hooks import Call
 from tracer.tensors.fingerprints import Fingerprint, checksum
 from tracer.tensors.leaves import leaves
-from tracer.tensors.masks import is_mask_name, visible_positions
+from tracer.tensors.masks import visible_positions
+from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +88,15 @@ def part_name(dim: int, visible: torch.Tensor) -> str:
     return f"{dim}:{checksum(visible)}"
 
 
-def padding_of(call: Call) -> Padding | None:
+def padding_of(call: Call, roles: Roles = DEFAULT_ROLES) -> Padding | None:
     """What a [batch, sequence] mask among a call's arguments says of padding.
 
-    Only `attention_mask` is known to be 1 where there is a token; PyTorch's own `key_padding_mask`,
-    for one, says the opposite. In an encoder-decoder model it is the encoder's: where the decoder's
-    sequences are as long, a value does not tell whose it is.
+    By default only `attention_mask` is known to be 1 where there is a token; PyTorch's own
+    `key_padding_mask`, for one, says the opposite. In an encoder-decoder model it is the encoder's:
+    where the decoder's sequences are as long, a value does not tell whose it is.
     """
-    mask = call.arguments.get("attention_mask")
+    names = (name for name in call.arguments if is_any(name, roles.padding))
+    mask = call.arguments.get(next(names, ""))
     if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         return None
     visible = visible_positions(mask)
@@ -103,27 +105,27 @@ def padding_of(call: Call) -> Padding | None:
     for name, value in _tensors(call):
         is_ids = len(value.shape) == 2 and not value.dtype.is_floating_point
         is_embeddings = len(value.shape) == 3 and value.dtype.is_floating_point
-        if is_mask_name(name) or not (is_ids or is_embeddings):
+        if roles.is_mask(name) or not (is_ids or is_embeddings):
             continue
         if value.shape[0] == mask.shape[0] and value.shape[1] <= mask.shape[1]:
             lengths = frozenset({mask.shape[1], value.shape[1]})
-            return None if lengths & _decoder_lengths(call) else Padding(visible, lengths)
+            return None if lengths & _decoder_lengths(call, roles) else Padding(visible, lengths)
     return None
 
 
-def _decoder_lengths(call: Call) -> set[int]:
+def _decoder_lengths(call: Call, roles: Roles) -> set[int]:
     """The lengths of the sequences that an encoder-decoder model is given for its decoder."""
     config = getattr(call.module, "config", None)
-    names = ["decoder_", "labels"] if getattr(config, "is_encoder_decoder", False) else ["decoder_"]
+    labels = roles.labels if getattr(config, "is_encoder_decoder", False) else ()
     return {
         value.shape[1]
         for path, value in _tensors(call)
-        if len(value.shape) > 1 and any(name in path for name in names)
+        if len(value.shape) > 1 and is_any(path, (*roles.decoder, *labels))
     }
 
 
 def _tensors(call: Call) -> Iterator[tuple[str, torch.Tensor | Fingerprint]]:
     """A call's arguments as far as their shapes are known."""
-    for path, value in leaves(call.arguments, "inputs"):
+    for path, value in leaves(call.arguments, ""):
         if isinstance(value, torch.Tensor | Fingerprint):
             yield path, value

@@ -10,21 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from tracer.execution.hooks import Location
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
-from tracer.tensors.masks import is_mask_name
 from tracer.tensors.samples import Sample
+from tracer.tensors.value_path import ValueKind, ValuePath
 
 # A module's identity in a run: the reference's name and the call index.
 CallKey = tuple[str, int]
-
-# What a call changes in a cache, list or dict that it was given is a result of it, as its output.
-WRITTEN = "written"
-
-# The note of masks whose values differ and whose meaning does not.
-BY_MEANING = "compared by what they let through"
-
-# The note of values of which one side has a fingerprint only.
-ESTIMATED = "estimated from fingerprints"
 
 
 @dataclass(frozen=True)
@@ -36,56 +28,66 @@ class Row:
         module: the reference's name of the module; "" is the root.
         call: the module's call index.
         value: "output", "output.0", "output.logits", "kwargs.attention_mask", ...; for what the
-            call has changed in an argument, "written.past_key_values.layers.0.keys", ...
+            call has changed in an argument, "written.past_key_values.layers.0.keys", ... Its parts
+            are attributes; see `ValuePath`.
         shape, dtype: the reference's.
         candidate_dtype: the candidate's.
         difference: the statistics; None where there is nothing to compute (the shapes differ).
         limit: the PEIR up to which the pair agrees.
         agrees: whether it does.
-        note: what the numbers do not say: other shapes, plain values, masks by meaning.
+        remarks: what the figures do not say: other shapes, plain values, masks by meaning.
         input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
             None for an argument, and where none was compared.
         unpadded: the statistics without padded positions, where the pair disagrees and some are
             known.
         floor: the PEIR that rounding alone makes here; None where that was not measured.
         sample: some of the elements, for an output where these were asked for.
+        is_mask: whether the leaf is an attention mask that was passed as an argument.
     """
 
     order: int
     module: str
     call: int
-    value: str
+    value: ValuePath
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     candidate_dtype: torch.dtype | None
     difference: Difference | None
     limit: float
     agrees: bool
-    note: str = ""
+    remarks: tuple[Remark, ...] = ()
     input_peir: float | None = None
     unpadded: Difference | None = None
     floor: float | None = None
     sample: Sample | None = None
+    is_mask: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", ValuePath.parse(self.value))
+
+    @property
+    def note(self) -> str:
+        """The remarks as text; empty without any."""
+        return "; ".join(map(str, self.remarks))
+
+    def has(self, kind: RemarkKind) -> bool:
+        """Whether there is a remark of a kind."""
+        return any(remark.kind is kind for remark in self.remarks)
 
     @property
     def is_output(self) -> bool:
         """Whether the leaf came out of the module, as opposed to an argument."""
-        return is_result(self.value)
+        return self.value.is_result
 
     @property
     def is_written(self) -> bool:
         """Whether the call has left it in an argument."""
-        return self.value.startswith(f"{WRITTEN}.")
+        return self.value.kind is ValueKind.WRITTEN
 
     @property
     def argument(self) -> str | None:
         """The name of the argument that the leaf is part of, None for an output."""
-        return None if self.is_output else argument_of(self.value)
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether the leaf is an attention mask that was passed as an argument."""
-        return self.argument is not None and is_mask_name(self.argument)
+        return None if self.is_output else self.value.argument
 
     @property
     def peir(self) -> float:
@@ -134,14 +136,21 @@ class FormDifference:
     Attributes:
         order, module, call, value: as for a Row.
         reference, candidate: what each side passed, in words.
+        is_mask: whether it is an attention mask.
+        one_is_none: one side passed nothing there.
     """
 
     order: int
     module: str
     call: int
-    value: str
+    value: ValuePath
     reference: str
     candidate: str
+    is_mask: bool = False
+    one_is_none: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", ValuePath.parse(self.value))
 
 
 @dataclass(eq=False)
@@ -176,9 +185,9 @@ class CallRecord:
     reference_definition: Location | None
     candidate_definition: Location | None
     main_argument: str | None
-    arguments: dict[str, Row]
+    arguments: dict[ValuePath, Row]
     outputs: list[Row]
-    described: dict[str, tuple[str, str]]
+    described: dict[ValuePath, tuple[str, str]]
     edited: tuple[str, ...]
     form_differences: list[FormDifference]
     children: list[CallKey]
@@ -190,15 +199,11 @@ class CallRecord:
         """The module and the call index."""
         return self.module, self.call
 
-
-def argument_of(value: str) -> str:
-    """The parameter's name in a value's path: "kwargs.position_embeddings.0" gives the middle."""
-    return value.removeprefix("kwargs.").removeprefix(f"{WRITTEN}.").split(".", 1)[0]
-
-
-def is_result(value: str) -> bool:
-    """Whether a value's path is that of an output, or of something written."""
-    return value.split(".", 1)[0] in ("output", WRITTEN)
+    def row(self, value: ValuePath) -> Row | None:
+        """The row of a value of this call; None if it was not compared."""
+        if not value.is_result:
+            return self.arguments.get(value)
+        return next((row for row in self.outputs if row.value == value), None)
 
 
 def first_divergence(rows: Sequence[Row]) -> Row | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tracer.choices import DEFAULT_CALIBRATE
 from tracer.errors import UsageError
 from tracer.models.inputs.images import QUESTIONS, crop, from_images, open_image
 from tracer.models.inputs.synthetic import image_and_text
@@ -37,7 +38,11 @@ class Calibration:
 
 
 def calibration(
-    loaded: "Loaded", *, count: int = 8, text: str | Path | None = None, seed: int = 0
+    loaded: "Loaded",
+    *,
+    count: int = DEFAULT_CALIBRATE,
+    text: str | Path | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """Makes data to calibrate on: the model's own inputs, and others of their kind.
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer.choices import CANDIDATES, NEED_WRAPPERS
+from tracer.choices import (
+    CANDIDATES,
+    DEFAULT_ACTIVATION,
+    DEFAULT_VARIANT,
+    DEFAULT_WEIGHT,
+    NEED_WRAPPERS,
+)
 from tracer.errors import UsageError
 from tracer.execution.offload import (
     copy_model,
@@ -119,10 +125,10 @@ def candidate(
     loaded: Loaded,
     kind: str,
     *,
-    variant: str = "prefill",
+    variant: str = DEFAULT_VARIANT,
     steps: int | None = None,
-    activation: str = "uint8",
-    weight: str = "uint8",
+    activation: str = DEFAULT_ACTIVATION,
+    weight: str = DEFAULT_WEIGHT,
     calibration: Calibration | None = None,
     progress: Progress | None = None,
     trust_remote_code: bool = False,

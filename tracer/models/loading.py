@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer.choices import DTYPES, WITH_VOCABULARY
+from tracer.choices import (
+    DEFAULT_BATCH,
+    DEFAULT_DEVICE,
+    DEFAULT_DTYPE,
+    DEFAULT_PADDING,
+    DTYPES,
+    WITH_VOCABULARY,
+)
 from tracer.errors import InputError, UsageError, near_names
 from tracer.execution.offload import (
     compute_on,
@@ -33,6 +40,7 @@ from tracer.execution.offload import (
 from tracer.execution.stepping import Stepping as Stepping
 from tracer.execution.stepping import decode_step as decode_step
 from tracer.execution.stepping import ending_in_steps as ending_in_steps
+from tracer.execution.torch_internals import attention_implementation
 from tracer.models import builtin as tiny
 from tracer.models import factories
 from tracer.models.calibration_data import Calibration as Calibration
@@ -83,13 +91,13 @@ class Loaded:
 def load(
     name_or_path: str | Path,
     *,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = DEFAULT_DTYPE,
+    device: str | torch.device = DEFAULT_DEVICE,
     seed: int = 0,
     prompt: str | None = None,
     sequence_length: int | None = None,
-    batch: int = 1,
-    padding: str = "right",
+    batch: int = DEFAULT_BATCH,
+    padding: str = DEFAULT_PADDING,
     images: Sequence[str | Path] = (),
     processor: str | Path | None = None,
     max_pixels: int | None = None,
@@ -387,6 +395,6 @@ def set_attention(model: nn.Module, kind: str, name: str) -> None:
         set_attention(kind)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{name}: no attention implementation {kind!r}: {brief(error)}") from error
-    chosen = model.config._attn_implementation  # type: ignore[union-attr]
+    chosen = attention_implementation(model)
     if chosen != kind:
         raise UsageError(f"{name}: no attention implementation {kind!r}; it stays with {chosen!r}")

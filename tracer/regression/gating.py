@@ -18,7 +18,7 @@ from typing import Literal
 from tracer.choices import FAIL_ON
 from tracer.comparison.result import Comparison
 from tracer.errors import UsageError, near_names
-from tracer.measurement.rows import Row, is_result
+from tracer.measurement.rows import Row
 from tracer.regression.baseline import Baseline, Figures, ValueKey
 from tracer.text import figure, listed, module_in_words
 
@@ -396,7 +396,7 @@ def _exceeding(limit: Limit) -> Reason:
 def _begins_elsewhere(comparison: Comparison, baseline: Baseline) -> bool:
     """Whether models that agreed diverge in an argument, which no output of the baseline tells."""
     symptom = comparison.verdict.symptom
-    return baseline.agrees and symptom is not None and not is_result(symptom.value)
+    return baseline.agrees and symptom is not None and not symptom.value.is_result
 
 
 def place_of(item: Change | Limit) -> str:

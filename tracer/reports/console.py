@@ -223,7 +223,7 @@ def _focus(focus: Sequence[Captured]) -> Iterator[RenderableType]:
 def _value_lines(value: Captured) -> Iterator[RenderableType]:
     r, c = value.reference, value.candidate
     form = _form(r) if _form(r) == _form(c) else f"{_form(r)}, candidate {_form(c)}"
-    yield Text(f"  {value.value.removeprefix('kwargs.')}, {form}", no_wrap=True)
+    yield Text(f"  {value.value.label}, {form}", no_wrap=True)
     if not r.is_complex():
         head = "".join(f"{name:>10}" for name in _SUMMARY)
         yield Text(f"{'':13}{head}  first values", style="dim", no_wrap=True)

@@ -25,11 +25,6 @@ def describe_mask(value: object) -> str:
     return f"{text}: {form}, hides {hidden} of {visible.numel()} positions"
 
 
-def is_mask_name(path: str) -> bool:
-    """Whether an argument is an attention mask, told by its name: "attention_mask", "mask.0"."""
-    return "mask" in path.lower()
-
-
 def visible_positions(mask: torch.Tensor) -> torch.Tensor | None:
     """Reads a mask as booleans of its own shape, True where attention may look.
 

@@ -22,7 +22,7 @@ from typing import Protocol, TypeGuard, runtime_checkable
 import torch
 from torch import Tensor
 
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 
 @runtime_checkable
@@ -155,7 +155,7 @@ class StepCache:
     ) -> list[CachePart]:
         """See the function of that name."""
         if layer_idx in self.new:
-            raise InputError(
+            raise ModelInputError(
                 f"layer {layer_idx} wrote to the cache of a step twice; make a StepCache for each "
                 "forward pass"
             )
@@ -207,12 +207,12 @@ def as_cache(past_key_values: object) -> KeyValueCache | None:
             which is then what the model returns.
 
     Raises:
-        InputError: anything else.
+        ModelInputError: anything else.
     """
     if past_key_values is None or isinstance(past_key_values, KeyValueCache):
         return past_key_values
     if not _is_legacy(past_key_values):
-        raise InputError(
+        raise ModelInputError(
             f"past_key_values is a {type(past_key_values).__name__}; expected a transformers "
             "Cache, an object with its update, get_seq_length and get_mask_sizes, or for each "
             "layer a pair of key and value tensors."
@@ -229,13 +229,13 @@ def cache_extent(cache: KeyValueCache | None, query_length: int, layer_idx: int 
     """Returns how far the attention of `query_length` new positions reaches.
 
     Raises:
-        InputError: a cache that has dropped its first positions (a sliding window).
+        ModelInputError: a cache that has dropped its first positions (a sliding window).
     """
     if cache is None:
         return CacheExtent(past_length=0, key_length=query_length)
     key_length, first_position = cache.get_mask_sizes(query_length, layer_idx)
     if first_position != 0:
-        raise InputError(
+        raise ModelInputError(
             f"The cache of layer {layer_idx} begins at position {first_position}: sliding-window "
             "caches are not supported. Use a DynamicCache or StaticCache over full attention."
         )

@@ -21,6 +21,7 @@ a finite fill value to the whole row would give neither.
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -36,7 +37,12 @@ from wrappers.attention.cache import (
     as_cache,
     update_in_parts,
 )
-from wrappers.attention.core import AttentionResult, attend_batched, attend_by_head
+from wrappers.attention.core import (
+    AttentionOptions,
+    AttentionResult,
+    attend_batched,
+    attend_by_head,
+)
 from wrappers.attention.masks import MaskBuilder, additive_mask, quantized_mask
 from wrappers.attention.rope import (
     ROPE_POINTS,
@@ -51,8 +57,41 @@ from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode, Quantize
 from wrappers.core.scaled_output import ScaledOutput
+from wrappers.core.transformers_compat import attends_eagerly
 from wrappers.errors import WrapError
 from wrappers.numerics.microscaling import MXQuantizer
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What attention takes besides hidden states, in the form that the arithmetic uses.
+
+    Attributes:
+        cos: [B or 1, query, head_dim].
+        sin: the same, in the form of the variant.
+        mask: additive within [fill value, 0], [B or 1, 1, query, key].
+        cache: where the new keys and values go, and the earlier ones come from.
+        exact_mask: what is added instead of the mask, for when nothing is quantised; see
+            `MaskBuilder.exact`.
+        hidden_rows: which queries may look at nothing, [B or 1, query, 1]; None if it does not
+            matter what such a query gets.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+    cache: KeyValueCache | None = None
+    exact_mask: Tensor | None = None
+    hidden_rows: Tensor | None = None
+
+    def quantized(self, module: QuantModule, mask_point: str) -> AttentionInputs:
+        """These inputs after the points of a module: cos, sin and that of the mask."""
+        return replace(
+            self,
+            cos=module.quantize(self.cos, "cos"),
+            sin=module.quantize(self.sin, "sin"),
+            mask=quantized_mask(module, mask_point, self.mask),
+        )
 
 
 class CausalAttention(QuantModule):
@@ -103,13 +142,12 @@ class CausalAttention(QuantModule):
             configured implementation returns them (`eager`), else None.
 
         Raises:
-            InputError: no position embeddings, or a mask or cache of no known kind.
+            ModelInputError: no position embeddings, or a mask or cache of no known kind.
         """
         cos, sin = rope_tables(position_embeddings, type(self))
         cache = as_cache(past_key_values)
         mask = additive_mask(self.masks, attention_mask, hidden_states, cache, self.layer_idx)
-        return self.attend(
-            hidden_states,
+        inputs = AttentionInputs(
             cos,
             self.sine_table(sin),
             mask,
@@ -117,56 +155,34 @@ class CausalAttention(QuantModule):
             exact_mask=None if self.mode is Mode.QUANT else self.masks.exact(mask),
             hidden_rows=self.masks.hidden_rows(mask).squeeze(1),
         )
+        return self.attend(hidden_states, inputs)
 
     def attend(
-        self,
-        hidden_states: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        cache: KeyValueCache | None = None,
-        *,
-        exact_mask: Tensor | None = None,
-        hidden_rows: Tensor | None = None,
+        self, hidden_states: Tensor, inputs: AttentionInputs
     ) -> tuple[Tensor, Tensor | None]:
         """Attends, given everything in the form that the arithmetic uses.
 
         Args:
             hidden_states: [B, query, hidden].
-            cos: [B or 1, query, head_dim].
-            sin: the same, in the form of this variant.
-            mask: additive within [fill value, 0], [B or 1, 1, query, key].
-            cache: where the new keys and values go, and the earlier ones come from.
-            exact_mask: what is added in place of the mask, for when nothing is quantised; see
-                `MaskBuilder.exact`.
-            hidden_rows: which queries may look at nothing, [B or 1, query, 1]; None if it does
-                not matter what such a query gets.
+            inputs: everything else.
         """
-        hidden = self._quantize(hidden_states, "hidden")
-        cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
-        mask = quantized_mask(self, "attn_mask", mask)
+        hidden = self.quantize(hidden_states, "hidden")
+        inputs = inputs.quantized(self, "attn_mask")
         query, key, value = self._project(hidden)
+        hidden_rows = inputs.hidden_rows
         if hidden_rows is not None:
             # A query of zeros looks at all keys alike, if all are masked alike.
             query = query.masked_fill(hidden_rows, 0.0)
-        result = self._attend_heads(query, key, value, cos, sin, mask, exact_mask, cache)
+        result = self._attend_heads(query, key, value, inputs)
         output = result.output
-        if hidden_rows is not None and not self._eager:
+        if hidden_rows is not None and not attends_eagerly(self.config):
             output = output.masked_fill(hidden_rows, 0.0)
-        return self.o_proj(output), result.weights if self._eager else None
+        return self.o_proj(output), result.weights if attends_eagerly(self.config) else None
 
-    def step(
-        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
-    ) -> Tensor:
-        """Attends as a graph for an accelerator does: see `attend` for the arguments."""
-        output, _ = self.attend(hidden_states, cos, sin, mask, cache)
+    def step(self, hidden_states: Tensor, inputs: AttentionInputs) -> Tensor:
+        """Attends as a graph for an accelerator does, see `attend`."""
+        output, _ = self.attend(hidden_states, inputs)
         return output
-
-    @property
-    def _eager(self) -> bool:
-        # What transformers takes for an attention of its own outside any model.
-        implementation: str | None = self.config._attn_implementation
-        return implementation in (None, "eager")
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values before rotation, each [B, query, heads * head_dim]."""
@@ -178,33 +194,25 @@ class CausalAttention(QuantModule):
 
     @abstractmethod
     def _attend_heads(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        exact_mask: Tensor | None,
-        cache: KeyValueCache | None,
+        self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs
     ) -> AttentionResult:
         """From the projections, each [B, query, heads * head_dim], to what o_proj takes."""
 
-    def _options(self, mask: Tensor, exact_mask: Tensor | None) -> dict[str, Any]:
+    def _options(self, inputs: AttentionInputs) -> AttentionOptions:
         calibrating = self.mode is Mode.CALIBRATE
-        return {
-            "mask": mask if exact_mask is None else exact_mask,
-            "observed_masks": self.masks.to_observe(mask) if calibrating else (),
-            "quantize": self._quantize,
-            "dropout": self.attention_dropout if self.training else 0.0,
+        return AttentionOptions(
+            quantize=self.quantize,
+            mask=inputs.mask if inputs.exact_mask is None else inputs.exact_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            observed_masks=self.masks.to_observe(inputs.mask) if calibrating else (),
             # Every point is observed, whether its result is asked for or not.
-            "keep_weights": calibrating or self._eager,
-        }
+            keep_weights=calibrating or attends_eagerly(self.config),
+        )
 
     def _rope_point(
         self, states: str, x: Tensor, name: str, *, may_overwrite: bool = False
     ) -> Tensor:
-        return self._quantize(x, f"{states}_{name}", may_overwrite=may_overwrite)
+        return self.quantize(x, f"{states}_{name}", may_overwrite=may_overwrite)
 
 
 class HeadByHeadAttention(CausalAttention):
@@ -231,25 +239,18 @@ class HeadByHeadAttention(CausalAttention):
         return negate_first_half(sin)
 
     def _attend_heads(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        exact_mask: Tensor | None,
-        cache: KeyValueCache | None,
+        self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs
     ) -> AttentionResult:
+        cos, sin, cache = inputs.cos, inputs.sin, inputs.cache
         rotate_q = partial(self._rope_point, "q")
         rotate_k = partial(self._rope_point, "k")
         queries = [rotate(head, cos, sin, swap, rotate_q) for head in self._heads(query)]
         keys = [rotate(head, cos, sin, swap, rotate_k) for head in self._heads(key)]
-        keys = [self._quantize(head, "new_k", may_overwrite=True) for head in keys]
-        values = [self._quantize(head, "new_v") for head in self._heads(value)]
+        keys = [self.quantize(head, "new_k", may_overwrite=True) for head in keys]
+        values = [self.quantize(head, "new_v") for head in self._heads(value)]
         if cache is None:
-            keys = [self._quantize(head, "present_key") for head in keys]
-            values = [self._quantize(head, "present_value") for head in values]
+            keys = [self.quantize(head, "present_key") for head in keys]
+            values = [self.quantize(head, "present_value") for head in values]
         else:
             holds_factor = isinstance(cache, StepCache)
             all_keys, all_values = self._updated(
@@ -258,9 +259,9 @@ class HeadByHeadAttention(CausalAttention):
                 torch.stack(values, dim=1),
             )
             # Before the heads are taken apart: past and new, joined, have a range of their own.
-            keys = list(self._quantize(all_keys, "present_key").unbind(1))
-            values = list(self._quantize(all_values, "present_value").unbind(1))
-        return attend_by_head(queries, keys, values, **self._options(mask, exact_mask))
+            keys = list(self.quantize(all_keys, "present_key").unbind(1))
+            values = list(self.quantize(all_values, "present_value").unbind(1))
+        return attend_by_head(queries, keys, values, self._options(inputs))
 
     def _updated(self, cache: KeyValueCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all positions, from new ones, each [B, kv_heads, query, head_dim]."""
@@ -285,8 +286,8 @@ class DecodeAttention(HeadByHeadAttention):
         all_keys, all_values = [], []
         for part in update_in_parts(cache, keys, values, self.layer_idx):
             past = part.kind is PartKind.PAST
-            all_keys.append(self._quantize(part.key, "past_key") if past else part.key)
-            all_values.append(self._quantize(part.value, "past_value") if past else part.value)
+            all_keys.append(self.quantize(part.key, "past_key") if past else part.key)
+            all_values.append(self.quantize(part.value, "past_value") if past else part.value)
         return torch.cat(all_keys, dim=2), torch.cat(all_values, dim=2)
 
 
@@ -302,30 +303,22 @@ class BatchedAttention(CausalAttention):
         return sin
 
     def _attend_heads(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        exact_mask: Tensor | None,
-        cache: KeyValueCache | None,
+        self, query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs
     ) -> AttentionResult:
         query, key, value = self._heads(query), self._heads(key), self._heads(value)
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        cos, sin = inputs.cos.unsqueeze(1), inputs.sin.unsqueeze(1)
         query = self._rotate(query, cos, sin, "q")
         key = self._rotate(key, cos, sin, "k")
-        key = self._quantize(key, "new_k", may_overwrite=True)
-        value = self._quantize(value, "new_v")
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        key = self._quantize(key, "present_key")
-        value = self._quantize(value, "present_value")
-        options = self._options(mask, exact_mask)
+        key = self.quantize(key, "new_k", may_overwrite=True)
+        value = self.quantize(value, "new_v")
+        if inputs.cache is not None:
+            key, value = inputs.cache.update(key, value, self.layer_idx)
+        key = self.quantize(key, "present_key")
+        value = self.quantize(value, "present_value")
         blocks = (isinstance(point.quantizer, MXQuantizer) for point in self.points.values())
         monotone = not any(blocks)  # where values share a scale, one moves the others
-        return attend_batched(query, key, value, scaling=self.scaling, monotone=monotone, **options)
+        options = replace(self._options(inputs), scaling=self.scaling, monotone=monotone)
+        return attend_batched(query, key, value, options)
 
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor, name: str) -> Tensor:
         quantize = partial(self._rope_point, name)

@@ -39,20 +39,44 @@ class AttentionResult:
     weights: Tensor | None
 
 
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How attention computes, besides queries, keys and values.
+
+    Attributes:
+        quantize: called with a tensor and a point's name.
+        mask: additive, [B or 1, 1, query, key]; None where every key is visible.
+        scaling: the factor on the logits; None if the keys have it already.
+        dropout: probability of dropping a weight.
+        observed_masks: while calibrating, the masks that a quantised model will add: the point
+            mask_add sees the logits with these, and every point sees whole tensors.
+        keep_weights: whether the weights are wanted (and their point attn_weights is reached).
+        whole_tensors: every point sees whole tensors, without `observed_masks` too.
+        fold: no point changes anything, so `attend_batched` may put the factor onto the queries, of
+            which there are far fewer; the point logits_raw then sees the logits with it taken out
+            again.
+        monotone: no point of the logits maps a smaller one to a larger; `attend_batched` may then
+            pass over keys that the mask hides where that is sure to change nothing.
+    """
+
+    quantize: Quantize
+    mask: Tensor | None = None
+    scaling: float | None = None
+    dropout: float = 0.0
+    observed_masks: Sequence[Tensor] = ()
+    keep_weights: bool = False
+    whole_tensors: bool = False
+    fold: bool = False
+    monotone: bool = True
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether points may see the logits block by block."""
+        return not self.observed_masks and not self.whole_tensors
+
+
 def attend_batched(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scaling: float,
-    quantize: Quantize,
-    dropout: float,
-    observed_masks: Sequence[Tensor],
-    keep_weights: bool,
-    whole_tensors: bool = False,
-    fold: bool = False,
-    monotone: bool = True,
+    query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
 ) -> AttentionResult:
     """Attends with all heads at once.
 
@@ -61,25 +85,16 @@ def attend_batched(
         key: rotated, [B, kv_heads, key, head_dim]; each serves heads / kv_heads query heads in
             turn, as `repeat_interleave` would expand it.
         value: [B, kv_heads, key, head_dim].
-        mask: additive, [B or 1, 1, query, key]; None where every key is visible.
-        scaling: the factor on the logits.
-        quantize: called with a tensor and a point's name.
-        dropout: probability of dropping a weight.
-        observed_masks: while calibrating, the masks that a quantised model will add: the point
-            mask_add sees the logits with these, and every point sees whole tensors.
-        keep_weights: whether the weights are wanted (and their point attn_weights is reached).
-        whole_tensors: every point sees whole tensors, without `observed_masks` too.
-        fold: no point changes anything, so the factor may go onto the queries, of which there are
-            far fewer; the point logits_raw then sees the logits with it taken out again.
-        monotone: no point of the logits maps a smaller one to a larger; keys that the mask hides
-            may then be passed over where that is sure to change nothing.
+        options: with a factor on the logits.
     """
+    mask, quantize, dropout = options.mask, options.quantize, options.dropout
+    observed_masks, by_blocks = options.observed_masks, options.by_blocks
+    assert options.scaling is not None
     batch, heads, query_length, head_dim = query.shape
     kv_heads, key_length = key.shape[1:3]
-    scale = _scale(scaling, query, quantize)
-    by_blocks = not observed_masks and not whole_tensors
+    scale = _scale(options.scaling, query, quantize)
     # In half precision the product would be rounded.
-    fold = fold and query.dtype == scale.dtype
+    fold = options.fold and query.dtype == scale.dtype
     query = query * scale if fold else query
 
     def factor(logits: Tensor, in_place: bool) -> Tensor:
@@ -106,10 +121,17 @@ def attend_batched(
         output = quantize(output.view(query.shape), "attn_out", may_overwrite=True)
         return output.transpose(1, 2), weights
 
-    in_parts = by_blocks and not (keep_weights or dropout or _wants_graph(query, key, value))
+    in_parts = by_blocks and not (
+        options.keep_weights or dropout or _wants_graph(query, key, value)
+    )
     in_parts &= query.device.type == "cpu"
     spans: list[slice] | None = None
-    if in_parts and monotone and mask is not None and mask.shape[2] >= tiling.MASKED_QUERIES:
+    if (
+        in_parts
+        and options.monotone
+        and mask is not None
+        and mask.shape[2] >= tiling.MASKED_QUERIES
+    ):
         bound = tiling.largest_product(query, key)
         logits = factor(torch.stack([-bound, bound]), False)
         spans = tiling.visible_spans(mask, logits, quantize)
@@ -117,10 +139,10 @@ def attend_batched(
     if not in_parts or (spans is None and elements <= tiling.QUERY_ELEMENTS):
         output, weights = attend(query, key, value, mask)
         output = output.reshape(batch, query_length, heads * head_dim)
-        return AttentionResult(
-            output=quantize(output, "attn_out_h", may_overwrite=True),
-            weights=quantize(weights, "attn_weights", may_overwrite=True) if keep_weights else None,
-        )
+        output = quantize(output, "attn_out_h", may_overwrite=True)
+        if not options.keep_weights:
+            return AttentionResult(output, weights=None)
+        return AttentionResult(output, quantize(weights, "attn_weights", may_overwrite=True))
     groups = heads // kv_heads
     part = max(tiling.QUERY_ELEMENTS // (batch * groups * key_length), tiling.LEAST_QUERIES)
     part = part if spans is None else tiling.PART_QUERIES
@@ -145,14 +167,7 @@ def attend_by_head(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    quantize: Quantize,
-    dropout: float,
-    observed_masks: Sequence[Tensor],
-    keep_weights: bool,
-    whole_tensors: bool = False,
+    options: AttentionOptions,
 ) -> AttentionResult:
     """Attends head by head.
 
@@ -161,21 +176,14 @@ def attend_by_head(
         keys: for each key/value head, rotated, [B, key, head_dim]; each is used by
             len(queries) / len(keys) heads in turn.
         values: for each key/value head, [B, key, head_dim].
-        mask: additive, [B or 1, 1, query, key]; None where every key is visible.
-        scaling: the factor on the logits; None if the keys have it already.
-        quantize: called with a tensor and a point's name.
-        dropout: probability of dropping a weight.
-        observed_masks: while calibrating, the masks that a quantised model will add: the point
-            mask_add sees the logits with these, and every point sees whole tensors.
-        keep_weights: whether the weights are wanted (and their point attn_weights is reached).
-        whole_tensors: every point sees whole tensors, without `observed_masks` too.
+        options: with no factor on the logits if the keys have it already.
     """
+    quantize, dropout = options.quantize, options.dropout
     groups = len(queries) // len(keys)
     # [B or 1, query, key]
-    mask = None if mask is None else mask.squeeze(1)
-    observed_masks = [observed.squeeze(1) for observed in observed_masks]
-    scale = None if scaling is None else _scale(scaling, queries[0], quantize)
-    by_blocks = not observed_masks and not whole_tensors
+    mask = None if options.mask is None else options.mask.squeeze(1)
+    observed_masks = [observed.squeeze(1) for observed in options.observed_masks]
+    scale = None if options.scaling is None else _scale(options.scaling, queries[0], quantize)
 
     def softmax(logits: Tensor, mask: Tensor | None, in_place: bool) -> Tensor:
         logits = _scaled(logits, scale, quantize, in_place)
@@ -185,14 +193,14 @@ def attend_by_head(
     for head, query in enumerate(queries):
         # Not matmul, whose reshapes in an exported graph mislead an exporter's simplifications.
         logits = torch.bmm(query, keys[head // groups].transpose(-1, -2))
-        weights = _apply(softmax, logits, mask, by_blocks=by_blocks)
+        weights = _apply(softmax, logits, mask, by_blocks=options.by_blocks)
         weights = functional.dropout(weights, dropout) if dropout else weights
         output = torch.bmm(weights, values[head // groups])
         outputs.append(quantize(output, "attn_out", may_overwrite=True))
-        if keep_weights:
+        if options.keep_weights:
             kept.append(weights)
     output = quantize(torch.cat(outputs, dim=-1), "attn_out_h", may_overwrite=True)
-    if not keep_weights:
+    if not options.keep_weights:
         return AttentionResult(output, weights=None)
     weights = quantize(torch.stack(kept, dim=1), "attn_weights", may_overwrite=True)
     return AttentionResult(output, weights)

@@ -35,7 +35,7 @@ from wrappers.attention.cache import (
     cache_extent,
 )
 from wrappers.core.point import Mode
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 
 class MaskBuilder:
@@ -80,23 +80,23 @@ class MaskBuilder:
             causal: whether a query is kept from later keys; a 4-D mask decides that by itself.
 
         Raises:
-            InputError: a rank, shape or dtype that is none of the table's.
+            ModelInputError: a rank, shape or dtype that is none of the table's.
         """
         if key_length is None:
             key_length = int(past_length) + query_length
         elif isinstance(past_length, int) and past_length + query_length > key_length:
-            raise InputError(
+            raise ModelInputError(
                 f"{query_length} new positions after {past_length} cached ones do not fit into "
                 f"{key_length} keys; give the cache more slots."
             )
         if mask is None:
             return self._causal(query_length, key_length, past_length, dtype, device, causal)
         if not isinstance(mask, Tensor):
-            raise InputError(
+            raise ModelInputError(
                 f"An attention mask is a {type(mask).__name__}; expected None or a tensor."
             )
         if mask.is_complex():
-            raise InputError(
+            raise ModelInputError(
                 f"An attention mask of dtype {mask.dtype} has no meaning; "
                 "give a bool, an integer or a float mask."
             )
@@ -230,7 +230,7 @@ def _padding_of_all_keys(
     in_use = past_length + query_length
     if rows not in (1, batch_size) or length not in (query_length, in_use, key_length):
         lengths = " or ".join(str(n) for n in sorted({query_length, in_use, key_length}))
-        raise InputError(
+        raise ModelInputError(
             f"A padding mask of shape {list(visible.shape)} does not fit a batch of {batch_size} "
             f"with {query_length} new positions after {past_length} cached ones and {key_length} "
             f"keys: expected [{batch_size}, {lengths}]. Give one value per key, cached keys first."
@@ -252,7 +252,7 @@ def _check_four_dimensions(
         and shape[1:] == (1, query_length, key_length)
     ):
         return
-    raise InputError(
+    raise ModelInputError(
         f"An attention mask of shape {list(shape)} fits neither form: expected 2-D padding "
         f"[{batch_size}, {key_length}], or 4-D [{batch_size} or 1, 1, {query_length}, "
         f"{key_length}] with one row per new position and one column per key, the same for all "
@@ -308,7 +308,7 @@ def additive_mask(
         causal: whether a query is kept from later keys.
 
     Raises:
-        InputError: a mask or cache of no known kind.
+        ModelInputError: a mask or cache of no known kind.
     """
     batch_size, query_length = hidden_states.shape[:2]
     extent = cache_extent(cache, query_length, layer_idx)
@@ -344,7 +344,7 @@ def model_mask(
         cache: holds the keys of earlier positions.
 
     Raises:
-        InputError: a mask or cache of no known kind.
+        ModelInputError: a mask or cache of no known kind.
     """
     causal = getattr(config, "is_causal", True)
     if causal and attention_mask is None and cache is None and position_ids is not None:
@@ -361,7 +361,7 @@ def quantized_mask(module: Any, point: str, mask: Tensor) -> Tensor:
         mask: [B or 1, 1, query, key].
     """
     if module.mode is Mode.CALIBRATE:
-        module._quantize(torch.cat(module.masks.to_observe(mask)), point)
+        module.quantize(torch.cat(module.masks.to_observe(mask)), point)
         return mask
-    quantized: Tensor = module._quantize(mask, point)
+    quantized: Tensor = module.quantize(mask, point)
     return quantized

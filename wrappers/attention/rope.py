@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Quantize
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 RotateHalf = Callable[[Tensor, Tensor], Tensor]
 
@@ -88,8 +88,8 @@ def quantized_tables(
         tables: cos and sin as in the float model, as what is returned.
     """
     cos, sin = tables
-    quantized = module._quantize(attention.sine_table(sin), "sin")
-    return module._quantize(cos, "cos"), attention.sine_table(quantized)
+    quantized = module.quantize(attention.sine_table(sin), "sin")
+    return module.quantize(cos, "cos"), attention.sine_table(quantized)
 
 
 def rope_tables(
@@ -98,10 +98,10 @@ def rope_tables(
     """Returns cos and sin, each [B or 1, query, head_dim].
 
     Raises:
-        InputError: there are none.
+        ModelInputError: there are none.
     """
     if position_embeddings is None:
-        raise InputError(
+        raise ModelInputError(
             f"{called.__name__} was called without position_embeddings; give the pair (cos, sin) "
             "that the model's rotary_emb returns"
         )

@@ -1,4 +1,4 @@
-"""What is quantised how: `QuantSpec` for one tensor, `PTQConfig` for a model. Both are frozen.
+"""What is quantised how in a model: `PTQConfig`, which is frozen.
 
     config = PTQConfig(
         activation=affine("int16"),
@@ -19,177 +19,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from wrappers.core.observers import OBSERVERS, build_observer
+from wrappers.core.observers import build_observer
+from wrappers.core.spec import (
+    FrozenMapping,
+    QuantSpec,
+    Role,
+    affine,
+    check_keywords,
+    text_key,
+    thaw,
+)
 from wrappers.errors import ConfigError
-from wrappers.numerics.dtypes import DType, QScheme, check_qscheme, default_qscheme
-
-Role = Literal["activation", "weight"]
-
-
-class FrozenMapping(Mapping[str, Any]):
-    """A read-only mapping with string keys that can be hashed, copied and pickled.
-
-    Mappings inside it are frozen too, lists and tuples become tuples.
-
-    Raises:
-        ConfigError: a key is not a string, or a value is none of: None, bool, int, float, str,
-            a list or mapping of these, a QuantSpec.
-    """
-
-    def __init__(self, items: Mapping[str, Any] | None = None) -> None:
-        self._items = {_text_key(key): _freeze(value) for key, value in (items or {}).items()}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._items.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._items)
-
-
-@dataclass(frozen=True)
-class QuantSpec:
-    """How one tensor is observed and quantised. `affine`, `microscaling` and `no_quantization`
-    are the short ways to make one.
-
-    Args:
-        dtype: the integer type, a `DType` or its name; None for observers that have none.
-        qscheme: a `QScheme` or its value; None for the default of the type (signed: per-tensor
-            symmetric; unsigned: per-tensor asymmetric, for weights with channels per-channel).
-        observer: a name in `wrappers.core.observers.OBSERVERS`.
-        options: keyword arguments of that observer.
-
-    Raises:
-        ConfigError: any of these is unknown, or they do not go together.
-    """
-
-    dtype: DType | None = None
-    qscheme: QScheme | None = None
-    observer: str = "minmax"
-    options: Mapping[str, Any] = field(default_factory=FrozenMapping)
-
-    def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
-            raise ConfigError(
-                f"unknown observer {self.observer!r}: choose one of {', '.join(OBSERVERS)}"
-            )
-        object.__setattr__(self, "options", FrozenMapping(self.options))
-        if self.dtype is not None:
-            object.__setattr__(self, "dtype", DType.parse(self.dtype))
-        if self.qscheme is not None:
-            object.__setattr__(self, "qscheme", QScheme.parse(self.qscheme))
-        affine_observer = OBSERVERS[self.observer].affine
-        if affine_observer and self.dtype is None:
-            raise ConfigError(f"the observer {self.observer!r} needs a dtype such as 'uint8'")
-        if not affine_observer and (self.dtype is not None or self.qscheme is not None):
-            raise ConfigError(
-                f"the observer {self.observer!r} has no integer type and no qscheme; "
-                f"found dtype {self.dtype} and qscheme {self.qscheme}"
-            )
-        if self.dtype is not None and self.qscheme is not None:
-            check_qscheme(self.dtype, self.qscheme)
-        build_observer(self.observer, self.dtype, self.qscheme, axis=0, options=self.options)
-
-    def resolved_qscheme(self, *, channels: bool) -> QScheme | None:
-        """The scheme with the type's default filled in; None for observers without a type.
-
-        Args:
-            channels: the tensor is a weight with an axis of channels.
-        """
-        if self.dtype is None or self.qscheme is not None:
-            return self.qscheme
-        return default_qscheme(self.dtype, channels=channels)
-
-    def changed(self, keywords: Mapping[str, Any]) -> QuantSpec:
-        """This spec with only `keywords` changed.
-
-        Another observer takes along no options, and no integer type if it has none.
-        """
-        changes = dict(keywords)
-        observer = changes.get("observer", self.observer)
-        if observer != self.observer:
-            changes.setdefault("options", {})
-            if observer in OBSERVERS and not OBSERVERS[observer].affine:
-                changes.setdefault("dtype", None)
-                changes.setdefault("qscheme", None)
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values of all fields; `from_dict` reads them."""
-        return {
-            "dtype": None if self.dtype is None else str(self.dtype),
-            "qscheme": None if self.qscheme is None else self.qscheme.value,
-            "observer": self.observer,
-            "options": _thaw(self.options),
-        }
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> QuantSpec:
-        """The spec that `to_dict` wrote; a missing field is at its default.
-
-        Raises:
-            ConfigError: `plain` holds a keyword that a QuantSpec does not have.
-        """
-        _check_keywords(plain, cls)
-        return cls(**plain)
-
-
-def affine(
-    dtype: str | DType,
-    *,
-    qscheme: str | QScheme | None = None,
-    observer: str = "minmax",
-    **options: Any,
-) -> QuantSpec:
-    """Integers with a scale and a zero point: `affine("uint8")`.
-
-    Args:
-        dtype: `uint4`, `int4`, `uint8`, `int8`, `int16`, or any of 2 to 16 bits.
-        qscheme: the scheme; by default that of the type, see `QuantSpec`.
-        observer: `minmax`, `ema` or `percentile`.
-        **options: of the observer: `momentum=0.9`, `percentile=99.9`, ...
-
-    Raises:
-        ConfigError: as `QuantSpec`.
-    """
-    return QuantSpec(
-        dtype=DType.parse(dtype),
-        qscheme=None if qscheme is None else QScheme.parse(qscheme),
-        observer=observer,
-        options=options,
-    )
-
-
-def microscaling(element: str = "int8", *, block_size: int = 32, axis: int = -1) -> QuantSpec:
-    """Blocks of values that share a power of two as their scale, after the OCP MX specification.
-
-    Args:
-        element: `int8`, `fp8_e4m3`, `fp8_e5m2`, `fp6_e2m3`, `fp6_e3m2` or `fp4_e2m1`.
-        block_size: how many values share a scale.
-        axis: the dimension that blocks run along.
-
-    Raises:
-        ConfigError: any of these cannot be.
-    """
-    options = {"element": element, "block_size": block_size, "block_axis": axis}
-    return QuantSpec(observer="mx", options=options)
-
-
-def no_quantization() -> QuantSpec:
-    """Never quantised, in no mode."""
-    return QuantSpec(observer="identity")
+from wrappers.numerics.dtypes import DType, QScheme
 
 
 @dataclass(frozen=True)
@@ -297,10 +142,10 @@ class PTQConfig:
             "activation": self.activation.to_dict(),
             "weight": self.weight.to_dict(),
             "overrides": {
-                path: leaf.to_dict() if isinstance(leaf, QuantSpec) else _thaw(leaf)
+                path: leaf.to_dict() if isinstance(leaf, QuantSpec) else thaw(leaf)
                 for path, leaf in self.overrides.items()
             },
-            "model_args": _thaw(self.model_args),
+            "model_args": thaw(self.model_args),
             "strict_wrap": self.strict_wrap,
             "attention_mask_fill_value": self.attention_mask_fill_value,
             "variant": self.variant,
@@ -313,7 +158,7 @@ class PTQConfig:
         Raises:
             ConfigError: `plain` holds a keyword that a PTQConfig does not have.
         """
-        _check_keywords(plain, cls)
+        check_keywords(plain, cls)
         fields = dict(plain)
         for name in ("activation", "weight"):
             if isinstance(fields.get(name), Mapping):
@@ -346,7 +191,7 @@ def _flatten_overrides(node: Mapping[str, Any], path: str) -> dict[str, Any]:
         raise ConfigError(f"overrides must be a mapping of paths to specs, not {node!r}")
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        here = f"{path}.{_text_key(key)}" if path else _text_key(key)
+        here = f"{path}.{text_key(key)}" if path else text_key(key)
         if isinstance(value, QuantSpec):
             found: dict[str, Any] = {here: value}
         elif isinstance(value, Mapping) and _holds_keywords(value):
@@ -391,43 +236,3 @@ def _holds_keywords(node: Mapping[str, Any]) -> bool:
         key in _SPEC_KEYWORDS and (key == "options" or not isinstance(value, Mapping | QuantSpec))
         for key, value in node.items()
     )
-
-
-def _check_keywords(plain: Mapping[str, Any], cls: type[QuantSpec] | type[PTQConfig]) -> None:
-    known = [spec_field.name for spec_field in dataclasses.fields(cls) if spec_field.init]
-    unknown = sorted(set(plain) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"a {cls.__name__} has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
-        )
-
-
-def _text_key(key: object) -> str:
-    if not isinstance(key, str):
-        raise ConfigError(f"keys must be strings, found {key!r}")
-    return key
-
-
-def _freeze(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return FrozenMapping(value)
-    if isinstance(value, list | tuple):
-        return tuple(_freeze(item) for item in value)
-    if value is None or isinstance(value, bool | int | float | str | QuantSpec | DType | QScheme):
-        return value
-    raise ConfigError(
-        f"expected None, bool, int, float, str, or lists and mappings of these, found {value!r}"
-    )
-
-
-def _thaw(value: Any) -> Any:
-    """The plain JSON value of a frozen one."""
-    if isinstance(value, Mapping):
-        return {key: _thaw(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_thaw(item) for item in value]
-    if isinstance(value, DType):
-        return str(value)
-    if isinstance(value, QScheme):
-        return value.value
-    return value

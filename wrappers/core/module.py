@@ -10,8 +10,8 @@ in its forward:
             self._add_point("act_out")
 
         def forward(self, input):
-            x = self._quantize(input, "act_in")
-            return self._quantize(F.relu(x), "act_out", may_overwrite=True)
+            x = self.quantize(input, "act_in")
+            return self.quantize(F.relu(x), "act_out", may_overwrite=True)
 
 The float class's `__init__` never runs: `from_float` takes the state of an existing module along,
 by reference. So a wrapper is an instance of the float class with its names and its parameters.
@@ -27,13 +27,17 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wrappers.core.config import PTQConfig, QuantSpec, Role
-from wrappers.core.observers import (
-    IdentityQuantizer,
-    Quantizer,
-)
-from wrappers.core.offloading import is_hooked, is_offloaded, parameter_of, take_hook, without_hook
+from wrappers.core.config import PTQConfig
+from wrappers.core.offloading import is_offloaded, parameter_of
 from wrappers.core.point import Mode, QuantPoint
+from wrappers.core.quantizers import IdentityQuantizer, Quantizer
+from wrappers.core.spec import QuantSpec, Role
+from wrappers.core.transformers_compat import (
+    is_hooked,
+    take_hook,
+    without_hook,
+    without_recording_hooks,
+)
 from wrappers.errors import (
     ConfigError,
     ModeError,
@@ -92,7 +96,7 @@ class QuantModule(nn.Module):
         """Declare a quantization point.
 
         Args:
-            name: what `_quantize` is called with.
+            name: what `quantize` is called with.
             role: `"weight"` or `"activation"`: which spec of the config it takes.
             parameter: the attribute that holds the tensor, where that is a parameter: it is then
                 observed at once when calibration begins, and fake-quantised only when it changes.
@@ -113,7 +117,7 @@ class QuantModule(nn.Module):
         except ConfigError as error:
             raise ConfigError(f"{self._scope()}: {error}") from error
 
-    def _quantize(self, x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
+    def quantize(self, x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
         """Pass `x` through the point `name`, whatever the mode.
 
         Args:
@@ -140,10 +144,10 @@ class QuantModule(nn.Module):
                 f"{type(self).__name__} has no point {name!r}; it has {', '.join(self.points)}"
             ) from None
 
-    def switches(self) -> dict[str, str]:
+    def ablatable_points(self) -> dict[str, str]:
         """The points of this wrapper that quantise now, each in words: "uint4 weight".
 
-        A tool that looks for causes of an error needs to know no more of them: it switches one off
+        A tool that looks for causes of an error needs to know no more of them: it disables one
         after the other.
         """
         if self._mode is not Mode.QUANT:
@@ -155,14 +159,14 @@ class QuantModule(nn.Module):
         }
 
     def quantization_points(self) -> dict[str, dict[str, object]]:
-        """What is known of each point of this wrapper by name; see `QuantPoint.facts`.
+        """What is known of each point of this wrapper by name; see `QuantPoint.summary`.
 
         A tool that shows them needs to know no more of wrappers.
         """
-        return {name: point.facts() for name, point in self.points.items()}
+        return {name: point.summary() for name, point in self.points.items()}
 
     @contextmanager
-    def switched_off(self, name: str) -> Iterator[None]:
+    def disabled(self, name: str) -> Iterator[None]:
         """Computes without one of its points for a while, as if that were exact.
 
         Raises:
@@ -174,6 +178,19 @@ class QuantModule(nn.Module):
             yield
         finally:
             point.off = before
+
+    @contextmanager
+    def not_observing(self) -> Iterator[None]:
+        """Observes nothing for a while if it is calibrating; what was observed stays."""
+        before = self._mode
+        if before is Mode.CALIBRATE:
+            self._mode = Mode.NO_QUANT
+        try:
+            yield
+        finally:
+            self._mode = before
+
+    switches, switched_off = ablatable_points, disabled  # their former names
 
     @property
     def mode(self) -> Mode:
@@ -321,12 +338,10 @@ def shallow_copy(
             "the instance: the wrapper would call into the float model. Put it back before wrapping"
         )
     copy = cls.__new__(cls)
-    state = without_hook(vars(source)) if hooked else vars(source).copy()
+    state = without_recording_hooks(without_hook(vars(source)) if hooked else vars(source))
     state.update(vars(nn.Module()) | {"training": source.training})
     state.update({name: vars(source)[name].copy() for name in ("_parameters", "_buffers")})
     state["_non_persistent_buffers_set"] = source._non_persistent_buffers_set.copy()
-    # transformers' note that its recording hooks are installed, which the copy has not.
-    state.pop("_output_capturing_hooks_installed", None)
     vars(copy).update(state)
     for name, child in source._modules.items():
         copy._modules[name] = None if child is None else wrap(child, config.child(name))

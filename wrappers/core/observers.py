@@ -13,47 +13,16 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from wrappers.errors import (
-    ConfigError,
-    ObserverError,
-    QParamsError,
-    TensorError,
-    UnseenObserverError,
-)
+from wrappers.core.quantizers import IdentityQuantizer, Quantizer
+from wrappers.errors import ConfigError, ObserverError, TensorError, UnseenObserverError
 from wrappers.numerics.affine import AffineQParams, affine_qparams
 from wrappers.numerics.dtypes import DType, QScheme
 from wrappers.numerics.microscaling import MXQuantizer
-
-
-class Quantizer(Protocol):
-    """What a frozen observer leaves behind."""
-
-    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
-        """`x` rounded to what the codes can represent; written into `x` if that is allowed."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Plain JSON values that `quantizer_from_state` reads."""
-        ...
-
-
-@dataclass(frozen=True)
-class IdentityQuantizer:
-    """Changes nothing."""
-
-    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
-        """`x` itself."""
-        return x
-
-    def state(self) -> dict[str, Any]:
-        """Its kind; there is nothing else."""
-        return {"kind": "identity"}
 
 
 class Observer(ABC):
@@ -150,10 +119,8 @@ class AffineObserver(Observer):
             UnseenObserverError: nothing finite was seen, in the tensor or in one of its channels.
         """
         if self.seen == 0:
-            found = (
-                f"only NaN and infinities ({self.dropped} of them)" if self.dropped else "no data"
-            )
-            raise UnseenObserverError(f"it saw {found}")
+            dropped = f"only NaN and infinities ({self.dropped} of them)"
+            raise UnseenObserverError(f"it saw {dropped if self.dropped else 'no data'}")
         minimum, maximum = self._range()
         unseen = torch.nonzero(torch.isinf(minimum).reshape(-1)).reshape(-1).tolist()
         if unseen:
@@ -409,27 +376,6 @@ def build_observer(
         )
     per_channel = qscheme is not None and qscheme.per_channel
     return kind(dtype, qscheme, axis if per_channel else None, **options)
-
-
-def quantizer_from_state(state: Mapping[str, Any]) -> Quantizer:
-    """The quantiser whose `state()` this is.
-
-    Raises:
-        QParamsError: it is of no known kind.
-    """
-    kind = state.get("kind")
-    if kind == "affine":
-        return AffineQParams(
-            torch.tensor(state["scale"]),
-            torch.tensor(state["zero_point"]),
-            DType.parse(state["dtype"]),
-            state["axis"],
-        )
-    if kind == "mx":
-        return MXQuantizer(state["element"], state["block_size"], state["axis"])
-    if kind == "identity":
-        return IdentityQuantizer()
-    raise QParamsError(f"a quantiser of the unknown kind {kind!r}: expected affine, mx or identity")
 
 
 def _extremes(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:

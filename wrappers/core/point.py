@@ -10,14 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wrappers.core.config import QuantSpec, Role
-from wrappers.core.observers import (
-    AffineObserver,
-    Observer,
-    Quantizer,
-    build_observer,
-    quantizer_from_state,
-)
+from wrappers.core.observers import AffineObserver, Observer, build_observer
+from wrappers.core.quantizers import Quantizer, quantizer_from_state
+from wrappers.core.spec import QuantSpec, Role
 from wrappers.errors import (
     ConfigError,
     ModeError,
@@ -49,7 +44,7 @@ class QuantPoint:
         parameter: the attribute of the wrapper that it stands for; None for activations.
         observer: sees the tensor during calibration.
         quantizer: what the frozen observer left behind, or what was loaded; None before that.
-        off: its wrapper leaves it out; see `QuantModule.switched_off`.
+        off: its wrapper leaves it out; see `QuantModule.disabled`.
         locked: `quantizer` was loaded, and calibration leaves it alone.
     """
 
@@ -91,7 +86,7 @@ class QuantPoint:
         """What it quantises to, in a word: "uint4", or an observer that has no integer type."""
         return self.spec.observer if self.observer.dtype is None else str(self.observer.dtype)
 
-    def facts(self) -> dict[str, object]:
+    def summary(self) -> dict[str, object]:
         """What is known of it, in plain values; None where it is not known, or there is none.
 
         Lists have one item per channel.
@@ -107,6 +102,8 @@ class QuantPoint:
             "scale": None if qparams is None else qparams.scale.tolist(),
             "zero_point": None if qparams is None else qparams.zero_point.tolist(),
         }
+
+    facts = summary  # its former name
 
     def load_qparams(self, scale: Tensor | float, zero_point: Tensor | int = 0) -> None:
         """Take scale and zero point found elsewhere, such as by GPTQ, and keep them for good.

@@ -29,6 +29,11 @@ class ScaledOutput(QuantModule):
             scaled = parameter.detach() * factor
             setattr(self, name, nn.Parameter(scaled, requires_grad=parameter.requires_grad))
 
+    @property
+    def reference_output_scale(self) -> float:
+        """The same factor, as a comparison with the float layer asks for it."""
+        return self.output_scale
+
     def to_reference_output(self, output: Tensor) -> Tensor:
         """The output as the float layer would give it."""
         return output if self.output_scale == 1.0 else output / self.output_scale

@@ -18,7 +18,7 @@ Inputs are made one by one as they are asked for, and memory holds the cache of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,7 @@ from torch import nn
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.deploy.runtime import Prompt, Prompts, run_prefill, step_inputs
-from wrappers.errors import InputError, ModeError
+from wrappers.errors import ModeError, ModelInputError
 from wrappers.quantize import Progress, calibrate, convert, set_mode, warn_of_dropped
 
 Source = Literal["float", "quantized"]
@@ -52,8 +52,8 @@ def decode_inputs(
         source: where the past comes from, see this module's table.
 
     Raises:
-        InputError: an unknown source, fewer than one step, or, when its turn comes, a prompt that
-            is too short.
+        ModelInputError: an unknown source, fewer than one step, or, when its turn comes, a prompt
+            that is too short.
         ModeError: the prefill model, when it begins, is not what `source` says.
     """
     _check_options(steps, source)
@@ -101,7 +101,7 @@ def calibrate_both(
         progress: as in `calibrate`; it counts steps.
 
     Raises:
-        InputError: see `decode_inputs`; or prompts that can be gone through once only.
+        ModelInputError: see `decode_inputs`; or prompts that can be gone through once only.
         ModeError: a model has no wrappers.
     """
     _check_options(steps, source)
@@ -112,7 +112,7 @@ def calibrate_both(
         warn_of_dropped(prefill)
         return
     if isinstance(prompts, Iterator):
-        raise InputError(
+        raise ModelInputError(
             "the prompts are gone through twice, first for the prefill, and an iterator is "
             "used up then: give a list or another iterable that can begin again"
         )
@@ -123,9 +123,9 @@ def calibrate_both(
 
 def _check_options(steps: int, source: Source) -> None:
     if source not in ("float", "quantized"):
-        raise InputError(f"found the source {source!r}; expected 'float' or 'quantized'")
+        raise ModelInputError(f"found the source {source!r}; expected 'float' or 'quantized'")
     if steps < 1:
-        raise InputError(f"found {steps} steps; expected at least 1")
+        raise ModelInputError(f"found {steps} steps; expected at least 1")
 
 
 def _check_source(prefill: nn.Module, source: Source) -> None:
@@ -160,12 +160,14 @@ def _inputs_of_prompt(
     packed = Prompts.packed(prompt)
     shortest = int(packed.lengths.min())
     if shortest <= steps:
-        raise InputError(
+        raise ModelInputError(
             f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
             "one: give longer prompts or fewer steps"
         )
     logits_to_keep = 0 if together else 1  # observers are to see all
-    with torch.no_grad(), nullcontext() if together else _observing_nothing(prefill):
+    with torch.no_grad(), ExitStack() as stack:
+        for _, wrapper in () if together else iter_wrappers(prefill):
+            stack.enter_context(wrapper.not_observing())
         _, slots = run_prefill(
             prefill, decode, packed, packed.longest, logits_to_keep=logits_to_keep
         )
@@ -173,15 +175,3 @@ def _inputs_of_prompt(
         past = slots.without_last(count)
         token = packed.input_ids.gather(1, past.lengths[:, None]).squeeze(1)
         yield step_inputs(decode, token, past, past.step())
-
-
-@contextmanager
-def _observing_nothing(model: nn.Module) -> Iterator[None]:
-    calibrating = [wrapper for _, wrapper in iter_wrappers(model) if wrapper.mode is Mode.CALIBRATE]
-    for wrapper in calibrating:
-        wrapper.mode = Mode.NO_QUANT
-    try:
-        yield
-    finally:
-        for wrapper in calibrating:
-            wrapper._mode = Mode.CALIBRATE  # the property would forget what was observed

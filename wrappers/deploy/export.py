@@ -31,11 +31,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_leaves
 from transformers.utils import ModelOutput
 
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
+from wrappers.core.transformers_compat import tree_leaves
 from wrappers.errors import ExportError, MissingExtraError, ModeError, WrappersError
 from wrappers.numerics.affine import AffineQParams
 from wrappers.numerics.dtypes import INT16, UINT4, UINT8
@@ -80,7 +80,7 @@ def export(
             capture or tico cannot convert, or that Circle has no type for.
         MissingExtraError: tico is not installed.
         ModeError: the model is being calibrated.
-        InputError: inputs in none of the forms that a model is called with.
+        ModelInputError: inputs in none of the forms that a model is called with.
     """
     suffix = Path(path).suffix
     if suffix not in _WRITERS:
@@ -131,7 +131,7 @@ def _replaced(target: Path) -> Iterator[Path]:
     if target.is_dir():
         raise ExportError(f"{target} is a folder; give the path of a file in it")
     if not target.parent.is_dir():
-        raise ExportError(f"there is no folder {target.parent}; make it first")
+        raise ExportError(f"directory {target.parent} does not exist; create it first")
     beside = target.with_name(f".{secrets.token_hex(8)}.{target.name}")
     try:
         # Before the work, which may take long.

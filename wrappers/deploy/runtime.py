@@ -29,13 +29,13 @@ from transformers.generation import (
 )
 
 from wrappers.attention.cache import StepCache
-from wrappers.errors import CacheFullError, InputError
+from wrappers.errors import CacheFullError, ModelInputError
 from wrappers.layers.decoder_blocks import key_factors
 
 Prompt = Tensor | Mapping[str, Tensor]
 """Token ids [B, prompt], or these as `input_ids` with an `attention_mask`, padded on any side."""
 
-Choose = Callable[[Tensor], Tensor]
+PickTokens = Callable[[Tensor], Tensor]
 """Takes logits [B, vocabulary] and returns tokens [B]."""
 
 
@@ -50,7 +50,7 @@ class Sampling:
         seed: of the draws.
 
     Raises:
-        InputError: a limit out of range.
+        ModelInputError: a limit out of range.
     """
 
     temperature: float = 1.0
@@ -60,12 +60,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
+            raise ModelInputError(
                 f"found {self}; expected a temperature above 0, top_k from 0 up, and top_p above "
                 "0 and at most 1"
             )
 
-    def chooser(self, device: torch.device) -> Choose:
+    def chooser(self, device: torch.device) -> PickTokens:
         """Draws from logits, with its own random state."""
         warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
         if self.top_k:
@@ -74,11 +74,11 @@ class Sampling:
             warpers.append(TopPLogitsWarper(self.top_p))
         generator = torch.Generator(device).manual_seed(self.seed)
 
-        def choose(logits: Tensor) -> Tensor:
+        def draw(logits: Tensor) -> Tensor:
             probabilities = warpers(None, logits.float()).softmax(-1)
             return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
-        return choose
+        return draw
 
 
 @dataclass(frozen=True)
@@ -98,26 +98,26 @@ class Prompts:
         """Moves padding to the end and cuts off what all have of it.
 
         Raises:
-            InputError: no token ids, a mask of another shape, or a row without tokens.
+            ModelInputError: no token ids, a mask of another shape, or a row without tokens.
         """
         given = {"input_ids": prompt} if isinstance(prompt, Tensor) else prompt
         if "input_ids" not in given:
-            raise InputError(f"a prompt holds {', '.join(given)}; expected input_ids")
+            raise ModelInputError(f"a prompt holds {', '.join(given)}; expected input_ids")
         input_ids, mask = given["input_ids"], given.get("attention_mask")
         if input_ids.ndim != 2:
-            raise InputError(
+            raise ModelInputError(
                 f"found input_ids of shape {list(input_ids.shape)}; expected [batch, sequence]"
             )
         mask = torch.ones_like(input_ids) if mask is None else mask
         if mask.shape != input_ids.shape:
-            raise InputError(
+            raise ModelInputError(
                 f"found an attention_mask of shape {list(mask.shape)} for prompts of shape "
                 f"{list(input_ids.shape)}; expected the same [batch, sequence]"
             )
         visible = mask.bool()
         lengths = visible.sum(dim=1)
         if lengths.numel() == 0 or not lengths.all():
-            raise InputError("a prompt holds no tokens; give at least one in each row")
+            raise ModelInputError("a prompt holds no tokens; give at least one in each row")
         order = visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
         return cls(input_ids.gather(1, order)[:, : int(lengths.max())], lengths)
 
@@ -218,14 +218,14 @@ class Runtime:
         capacity: how many positions of a sequence the cache holds.
 
     Raises:
-        InputError: a capacity below 1.
+        ModelInputError: a capacity below 1.
     """
 
     def __init__(
         self, prefill: nn.Module, decode: nn.Module | None = None, *, capacity: int
     ) -> None:
         if capacity < 1:
-            raise InputError(f"found a capacity of {capacity}; expected at least 1 position")
+            raise ModelInputError(f"found a capacity of {capacity}; expected at least 1 position")
         self.prefill = prefill
         self.decode = prefill if decode is None else decode
         self.capacity = capacity
@@ -253,27 +253,27 @@ class Runtime:
             pad_token_id: see above.
 
         Raises:
-            InputError: a prompt without tokens or longer than the capacity, or no new tokens
+            ModelInputError: a prompt without tokens or longer than the capacity, or no new tokens
                 wanted.
             CacheFullError: a sequence would outgrow the capacity; it holds the tokens so far.
         """
         if max_new_tokens < 1:
-            raise InputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
+            raise ModelInputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
         given = {"input_ids": input_ids}
         if attention_mask is not None:
             given["attention_mask"] = attention_mask
         prompts = Prompts.packed(given)
         if prompts.longest > self.capacity:
-            raise InputError(
+            raise ModelInputError(
                 f"a prompt has {prompts.longest} tokens, and the cache a capacity of "
                 f"{self.capacity}: give more capacity or a shorter prompt"
             )
-        choose = _likeliest if sampling is None else sampling.chooser(input_ids.device)
+        pick = _likeliest if sampling is None else sampling.chooser(input_ids.device)
         logits, slots = self._run_prefill(prompts)
         running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         generated: list[Tensor] = []
         while True:
-            tokens = choose(logits).where(running, pad_token_id)
+            tokens = pick(logits).where(running, pad_token_id)
             generated.append(tokens)
             if eos_token_id is not None:
                 running = running & (tokens != eos_token_id)

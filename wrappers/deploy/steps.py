@@ -30,9 +30,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from wrappers.attention.cache import StepCache
-from wrappers.attention.causal import CausalAttention
+from wrappers.attention.causal import AttentionInputs, CausalAttention
 from wrappers.attention.masks import MaskBuilder
-from wrappers.errors import InputError, WrapError
+from wrappers.errors import ModelInputError, WrapError
 
 
 class Step(nn.Module):
@@ -69,11 +69,12 @@ class Step(nn.Module):
         """See the table of this module; `visual` is what a text model takes of images.
 
         Raises:
-            InputError: keys and values of another number of layers, or a mask that does not fit.
+            ModelInputError: keys and values of another number of layers, or a mask that does not
+                fit.
         """
         cache = StepCache(self._by_layer(past))
-        mask = self._additive(inputs, mask, cache)
-        output = self.module.step(inputs, cos, sin, mask, cache, **visual)  # type: ignore[operator]
+        attention = AttentionInputs(cos, sin, self._additive(inputs, mask, cache), cache)
+        output = self.module.step(inputs, attention, **visual)  # type: ignore[operator]
         return output, *(states for pair in cache.new.values() for states in pair)
 
     def tables(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ class Step(nn.Module):
 
     def _by_layer(self, past: Sequence[Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
         if len(past) not in (0, 2 * len(self.layers)):
-            raise InputError(
+            raise ModelInputError(
                 f"found {len(past)} tensors of the past; expected a key and a value for each of "
                 f"{len(self.layers)} layers, or none"
             )

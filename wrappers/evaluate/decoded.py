@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from wrappers.deploy.runtime import Prompts, run_prefill, step_inputs
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 
 @torch.no_grad()
@@ -55,12 +55,12 @@ class DecodedModel(nn.Module):
         prompt: how many tokens of each sequence the prefill model reads.
 
     Raises:
-        InputError: a prompt of less than one token.
+        ModelInputError: a prompt of less than one token.
     """
 
     def __init__(self, prefill: nn.Module, decode: nn.Module, *, prompt: int = 1) -> None:
         if prompt < 1:
-            raise InputError(f"found a prompt of {prompt} tokens; expected at least 1")
+            raise ModelInputError(f"found a prompt of {prompt} tokens; expected at least 1")
         super().__init__()
         self.prefill = prefill
         self.decode = decode

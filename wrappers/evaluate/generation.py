@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from wrappers.deploy.runtime import Runtime
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 # Repetition is counted in runs of so many tokens; a text is degenerate that goes round in a loop of
 # at most so many tokens for at least that often at its end.
@@ -116,15 +116,17 @@ def generation_check(
         progress: shows how far it is: a function that hands on a list, such as `tqdm`.
 
     Raises:
-        InputError: no prompts, an empty one, no new tokens wanted, or another number of texts than
-            of prompts.
+        ModelInputError: no prompts, an empty one, no new tokens wanted, or another number of texts
+            than of prompts.
     """
     if not prompts or not all(prompts):
-        raise InputError("a generation check takes at least one prompt, each of at least one token")
+        raise ModelInputError(
+            "a generation check takes at least one prompt, each of at least one token"
+        )
     if max_new_tokens < 1:
-        raise InputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
+        raise ModelInputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
     if not isinstance(reference, nn.Module | Runtime) and len(reference) != len(prompts):
-        raise InputError(f"found {len(reference)} texts of {len(prompts)} prompts")
+        raise ModelInputError(f"found {len(reference)} texts of {len(prompts)} prompts")
     texts = []
     for place, prompt in enumerate(prompts if progress is None else progress(prompts)):
         if isinstance(reference, nn.Module | Runtime):

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from wrappers.errors import InputError, MissingExtraError
+from wrappers.errors import MissingExtraError, ModelInputError
 
 _TASK_FILES = (".yaml", ".yml")
 
@@ -47,7 +47,7 @@ def run_tasks(
 
     Raises:
         MissingExtraError: lm-eval is not installed.
-        InputError: no tasks, one that is not known, or a task file without its data.
+        ModelInputError: no tasks, one that is not known, or a task file without its data.
     """
     chosen, manager = _chosen(tasks, data)
     from lm_eval import simple_evaluate
@@ -78,7 +78,7 @@ def check_tasks(tasks: Sequence[str | Path], *, data: str | Path | None = None) 
     """Checks what `run_tasks` needs before a model is at hand.
 
     Raises:
-        MissingExtraError, InputError: as there.
+        MissingExtraError, ModelInputError: as there.
     """
     _chosen(tasks, data)
 
@@ -94,7 +94,7 @@ def _chosen(
             f"lm-eval's tasks need a package: {error}; pip install 'trace-model[eval]'"
         ) from error
     if not tasks:
-        raise InputError("no tasks were given; expected names of lm-eval or task files")
+        raise ModelInputError("no tasks were given; expected names of lm-eval or task files")
     # Reading lm-eval's own tasks takes seconds, and task files need none of them.
     manager = TaskManager(include_defaults=not all(_is_file(task) for task in tasks))
     return [_task(task, data, manager) for task in tasks], manager
@@ -107,17 +107,17 @@ def _is_file(task: str | Path) -> bool:
 def _task(task: str | Path, data: str | Path | None, manager: Any) -> str | dict[str, Any]:
     if not _is_file(task):
         if not manager.match_tasks([str(task)]):
-            raise InputError(
+            raise ModelInputError(
                 f"lm-eval knows no task {str(task)!r}; expected a name of `lm_eval ls tasks` or a "
                 "task file (.yaml)"
             )
         return str(task)
     file = Path(task)
     if not file.is_file():
-        raise InputError(f"there is no task file {file}")
+        raise ModelInputError(f"there is no task file {file}")
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(config, Mapping) or "task" not in config:
-        raise InputError(f"{file} is no task file of lm-eval: it names no `task`")
+        raise ModelInputError(f"{file} is no task file of lm-eval: it names no `task`")
     return _with_data(dict(config), Path(data) if data is not None else file.parent, file)
 
 
@@ -135,7 +135,9 @@ def _with_data(config: dict[str, Any], folder: Path, file: Path) -> dict[str, An
             return [absolute(part) for part in value]
         path = (folder / str(value)).resolve()
         if not path.is_file():
-            raise InputError(f"the task file {file} wants the data {value}: there is no {path}")
+            raise ModelInputError(
+                f"the task file {file} wants the data {value}: there is no {path}"
+            )
         return str(path)
 
     return config | {"dataset_kwargs": options | {"data_files": absolute(files)}}

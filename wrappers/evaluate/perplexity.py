@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 from wrappers.evaluate.decoded import DecodedModel, step_logits
 
 # A text of more characters is given to the tokenizer in parts of so many lines, since the time that
@@ -91,13 +91,15 @@ def documents(text: str, tokenizer: Any, *, separator: str | None = None) -> lis
         separator: what stands between two documents; without it the text is one.
 
     Raises:
-        InputError: there is no text.
+        ModelInputError: there is no text.
     """
     text = text.replace("\r\n", "\n")
     parts = [text] if separator is None else [part.strip() for part in text.split(separator)]
     found = [ids for part in parts if (ids := _tokenized(part, tokenizer))]
     if not found:
-        raise InputError(f"found no text among {len(text)} characters to compute a perplexity of")
+        raise ModelInputError(
+            f"found no text among {len(text)} characters to compute a perplexity of"
+        )
     return found
 
 
@@ -125,14 +127,14 @@ def windows(
         bos: begins every window; without one the first token of each document is context only.
 
     Raises:
-        InputError: a window of less than two tokens, a stride that does not fit into it, or
+        ModelInputError: a window of less than two tokens, a stride that does not fit into it, or
             nothing to score.
     """
     if window < 2:
-        raise InputError(f"found a window of {window} tokens; expected at least 2")
+        raise ModelInputError(f"found a window of {window} tokens; expected at least 2")
     stride = window - 1 if stride is None else stride
     if not 1 <= stride < window:
-        raise InputError(
+        raise ModelInputError(
             f"found a stride of {stride} for a window of {window} tokens; expected from 1 to "
             f"{window - 1}: a window has room for one token of context besides what it scores"
         )
@@ -146,7 +148,7 @@ def windows(
             made.append(Window(document, (*head, *ids[start:end]), end - done))
             start, done = end + stride - room, end
     if not made:
-        raise InputError(f"found {len(texts)} documents without a token to score")
+        raise ModelInputError(f"found {len(texts)} documents without a token to score")
     return made
 
 
@@ -171,7 +173,7 @@ def perplexity(
         progress: shows how far it is: a function that hands on a list, such as `tqdm`.
 
     Raises:
-        InputError: as for `windows`; a window longer than the model's positions or an unknown
+        ModelInputError: as for `windows`; a window longer than the model's positions or an unknown
             token.
     """
     cut = windows(texts, window=_window(model, window), stride=stride, bos=bos)
@@ -221,7 +223,7 @@ def decoded_perplexity(
         progress: as for `perplexity`.
 
     Raises:
-        InputError: as for `perplexity`; or a prompt that leaves no window a token to score.
+        ModelInputError: as for `perplexity`; or a prompt that leaves no window a token to score.
     """
     cut = _longer_than(prompt, decode, texts, window, bos)
     model = DecodedModel(prefill, decode, prompt=prompt)
@@ -255,7 +257,7 @@ def step_perplexity(
         every: one step in so many is scored.
 
     Raises:
-        InputError: as for `decoded_perplexity`.
+        ModelInputError: as for `decoded_perplexity`.
     """
     cut = _longer_than(prompt, decode, texts, window, bos)
 
@@ -291,7 +293,7 @@ def _longer_than(
     _check_tokens(decode, cut)
     scored = [each for each in cut if len(each.ids) > prompt + 1]
     if prompt < 1 or not scored:
-        raise InputError(
+        raise ModelInputError(
             f"found a prompt of {prompt} tokens and windows of up to "
             f"{max(len(each.ids) for each in cut)}; expected at least 1, and two tokens after it"
         )
@@ -343,12 +345,12 @@ def _window(model: nn.Module, window: int | None) -> int:
     most = positions_of(model)
     if window is None:
         if most is None:
-            raise InputError(
+            raise ModelInputError(
                 f"{type(model).__name__} does not say how many positions it has: give a window"
             )
         return most
     if most is not None and window > most:
-        raise InputError(
+        raise ModelInputError(
             f"found a window of {window} tokens for a model of {most} positions; expected no more"
         )
     return window
@@ -359,7 +361,7 @@ def _check_tokens(model: nn.Module, cut: Sequence[Window]) -> None:
     largest, least = (choose(choose(each.ids) for each in cut) for choose in (max, min))
     if largest >= known or least < 0:
         wrong = largest if largest >= known else least
-        raise InputError(
+        raise ModelInputError(
             f"found token {wrong} for a model of {known} tokens: the text was made with another "
             "tokenizer"
         )
@@ -380,5 +382,5 @@ def _batches(cut: Sequence[Window], most: int) -> Iterator[list[Window]]:
 
 def _starts(count: int, most: int) -> range:
     if most < 1:
-        raise InputError(f"found a batch of {most} windows; expected at least 1")
+        raise ModelInputError(f"found a batch of {most} windows; expected at least 1")
     return range(0, count, most)

@@ -20,17 +20,24 @@ from transformers.models.llama.modeling_llama import (
     LlamaModel,
     LlamaRMSNorm,
 )
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from wrappers.attention.cache import KeyValueCache, as_cache
-from wrappers.attention.causal import BatchedAttention, DecodeAttention, HeadByHeadAttention
+from wrappers.attention.cache import as_cache
+from wrappers.attention.causal import (
+    AttentionInputs,
+    BatchedAttention,
+    DecodeAttention,
+    HeadByHeadAttention,
+)
 from wrappers.attention.masks import MaskBuilder, additive_mask, model_mask, quantized_mask
 from wrappers.attention.rope import quantized_tables, rope_tables
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
 from wrappers.core.registry import register
-from wrappers.core.transformers_compat import note_recordable_outputs
+from wrappers.core.transformers_compat import (
+    capture_outputs,
+    merge_with_config_defaults,
+    note_recordable_outputs,
+)
 from wrappers.layers.decoder_blocks import DecoderLayer, GatedMLP, embedded, next_positions
 from wrappers.layers.norms import TransformersRMSNorm
 
@@ -94,17 +101,9 @@ class QuantLlamaDecoderLayer(DecoderLayer, LlamaDecoderLayer):  # type: ignore[m
         )
         return self._residual_blocks(hidden_states, attend)
 
-    def step(
-        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
-    ) -> Tensor:
-        """As a graph for an accelerator does it: see `CausalAttention.attend` for the arguments."""
-        attend = partial(
-            self.self_attn.step,
-            cos=self._quantize(cos, "cos"),
-            sin=self._quantize(sin, "sin"),
-            mask=quantized_mask(self, "attn_mask", mask),
-            cache=cache,
-        )
+    def step(self, hidden_states: Tensor, inputs: AttentionInputs) -> Tensor:
+        """As a graph for an accelerator does it."""
+        attend = partial(self.self_attn.step, inputs=inputs.quantized(self, "attn_mask"))
         return self._residual_blocks(hidden_states, attend)
 
 
@@ -149,8 +148,8 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
             **kwargs: handed on to the layers.
 
         Raises:
-            InputError: both or neither of `input_ids` and `inputs_embeds`, or a mask or cache of
-                no known kind.
+            ModelInputError: both or neither of `input_ids` and `inputs_embeds`, or a mask or cache
+                of no known kind.
         """
         hidden_states = embedded(self.embed_tokens, input_ids, inputs_embeds)
         cache = as_cache(past_key_values)
@@ -178,15 +177,11 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
             last_hidden_state=self.norm(hidden_states), past_key_values=cache
         )
 
-    def step(
-        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
-    ) -> Tensor:
-        """From embeddings to the final norm, as a graph for an accelerator does it: see
-        `CausalAttention.attend` for the arguments."""
-        cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
-        mask = quantized_mask(self, "causal_mask", mask)
+    def step(self, hidden_states: Tensor, inputs: AttentionInputs) -> Tensor:
+        """From embeddings to the final norm, as a graph for an accelerator does it."""
+        inputs = inputs.quantized(self, "causal_mask")
         for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_states = layer.step(hidden_states, cos, sin, mask, cache)  # type: ignore[operator]
+            hidden_states = layer.step(hidden_states, inputs)  # type: ignore[operator]
         normalised: Tensor = self.norm(hidden_states)
         return normalised
 
@@ -198,13 +193,11 @@ class QuantLlamaForCausalLM(QuantModule, LlamaForCausalLM):  # type: ignore[misc
     model: QuantLlamaModel
     lm_head: nn.Module
 
-    def step(
-        self, input_ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
-    ) -> Tensor:
+    def step(self, input_ids: Tensor, inputs: AttentionInputs) -> Tensor:
         """From tokens [B, query] to logits [B, query, vocabulary], as a graph for an accelerator
-        does it: see `CausalAttention.attend` for the other arguments."""
+        does it."""
         embeddings = self.model.embed_tokens(input_ids)
-        logits: Tensor = self.lm_head(self.model.step(embeddings, cos, sin, mask, cache))
+        logits: Tensor = self.lm_head(self.model.step(embeddings, inputs))
         return logits
 
 

@@ -24,8 +24,8 @@ class Activation(QuantModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] to the same."""
-        x = self._quantize(input, "act_in")
-        output: Tensor = self._quantize(super().forward(x), "act_out", may_overwrite=True)
+        x = self.quantize(input, "act_in")
+        output: Tensor = self.quantize(super().forward(x), "act_out", may_overwrite=True)
         return input.copy_(output) if self.inplace else output
 
 
@@ -83,10 +83,10 @@ class SiLU(Activation):
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] to the same."""
-        x = self._quantize(input, "act_in")
-        sigmoid = self._quantize(torch.sigmoid(x), "sigmoid", may_overwrite=True)
-        product = self._quantize(x * sigmoid, "mul", may_overwrite=True)
-        output = self._quantize(product, "act_out", may_overwrite=True)
+        x = self.quantize(input, "act_in")
+        sigmoid = self.quantize(torch.sigmoid(x), "sigmoid", may_overwrite=True)
+        product = self.quantize(x * sigmoid, "mul", may_overwrite=True)
+        output = self.quantize(product, "act_out", may_overwrite=True)
         return input.copy_(output) if self.inplace else output
 
 

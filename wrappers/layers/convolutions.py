@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from wrappers.core.registry import register
+from wrappers.core.transformers_compat import convolved
 from wrappers.layers.linear import WeightedLayer
 
 
@@ -15,11 +16,9 @@ class QuantConv2d(WeightedLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
-        x = self._quantize(input, "act_in")
-        weight = self._quantize(self.weight, "weight")
-        return self._quantize(
-            self._conv_forward(x, weight, self.bias), "act_out", may_overwrite=True
-        )
+        x = self.quantize(input, "act_in")
+        weight = self.quantize(self.weight, "weight")
+        return self.quantize(convolved(self, x, weight), "act_out", may_overwrite=True)
 
 
 @register(nn.Conv3d)
@@ -28,8 +27,6 @@ class QuantConv3d(WeightedLayer, nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[batch, in_channels, time, height, width] to [batch, out_channels, time', ...]."""
-        x = self._quantize(input, "act_in")
-        weight = self._quantize(self.weight, "weight")
-        return self._quantize(
-            self._conv_forward(x, weight, self.bias), "act_out", may_overwrite=True
-        )
+        x = self.quantize(input, "act_in")
+        weight = self.quantize(self.weight, "weight")
+        return self.quantize(convolved(self, x, weight), "act_out", may_overwrite=True)

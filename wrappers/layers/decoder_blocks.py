@@ -13,7 +13,7 @@ from wrappers.attention.cache import KeyValueCache
 from wrappers.attention.causal import CausalAttention, HeadByHeadAttention
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 
 class GatedMLP(QuantModule):
@@ -33,10 +33,10 @@ class GatedMLP(QuantModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to [..., hidden]."""
-        x = self._quantize(x, "act_in")
+        x = self.quantize(x, "act_in")
         product = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
         output: Tensor = self.down_proj(
-            self._quantize(product, self.product_point, may_overwrite=True)
+            self.quantize(product, self.product_point, may_overwrite=True)
         )
         return output
 
@@ -62,9 +62,9 @@ class DecoderLayer(QuantModule):
         """
         after_attention, after_mlp = self.residual_points
         attended = attend(self.input_layernorm(hidden_states))
-        residual = self._quantize(hidden_states + attended, after_attention, may_overwrite=True)
+        residual = self.quantize(hidden_states + attended, after_attention, may_overwrite=True)
         transformed = self.mlp(self.post_attention_layernorm(residual))
-        return self._quantize(residual + transformed, after_mlp, may_overwrite=True)
+        return self.quantize(residual + transformed, after_mlp, may_overwrite=True)
 
     def _attend(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
         attended: Tensor
@@ -78,11 +78,11 @@ def embedded(
     """Returns the embeddings [B, query, hidden] of whichever of the two was given.
 
     Raises:
-        InputError: both or neither.
+        ModelInputError: both or neither.
     """
     if (input_ids is None) == (inputs_embeds is None):
         found = "neither" if input_ids is None else "both"
-        raise InputError(f"found {found} of input_ids and inputs_embeds; give exactly one")
+        raise ModelInputError(f"found {found} of input_ids and inputs_embeds; give exactly one")
     if inputs_embeds is not None:
         return inputs_embeds
     embeddings: Tensor = embed_tokens(input_ids)

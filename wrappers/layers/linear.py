@@ -28,9 +28,9 @@ class QuantLinear(ScaledOutput, WeightedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        x = self._quantize(input, "act_in")
-        weight = self._quantize(self.weight, "weight")
-        return self._quantize(F.linear(x, weight, self.bias), "act_out", may_overwrite=True)
+        x = self.quantize(input, "act_in")
+        weight = self.quantize(self.weight, "weight")
+        return self.quantize(F.linear(x, weight, self.bias), "act_out", may_overwrite=True)
 
 
 @register(nn.Embedding)
@@ -45,11 +45,11 @@ class QuantEmbedding(QuantModule, nn.Embedding):
         """[...] of indices to [..., embedding_dim]."""
         output = F.embedding(
             input,
-            self._quantize(self.weight, "weight"),
+            self.quantize(self.weight, "weight"),
             self.padding_idx,
             self.max_norm,
             self.norm_type,
             self.scale_grad_by_freq,
             self.sparse,
         )
-        return self._quantize(output, "act_out", may_overwrite=True)
+        return self.quantize(output, "act_out", may_overwrite=True)

@@ -25,10 +25,10 @@ class QuantRMSNorm(QuantModule, nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., *normalized_shape] to the same."""
-        x = self._quantize(x, "act_in")
-        weight = None if self.weight is None else self._quantize(self.weight, "weight")
+        x = self.quantize(x, "act_in")
+        weight = None if self.weight is None else self.quantize(self.weight, "weight")
         output = F.rms_norm(x, self.normalized_shape, weight, self.eps)
-        return self._quantize(output, "act_out", may_overwrite=True)
+        return self.quantize(output, "act_out", may_overwrite=True)
 
 
 class TransformersRMSNorm(ScaledOutput):
@@ -45,17 +45,17 @@ class TransformersRMSNorm(ScaledOutput):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., hidden] to the same."""
-        hidden_states = self._quantize(hidden_states, "act_in")
-        weight = self._quantize(self.weight, "weight")
+        hidden_states = self.quantize(hidden_states, "act_in")
+        weight = self.quantize(self.weight, "weight")
         if torch.compiler.is_exporting() and hidden_states.dtype == weight.dtype == torch.float32:
             # The same numbers by the one operator that accelerators have for it.
             output = F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
-            return self._quantize(output, "act_out", may_overwrite=True)
+            return self.quantize(output, "act_out", may_overwrite=True)
         wide = hidden_states.to(torch.float32)
         variance = wide.pow(2).mean(-1, keepdim=True)
         normalised = wide * torch.rsqrt(variance + self.variance_epsilon)
         output = weight * normalised.to(hidden_states.dtype)
-        return self._quantize(output, "act_out", may_overwrite=True)
+        return self.quantize(output, "act_out", may_overwrite=True)
 
 
 @register(nn.LayerNorm)
@@ -79,19 +79,19 @@ class QuantLayerNorm(QuantModule, nn.LayerNorm):
         dimensions = tuple(range(-len(self.normalized_shape), 0))
         # The steps of half precision inputs are taken in float32, as torch's own operator does.
         half = input.dtype in (torch.float16, torch.bfloat16)
-        x = self._quantize(input, "act_in").to(torch.float32 if half else input.dtype)
-        mean = self._quantize(x.mean(dimensions, keepdim=True), "mean", may_overwrite=True)
-        centred = self._quantize(x - mean, "centred", may_overwrite=True)
-        square = self._quantize(centred * centred, "square", may_overwrite=True)
-        variance = self._quantize(
+        x = self.quantize(input, "act_in").to(torch.float32 if half else input.dtype)
+        mean = self.quantize(x.mean(dimensions, keepdim=True), "mean", may_overwrite=True)
+        centred = self.quantize(x - mean, "centred", may_overwrite=True)
+        square = self.quantize(centred * centred, "square", may_overwrite=True)
+        variance = self.quantize(
             square.mean(dimensions, keepdim=True), "variance", may_overwrite=True
         )
-        eps = self._quantize(variance.new_full((), self.eps), "eps", may_overwrite=True)
-        rsqrt = self._quantize(torch.rsqrt(variance + eps), "rsqrt", may_overwrite=True)
-        output = self._quantize(centred * rsqrt, "normalised", may_overwrite=True)
+        eps = self.quantize(variance.new_full((), self.eps), "eps", may_overwrite=True)
+        rsqrt = self.quantize(torch.rsqrt(variance + eps), "rsqrt", may_overwrite=True)
+        output = self.quantize(centred * rsqrt, "normalised", may_overwrite=True)
         if self.weight is not None:
-            weight = self._quantize(self.weight, "weight")
-            output = self._quantize(output * weight, "scaled", may_overwrite=True)
+            weight = self.quantize(self.weight, "weight")
+            output = self.quantize(output * weight, "scaled", may_overwrite=True)
         if self.bias is not None:
-            output = output + self._quantize(self.bias, "bias")
-        return self._quantize(output.to(input.dtype), "act_out", may_overwrite=True)
+            output = output + self.quantize(self.bias, "bias")
+        return self.quantize(output.to(input.dtype), "act_out", may_overwrite=True)

@@ -15,9 +15,9 @@ from wrappers.studies.plan.decode_calibration import DecodeCalibration
 from wrappers.studies.plan.grid import File, Grid
 from wrappers.studies.plan.mask_fill import MaskFill
 from wrappers.studies.plan.trials import Result, Results, Trial
-from wrappers.studies.plan.workload import Loaded, Workload, load
+from wrappers.studies.plan.workload import Loaded, LoadedWorkload, Workload, load
+from wrappers.studies.report.contents import Report, report_of
 from wrappers.studies.report.render import save, show
-from wrappers.studies.report.report import Report, report_of
 
 __all__ = [
     "Choice",
@@ -26,6 +26,7 @@ __all__ = [
     "File",
     "Grid",
     "Loaded",
+    "LoadedWorkload",
     "MaskFill",
     "Report",
     "Result",

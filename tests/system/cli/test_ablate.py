@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tracer.cli import main
-from tracer.cli.parser import parse
 
 
 @pytest.fixture
@@ -27,20 +26,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ([], "found no study; expected mask-fill or decode-calibration"),
-            (["mask-fil", "tiny-llama"], "found the study 'mask-fil'"),
-            (["mask-fill"], "mask-fill of which model?"),
-            (["mask-fill", "tiny-lama"], "did you mean 'tiny-llama'"),
-            (["mask-fill", "tiny-llama", "--sizes", "3"], "--sizes belongs to decode-calibration"),
-            (["decode-calibration", "tiny-llama", "--refine"], "--refine belongs to mask-fill"),
             (["mask-fill", "tiny-llama", "--report", "x.pdf"], "has the suffix '.pdf'"),
-            (["mask-fill", "tiny-llama", "--results", "none/x.jsonl"], "there is no folder none"),
+            (["mask-fill", "tiny-llama", "--results", "none/x.jsonl"], " none "),
             (["mask-fill", "tiny-llama", "--fills", "3"], "these settings make no PTQConfig"),
             (["mask-fill", "tiny-llama", "--pairs", "uint99/uint8"], "make no PTQConfig"),
             (["mask-fill", "tiny-llama", "--tokens", "1000000"], "to calibrate on; expected"),
-            (["mask-fill", "tiny-llama", "--separator", "|"], "a separator of documents and no"),
-            (["mask-fill", "tiny-llama", "--task-limit", "3"], "--task-limit and no task"),
-            (["mask-fill", "tiny-llama", "--task-data", "x"], "--task-data and no task"),
             (["decode-calibration", "tiny-llama", "--sizes", "1"], "takes at least 2 sequences"),
             (["decode-calibration", "tiny-llama", "--steps", "128"], "128 steps of calibration"),
         ],
@@ -59,25 +49,6 @@ class TestOptions:
         assert message in printed.err
         assert len(printed.err.splitlines()) == 1
         assert not list(tmp_path.glob("*.jsonl"))
-
-    @pytest.mark.parametrize(
-        ("option", "message"),
-        [
-            (["--pairs", "uint8"], "expected dtypes of activations and weights"),
-            (["--fills", "a"], "expected numbers with commas between them"),
-            (["--text", "none.txt"], "there is no file none.txt"),
-            (["--seeds", "0"], "expected a whole number from 1 up"),
-        ],
-    )
-    def test_values_that_make_no_sense(self, option, message, capsys):
-        assert ablate("mask-fill", "tiny-llama", *option) == 2
-        assert message in capsys.readouterr().err
-
-    def test_lists(self):
-        given = ["mask-fill", "m", "--pairs", "int16/uint8,uint8/uint4", "--fills=-40,-1e4"]
-        options = parse(["ablate", *given])
-        assert options.pairs == (("int16", "uint8"), ("uint8", "uint4"))
-        assert options.fills == (-40.0, -10000.0)
 
 
 class TestConfig:
@@ -145,16 +116,8 @@ class TestConfig:
         assert ablate(*given) == 2
         assert "a separator of documents and no text" in capsys.readouterr().err
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["mask-fill", "tiny-llama"], "--config is a study, and mask-fill another"),
-            (["tiny-llama", "--fills", "-40"], "--fills belongs into"),
-            ([], "no model is named"),
-        ],
-    )
-    def test_what_does_not_go_with_it(self, arguments, message, capsys, tmp_path):
+    def test_no_model_is_named(self, capsys, tmp_path):
         config = tmp_path / "grid.toml"
         config.write_text('[grid]\nweight = ["uint8"]\n')
-        assert ablate("--config", config, *arguments) == 2
-        assert message in capsys.readouterr().err
+        assert ablate("--config", config) == 2
+        assert "no model is named" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -47,15 +46,6 @@ def other():
 """
 
 
-def compare(*arguments: object) -> int:
-    return main(["compare", *map(str, arguments)])
-
-
-def report_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
-    compare(*arguments, "--json")
-    return json.loads(capsys.readouterr().out)
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
     """A Llama, the same with another weight, and the same weights as a Mistral."""
@@ -81,23 +71,23 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestCheckpoints:
-    def test_two_of_one_architecture(self, capsys, checkpoints: Path) -> None:
-        report = report_of(capsys, checkpoints / "llama", "--candidate", checkpoints / "tuned")
+    def test_two_of_one_architecture(self, compare, checkpoints: Path) -> None:
+        report = compare(checkpoints / "llama", "--candidate", checkpoints / "tuned").report
         origin = report["verdict"]["origin"]
         assert (origin["module"], origin["kind"]) == ("model.layers.1.mlp.gate_proj", "parameter")
         assert report["verdict"]["confirmed"]
 
-    def test_another_architecture_with_the_same_weights(self, capsys, checkpoints: Path) -> None:
-        assert compare(checkpoints / "llama", "--candidate", checkpoints / "mistral") == 0
-        printed = capsys.readouterr().out
-        assert re.search(r"coverage: (\d+) of \1 modules", printed)
-        assert "The models agree" in printed
+    def test_another_architecture_with_the_same_weights(self, compare, checkpoints: Path) -> None:
+        ran = compare(checkpoints / "llama", "--candidate", checkpoints / "mistral")
+        assert ran.code == 0
+        assert re.search(r"coverage: (\d+) of \1 modules", ran.out)
+        assert ran.report["verdict"]["agrees"] is True
 
 
-def test_a_port_is_paired_by_value(capsys, monkeypatch) -> None:
+def test_a_port_is_paired_by_value(compare, monkeypatch) -> None:
     """A Llama of transformers against another implementation, under other names."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    report = report_of(capsys, "tiny-llama", "--candidate", f"{PORT}:build")
+    report = compare("tiny-llama", "--candidate", f"{PORT}:build").report
     assert report["verdict"]["agrees"], report["verdict"]["explanation"]
     compared = {row["module"] for row in report["rows"]}
     assert {"model.layers.3.self_attn.k_proj", "model.layers.0.mlp", "lm_head"} <= compared
@@ -115,23 +105,22 @@ def test_a_port_is_paired_by_value(capsys, monkeypatch) -> None:
         ("wikitext2-llama/hf", "eager"),
     ],
 )
-def test_real_checkpoints(capsys, shared_data: Path, model: str, kind: str) -> None:
-    assert compare(shared_data / model, "--candidate", kind, "--sequence-length", "16") == 0
-    assert "The models agree" in capsys.readouterr().out
+def test_real_checkpoints(compare, shared_data: Path, model: str, kind: str) -> None:
+    assert compare(shared_data / model, "--candidate", kind, "--sequence-length", 16).code == 0
 
 
 class TestTraining:
-    def test_dropout_is_alike_on_both_sides(self, capsys, net: str) -> None:
-        assert compare(f"{net}:build", "--candidate", f"{net}:build", "--train") == 0
-        printed = " ".join(capsys.readouterr().out.split())
+    def test_dropout_is_alike_on_both_sides(self, compare, net: str) -> None:
+        ran = compare(f"{net}:build", "--candidate", f"{net}:build", "--train")
+        assert ran.code == 0
         said = (
             "training mode: `drop` drops out (p 0.5) and 1 more; each call draws the same numbers"
         )
-        assert said in printed
-        assert "The models agree: every compared value is equal." in printed
+        assert said in ran.words
+        assert "The models agree: every compared value is equal." in ran.words
 
-    def test_another_rate_is_found(self, capsys, net: str) -> None:
-        report = report_of(capsys, f"{net}:build", "--candidate", f"{net}:other", "--train")
+    def test_another_rate_is_found(self, compare, net: str) -> None:
+        report = compare(f"{net}:build", "--candidate", f"{net}:other", "--train").report
         assert report["verdict"]["origin"]["module"] == "drop"
         assert "Its `p` is 0.5 in the reference and 0.2" in report["verdict"]["explanation"]
 
@@ -139,59 +128,23 @@ class TestTraining:
         def rows(around: int, *options: str) -> list[object]:
             torch.manual_seed(around)
             arguments = (f"{net}:build", "--candidate", "bfloat16", "--train", *options)
-            return report_of(capsys, *arguments)["rows"]
+            main(["compare", *arguments, "--json"])
+            return json.loads(capsys.readouterr().out)["rows"]
 
         assert rows(1) == rows(2) != rows(1, "--seed", "1")
 
-    def test_without_it_nothing_drops_out(self, capsys, net: str) -> None:
-        assert compare(f"{net}:build", "--candidate", f"{net}:other") == 0
+    def test_without_it_nothing_drops_out(self, compare, net: str) -> None:
+        assert compare(f"{net}:build", "--candidate", f"{net}:other").code == 0
 
-    def test_a_model_without_dropout(self, capsys) -> None:
+    def test_a_model_without_dropout(self, compare) -> None:
         arguments = ("--candidate", "sdpa", "--sequence-length", "4", "--train")
-        assert compare("tiny-llama", *arguments) == 0
-        assert "training mode, in which nothing drops out" in capsys.readouterr().out
+        ran = compare("tiny-llama", *arguments)
+        assert ran.code == 0
+        assert "training mode, in which nothing drops out" in ran.out
 
 
-class TestWrongUse:
-    @pytest.mark.parametrize(
-        ("arguments", "said"),
-        [
-            (["tiny-llama", "--train"], "--train: wrapped models have no training mode"),
-            (["tiny-llama", "--train", "--candidate", "a.trace"], "--train: the random numbers"),
-            (["tiny-llama", "--train", "--reference", "a.trace"], "--train: the random numbers"),
-            (["tiny-llama", "--train", "--candidate", "sdpa", "--steps", "2"], "--steps generates"),
-            (
-                ["tiny-llama", "--candidate-device", "cpu", "--candidate", "a.trace"],
-                "the candidate is a trace",
-            ),
-            (
-                ["tiny-llama", "--candidate-device", "cpu", "--offload"],
-                "--candidate-device moves a model, and --offload leaves it on disk",
-            ),
-            (["nowhere.py:build"], "there is no file nowhere.py"),
-            (["tiny-llama", "--candidate", "nowhere:build"], "there is no module 'nowhere'"),
-        ],
-    )
-    def test_options_that_do_not_go_together(self, capsys, arguments, said: str) -> None:
-        assert compare(*arguments) == 2
-        printed = capsys.readouterr()
-        assert said in printed.err
-        assert printed.out == ""
-        assert len(printed.err.splitlines()) == 1
-
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-    def test_a_device_that_is_not_there(self, capsys) -> None:
-        assert compare("tiny-llama", "--candidate-device", "cuda") == 2
-        said = capsys.readouterr().err
-        assert "device 'cuda' cannot be used here: " in said
-        assert "this machine has cpu" in said
-
-
-def test_a_function_that_is_not_there_is_told_before_pytorch_is_loaded() -> None:
-    program = """
-import sys
-from tracer.cli import main
-assert main(["compare", "nowhere.py:build"]) == 2
-assert "torch" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there(refused) -> None:
+    message = refused("compare", "tiny-llama", "--candidate-device", "cuda")
+    assert "device 'cuda' cannot be used here: " in message
+    assert "this machine has cpu" in message

@@ -15,7 +15,7 @@ from wrappers.attention.cache import (
     cache_extent,
     update_in_parts,
 )
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 CONFIG = LlamaConfig(hidden_size=8, num_attention_heads=2, num_key_value_heads=2)
 
@@ -54,7 +54,7 @@ def test_an_empty_legacy_form_is_an_empty_cache():
     "wrong", [3, "cache", {"key": 1}, (1, 2), ((states(1),),), (states(1), states(1))]
 )
 def test_anything_else_is_refused_by_its_type(wrong):
-    with pytest.raises(InputError, match=f"is a {type(wrong).__name__}; expected"):
+    with pytest.raises(ModelInputError, match=f"is a {type(wrong).__name__}; expected"):
         as_cache(wrong)
 
 
@@ -81,7 +81,7 @@ def test_a_cache_that_dropped_its_first_positions_is_refused():
     cache = DynamicCache()
     cache.layer_class_to_replicate = lambda: DynamicSlidingWindowLayer(sliding_window=4)
     cache.update(states(6), states(6), 0)
-    with pytest.raises(InputError, match="begins at position 3"):
+    with pytest.raises(ModelInputError, match="begins at position 3"):
         cache_extent(cache, 1)
 
 
@@ -210,5 +210,5 @@ def test_a_step_without_a_past_has_only_what_is_new():
 def test_a_layer_that_writes_twice_in_one_step_is_an_error():
     cache = StepCache({0: PAST})
     cache.update(states(1), states(1), 0)
-    with pytest.raises(InputError, match="layer 0 wrote to the cache of a step twice"):
+    with pytest.raises(ModelInputError, match="layer 0 wrote to the cache of a step twice"):
         cache.update(states(1), states(1), 0)

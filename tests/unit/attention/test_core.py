@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrappers.attention import tiling
-from wrappers.attention.core import attend_batched, attend_by_head
+from wrappers.attention.core import AttentionOptions, attend_batched, attend_by_head
 
 BATCHED_POINTS = [
     "scale",
@@ -47,29 +47,25 @@ def reference(q, k, v, mask, scaling):
     return output.reshape(*output.shape[:2], -1), weights
 
 
-def options(**changes):
-    return {
-        "quantize": unchanged,
-        "dropout": 0.0,
-        "observed_masks": (),
-        "keep_weights": True,
-        **changes,
-    }
+def options(mask, **changes):
+    return AttentionOptions(
+        **{"quantize": unchanged, "mask": mask, "keep_weights": True, **changes}
+    )
 
 
 def batched(q, k, v, mask, scaling, **changes):
-    return attend_batched(q, k, v, mask, scaling=scaling, **options(**changes))
+    return attend_batched(q, k, v, options(mask, scaling=scaling, **changes))
 
 
 def by_head(q, k, v, mask, scaling, **changes):
     return attend_by_head(
-        q.unbind(1), (k * scaling).unbind(1), v.unbind(1), mask, **options(**changes)
+        q.unbind(1), (k * scaling).unbind(1), v.unbind(1), options(mask, **changes)
     )
 
 
 def by_head_unfolded(q, k, v, mask, scaling, **changes):
     return attend_by_head(
-        q.unbind(1), k.unbind(1), v.unbind(1), mask, scaling=scaling, **options(**changes)
+        q.unbind(1), k.unbind(1), v.unbind(1), options(mask, scaling=scaling, **changes)
     )
 
 

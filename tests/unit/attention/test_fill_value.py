@@ -91,13 +91,12 @@ class Masks:
     def __init__(self, monkeypatch):
         self.built, self.observed, self.added = [], [], []
         self._logits = None
-        attend, quantize = CausalAttention.attend, wrappers.QuantModule._quantize
+        attend, quantize = CausalAttention.attend, wrappers.QuantModule.quantize
 
-        def attend_watched(module, *args, **kwargs):
-            mask = args[3] if len(args) > 3 else kwargs["mask"]
-            self.built.append(mask)
-            assert kwargs["exact_mask"] is None
-            return attend(module, *args, **kwargs)
+        def attend_watched(module, hidden_states, inputs):
+            self.built.append(inputs.mask)
+            assert inputs.exact_mask is None
+            return attend(module, hidden_states, inputs)
 
         def quantize_watched(module, x, name, **options):
             if name in MASK_POINTS:
@@ -112,7 +111,7 @@ class Masks:
             return x
 
         monkeypatch.setattr(CausalAttention, "attend", attend_watched)
-        monkeypatch.setattr(wrappers.QuantModule, "_quantize", quantize_watched)
+        monkeypatch.setattr(wrappers.QuantModule, "quantize", quantize_watched)
 
     def check(self):
         """Each reaches down to the fill value and no further."""

@@ -16,7 +16,7 @@ from transformers.masking_utils import create_causal_mask
 
 from wrappers.attention.cache import cache_extent
 from wrappers.attention.masks import MaskBuilder, packed_sequences
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 
 FILL = -77.0
 PADDING_DTYPES = [
@@ -254,21 +254,21 @@ def test_a_short_padding_mask_leaves_the_cached_keys_visible():
     ],
 )
 def test_a_wrong_shape_is_refused_with_what_was_found_and_expected(mask, found):
-    with pytest.raises(InputError, match="expected") as error:
+    with pytest.raises(ModelInputError, match="expected") as error:
         MaskBuilder(FILL).additive(mask, batch_size=2, query_length=4, past_length=2)
     assert f"shape {found}" in str(error.value)
     assert "[2, 6]" in str(error.value) or "[2, 4 or 6]" in str(error.value)
 
 
 def test_a_complex_mask_is_refused():
-    with pytest.raises(InputError, match="complex64"):
+    with pytest.raises(ModelInputError, match="complex64"):
         MaskBuilder(FILL).additive(
             torch.ones(1, 3, dtype=torch.complex64), batch_size=1, query_length=3
         )
 
 
 def test_more_positions_than_keys_are_refused():
-    with pytest.raises(InputError, match="do not fit into 4 keys"):
+    with pytest.raises(ModelInputError, match="do not fit into 4 keys"):
         MaskBuilder(FILL).additive(None, batch_size=1, query_length=3, past_length=2, key_length=4)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrappers import PTQConfig, QuantSpec, affine, microscaling, no_quantization
-from wrappers.core.config import FrozenMapping
+from wrappers.core.spec import FrozenMapping
 from wrappers.errors import ConfigError
 from wrappers.numerics.dtypes import INT8, UINT4, UINT8, QScheme
 

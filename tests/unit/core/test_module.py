@@ -130,7 +130,7 @@ class Broken(QuantModule, nn.ReLU):
             self._add_point("act_in")
 
     def forward(self, x):
-        return self._quantize(x, "act_out")
+        return self.quantize(x, "act_out")
 
 
 def wrap_nothing(module, _):
@@ -281,16 +281,16 @@ def test_a_parameter_is_quantised_once_until_it_changes():
     _, wrapper = quantized_linear()
     point = wrapper.points["weight"]
     with torch.no_grad():
-        first = wrapper._quantize(wrapper.weight, "weight")
-        assert wrapper._quantize(wrapper.weight, "weight") is first
+        first = wrapper.quantize(wrapper.weight, "weight")
+        assert wrapper.quantize(wrapper.weight, "weight") is first
         wrapper.weight.mul_(0.5)
-        second = wrapper._quantize(wrapper.weight, "weight")
+        second = wrapper.quantize(wrapper.weight, "weight")
         assert torch.equal(second, point.quantizer.fake_quantize(wrapper.weight))
         assert not torch.equal(second, first)
         wrapper.weight = nn.Parameter(torch.zeros(4, 6))
-        assert not wrapper._quantize(wrapper.weight, "weight").any()
+        assert not wrapper.quantize(wrapper.weight, "weight").any()
         wrapper.weight.data = torch.ones(4, 6)
-        assert wrapper._quantize(wrapper.weight, "weight").any()
+        assert wrapper.quantize(wrapper.weight, "weight").any()
 
 
 def test_another_quantiser_is_noticed():
@@ -298,7 +298,7 @@ def test_another_quantiser_is_noticed():
     with torch.no_grad():
         wrapper(X)
         wrapper.points["weight"].load_qparams(torch.full((4,), 1000.0))
-        assert not wrapper._quantize(wrapper.weight, "weight").any()
+        assert not wrapper.quantize(wrapper.weight, "weight").any()
 
 
 def test_a_point_reset_by_hand_says_so():
@@ -477,22 +477,22 @@ def test_the_points_that_quantise_are_the_switches():
         activation=affine("int16"),
         overrides={"act_in": no_quantization(), "act_out": microscaling()},
     )
-    assert wrapper.switches() == {}
+    assert wrapper.ablatable_points() == {}
     calibrate(wrapper, [X])
-    assert wrapper.switches() == {}
+    assert wrapper.ablatable_points() == {}
     convert(wrapper)
-    assert wrapper.switches() == {"weight": "uint4 weight", "act_out": "mx activation"}
+    assert wrapper.ablatable_points() == {"weight": "uint4 weight", "act_out": "mx activation"}
 
 
 def test_a_point_that_is_switched_off_is_left_out():
     source, wrapper = quantized_linear(weight=affine("uint4"), activation=affine("int16"))
     before = wrapper(X)
     weight, act_in, act_out = (point.quantizer.fake_quantize for point in wrapper.points.values())
-    with wrapper.switched_off("weight"):
+    with wrapper.disabled("weight"):
         assert torch.equal(wrapper(X), act_out(F.linear(act_in(X), source.weight, source.bias)))
-        with wrapper.switched_off("act_in"), wrapper.switched_off("act_out"):
+        with wrapper.disabled("act_in"), wrapper.disabled("act_out"):
             assert torch.equal(wrapper(X), source(X))
-        with wrapper.switched_off("weight"):
+        with wrapper.disabled("weight"):
             pass
         assert wrapper.points["weight"].off  # as it was before the inner one
     assert torch.equal(wrapper(X), before)
@@ -502,7 +502,7 @@ def test_a_point_that_is_switched_off_is_left_out():
 def test_a_switch_is_put_back_after_an_error():
     _, wrapper = quantized_linear()
     before = wrapper(X)
-    with pytest.raises(RuntimeError), wrapper.switched_off("weight"):
+    with pytest.raises(RuntimeError), wrapper.disabled("weight"):
         wrapper(X[:, :2])
     assert torch.equal(wrapper(X), before)
 
@@ -510,5 +510,5 @@ def test_a_switch_is_put_back_after_an_error():
 def test_a_switch_that_there_is_not():
     _, wrapper = quantized_linear()
     missing = pytest.raises(PointError, match="has no point 'wight'; it has weight, act_in")
-    with missing, wrapper.switched_off("wight"):
+    with missing, wrapper.disabled("wight"):
         pass

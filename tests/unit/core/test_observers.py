@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from wrappers.core.observers import (
     OBSERVERS,
     AffineObserver,
-    IdentityQuantizer,
     build_observer,
-    quantizer_from_state,
 )
-from wrappers.errors import ConfigError, QParamsError, TensorError, UnseenObserverError
+from wrappers.core.quantizers import IdentityQuantizer
+from wrappers.errors import ConfigError, TensorError, UnseenObserverError
 from wrappers.numerics.affine import AffineQParams, affine_qparams
-from wrappers.numerics.dtypes import INT8, UINT8, QScheme
+from wrappers.numerics.dtypes import UINT8, QScheme
 from wrappers.numerics.microscaling import MXQuantizer
 
 PER_TENSOR, PER_CHANNEL = QScheme.PER_TENSOR_ASYMMETRIC, QScheme.PER_CHANNEL_ASYMMETRIC
@@ -254,34 +253,6 @@ def test_identity_and_microscaling_need_no_data():
 def test_options_are_checked_when_made(name, options, message):
     with pytest.raises(ConfigError, match=message):
         build_observer(name, options=options)
-
-
-@pytest.mark.parametrize(
-    "quantizer",
-    [
-        affine_qparams(torch.tensor(-1.0), torch.tensor(2.0), UINT8, PER_TENSOR),
-        affine_qparams(
-            torch.tensor([-1.0, 0.0]),
-            torch.tensor([2.0, 3.0]),
-            INT8,
-            QScheme.PER_CHANNEL_SYMMETRIC,
-            axis=1,
-        ),
-        MXQuantizer("fp8_e4m3", block_size=16, axis=0),
-        IdentityQuantizer(),
-    ],
-    ids=["affine", "affine per channel", "mx", "identity"],
-)
-def test_a_quantiser_survives_its_state(quantizer):
-    back = quantizer_from_state(quantizer.state())
-    x = torch.randn(32, 2)
-    assert torch.equal(back.fake_quantize(x), quantizer.fake_quantize(x))
-    assert type(back) is type(quantizer)
-
-
-def test_an_unknown_state_is_refused():
-    with pytest.raises(QParamsError, match="unknown kind 'log'"):
-        quantizer_from_state({"kind": "log"})
 
 
 @pytest.mark.parametrize("name", AFFINE)

@@ -645,6 +645,7 @@ class TestDiff:
         )
 
 
+@pytest.mark.slow
 class TestInATerminal:
     """The mask bug in a real pseudo-terminal."""
 

@@ -13,7 +13,7 @@ from tests.unit.families.test_llama import real_model, real_text, tiny, tokens, 
 from wrappers.attention.cache import StepCache
 from wrappers.core.point import Mode
 from wrappers.deploy.runtime import Prompts, Runtime, Slots
-from wrappers.errors import CalibrationWarning, InputError, ModeError
+from wrappers.errors import CalibrationWarning, ModeError, ModelInputError
 
 LIMIT = 2e-6
 PROMPTS = [
@@ -197,7 +197,8 @@ class TestInputs:
         inputs = list(wrappers.decode_inputs(model, decode, prompts, steps=5, source="float"))
         assert [given["position_ids"][0].item() for given in inputs] == [1, 2, 3, 4, 5]
         with pytest.raises(
-            InputError, match="a prompt has 6 tokens, and 6 are to be decoded after at least one"
+            ModelInputError,
+            match="a prompt has 6 tokens, and 6 are to be decoded after at least one",
         ):
             next(wrappers.decode_inputs(model, decode, prompts, steps=6, source="float"))
 
@@ -207,7 +208,7 @@ class TestInputs:
             model, wrap(model, "decode"), [PROMPTS[2], PROMPTS[0]], steps=6, source="float"
         )
         assert len([next(inputs) for _ in range(6)]) == 6
-        with pytest.raises(InputError, match="a prompt has 6 tokens, and 6 are"):
+        with pytest.raises(ModelInputError, match="a prompt has 6 tokens, and 6 are"):
             next(inputs)
 
     @pytest.mark.parametrize(
@@ -221,7 +222,7 @@ class TestInputs:
     )
     def test_options_out_of_range_are_refused_at_once(self, options, message):
         model = tiny()
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ModelInputError, match=message):
             wrappers.decode_inputs(
                 model, wrap(model, "decode"), PROMPTS, **{"steps": 2, "source": "float"} | options
             )
@@ -316,7 +317,7 @@ class TestCalibrateDecode:
 
     def test_without_prompts_is_an_error(self):
         model = tiny()
-        with pytest.raises(InputError, match="no calibration inputs"):
+        with pytest.raises(ModelInputError, match="no calibration inputs"):
             wrappers.calibrate_decode(model, wrap(model, "decode"), [], steps=2, source="float")
 
     def test_a_float_decode_model_is_an_error(self):
@@ -351,7 +352,7 @@ class TestCalibrateBoth:
         twin = wrap(model, "prefill")
         wrappers.calibrate_both(twin, wrap(model, "decode"), PROMPTS, steps=2, source="float")
         assert_same_ranges(twin, prefill)
-        with pytest.raises(InputError, match="gone through twice"):
+        with pytest.raises(ModelInputError, match="gone through twice"):
             wrappers.calibrate_both(prefill, decode, iter(PROMPTS), steps=2, source="quantized")
         assert_same_ranges(twin, prefill)
 
@@ -359,7 +360,7 @@ class TestCalibrateBoth:
     def test_options_out_of_range_change_nothing(self, options):
         model = tiny()
         prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
-        with pytest.raises(InputError, match="expected"):
+        with pytest.raises(ModelInputError, match="expected"):
             wrappers.calibrate_both(
                 prefill, decode, PROMPTS, **{"steps": 2, "source": "float"} | options
             )

@@ -19,7 +19,7 @@ from tests.unit.families.test_llama import tiny, tokens, wrap
 from tracer.models import builtin as tiny_models
 from wrappers import Mode, affine, microscaling
 from wrappers.deploy.export import export
-from wrappers.errors import ExportError, InputError, MissingExtraError, ModeError
+from wrappers.errors import ExportError, MissingExtraError, ModeError, ModelInputError
 
 FILL = -37.5
 PAST = 15
@@ -277,8 +277,8 @@ class TestFiles:
         (tmp_path / "file").touch()
         (tmp_path / f"folder{suffix}").mkdir()
         for path, said in (
-            (tmp_path / "none" / f"a{suffix}", "there is no folder"),
-            (tmp_path / "file" / f"a{suffix}", "there is no folder"),
+            (tmp_path / "none" / f"a{suffix}", "create it first"),
+            (tmp_path / "file" / f"a{suffix}", "create it first"),
             (tmp_path / f"folder{suffix}", "is a folder"),
         ):
             with pytest.raises(ExportError, match=said):
@@ -345,9 +345,9 @@ class TestModels:
 
     def test_inputs_that_do_not_fit(self, tmp_path):
         module, inputs, _ = case("attention", "decode", None)
-        with pytest.raises(InputError, match="1 tensors of the past"):
+        with pytest.raises(ModelInputError, match="1 tensors of the past"):
             export(module, inputs[:5], tmp_path / "a.pt2")
-        with pytest.raises(InputError, match="not int"):
+        with pytest.raises(ModelInputError, match="not int"):
             export(module, 3, tmp_path / "a.pt2")
 
     def test_outputs_that_are_no_tensors(self, tmp_path):

@@ -17,7 +17,7 @@ from tests.unit.families.test_llama import (
 )
 from wrappers.attention.cache import StepCache
 from wrappers.deploy.runtime import Prompts, Runtime, Sampling, Slots
-from wrappers.errors import CacheFullError, InputError
+from wrappers.errors import CacheFullError, ModelInputError
 
 PAIRS = {
     "float": (None, None),
@@ -224,13 +224,13 @@ class TestCapacity:
 
     def test_a_prompt_longer_than_it_is_refused(self):
         with pytest.raises(
-            InputError, match="a prompt has 7 tokens, and the cache a capacity of 6"
+            ModelInputError, match="a prompt has 7 tokens, and the cache a capacity of 6"
         ):
             Runtime(tiny(), capacity=6).generate(tokens(2, 7), max_new_tokens=1)
 
     @pytest.mark.parametrize("capacity", [0, -3])
     def test_must_be_positive(self, capacity):
-        with pytest.raises(InputError, match=f"capacity of {capacity}; expected at least 1"):
+        with pytest.raises(ModelInputError, match=f"capacity of {capacity}; expected at least 1"):
             Runtime(tiny(), capacity=capacity)
 
 
@@ -334,7 +334,7 @@ class TestSampling:
         ids=str,
     )
     def test_limits_out_of_range_are_refused(self, limits):
-        with pytest.raises(InputError, match="expected a temperature above 0"):
+        with pytest.raises(ModelInputError, match="expected a temperature above 0"):
             Sampling(**limits)
 
 
@@ -351,12 +351,14 @@ class TestPrompts:
         ],
     )
     def test_that_cannot_be_run_are_refused(self, ids, mask, message):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ModelInputError, match=message):
             Runtime(tiny(), capacity=8).generate(ids, mask, max_new_tokens=2)
 
     @pytest.mark.parametrize("count", [0, -1])
     def test_no_new_tokens_are_refused(self, count):
-        with pytest.raises(InputError, match=f"max_new_tokens of {count}; expected at least 1"):
+        with pytest.raises(
+            ModelInputError, match=f"max_new_tokens of {count}; expected at least 1"
+        ):
             Runtime(tiny(), capacity=8).generate(tokens(1, 3), max_new_tokens=count)
 
 
@@ -382,7 +384,7 @@ class TestPacking:
         assert prompts.inputs()["attention_mask"].all()
 
     def test_without_token_ids_is_refused(self):
-        with pytest.raises(InputError, match="a prompt holds ids, mask; expected input_ids"):
+        with pytest.raises(ModelInputError, match="a prompt holds ids, mask; expected input_ids"):
             Prompts.packed({"ids": tokens(1, 2), "mask": tokens(1, 2)})
 
 

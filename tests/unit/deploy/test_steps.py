@@ -13,7 +13,7 @@ from tests.unit.families.test_llama import tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
 from wrappers.attention.rope import negate_first_half
 from wrappers.deploy.steps import Step
-from wrappers.errors import InputError, WrapError
+from wrappers.errors import ModelInputError, WrapError
 from wrappers.layers.decoder_blocks import key_factors
 
 PARTS = {
@@ -348,7 +348,7 @@ class TestStructure:
         step, given = arguments(model, wrap(model, "decode"), "model", reference, 4)
         past = (given[4:] * 2)[:count]
         message = rf"found {count} tensors of the past; expected a key and a value for each of 2"
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ModelInputError, match=message):
             step(*given[:4], *past)
 
     @pytest.mark.parametrize("shape", [(1, 1, 4), (1, 1, 6), (1, 2, 5), (3, 1, 5)])
@@ -358,5 +358,5 @@ class TestStructure:
         step, (inputs, cos, sin, _, *past) = arguments(
             model, wrap(model, "decode"), "model", reference, 4
         )
-        with pytest.raises(InputError, match="An attention mask of shape"):
+        with pytest.raises(ModelInputError, match="An attention mask of shape"):
             step(inputs, cos, sin, torch.zeros(shape), *past)

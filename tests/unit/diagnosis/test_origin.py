@@ -301,6 +301,8 @@ class TestConfirmation:
 
     def test_a_declared_factor_is_no_hindrance(self) -> None:
         class Quarter(nn.LayerNorm):
+            reference_output_scale = 0.25
+
             def forward(self, x):
                 return super().forward(x) / 4.0
 
@@ -329,7 +331,7 @@ class TestFailures:
         candidate.mask = lambda x: torch.zeros(1, 5, 5)
         message, verdict = self.run(reference, candidate)
         assert "the candidate raised RuntimeError in module 'layers.0'" in message
-        assert message.endswith("; it began when the root module handed on a wrong `mask`")
+        assert message.endswith("; it began when the root module passed a wrong `mask`")
         assert not verdict.agrees
         assert (verdict.origin.module, verdict.origin.argument) == ("", "mask")
         assert (verdict.symptom.module, verdict.symptom.value) == ("layers.0", "output")

@@ -246,6 +246,8 @@ def test_undeclared_form_is_a_divergence_and_a_declared_one_is_none(reference, x
 
 def test_scale_folded_and_declared_hides_no_other_mistake(reference, x) -> None:
     class Folded(nn.Linear):
+        reference_output_scale = 4.0
+
         def to_reference_output(self, output):
             return output / 4.0
 

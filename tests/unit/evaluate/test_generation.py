@@ -8,7 +8,7 @@ import torch
 import wrappers
 from tests.unit.families.test_llama import calibrated, tiny, tokens, wrap
 from wrappers.deploy.runtime import Runtime
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 from wrappers.evaluate import Continuation, GenerationCheck, generation_check, repetition
 from wrappers.evaluate.generation import is_degenerate
 
@@ -104,7 +104,7 @@ class TestCheck:
         check = generation_check(model, other, PROMPTS, max_new_tokens=6)
         before = [text.reference for text in check.continuations]
         assert generation_check(before, other, PROMPTS, max_new_tokens=6) == check
-        with pytest.raises(InputError, match="found 2 texts of 3 prompts"):
+        with pytest.raises(ModelInputError, match="found 2 texts of 3 prompts"):
             generation_check(before[:2], other, PROMPTS, max_new_tokens=6)
 
     @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ class TestCheck:
         ],
     )
     def test_refused(self, model, prompts, count, message):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ModelInputError, match=message):
             generation_check(model, model, prompts, max_new_tokens=count)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 import wrappers
 from tests.unit.families.test_llama import real_model
 from tracer.models.loading import load
-from wrappers.errors import InputError, MissingExtraError
+from wrappers.errors import MissingExtraError, ModelInputError
 from wrappers.evaluate import DecodedModel, run_tasks
 
 TASK = """
@@ -115,7 +115,9 @@ class TestOwnTask:
     def test_a_limit_and_a_folder_of_data(self, llama, task, tmp_path):
         (tmp_path / "tasks").mkdir()
         moved = task.rename(tmp_path / "tasks" / "own.yaml")
-        with pytest.raises(InputError, match=r"wants the data data/own.jsonl: there is no .*tasks"):
+        with pytest.raises(
+            ModelInputError, match=r"wants the data data/own.jsonl: there is no .*tasks"
+        ):
             run_tasks(llama.model, llama.tokenizer, [moved])
         results = run_tasks(llama.model, llama.tokenizer, [str(moved)], data=tmp_path, limit=2)
         expected = accuracy_by_hand(llama.model, llama.tokenizer, QUESTIONS[:2])
@@ -136,7 +138,7 @@ class TestOwnTask:
     )
     def test_refused(self, llama, task, text, message):
         task.write_text(text)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ModelInputError, match=message):
             run_tasks(llama.model, llama.tokenizer, [task])
 
 
@@ -144,16 +146,16 @@ class TestNames:
     def test_none_and_unknown_ones(self, llama, tmp_path, monkeypatch):
         from lm_eval.tasks import TaskManager
 
-        with pytest.raises(InputError, match="no tasks were given"):
+        with pytest.raises(ModelInputError, match="no tasks were given"):
             run_tasks(llama.model, llama.tokenizer, [])
-        with pytest.raises(InputError, match=r"there is no task file .*none.yaml"):
+        with pytest.raises(ModelInputError, match=r"there is no task file .*none.yaml"):
             run_tasks(llama.model, llama.tokenizer, [tmp_path / "none.yaml"])
         # Reading all of lm-eval's tasks takes many seconds.
         monkeypatch.setattr(
             "lm_eval.tasks.TaskManager", lambda **given: TaskManager(include_defaults=False)
         )
         with pytest.raises(
-            InputError, match="lm-eval knows no task 'arc_esay'; expected a name of"
+            ModelInputError, match="lm-eval knows no task 'arc_esay'; expected a name of"
         ):
             run_tasks(llama.model, llama.tokenizer, ["arc_esay"])
 

@@ -6,7 +6,7 @@ import torch
 import tracer
 import wrappers
 from tests.unit.families.test_llama import calibrated, tiny, tokens, wrap
-from wrappers.core.config import PTQConfig, affine
+from wrappers import PTQConfig, affine
 from wrappers.evaluate import LayerError, layer_errors
 
 
@@ -74,7 +74,7 @@ class TestSequence:
                 for name, point, _ in wrappers.iter_points(wrap(model, "prefill"))
                 if not f"{name}.".startswith(f"{each.layer}.")
             ]
-            off = wrappers.core.config.no_quantization().to_dict()
+            off = wrappers.no_quantization().to_dict()
             config = PTQConfig(activation=affine("uint8"), weight=affine("uint8"))
             config = PTQConfig.from_dict(
                 config.to_dict() | {"variant": "prefill", "overrides": dict.fromkeys(others, off)}

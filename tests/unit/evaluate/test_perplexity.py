@@ -15,7 +15,7 @@ import wrappers
 from tests.unit.families.test_llama import calibrated, real_model, tiny, tokens, wrap
 from tracer.models import decode_step
 from tracer.models.loading import load
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 from wrappers.evaluate import (
     DecodedModel,
     Perplexity,
@@ -75,7 +75,7 @@ class TestWindows:
         texts = [[1000 * i + j for j in range(n)] for i, n in enumerate(lengths)]
         predicted = [ids if bos is not None else ids[1:] for ids in texts]
         if not any(predicted):
-            with pytest.raises(InputError, match="without a token to score"):
+            with pytest.raises(ModelInputError, match="without a token to score"):
                 windows(texts, window=window, stride=stride, bos=bos)
             return
         made = windows(texts, window=window, stride=stride, bos=bos)
@@ -116,7 +116,7 @@ class TestWindows:
         ],
     )
     def test_refused(self, options, message):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ModelInputError, match=message):
             windows([[1, 2, 3]], bos=BOS, **options)
 
 
@@ -208,7 +208,7 @@ class TestPerplexity:
         ],
     )
     def test_refused(self, model, options, message):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ModelInputError, match=message):
             perplexity(model, **{"texts": [[5, 6]], "bos": BOS, **options})
 
 
@@ -237,7 +237,9 @@ class TestOtherModels:
     def test_one_that_does_not_say_how_long_a_text_may_be(self, model):
         other = Plain(model)
         other.config = SimpleNamespace()
-        with pytest.raises(InputError, match="Plain does not say how many positions it has: give"):
+        with pytest.raises(
+            ModelInputError, match="Plain does not say how many positions it has: give"
+        ):
             perplexity(other, [[5, 6]], bos=BOS)
         assert perplexity(other, [[5, 6]], bos=BOS, window=8).tokens == (2,)
 
@@ -309,9 +311,13 @@ class TestDecoded:
 
     @pytest.mark.parametrize("prompt", [0, 5])
     def test_a_prompt_that_leaves_nothing(self, model, prompt):
-        with pytest.raises(InputError, match=f"found a prompt of {prompt} tokens and windows of"):
+        with pytest.raises(
+            ModelInputError, match=f"found a prompt of {prompt} tokens and windows of"
+        ):
             decoded_perplexity(model, model, [[5, 6, 7]], bos=BOS, prompt=prompt)
-        with pytest.raises(InputError, match="found a prompt of 0 tokens; expected at least 1"):
+        with pytest.raises(
+            ModelInputError, match="found a prompt of 0 tokens; expected at least 1"
+        ):
             DecodedModel(model, model, prompt=0)
 
 
@@ -330,7 +336,7 @@ class TestDocuments:
         assert tokenizer.decode(found) == text
 
     def test_no_text(self, tokenizer):
-        with pytest.raises(InputError, match="found no text among 5 characters"):
+        with pytest.raises(ModelInputError, match="found no text among 5 characters"):
             documents("<x>\n ", tokenizer, separator="<x>")
 
 

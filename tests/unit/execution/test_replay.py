@@ -23,7 +23,9 @@ def wrapped(model: torch.nn.Module, steps: int) -> Stepping:
     return Stepping(prefill, decode, steps=steps)
 
 
-@pytest.fixture(scope="module", params=["tiny-llama", "stories260K"])
+@pytest.fixture(
+    scope="module", params=["tiny-llama", pytest.param("stories260K", marks=pytest.mark.slow)]
+)
 def loaded(request: pytest.FixtureRequest) -> dict[str, Loaded]:
     """A Llama with three sequences of 48, 40 and 32 tokens, by the side that is padded."""
     name = request.param

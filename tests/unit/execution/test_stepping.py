@@ -29,7 +29,9 @@ def calls_of_heads(comparison: tracer.Comparison) -> list[tuple[str, int]]:
     return [(row.module, row.call) for row in rows]
 
 
-@pytest.fixture(scope="module", params=["tiny-llama", "stories260K"])
+@pytest.fixture(
+    scope="module", params=["tiny-llama", pytest.param("stories260K", marks=pytest.mark.slow)]
+)
 def loaded(request: pytest.FixtureRequest) -> dict[str, Loaded]:
     """A Llama with three sequences of 48, 40 and 32 tokens, by the side that is padded."""
     name = request.param
@@ -188,6 +190,7 @@ class TestCalls:
         assert verdict.symptom.call == call
         assert verdict.confirmed
 
+    @pytest.mark.slow
     def test_a_step_that_is_given_something_else(self, loaded):
         model, inputs = loaded["left"].model, loaded["left"].inputs
 

@@ -28,10 +28,11 @@ from tests.builders.agreement import (
     peir,
     with_checkpointing,
 )
+from wrappers.attention.causal import AttentionInputs
 from wrappers.attention.rope import negate_first_half
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode
-from wrappers.errors import InputError, WrapError
+from wrappers.errors import ModelInputError, WrapError
 from wrappers.families.llama import QuantLlamaAttentionPrefill, QuantLlamaModel
 
 ATTENTION_POINTS = {
@@ -518,17 +519,17 @@ class TestStructure:
     def test_ids_or_embeddings_exactly_one(self, given):
         wrapped = wrap(tiny(), "prefill")
         values = {"input_ids": tokens(1, 3), "inputs_embeds": torch.zeros(1, 3, 32)}
-        with pytest.raises(InputError, match="exactly one"):
+        with pytest.raises(ModelInputError, match="exactly one"):
             wrapped(**{name: values[name] for name in given})
 
     @pytest.mark.parametrize("part", ["self_attn", None])
     def test_missing_position_embeddings_are_named(self, part):
         layer = wrap(tiny(), "prefill").model.layers[0]
-        with pytest.raises(InputError, match="position_embeddings"):
+        with pytest.raises(ModelInputError, match="position_embeddings"):
             (layer if part is None else layer.self_attn)(hidden_states=torch.zeros(1, 3, 32))
 
     def test_a_mask_of_another_kind_is_refused(self):
-        with pytest.raises(InputError, match="is a dict"):
+        with pytest.raises(ModelInputError, match="is a dict"):
             wrap(tiny(), "prefill")(tokens(1, 3), attention_mask={"full": None})
 
     def test_the_wrapped_classes_are_instances_of_the_float_ones(self):
@@ -748,7 +749,7 @@ class TestExport:
                 self.attention = attention
 
             def forward(self, hidden_states, cos, sin, mask):
-                return self.attention.attend(hidden_states, cos, sin, mask)[0]
+                return self.attention.attend(hidden_states, AttentionInputs(cos, sin, mask))[0]
 
         model = tiny()
         attention = wrap(model, variant).model.layers[0].self_attn

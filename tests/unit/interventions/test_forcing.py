@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tracer.execution.session import Session
-from tracer.interventions.forcing import Forcing
+from tracer.interventions.experiment import Experiment, Run
+from tracer.interventions.forcing import Forcing, Replaced
 from tracer.tensors.difference import Difference
 from tracer.tensors.tolerance import Tolerance
 
@@ -28,6 +29,8 @@ class Net(nn.Module):
 
 class Doubled(nn.Linear):
     """Returns twice of what it says."""
+
+    reference_output_scale = 2.0
 
     def forward(self, x):
         return 2.0 * super().forward(x)
@@ -62,14 +65,14 @@ def x() -> torch.Tensor:
     return torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
-def forced(models, x, **options) -> Forcing:
-    visitor = Forcing(Tolerance(None, (torch.float32,)), **options)
-    assert Session(*models, x, None, "*").run(visitor, frozenset()).failure is None
-    return visitor
+def forced(models, inputs, forcing: Forcing | None = None) -> Run:
+    session = Session(*models, inputs, None, "*")
+    experiment = Experiment(session, Tolerance(None, (torch.float32,)))
+    return experiment.must_rerun(Forcing() if forcing is None else forcing)
 
 
-def errors(visitor: Forcing) -> dict[str, float]:
-    return {f"{row.module} {row.value}": row.peir for row in visitor.rows}
+def errors(run: Run) -> dict[str, float]:
+    return {f"{row.module} {row.value}": row.peir for row in run.rows}
 
 
 def test_each_row_is_the_error_of_its_own_call(models, x) -> None:
@@ -87,12 +90,12 @@ def test_what_a_parent_makes_in_its_own_lines_is_seen_where_it_hands_it_on(model
     found = errors(forced(models, x))
     hidden = torch.relu(models[0].first(x))
     assert found["second kwargs.input"] == Difference.of(hidden, hidden + 0.5).peir
-    assert found["second output"] == errors(forced(models, x, modules=["second"]))["second output"]
+    assert found["second output"] == errors(forced(models, x, Forcing(["second"])))["second output"]
 
 
 def test_only_chosen_modules_are_forced(models, x) -> None:
     reference, candidate = models
-    found = errors(forced(models, x, modules={"second"}))
+    found = errors(forced(models, x, Forcing({"second"})))
     right, wrong = (torch.relu(model.first(x)) for model in models)
     assert found["second kwargs.input"] == Difference.of(right, wrong).peir
     by_hand = Difference.of(reference.second(right), candidate.second(right)).peir
@@ -104,7 +107,7 @@ def test_errors_within_the_tolerance_go_on_unless_it_is_exact(models, x) -> None
     candidate = copy.deepcopy(reference)
     candidate.first.weight.data *= 1 + 1e-6
     loose = errors(forced((reference, candidate), x))
-    exact = errors(forced((reference, candidate), x, exact=True))
+    exact = errors(forced((reference, candidate), x, Forcing(replaced=Replaced.INEXACT)))
     assert 0 < loose["first output"] < 1e-5
     assert loose["second output"] > 0
     assert exact["first output"] == loose["first output"]
@@ -113,22 +116,24 @@ def test_errors_within_the_tolerance_go_on_unless_it_is_exact(models, x) -> None
 
 def test_a_declared_factor_is_put_back(models, x) -> None:
     models[1].first.__class__ = Doubled
-    visitor = forced(models, x)
+    forcing = Forcing()
+    found = errors(forced(models, x, forcing))
     hidden = torch.relu(models[0].first(x))
     # The candidate goes on with twice the reference's output, as it would if it were right.
     handed = Difference.of(hidden, 2.0 * hidden).peir
-    assert errors(visitor)["second kwargs.input"] == pytest.approx(handed, rel=1e-6)
-    assert visitor.unforced == set()
+    assert found["second kwargs.input"] == pytest.approx(handed, rel=1e-6)
+    assert forcing.unforced == set()
 
 
 def test_what_cannot_be_put_in_place_is_told_and_goes_on(models, x) -> None:
     models[1].first.__class__ = Reversed
-    visitor = forced(models, x)
-    assert ("first", 0) in visitor.unforced
-    row = next(row for row in visitor.rows if row.module == "first" and row.is_output)
-    assert visitor.goes_on(row)
-    later = next(row for row in visitor.rows if row.module == "second" and row.is_output)
-    assert not visitor.goes_on(later)
+    forcing = Forcing()
+    run = forced(models, x, forcing)
+    assert ("first", 0) in forcing.unforced
+    row = next(row for row in run.rows if row.module == "first" and row.is_output)
+    assert forcing.goes_on(row)
+    later = next(row for row in run.rows if row.module == "second" and row.is_output)
+    assert not forcing.goes_on(later)
 
 
 def test_masks_stay_as_the_candidate_has_them(models) -> None:
@@ -146,7 +151,5 @@ def test_masks_stay_as_the_candidate_has_them(models) -> None:
             with_kwargs=True,
         )
     models[1].register_forward_pre_hook(note, with_kwargs=True)
-    visitor = Forcing(Tolerance(None, (torch.float32,)))
-    session = Session(*models, {"x": torch.randn(4, 6)}, None, "*")
-    assert session.run(visitor, frozenset()).failure is None
+    forced(models, {"x": torch.randn(4, 6)})
     assert not seen[0].any()

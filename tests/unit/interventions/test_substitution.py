@@ -5,6 +5,7 @@ from torch import nn
 
 from tracer.execution.hooks import Call
 from tracer.interventions.substitution import give_argument, give_output
+from tracer.measurement.arguments import CallPair
 
 
 class Flat(nn.Module):
@@ -37,9 +38,9 @@ THEIRS = torch.arange(4.0).view(2, 2)
 def test_another_shape_is_taken_on():
     reference = call(nn.Identity(), THEIRS, THEIRS + 1)
     candidate = call(Flat(), torch.zeros(4), torch.zeros(4))
-    answer = give_argument(reference, candidate, "x")
+    answer = give_argument(CallPair(reference, candidate), "x")
     assert torch.equal(answer.values["x"], torch.arange(4.0))
-    assert torch.equal(give_output(reference, candidate).value, torch.arange(4.0) + 1)
+    assert torch.equal(give_output(CallPair(reference, candidate)).value, torch.arange(4.0) + 1)
     assert torch.equal(candidate.output, torch.arange(4.0) + 1)
 
 
@@ -47,8 +48,8 @@ def test_another_order_is_not():
     reference = call(nn.Identity(), THEIRS, THEIRS)
     own = torch.zeros(2, 2)
     candidate = call(Transposed(), own, own)
-    assert give_argument(reference, candidate, "x") is None
-    assert give_output(reference, candidate) is None
+    assert give_argument(CallPair(reference, candidate), "x") is None
+    assert give_output(CallPair(reference, candidate)) is None
     assert candidate.arguments["x"] is candidate.output is own
 
 
@@ -56,5 +57,5 @@ def test_another_size_or_kind_is_not():
     for own in (torch.zeros(6), (torch.zeros(4),), None):
         candidate = call(Flat(), own, own)
         reference = call(nn.Identity(), THEIRS, THEIRS)
-        assert give_argument(reference, candidate, "x") is None
-        assert give_output(reference, candidate) is None
+        assert give_argument(CallPair(reference, candidate), "x") is None
+        assert give_output(CallPair(reference, candidate)) is None

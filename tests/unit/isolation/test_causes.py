@@ -29,11 +29,11 @@ class Wrong(nn.Linear):
         super().__init__(6, 6)
         self.mistakes = {"factor": (factor, 1.0), "offset": (offset, 0.0)}
 
-    def switches(self) -> dict[str, str]:
+    def ablatable_points(self) -> dict[str, str]:
         return {name: f"wrong {name}" for name in self.mistakes}
 
     @contextmanager
-    def switched_off(self, name: str) -> Iterator[None]:
+    def disabled(self, name: str) -> Iterator[None]:
         before = self.mistakes[name]
         self.mistakes[name] = before[1], before[1]
         try:
@@ -55,6 +55,27 @@ class Around(Wrong):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return self.inner(super().forward(input))
+
+
+class FormerNames(nn.Linear):
+    """A module that says it by the former names of the two methods."""
+
+    def switches(self) -> dict[str, str]:
+        return {"bias": "float bias"}
+
+    @contextmanager
+    def switched_off(self, name: str) -> Iterator[None]:
+        before, self.off = getattr(self, "off", None), name
+        yield
+        self.off = before
+
+
+def test_former_names_are_known() -> None:
+    module = FormerNames(2, 2)
+    (switch,) = switches_of(nn.Sequential(module))
+    assert (switch.point, switch.kind) == ("0.bias", "float bias")
+    with switch.off():
+        assert module.off == "bias"
 
 
 def right(candidate: nn.Module) -> nn.Module:
@@ -255,6 +276,7 @@ class TestQuantised:
         assert (cause.point, cause.kind) == ("softmax", "uint4 activation")
         assert cause.after < 0.05 * cause.before
 
+    @pytest.mark.slow
     def test_prefill_and_decode_count_together(self):
         loaded = models.load("tiny-llama", batch=2)
         candidate = models.candidate(

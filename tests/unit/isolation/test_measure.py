@@ -274,6 +274,7 @@ class TestOwnLines:
 
 
 class TestNesting:
+    @pytest.mark.slow
     def test_chosen_modules_in_one_another_do_not_disturb_each_other(self, llama, quantized):
         candidate = quantized(weight="uint4")
         nested = isolation(llama.model, candidate, llama.inputs, "model.layers.1*")

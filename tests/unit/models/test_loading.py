@@ -373,6 +373,7 @@ class TestImages:
         expected = torch.stack([torch.zeros_like(rows), rows, columns]).flatten(1) + 4
         assert torch.equal(photo, expected)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("names", "options"),
         [

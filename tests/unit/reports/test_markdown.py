@@ -135,7 +135,11 @@ HOSTILE = [
 class TestEscaping:
     @pytest.mark.parametrize("hostile", HOSTILE)
     def test_nothing_becomes_markup(self, make_row, make_comparison, hostile):
-        rows = [make_row(hostile, 0.5, note=hostile), make_row("b", 0.5), make_row("c", 0.25)]
+        rows = [
+            make_row(hostile, 0.5, note=f"{hostile}; candidate {hostile}"),
+            make_row("b", 0.5),
+            make_row("c", 0.25),
+        ]
         comparison = make_comparison(
             rows, form_differences=(FormDifference(1, hostile, 0, hostile, hostile, hostile),)
         )

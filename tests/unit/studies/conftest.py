@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from wrappers.studies import Loaded, Workload, load
+from wrappers.studies import LoadedWorkload, Workload, load
 
 WORDS = [f"w{number}" for number in range(40)]
 
@@ -60,5 +60,5 @@ def workload(folder: Path) -> Workload:
 
 
 @pytest.fixture(scope="session")
-def loaded(workload: Workload) -> Loaded:
+def loaded(workload: Workload) -> LoadedWorkload:
     return load(workload)

@@ -5,7 +5,7 @@ import pytest
 
 import wrappers
 from wrappers.errors import StudyError
-from wrappers.studies import File, Loaded, Results, Trial, report_of, run_trial
+from wrappers.studies import File, LoadedWorkload, Results, Trial, report_of, run_trial
 
 SENSITIVITY = """
 [study]
@@ -35,7 +35,7 @@ def file(tmp_path: Path):
 
 
 class TestFile:
-    def test_globs_stand_for_modules(self, file, loaded: Loaded):
+    def test_globs_stand_for_modules(self, file, loaded: LoadedWorkload):
         made = File.read(file(SENSITIVITY))
         assert made.workload == {"tokens": 100}
         grid = made.on(loaded.model)
@@ -88,7 +88,7 @@ class TestFile:
     @pytest.mark.parametrize(
         "place", ["[settings]\nsource = 'float'", "[grid]\nsource = ['float']"]
     )
-    def test_decode_models_are_compared_by_either_past(self, file, loaded: Loaded, place):
+    def test_decode_models_are_compared_by_either_past(self, file, loaded: LoadedWorkload, place):
         text = f"[study]\nmeasured = 'float_past_loss'\n{place}\n"
         if "[grid]" not in place:
             text += "[grid]\nweight = ['int8']\n"
@@ -108,13 +108,15 @@ class TestFile:
             ),
         ],
     )
-    def test_what_the_model_does_not_have(self, file, loaded: Loaded, text, message):
+    def test_what_the_model_does_not_have(self, file, loaded: LoadedWorkload, text, message):
         made = File.read(file(text))
         with pytest.raises(StudyError, match=message):
             made.on(loaded.model)
 
 
-def test_before_its_first_trial_there_is_nothing_to_say(file, loaded: Loaded, tmp_path: Path):
+def test_before_its_first_trial_there_is_nothing_to_say(
+    file, loaded: LoadedWorkload, tmp_path: Path
+):
     grid = File.read(file(SENSITIVITY)).on(loaded.model)
     known = Results(tmp_path / "r.jsonl", {"study": "s", "workload": {}})
     assert report_of(grid, known).reading == ("No trial has ended yet.",)
@@ -124,7 +126,7 @@ EXAMPLES = Path(wrappers.__file__).parent.parent / "examples" / "studies"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_examples(path: Path, loaded: Loaded, tmp_path: Path):
+def test_the_examples(path: Path, loaded: LoadedWorkload, tmp_path: Path):
     grid = File.read(path).on(loaded.model)
     quick = replace(loaded.workload, tokens=60, new_tokens=0)
     settings = [grid.combinations[0], grid.combinations[-1]]

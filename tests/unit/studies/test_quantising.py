@@ -6,16 +6,16 @@ import torch
 import wrappers
 from tracer.models import builtin as tiny
 from wrappers.core.module import iter_points, iter_wrappers
-from wrappers.core.observers import IdentityQuantizer
 from wrappers.core.point import Mode
+from wrappers.core.quantizers import IdentityQuantizer
 from wrappers.errors import StudyError
-from wrappers.studies import DecodeCalibration, Loaded, Trial
+from wrappers.studies import DecodeCalibration, LoadedWorkload, Trial
 from wrappers.studies.execute.quantising import (
     check_on,
-    check_settings,
     decode_model,
     prefill_model,
 )
+from wrappers.studies.plan.settings import check_settings
 
 
 def off(model: torch.nn.Module) -> set[str]:
@@ -31,7 +31,7 @@ def paths(model: torch.nn.Module) -> set[str]:
 
 
 class TestPrefill:
-    def test_as_by_hand(self, loaded: Loaded):
+    def test_as_by_hand(self, loaded: LoadedWorkload):
         settings = {"activation": "int16", "weight": "uint4", "attention_mask_fill_value": -50.0}
         made = prefill_model(loaded, Trial(settings | {"calibration": 3}, 7))
         config = wrappers.PTQConfig(
@@ -48,11 +48,11 @@ class TestPrefill:
         with torch.no_grad():
             assert torch.equal(made(ids).logits, expected(ids).logits)
 
-    def test_the_variant(self, loaded: Loaded):
+    def test_the_variant(self, loaded: LoadedWorkload):
         made = prefill_model(loaded, Trial({"variant": "prefill"}, 0))
         assert made.ptq_config.variant == "prefill"
 
-    def test_overrides_by_glob_of_which_the_last_wins(self, loaded: Loaded):
+    def test_overrides_by_glob_of_which_the_last_wins(self, loaded: LoadedWorkload):
         overrides = {
             "*.q_proj.weight": {"dtype": "int4"},
             "model.layers.1.*": "off",
@@ -65,7 +65,7 @@ class TestPrefill:
         layer = {path for path in points if path.startswith("model.layers.1.")}
         assert off(made) == layer - {"model.layers.1.self_attn.q_proj.weight"}
 
-    def test_one_module_left_out_or_alone(self, loaded: Loaded):
+    def test_one_module_left_out_or_alone(self, loaded: LoadedWorkload):
         without = prefill_model(loaded, Trial({"leave_out": "model.layers.1.mlp"}, 0))
         alone = prefill_model(loaded, Trial({"only": "model.layers.1.mlp"}, 0))
         inside = {path for path in paths(without) if path.startswith("model.layers.1.mlp.")}
@@ -80,14 +80,14 @@ class TestPrefill:
             ({"leave_out": "model.layers.9"}, "has no wrapped module 'model.layers.9'"),
         ],
     )
-    def test_names_that_are_not_there(self, loaded: Loaded, settings, message):
+    def test_names_that_are_not_there(self, loaded: LoadedWorkload, settings, message):
         with pytest.raises(StudyError, match=message):
             prefill_model(loaded, Trial(settings, 0))
 
 
 class TestDecode:
     @pytest.mark.parametrize("source", ["float", "quantized"])
-    def test_as_by_hand(self, loaded: Loaded, source):
+    def test_as_by_hand(self, loaded: LoadedWorkload, source):
         trial = Trial({"source": source, "calibration": 2, "steps": 4}, 1)
         prefill = prefill_model(loaded, trial)
         made = decode_model(loaded, trial, prefill)
@@ -103,7 +103,7 @@ class TestDecode:
         wrappers.convert(expected)
         assert scales(made) == scales(expected)
 
-    def test_both_see_each_prompt_once(self, loaded: Loaded):
+    def test_both_see_each_prompt_once(self, loaded: LoadedWorkload):
         trials = [
             Trial({"source": source, "calibration": 4, "steps": 4}, 1)
             for source in ("float", "quantized", "both")
@@ -112,7 +112,7 @@ class TestDecode:
         found = [scales(decode_model(loaded, trial, prefill)) for trial in trials]
         assert found[2] not in found[:2]
 
-    def test_all_is_quantised(self, loaded: Loaded):
+    def test_all_is_quantised(self, loaded: LoadedWorkload):
         trial = Trial({"source": "float", "calibration": 2, "steps": 4}, 1)
         made = decode_model(loaded, trial, prefill_model(loaded, trial))
         assert {wrapper.mode for _, wrapper in iter_wrappers(made)} == {Mode.QUANT}
@@ -171,15 +171,15 @@ class TestOnAModel:
             ({"source": "float", "steps": 24}, "24 steps of calibration sequences of 24 tokens"),
         ],
     )
-    def test_settings_that_do_not_fit(self, loaded: Loaded, settings, message):
+    def test_settings_that_do_not_fit(self, loaded: LoadedWorkload, settings, message):
         with pytest.raises(StudyError, match=message):
             check_on(loaded, [Trial({}, 0), Trial(settings, 0)])
 
-    def test_settings_that_do(self, loaded: Loaded):
+    def test_settings_that_do(self, loaded: LoadedWorkload):
         fitting = ({"source": "both", "steps": 23}, {"variant": "prefill", "steps": 99}, {})
         check_on(loaded, [Trial(settings, 0) for settings in fitting])
 
-    def test_each_form_of_the_model_is_prepared_once(self, loaded: Loaded, monkeypatch):
+    def test_each_form_of_the_model_is_prepared_once(self, loaded: LoadedWorkload, monkeypatch):
         made = []
 
         def counted(model, config):
@@ -194,7 +194,7 @@ class TestOnAModel:
         assert made[1:] == ["prefill", "decode"]
 
 
-def test_what_no_text_reaches_stays_float(loaded: Loaded):
+def test_what_no_text_reaches_stays_float(loaded: LoadedWorkload):
     """A whole Qwen3-VL is studied by its language model."""
     model = tiny.build("tiny-qwen3-vl", 0).eval()
     quantised = prefill_model(replace(loaded, model=model), Trial({"calibration": 2}, 0))

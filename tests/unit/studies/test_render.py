@@ -115,7 +115,7 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("name", "message"),
-        [("r.pdf", "has the suffix '.pdf'"), ("none/r.md", "there is no folder")],
+        [("r.pdf", "has the suffix '.pdf'"), ("none/r.md", "create it first")],
     )
     def test_files_that_cannot_be(self, report: Report, tmp_path: Path, name, message):
         with pytest.raises(StudyError, match=message):

@@ -17,7 +17,7 @@ import torch
 import wrappers
 from wrappers.errors import MissingExtraError, StudyError
 from wrappers.studies import (
-    Loaded,
+    LoadedWorkload,
     Result,
     Results,
     Trial,
@@ -70,7 +70,7 @@ def figures(study: Few, results: Results) -> list[dict]:
 def measured_but(failing: int | None):
     """A way of measuring that fails for one seed."""
 
-    def measure(loaded: Loaded, trial: Trial) -> dict[str, float]:
+    def measure(loaded: LoadedWorkload, trial: Trial) -> dict[str, float]:
         if trial.seed == failing:
             raise RuntimeError("no memory\n for that")
         return {"loss": 1.0}

@@ -10,7 +10,7 @@ from torch.nn import functional
 import tracer
 from wrappers import evaluate
 from wrappers.numerics.affine import AffineQParams
-from wrappers.studies import Loaded, Trial
+from wrappers.studies import LoadedWorkload, Trial
 from wrappers.studies.execute.quantising import decode_model, prefill_model
 from wrappers.studies.execute.scoring import (
     _leaks,
@@ -26,17 +26,17 @@ LAYERS = 2
 
 
 @pytest.fixture(scope="module")
-def prefill_metrics(loaded: Loaded) -> dict:
+def prefill_metrics(loaded: LoadedWorkload) -> dict:
     return measure(loaded, Trial({"activation": "int16"}, 0))
 
 
 @pytest.fixture(scope="module")
-def decode_metrics(loaded: Loaded) -> dict:
+def decode_metrics(loaded: LoadedWorkload) -> dict:
     return measure(loaded, Trial({"source": "float", "steps": 4, "calibration": 3}, 0))
 
 
 class TestPrefill:
-    def test_the_loss_is_that_of_the_quantised_model(self, loaded: Loaded, prefill_metrics):
+    def test_the_loss_is_that_of_the_quantised_model(self, loaded: LoadedWorkload, prefill_metrics):
         model = prefill_model(loaded, Trial({"activation": "int16"}, 0))
         total = count = 0
         for ids in loaded.texts:
@@ -50,7 +50,7 @@ class TestPrefill:
         assert prefill_metrics["loss"] == pytest.approx(total / count, rel=1e-5)
         assert prefill_metrics["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
 
-    def test_the_float_model_on_the_same_tokens(self, loaded: Loaded, prefill_metrics):
+    def test_the_float_model_on_the_same_tokens(self, loaded: LoadedWorkload, prefill_metrics):
         expected = evaluate.perplexity(loaded.model, loaded.texts, bos=0)
         assert prefill_metrics["float_loss"] == pytest.approx(expected.loss, rel=1e-6)
         assert expected.tokens == tuple(prefill_metrics["tokens"])
@@ -60,7 +60,7 @@ class TestPrefill:
             assert len(prefill_metrics[name]) == LAYERS
             assert all(0 < error < 0.2 for error in prefill_metrics[name]), name
 
-    def test_layer_errors_by_hand(self, loaded: Loaded, prefill_metrics):
+    def test_layer_errors_by_hand(self, loaded: LoadedWorkload, prefill_metrics):
         model = prefill_model(loaded, Trial({"activation": "int16"}, 0))
         kept: list[list[torch.Tensor]] = [[], []]
         for each, outputs in zip((loaded.model, model), kept, strict=True):
@@ -83,13 +83,13 @@ class TestPrefill:
         assert 0 <= prefill_metrics["first_different"] <= 6
         assert "tasks" not in prefill_metrics
 
-    def test_no_generation_check(self, loaded: Loaded):
+    def test_no_generation_check(self, loaded: LoadedWorkload):
         quick = replace(loaded, workload=replace(loaded.workload, new_tokens=0))
         assert "equal" not in measure(quick, Trial({}, 0))
 
 
 class TestMasks:
-    def test_a_small_fill_value_leaks(self, loaded: Loaded):
+    def test_a_small_fill_value_leaks(self, loaded: LoadedWorkload):
         def leaks(fill: float) -> tuple[float, float]:
             trial = Trial({"attention_mask_fill_value": fill}, 0)
             found = _leaks(loaded, prefill_model(loaded, trial))
@@ -100,7 +100,7 @@ class TestMasks:
         assert most > 0.5
         assert 0.5 < share < 1.0  # the last query has nothing hidden from it
 
-    def test_leaks_by_hand(self, loaded: Loaded):
+    def test_leaks_by_hand(self, loaded: LoadedWorkload):
         model = prefill_model(loaded, Trial({"attention_mask_fill_value": -8.0}, 0))
         paid = []
         for ids in loaded.texts:
@@ -116,7 +116,7 @@ class TestMasks:
         assert found["leaking"] == pytest.approx(sum(p > 0.01 for p in paid) / len(paid))
         assert 0 < found["leaking"] < 1
 
-    def test_a_large_fill_value_takes_the_codes(self, loaded: Loaded):
+    def test_a_large_fill_value_takes_the_codes(self, loaded: LoadedWorkload):
         def step(fill: float) -> float:
             trial = Trial({"attention_mask_fill_value": fill}, 0)
             return _of_masks(prefill_model(loaded, trial), _probe(loaded))["mask_step"]
@@ -124,7 +124,7 @@ class TestMasks:
         assert step(-240.0) == pytest.approx(240 / 255, rel=0.1)
         assert step(-240.0) > 1.5 * step(-120.0)
 
-    def test_saturation_by_hand(self, loaded: Loaded):
+    def test_saturation_by_hand(self, loaded: LoadedWorkload):
         model = prefill_model(loaded, Trial({"attention_mask_fill_value": -40.0}, 0))
         inputs = _probe(loaded)
         assert _of_masks(model, inputs)["mask_saturation"] < 0.2
@@ -133,25 +133,25 @@ class TestMasks:
             q = point.qparams
             point.quantizer = AffineQParams(q.scale / 1e4, q.zero_point, q.dtype)
         assert _of_masks(model, inputs)["mask_saturation"] > 0.9
-        assert not any("_quantize" in vars(layer.self_attn) for layer in model.model.layers)
+        assert not any("quantize" in vars(layer.self_attn) for layer in model.model.layers)
 
 
 class TestDecode:
     @pytest.fixture(scope="class")
     @classmethod
-    def models(cls, loaded: Loaded):
+    def models(cls, loaded: LoadedWorkload):
         trial = Trial({"source": "float", "steps": 4, "calibration": 3}, 0)
         prefill = prefill_model(loaded, trial)
         return prefill, decode_model(loaded, trial, prefill)
 
-    def test_as_deployed(self, loaded: Loaded, decode_metrics, models):
+    def test_as_deployed(self, loaded: LoadedWorkload, decode_metrics, models):
         options = {"bos": 0, "prompt": 8, "batch": 32}
         found = evaluate.decoded_perplexity(*models, loaded.texts, **options)
         assert decode_metrics["loss"] == found.loss
         floats = evaluate.decoded_perplexity(loaded.model, loaded.model, loaded.texts, **options)
         assert decode_metrics["float_loss"] == pytest.approx(floats.loss, rel=1e-6)
 
-    def test_both_objectives(self, loaded: Loaded, decode_metrics, models):
+    def test_both_objectives(self, loaded: LoadedWorkload, decode_metrics, models):
         """A step over each past against one forward of all tokens so far."""
         prefill, decode = models
         for name, past in (("quantized_past_loss", prefill), ("float_past_loss", loaded.model)):
@@ -180,7 +180,7 @@ class TestDecode:
             assert decode_metrics[f"quantized_past_{name}"] != decode_metrics[f"float_past_{name}"]
 
 
-def test_the_sequences_that_are_compared(loaded: Loaded):
+def test_the_sequences_that_are_compared(loaded: LoadedWorkload):
     found = _sequences(loaded)
     longest = max(loaded.texts, key=len)
     length = found.shape[1] - 1
@@ -211,7 +211,7 @@ def test_what_is_said_by_others_is_left_out(capfd):
     assert capfd.readouterr().err == "after\n"
 
 
-def test_a_float_configuration_has_no_error(loaded: Loaded):
+def test_a_float_configuration_has_no_error(loaded: LoadedWorkload):
     metrics = measure(loaded, Trial({"overrides": {"*": "off"}}, 0))
     assert metrics["equal"] == 1
     assert metrics["loss"] == pytest.approx(

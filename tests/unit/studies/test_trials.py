@@ -173,7 +173,7 @@ class TestResults:
             Results(path, HEAD)
 
     def test_nowhere_to_write(self, tmp_path: Path):
-        with pytest.raises(StudyError, match="there is no folder"):
+        with pytest.raises(StudyError, match="create it first"):
             Results(tmp_path / "none" / "r.jsonl", HEAD)
         with pytest.raises(StudyError, match="cannot read"):
             Results(tmp_path, HEAD)

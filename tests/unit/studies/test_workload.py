@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from wrappers.errors import InputError, StudyError
-from wrappers.studies import Loaded, Workload, load
+from wrappers.errors import ModelInputError, StudyError
+from wrappers.studies import LoadedWorkload, Workload, load
 from wrappers.studies.plan.workload import _load, batches
 
 
 class TestLoad:
-    def test_whole_documents_are_scored_and_the_rest_calibrates(self, loaded: Loaded):
+    def test_whole_documents_are_scored_and_the_rest_calibrates(self, loaded: LoadedWorkload):
         scored = sum(map(len, loaded.texts))
         assert 80 < scored <= 150
         text = Path(loaded.workload.text).read_text().replace("|", " ").split()
@@ -27,7 +27,7 @@ class TestLoad:
         found = load(replace(workload, calibration_text=str(other)))
         assert set(found.calibration) == {5}
 
-    def test_calibration_sets(self, loaded: Loaded):
+    def test_calibration_sets(self, loaded: LoadedWorkload):
         sets = [loaded.calibration_set(seed, 5) for seed in (0, 0, 1)]
         assert sets[0] == sets[1] != sets[2]
         assert all(len(ids) == 24 and ids[0] == loaded.bos for ids in sets[0])
@@ -54,7 +54,9 @@ class TestLoad:
         assert {len(ids) for ids in found.texts} == {63}
         assert tokens <= sum(map(len, found.texts)) < tokens + 2 * 63
 
-    def test_the_checksum_knows_the_model_and_the_texts(self, workload: Workload, loaded: Loaded):
+    def test_the_checksum_knows_the_model_and_the_texts(
+        self, workload: Workload, loaded: LoadedWorkload
+    ):
         other = _load.__wrapped__(workload)
         assert other.checksum == loaded.checksum
         with torch.no_grad():
@@ -83,7 +85,7 @@ class TestLoad:
 
     def test_tasks_that_cannot_be(self, workload: Workload, tmp_path: Path):
         pytest.importorskip("lm_eval", reason="needs the extra eval")
-        with pytest.raises(InputError, match="there is no task file"):
+        with pytest.raises(ModelInputError, match="there is no task file"):
             load(replace(workload, tasks=(str(tmp_path / "none.yaml"),)))
 
     @pytest.mark.parametrize(
@@ -104,10 +106,10 @@ class TestLoad:
         with pytest.raises(StudyError, match=message):
             replace(workload, **changed)
 
-    def test_its_own_checksum(self, workload: Workload, loaded: Loaded):
+    def test_its_own_checksum(self, workload: Workload, loaded: LoadedWorkload):
         assert load(replace(workload, checksum=loaded.checksum)) is load(workload)
 
-    def test_prompts_are_no_calibration(self, loaded: Loaded):
+    def test_prompts_are_no_calibration(self, loaded: LoadedWorkload):
         scored = [token for ids in loaded.texts for token in ids]
         for prompt in loaded.prompts:
             assert prompt[0] == loaded.bos

@@ -240,6 +240,7 @@ class TestEndedEarly:
             assert torch.equal(reader.tensor(1), TENSORS[1])
 
     @pytest.mark.parametrize("elements", [64, 0], ids=["in a shard", "in a line"])
+    @pytest.mark.slow
     def test_by_a_lack_of_room(self, tmp_path: Path, elements: int) -> None:
         """A real refusal of the operating system's: files may not grow beyond a limit."""
         script = f"""
@@ -304,6 +305,7 @@ except StorageError as error:
             writer.write({"id": writer.add(TENSORS[0])})
         assert torch.equal(TraceReader(tmp_path / "a").tensor(0), TENSORS[0])
 
+    @pytest.mark.slow
     def test_by_a_kill_at_any_moment(self, tmp_path: Path) -> None:
         """Every tensor that a line names is whole, and nothing that was told as done is lost."""
         script = """

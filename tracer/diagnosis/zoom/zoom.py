@@ -1,37 +1,37 @@
 """The exact line: which operation inside one module makes the first value that is wrong.
 
 >>> comparison = tracer.compare(reference, candidate, inputs)
->>> comparison.zoomed.guilty.text, comparison.zoomed.expected.text
+>>> comparison.zoomed.culprit.text, comparison.zoomed.expected.text
 ('return logits.softmax(-1)', 'attn_weights = attn_weights + attention_mask')
 
 In one more run the operations inside one call of the module are recorded on both sides, and each
 value of the candidate is looked for among the reference's. A candidate may work in its own way and
 form many values that the reference never has; they are innocent as long as what they lead to is
-found again. The guilty operation is the first from which no value that is found again follows.
+found again. The culprit is the first operation from which no value that is found again follows.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from tracer.diagnosis.origin import Origin
-from tracer.diagnosis.trials import Rerun
-from tracer.diagnosis.zoom.culprit import Blame, SideLog, blame
+from tracer.diagnosis.zoom.case import Case, Culprit, SideLog, ZoomKind, case_of
+from tracer.diagnosis.zoom.culprit import culprit_of
 from tracer.diagnosis.zoom.matching import Match, match
 from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line, described
 from tracer.errors import UsageError, near_names
-from tracer.execution.hooks import Answer, Call, NewArguments, Phase, hides_children
-from tracer.interventions.forcing import Forcing
+from tracer.execution.hooks import Answer, Call, NewArguments, hides_children
+from tracer.interventions.experiment import Experiment
+from tracer.interventions.forcing import Forcing, Replaced
 from tracer.interventions.substitution import give_argument
-from tracer.measurement.arguments import paired_arguments, read_output
+from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
-from tracer.measurement.rows import WRITTEN, CallKey, CallRecord, Row, argument_of
-from tracer.tensors.leaves import is_stateful, tensor_leaves
-from tracer.tensors.masks import is_mask_name
+from tracer.measurement.intervention import Intervention
+from tracer.measurement.rows import CallKey, CallRecord, Row
+from tracer.tensors.leaves import is_stateful
 from tracer.tensors.tolerance import Tolerance
-from tracer.text import few, module_in_words, short_line
+from tracer.tensors.value_path import OUTPUT, ValuePath
 
 _SIDES = ("reference", "candidate")
 
@@ -42,9 +42,8 @@ class Zoomed:
 
     Attributes:
         module, call: the reference's name and the call index.
-        kind: "wrong" (an operation makes another value), "missing" (one of the reference's was left
-            out), "edit" (an argument is edited in place that others still read), or "none".
-        guilty: the candidate's operation; for a missing one that which goes on without it, or
+        kind: what was found.
+        culprit: the candidate's operation; for a missing one that which goes on without it, or
             "no operation" at the line of the call where the module makes none. None if what was
             made is returned as it is, and for "none".
         expected: the reference's operation that makes the value that the candidate does not.
@@ -52,46 +51,50 @@ class Zoomed:
         given: arguments that differed, and in whose place the candidate was given the reference's.
         operations: how many each side made, the reference first; a call of a module counts as one.
         matched: of the candidate's, how many made a value that the reference has.
-        leading_back: how many did not, and led to one.
-        astray: how many did not and led to a wrong result only; the first of them is guilty, unless
-            a factor or an order before it explains it.
+        leading_to_match: how many did not, and led to one.
+        unmatched: how many did not and led to a wrong result only; the first of them is the
+            culprit, unless one of `tracer.diagnosis.zoom.culprit.RULES` explains it.
     """
 
     module: str
     call: int
-    kind: str
-    guilty: Operation | None
+    kind: ZoomKind
+    culprit: Operation | None
     expected: Operation | None
     made: Operation | None
     given: tuple[str, ...]
     operations: tuple[int, int]
     matched: int
-    leading_back: int
-    astray: int
+    leading_to_match: int
+    unmatched: int
+
+    @property
+    def guilty(self) -> Operation | None:
+        """The culprit."""
+        return self.culprit
 
     @property
     def explanation(self) -> str:
         """The finding in words, several lines."""
-        return "\n".join(_in_words(self))
+        import tracer
+
+        return tracer.explain(self)
 
 
 def zoom(
     module: str,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
-    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    experiment: Experiment,
     *,
     inward: bool = True,
 ) -> Zoomed | None:
-    """Looks for the guilty operation inside a module, in one more run of both models.
+    """Looks for the culprit inside a module, in one more run of both models.
 
     Args:
         module: the reference's name.
         free: the finished run in which the candidate inherits its errors.
-        rerun: runs both models again.
-        modules: both sides' modules by name.
-        inward: where the guilty operation is the call of another module whose inputs are right, go
+        experiment: runs both models again.
+        inward: where the culprit is the call of another module whose inputs are right, go
             on in that one.
 
     Returns:
@@ -99,14 +102,14 @@ def zoom(
         that only one side makes, or where a model raises.
     """
     record = _call_of(module, free)
-    if record is None or _is_opaque(record, modules):
+    if record is None or _is_opaque(record, experiment):
         return None
-    closer = ZoomVisitor(record.key, tolerance)
-    if rerun(closer) is not None or closer.zoomed is None:
+    closer = ZoomVisitor(record.key)
+    if experiment.rerun(closer).failure is not None or closer.zoomed is None:
         return None
     if inward and closer.leads_into is not None:
-        deeper = zoom(closer.leads_into, free, tolerance, rerun, modules)
-        return deeper if deeper is not None and deeper.kind != "none" else closer.zoomed
+        deeper = zoom(closer.leads_into, free, experiment)
+        return deeper if deeper is not None and deeper.kind is not ZoomKind.NONE else closer.zoomed
     return closer.zoomed
 
 
@@ -127,16 +130,14 @@ def check_zoom(module: str | None, names: Iterable[str]) -> None:
 def zoom_at(
     module: str,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
-    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    experiment: Experiment,
 ) -> Zoomed:
     """Zooms into a module that the user has named.
 
     Raises:
         UsageError: its operations cannot be seen.
     """
-    found = zoom(module, free, tolerance, rerun, modules)
+    found = zoom(module, free, experiment)
     if found is None:
         raise UsageError(
             f"zoom {module!r}: its operations cannot be recorded: it is not called by both models, "
@@ -149,42 +150,37 @@ def zoom_at(
 def zoom_of(
     origin: Origin | None,
     free: Comparer,
-    tolerance: Tolerance,
-    rerun: Rerun,
-    modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
+    experiment: Experiment,
 ) -> Zoomed | None:
     """Zooms into the module of an origin that lies in that module's own lines."""
     if origin is None or origin.kind != "computation":
         return None
-    found = zoom(origin.module, free, tolerance, rerun, modules, inward=False)
-    return None if found is None or found.kind == "none" else found
+    found = zoom(origin.module, free, experiment, inward=False)
+    return None if found is None or found.kind is ZoomKind.NONE else found
 
 
-class ZoomVisitor(Forcing):
-    """The visitor of that run.
+class ZoomVisitor(Intervention):
+    """The intervention of that run.
 
     The module starts from the reference's arguments, so that what differs inside is its own. It is
     a `SideObserver` of lockstep's: recordings are in force on each side for the time of the call.
 
     Attributes:
         zoomed: what was found; None until the call has ended on both sides.
-        leads_into: the module whose call is the guilty operation, if that is what it is and its
+        leads_into: the module whose call is the culprit, if that is what it is and its
             inputs are right.
     """
 
-    def __init__(self, key: CallKey, tolerance: Tolerance) -> None:
-        super().__init__(tolerance, frozenset({key[0]}), exact=True)
+    def __init__(self, key: CallKey) -> None:
         self.zoomed: Zoomed | None = None
         self.leads_into: str | None = None
         self._key = key
+        # What is not compared, at padded positions, is a value inside all the same.
+        self._forcing = Forcing(replaced=Replaced.ALL)
         self._recordings: dict[str, OperationLog] = {}
         self._replaced: list[str] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._handed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
-
-    def _is_wrong(self, row: Row) -> bool:
-        # What is not compared, at padded positions, is a value inside all the same.
-        return True
+        self._passed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
 
     def begins(self, side: str, name: str, call: Call) -> None:
         """Starts to record, or notes the call of another module."""
@@ -205,93 +201,93 @@ class ZoomVisitor(Forcing):
         else:
             recording.end_call(name, call)
 
-    def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
-        """Compares, gives the candidate the reference's arguments, and judges at the end."""
-        if (reference.name, reference.index) != self._key:
-            Comparer.visit(self, reference, candidate, phase)
-            if phase is Phase.END:
-                self._note_returned(reference, candidate)
-            else:
-                self._note_handed(reference, candidate)
+    def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Gives the candidate the reference's arguments."""
+        if record.key != self._key:
+            self._note_passed(calls, record)
             return None
-        if phase is Phase.START:
-            answer = super().visit(reference, candidate, phase)
-            return self._masks_given(reference, candidate, answer)
-        Comparer.visit(self, reference, candidate, phase)
+        return self._masks_given(calls, record, self._forcing.on_start(calls, record, run))
+
+    def on_end(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Judges."""
+        if record.key != self._key:
+            self._note_returned(calls, record)
+            return None
         sides = [self._recordings.get(side) for side in _SIDES]
-        record = self.records.get(self._key)
-        if record is not None and sides[0] is not None and sides[1] is not None:
-            self._judge(record, (reference, candidate), (sides[0], sides[1]))
+        if sides[0] is not None and sides[1] is not None:
+            self._judge(calls, record, run, (sides[0], sides[1]))
         self._recordings.clear()
         self._returned.clear()
-        self._handed = [], []
+        self._passed = [], []
         return None
 
-    def _note_handed(self, reference: Call, candidate: Call) -> None:
-        """What the module hands on and is wrong, which may be lost in what it returns."""
-        record = self.records[reference.name, reference.index]
-        wrong = {path for path, row in record.arguments.items() if not row.agrees}
-        wrong = {path for path in wrong if not is_mask_name(path)}
+    def _note_passed(self, calls: CallPair, record: CallRecord) -> None:
+        """What the module passes on and is wrong, which may be lost in what it returns."""
+        is_mask = calls.roles.is_mask
+        rows = record.arguments.items()
+        wrong = {path for path, row in rows if not row.agrees and not is_mask(path)}
         if record.parent != self._key or not wrong:
             return
-        for name, *values in paired_arguments(reference, candidate):
-            leaves = [dict(tensor_leaves(value, f"kwargs.{name}")) for value in values]
+        for name, *values in calls.arguments():
+            leaves = [ValuePath.of_argument(name).tensors(value) for value in values]
             for path in sorted(wrong & leaves[0].keys() & leaves[1].keys()):
-                self._handed[0].append(leaves[0][path])
-                self._handed[1].append(leaves[1][path])
+                self._passed[0].append(leaves[0][path])
+                self._passed[1].append(leaves[1][path])
 
-    def _note_returned(self, reference: Call, candidate: Call) -> None:
-        record = self.records.get((reference.name, reference.index))
+    def _note_returned(self, calls: CallPair, record: CallRecord) -> None:
         is_recorded = any(not recording.finished for recording in self._recordings.values())
-        if record is None or not is_recorded or not all(row.agrees for row in record.outputs):
+        if not is_recorded or not all(row.agrees for row in record.outputs):
             return
-        leaves = (dict(tensor_leaves(call.output, "")) for call in (reference, candidate))
-        pair = [list(each.values()) for each in leaves]
+        both = calls.reference, calls.candidate
+        pair = [list(OUTPUT.tensors(call.output).values()) for call in both]
         if len(pair[0]) == len(pair[1]) == 1:
             self._returned.append((pair[0][0], pair[1][0]))
 
-    def _masks_given(self, reference: Call, candidate: Call, answer: Answer) -> Answer:
+    def _masks_given(self, calls: CallPair, record: CallRecord, answer: Answer) -> Answer:
         """Gives the candidate masks that mean something else, too, and notes what was given."""
         values = dict(answer.values) if isinstance(answer, NewArguments) else {}
-        record = self.records[self._key]
-        rows = record.arguments.items()
-        wrong = {argument_of(path) for path, row in rows if not row.agrees}
+        wrong = {path.argument or "" for path, row in record.arguments.items() if not row.agrees}
         for name in sorted(wrong):
-            if is_mask_name(name) and not is_stateful(reference.arguments.get(name)):
-                given = give_argument(reference, candidate, name)
+            is_mask = calls.roles.is_mask(name)
+            if is_mask and not is_stateful(calls.reference.arguments.get(name)):
+                given = give_argument(calls, name)
                 values.update({} if given is None else given.values)
         self._replaced = sorted(wrong)
         return NewArguments(values) if values else None
 
     def _judge(
         self,
+        calls: CallPair,
         record: CallRecord,
-        calls: tuple[Call, Call],
+        run: Comparer,
         recordings: tuple[OperationLog, OperationLog],
     ) -> None:
-        limit = max(self._tolerance.limit(dtype, dtype) for dtype in _working(self._tolerance))
-        paddings = list(self._paddings.known(self._around(record)))
+        tolerance = run.tolerance
+        limit = max(tolerance.limit(dtype, dtype) for dtype in _working(tolerance))
+        paddings = list(run.paddings(record))
         reference, candidate = recordings
-        wrong = self._wrong_results(record, calls)
+        wrong = self._wrong_results(calls, record, run)
         found = match(candidate.values, reference.values, limit, paddings)
         for own, other in self._declared(recordings):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
-        results = [_results(*side, wrong) for side in zip(calls, recordings, strict=True)]
+        both = calls.reference, calls.candidate
+        results = [_results(*side, wrong) for side in zip(both, recordings, strict=True)]
         if not wrong:
             results = [
                 [each.known(leaf) for leaf in handed] or result
-                for each, handed, result in zip(recordings, self._handed, results, strict=True)
+                for each, handed, result in zip(recordings, self._passed, results, strict=True)
             ]
-        is_wrong = bool(wrong) or any(self._handed)
+        is_wrong = bool(wrong) or any(self._passed)
         sides = SideLog(reference, results[0]), SideLog(candidate, results[1])
-        blamed = blame(sides, found, limit, is_wrong=is_wrong, edits=bool(record.edited))
-        zoomed = _zoomed(self._key, blamed, sides, tuple(self._replaced))
-        if zoomed.kind == "missing" and zoomed.guilty is None and zoomed.made is None:
-            zoomed = replace(zoomed, guilty=at_line("no operation", record.candidate_caller))
+        case = case_of(sides, found, limit, is_wrong=is_wrong)
+        culprit = culprit_of(case, edits=bool(record.edited))
+        zoomed = _zoomed(self._key, case, culprit, tuple(self._replaced))
+        if zoomed.kind is ZoomKind.MISSING and zoomed.culprit is None and zoomed.made is None:
+            zoomed = replace(zoomed, culprit=at_line("no operation", record.candidate_caller))
         self.zoomed = zoomed
-        if blamed.guilty is not None and blamed.kind == "wrong":
-            step = candidate.steps[blamed.guilty]
-            if step.is_call and blamed.inputs_agree:
+        if culprit.step is not None and culprit.kind is ZoomKind.WRONG:
+            step = candidate.steps[culprit.step]
+            if step.is_call and case.takes_right_values(culprit.step):
                 self.leads_into = step.name
 
     def _declared(self, recordings: tuple[OperationLog, OperationLog]) -> Iterator[tuple[int, int]]:
@@ -301,25 +297,22 @@ class ZoomVisitor(Forcing):
             if values[0] is not None and values[1] is not None:
                 yield values[1], values[0]
 
-    def _wrong_results(self, record: CallRecord, calls: tuple[Call, Call]) -> list[Row]:
+    def _wrong_results(self, calls: CallPair, record: CallRecord, run: Comparer) -> list[Row]:
         """The rows of what the calls return and leave in their arguments, as far as it is wrong.
 
         What one of the modules inside has returned has a row there.
         """
         rows = {row.value: row for row in record.outputs}
-        outputs = (read_output(side, call) for side, call in zip(_SIDES, calls, strict=True))
-        reference, candidate = (dict(tensor_leaves(value, "output")) for value in outputs)
+        reference, candidate = map(OUTPUT.tensors, calls.outputs())
         for path in reference.keys() & candidate.keys() - rows.keys():
-            known = self._known(reference[path], candidate[path])
+            known = run.known(reference[path], candidate[path])
             if known is not None:
                 rows[path] = replace(known, value=path)
         return [row for row in rows.values() if not row.agrees]
 
 
-def _zoomed(
-    key: CallKey, blamed: Blame, sides: tuple[SideLog, SideLog], given: tuple[str, ...]
-) -> Zoomed:
-    reference, candidate = (side.recording for side in sides)
+def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) -> Zoomed:
+    reference, candidate = case.reference.recording, case.candidate.recording
     run = {code for step in reference.steps for code, _ in step.lines}
 
     def own(index: int | None) -> Operation | None:
@@ -336,15 +329,15 @@ def _zoomed(
     return Zoomed(
         module=key[0],
         call=key[1],
-        kind=blamed.kind,
-        guilty=own(blamed.guilty),
-        expected=None if blamed.expected is None else described(reference, blamed.expected),
-        made=own(blamed.made),
+        kind=culprit.kind,
+        culprit=own(culprit.step),
+        expected=None if culprit.expected is None else described(reference, culprit.expected),
+        made=own(culprit.made),
         given=given,
         operations=(len(reference.steps), len(candidate.steps)),
-        matched=blamed.matched,
-        leading_back=blamed.leading_back,
-        astray=blamed.astray,
+        matched=case.matched,
+        leading_to_match=case.leading_to_match,
+        unmatched=len(case.unmatched),
     )
 
 
@@ -359,9 +352,8 @@ def _call_of(module: str, free: Comparer) -> CallRecord | None:
     return next(iter(ended), None)
 
 
-def _is_opaque(
-    record: CallRecord, modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]
-) -> bool:
+def _is_opaque(record: CallRecord, experiment: Experiment) -> bool:
+    modules = experiment.modules
     both = modules[0][record.module], modules[1][record.candidate_module]
     return any(hides_children(inner) for module in both for inner in module.modules())
 
@@ -373,10 +365,14 @@ def _working(tolerance: Tolerance) -> Sequence[torch.dtype]:
 
 def _results(call: Call, recording: OperationLog, wrong: Sequence[Row]) -> list[int | None]:
     """The values that a call returns or leaves in its arguments where these are wrong."""
-    returned = dict(tensor_leaves(call.output, "output"))
+    returned = OUTPUT.tensors(call.output)
     if not wrong:
         return [recording.known(leaf) for leaf in returned.values()]
-    left = dict(tensor_leaves(call.arguments, WRITTEN))
+    left = {
+        path: leaf
+        for name, value in call.arguments.items()
+        for path, leaf in ValuePath.of_written(name).tensors(value).items()
+    }
     found: list[torch.Tensor] = []
     for row in wrong:
         places = left if row.is_written else returned
@@ -385,40 +381,3 @@ def _results(call: Call, recording: OperationLog, wrong: Sequence[Row]) -> list[
         else:
             found += places.values() if not row.is_written else ()
     return list(dict.fromkeys(recording.known(leaf) for leaf in found))
-
-
-def _in_words(zoomed: Zoomed) -> list[str]:
-    name = module_in_words(zoomed.module) + (f" (call {zoomed.call})" if zoomed.call else "")
-    counted = (
-        f"{zoomed.operations[1]} operations, {zoomed.operations[0]} in the reference's; "
-        f"{zoomed.matched} make a value that the reference has, {zoomed.leading_back} lead back "
-        "to one"
-    )
-    lines = []
-    if zoomed.given:
-        names = few([f"`{name}`" for name in zoomed.given], " and ")
-        lines.append(f"{name} was given the reference's {names}, which had differed.")
-    if zoomed.kind == "none":
-        return [*lines, f"Inside {name} no operation is guilty: {counted}."]
-    what = {
-        "wrong": "the first from which none follows is guilty",
-        "missing": "an operation of the reference's was left out",
-        "edit": "one edits in place what it was given",
-    }[zoomed.kind]
-    lines.append(f"Inside {name}: {counted}; {what}:")
-    lines += _line("reference", zoomed.expected)
-    if zoomed.made is not None and _places(zoomed.made) != _places(zoomed.guilty):
-        lines += _line("candidate, before", zoomed.made)
-    lines += _line("candidate", zoomed.guilty)
-    return lines
-
-
-def _places(operation: Operation | None) -> str:
-    return "" if operation is None else operation.location
-
-
-def _line(side: str, operation: Operation | None) -> list[str]:
-    if operation is None:
-        return []
-    where = short_line(operation.location) if operation.line else "(no source)"
-    return [f"  {side}: {operation.name} at {where}", f"    {operation.text}"]

@@ -42,8 +42,8 @@ def headline(comparison: Comparison, *, expected: bool = False) -> Headline:
         tone, line = ("agrees", "agrees") if verdict.agrees else ("unknown", "no verdict")
     else:
         tone, line = "diverges", f"diverges at {symptom.module or 'the root'}"
-        if symptom.value.startswith("kwargs."):
-            line += f", argument {symptom.value.removeprefix('kwargs.')}"
+        if not symptom.value.is_result:
+            line += f", argument {symptom.value.label}"
         line += f", call {symptom.call}" if symptom.call else ""
         line += f", PEIR {number(symptom.peir)}"
         if expected and not comparison.coverage.ended:

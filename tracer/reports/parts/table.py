@@ -11,6 +11,7 @@ from tracer.diagnosis.verdict import Symptom
 from tracer.measurement.rows import CallKey, Row
 from tracer.reports.parts.fold import Fold, is_symptom, number
 from tracer.tensors.leaves import dtype_name
+from tracer.tensors.value_path import ValueKind
 
 AGREES, DIFFERS, EXPECTED = "dim", "red", "yellow"
 
@@ -178,8 +179,10 @@ def _label(row: Row, *, with_value: bool = True, width: int | None = None) -> st
     name = row.module or "(root)"
     suffix = f"#{row.call}" if row.call else ""
     if with_value and row.value != "output":
-        value = row.value.removeprefix("output").removeprefix("kwargs.")
-        suffix += f" {value}" if row.is_output else f" ({value})"
+        if row.value.kind is ValueKind.OUTPUT:
+            suffix += f" .{row.value.inside}"
+        else:
+            suffix += f" {row.value}" if row.is_output else f" ({row.value.label})"
     if width is None or len(name) + len(suffix) <= width:
         return name + suffix
     # The last part of the name tells most; the value's name takes what is left.
@@ -193,7 +196,7 @@ def _label(row: Row, *, with_value: bool = True, width: int | None = None) -> st
 
 
 def _value(row: Row) -> str:
-    return row.value if row.is_output else f"argument {row.value.removeprefix('kwargs.')}"
+    return row.value if row.is_output else f"argument {row.value.label}"
 
 
 def statistic(name: str) -> Callable[[Row], str]:

@@ -20,6 +20,6 @@ def other_forms(comparison: Comparison) -> Mapping[str, Sequence[str]]:
     """The modules whose values come in forms that do not compare, by these forms."""
     groups: dict[str, list[str]] = {}
     for form in comparison.form_differences:
-        said = f"{form.value.removeprefix('kwargs.')}: {form.reference}; candidate {form.candidate}"
+        said = f"{form.value.label}: {form.reference}; candidate {form.candidate}"
         groups.setdefault(said, []).append(form.module)
     return groups

@@ -4,3 +4,4 @@
 from wrappers.families.qwen3_vl import model as model
 from wrappers.families.qwen3_vl import text as text
 from wrappers.families.qwen3_vl import vision as vision
+from wrappers.families.qwen3_vl import vision_attention as vision_attention

@@ -23,7 +23,7 @@ from transformers import vision_utils
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionRotaryEmbedding
 
 from wrappers.core.config import PTQConfig
-from wrappers.errors import ConfigError, InputError, WrappersError
+from wrappers.errors import ConfigError, ModelInputError, WrappersError
 
 Grid = tuple[int, int, int]
 """How many patches an image or video has in time, height and width."""
@@ -139,15 +139,15 @@ def given_grids(grid_thw: Tensor, merge_size: int) -> tuple[Grid, ...]:
     """The grids in a tensor [images, 3], read back to the host.
 
     Raises:
-        InputError: it holds something else than grids, or one that cannot be merged.
+        ModelInputError: it holds something else than grids, or one that cannot be merged.
     """
     if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or grid_thw.is_floating_point():
-        raise InputError(
+        raise ModelInputError(
             f"found grid_thw of shape {list(grid_thw.shape)} and {grid_thw.dtype}; expected "
             "integers [images, 3], the patches of each image or video in time, height and width"
         )
     grids = tuple((t, h, w) for t, h, w in grid_thw.tolist())
-    _check(grids, merge_size, "grid_thw", InputError)
+    _check(grids, merge_size, "grid_thw", ModelInputError)
     return grids
 
 

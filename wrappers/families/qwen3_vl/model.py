@@ -19,7 +19,7 @@ from wrappers.attention.cache import as_cache
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule, Wrap
 from wrappers.core.registry import register
-from wrappers.errors import InputError
+from wrappers.errors import ModelInputError
 from wrappers.families.qwen3_vl.text import DEEPSTACK_LAYERS
 from wrappers.layers.decoder_blocks import embedded
 
@@ -88,7 +88,7 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
             **kwargs: handed on to the vision model and the text model.
 
         Raises:
-            InputError: both or neither of `input_ids` and `inputs_embeds`, both pixels and
+            ModelInputError: both or neither of `input_ids` and `inputs_embeds`, both pixels and
                 features, or a mask or cache of no known kind.
             ValueError: the tokens of images or videos are not as many as their features.
         """
@@ -101,7 +101,7 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
             if pixels is None:
                 continue
             if outputs.get(modality) is not None:
-                raise InputError(
+                raise ModelInputError(
                     f"found both pixels and mm_encoder_outputs of {modality}; give one of them"
                 )
             outputs[modality] = encode(pixels, grid, return_dict=True, **kwargs)
@@ -120,7 +120,7 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
             masks.append(mask[..., 0])
             deepstack.append([_joined(layer) for layer in outputs[modality].deepstack_features])
         if masks:
-            fused = self._quantize(fused, "mm_fusion", may_overwrite=True)
+            fused = self.quantize(fused, "mm_fusion", may_overwrite=True)
 
         cache = as_cache(past_key_values)
         if position_ids is None:

@@ -25,19 +25,26 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextModel,
     Qwen3VLTextRMSNorm,
 )
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from wrappers.attention.cache import KeyValueCache, as_cache
-from wrappers.attention.causal import BatchedAttention, CausalAttention, HeadByHeadAttention
+from wrappers.attention.causal import (
+    AttentionInputs,
+    BatchedAttention,
+    CausalAttention,
+    HeadByHeadAttention,
+)
 from wrappers.attention.masks import MaskBuilder, model_mask, quantized_mask
 from wrappers.attention.rope import RotateHalf, negate_and_swap_observed, quantized_tables
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode, Quantize
 from wrappers.core.registry import register
-from wrappers.core.transformers_compat import note_recordable_outputs
-from wrappers.errors import ConfigError, InputError
+from wrappers.core.transformers_compat import (
+    capture_outputs,
+    merge_with_config_defaults,
+    note_recordable_outputs,
+)
+from wrappers.errors import ConfigError, ModelInputError
 from wrappers.layers.decoder_blocks import DecoderLayer, GatedMLP, embedded, next_positions
 from wrappers.layers.norms import TransformersRMSNorm
 
@@ -62,7 +69,7 @@ class QuantQwen3VLTextMLP(GatedMLP, Qwen3VLTextMLP):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to [..., hidden]."""
-        return self._quantize(super().forward(x), "act_out")
+        return self.quantize(super().forward(x), "act_out")
 
 
 class NormalisedHeads(CausalAttention):
@@ -140,14 +147,12 @@ class QuantQwen3VLTextDecoderLayer(DecoderLayer, Qwen3VLTextDecoderLayer):  # ty
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        return self._residual_blocks(self._quantize(hidden_states, "act_in"), attend)
+        return self._residual_blocks(self.quantize(hidden_states, "act_in"), attend)
 
-    def step(
-        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueCache
-    ) -> Tensor:
-        """As a graph for an accelerator does it: see `CausalAttention.attend` for the arguments."""
-        attend = partial(self.self_attn.step, cos=cos, sin=sin, mask=mask, cache=cache)
-        return self._residual_blocks(self._quantize(hidden_states, "act_in"), attend)
+    def step(self, hidden_states: Tensor, inputs: AttentionInputs) -> Tensor:
+        """As a graph for an accelerator does it."""
+        attend = partial(self.self_attn.step, inputs=inputs)
+        return self._residual_blocks(self.quantize(hidden_states, "act_in"), attend)
 
 
 @register(Qwen3VLTextModel)
@@ -208,12 +213,12 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
             **kwargs: handed on to the layers.
 
         Raises:
-            InputError: both or neither of `input_ids` and `inputs_embeds`; a mask or cache of no
-                known kind; visual features without their positions, for more layers than
+            ModelInputError: both or neither of `input_ids` and `inputs_embeds`; a mask or cache of
+                no known kind; visual features without their positions, for more layers than
                 configured, or of another number than positions.
         """
         hidden_states = embedded(self.embed_tokens, input_ids, inputs_embeds)
-        hidden_states = self._quantize(hidden_states, "inputs_embeds")
+        hidden_states = self.quantize(hidden_states, "inputs_embeds")
         features = self._checked_features(visual_pos_masks, deepstack_visual_embeds)
         cache = as_cache(past_key_values)
         if use_cache and cache is None:
@@ -244,10 +249,7 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
     def step(
         self,
         hidden_states: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        cache: KeyValueCache,
+        inputs: AttentionInputs,
         visual_pos_masks: Tensor | None = None,
         deepstack_visual_embeds: Sequence[Tensor] = (),
     ) -> Tensor:
@@ -255,16 +257,15 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
 
         Args:
             hidden_states: embeddings with the visual features in their places.
-            cos: see `CausalAttention.attend`, as for `sin`, `mask` and `cache`.
+            inputs: of the attention.
             visual_pos_masks: which positions are images or videos, bool [B, query].
             deepstack_visual_embeds: for each of the first layers [B, query, hidden].
         """
         features = self._checked_features(visual_pos_masks, deepstack_visual_embeds)
-        hidden_states = self._quantize(hidden_states, "inputs_embeds")
-        cos, sin = self._quantize(cos, "cos"), self._quantize(sin, "sin")
-        mask = quantized_mask(self, "attention_mask", mask)
+        hidden_states = self.quantize(hidden_states, "inputs_embeds")
+        inputs = inputs.quantized(self, "attention_mask")
         for i, layer in enumerate(self.layers):
-            hidden_states = layer.step(hidden_states, cos, sin, mask, cache)  # type: ignore[operator]
+            hidden_states = layer.step(hidden_states, inputs)  # type: ignore[operator]
             if visual_pos_masks is not None and i < len(features):
                 hidden_states = self._add_features(hidden_states, visual_pos_masks, features[i], i)
         normalised: Tensor = self.norm(hidden_states)
@@ -275,13 +276,13 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
     ) -> Sequence[Tensor]:
         features = () if features is None else features
         if len(features) > 0 and visual_pos_masks is None:
-            raise InputError(
+            raise ModelInputError(
                 f"found deepstack_visual_embeds for {len(features)} layers without "
                 "visual_pos_masks; give the positions that they belong to, bool [batch, sequence]"
             )
         # Features beyond the last layer have no place, in the float model either.
         if min(len(features), len(self.layers)) > self.deepstack_layers:
-            raise InputError(
+            raise ModelInputError(
                 f"found deepstack_visual_embeds for {len(features)} layers, and the text model is "
                 f"wrapped for {self.deepstack_layers}; wrap the whole model, or give "
                 f"PTQConfig(model_args={{{DEEPSTACK_LAYERS!r}: {len(features)}}})"
@@ -296,7 +297,7 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         visual = positions.unsqueeze(-1)
         if features.ndim == 2:
             if not torch.compiler.is_compiling() and len(features) != int(positions.sum()):
-                raise InputError(
+                raise ModelInputError(
                     f"found deepstack_visual_embeds of {len(features)} positions for layer "
                     f"{index}, and visual_pos_masks with {int(positions.sum())}; give one row for "
                     "each position of an image or video"
@@ -313,9 +314,9 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         # An observer sees only what counts. All of it is fake-quantised, since a shape that
         # depends on data could not be exported; what does not count is not used.
         if self.mode is Mode.CALIBRATE:
-            self._quantize(x[positions], point)
+            self.quantize(x[positions], point)
             return x
-        return self._quantize(x, point, may_overwrite=may_overwrite)
+        return self.quantize(x, point, may_overwrite=may_overwrite)
 
 
 def _deepstack_layers(config: PTQConfig, layers: int) -> int:
@@ -341,7 +342,7 @@ def _positions(
         return position_ids[0], position_ids[1:]
     if position_ids.ndim == 3 and position_ids.shape[0] in (1, 3):
         return None, position_ids
-    raise InputError(
+    raise ModelInputError(
         f"found position_ids of shape {list(position_ids.shape)}; expected [batch, sequence], or "
         "3 of these: time, row and column, perhaps with the positions in the text before them; "
         "or 1 that stands for all three"

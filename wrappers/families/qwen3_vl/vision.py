@@ -1,15 +1,6 @@
-"""Qwen3-VL, vision: patch embedding, attention, MLP, block, patch merger and vision model, for the
-variants of prefill.
-
-| | `prefill` | `prefill_reference` |
-|---|---|---|
-| patch embedding | a linear layer | a convolution |
-| heads | one by one, sliced out of the fused projection | all at once |
-| rotate-half | (x2, x1), sine table half negated | (-x2, x1) |
-
-In both the factor 1 / sqrt(head_dim) is applied to the logits. In the text model `prefill` folds it
-into what makes the keys; here queries, keys and values come out of one projection, whose output has
-one range, and keys shrunk by a factor would be left with a fraction of its steps.
+"""Qwen3-VL, vision: patch embedding, MLP, block, patch merger and vision model, for the variants of
+prefill; the attention is in `vision_attention`. The patch embedding is a linear layer in `prefill`,
+a convolution in `prefill_reference`.
 
 The modules call each other as transformers' do, with the same arguments, and with quantisation off
 give the same numbers. With `PTQConfig(model_args={"grid_thw": [[1, 18, 28]]})` the grids are fixed:
@@ -19,9 +10,7 @@ each module.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -30,32 +19,22 @@ from torch import Tensor, nn
 from transformers import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     BaseModelOutputWithDeepstackFeatures,
-    Qwen3VLVisionAttention,
     Qwen3VLVisionBlock,
     Qwen3VLVisionMLP,
     Qwen3VLVisionModel,
     Qwen3VLVisionPatchEmbed,
     Qwen3VLVisionPatchMerger,
 )
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from wrappers.attention.core import attend_batched, attend_by_head
-from wrappers.attention.rope import (
-    ROPE_POINTS,
-    RotateHalf,
-    negate_and_swap_observed,
-    negate_first_half,
-    rope_tables,
-    rotate,
-    swap,
-)
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule, Wrap
-from wrappers.core.point import Mode, Quantize
 from wrappers.core.registry import register
-from wrappers.core.transformers_compat import note_recordable_outputs
-from wrappers.errors import InputError, WrapError
+from wrappers.core.transformers_compat import (
+    capture_outputs,
+    merge_with_config_defaults,
+    note_recordable_outputs,
+)
+from wrappers.errors import ModelInputError, WrapError
 from wrappers.families.qwen3_vl.grids import (
     GRID_THW,
     Grid,
@@ -64,7 +43,6 @@ from wrappers.families.qwen3_vl.grids import (
     given_grids,
     interpolated,
     rotation_tables,
-    segment_lengths,
 )
 from wrappers.layers.linear import WeightedLayer
 
@@ -72,12 +50,14 @@ from wrappers.layers.linear import WeightedLayer
 class LinearPatchProjection(WeightedLayer, nn.Conv3d):
     """A convolution whose kernel covers a patch once, as the linear layer that it then is."""
 
+    reference_output_scale = 1.0  # its parameters are those of the convolution
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in the float class
         """[patches, in_channels * frames * height * width], in one dimension or more, to
         [patches, out_channels]."""
-        x = self._quantize(input.flatten(1), "act_in")
-        weight = self._quantize(self.weight, "weight").flatten(1)
-        return self._quantize(F.linear(x, weight, self.bias), "act_out", may_overwrite=True)
+        x = self.quantize(input.flatten(1), "act_in")
+        weight = self.quantize(self.weight, "weight").flatten(1)
+        return self.quantize(F.linear(x, weight, self.bias), "act_out", may_overwrite=True)
 
     def to_reference_input(self, name: str, value: Tensor) -> Tensor:
         """The patches as the convolution takes them."""
@@ -123,200 +103,6 @@ class QuantQwen3VLVisionPatchEmbed(QuantModule, Qwen3VLVisionPatchEmbed):  # typ
     """The convolution has all the points: its forward is the float model's."""
 
 
-class VisionAttention(QuantModule):
-    """What both variants of the attention share; a variant says how heads are rotated and attend.
-
-    Patches attend to those of their own segment only: a frame of an image or video.
-    """
-
-    config: Qwen3VLVisionConfig
-    num_heads: int
-    head_dim: int
-    scaling: float
-    attention_dropout: float
-    qkv: nn.Module
-    proj: nn.Module
-
-    def _setup(self, config: PTQConfig) -> None:
-        grids = fixed_grids(config, self.config.spatial_merge_size)
-        self.fixed_segments = None if grids is None else segment_lengths(grids)
-        points = ["hidden", "cos", "sin"]
-        points += [f"{states}_{point}" for states in "qk" for point in ROPE_POINTS]
-        points += ["logits_raw", "scale", "logits", "softmax", "attn_out", "attn_out_h"]
-        for point in points:
-            self._add_point(point)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cu_seqlens: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Attends as the float class does.
-
-        Args:
-            hidden_states: [patches, hidden].
-            cu_seqlens: where segments begin and end, integers [segments + 1]; not needed where
-                the config fixes the grids.
-            position_embeddings: cos and sin, each [patches, head_dim].
-            **kwargs: not used: what the float model hands to other implementations of attention.
-
-        Returns:
-            [patches, hidden].
-
-        Raises:
-            InputError: no position embeddings, or segments that do not fit the patches or the
-                grids of the config.
-        """
-        cos, sin = rope_tables(position_embeddings, type(self))
-        lengths = self._segment_lengths(cu_seqlens, hidden_states.shape[0])
-        hidden = self._quantize(hidden_states, "hidden")
-        # Rotated in float32 whatever the model's type, as in the float model.
-        cos = self._quantize(cos, "cos").float()
-        sin = self._quantize(self._sine_table(sin), "sin").float()
-        outputs = self._attend_segments(self.qkv(hidden).unsqueeze(0), cos, sin, lengths)
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        projected: Tensor = self.proj(output.squeeze(0))
-        return projected
-
-    def _segment_lengths(self, cu_seqlens: Tensor | None, patches: int) -> list[int]:
-        lengths = self.fixed_segments
-        if lengths is None and cu_seqlens is None:
-            raise InputError(
-                f"{type(self).__name__} was called without cu_seqlens, and no grids are fixed: "
-                f"give either, the latter as PTQConfig(model_args={{{GRID_THW!r}: ...}})"
-            )
-        if cu_seqlens is not None and (lengths is None or not torch.compiler.is_compiling()):
-            given = cu_seqlens.diff().tolist()
-            if lengths not in (None, given):
-                raise InputError(
-                    f"found cu_seqlens of segments of {given} patches, and the grids that "
-                    f"model_args fixes have segments of {lengths}: prepare the model for these "
-                    "grids, or without fixed ones"
-                )
-            lengths = given
-        assert lengths is not None
-        if sum(lengths) != patches or min(lengths, default=0) < 0:
-            raise InputError(
-                f"found segments of {lengths} patches, {sum(lengths)} in all, and hidden states "
-                f"of {patches}: expected cu_seqlens that rise from 0 to the number of patches"
-            )
-        return lengths
-
-    @abstractmethod
-    def _sine_table(self, sin: Tensor) -> Tensor:
-        """The float model's sine table in the form of this variant."""
-
-    @abstractmethod
-    def _rotate_half(self, quantize: Quantize) -> RotateHalf:
-        """How halves change places in this variant."""
-
-    @abstractmethod
-    def _attend_segments(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]
-    ) -> list[Tensor]:
-        """From the fused projection to what `proj` takes, for each segment.
-
-        Args:
-            qkv: queries, keys and values before rotation, [1, patches, 3 * heads * head_dim].
-            cos: [patches, head_dim].
-            sin: the same, in the form of this variant.
-            lengths: patches of each segment.
-
-        Returns:
-            For each segment [1, its patches, heads * head_dim].
-        """
-
-    def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor, prefix: str) -> Tensor:
-        # states: [..., patches, head_dim]
-        def quantize(x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
-            return self._quantize(x, f"{prefix}_{name}", may_overwrite=may_overwrite)
-
-        rotated = rotate(states.float(), cos, sin, self._rotate_half(quantize), quantize)
-        return rotated.to(states.dtype)
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "mask": None,
-            "scaling": self.scaling,
-            "quantize": self._quantize,
-            "dropout": self.attention_dropout if self.training else 0.0,
-            "observed_masks": (),
-            "keep_weights": False,
-            "whole_tensors": self.mode is Mode.CALIBRATE,
-        }
-
-
-@register(Qwen3VLVisionAttention, variant="prefill")
-class QuantQwen3VLVisionAttentionPrefill(VisionAttention, Qwen3VLVisionAttention):  # type: ignore[misc]
-    """Head by head, as an accelerator computes it."""
-
-    def _sine_table(self, sin: Tensor) -> Tensor:
-        return negate_first_half(sin)
-
-    def _rotate_half(self, quantize: Quantize) -> RotateHalf:
-        return swap
-
-    def _attend_segments(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]
-    ) -> list[Tensor]:
-        starts = range(0, qkv.shape[-1], self.head_dim)
-        # First the heads of the queries, then those of the keys, then those of the values.
-        heads = [qkv[..., start : start + self.head_dim] for start in starts]
-        queries = [self._rotate(head, cos, sin, "q") for head in heads[: self.num_heads]]
-        keys = [
-            self._rotate(head, cos, sin, "k") for head in heads[self.num_heads : -self.num_heads]
-        ]
-        values = heads[-self.num_heads :]
-        segments = (
-            zip(*(_segments(head, lengths) for head in states), strict=True)
-            for states in (queries, keys, values)
-        )
-        return [
-            attend_by_head(*states, **self._options()).output
-            for states in zip(*segments, strict=True)
-        ]
-
-
-@register(Qwen3VLVisionAttention, variant="prefill_reference")
-class QuantQwen3VLVisionAttentionPrefillReference(VisionAttention, Qwen3VLVisionAttention):  # type: ignore[misc]
-    """All heads at once, for fast evaluation."""
-
-    def _setup(self, config: PTQConfig) -> None:
-        super()._setup(config)
-        self._add_point("q_neg")
-        self._add_point("k_neg")
-
-    def _sine_table(self, sin: Tensor) -> Tensor:
-        return sin
-
-    def _rotate_half(self, quantize: Quantize) -> RotateHalf:
-        return negate_and_swap_observed(quantize)
-
-    def _attend_segments(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]
-    ) -> list[Tensor]:
-        # three times [1, heads, patches, head_dim]
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query = self._rotate(query, cos, sin, "q")
-        key = self._rotate(key, cos, sin, "k")
-        segments = (_segments(states, lengths) for states in (query, key, value))
-        fold = self.mode is not Mode.QUANT
-        return [
-            attend_batched(*states, fold=fold, **self._options()).output
-            for states in zip(*segments, strict=True)
-        ]
-
-
-def _segments(states: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """[..., patches, head_dim] cut into the patches of each segment."""
-    if len(lengths) == 1:
-        return [states]
-    ends = accumulate(lengths)
-    return [states[..., end - length : end, :] for end, length in zip(ends, lengths, strict=True)]
-
-
 class EnclosedModule(QuantModule):
     """Base of modules whose children do the work: the float class's own forward between points."""
 
@@ -325,7 +111,7 @@ class EnclosedModule(QuantModule):
         self._add_point("act_out")
 
     def _enclosed(self, x: Tensor) -> Tensor:
-        return self._quantize(super().forward(self._quantize(x, "act_in")), "act_out")
+        return self.quantize(super().forward(self.quantize(x, "act_in")), "act_out")
 
 
 @register(Qwen3VLVisionMLP)
@@ -367,16 +153,16 @@ class QuantQwen3VLVisionBlock(QuantModule, Qwen3VLVisionBlock):  # type: ignore[
         **kwargs: Any,
     ) -> Tensor:
         """[patches, hidden] to the same; see `VisionAttention.forward` for the arguments."""
-        hidden_states = self._quantize(hidden_states, "act_in")
+        hidden_states = self.quantize(hidden_states, "act_in")
         attended = self.attn(
             self.norm1(hidden_states),
             cu_seqlens=cu_seqlens,
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        residual = self._quantize(hidden_states + attended, "post_attn", may_overwrite=True)
+        residual = self.quantize(hidden_states + attended, "post_attn", may_overwrite=True)
         transformed = self.mlp(self.norm2(residual))
-        return self._quantize(residual + transformed, "act_out", may_overwrite=True)
+        return self.quantize(residual + transformed, "act_out", may_overwrite=True)
 
 
 @register(Qwen3VLVisionModel)
@@ -425,21 +211,21 @@ class QuantQwen3VLVisionModel(QuantModule, Qwen3VLVisionModel):  # type: ignore[
             `pooler_output`, and likewise the tokens of the deepstack blocks.
 
         Raises:
-            InputError: no grids, or grids that do not fit the patches or those of the config.
+            ModelInputError: no grids, or grids that do not fit the patches or those of the config.
         """
         layout = self._layout_for(grid_thw).to(hidden_states.device).with_precomputed(kwargs)
         hidden_states = self.patch_embed(hidden_states)
         patches = layout.position_ids.shape[0]
         if hidden_states.shape[0] != patches:
-            raise InputError(
+            raise ModelInputError(
                 f"found pixels of {hidden_states.shape[0]} patches, and grids of {patches}: "
                 "give grid_thw of just these images or videos"
             )
         embedded = interpolated(self.pos_embed, layout).to(hidden_states.dtype)
-        embedded = self._quantize(embedded, "pos_embed", may_overwrite=True)
-        hidden_states = self._quantize(hidden_states + embedded, "pos_add", may_overwrite=True)
+        embedded = self.quantize(embedded, "pos_embed", may_overwrite=True)
+        hidden_states = self.quantize(hidden_states + embedded, "pos_add", may_overwrite=True)
         cos, sin = rotation_tables(self.rotary_pos_emb, hidden_states, layout)
-        tables = self._quantize(cos, "rope_cos"), self._quantize(sin, "rope_sin")
+        tables = self.quantize(cos, "rope_cos"), self.quantize(sin, "rope_sin")
         deepstack_features = []
         for i, block in enumerate(self.blocks):
             hidden_states = block(
@@ -462,7 +248,7 @@ class QuantQwen3VLVisionModel(QuantModule, Qwen3VLVisionModel):  # type: ignore[
         if fixed is not None and (grid_thw is None or torch.compiler.is_compiling()):
             return fixed
         if grid_thw is None:
-            raise InputError(
+            raise ModelInputError(
                 "found no grid_thw; give the grid of each image or video, or fix them by "
                 f"PTQConfig(model_args={{{GRID_THW!r}: [[time, height, width], ...]}})"
             )
@@ -470,7 +256,7 @@ class QuantQwen3VLVisionModel(QuantModule, Qwen3VLVisionModel):  # type: ignore[
         if fixed is None:
             return self._layout(grids)
         if grids != self.fixed_grids:
-            raise InputError(
+            raise ModelInputError(
                 f"found grid_thw {grid_thw.tolist()}, and model_args fixes {self.fixed_grids}: "
                 "prepare the model for these grids, or without fixed ones"
             )

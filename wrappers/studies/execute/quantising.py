@@ -1,17 +1,4 @@
-"""From the settings of a trial to quantised models.
-
-| setting | what | default |
-|---|---|---|
-| `activation`, `weight` | a dtype's name, or the fields of a `QuantSpec` | uint8 |
-| `variant` | of the prefill model | prefill_reference |
-| `attention_mask_fill_value`, `model_args`, `strict_wrap` | as in `PTQConfig` | its own |
-| `overrides` | by glob over the paths of quantization points: a dtype's name, fields of a `QuantSpec`, or "off"; later ones win | none |
-| `leave_out` | a module that stays float, with all inside it | none |
-| `only` | the one module that is quantised, with all inside it | all |
-| `calibration` | how many sequences to calibrate on | 8 |
-| `source` | where a decode model's past comes from in calibration: float, quantized, both | none: no decode |
-| `steps` | tokens of each calibration sequence that are decoded | 16 |
-"""  # noqa: E501
+"""From the settings of a trial, see `wrappers.studies.plan.settings`, to quantised models."""
 
 from __future__ import annotations
 
@@ -23,77 +10,24 @@ from typing import Any
 
 from torch import nn
 
-from wrappers.core.config import PTQConfig, QuantSpec, affine, no_quantization
+from wrappers.core.config import PTQConfig
 from wrappers.core.module import iter_points, iter_wrappers
-from wrappers.core.observers import IdentityQuantizer
+from wrappers.core.quantizers import IdentityQuantizer
+from wrappers.core.spec import no_quantization
 from wrappers.deploy.decode_calibration import Source, decode_inputs
-from wrappers.errors import ConfigError, StudyError, WrappersError
+from wrappers.errors import StudyError, WrappersError
 from wrappers.quantize import calibrate, convert, prepare
+from wrappers.studies.plan.settings import DECODE, DEFAULTS, plain_config, spec_of
 from wrappers.studies.plan.trials import Settings, Trial
-from wrappers.studies.plan.workload import Loaded, batches
+from wrappers.studies.plan.workload import LoadedWorkload, batches
 
-DEFAULTS: Settings = {
-    "activation": "uint8",
-    "weight": "uint8",
-    "variant": "prefill_reference",
-    "calibration": 8,
-    "steps": 16,
-}
-_OF_CONFIG = ("attention_mask_fill_value", "model_args", "strict_wrap")
-KNOWN = (*DEFAULTS, *_OF_CONFIG, "overrides", "leave_out", "only", "source")
-SOURCES = ("float", "quantized", "both")
-_DECODE = "decode"
 # Settings on which it depends whether a model can be prepared.
 _OF_WRAPPERS = ("activation", "weight", "model_args", "strict_wrap")
 _OF_PARTS = ("overrides", "leave_out", "only")
 _TOGETHER = 8  # prompts whose steps are run together
 
 
-def check_settings(settings: Settings) -> None:
-    """Checks names and values before a study begins.
-
-    Raises:
-        StudyError: a setting that is not known, or a value that it cannot have.
-    """
-    for name in settings:
-        if name not in KNOWN:
-            raise StudyError(f"unknown setting {name!r}; expected one of {', '.join(KNOWN)}")
-    source = settings.get("source")
-    if "source" in settings and source not in SOURCES:
-        raise StudyError(f"found the source {source!r}; expected one of {', '.join(SOURCES)}")
-    _check_types(settings)
-    if source == "both" and settings.get("calibration", DEFAULTS["calibration"]) < 2:
-        raise StudyError("calibration on both sources takes at least 2 sequences, one for each")
-    if settings.get("leave_out") and settings.get("only"):
-        raise StudyError("leave_out and only exclude each other: give one of them")
-    if settings.get("variant") == _DECODE:
-        raise StudyError(
-            "the variant is that of the prefill model: with a source there is a decode model as "
-            "well, and both are measured together"
-        )
-    try:
-        _plain_config(settings, settings.get("variant", DEFAULTS["variant"]))
-        for spec in settings.get("overrides", {}).values():
-            _spec(spec)
-    except (ConfigError, TypeError) as error:
-        raise StudyError(f"these settings make no PTQConfig: {error}") from error
-
-
-def _check_types(settings: Settings) -> None:
-    for name in ("calibration", "steps"):
-        value = settings.get(name, DEFAULTS[name])
-        if type(value) is not int or value < 1:  # True is an int too
-            raise StudyError(f"found {name} {value!r}; expected a whole number from 1 up")
-    for name in ("overrides", "model_args"):
-        if not isinstance(value := settings.get(name, {}), Mapping):
-            raise StudyError(f"found {name} {value!r}; expected a table")
-    for name in ("leave_out", "only"):
-        value = settings.get(name)
-        if value is not None and not isinstance(value, str):
-            raise StudyError(f"found {name} {value!r}; expected the name of a module")
-
-
-def check_on(loaded: Loaded, trials: Iterable[Trial]) -> None:
+def check_on(loaded: LoadedWorkload, trials: Iterable[Trial]) -> None:
     """Checks settings against the model and the calibration sequences before a study begins.
 
     Raises:
@@ -104,7 +38,7 @@ def check_on(loaded: Loaded, trials: Iterable[Trial]) -> None:
         settings = {**DEFAULTS, **trial.settings}
         variants = [settings["variant"]]
         if "source" in settings:
-            variants.append(_DECODE)
+            variants.append(DECODE)
             _check_steps(settings["steps"], loaded.workload.calibration_length)
         others = [settings.get(name) for name in (*_OF_WRAPPERS, *_OF_PARTS)]
         key = json.dumps([variants, others], sort_keys=True)
@@ -131,7 +65,7 @@ def _check_steps(steps: int, length: int) -> None:
         )
 
 
-def prefill_model(loaded: Loaded, trial: Trial) -> nn.Module:
+def prefill_model(loaded: LoadedWorkload, trial: Trial) -> nn.Module:
     """The quantised model of a trial, in the variant of its settings."""
     settings = {**DEFAULTS, **trial.settings}
     wrapped = _prepared(loaded.model, settings, str(settings["variant"]))
@@ -148,14 +82,14 @@ def _leave_out_unreached(wrapped: nn.Module) -> None:
             module.points[name].quantizer = IdentityQuantizer()
 
 
-def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
+def decode_model(loaded: LoadedWorkload, trial: Trial, prefill: nn.Module) -> nn.Module:
     """The quantised decode model of a trial, calibrated on the past that its settings name.
 
     Args:
         prefill: the quantised prefill model of the same trial.
     """
     settings = {**DEFAULTS, **trial.settings}
-    decode = _prepared(loaded.model, settings, _DECODE)
+    decode = _prepared(loaded.model, settings, DECODE)
     prompts = loaded.calibration_set(trial.seed, settings["calibration"])
     source, steps = settings["source"], settings["steps"]
     # With both, each prompt is seen once all the same: the budget is that of the others.
@@ -171,7 +105,7 @@ def decode_model(loaded: Loaded, trial: Trial, prefill: nn.Module) -> nn.Module:
 
 
 def _prepared(model: nn.Module, settings: Settings, variant: str) -> nn.Module:
-    config = _plain_config(settings, variant)
+    config = plain_config(settings, variant)
     patterns = settings.get("overrides", {})
     chosen = settings.get("leave_out"), settings.get("only")
     if not patterns and chosen == (None, None):
@@ -179,25 +113,6 @@ def _prepared(model: nn.Module, settings: Settings, variant: str) -> nn.Module:
     paths = [f"{name}.{point}" for name, point, _ in iter_points(prepare(model, config))]
     overrides = _by_glob(patterns, paths) | _of_modules(*chosen, paths)
     return prepare(model, PTQConfig.from_dict(config.to_dict() | {"overrides": overrides}))
-
-
-def _plain_config(settings: Settings, variant: str) -> PTQConfig:
-    return PTQConfig(
-        activation=_spec(settings.get("activation", DEFAULTS["activation"])),
-        weight=_spec(settings.get("weight", DEFAULTS["weight"])),
-        variant=variant,
-        **{name: settings[name] for name in _OF_CONFIG if name in settings},
-    )
-
-
-def _spec(value: Any) -> QuantSpec:
-    if value == "off":
-        return no_quantization()
-    if not isinstance(value, Mapping):
-        return affine(value)
-    if not isinstance(options := value.get("options", {}), Mapping):
-        raise StudyError(f"found the options {options!r} of an observer; expected a table")
-    return QuantSpec.from_dict(value)
 
 
 def _by_glob(patterns: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
@@ -209,7 +124,7 @@ def _by_glob(patterns: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
                 f"the override {pattern!r} matches none of the {len(paths)} quantization points, "
                 f"such as {', '.join(paths[:3])}"
             )
-        found |= dict.fromkeys(matched, _spec(value).to_dict())
+        found |= dict.fromkeys(matched, spec_of(value).to_dict())
     return found
 
 

@@ -37,7 +37,7 @@ from wrappers.core.module import QuantModule, iter_wrappers
 from wrappers.deploy.runtime import Runtime
 from wrappers.studies.execute.quantising import decode_model, prefill_model
 from wrappers.studies.plan.trials import Trial
-from wrappers.studies.plan.workload import Loaded, Workload, load
+from wrappers.studies.plan.workload import LoadedWorkload, Workload, load
 
 MASK_POINT = "mask_add"
 _PROBE = 96  # tokens of a sequence that is compared layer by layer
@@ -50,7 +50,7 @@ _LEAKS = 0.01  # of a query's attention
 _WINDOWS = 4  # windows that a prefill scores side by side
 
 
-def measure(loaded: Loaded, trial: Trial) -> dict[str, Any]:
+def measure(loaded: LoadedWorkload, trial: Trial) -> dict[str, Any]:
     """Quantises as a trial's settings say, and measures."""
     prefill = prefill_model(loaded, trial)
     if "source" not in trial.settings:
@@ -58,7 +58,7 @@ def measure(loaded: Loaded, trial: Trial) -> dict[str, Any]:
     return _of_decode(loaded, prefill, decode_model(loaded, trial, prefill))
 
 
-def _of_prefill(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
+def _of_prefill(loaded: LoadedWorkload, model: nn.Module) -> dict[str, Any]:
     metrics = _losses(_scored(loaded, model))
     metrics["float_loss"] = _float_loss(loaded.workload, _scored)
     metrics |= _generated(loaded, model)
@@ -66,7 +66,7 @@ def _of_prefill(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
     return metrics | _leaks(loaded, model) | _tasks(loaded, model)
 
 
-def _of_decode(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> dict[str, Any]:
+def _of_decode(loaded: LoadedWorkload, prefill: nn.Module, decode: nn.Module) -> dict[str, Any]:
     metrics = _losses(_deployed(loaded, prefill, decode))
     metrics["float_loss"] = _float_loss(loaded.workload, _deployed)
     metrics["float_step_loss"] = _float_loss(loaded.workload, _stepped)
@@ -81,13 +81,13 @@ def _of_decode(loaded: Loaded, prefill: nn.Module, decode: nn.Module) -> dict[st
     return metrics | _tasks(loaded, evaluate.DecodedModel(prefill, decode, prompt=_PROMPT))
 
 
-def _scored(loaded: Loaded, model: nn.Module) -> evaluate.Perplexity:
+def _scored(loaded: LoadedWorkload, model: nn.Module) -> evaluate.Perplexity:
     window = loaded.workload.window
     return evaluate.perplexity(model, loaded.texts, bos=loaded.bos, window=window, batch=_WINDOWS)
 
 
 def _deployed(
-    loaded: Loaded, prefill: nn.Module, decode: nn.Module | None = None
+    loaded: LoadedWorkload, prefill: nn.Module, decode: nn.Module | None = None
 ) -> evaluate.Perplexity:
     return evaluate.decoded_perplexity(
         prefill, prefill if decode is None else decode, loaded.texts, **_of_steps(loaded)
@@ -95,7 +95,7 @@ def _deployed(
 
 
 def _stepped(
-    loaded: Loaded, past: nn.Module, decode: nn.Module | None = None
+    loaded: LoadedWorkload, past: nn.Module, decode: nn.Module | None = None
 ) -> evaluate.Perplexity:
     return evaluate.step_perplexity(
         past,
@@ -106,14 +106,14 @@ def _stepped(
     )
 
 
-def _of_steps(loaded: Loaded) -> dict[str, Any]:
+def _of_steps(loaded: LoadedWorkload) -> dict[str, Any]:
     window = loaded.workload.window
     return {"bos": loaded.bos, "prompt": _PROMPT, "window": window, "batch": _TOGETHER}
 
 
 @functools.lru_cache(maxsize=4)
 def _float_loss(
-    workload: Workload, score: Callable[[Loaded, nn.Module], evaluate.Perplexity]
+    workload: Workload, score: Callable[[LoadedWorkload, nn.Module], evaluate.Perplexity]
 ) -> float:
     """The float model's, which is the same in all trials."""
     loaded = load(workload)
@@ -129,7 +129,7 @@ def _losses(found: evaluate.Perplexity) -> dict[str, Any]:
     }
 
 
-def _generated(loaded: Loaded, model: nn.Module | Runtime) -> dict[str, Any]:
+def _generated(loaded: LoadedWorkload, model: nn.Module | Runtime) -> dict[str, Any]:
     new_tokens = loaded.workload.new_tokens
     if not loaded.prompts or not new_tokens:
         return {}
@@ -159,12 +159,12 @@ def _float_texts(workload: Workload, capacity: int | None) -> tuple[tuple[int, .
     return tuple(text.reference for text in check.continuations)
 
 
-def _probe(loaded: Loaded) -> dict[str, Any]:
+def _probe(loaded: LoadedWorkload) -> dict[str, Any]:
     """A sequence of the text that is scored, for what is compared value by value."""
     return {"input_ids": _sequences(loaded)[:1], "use_cache": False}
 
 
-def _sequences(loaded: Loaded) -> Tensor:
+def _sequences(loaded: LoadedWorkload) -> Tensor:
     """Parts of the text that is scored, token ids [parts, length], BOS included.
 
     The first is of the longest document; all have the length that it allows.
@@ -197,7 +197,9 @@ def _by_layer(reference: nn.Module, model: nn.Module, inputs: dict[str, Any]) ->
     return found
 
 
-def _of_layers(loaded: Loaded, decode: nn.Module, *, past: nn.Module) -> dict[str, list[float]]:
+def _of_layers(
+    loaded: LoadedWorkload, decode: nn.Module, *, past: nn.Module
+) -> dict[str, list[float]]:
     """Errors of the layers in one decode step, which both models take over the same past."""
     import tracer
 
@@ -226,7 +228,7 @@ def _of_masks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _leaks(loaded: Loaded, model: nn.Module) -> dict[str, float]:
+def _leaks(loaded: LoadedWorkload, model: nn.Module) -> dict[str, float]:
     """What causal attention pays to later keys, over parts of the texts that are scored."""
     limits = (loaded.workload.window, evaluate.positions_of(loaded.model))
     most = min(_LEAK_WINDOW, *(limit for limit in limits if limit is not None))
@@ -247,7 +249,7 @@ def _counted(attention: QuantModule) -> Iterator[list[int]]:
     """Counts the values that come to a mask point, and those beyond its range."""
     counts = [0, 0]
     qparams = attention.points[MASK_POINT].qparams
-    quantize = attention._quantize
+    quantize = attention.quantize
 
     def counting(x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
         if name == MASK_POINT and qparams is not None:
@@ -260,14 +262,14 @@ def _counted(attention: QuantModule) -> Iterator[list[int]]:
             counts[1] += x.numel()
         return quantize(x, name, may_overwrite=may_overwrite)
 
-    vars(attention)["_quantize"] = counting
+    vars(attention)["quantize"] = counting
     try:
         yield counts
     finally:
-        del vars(attention)["_quantize"]
+        del vars(attention)["quantize"]
 
 
-def _tasks(loaded: Loaded, model: nn.Module) -> dict[str, Any]:
+def _tasks(loaded: LoadedWorkload, model: nn.Module) -> dict[str, Any]:
     workload = loaded.workload
     if not workload.tasks:
         return {}

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wrappers.studies.execute.quantising import SOURCES, check_settings
 from wrappers.studies.plan.mask_fill import FAITHFUL, PAIRS, SEARCH, Pair
+from wrappers.studies.plan.settings import SOURCES, check_settings
 from wrappers.studies.plan.trials import Results, Settings, Trial
 
 BASELINE = "float"

@@ -6,7 +6,7 @@ measured = "loss"                        # what they are compared by, see `MEASU
 seeds = [0, 1, 2]
 baseline = { only = "model.layers.0" }   # what the others are compared with; or the first
 
-[settings]                               # of all trials, see `wrappers.studies.execute.quantising`
+[settings]                               # of all trials, see `wrappers.studies.plan.settings`
 activation = "int16"
 weight = "uint4"
 
@@ -34,8 +34,8 @@ from wrappers.core.config import PTQConfig
 from wrappers.core.module import iter_wrappers
 from wrappers.errors import StudyError
 from wrappers.quantize import prepare
-from wrappers.studies.execute.quantising import check_settings
 from wrappers.studies.plan.decode_calibration import DecodeCalibration
+from wrappers.studies.plan.settings import check_settings
 from wrappers.studies.plan.trials import Results, Settings, Trial
 from wrappers.studies.plan.workload import Workload
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wrappers.core.config import PTQConfig
-from wrappers.studies.execute.quantising import check_settings
+from wrappers.studies.plan.settings import check_settings
 from wrappers.studies.plan.trials import Results, Settings, Trial
 
 PAIRS = (("uint8", "uint8"), ("int16", "uint8"), ("int16", "uint4"))

@@ -97,7 +97,9 @@ class Results:
         self._whole = 0  # bytes of whole lines; more was being written when a run was killed
         self._is_torn = False
         if not self.path.parent.is_dir():
-            raise StudyError(f"there is no folder {self.path.parent} for the results {path}")
+            raise StudyError(
+                f"directory {self.path.parent} of the results does not exist; create it first"
+            )
         self._read()
 
     def __iter__(self) -> Iterator[Result]:

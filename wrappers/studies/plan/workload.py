@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wrappers.errors import InputError, StudyError
+from wrappers.errors import ModelInputError, StudyError
 from wrappers.evaluate import check_tasks, documents, positions_of
 
 # Where no text is given a model writes so many documents itself, more where its window is short and
@@ -43,8 +43,8 @@ class Workload:
         tasks: names or files of lm-eval's tasks.
         task_data: the folder that the data paths of task files start from.
         task_limit: examples of each task, at most.
-        checksum: of the model's parameters and the texts, in hexadecimal; see `Loaded.checksum`.
-            Where it is given, what is loaded is checked against it.
+        checksum: of the model's parameters and the texts, in hexadecimal; see
+            `LoadedWorkload.checksum`. Where it is given, what is loaded is checked against it.
 
     Raises:
         StudyError: a value of another type, or out of range.
@@ -93,7 +93,7 @@ _OPTIONAL = ("window", "task_limit", "text", "calibration_text", "separator", "t
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWorkload:
     """A workload in memory.
 
     Attributes:
@@ -133,13 +133,17 @@ class Loaded:
         return digest.hexdigest()
 
 
-def load(workload: Workload) -> Loaded:
+Loaded = LoadedWorkload
+"""The former name."""
+
+
+def load(workload: Workload) -> LoadedWorkload:
     """Loads a workload, once in each process.
 
     Raises:
         StudyError: a text is missing or too short, the model has no tokenizer or fewer positions
             than are asked for, or the contents have another checksum than the workload's.
-        InputError, MissingExtraError: as for `wrappers.evaluate.check_tasks`.
+        ModelInputError, MissingExtraError: as for `wrappers.evaluate.check_tasks`.
     """
     found = _load(replace(workload, checksum=""))
     if workload.checksum not in ("", found.checksum):
@@ -151,7 +155,7 @@ def load(workload: Workload) -> Loaded:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(workload: Workload) -> Loaded:
+def _load(workload: Workload) -> LoadedWorkload:
     if workload.tasks:
         check_tasks(workload.tasks, data=workload.task_data)
     import tracer
@@ -179,7 +183,7 @@ def _load(workload: Workload) -> Loaded:
             f"{workload.calibration_length}: give a calibration text, or score fewer tokens"
         )
     prompts = _prompts([token for ids in scored for token in ids], bos, workload.prompts)
-    return Loaded(workload, found.model, found.tokenizer, bos, scored, calibration, prompts)
+    return LoadedWorkload(workload, found.model, found.tokenizer, bos, scored, calibration, prompts)
 
 
 def batches(sequences: Sequence[Sequence[int]], size: int) -> list[dict[str, Tensor]]:
@@ -209,7 +213,7 @@ def _documents(file: str, tokenizer: Any, workload: Workload) -> list[list[int]]
         raise StudyError(f"cannot read the text {file}: {error}") from error
     try:
         return documents(text, tokenizer, separator=workload.separator)
-    except InputError as error:
+    except ModelInputError as error:
         raise StudyError(f"{file}: {error}") from error
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wrappers.errors import StudyError
 from wrappers.studies.judge.figures import Plot, Table
-from wrappers.studies.report.report import Report
+from wrappers.studies.report.contents import Report
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -306,7 +306,7 @@ def check_path(path: str | Path) -> None:
             f"the report {path} has the suffix {file.suffix!r}; expected {', '.join(WRITERS)}"
         )
     if not file.parent.is_dir():
-        raise StudyError(f"there is no folder {file.parent} for the report {path}: make it first")
+        raise StudyError(f"directory {file.parent} of the report does not exist; create it first")
     if not os.access(file.parent, os.W_OK):
         raise StudyError(f"the folder {file.parent} of the report {path} is not writable")
 

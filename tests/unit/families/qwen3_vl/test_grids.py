@@ -10,7 +10,7 @@ from transformers import vision_utils
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionRotaryEmbedding
 
 from wrappers import PTQConfig
-from wrappers.errors import ConfigError, InputError
+from wrappers.errors import ConfigError, ModelInputError
 from wrappers.families.qwen3_vl.grids import (
     GridLayout,
     fixed_grids,
@@ -159,14 +159,14 @@ class TestGivenGrids:
         [torch.tensor([1, 4, 6]), torch.tensor([[1, 4]]), torch.tensor([[1.0, 4.0, 6.0]])],
     )
     def test_another_shape_or_type_is_refused(self, grid_thw):
-        with pytest.raises(InputError, match=r"found grid_thw of shape .*; expected"):
+        with pytest.raises(ModelInputError, match=r"found grid_thw of shape .*; expected"):
             given_grids(grid_thw, 2)
 
     @pytest.mark.parametrize("grid", [[1, 3, 6], [1, 4, 0]])
     def test_a_grid_that_cannot_be_merged_is_refused(self, grid):
-        with pytest.raises(InputError, match="multiples of 2"):
+        with pytest.raises(ModelInputError, match="multiples of 2"):
             given_grids(torch.tensor([grid]), 2)
 
     def test_no_grids_are_refused(self):
-        with pytest.raises(InputError, match="empty"):
+        with pytest.raises(ModelInputError, match="empty"):
             given_grids(torch.zeros(0, 3, dtype=torch.int64), 2)

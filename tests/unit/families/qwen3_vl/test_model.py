@@ -30,7 +30,7 @@ from tests.unit.families.qwen3_vl.test_text import FACTOR, SIZES
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode
 from wrappers.core.registry import lookup
-from wrappers.errors import InputError, UnseenObserverError
+from wrappers.errors import ModelInputError, UnseenObserverError
 from wrappers.families.qwen3_vl import model as whole
 
 IMAGE, VIDEO, START, END = 92, 93, 94, 95  # tokens; others are text, 0 pads
@@ -494,7 +494,9 @@ class TestStructure:
         wrapped = wrap(tiny(), "prefill", model_args={"deepstack_layers": 3})
         assert wrapped.model.language_model.deepstack_layers == 3
         wrapped = wrap(tiny(), "prefill", model_args={"deepstack_layers": 1})
-        with pytest.raises(InputError, match="for 2 layers, and the text model is wrapped for 1"):
+        with pytest.raises(
+            ModelInputError, match="for 2 layers, and the text model is wrapped for 1"
+        ):
             wrapped(**EXAMPLES["one image"]())
 
     @VARIANTS
@@ -522,14 +524,14 @@ class TestErrors:
     @pytest.mark.parametrize("given", [{}, {"input_ids", "inputs_embeds"}])
     def test_ids_or_embeddings_exactly_one(self, given):
         values = {"input_ids": torch.tensor([[1, 2]]), "inputs_embeds": torch.zeros(1, 2, 32)}
-        with pytest.raises(InputError, match="exactly one"):
+        with pytest.raises(ModelInputError, match="exactly one"):
             wrap(tiny(), "prefill")(**{name: values[name] for name in given})
 
     @pytest.mark.parametrize("kind", ["image", "video"])
     def test_pixels_and_features_of_one_kind(self, kind):
         model, inputs = tiny(), EXAMPLES["both"]()
         inputs["mm_encoder_outputs"] = {kind: features_of(model, inputs, kind)}
-        with pytest.raises(InputError, match=f"both pixels and mm_encoder_outputs of {kind}"):
+        with pytest.raises(ModelInputError, match=f"both pixels and mm_encoder_outputs of {kind}"):
             wrap(model, "prefill")(**inputs)
 
     @pytest.mark.parametrize(("kind", "token"), [("Image", IMAGE), ("Video", VIDEO)])

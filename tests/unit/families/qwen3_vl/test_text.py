@@ -35,7 +35,7 @@ from tests.unit.families.test_llama import ATTENTION_POINTS
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode
 from wrappers.core.registry import lookup
-from wrappers.errors import ConfigError, InputError, UnknownOverrideError, WrapError
+from wrappers.errors import ConfigError, ModelInputError, UnknownOverrideError, WrapError
 from wrappers.families.qwen3_vl import text
 
 DEEPSTACK = 2  # layers that take visual features, of three
@@ -495,7 +495,7 @@ class TestDeepstack:
     @pytest.mark.parametrize("deepstack", [0, 1])
     def test_features_for_more_layers_than_configured_are_refused(self, deepstack):
         wrapped = wrap(tiny(), "prefill", deepstack=deepstack)
-        with pytest.raises(InputError, match=rf"for 2 layers.*wrapped for {deepstack}.*: 2"):
+        with pytest.raises(ModelInputError, match=rf"for 2 layers.*wrapped for {deepstack}.*: 2"):
             wrapped(**with_features(2, 8))
 
     @pytest.mark.parametrize("size", ["positions", "full"])
@@ -503,14 +503,16 @@ class TestDeepstack:
         inputs = with_features(2, 8)
         inputs = inputs if size == "positions" else at_all_positions(inputs, 0.0)
         inputs["visual_pos_masks"] = None
-        with pytest.raises(InputError, match="for 2 layers without visual_pos_masks"):
+        with pytest.raises(ModelInputError, match="for 2 layers without visual_pos_masks"):
             wrap(tiny(), "prefill")(**inputs)
 
     @pytest.mark.parametrize("change", [-1, 1])
     def test_another_number_of_features_than_positions_is_refused(self, change):
         inputs = with_features(2, 8)
         inputs["deepstack_visual_embeds"][1] = torch.zeros(3 + change, 32)
-        with pytest.raises(InputError, match=f"of {3 + change} positions for layer 1.* with 3;"):
+        with pytest.raises(
+            ModelInputError, match=f"of {3 + change} positions for layer 1.* with 3;"
+        ):
             wrap(tiny(), "prefill")(**inputs)
 
     @pytest.mark.parametrize("count", [-1, 4, True, "2", 1.0])
@@ -672,19 +674,19 @@ class TestStructure:
     @pytest.mark.parametrize("given", [{}, {"input_ids", "inputs_embeds"}])
     def test_ids_or_embeddings_exactly_one(self, given):
         values = {"input_ids": tokens(1, 3), "inputs_embeds": torch.zeros(1, 3, 32)}
-        with pytest.raises(InputError, match="exactly one"):
+        with pytest.raises(ModelInputError, match="exactly one"):
             wrap(tiny(), "prefill")(**{name: values[name] for name in given})
 
     @pytest.mark.parametrize("shape", [(6,), (2, 1, 6), (5, 1, 6), (3, 1, 1, 6)])
     def test_positions_of_another_form_are_refused(self, shape):
         positions = torch.zeros(shape, dtype=torch.int64)
-        with pytest.raises(InputError, match=r"position_ids of shape \[.*\[batch, sequence\]"):
+        with pytest.raises(ModelInputError, match=r"position_ids of shape \[.*\[batch, sequence\]"):
             wrap(tiny(), "prefill")(tokens(1, 6), position_ids=positions)
 
     @pytest.mark.parametrize("part", ["self_attn", None])
     def test_missing_position_embeddings_are_named(self, part):
         layer = wrap(tiny(), "prefill").layers[0]
-        with pytest.raises(InputError, match="position_embeddings"):
+        with pytest.raises(ModelInputError, match="position_embeddings"):
             (layer if part is None else layer.self_attn)(hidden_states=torch.zeros(1, 3, 32))
 
 

@@ -20,7 +20,7 @@ from tests.unit.families.test_llama import IMPLEMENTATIONS, VARIANTS, fake_quant
 from tracer.models.loading import load
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode
-from wrappers.errors import ConfigError, InputError, WrapError
+from wrappers.errors import ConfigError, ModelInputError, WrapError
 from wrappers.families.qwen3_vl.vision import (
     LinearPatchProjection,
     QuantQwen3VLVisionAttentionPrefill,
@@ -420,19 +420,19 @@ class TestErrors:
     @VARIANTS
     def test_a_grid_is_needed_somewhere(self, variant):
         wrapped = wrap(tiny(), variant)
-        with pytest.raises(InputError, match="no grid_thw"):
+        with pytest.raises(ModelInputError, match="no grid_thw"):
             run(wrapped, pixels(ONE))
         given = attention_inputs(ONE)
         del given["cu_seqlens"]
-        with pytest.raises(InputError, match="without cu_seqlens"):
+        with pytest.raises(ModelInputError, match="without cu_seqlens"):
             run(wrapped.blocks[0].attn, **given)
 
     @VARIANTS
     def test_another_grid_than_the_fixed_one_is_refused(self, variant):
         wrapped = wrap(tiny(), variant, fixed=ONE)
-        with pytest.raises(InputError, match=r"\[\[1, 6, 4\]\], and model_args fixes"):
+        with pytest.raises(ModelInputError, match=r"\[\[1, 6, 4\]\], and model_args fixes"):
             run(wrapped, pixels(ONE), torch.tensor([[1, 6, 4]]))
-        with pytest.raises(InputError, match=r"of \[8, 16\] patches, and the grids"):
+        with pytest.raises(ModelInputError, match=r"of \[8, 16\] patches, and the grids"):
             run(
                 wrapped.blocks[0],
                 **{**attention_inputs(ONE), "cu_seqlens": torch.tensor([0, 8, 24])},
@@ -442,18 +442,18 @@ class TestErrors:
     @pytest.mark.parametrize("fixed", [None, ONE])
     def test_pixels_of_another_number_of_patches_are_refused(self, variant, fixed):
         wrapped = wrap(tiny(), variant, fixed=fixed)
-        with pytest.raises(InputError, match="pixels of 48 patches, and grids of 24"):
+        with pytest.raises(ModelInputError, match="pixels of 48 patches, and grids of 24"):
             run(wrapped, pixels([[2, 4, 6]]), torch.tensor(ONE))
         given = attention_inputs([[2, 4, 6]])
         given["cu_seqlens"] = torch.tensor([0, 24])
-        with pytest.raises(InputError, match="24 in all, and hidden states of 48"):
+        with pytest.raises(ModelInputError, match="24 in all, and hidden states of 48"):
             run(wrapped.blocks[0].attn, **given)
 
     @VARIANTS
     @pytest.mark.parametrize("ends", [[0, 30, 24], [0], [0, 8, 12]])
     def test_segments_that_do_not_rise_to_the_last_patch_are_refused(self, variant, ends):
         attention = wrap(tiny(), variant).blocks[0].attn
-        with pytest.raises(InputError, match="expected cu_seqlens that rise"):
+        with pytest.raises(ModelInputError, match="expected cu_seqlens that rise"):
             run(attention, **{**attention_inputs(ONE), "cu_seqlens": torch.tensor(ends)})
 
     @VARIANTS
@@ -462,7 +462,7 @@ class TestErrors:
         block = wrap(tiny(), variant).blocks[0]
         given = attention_inputs(ONE)
         del given["position_embeddings"]
-        with pytest.raises(InputError, match="position_embeddings"):
+        with pytest.raises(ModelInputError, match="position_embeddings"):
             run(block if part is None else block.attn, **given)
 
     @VARIANTS

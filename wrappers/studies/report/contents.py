@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wrappers.studies.execute.quantising import SOURCES
 from wrappers.studies.judge.figures import (
     LOSSES,
     Plot,
@@ -40,6 +39,7 @@ from wrappers.studies.judge.sentences import (
 from wrappers.studies.plan.decode_calibration import BASELINE, DecodeCalibration
 from wrappers.studies.plan.grid import Grid
 from wrappers.studies.plan.mask_fill import DEFAULT_FILL, FAITHFUL, SEARCH, MaskFill, Pair
+from wrappers.studies.plan.settings import SOURCES
 from wrappers.studies.plan.trials import Result, Results, Trial
 
 _TICKS = 60  # characters of all names of a plot's ticks; longer ones give way to numbers

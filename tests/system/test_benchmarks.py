@@ -1,0 +1,90 @@
+"""Every script of `benchmarks/` runs on its smallest setting and prints its table."""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import memory, perplexity
+
+REPOSITORY = Path(__file__).parents[2]
+# The script, its options, and what it prints.
+SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "fake_quantize": (["--runs", "1"], ["one token", "a large weight", "torch/ours"]),
+    "gate_margins": (
+        ["random-llama", "--sequence-length", "4", "--candidates", "1"],
+        ["random-llama", "relative_l2", "peir"],
+    ),
+    "localisation": (
+        ["--only", "dropout left on"],
+        ["all    1         100.0 %", "Nothing was missed.", "No exact line was missed."],
+    ),
+    "mask_fill": (["--seeds", "1", "--sequence-length", "4"], ["-120", "-inf, unclamped"]),
+    "memory": (["--layers", "1"], ["wrapped ", "samples "]),
+    "noise": (["random-llama", "--sequence-length", "4"], ["sdpa", "agrees", "of 10"]),
+    "overhead": (["--runs", "1"], ["traced comparison", "peak memory beyond the two models"]),
+    "quantized_forward": (["--runs", "1"], ["32/8", "attention"]),
+    "quantized_logits": (["random-llama"], ["prefill_reference  uint8       uint4"]),
+    "reports": (["--runs", "1"], [".html", ".json", "KB, written in"]),
+    "variants": (
+        ["--runs", "1", "--heads", "4/2", "--lengths", "16"],
+        ["4/2", "quantised: prefill_reference is up to", "capacity 1024: float"],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Scripts set these for their whole process."""
+    threads, enabled = torch.get_num_threads(), torch.is_grad_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(enabled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.filterwarnings("default")  # as in a process of its own
+def test_the_smallest_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = SMALLEST[name]
+    importlib.import_module(f"benchmarks.{name}").main(arguments)
+    printed = capsys.readouterr().out
+    assert [text for text in expected if text not in printed] == [], printed
+
+
+@pytest.mark.slow
+def test_perplexity(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    perplexity.main([str(shared_data), "--cases", "1"])
+    assert "described 3.548, off +0.000" in capsys.readouterr().out
+
+
+def test_every_script_is_run() -> None:
+    scripts = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
+    assert scripts == {*SMALLEST, "perplexity"}
+
+
+class TestMemory:
+    """What a comparison holds in tensors does not grow with the number of layers."""
+
+    @pytest.mark.parametrize("run", ["wrapped", "copy", "isolated"])
+    def test_flat_in_depth(self, run: str) -> None:
+        peaks = []
+        for layers in (2, 4):
+            model, inputs = memory.llama(layers, 16)
+            candidate = memory.candidate_of(run, model)
+            with memory.LiveTensors() as live:
+                memory.RUNS[run](model, candidate, inputs)
+            peaks.append(live.peak)
+        assert peaks[0] == peaks[1] > 0
+
+    def test_what_is_kept_is_counted_and_what_is_gone_is_not(self) -> None:
+        with memory.LiveTensors() as live:
+            kept = [torch.zeros(256) for _ in range(4)]
+            assert live.peak == 4 * 1024
+            for _ in range(4):
+                torch.zeros(256).add_(1.0).view(16, 16)
+            assert live.peak == 5 * 1024
+            kept[0] + 1.0
+            assert live.peak == 5 * 1024

@@ -1,0 +1,122 @@
+"""`trace_model compare`: compares, judges, reports."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import tracer
+from tracer.choices import LEVELS, NO_ISOLATION
+from tracer.cli.exit_codes import ExitCode
+from tracer.cli.requests import CompareRequest
+from tracer.cli.resolve import Sides, resolve
+from tracer.cli.thresholds import open_former, thresholds
+from tracer.comparison.capturing import Captured
+from tracer.comparison.result import Comparison
+from tracer.comparison.trace_limits import why_not_run_again
+from tracer.debugger.breakpoints import Breakpoint
+from tracer.debugger.prompt import choose_debugger
+from tracer.reports import Run, console, json, save, wants_samples
+from tracer.reports.progress import call_counter
+from tracer.tensors.samples import SAMPLES
+
+
+def compare(request: CompareRequest, command: str) -> ExitCode:
+    """Does the work and returns the exit code."""
+    former = open_former(request)
+    sides = resolve(request)
+    debugging, debugger_note = _debugging(request)
+    run = Run(
+        reference=sides.names[0],
+        candidate=sides.names[1],
+        notes=(*sides.notes, *debugger_note),
+        command=command,
+        quantized=sides.quantized,
+        differences_expected=sides.quantized and request.tolerance is None,
+    )
+    rename = dict(request.map)
+    limits = thresholds(request, sides, former)
+    if request.train:
+        torch.manual_seed(request.seed)  # of what drops out
+    calls = len(list(sides.reference.modules())) * (1 + (request.steps or 0))
+    with call_counter("comparing", calls) as tell:
+        comparison = tracer.compare(
+            sides.reference,
+            sides.candidate,
+            sides.inputs,
+            rename=rename,
+            tolerance=request.tolerance,
+            train=request.train,
+            confirm=not run.differences_expected,
+            noise_floor=request.noise_floor,
+            isolate=_isolation(request, sides),
+            what_if=request.what_if,
+            zoom=request.zoom,
+            samples=SAMPLES if wants_samples(request.report) else 0,
+            progress=None if debugging else tell,  # no bar where a prompt may open
+            **debugging,
+        )
+    if _is_whole(comparison):
+        comparison = limits.judge(comparison, differences_expected=run.differences_expected)
+    captured: list[Captured] = []
+    if request.focus and not comparison.coverage.ended:
+        captured = tracer.capture(
+            sides.reference, sides.candidate, sides.inputs, include=request.focus, rename=rename
+        )
+    for report in request.report:
+        save(comparison, report, run=run)
+    _print(comparison, request, run, captured)
+    return _exit_code(comparison, run, request.fail_on)
+
+
+def _debugging(request: CompareRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What `compare` is given for a debugger, and a note if it stays closed."""
+    if not request.debugs:
+        return {}, ()
+    choice = choose_debugger(request.debugger)
+    if not choice.opens:
+        return {}, (choice.note,)
+    given = {"at": request.break_at, "when": request.break_when}
+    how = {name: value for name, value in given.items() if value is not None}
+    return {
+        "breakpoints": [Breakpoint(glob, **how) for glob in request.breakpoints],
+        "post_mortem": request.post_mortem,
+        "debugger": request.debugger,
+    }, ()
+
+
+def _isolation(request: CompareRequest, sides: Sides) -> str | None:
+    """What is isolated: what was asked for, and with quantisation on everything by default."""
+    can_be = not why_not_run_again(sides.reference, sides.candidate)
+    if request.isolate is None and ((sides.quantized and can_be) or request.what_if):
+        return LEVELS[0]
+    return None if request.isolate == NO_ISOLATION else request.isolate
+
+
+def _print(
+    comparison: Comparison, request: CompareRequest, run: Run, captured: Sequence[Captured]
+) -> None:
+    if request.json:
+        sys.stdout.write(json.render(comparison, run))
+    else:
+        console.show(
+            comparison, all_rows=request.all, ranked=run.quantized, focus=captured, run=run
+        )
+
+
+def _exit_code(comparison: Comparison, run: Run, fail_on: str | None) -> ExitCode:
+    """What was ended before anything differed, by the user or as a recording, is no success."""
+    if not _is_whole(comparison):
+        unknown = comparison.verdict.symptom is None or run.differences_expected
+        # A run that was ended is judged by its divergence, where nothing else makes it fail.
+        is_judged = fail_on in (None, "divergence")
+        return ExitCode.WRONG_USE if unknown or not is_judged else ExitCode.DIVERGES
+    passes = comparison.verdict.agrees or run.differences_expected
+    if comparison.gate is not None:
+        passes = comparison.gate.passes
+    return ExitCode.AGREES if passes else ExitCode.DIVERGES
+
+
+def _is_whole(comparison: Comparison) -> bool:
+    return not (comparison.coverage.ended or comparison.coverage.recordings)

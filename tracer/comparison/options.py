@@ -1,0 +1,56 @@
+"""What can be asked of a comparison beside the verdict, grouped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tracer.debugger.breakpoints import Breakpoint
+from tracer.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Isolate:
+    """How much of the error modules introduce themselves, measured in further runs.
+
+    Attributes:
+        level: "leaves", "blocks", "layers" or a glob of the reference's module names; see
+            `tracer.isolation.levels`.
+        what_if: how many of the modules that introduce most are swapped for the reference's, to see
+            how far the final output recovers.
+        causes: whether to look for the quantization points that explain most; of whole layers that
+            takes longer than all the rest.
+
+    Raises:
+        UsageError: the number is negative.
+    """
+
+    level: str = "leaves"
+    what_if: int = 0
+    causes: bool = True
+
+    def __post_init__(self) -> None:
+        if self.what_if < 0:
+            raise UsageError(
+                f"what_if {self.what_if}: expected how many modules to swap, at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class Debugging:
+    """Where the debugger opens, with both models at the same call.
+
+    Attributes:
+        breakpoints: globs of the reference's module names, or `Breakpoint`s. A run that is ended
+            there returns what it has compared, with `coverage.ended`.
+        post_mortem: it also opens where a model raises.
+        debugger: "ipdb" or "pdb"; by default what PYTHONBREAKPOINT says, or ipdb in a terminal and
+            pdb elsewhere.
+    """
+
+    breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = ()
+    post_mortem: bool = False
+    debugger: str | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it opens anywhere."""
+        return bool(self.breakpoints) or self.post_mortem

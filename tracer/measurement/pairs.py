@@ -1,0 +1,127 @@
+"""Two tensors, or what a trace holds instead of them, compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tracer.measurement.padding import part_name, visible_part
+from tracer.measurement.remarks import Remark, RemarkKind
+from tracer.tensors.difference import Difference
+from tracer.tensors.fingerprints import Fingerprint
+from tracer.tensors.masks import describe_mask, visible_pair
+from tracer.tensors.tolerance import Tolerance
+
+# A tensor, or what a trace holds in its place.
+Tensor = torch.Tensor | Fingerprint
+# Measures a pair without padded positions; None where none are known.
+_Unpadded = Callable[[], Difference | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of a pair.
+
+    Attributes:
+        difference, limit, agrees, remarks, unpadded: as for a `Row`.
+        whole: the difference at all positions; None where the pair is compared by its meaning.
+    """
+
+    difference: Difference | None
+    limit: float
+    agrees: bool
+    remarks: tuple[Remark, ...]
+    unpadded: Difference | None = None
+    whole: Difference | None = None
+
+
+def measured(
+    r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance, unpadded: _Unpadded, *, is_mask: bool
+) -> Measured | None:
+    """Compares two tensors, attention masks by what they let through.
+
+    Returns:
+        None for masks whose forms do not compare.
+    """
+    visible = visible_pair(r, c) if is_mask else None
+    if visible is not None:
+        difference = Difference.of(*visible)
+        agrees = difference.mismatched == 0
+        remarks: tuple[Remark, ...] = ()
+        if not _same(r, c):
+            remarks = (Remark(RemarkKind.BY_MEANING),)
+        if not agrees:
+            remarks = (Remark(RemarkKind.MASKS, describe_mask(r), describe_mask(c)),)
+        return Measured(difference, 0.0, agrees, remarks)
+    if r.shape != c.shape:
+        return None if is_mask else Measured(None, 0.0, False, (_shapes(r, c),))
+    whole = Difference.of(r, c)
+    limit = tolerance.limit(r.dtype, c.dtype)
+    if tolerance.agrees(whole, r.dtype, c.dtype):
+        return Measured(whole, limit, True, _remarks(whole, limit), whole=whole)
+    part = unpadded()
+    if part is not None and tolerance.agrees(part, r.dtype, c.dtype):
+        return Measured(part, limit, True, (_padded(whole),), part, whole)
+    remarks = _remarks(whole, limit)
+    if not remarks and r.dim() == 0:
+        remarks = (Remark(RemarkKind.SCALARS, f"{r.item():.6g}", f"{c.item():.6g}"),)
+    return Measured(whole, limit, False, remarks, part, whole)
+
+
+def estimated(
+    r: Tensor, c: Tensor, tolerance: Tolerance, unpadded: _Unpadded, *, is_mask: bool
+) -> Measured | None:
+    """Compares a pair of which one or both are fingerprints.
+
+    Returns:
+        None for masks that differ: what they let through is not known.
+    """
+    left, right = (Fingerprint.of(v) if isinstance(v, torch.Tensor) else v for v in (r, c))
+    if is_mask and not left.equals(right):
+        return None
+    limit = tolerance.limit(r.dtype, c.dtype)
+    if left.shape != right.shape:
+        return Measured(None, limit, False, (_shapes(r, c),))
+    difference, remark = left.difference(right), Remark(RemarkKind.ESTIMATED)
+    if tolerance.agrees(difference, r.dtype, c.dtype):
+        return Measured(difference, limit, True, (remark,))
+    part = unpadded()
+    if part is not None and tolerance.agrees(part, r.dtype, c.dtype):
+        return Measured(part, limit, True, (_padded(difference), remark), part)
+    return Measured(difference, limit, False, (remark,), part)
+
+
+def difference_at(place: tuple[int, torch.Tensor], r: Tensor, c: Tensor) -> Difference | None:
+    """The difference at the visible positions along a dimension; None if a fingerprint lacks it."""
+    if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor):
+        return Difference.of(visible_part(r, *place), visible_part(c, *place))
+    parts = [
+        Fingerprint.of(visible_part(value, *place))
+        if isinstance(value, torch.Tensor)
+        else value.at(part_name(*place))
+        for value in (r, c)
+    ]
+    if parts[0] is None or parts[1] is None:
+        return None
+    return parts[0].difference(parts[1])
+
+
+def _same(r: torch.Tensor, c: torch.Tensor) -> bool:
+    return r.dtype == c.dtype and r.device == c.device and torch.equal(r, c)
+
+
+def _shapes(r: Tensor, c: Tensor) -> Remark:
+    return Remark(RemarkKind.SHAPES, str(list(r.shape)), str(list(c.shape)))
+
+
+def _padded(difference: Difference) -> Remark:
+    return Remark(RemarkKind.PADDED, figure=difference.peir)
+
+
+def _remarks(difference: Difference, limit: float) -> tuple[Remark, ...]:
+    counts = difference.reference_nonfinite, difference.candidate_nonfinite
+    if any(counts):
+        return (Remark(RemarkKind.NONFINITE, *counts),)
+    if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
+        return (Remark(RemarkKind.RELATIVE_L2, figure=difference.relative_l2),)
+    return ()

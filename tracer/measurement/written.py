@@ -1,0 +1,32 @@
+"""What a call has changed in its arguments: the tensors in them, before it and after it."""
+
+from collections.abc import Mapping
+
+from tracer.measurement.pairs import Tensor
+from tracer.tensors.fingerprints import Fingerprint
+from tracer.tensors.leaves import is_plain, version_of
+from tracer.tensors.value_path import ValuePath
+
+# Tensors by path: which it is, and how often it was edited.
+Marks = Mapping[ValuePath, tuple[int, int | None]]
+
+
+def marks(arguments: Mapping[str, object]) -> Marks:
+    """The tensors in a call's arguments."""
+    found = {}
+    for name, value in arguments.items():
+        if not is_plain(value):
+            for path, leaf in ValuePath.of_written(name).leaves(value):
+                if isinstance(leaf, Tensor):
+                    found[path] = id(leaf), version(leaf)
+    return found
+
+
+def changes(before: Marks, now: Marks) -> set[ValuePath]:
+    """Paths of what is another tensor now, or was edited, or is new."""
+    return {path for path, mark in now.items() if before.get(path) != mark}
+
+
+def version(value: Tensor) -> int | None:
+    """A tensor's in-place version; what a trace holds never changes."""
+    return 0 if isinstance(value, Fingerprint) else version_of(value)

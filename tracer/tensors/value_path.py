@@ -1,0 +1,103 @@
+"""Which value of a call it is: of an argument, of the output, or of what it wrote.
+
+>>> path = ValuePath.of_argument("position_embeddings").inner("0")
+>>> path, path.kind, path.argument, path.inside
+('kwargs.position_embeddings.0', <ValueKind.ARGUMENT: 'kwargs'>, 'position_embeddings', '0')
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+
+import torch
+
+from tracer.tensors.leaves import leaves
+
+
+class ValueKind(Enum):
+    """What a value is to a call; what it leaves in a cache, list or dict is a result of it."""
+
+    ARGUMENT = "kwargs"
+    OUTPUT = "output"
+    WRITTEN = "written"
+
+
+class ValuePath(str):
+    """The path of a value as users and reports know it, such as "output.logits", with its parts.
+
+    Attributes:
+        kind: what the value is to its call.
+        argument: the argument's name; None for an output.
+        inside: where it is in that argument or output; None for the whole.
+    """
+
+    __slots__ = ("argument", "inside", "kind")
+    kind: ValueKind
+    argument: str | None
+    inside: str | None
+
+    def __new__(
+        cls, kind: ValueKind, argument: str | None = None, inside: str | None = None
+    ) -> "ValuePath":
+        parts = (kind.value, argument, inside)
+        path = super().__new__(cls, ".".join(part for part in parts if part is not None))
+        path.kind, path.argument, path.inside = kind, argument, inside
+        return path
+
+    def __getnewargs__(self) -> tuple[ValueKind, str | None, str | None]:  # type: ignore[override]
+        return self.kind, self.argument, self.inside
+
+    @classmethod
+    def parse(cls, text: str) -> "ValuePath":
+        """Reads a path that was written down, as in a report.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if isinstance(text, ValuePath):
+            return text
+        root, *rest = text.split(".", 1)
+        kind = ValueKind(root)
+        if kind is ValueKind.OUTPUT:
+            return cls(kind, None, *rest)
+        return cls(kind, *rest[0].split(".", 1)) if rest else cls(kind)
+
+    @classmethod
+    def of_argument(cls, name: str) -> "ValuePath":
+        """The path of a whole argument."""
+        return cls(ValueKind.ARGUMENT, name)
+
+    @classmethod
+    def of_written(cls, name: str) -> "ValuePath":
+        """The path of what a call leaves in an argument."""
+        return cls(ValueKind.WRITTEN, name)
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it came out of the call."""
+        return self.kind is not ValueKind.ARGUMENT
+
+    @property
+    def in_argument(self) -> str:
+        """The argument's name and the path in it, for whoever is told that it is an argument."""
+        return ".".join(part for part in (self.argument, self.inside) if part is not None)
+
+    @property
+    def label(self) -> str:
+        """The path where arguments are the usual ones: "x.0", "output.0", "written.cache.0"."""
+        return str(self) if self.is_result else self.in_argument
+
+    def inner(self, path: str) -> "ValuePath":
+        """The path of what is inside this whole value."""
+        return ValuePath(self.kind, self.argument, path)
+
+    def leaves(self, value: object) -> Iterator[tuple["ValuePath", object]]:
+        """The leaves of the value of this path, each with its own."""
+        for path, leaf in leaves(value, ""):
+            yield (self.inner(path[1:]) if path else self), leaf
+
+    def tensors(self, value: object) -> dict["ValuePath", torch.Tensor]:
+        """Those leaves that are tensors."""
+        return {path: leaf for path, leaf in self.leaves(value) if isinstance(leaf, torch.Tensor)}
+
+
+OUTPUT = ValuePath(ValueKind.OUTPUT)

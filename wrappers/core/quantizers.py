@@ -1,0 +1,61 @@
+"""What a frozen observer leaves behind: it fake-quantises, and is saved with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from wrappers.errors import QParamsError
+from wrappers.numerics.affine import AffineQParams
+from wrappers.numerics.dtypes import DType
+from wrappers.numerics.microscaling import MXQuantizer
+
+
+class Quantizer(Protocol):
+    """What a frozen observer leaves behind."""
+
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
+        """`x` rounded to what the codes can represent; written into `x` if that is allowed."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values that `quantizer_from_state` reads."""
+        ...
+
+
+@dataclass(frozen=True)
+class IdentityQuantizer:
+    """Changes nothing."""
+
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
+        """`x` itself."""
+        return x
+
+    def state(self) -> dict[str, Any]:
+        """Its kind; there is nothing else."""
+        return {"kind": "identity"}
+
+
+def quantizer_from_state(state: Mapping[str, Any]) -> Quantizer:
+    """The quantiser whose `state()` this is.
+
+    Raises:
+        QParamsError: it is of no known kind.
+    """
+    kind = state.get("kind")
+    if kind == "affine":
+        return AffineQParams(
+            torch.tensor(state["scale"]),
+            torch.tensor(state["zero_point"]),
+            DType.parse(state["dtype"]),
+            state["axis"],
+        )
+    if kind == "mx":
+        return MXQuantizer(state["element"], state["block_size"], state["axis"])
+    if kind == "identity":
+        return IdentityQuantizer()
+    raise QParamsError(f"a quantiser of the unknown kind {kind!r}: expected affine, mx or identity")
