@@ -93,9 +93,7 @@ def _images() -> Inputs:
 
 def _images_of(size: int) -> Callable[[], Inputs]:
     shape = (2, 3, size, size)
-    return lambda: {
-        "pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    }
+    return lambda: {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
 
 
 def _spectra() -> Inputs:

@@ -153,9 +153,7 @@ def _imported(family: Family, file: Path) -> types.ModuleType:
     return sys.modules[name]
 
 
-def _places(
-    model: nn.Module, inputs: Mapping[str, Any], file: Path
-) -> dict[int, tuple[str, ...]]:
+def _places(model: nn.Module, inputs: Mapping[str, Any], file: Path) -> dict[int, tuple[str, ...]]:
     """The lines of a file that run in a forward pass, each with the modules in whose calls."""
     found: dict[int, dict[str, None]] = {}
     inside: list[str] = []
@@ -181,9 +179,7 @@ def _noting(model: nn.Module, inside: list[str]) -> Iterator[None]:
     """Keeps the names of the modules that are being called, the innermost last."""
     handles = []
     for name, module in model.named_modules():
-        handles.append(
-            module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
-        )
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
         handles.append(
             module.register_forward_hook(lambda *_: inside.pop() and None, always_call=True)
         )

@@ -12,6 +12,7 @@ import torch
 
 from tracer.execution.hooks import Call, NewArguments, NewOutput
 from tracer.measurement.arguments import CallPair, read_argument, read_output, scale_between
+from tracer.measurement.layout import in_shape_of, nested_otherwise
 from tracer.tensors.leaves import (
     deep_copy,
     is_stateful,
@@ -36,7 +37,7 @@ def give_argument(calls: CallPair, name: str) -> NewArguments | None:
     own_name = calls.names().get(name, name)
     own, value = candidate.arguments.get(own_name), reference.arguments.get(name)
     if not calls.is_of_one_form("to_reference_input"):
-        value = _shaped_back(
+        value = _formed_back(
             own,
             read_argument("reference", reference, name, value),
             partial(read_argument, "candidate", candidate, name),
@@ -45,6 +46,8 @@ def give_argument(calls: CallPair, name: str) -> NewArguments | None:
             return None
     others = {k: v for k, v in candidate.arguments.items() if k != own_name}
     given = in_form_of(own, value, _float_dtypes(others), device_of(others))
+    if given is None and value is not None:
+        return None
     candidate.arguments[own_name] = given
     return NewArguments({own_name: given})
 
@@ -61,7 +64,7 @@ def give_output(calls: CallPair) -> NewOutput | None:
     value, factor = reference.output, _factor_over(calls)
     if factor is None:
         read = read_output("reference", reference)
-        value, factor = _shaped_back(candidate.output, read, partial(_read_as, candidate)), 1.0
+        value, factor = _formed_back(candidate.output, read, partial(_read_as, candidate)), 1.0
         if value is None:
             return None
     dtypes, device = _float_dtypes(candidate.arguments), device_of(candidate.arguments)
@@ -70,6 +73,8 @@ def give_output(calls: CallPair) -> NewOutput | None:
         if all(map(is_stateful, left)):
             _leave(*left, dtypes, device)
     output = in_form_of(candidate.output, value, dtypes, device)
+    if output is None and value is not None:
+        return None
     if factor != 1.0:
         output = map_tensors(output, lambda tensor: tensor * factor)
     candidate.output = output
@@ -85,24 +90,24 @@ def _factor_over(calls: CallPair) -> float | None:
     return scale_between(*(c.module for c in both)) if shapes[0] == shapes[1] else None
 
 
-def _shaped_back(
-    own: object, value: object, read: Callable[[object], object]
-) -> torch.Tensor | None:
-    """A value of the reference's in the shape of the candidate's, if that is what differs.
+def _formed_back(own: object, value: object, read: Callable[[object], object]) -> object | None:
+    """A value of the reference's in the form of the candidate's, as its module declares it.
 
     Args:
         own: the candidate's value.
-        value: the reference's.
+        value: the reference's, read back.
         read: reads a value of the candidate's back.
+
+    Returns:
+        None where what was made is not read back as the reference's value.
     """
-    if not isinstance(own, torch.Tensor) or not isinstance(value, torch.Tensor):
+    made = in_form_of(own, value, set(), None)
+    if made is None:
         return None
-    if own.numel() != value.numel():
-        return None
-    shaped = value.reshape(own.shape).to(own.device)
-    back = read(shaped)
-    is_it = isinstance(back, torch.Tensor) and torch.equal(back.to(value.device), value)
-    return shaped if is_it else None
+    back, wanted = (dict(tensor_leaves(each, "")) for each in (read(made), value))
+    is_it = bool(wanted) and back.keys() == wanted.keys()
+    same = (torch.equal(back[path].to(wanted[path].device), wanted[path]) for path in wanted)
+    return made if is_it and all(same) else None
 
 
 def _read_as(candidate: Call, output: object) -> object:
@@ -115,7 +120,7 @@ def _leave(
 ) -> None:
     """Makes the candidate's list, dict or object hold what the reference's does."""
     value: Any = in_form_of(candidate, reference, dtypes, device)
-    if value is candidate:
+    if value is None or value is candidate:
         return
     if isinstance(candidate, list):
         candidate[:] = value
@@ -131,7 +136,7 @@ def in_form_of(
     reference: object,
     dtypes: set[torch.dtype],
     device: torch.device | None,
-) -> object:
+) -> object | None:
     """A copy of the reference's value in the candidate's structure and on its devices.
 
     Floats take the candidate's dtype, unless the reference's is among `dtypes`, those that the
@@ -140,19 +145,38 @@ def in_form_of(
     Args:
         device: where the candidate works at this call, for tensors where the candidate has
             none; None to leave them where they are.
+
+    Returns:
+        None where none of the candidate's tensors has a counterpart.
     """
-    theirs, mine = dict(leaves(reference, "value")), dict(leaves(candidate, "value"))
-    tensors = dict(tensor_leaves(candidate, "value"))
-    if not tensors or tensors.keys() != dict(tensor_leaves(reference, "value")).keys():
+    tensors = dict(tensor_leaves(candidate, ""))
+    theirs = {path.removeprefix("."): leaf for path, leaf in leaves(reference, "")}
+    if not tensors or not any(isinstance(leaf, torch.Tensor) for leaf in theirs.values()):
         return deep_copy(reference, lambda tensor: tensor.detach().to(device, copy=True))
-    copies: dict[str, object] = {path: theirs[path] for path in mine if path in theirs}
+    names = {other: own for own, other in nested_otherwise(reference, candidate).items()}
+    copies: dict[str, object] = {
+        path: theirs[path.removeprefix(".")]
+        for path, _ in leaves(candidate, "")
+        if path not in tensors and path.removeprefix(".") in theirs and not names
+    }
     for path, own in tensors.items():
-        value = theirs[path]
-        assert isinstance(value, torch.Tensor)
-        is_cast = own.is_floating_point() and value.is_floating_point()
-        dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
-        copies[path] = value.detach().to(own.device, dtype, copy=True)
-    return replace_leaves(candidate, "value", copies)
+        value = theirs.get(names.get(path.removeprefix("."), path.removeprefix(".")))
+        shaped = _in_own_shape(own, value) if isinstance(value, torch.Tensor) else None
+        if shaped is None:
+            continue  # what the reference does not have stays as it is
+        is_cast = own.is_floating_point() and shaped.is_floating_point()
+        dtype = own.dtype if is_cast and shaped.dtype not in dtypes else shaped.dtype
+        copies[path] = shaped.detach().to(own.device, dtype, copy=True)
+    if not any(path in copies for path in tensors):
+        return None
+    made: object = replace_leaves(candidate, "", copies)
+    return made
+
+
+def _in_own_shape(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor | None:
+    """A tensor of the reference's in the candidate's shape; as it is where that is another one."""
+    shaped = in_shape_of(own, value)
+    return value if shaped is None else shaped[0]
 
 
 def device_of(arguments: Mapping[str, object]) -> torch.device | None:

@@ -11,10 +11,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+import torch
+
 from tracer.execution.hooks import Answer, Call, Phase, definition
 from tracer.execution.side import EventKey, SideObserver
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.intervention import Intervention, merged
+from tracer.measurement.layout import in_shape_of, nested_otherwise
 from tracer.measurement.padding import Padding, Paddings, padding_of
 from tracer.measurement.pairs import Measured, Tensor, difference_at, estimated, measured
 from tracer.measurement.plain_values import as_tensor, equal, is_number, summary
@@ -199,6 +202,12 @@ class Comparer:
             {p: leaf for p, leaf in path.leaves(value) if only is None or p in only}
             for value in (r, c)
         )
+        names = nested_otherwise(r, c) if only is None else {}
+        if names:
+            taken = {
+                path.inner(own): candidate.pop(path.inner(other)) for own, other in names.items()
+            }
+            candidate |= taken
         common = False
         if only is None and ((r is None and not candidate) or (c is None and not reference)):
             self._differ_in_form(record, path, r, c)  # None for a cache that is empty yet
@@ -229,6 +238,12 @@ class Comparer:
             self._enter_again(record, earlier, path, r, c)
             return
         is_mask = not path.is_result and self.roles.is_mask(path.in_argument)
+        form: tuple[Remark, ...] = ()
+        own = c
+        if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor) and not is_mask:
+            shaped = in_shape_of(r, c)
+            if shaped is not None:
+                c, form = shaped[0], (Remark(RemarkKind.FORM, candidate=shaped[1].value),)
         unpadded = lambda: self.unpadded(record, r, c)  # noqa: E731
         if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
             found = estimated(r, c, self.tolerance, unpadded, is_mask=is_mask)
@@ -251,12 +266,13 @@ class Comparer:
             difference=found.difference,
             limit=found.limit,
             agrees=found.agrees,
-            remarks=found.remarks,
+            remarks=(*form, *found.remarks),
             unpadded=found.unpadded,
             sample=self._sampled(path, r, c, found),
             is_mask=not path.is_result and self.roles.is_mask(path.argument),
+            relation=found.relation,
         )
-        self._enter(record, row, r, c)
+        self._enter(record, row, r, own)
 
     def _enter_again(
         self, record: CallRecord, earlier: Row, path: ValuePath, r: Tensor, c: Tensor

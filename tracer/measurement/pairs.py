@@ -10,6 +10,7 @@ from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.masks import describe_mask, visible_pair
+from tracer.tensors.relations import Relation, relation_of
 from tracer.tensors.tolerance import Tolerance
 
 # A tensor, or what a trace holds in its place.
@@ -25,6 +26,7 @@ class Measured:
     Attributes:
         difference, limit, agrees, remarks, unpadded: as for a `Row`.
         whole: the difference at all positions; None where the pair is compared by its meaning.
+        relation: as for a `Row`.
     """
 
     difference: Difference | None
@@ -33,6 +35,7 @@ class Measured:
     remarks: tuple[Remark, ...]
     unpadded: Difference | None = None
     whole: Difference | None = None
+    relation: Relation | None = None
 
 
 def measured(
@@ -65,7 +68,10 @@ def measured(
     remarks = _remarks(whole, limit)
     if not remarks and r.dim() == 0:
         remarks = (Remark(RemarkKind.SCALARS, f"{r.item():.6g}", f"{c.item():.6g}"),)
-    return Measured(whole, limit, False, remarks, part, whole)
+    relation = relation_of(r, c)
+    if relation is not None:
+        remarks = (*remarks, Remark(RemarkKind.RELATED, candidate=relation.value))
+    return Measured(whole, limit, False, remarks, part, whole, relation)
 
 
 def estimated(

@@ -21,6 +21,8 @@ class RemarkKind(StrEnum):
     RELATIVE_L2 = "relative_l2"  # it agrees by this, although its PEIR is beyond the limit
     PADDED = "padded"  # the PEIR with padded positions, which were left out
     ESTIMATED = "estimated"  # one side has a fingerprint only
+    FORM = "form"  # the candidate's was read in the reference's form
+    RELATED = "related"  # the candidate's is the reference's in another layout of its channels
 
 
 _TEXTS = {
@@ -34,6 +36,8 @@ _TEXTS = {
     RemarkKind.RELATIVE_L2: "relative L2 {0.figure:.3g}",
     RemarkKind.PADDED: "at padded positions PEIR {0.figure:.3g}, left out",
     RemarkKind.ESTIMATED: "estimated from fingerprints",
+    RemarkKind.FORM: "{0.candidate}",
+    RemarkKind.RELATED: "{0.candidate}",
 }
 
 

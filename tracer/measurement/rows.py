@@ -12,6 +12,7 @@ import torch
 from tracer.execution.hooks import Location
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
+from tracer.tensors.relations import Relation
 from tracer.tensors.samples import Sample
 from tracer.tensors.value_path import ValueKind, ValuePath
 
@@ -42,6 +43,8 @@ class Row:
             known.
         floor: the PEIR that rounding alone makes here; None where that was not measured.
         sample: some of the elements, for an output where these were asked for.
+        relation: what the candidate's value is of the reference's where they disagree: scaled,
+            permuted, rotated; None where nothing of the kind was found.
         is_mask: whether the leaf is an attention mask that was passed as an argument.
     """
 
@@ -61,6 +64,7 @@ class Row:
     floor: float | None = None
     sample: Sample | None = None
     is_mask: bool = False
+    relation: Relation | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))

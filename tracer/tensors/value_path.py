@@ -87,13 +87,13 @@ class ValuePath(str):
         return str(self) if self.is_result else self.in_argument
 
     def inner(self, path: str) -> "ValuePath":
-        """The path of what is inside this whole value."""
-        return ValuePath(self.kind, self.argument, path)
+        """The path of what is inside this whole value, or of the whole where that is empty."""
+        return ValuePath(self.kind, self.argument, path or None)
 
     def leaves(self, value: object) -> Iterator[tuple["ValuePath", object]]:
         """The leaves of the value of this path, each with its own."""
         for path, leaf in leaves(value, ""):
-            yield (self.inner(path[1:]) if path else self), leaf
+            yield self.inner(path.removeprefix(".")), leaf
 
     def tensors(self, value: object) -> dict["ValuePath", torch.Tensor]:
         """Those leaves that are tensors."""
