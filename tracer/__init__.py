@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from tracer.measurement.coverage import Coverage
     from tracer.measurement.rows import FormDifference, Row
     from tracer.regression.baseline import Baseline
-    from tracer.regression.gating import Gate, gate
+    from tracer.regression.gating import gate
+    from tracer.regression.result import Gate
+    from tracer.reports.narrator import explain
     from tracer.tensors.difference import Difference
     from tracer.tensors.tolerance import Tolerance
     from tracer.testing.equivalence import assert_equivalent
@@ -78,6 +80,7 @@ __all__ = [
     "assert_equivalent",
     "capture",
     "compare",
+    "explain",
     "flow",
     "gate",
     "models",
@@ -109,7 +112,9 @@ _ROOMS = {
         "UsageError",
     ),
     "traces.dataflow": ("Flow", "flow"),
-    "regression.gating": ("Gate", "gate"),
+    "regression.gating": ("gate",),
+    "regression.result": ("Gate",),
+    "reports.narrator": ("explain",),
     "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "diagnosis.origin": ("Origin",),
     "traces.recorded": ("Recorded", "open_trace"),

@@ -44,6 +44,7 @@ PUBLIC = [
     "assert_equivalent",
     "capture",
     "compare",
+    "explain",
     "flow",
     "gate",
     "models",

@@ -2,7 +2,7 @@
 
     {
       "schema": 2,
-      "verdict": {"agrees": false, "symptom": {...}, "origin": {...}, "confirmed": true, ...},
+      "verdict": {"agrees": false, "symptom": {...}, "origin": {...}, "details": {...}, ...},
       "coverage": {"paired_modules": [...], "reference_only": [...], "compared_calls": 58, ...},
       "rows": [{"module": "model.embed_tokens", "call": 0, "value": "output", "peir": 0.0, ...}],
       "form_differences": [{"module": "model", "value": "kwargs.attention_mask", ...}],
@@ -25,14 +25,25 @@ The JSON Schema in `report.schema.json` beside this file says what each key mean
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING
 
 from tracer.comparison.result import Comparison, row_fields
+from tracer.diagnosis.verdict import Verdict
+from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.environment import environment
+from tracer.interventions.trial import Replacements
+from tracer.isolation.result import Isolation
+from tracer.measurement.rows import Row
 from tracer.reports import Run
+from tracer.reports.narrator.verdict import given
 from tracer.reports.parts.ranking import ranking
 
+if TYPE_CHECKING:
+    from tracer.regression.result import Gate, Reason
+
 SCHEMA = 2
+_OF_A_ROW = ("module", "call", "value", "peir", "limit", "agrees", "note")
 
 
 def render(comparison: Comparison, run: Run | None = None) -> str:
@@ -52,21 +63,17 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
     plain = plain_values(
         {
             "schema": SCHEMA,
-            "verdict": asdict(comparison.verdict),
+            "verdict": _verdict(comparison.verdict),
             "coverage": coverage,
             "rows": [row_fields(row) for row in comparison.rows],
-            "form_differences": [asdict(form) for form in comparison.form_differences],
-            "ranking": [asdict(item) for item in ranking(comparison.rows)]
+            "form_differences": comparison.form_differences,
+            "ranking": ranking(comparison.rows)
             if run is not None and run.quantized and comparison.isolation is None
             else None,
-            "isolation": None
-            if comparison.isolation is None
-            else asdict(comparison.isolation) | {"explanation": comparison.isolation.explanation},
-            "zoomed": None
-            if comparison.zoomed is None
-            else asdict(comparison.zoomed) | {"explanation": comparison.zoomed.explanation},
-            "gate": None if comparison.gate is None else asdict(comparison.gate),
-            "run": None if run is None else asdict(run),
+            "isolation": _explained(comparison.isolation),
+            "zoomed": _explained(comparison.zoomed),
+            "gate": None if comparison.gate is None else _gate(comparison.gate),
+            "run": run,
             "environment": environment(),
         }
     )
@@ -74,8 +81,55 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
     return plain
 
 
+def _verdict(verdict: Verdict) -> dict[str, object]:
+    """What zoom has found stands in the report beside the verdict, not in it."""
+    beside = [each for each in verdict.beside if not isinstance(each, Zoomed)]
+    return {
+        **_fields(verdict),
+        "details": _named(verdict.details),
+        "beside": [_named(each) for each in beside],
+        "explanation": verdict.explanation,
+    }
+
+
+def _gate(gate: "Gate") -> dict[str, object]:
+    """The gate's fields, with the reasons in words beside theirs."""
+
+    def explained(reason: "Reason") -> dict[str, object]:
+        words = {"level": reason.level, "what": reason.what, "where": reason.where}
+        return _fields(reason) | words
+
+    return _fields(gate) | {
+        "reasons": [explained(reason) for reason in gate.reasons],
+        "let_pass": [explained(reason) for reason in gate.let_pass],
+    }
+
+
+def _named(finding: object) -> dict[str, object]:
+    return {"finding": type(finding).__name__, **_fields(finding)}
+
+
+def _explained(finding: Isolation | Zoomed | None) -> dict[str, object] | None:
+    if finding is None:
+        return None
+    return _fields(finding) | {"explanation": finding.explanation}
+
+
+def _fields(value: object) -> dict[str, object]:
+    """The fields of a dataclass; of a row those that name it and say how far it is off."""
+    assert is_dataclass(value)
+    if isinstance(value, Row):
+        return {name: getattr(value, name) for name in _OF_A_ROW}
+    if isinstance(value, Replacements):
+        kind, names = given(value)
+        return {"kind": kind, "names": names}
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
 def plain_values(value: object) -> object:
-    """Lists for tuples, and strings for numbers that JSON does not know."""
+    """Dicts for dataclasses, lists for tuples, and strings for numbers that JSON does not know."""
+    if is_dataclass(value):
+        value = _fields(value)
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
