@@ -26,23 +26,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING
 
 from tracer.comparison.result import Comparison, row_fields
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.environment import environment
 from tracer.interventions.trial import Replacements
-from tracer.isolation.result import Isolation
 from tracer.measurement.rows import Row
 from tracer.reports import Run
 from tracer.reports.narrator.verdict import given
 from tracer.reports.parts.ranking import ranking
 
-if TYPE_CHECKING:
-    from tracer.regression.result import Gate, Reason
-
 SCHEMA = 2
+# Properties that are written as well, beside the fields that they are made of.
+_IN_WORDS = ("level", "what", "where", "explanation")
 _OF_A_ROW = ("module", "call", "value", "peir", "limit", "agrees", "note")
 
 
@@ -70,9 +67,9 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             "ranking": ranking(comparison.rows)
             if run is not None and run.quantized and comparison.isolation is None
             else None,
-            "isolation": _explained(comparison.isolation),
-            "zoomed": _explained(comparison.zoomed),
-            "gate": None if comparison.gate is None else _gate(comparison.gate),
+            "isolation": comparison.isolation,
+            "zoomed": comparison.zoomed,
+            "gate": comparison.gate,
             "run": run,
             "environment": environment(),
         }
@@ -88,20 +85,6 @@ def _verdict(verdict: Verdict) -> dict[str, object]:
         **_fields(verdict),
         "details": _named(verdict.details),
         "beside": [_named(each) for each in beside],
-        "explanation": verdict.explanation,
-    }
-
-
-def _gate(gate: "Gate") -> dict[str, object]:
-    """The gate's fields, with the reasons in words beside theirs."""
-
-    def explained(reason: "Reason") -> dict[str, object]:
-        words = {"level": reason.level, "what": reason.what, "where": reason.where}
-        return _fields(reason) | words
-
-    return _fields(gate) | {
-        "reasons": [explained(reason) for reason in gate.reasons],
-        "let_pass": [explained(reason) for reason in gate.let_pass],
     }
 
 
@@ -109,21 +92,17 @@ def _named(finding: object) -> dict[str, object]:
     return {"finding": type(finding).__name__, **_fields(finding)}
 
 
-def _explained(finding: Isolation | Zoomed | None) -> dict[str, object] | None:
-    if finding is None:
-        return None
-    return _fields(finding) | {"explanation": finding.explanation}
-
-
 def _fields(value: object) -> dict[str, object]:
-    """The fields of a dataclass; of a row those that name it and say how far it is off."""
+    """The fields of a dataclass with its words; of a row where it is, and how far off."""
     assert is_dataclass(value)
     if isinstance(value, Row):
         return {name: getattr(value, name) for name in _OF_A_ROW}
     if isinstance(value, Replacements):
         kind, names = given(value)
         return {"kind": kind, "names": names}
-    return {each.name: getattr(value, each.name) for each in fields(value)}
+    names = [each.name for each in fields(value)]
+    names += [name for name in _IN_WORDS if isinstance(getattr(type(value), name, None), property)]
+    return {name: getattr(value, name) for name in names}
 
 
 def plain_values(value: object) -> object:

@@ -334,7 +334,7 @@ class TestFailures:
         assert (verdict.origin.module, verdict.origin.argument) == ("", "mask")
         assert (verdict.symptom.module, verdict.symptom.value) == ("layers.0", "output")
         assert verdict.confirmed
-        assert "Confirmed: with the reference's `mask` it does not raise." in verdict.explanation
+        assert "Confirmed: with the reference's `mask`, it does not raise." in verdict.explanation
 
     def test_nothing_had_differed(self) -> None:
         reference, candidate = pair()

@@ -38,24 +38,25 @@ def findings(gate: "Gate") -> Iterator[str]:
         yield f"{gate.outputs} outputs in common with {gate.baseline}: {counts(gate.changes)}"
 
 
+_WHAT = {
+    "worse": "{count} worse than in {baseline}",
+    "new": "{new} that {baseline} does not have",
+    "limit": "{count} beyond the limit {limit}",
+    "agreed": "the models agreed in {baseline}, and diverge now",
+    "less": "less was compared than in {baseline}",
+    "diverges": "the models diverge",
+}
+
+
 def what(reason: "Reason") -> str:
     """What a comparison may fail for: "2 of 58 outputs are worse than in main.json"."""
-    count = f"{reason.count} of {reason.total} outputs {'is' if reason.count == 1 else 'are'}"
-    match reason.kind:
-        case "worse":
-            return f"{count} worse than in {reason.baseline}"
-        case "new":
-            new = "1 output diverges" if reason.count == 1 else f"{reason.count} outputs diverge"
-            return f"{new} that {reason.baseline} does not have"
-        case "limit":
-            assert reason.limit is not None
-            return f"{count} beyond the limit {reason.limit.glob}={reason.limit.peir:g}"
-        case "agreed":
-            return f"the models agreed in {reason.baseline}, and diverge now"
-        case "less":
-            return f"less was compared than in {reason.baseline}"
-        case "diverges":
-            return "the models diverge"
+    is_one, limit = reason.count == 1, reason.limit
+    return _WHAT[reason.kind].format(
+        count=f"{reason.count} of {reason.total} outputs {'is' if is_one else 'are'}",
+        new="1 output diverges" if is_one else f"{reason.count} outputs diverge",
+        limit="" if limit is None else f"{limit.glob}={limit.peir:g}",
+        baseline=reason.baseline,
+    )
 
 
 def where(reason: "Reason") -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from tracer.diagnosis.origin import Finding, FindingKind, Origin
 from tracer.diagnosis.parameters import ParameterDifference, ParameterKind, Setting
 from tracer.diagnosis.trials import Outcome, Proof
-from tracer.diagnosis.verdict import Agreement, Divergence, Ended, Spread, Verdict
+from tracer.diagnosis.verdict import Agreement, Divergence, Ended, Verdict
 from tracer.interventions.trial import Replacements
 from tracer.measurement.rows import Row
 from tracer.tensors.leaves import dtype_name
@@ -60,7 +60,11 @@ def _divergence(divergence: Divergence, why_not_tried: str) -> Iterator[str]:
         index = f" (call {call})" if call else ""
         yield f"The {side} calls {module_in_words(name)}{index}, the {other} does not."
     if divergence.spread is not None:
-        yield _spread(divergence.spread)
+        spread = divergence.spread
+        yield (
+            f"Of {spread.outputs} outputs after it, {spread.disagreeing} disagree; "
+            f"{place(spread.last)} ends at PEIR {figure(spread.last.peir)}."
+        )
     if others:
         count = "One more origin" if len(others) == 1 else f"{len(others)} more origins"
         yield f"{count}, each with the reference's values before it:"
@@ -70,24 +74,19 @@ def _divergence(divergence: Divergence, why_not_tried: str) -> Iterator[str]:
         yield from (f"   {line.strip()}" for line in rest)
 
 
-def _spread(spread: Spread) -> str:
-    return (
-        f"Of {spread.outputs} outputs after it, {spread.disagreeing} disagree; "
-        f"{place(spread.last)} ends at PEIR {figure(spread.last.peir)}."
-    )
-
-
 def _finding(finding: Finding, why_not_tried: str) -> Iterator[str]:
     """The origin and the evidence for it."""
     yield _cause(finding)
-    if finding.kind not in (FindingKind.PASSED, FindingKind.RAISES, FindingKind.GROWS):
-        if finding.kind is FindingKind.PARAMETERS:
-            for name, other in list(finding.equals.items())[:FEW]:
-                yield f"Its `{name}` equals the reference's `{other}`."
-        yield from _both_lines(finding.origin)
     if finding.kind is FindingKind.PASSED:
-        yield from _both_lines(finding.origin, _passed(finding))
-    elif finding.kind is not FindingKind.PARAMETERS:
+        reference, candidate = finding.passed
+        if finding.peir is not None:
+            candidate = f"PEIR {figure(finding.peir)} away"
+        yield from _both_lines(finding.origin, f"{reference}, at ", f"{candidate}, at ")
+    elif finding.kind not in (FindingKind.RAISES, FindingKind.GROWS):
+        for name, other in list(finding.equals.items())[:FEW]:
+            yield f"Its `{name}` equals the reference's `{other}`."
+        yield from _both_lines(finding.origin)
+    if finding.kind is not FindingKind.PARAMETERS:
         for name, difference in list(finding.parameters.items())[:FEW]:
             yield f"`{name}` differs ({_difference(difference)})."
     yield from map(_setting, finding.settings[:_MOST_SETTINGS])
@@ -104,85 +103,69 @@ def _finding(finding: Finding, why_not_tried: str) -> Iterator[str]:
         yield f"{finding.unexplained} more values disagree although their inputs are right."
 
 
+_INTRODUCED = "It is introduced in the forward of {module} itself"
+_CAUSES = {
+    FindingKind.EDITED: "{module} edits its argument {names} in place, which is used again after "
+    "it; the reference's does not.",
+    FindingKind.PASSED: "{giver} passes a wrong `{argument}` to {other}{more}:",
+    FindingKind.BEFORE_CALL: _INTRODUCED + ": what it computes for {other} is wrong{after}.",
+    FindingKind.AFTER_CALLS: _INTRODUCED + ", after its last call ({other}), which still agreed.",
+    FindingKind.INSIDE: _INTRODUCED + ": its inputs agree, its output does not.",
+    FindingKind.LEFT: "What {module} leaves in its argument {names} is wrong.",
+    FindingKind.PARAMETERS: "The inputs of {module} agree, its {names} {differ} ({how}).",
+    FindingKind.RAISES: "{module} of the candidate raises; nothing else had differed.",
+    FindingKind.GROWS: "No single value causes it: the error grows from PEIR {growth}, as "
+    "accumulated rounding does. If that much is expected, give a tolerance above it.",
+}
+
+
 def _cause(finding: Finding) -> str:
-    module = module_in_words(finding.origin.module)
-    other = "" if finding.other is None else module_in_words(finding.other)
-    introduced = f"It is introduced in the forward of {module} itself"
-    match finding.kind:
-        case FindingKind.EDITED:
-            return (
-                f"{module} edits its argument {_named(finding.names)} in place, which is used "
-                "again after it; the reference's does not."
-            )
-        case FindingKind.PASSED:
-            giver = "What runs it" if finding.from_outside else module
-            more = f" and {finding.more_calls} more" if finding.more_calls else ""
-            return f"{giver} passes a wrong `{finding.origin.argument}` to {other}{more}:"
-        case FindingKind.BEFORE_CALL:
-            since = finding.since
-            after = "" if since is None else f", after {module_in_words(since)} still agreed"
-            return f"{introduced}: what it computes for {other} is wrong{after}."
-        case FindingKind.AFTER_CALLS:
-            return f"{introduced}, after its last call ({other}), which still agreed."
-        case FindingKind.INSIDE:
-            return f"{introduced}: its inputs agree, its output does not."
-        case FindingKind.LEFT:
-            return f"What {module} leaves in its argument {_named(finding.names)} is wrong."
-        case FindingKind.PARAMETERS:
-            differ = "differs" if len(finding.parameters) == 1 else "differ"
-            how = few([_difference(each) for each in finding.parameters.values()], "; ")
-            names = _named(finding.parameters)
-            return f"The inputs of {module} agree, its {names} {differ} ({how})."
-        case FindingKind.RAISES:
-            return f"{module} of the candidate raises; nothing else had differed."
-        case FindingKind.GROWS:
-            assert finding.growth is not None
-            start, first = finding.growth
-            return (
-                f"No single value causes it: the error grows from PEIR {figure(start.peir)} at "
-                f"{place(start)} to {figure(first.peir)} here, as accumulated rounding does. If "
-                "that much is expected, give a tolerance above it."
-            )
+    module, since = module_in_words(finding.origin.module), finding.since
+    growth = ""
+    if finding.growth is not None:
+        start, first = finding.growth
+        growth = f"{figure(start.peir)} at {place(start)} to {figure(first.peir)} here"
+    return _CAUSES[finding.kind].format(
+        module=module,
+        names=_named(finding.names or finding.parameters),
+        giver="What runs it" if finding.from_outside else module,
+        argument=finding.origin.argument,
+        other=module_in_words(finding.other or ""),
+        more=f" and {finding.more_calls} more" if finding.more_calls else "",
+        after="" if since is None else f", after {module_in_words(since)} still agreed",
+        differ="differs" if len(finding.parameters) == 1 else "differ",
+        how=few([_difference(each) for each in finding.parameters.values()], "; "),
+        growth=growth,
+    )
 
 
-def _passed(finding: Finding) -> tuple[str, str]:
-    """What each side passed."""
-    reference, candidate = finding.passed
-    if finding.peir is not None:
-        candidate = f"PEIR {figure(finding.peir)} away"
-    return f"{reference}, at ", f"{candidate}, at "
-
-
-def _both_lines(origin: Origin, before: tuple[str, str] = ("", "")) -> list[str]:
+def _both_lines(origin: Origin, reference: str = "", candidate: str = "") -> list[str]:
     return [
-        f"  reference: {before[0]}{short_line(origin.reference_line)}",
-        f"  candidate: {before[1]}{short_line(origin.candidate_line)}",
+        f"  reference: {reference}{short_line(origin.reference_line)}",
+        f"  candidate: {candidate}{short_line(origin.candidate_line)}",
     ]
 
 
+_DIFFERENCES = {
+    ParameterKind.REFERENCE_ONLY: "the candidate has none",
+    ParameterKind.CANDIDATE_ONLY: "the reference has none",
+    ParameterKind.CHECKSUMS: "its checksum is not the recorded one",
+    ParameterKind.SHAPES: "shape {values[0]} against {values[1]}",
+    ParameterKind.FORMS: "{values[0]} against {values[1]}",
+    ParameterKind.VALUES: "PEIR {peir}, most at {index}: {values[0]} against {values[1]}",
+    ParameterKind.PARTS: "{parts}",
+}
+
+
 def _difference(difference: ParameterDifference) -> str:
-    """How a parameter differs, in brackets."""
-    reference, candidate = (
-        figure(value) if isinstance(value, float) else value
-        for value in (difference.reference, difference.candidate)
+    """How a parameter differs, to stand in brackets."""
+    both = difference.reference, difference.candidate
+    return _DIFFERENCES[difference.kind].format(
+        values=[figure(value) if isinstance(value, float) else value for value in both],
+        peir=figure(difference.peir or 0.0),
+        index=list(difference.index),
+        parts=", ".join(f"`{name}` {_difference(each)}" for name, each in difference.parts.items()),
     )
-    match difference.kind:
-        case ParameterKind.REFERENCE_ONLY:
-            return "the candidate has none"
-        case ParameterKind.CANDIDATE_ONLY:
-            return "the reference has none"
-        case ParameterKind.CHECKSUMS:
-            return "its checksum is not the recorded one"
-        case ParameterKind.SHAPES:
-            return f"shape {reference} against {candidate}"
-        case ParameterKind.FORMS:
-            return f"{reference} against {candidate}"
-        case ParameterKind.VALUES:
-            peak = f"most at {list(difference.index)}: {reference} against {candidate}"
-            return f"PEIR {figure(difference.peir or 0.0)}, {peak}"
-        case ParameterKind.PARTS:
-            parts = difference.parts.items()
-            return ", ".join(f"`{name}` {_difference(part)}" for name, part in parts)
 
 
 def _setting(setting: Setting, its: str = "Its") -> str:
@@ -193,55 +176,39 @@ def _setting(setting: Setting, its: str = "Its") -> str:
     )
 
 
+_OUTCOMES = {
+    Outcome.NOT_REPLACED: "which cannot be put there, nothing was shown",
+    Outcome.RAISED: "{error}",
+    Outcome.STILL_THERE: "it is still there",
+    Outcome.STILL_DIVERGES: "it still diverges at {left}",
+    Outcome.FALLS: "{falls}",
+    Outcome.ANOTHER_REMAINS: "{falls}; a divergence at {left} remains",
+    Outcome.ANOTHER_FOLLOWS: "it is gone; another divergence follows at {left}, PEIR {peir}, from "
+    "inputs that agree",
+    Outcome.ALL_AGREES: "everything agrees",
+    Outcome.AFTER_AGREES: "everything after it agrees",
+    Outcome.RUNS: "it does not raise",
+}
+
+
 def _proof(proof: Proof, why_not_tried: str) -> str:
     """What was tried, and what it led to."""
-    if proof.outcome is Outcome.NOT_TRIED:
+    if proof.trial is None:
         return f"Not confirmed: {why_not_tried or 'a second run was not asked for'}."
-    assert proof.trial is not None
-    word = "Confirmed" if proof.confirmed else "Not confirmed"
     kind, names = given(proof.trial)
-    match kind:
-        case "copies":
-            what = f"a copy of {_named(names)} for it"
-        case "output":
-            what = f"the reference's output of {module_in_words(names[0])}"
-        case _:
-            what = f"the reference's {_named(names)}"
-    led_to = _led_to(proof)
-    if proof.final is not None:
-        led_to += f", and {_fall(*proof.final)}"
-    return f"{word}: with {what}{'' if proof.outcome is Outcome.RUNS else ','} {led_to}."
-
-
-def _led_to(proof: Proof) -> str:
-    falls = "" if proof.falls is None else _fall(*proof.falls)
-    remaining = "" if proof.remaining is None else place(proof.remaining)
-    match proof.outcome:
-        case Outcome.RAISED:
-            return proof.error
-        case Outcome.NOT_REPLACED:
-            return "which cannot be put there, nothing was shown"
-        case Outcome.STILL_THERE:
-            return "it is still there"
-        case Outcome.STILL_DIVERGES:
-            return f"it still diverges at {remaining}"
-        case Outcome.ANOTHER_REMAINS:
-            return f"{falls}; a divergence at {remaining} remains"
-        case Outcome.ANOTHER_FOLLOWS:
-            assert proof.remaining is not None
-            peir = figure(proof.remaining.peir)
-            return (
-                f"it is gone; another divergence follows at {remaining}, PEIR {peir}, from inputs "
-                "that agree"
-            )
-        case Outcome.ALL_AGREES:
-            return "everything agrees"
-        case Outcome.AFTER_AGREES:
-            return "everything after it agrees"
-        case Outcome.RUNS:
-            return "it does not raise"
-        case _:
-            return falls
+    what = f"the reference's {_named(names)}"
+    if kind == "copies":
+        what = f"a copy of {_named(names)} for it"
+    elif kind == "output":
+        what = f"the reference's output of {module_in_words(names[0])}"
+    led_to = _OUTCOMES[proof.outcome].format(
+        error=proof.error,
+        falls="" if proof.falls is None else _fall(*proof.falls),
+        left="" if proof.remaining is None else place(proof.remaining),
+        peir="" if proof.remaining is None else figure(proof.remaining.peir),
+    )
+    finally_ = "" if proof.final is None else f", and {_fall(*proof.final)}"
+    return f"{'C' if proof.confirmed else 'Not c'}onfirmed: with {what}, {led_to}{finally_}."
 
 
 def _fall(before: Row, after: Row) -> str:

@@ -163,7 +163,7 @@ def test_how_a_parameter_differs(difference, text):
             Replacements(spared=(("m", 0), ("x",))),
             "a copy of `x` for it, everything",
         ),
-        ("runs", Replacements(arguments={("m", 0): "x"}), "reference's `x` it does not raise."),
+        ("runs", Replacements(arguments={("m", 0): "x"}), "reference's `x`, it does not raise."),
     ],
 )
 def test_what_a_trial_has_shown(make_row, outcome, trial, text):
