@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tracer.diagnosis.propagation import INHERITED
-from tracer.interventions.experiment import Experiment, Run
+from tracer.interventions.experiment import Experiment, Run, failure_in_words
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.trial import Replacements, Trial
 from tracer.measurement.comparer import Comparer
@@ -125,7 +125,7 @@ class Evidence:
         if not self.may_run:
             return Proof(Outcome.NOT_TRIED)
         run = self.run(trial, watch=start)
-        proof = self._outcome(trial, start, experiment)
+        proof = self._outcome(trial, start, run)
         mistakes = run.mistakes
         if trial.parameters is not None:
             # With the reference's parameters in place there was nothing left to fit.

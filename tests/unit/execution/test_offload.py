@@ -372,19 +372,6 @@ class TestCommandLine:
         gc.collect()
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["tiny-llama", "--offload", "none"], "there is no folder none to keep weights in"),
-            (["tiny-llama", "--candidate", "compile", "--offload"], "another candidate than"),
-            (["a.trace", "--candidate", "b.trace", "--offload"], "and both are traces"),
-            (["--offload", "tiny-llama"], "the following arguments are required: MODEL"),
-        ],
-    )
-    def test_wrong_use(self, capsys, arguments: list[str], message: str) -> None:
-        assert main(["compare", *arguments]) == 2
-        assert message in capsys.readouterr().err
-
 
 class TestRecord:
     @pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
