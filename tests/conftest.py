@@ -12,6 +12,7 @@ import torch
 from tracer.comparison.result import Comparison
 from tracer.diagnosis.verdict import Origin, Symptom, Verdict
 from tracer.measurement.coverage import Coverage
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import Row
 from tracer.tensors.difference import Difference
 
@@ -44,7 +45,7 @@ def shared_data() -> Path:
 def make_row() -> Callable[..., Row]:
     """Makes a Row by hand: a module's output with a given PEIR, or whatever else is said."""
 
-    def make(module: str, peir: float | None = 0.0, **fields: Any) -> Row:
+    def make(module: str, peir: float | None = 0.0, note: str = "", **fields: Any) -> Row:
         # One element is off by the PEIR in an interval of 1.
         difference = None
         if peir is not None:
@@ -60,6 +61,7 @@ def make_row() -> Callable[..., Row]:
             "candidate_dtype": torch.float32,
             "limit": 1e-5,
             "agrees": peir is not None and peir <= 1e-5,
+            "remarks": (Remark(RemarkKind.SCALARS, *note.split("; candidate ")),) if note else (),
         }
         return Row(module=module, difference=difference, **(defaults | fields))
 

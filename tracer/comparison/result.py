@@ -1,6 +1,6 @@
 """The result of a comparison, as attributes, as a table, and in reports."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,6 +104,11 @@ ROW_COLUMNS = (
     "floor",
     "multiple",
 )
+
+
+def row_fields(row: Row) -> dict[str, object]:
+    """A row's values by column, and its remarks as data."""
+    return row_values(row) | {"remarks": [asdict(remark) for remark in row.remarks]}
 
 
 def row_values(row: Row) -> dict[str, object]:

@@ -216,7 +216,7 @@ class Debugger:
         return wrong + [
             f"{form.value.argument} ({form.reference}; candidate {form.candidate})"
             for form in record.form_differences
-            if form.is_mask and "None" not in (form.reference, form.candidate)
+            if form.is_mask and not form.one_is_none
         ]
 
     @contextmanager

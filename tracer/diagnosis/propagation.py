@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from tracer.measurement.comparer import Comparer
+from tracer.measurement.remarks import RemarkKind
 from tracer.measurement.rows import (
-    BY_MEANING,
     CallKey,
     CallRecord,
     Row,
@@ -159,7 +159,7 @@ class Trail:
         names = [
             value.argument or ""
             for value, row in record.arguments.items()
-            if row.agrees and row.note == BY_MEANING and row.order < before
+            if row.agrees and row.has(RemarkKind.BY_MEANING) and row.order < before
         ]
         return list(dict.fromkeys(names))
 

@@ -15,6 +15,7 @@ from tracer.diagnosis.other_origins import other_findings
 from tracer.execution.lockstep import Failure
 from tracer.interventions.experiment import Experiment
 from tracer.measurement.comparer import Comparer
+from tracer.measurement.remarks import RemarkKind
 from tracer.measurement.rows import Row, first_divergence
 from tracer.tensors.leaves import dtype_name
 from tracer.tensors.value_path import OUTPUT, ValuePath
@@ -180,7 +181,7 @@ def _agreement(search: Search) -> Verdict:
             f"{nonfinite} compared elements are NaN or infinite on both sides alike; the models "
             "agree on them, but look whether they should be there."
         )
-    padded = [row for row in rows if row.note.startswith("at padded positions")]
+    padded = [row for row in rows if row.has(RemarkKind.PADDED)]
     if padded:
         lines.append(
             f"{len(padded)} values differ at padded positions only, which nothing visible depends "

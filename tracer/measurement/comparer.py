@@ -18,8 +18,8 @@ from tracer.measurement.intervention import Intervention, merged
 from tracer.measurement.padding import Padding, Paddings, padding_of
 from tracer.measurement.pairs import Measured, Tensor, difference_at, estimated, measured
 from tracer.measurement.plain_values import as_tensor, equal, is_number, summary
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import (
-    BY_MEANING,
     CallKey,
     CallRecord,
     FormDifference,
@@ -251,7 +251,7 @@ class Comparer:
             difference=found.difference,
             limit=found.limit,
             agrees=found.agrees,
-            note=found.note,
+            remarks=found.remarks,
             unpadded=found.unpadded,
             sample=self._sampled(path, r, c, found),
             is_mask=not path.is_result and self.roles.is_mask(path.argument),
@@ -303,7 +303,7 @@ class Comparer:
     def _describe(
         self, record: CallRecord, row: Row, path: ValuePath, r: Tensor, c: Tensor
     ) -> None:
-        if not row.agrees or row.note == BY_MEANING:
+        if not row.agrees or row.has(RemarkKind.BY_MEANING):
             words = describe_mask if self.roles.is_mask(path) else describe
             record.described[path] = words(r), words(c)
 
@@ -328,6 +328,7 @@ class Comparer:
         record.form_differences.append(
             FormDifference(
                 *(self._next(), record.module, record.call, path, words(r), words(c)),
+                one_is_none=r is None or c is None,
                 is_mask=self.roles.is_mask(path),
             )
         )
@@ -345,7 +346,7 @@ class Comparer:
             and all(equal(value, candidate[name]) for name, value in reference.items())
         ):
             return
-        verb = "returned" if path == OUTPUT else "left"
+        kind = RemarkKind.RETURNED if path == OUTPUT else RemarkKind.LEFT
         self._add(
             record,
             Row(
@@ -359,7 +360,7 @@ class Comparer:
                 difference=None,
                 limit=0.0,
                 agrees=False,
-                note=f"{verb} {summary(reference)}; candidate {summary(candidate)}",
+                remarks=(Remark(kind, summary(reference), summary(candidate)),),
             ),
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from tracer.measurement.padding import part_name, visible_part
-from tracer.measurement.rows import BY_MEANING, ESTIMATED
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.masks import describe_mask, visible_pair
@@ -23,14 +23,14 @@ class Measured:
     """What was found of a pair.
 
     Attributes:
-        difference, limit, agrees, note, unpadded: as for a `Row`.
+        difference, limit, agrees, remarks, unpadded: as for a `Row`.
         whole: the difference at all positions; None where the pair is compared by its meaning.
     """
 
     difference: Difference | None
     limit: float
     agrees: bool
-    note: str
+    remarks: tuple[Remark, ...]
     unpadded: Difference | None = None
     whole: Difference | None = None
 
@@ -47,23 +47,23 @@ def measured(
     if visible is not None:
         difference = Difference.of(*visible)
         agrees = difference.mismatched == 0
-        note = "" if agrees and _same(r, c) else BY_MEANING
+        remarks = () if agrees and _same(r, c) else (Remark(RemarkKind.BY_MEANING),)
         if not agrees:
-            note = f"{describe_mask(r)}; candidate {describe_mask(c)}"
-        return Measured(difference, 0.0, agrees, note)
+            remarks = (Remark(RemarkKind.MASKS, describe_mask(r), describe_mask(c)),)
+        return Measured(difference, 0.0, agrees, remarks)
     if r.shape != c.shape:
-        return None if is_mask else Measured(None, 0.0, False, _shapes(r, c))
+        return None if is_mask else Measured(None, 0.0, False, (_shapes(r, c),))
     whole = Difference.of(r, c)
     limit = tolerance.limit(r.dtype, c.dtype)
     if tolerance.agrees(whole, r.dtype, c.dtype):
-        return Measured(whole, limit, True, _note(whole, limit), whole=whole)
+        return Measured(whole, limit, True, _remarks(whole, limit), whole=whole)
     part = unpadded()
     if part is not None and tolerance.agrees(part, r.dtype, c.dtype):
-        return Measured(part, limit, True, _left_out(whole), part, whole)
-    note = _note(whole, limit)
-    if not note and r.dim() == 0:
-        note = f"{r.item():.6g}; candidate {c.item():.6g}"
-    return Measured(whole, limit, False, note, part, whole)
+        return Measured(part, limit, True, (_padded(whole),), part, whole)
+    remarks = _remarks(whole, limit)
+    if not remarks and r.dim() == 0:
+        remarks = (Remark(RemarkKind.SCALARS, f"{r.item():.6g}", f"{c.item():.6g}"),)
+    return Measured(whole, limit, False, remarks, part, whole)
 
 
 def estimated(
@@ -79,14 +79,14 @@ def estimated(
         return None
     limit = tolerance.limit(r.dtype, c.dtype)
     if left.shape != right.shape:
-        return Measured(None, limit, False, _shapes(r, c))
-    difference = left.difference(right)
+        return Measured(None, limit, False, (_shapes(r, c),))
+    difference, estimate = left.difference(right), Remark(RemarkKind.ESTIMATED)
     if tolerance.agrees(difference, r.dtype, c.dtype):
-        return Measured(difference, limit, True, ESTIMATED)
+        return Measured(difference, limit, True, (estimate,))
     part = unpadded()
     if part is not None and tolerance.agrees(part, r.dtype, c.dtype):
-        return Measured(part, limit, True, f"{_left_out(difference)}; {ESTIMATED}", part)
-    return Measured(difference, limit, False, ESTIMATED, part)
+        return Measured(part, limit, True, (_padded(difference), estimate), part)
+    return Measured(difference, limit, False, (estimate,), part)
 
 
 def difference_at(place: tuple[int, torch.Tensor], r: Tensor, c: Tensor) -> Difference | None:
@@ -108,20 +108,18 @@ def _same(r: torch.Tensor, c: torch.Tensor) -> bool:
     return r.dtype == c.dtype and r.device == c.device and torch.equal(r, c)
 
 
-def _shapes(r: Tensor, c: Tensor) -> str:
-    return f"shape {list(r.shape)}; candidate {list(c.shape)}"
+def _shapes(r: Tensor, c: Tensor) -> Remark:
+    return Remark(RemarkKind.SHAPES, str(list(r.shape)), str(list(c.shape)))
 
 
-def _left_out(difference: Difference) -> str:
-    return f"at padded positions PEIR {difference.peir:.3g}, left out"
+def _padded(difference: Difference) -> Remark:
+    return Remark(RemarkKind.PADDED, figure=difference.peir)
 
 
-def _note(difference: Difference, limit: float) -> str:
-    if difference.reference_nonfinite or difference.candidate_nonfinite:
-        return (
-            f"{difference.reference_nonfinite} non-finite elements; "
-            f"candidate {difference.candidate_nonfinite}"
-        )
+def _remarks(difference: Difference, limit: float) -> tuple[Remark, ...]:
+    counts = difference.reference_nonfinite, difference.candidate_nonfinite
+    if any(counts):
+        return (Remark(RemarkKind.NONFINITE, *counts),)
     if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
-        return f"relative L2 {difference.relative_l2:.3g}"
-    return ""
+        return (Remark(RemarkKind.RELATIVE_L2, figure=difference.relative_l2),)
+    return ()

@@ -10,18 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from tracer.execution.hooks import Location
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
 from tracer.tensors.samples import Sample
 from tracer.tensors.value_path import ValueKind, ValuePath
 
 # A module's identity in a run: the reference's name and the call index.
 CallKey = tuple[str, int]
-
-# The note of masks whose values differ and whose meaning does not.
-BY_MEANING = "compared by what they let through"
-
-# The note of values of which one side has a fingerprint only.
-ESTIMATED = "estimated from fingerprints"
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Row:
         difference: the statistics; None where there is nothing to compute (the shapes differ).
         limit: the PEIR up to which the pair agrees.
         agrees: whether it does.
-        note: what the numbers do not say: other shapes, plain values, masks by meaning.
+        remarks: what the figures do not say: other shapes, plain values, masks by meaning.
         input_peir: for an output, the largest PEIR among its call's compared arguments but masks;
             None for an argument, and where none was compared.
         unpadded: the statistics without padded positions, where the pair disagrees and some are
@@ -60,7 +55,7 @@ class Row:
     difference: Difference | None
     limit: float
     agrees: bool
-    note: str = ""
+    remarks: tuple[Remark, ...] = ()
     input_peir: float | None = None
     unpadded: Difference | None = None
     floor: float | None = None
@@ -69,6 +64,15 @@ class Row:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))
+
+    @property
+    def note(self) -> str:
+        """The remarks as text; empty without any."""
+        return "; ".join(map(str, self.remarks))
+
+    def has(self, kind: RemarkKind) -> bool:
+        """Whether there is a remark of a kind."""
+        return any(remark.kind is kind for remark in self.remarks)
 
     @property
     def is_output(self) -> bool:
@@ -132,6 +136,7 @@ class FormDifference:
     Attributes:
         order, module, call, value: as for a Row.
         reference, candidate: what each side passed, in words.
+        one_is_none: one side passed nothing there.
         is_mask: whether it is an attention mask.
     """
 
@@ -141,6 +146,7 @@ class FormDifference:
     value: ValuePath
     reference: str
     candidate: str
+    one_is_none: bool = False
     is_mask: bool = False
 
     def __post_init__(self) -> None:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracer.comparison.result import Comparison, row_values
+from tracer.comparison.result import Comparison, row_fields
 from tracer.errors import UsageError
-from tracer.measurement.rows import ESTIMATED
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.models.locate import is_trace
 from tracer.reports.json import SCHEMA
 from tracer.tensors.fingerprints import LEAST_OVER_ESTIMATE, MOST_OVER_ESTIMATE
@@ -62,7 +62,7 @@ class Figures:
             unmatched=unmatched,
             limit=float(columns["limit"]),
             agrees=bool(columns["agrees"]),
-            estimated=str(columns["note"]).endswith(ESTIMATED),
+            estimated=any(r["kind"] == RemarkKind.ESTIMATED for r in columns["remarks"]),
         )
 
     @property
@@ -102,7 +102,7 @@ class Baseline:
         coverage = comparison.coverage
         if coverage.ended or coverage.recordings:
             raise _unfinished(source)
-        rows = [row_values(row) for row in comparison.rows]
+        rows = [row_fields(row) for row in comparison.rows]
         return cls._of(source, comparison.verdict.agrees, rows, vars(coverage))
 
     @classmethod
@@ -118,7 +118,7 @@ class Baseline:
             coverage = report["coverage"]
             if coverage["ended"] or coverage.get("recordings"):
                 raise _unfinished(f"the baseline {path}")
-            return cls._of(str(path), report["verdict"]["agrees"], report["rows"], coverage)
+            return cls._of(str(path), report["verdict"]["agrees"], _rows(report), coverage)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
                 f"the baseline {path} is no report of trace_model, or a damaged one "
@@ -192,6 +192,18 @@ def _report(path: Path) -> dict[str, Any]:
             "install a newer one, or write the baseline again"
         )
     return dict(report)
+
+
+def _rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a report; schema 1 had the remarks as text alone, and what counts comes last."""
+    rows: list[dict[str, Any]] = report["rows"]
+    if report["schema"] > 1:
+        return rows
+    estimate = {"kind": RemarkKind.ESTIMATED}
+    text = str(Remark(RemarkKind.ESTIMATED))
+    return [
+        row | {"remarks": [estimate] if row["note"].split("; ")[-1] == text else []} for row in rows
+    ]
 
 
 def _unfinished(source: str) -> UsageError:

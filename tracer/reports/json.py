@@ -1,7 +1,7 @@
 """The report for programs: one JSON object of a stable schema.
 
     {
-      "schema": 1,
+      "schema": 2,
       "verdict": {"agrees": false, "symptom": {...}, "origin": {...}, "confirmed": true, ...},
       "coverage": {"paired_modules": [...], "reference_only": [...], "compared_calls": 58, ...},
       "rows": [{"module": "model.embed_tokens", "call": 0, "value": "output", "peir": 0.0, ...}],
@@ -27,12 +27,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from tracer.comparison.result import Comparison, row_values
+from tracer.comparison.result import Comparison, row_fields
 from tracer.environment import environment
 from tracer.reports import Run
 from tracer.reports.parts.ranking import ranking
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def render(comparison: Comparison, run: Run | None = None) -> str:
@@ -54,7 +54,7 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             "schema": SCHEMA,
             "verdict": asdict(comparison.verdict),
             "coverage": coverage,
-            "rows": [row_values(row) for row in comparison.rows],
+            "rows": [row_fields(row) for row in comparison.rows],
             "form_differences": [asdict(form) for form in comparison.form_differences],
             "ranking": [asdict(item) for item in ranking(comparison.rows)]
             if run is not None and run.quantized and comparison.isolation is None

@@ -118,6 +118,18 @@ class TestRead:
         assert [f.unmatched for f in Baseline.of(comparison).figures.values()] == [0]
 
     @pytest.mark.parametrize(
+        ("note", "estimated"),
+        [("", False), ("a; b", False), ("estimated from fingerprints", True)],
+    )
+    def test_the_remarks_of_the_first_schema_were_text(self, saved, note, estimated):
+        report = json.loads(saved.read_text()) | {"schema": 1}
+        for row in report["rows"]:
+            row["note"] = note
+            del row["remarks"]
+        saved.write_text(json.dumps(report))
+        assert {f.estimated for f in Baseline.read(saved).figures.values()} == {estimated}
+
+    @pytest.mark.parametrize(
         ("sqnr", "relative_l2"),
         [("inf", 0.0), (20.0, 0.1), (-20, 10.0), (-7000.0, math.inf), ("-inf", math.inf)],
     )
@@ -142,7 +154,7 @@ class TestRead:
             (b"[]", "is no report of trace_model: it names no schema"),
             (b'{"schema": "1"}', "it names no schema"),
             (b'{"schema": 1}', r"or a damaged one \(KeyError: 'coverage'\)"),
-            (b'{"schema": 99}', "is of schema 99, and this version reads up to 1: install"),
+            (b'{"schema": 99}', "is of schema 99, and this version reads up to 2: install"),
         ],
     )
     def test_other_files(self, tmp_path, content: bytes, message: str):

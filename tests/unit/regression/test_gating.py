@@ -10,10 +10,12 @@ from torch import nn
 import tracer
 from tracer.diagnosis.verdict import Symptom
 from tracer.errors import UsageError
-from tracer.measurement.rows import ESTIMATED
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.regression.baseline import Baseline, Figures
 from tracer.regression.gating import PEIR_MARGIN, RELATIVE_L2_MARGIN, gate
 from tracer.tensors.difference import Difference
+
+ESTIMATED = (Remark(RemarkKind.ESTIMATED),)
 
 
 def kinds(decided: tracer.Gate) -> dict[str, str]:
@@ -174,7 +176,7 @@ class TestEstimates:
     """A baseline told by fingerprints leaves a factor of 0.62 to 2.13 open."""
 
     def decided(self, make_row, make_comparison, factor: float) -> tracer.Gate:
-        before = Baseline.of(make_comparison([make_row("a", 0.1, note=ESTIMATED)]), "then.trace")
+        before = Baseline.of(make_comparison([make_row("a", 0.1, remarks=ESTIMATED)]), "then.trace")
         assert before.figures["a", 0, "output", (1, 3)].estimated
         after = make_comparison([make_row("a", 0.1 * factor)])
         return gate(after, before, differences_expected=True)
@@ -192,7 +194,7 @@ class TestEstimates:
         assert kinds(self.decided(make_row, make_comparison, factor)) == expected
 
     def test_that_it_agreed_is_not_certain(self, make_row, make_comparison):
-        before = Baseline.of(make_comparison([make_row("a", 0.9e-5, note=ESTIMATED)]))
+        before = Baseline.of(make_comparison([make_row("a", 0.9e-5, remarks=ESTIMATED)]))
         assert gate(make_comparison([make_row("a", 1.1e-5)]), before).passes
         assert not gate(make_comparison([make_row("a", 5e-5)]), before).passes
 

@@ -11,7 +11,7 @@ from lxml import etree, html
 from rich.console import Console
 
 import tracer
-from tracer.measurement.rows import ESTIMATED
+from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.regression.baseline import Baseline
 from tracer.regression.gating import gate
 from tracer.reports import Run, junit, markdown
@@ -20,6 +20,7 @@ from tracer.reports.json import render as json_of
 from tracer.reports.parts.gate import figures, name_of, section
 from tracer.reports.parts.headline import headline
 
+ESTIMATED = (Remark(RemarkKind.ESTIMATED),)
 QUANTISED = Run("a", "b", quantized=True, differences_expected=True)
 
 
@@ -27,11 +28,11 @@ QUANTISED = Run("a", "b", quantized=True, differences_expected=True)
 def judged(make_row, make_comparison):
     """Makes a comparison, judged against a baseline: both are PEIRs by module."""
 
-    def make(now, before=None, *, note="", **options) -> tracer.Comparison:
+    def make(now, before=None, *, remarks=(), **options) -> tracer.Comparison:
         comparison = make_comparison([make_row(name, peir) for name, peir in now.items()])
         baseline = None
         if before is not None:
-            rows = [make_row(name, peir, note=note) for name, peir in before.items()]
+            rows = [make_row(name, peir, remarks=remarks) for name, peir in before.items()]
             baseline = Baseline.of(make_comparison(rows), "main.json")
         return comparison.judged(gate(comparison, baseline, **options))
 
@@ -149,7 +150,7 @@ class TestSection:
         assert sum(line.startswith("  worse") for line in lines) == 10
 
     def test_estimates_are_marked(self, judged):
-        comparison = judged({"a": 0.9}, {"a": 0.1}, note=ESTIMATED)
+        comparison = judged({"a": 0.9}, {"a": 0.1}, remarks=ESTIMATED)
         (change,) = comparison.gate.changes
         assert figures(change) == ("~8.94e-02", "8.05e-01", "~1.00e-01", "9.00e-01")
 

@@ -250,8 +250,12 @@ def peir(comparison: tracer.Comparison) -> str:
 
 
 def hostile(make_row, make_comparison) -> tuple[tracer.Comparison, Run]:
-    rows = [make_row("a"), make_row(HOSTILE, 0.5, note=HOSTILE, value="output"), make_row("b")]
-    forms = (FormDifference(1, HOSTILE, 0, HOSTILE, HOSTILE, HOSTILE),)
+    rows = [
+        make_row("a"),
+        make_row(HOSTILE, 0.5, note=f"{HOSTILE}; candidate {HOSTILE}", value="output"),
+        make_row("b"),
+    ]
+    forms = (FormDifference(1, HOSTILE, 0, f"kwargs.{HOSTILE}", HOSTILE, HOSTILE),)
     comparison = make_comparison(rows, form_differences=forms)
     verdict = replace(comparison.verdict, explanation=f"{HOSTILE}\n  {HOSTILE}")
     return replace(comparison, verdict=verdict), Run(HOSTILE, HOSTILE, (HOSTILE,), HOSTILE)

@@ -135,9 +135,16 @@ HOSTILE = [
 class TestEscaping:
     @pytest.mark.parametrize("hostile", HOSTILE)
     def test_nothing_becomes_markup(self, make_row, make_comparison, hostile):
-        rows = [make_row(hostile, 0.5, note=hostile), make_row("b", 0.5), make_row("c", 0.25)]
+        rows = [
+            make_row(hostile, 0.5, note=f"{hostile}; candidate {hostile}"),
+            make_row("b", 0.5),
+            make_row("c", 0.25),
+        ]
         comparison = make_comparison(
-            rows, form_differences=(FormDifference(1, hostile, 0, hostile, hostile, hostile),)
+            rows,
+            form_differences=(
+                FormDifference(1, hostile, 0, f"kwargs.{hostile}", hostile, hostile),
+            ),
         )
         verdict = replace(comparison.verdict, explanation=f"In `{hostile}`: {hostile}")
         run = Run(hostile, hostile, (hostile,), hostile)
@@ -161,7 +168,7 @@ class TestSize:
     def test_of_thousands_of_modules_with_long_names(self, make_row, make_comparison):
         deep = "x" * 400
         rows = [
-            make_row(f"{deep}.{i}", 0.5 * (i % 2), note="n" * 5_000, value="v" * 900)
+            make_row(f"{deep}.{i}", 0.5 * (i % 2), note="n" * 5_000, value=f"output.{'v' * 900}")
             for i in range(3_000)
         ]
         comparison = make_comparison(rows)

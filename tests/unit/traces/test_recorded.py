@@ -24,7 +24,8 @@ from tracer.errors import (
     UsageError,
 )
 from tracer.execution.hooks import Phase
-from tracer.measurement.rows import ESTIMATED, Row
+from tracer.measurement.remarks import Remark, RemarkKind
+from tracer.measurement.rows import Row
 from tracer.models import Stepping, ending_in_steps
 from tracer.models.candidates import candidate
 from tracer.models.loading import load
@@ -75,7 +76,7 @@ def recorded(model: nn.Module, inputs: object, path: Path, **options: object) ->
 
 def places(comparison: Comparison) -> list[Row]:
     """The rows without what depends on where tensors live."""
-    return [replace(row, note="", sample=None) for row in comparison.rows]
+    return [replace(row, remarks=(), sample=None) for row in comparison.rows]
 
 
 class TestSameAsTheModel:
@@ -238,7 +239,7 @@ class TestFingerprints:
         measured = [r for r in found.rows if r.difference.sum_square > 0]
         assert len(measured) > 50
         for row in measured:
-            assert row.note == ESTIMATED
+            assert row.remarks == (Remark(RemarkKind.ESTIMATED),)
             exact = true[row.module, row.call, row.value].difference
             assert 0.5 < row.difference.relative_l2 / exact.relative_l2 < 2.5, row
         assert "holds fingerprints" in found.verdict.explanation
@@ -258,16 +259,16 @@ class TestFingerprints:
         loaded = load("tiny-llama", batch=3, padding="left")
         other = candidate(loaded, "sdpa")
         live = tracer.compare(loaded.model, other, loaded.inputs)
-        noted = [r for r in live.rows if r.note.startswith("at padded positions")]
+        noted = [r for r in live.rows if r.has(RemarkKind.PADDED)]
         assert len(noted) > 30
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         fused = recorded(other, loaded.inputs, tmp_path / "b", values="fingerprints")
         for models in ((trace, other), (loaded.model, fused), (trace, fused)):
             found = tracer.compare(*models)
             assert found.verdict.agrees
-            left_out = [r for r in found.rows if r.note.startswith("at padded positions")]
+            left_out = [r for r in found.rows if r.has(RemarkKind.PADDED)]
             assert {(r.module, r.value) for r in left_out} == {(r.module, r.value) for r in noted}
-            assert all(row.note.endswith(ESTIMATED) for row in left_out)
+            assert all(row.has(RemarkKind.ESTIMATED) for row in left_out)
 
     def test_a_mistake_in_what_is_not_padding(self, tmp_path: Path) -> None:
         loaded = load("tiny-llama", batch=3)
