@@ -8,8 +8,8 @@ from torch import nn
 
 from tracer.comparison.run import raise_failure
 from tracer.execution.hooks import Answer, Call, Phase
-from tracer.execution.lockstep import EventKey
 from tracer.execution.session import Inputs, Session
+from tracer.execution.side import EventKey
 from tracer.measurement.arguments import CallPair
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.value_path import OUTPUT, ValuePath

@@ -26,8 +26,9 @@ from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
 from tracer.execution.dropout import check_training
-from tracer.execution.lockstep import EventKey, Failure, Outcome
+from tracer.execution.lockstep import Outcome
 from tracer.execution.session import Inputs, Session, working_dtype
+from tracer.execution.side import EventKey, Failure
 from tracer.interventions.experiment import Experiment, failure_in_words
 from tracer.isolation.levels import modules_at
 from tracer.isolation.measure import isolated

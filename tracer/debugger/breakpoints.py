@@ -24,8 +24,8 @@ from tracer.choices import BREAK_AT, BREAK_WHEN
 from tracer.debugger.prompt import Choice, Prompt, choose_debugger, in_builtins
 from tracer.errors import ShapeMismatchError, UsageError, near_names
 from tracer.execution.hooks import Call, Location, Phase, is_machinery
-from tracer.execution.lockstep import Failure, Side
 from tracer.execution.session import matching
+from tracer.execution.side import Failure, Side
 from tracer.execution.state import random_state_kept
 from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.tensors.difference import Difference

@@ -24,7 +24,7 @@ import greenlet
 
 from tracer.choices import DEBUGGERS
 from tracer.errors import UsageError
-from tracer.execution.lockstep import Ended
+from tracer.execution.side import Ended
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tracer.diagnosis.propagation import Suspect, Trail
 from tracer.diagnosis.trials import Evidence, Proof
 from tracer.execution.hooks import Location
 from tracer.execution.offload import value_of
-from tracer.interventions.exchange import as_written
+from tracer.execution.torch_internals import as_written, parameters_of
 from tracer.interventions.experiment import Experiment
 from tracer.interventions.trial import Replacements
 from tracer.measurement.comparer import Comparer
@@ -365,7 +365,7 @@ class Search:
         owner, _, last = name.rpartition(".")
         modules = as_written(self._candidate_modules[record.candidate_module])
         held = dict(modules.named_modules()).get(owner)
-        parameter = None if held is None else held._parameters.get(last)
+        parameter = None if held is None else parameters_of(held).get(last)
         if held is None or parameter is None:
             return ""
         values = value_of(held, last, parameter)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from tracer.execution.offload import value_of
-from tracer.interventions.exchange import as_written, attribute_at, plain_attributes
+from tracer.execution.torch_internals import as_written
+from tracer.interventions.exchange import attribute_at, plain_attributes
 from tracer.measurement.arguments import scale_between
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tracer.diagnosis.origin import Finding, Origin, Search
 from tracer.diagnosis.other_origins import other_findings
-from tracer.execution.lockstep import Failure
+from tracer.execution.side import Failure
 from tracer.interventions.experiment import Experiment
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.remarks import RemarkKind

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from tracer.errors import UsageError
 from tracer.execution.standin import StandIn
 from tracer.text import module_in_words
+
+_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Dropout:
 def active_dropout(model: nn.Module) -> Iterator[Dropout]:
     """The modules in training mode that drop out at random.
 
-    Those are PyTorch's own, and modules with an attribute of such a name ("attention_dropout",
-    "drop_prob", "layerdrop") that is above 0. Other random numbers cannot be told from outside.
+    Those are PyTorch's own, and modules with an attribute named for it ("attention_dropout",
+    "drop_prob", "layerdrop") that is above 0. Other random numbers cannot be seen from outside.
     """
     for name, module in model.named_modules():
         if not module.training or _is_computed_elsewhere(module):
@@ -64,7 +72,7 @@ def check_training(reference: nn.Module, candidate: nn.Module, *, train: bool) -
     if train and recordings:
         raise UsageError(
             f"train=True: {recordings[0]} is a recording, whose random numbers are not known: "
-            "give a model in its place"
+            "give a model instead"
         )
     if train and not any(module.training for _, model in sides for module in model.modules()):
         raise UsageError(
@@ -90,7 +98,7 @@ def _is_computed_elsewhere(module: nn.Module) -> bool:
 
 
 def _is_of_dropout(module: nn.Module, setting: str) -> bool:
-    if isinstance(module, _DropoutNd):
+    if isinstance(module, _DROPOUT):
         return setting == "p"
     if isinstance(module, nn.RNNBase) and module.num_layers == 1:
         return False  # it drops between layers

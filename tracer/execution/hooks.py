@@ -20,6 +20,12 @@ from types import FrameType
 import torch
 from torch import nn
 
+from tracer.execution.torch_internals import (
+    as_written,
+    call_replaced,
+    calls_compiled,
+    is_compiled,
+)
 from tracer.tensors.leaves import describe, tensor_leaves
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -251,16 +257,11 @@ def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def hides_children(module: nn.Module) -> bool:
     """Whether the calls inside a module cannot be seen, because it is compiled or scripted."""
-    return (
-        "_orig_mod" in module._modules  # what torch.compile returns
-        or isinstance(module, torch.jit.ScriptModule)
-        or module._compiled_call_impl is not None  # after module.compile()
-    )
+    return is_compiled(module) or isinstance(module, torch.jit.ScriptModule)
 
 
 def _takes_no_hooks(module: nn.Module) -> bool:
-    scripted = isinstance(module, torch.jit.ScriptModule)
-    return scripted or module._compiled_call_impl is not None
+    return calls_compiled(module) or isinstance(module, torch.jit.ScriptModule)
 
 
 @contextmanager
@@ -269,28 +270,23 @@ def _intercepted(
     on_start: Callable[..., tuple[tuple[object, ...], dict[str, object]] | None],
     on_end: Callable[..., object],
 ) -> Iterator[None]:
-    """Puts a function of ours where PyTorch looks for a module's compiled call."""
-    compiled = module._compiled_call_impl
-    forward: Callable[..., object] = module._call_impl if compiled is None else compiled
+    """Calls the functions around a module's call instead of by hooks."""
 
-    def call(*args: object, **kwargs: object) -> object:
-        args, kwargs = on_start(module, args, kwargs) or (args, kwargs)
-        try:
-            output = forward(*args, **kwargs)
-        except Exception:
-            on_end(module, args, kwargs, None)
-            raise
-        answer = on_end(module, args, kwargs, output)
-        return output if answer is None else answer
+    def around(forward: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            args, kwargs = on_start(module, args, kwargs) or (args, kwargs)
+            try:
+                output = forward(*args, **kwargs)
+            except Exception:
+                on_end(module, args, kwargs, None)
+                raise
+            answer = on_end(module, args, kwargs, output)
+            return output if answer is None else answer
 
-    module.__dict__["_compiled_call_impl"] = call
-    try:
+        return call
+
+    with call_replaced(module, around):
         yield
-    finally:
-        if compiled is None:
-            del module.__dict__["_compiled_call_impl"]
-        else:
-            module.__dict__["_compiled_call_impl"] = compiled
 
 
 def definition(module: nn.Module) -> Location | None:
@@ -307,7 +303,7 @@ def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
 
     Read off the code where that is possible, which takes a tenth of the time.
     """
-    inner = getattr(module, "_orig_mod", module)
+    inner = as_written(module)
     function, is_bound = inner.forward, False
     while not hasattr(function, "__signature__"):
         if inspect.ismethod(function):

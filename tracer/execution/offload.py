@@ -14,19 +14,21 @@ import shutil
 import tempfile
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
 
-# What accelerate puts on a model so that it is not moved; a copy would move the original.
-_MOVES = ("to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "neuron")
-_HOOKS = ("accelerate/hooks.py", "accelerate\\hooks.py")
-_LOADING = ("pre_forward", "post_forward")
+from tracer.execution.torch_internals import (
+    accelerate_hook,
+    buffers_of,
+    loading_hook,
+    offloaded_weights,
+    refusals_to_move,
+)
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -46,7 +48,7 @@ def value_of(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor
     if not tensor.is_meta:
         return tensor
     path, _, own = name.rpartition(".")
-    hook = _offloading(module.get_submodule(path))
+    hook = loading_hook(module.get_submodule(path))
     loaded = None if hook is None else hook.weights_map.get(own)
     return tensor if loaded is None else loaded.to(tensor.dtype)
 
@@ -59,7 +61,7 @@ def own_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def load_instead(module: nn.Module, name: str, value: torch.Tensor) -> Callable[[], None]:
     """Lets a module's hook load other values for a parameter; returns what ends that."""
-    hook = _offloading(module)
+    hook = loading_hook(module)
     if hook is None:
         return lambda: None
     before = hook.weights_map
@@ -81,9 +83,9 @@ def copy_model(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> Any:
     kept: dict[int, object] = {id(value): value for value in (*shared, *maps)}
     made = copy.deepcopy(model, kept)
     for module in made.modules():
-        if hasattr(module, "_hf_hook"):
-            for name in _MOVES:
-                vars(module).pop(name, None)
+        # They would move the original.
+        for name in refusals_to_move(module):
+            del vars(module)[name]
     return made
 
 
@@ -93,7 +95,7 @@ def unshare_offloaded(reference: nn.Module, candidate: nn.Module) -> nn.Module:
     The one that is through with a module first would let go of the weights under the other.
     """
     modules = {id(module) for module in reference.modules()}
-    if any(id(module) in modules and _offloading(module) for module in candidate.modules()):
+    if any(id(module) in modules and loading_hook(module) for module in candidate.modules()):
         made: nn.Module = copy_model(candidate, (*candidate.parameters(), *candidate.buffers()))
         return made
     return candidate
@@ -102,7 +104,7 @@ def unshare_offloaded(reference: nn.Module, candidate: nn.Module) -> nn.Module:
 def lacks_values(module: nn.Module) -> bool:
     """Whether any parameters lie on the meta device for good."""
     return any(
-        parameter.is_meta and _offloading(inner) is None
+        parameter.is_meta and loading_hook(inner) is None
         for inner in module.modules()
         for parameter in inner.parameters(recurse=False)
     )
@@ -113,16 +115,6 @@ def execution_device(model: nn.Module) -> torch.device:
     for hook in _hooks(model):
         return torch.device(hook.execution_device)
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def is_loading(code: CodeType) -> bool:
-    """Whether a function is one of accelerate's that load weights, or let go of them."""
-    return code.co_name in _LOADING and is_hook(code)
-
-
-def is_hook(code: CodeType) -> bool:
-    """Whether a function is one of accelerate's around the forward of a module."""
-    return code.co_filename.endswith(_HOOKS)
 
 
 @contextmanager
@@ -144,7 +136,7 @@ def weights_folder(place: str | Path | None) -> Iterator[str]:
 
 
 def remove_with(model: nn.Module, folder: str) -> None:
-    """Removes a folder when an offloaded model and all its twins are gone."""
+    """Removes a folder when an offloaded model and all its copies are gone."""
     weakref.finalize(_source(model), shutil.rmtree, folder, ignore_errors=True)
 
 
@@ -169,13 +161,13 @@ def from_disk(model: nn.Module, folder: str, device: torch.device) -> None:
 def compute_on(model: nn.Module, device: torch.device) -> None:
     """Lets an offloaded model compute on a device."""
     for module in model.modules():
-        hook = getattr(module, "_hf_hook", None)
+        hook = accelerate_hook(module)
         if hook is None:
             continue
         hook.execution_device = device
         for name, buffer in module.named_buffers(recurse=False):
             if not buffer.is_meta:
-                module._buffers[name] = buffer.to(device)
+                buffers_of(module)[name] = buffer.to(device)
 
 
 @contextmanager
@@ -192,20 +184,11 @@ def quiet_accelerate() -> Iterator[None]:
 
 def _source(model: nn.Module) -> Any:
     """What all hooks of a model read from, each through a view of its own."""
-    return next(hook.weights_map.dataset for hook in _hooks(model))
+    return next(offloaded_weights(hook) for hook in _hooks(model))
 
 
 def _hooks(model: nn.Module) -> Iterator[Any]:
     for module in model.modules():
-        hook = _offloading(module)
+        hook = loading_hook(module)
         if hook is not None:
             yield hook
-
-
-def _offloading(module: nn.Module) -> Any:
-    """The hook that loads a module's own parameters; None if there is none."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    for part in getattr(hook, "hooks", (hook,)):
-        if getattr(part, "offload", False) and isinstance(part.weights_map, Mapping):
-            return part
-    return None

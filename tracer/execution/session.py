@@ -12,12 +12,15 @@ from torch.nn.parameter import is_lazy
 
 from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
-from tracer.execution.lockstep import EventKey, Outcome, RunObserver, Visitor, lockstep
+from tracer.execution.lockstep import Outcome, lockstep
 from tracer.execution.offload import unshare_offloaded
 from tracer.execution.pairing import Pairing, pair
+from tracer.execution.scheduler import RunObserver, Visitor
+from tracer.execution.side import EventKey
 from tracer.execution.standin import Arguments, StandIn
 from tracer.execution.state import module_states_kept, random_state_kept
 from tracer.execution.stepping import stages_of
+from tracer.execution.torch_internals import as_written
 from tracer.tensors.fingerprints import checksum
 from tracer.tensors.leaves import deep_copy, tensor_leaves
 from tracer.text import brief
@@ -220,7 +223,7 @@ def _arguments(inputs: Inputs | None, model: nn.Module) -> Arguments:
             "of positional ones, or a single tensor"
         )
     kwargs = {str(name): value for name, value in inputs.items()}
-    parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    parameters = inspect.signature(as_written(model).forward).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in kwargs:
             if name not in parameters:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn, overrides
+from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _device, _python_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tracer.execution import torch_internals
 from tracer.execution.hooks import Call, Phase
+from tracer.execution.torch_internals import TorchDispatchMode
 from tracer.tensors.leaves import version_of
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -170,20 +170,18 @@ class ThreadState:
                 for d in _AUTOCAST_DEVICES
             ),
             autocast_cache=torch.is_autocast_cache_enabled(),
-            device=_device.CURRENT_DEVICE,
-            function_modes=overrides._get_current_function_mode_stack(),
-            dispatch_modes=_python_dispatch._get_current_dispatch_mode_stack(),
+            device=torch_internals.default_device(),
+            function_modes=torch_internals.function_modes(),
+            dispatch_modes=torch_internals.dispatch_modes(),
         )
 
     def apply(self, current: "ThreadState") -> None:
         """Switches from the current state to this one, but for inference mode."""
         # Modes see PyTorch's functions being called, these here too: first out, last in.
         if self.dispatch_modes != current.dispatch_modes:
-            for _ in current.dispatch_modes:
-                _python_dispatch._pop_mode()
+            torch_internals.set_dispatch_modes([])
         if self.function_modes != current.function_modes:
-            for _ in current.function_modes:
-                overrides._pop_mode()
+            torch_internals.set_function_modes([])
         if self.grad != current.grad:
             torch.set_grad_enabled(self.grad)
         if self.default_dtype != current.default_dtype:
@@ -195,13 +193,11 @@ class ThreadState:
             torch.set_autocast_cache_enabled(self.autocast_cache)
             # It holds casts of parameters that the models may share, in this state's dtype or not.
             torch.clear_autocast_cache()
-        _device.CURRENT_DEVICE = self.device
+        torch_internals.set_default_device(self.device)
         if self.function_modes != current.function_modes:
-            for function_mode in self.function_modes:
-                overrides._push_mode(function_mode)
+            torch_internals.set_function_modes(self.function_modes)
         if self.dispatch_modes != current.dispatch_modes:
-            for dispatch_mode in self.dispatch_modes:
-                _python_dispatch._push_mode(dispatch_mode)
+            torch_internals.set_dispatch_modes(self.dispatch_modes)
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tracer.execution.offload import load_instead, value_of
+from tracer.execution.torch_internals import as_written, buffers_of, parameters_of
 from tracer.interventions.substitution import device_of
 from tracer.measurement.arguments import scale_between
 from tracer.tensors.leaves import children, deep_copy, replace_leaves
@@ -20,9 +21,9 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
     owner, _, last = name.rpartition(".")
     try:
         owners = candidate.get_submodule(owner), reference.get_submodule(owner)
-        places = places_of(owners[0]), places_of(owners[1])
+        places = [(parameters_of(module), buffers_of(module)) for module in owners]
     except AttributeError:  # an attribute, or one side alone has such a module
-        places = ((), ())
+        places = []
     for mine, theirs in zip(*places, strict=True):
         value, found = theirs.get(last), mine.get(last)
         if value is None or last not in mine or (found is not None and found.shape != value.shape):
@@ -49,12 +50,6 @@ def _put(
         load_as_before()
 
     return undo
-
-
-def as_written(module: nn.Module) -> nn.Module:
-    """The module that was compiled, for what `torch.compile` returns; else the module itself."""
-    original: nn.Module = getattr(module, "_orig_mod", module)
-    return original
 
 
 def plain_attributes(module: nn.Module) -> dict[str, object]:
@@ -90,12 +85,6 @@ def _exchange_attribute(
         vars(candidate)[name] = held
 
     return undo
-
-
-def places_of(module: nn.Module) -> tuple[dict[str, torch.Tensor | None], ...]:
-    """Where a module keeps its parameters and its buffers."""
-    parameters: dict[str, torch.Tensor | None] = module._parameters  # type: ignore[assignment]
-    return parameters, module._buffers
 
 
 def _as_parameter(value: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from tracer.errors import ModelRunError
-from tracer.execution.lockstep import EventKey, Failure
 from tracer.execution.offload import lacks_values
 from tracer.execution.session import Session
+from tracer.execution.side import EventKey, Failure
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey, CallRecord, Row, inputs_of

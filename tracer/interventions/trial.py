@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Answer, Call, NewArguments
-from tracer.interventions.exchange import as_written, exchange
+from tracer.execution.torch_internals import as_written
+from tracer.interventions.exchange import exchange
 from tracer.interventions.substitution import give_argument, give_output
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.intervention import Intervention

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from tracer.execution.hooks import Answer, Call, Phase, definition
-from tracer.execution.lockstep import EventKey, SideObserver
+from tracer.execution.side import EventKey, SideObserver
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.intervention import Intervention, merged
 from tracer.measurement.padding import Padding, Paddings, padding_of

@@ -47,7 +47,9 @@ def measured(
     if visible is not None:
         difference = Difference.of(*visible)
         agrees = difference.mismatched == 0
-        remarks = () if agrees and _same(r, c) else (Remark(RemarkKind.BY_MEANING),)
+        remarks: tuple[Remark, ...] = (
+            () if agrees and _same(r, c) else (Remark(RemarkKind.BY_MEANING),)
+        )
         if not agrees:
             remarks = (Remark(RemarkKind.MASKS, describe_mask(r), describe_mask(c)),)
         return Measured(difference, 0.0, agrees, remarks)

@@ -33,6 +33,7 @@ from tracer.execution.offload import (
 from tracer.execution.stepping import Stepping as Stepping
 from tracer.execution.stepping import decode_step as decode_step
 from tracer.execution.stepping import ending_in_steps as ending_in_steps
+from tracer.execution.torch_internals import attention_implementation
 from tracer.models import builtin as tiny
 from tracer.models import factories
 from tracer.models.calibration_data import Calibration as Calibration
@@ -387,6 +388,6 @@ def set_attention(model: nn.Module, kind: str, name: str) -> None:
         set_attention(kind)
     except (ValueError, ImportError) as error:
         raise UsageError(f"{name}: no attention implementation {kind!r}: {brief(error)}") from error
-    chosen = model.config._attn_implementation  # type: ignore[union-attr]
+    chosen = attention_implementation(model)
     if chosen != kind:
         raise UsageError(f"{name}: no attention implementation {kind!r}; it stays with {chosen!r}")

@@ -39,6 +39,7 @@ from tracer.errors import ModelRunError, UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase, definition
 from tracer.execution.offload import execution_device, own_parameters
 from tracer.execution.session import Inputs, matching, named_modules, run_alone, working_dtype
+from tracer.execution.torch_internals import parameters_of
 from tracer.measurement.arguments import read_argument, read_output
 from tracer.measurement.padding import Paddings, padding_of, part_name, visible_part
 from tracer.tensors.fingerprints import Fingerprint, Shown
@@ -106,7 +107,7 @@ def record(
     globs = [include] if isinstance(include, str) else list(include)
     chosen = {found for glob in globs for found in matching(glob, list(modules), "the model has")}
     checksums = {
-        id(module._parameters[own]): Checksum.of(parameter)
+        id(parameters_of(module)[own]): Checksum.of(parameter)
         for module in model.modules()
         for own, parameter in own_parameters(module)
     }

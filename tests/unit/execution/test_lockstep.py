@@ -22,7 +22,8 @@ from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Answer, Call, NewOutput, Phase
-from tracer.execution.lockstep import EventKey, Outcome, lockstep
+from tracer.execution.lockstep import Outcome, lockstep
+from tracer.execution.side import EventKey
 from tracer.measurement.rows import Row
 from tracer.tensors.difference import Difference
 
@@ -59,6 +60,8 @@ class Net(nn.Module):
 
 class Watcher:
     """A visitor that notes what it saw."""
+
+    observer = None
 
     def __init__(self, look: Callable[[Call, Call, Phase], Answer] | None = None) -> None:
         self.seen: list[EventKey] = []

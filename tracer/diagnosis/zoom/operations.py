@@ -21,12 +21,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tracer.errors import RecordingTooLargeError
 from tracer.execution.hooks import Call, Location
-from tracer.execution.offload import is_hook, is_loading
+from tracer.execution.torch_internals import (
+    TorchDispatchMode,
+    is_hook_of_accelerate,
+    is_loading,
+    memory_of,
+    tree_leaves,
+    written_arguments,
+)
 from tracer.tensors.leaves import tensor_leaves
 
 MOST_BYTES = 4 << 30
@@ -161,7 +166,7 @@ class OperationLog(TorchDispatchMode):
         known = self.known(tensor)
         if known is not None:
             return known
-        sharing = self._sharing.get(_memory(tensor), ())
+        sharing = self._sharing.get(memory_of(tensor), ())
         maker = self.makers[self._indices[id(sharing[-1])][1]] if sharing else None
         index = self._make(tensor)
         self.makers[index] = maker
@@ -201,7 +206,7 @@ class OperationLog(TorchDispatchMode):
         written = _written(func, args, kwargs)
         targets = {id(tensor) for tensor in written}
         if self._open:
-            edited = {_memory(tensor) for tensor in written} & self._sharing.keys()
+            edited = {memory_of(tensor) for tensor in written} & self._sharing.keys()
             for memory in edited:
                 self._preserve(memory)
             result = func(*args, **kwargs)
@@ -209,7 +214,7 @@ class OperationLog(TorchDispatchMode):
             return result
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         inputs = tuple(self.index(tensor) for tensor in given)
-        edited = {_memory(tensor) for tensor in written}
+        edited = {memory_of(tensor) for tensor in written}
         from_outside = tuple(
             index
             for memory in edited
@@ -261,7 +266,7 @@ class OperationLog(TorchDispatchMode):
         self.values.append(tensor)
         self.makers.append(None)
         self._indices[id(tensor)] = tensor, len(self.values) - 1
-        memory = _memory(tensor)
+        memory = memory_of(tensor)
         if memory not in self._sharing:
             self._hold(tensor)
         self._sharing.setdefault(memory, []).append(tensor)
@@ -337,7 +342,7 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
         is_tracers = file.startswith(_TRACER) and not isinstance(
             frame.f_locals.get("self"), nn.Module
         )
-        is_others = file.startswith((_TORCH, "<frozen")) or is_hook(frame.f_code)
+        is_others = file.startswith((_TORCH, "<frozen")) or is_hook_of_accelerate(frame.f_code)
         if not is_tracers and not is_others:
             yield frame
         frame = frame.f_back
@@ -345,7 +350,7 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _is_loading(frame: FrameType | None) -> bool:
     """Whether weights are being loaded, or let go of: no operation of the model's."""
-    while frame is not None and not is_hook(frame.f_code):
+    while frame is not None and not is_hook_of_accelerate(frame.f_code):
         if isinstance(frame.f_locals.get("self"), nn.Module):
             return False
         frame = frame.f_back
@@ -355,15 +360,7 @@ def _is_loading(frame: FrameType | None) -> bool:
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The tensors that an operation writes to."""
     found: list[torch.Tensor] = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    for position, name in written_arguments(func):
+        value = args[position] if position < len(args) else kwargs.get(name)
+        found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
     return found
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    """What tensors that share memory have in common."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return id(tensor)
-    return int(tensor.untyped_storage()._cdata)

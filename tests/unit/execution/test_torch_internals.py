@@ -1,0 +1,165 @@
+"""What other packages do not promise: each test says what to do when a new version breaks it."""
+
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tracer.execution import torch_internals as internals
+from tracer.tensors.leaves import children, version_of
+
+
+def make_llama() -> LlamaForCausalLM:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=8, num_hidden_layers=1, attn_implementation="eager", **sizes)
+    return LlamaForCausalLM(config).eval()
+
+
+def test_the_default_device_is_where_new_tensors_go() -> None:
+    # Broken: find what `torch.utils._device.DeviceContext` saves on entering, and set that.
+    assert internals.default_device() is None
+    torch.set_default_device("meta")
+    try:
+        assert internals.default_device() == torch.device("meta")
+        internals.set_default_device(torch.device("cpu"))
+        assert internals.default_device() == torch.device("cpu")
+    finally:
+        torch.set_default_device(None)
+    assert internals.default_device() is None
+
+
+def test_function_modes_are_taken_off_and_put_back() -> None:
+    # Broken: see how `TorchFunctionMode.__enter__` pushes itself.
+    with TorchFunctionMode() as outer, TorchFunctionMode() as inner:
+        assert internals.function_modes() == [outer, inner]
+        internals.set_function_modes([])
+        assert internals.function_modes() == []
+        internals.set_function_modes([outer, inner])
+        assert internals.function_modes() == [outer, inner]
+
+
+def test_dispatch_modes_are_taken_off_and_put_back() -> None:
+    # Broken: see how `TorchDispatchMode.__enter__` pushes itself.
+    class Passes(internals.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Callable[..., Any], _: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    with Passes() as mode:
+        internals.set_dispatch_modes([])
+        assert internals.dispatch_modes() == []
+        internals.set_dispatch_modes([mode])
+        assert internals.dispatch_modes() == [mode]
+
+
+def test_what_is_compiled_is_known_without_compiling_anything() -> None:
+    # Broken: see where `torch.compile` and `nn.Module.compile` keep what they made.
+    plain, own = nn.Linear(2, 2), nn.Linear(2, 2)
+    wrapped = torch.compile(plain, backend="eager")
+    own.compile(backend="eager")
+    assert [internals.is_compiled(module) for module in (plain, wrapped, own)] == [0, 1, 1]
+    assert [internals.calls_compiled(module) for module in (plain, wrapped, own)] == [0, 0, 1]
+    assert internals.as_written(wrapped) is plain
+    assert internals.as_written(own) is own
+
+
+def test_a_replaced_call_is_what_python_calls() -> None:
+    # Broken: see which attribute `nn.Module.__call__` looks at before it runs hooks.
+    module = nn.Linear(2, 2)
+    seen: list[str] = []
+
+    def around(call: Callable[..., object]) -> Callable[..., object]:
+        def replaced(x: torch.Tensor) -> object:
+            seen.append("before")
+            return call(x)
+
+        return replaced
+
+    x = torch.ones(1, 2)
+    with internals.call_replaced(module, around):
+        inside = module(x)
+    assert torch.equal(inside, module(x))
+    assert seen == ["before"]
+    assert "_compiled_call_impl" not in vars(module)
+
+
+def test_tensors_of_transforms_are_known() -> None:
+    # Broken: see how `torch._functorch` asks whether it is inside `vmap`.
+    found: list[bool] = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        found.append(internals.is_inside_transform(x))
+        return x
+
+    note(torch.ones(2))
+    torch.func.vmap(note)(torch.ones(2))
+    torch.func.jacrev(note)(torch.ones(2))
+    assert found == [False, True, True]
+
+
+def test_operators_say_what_they_write_to() -> None:
+    # Broken: see how `torch.library` reads the schema of an operator.
+    assert internals.written_arguments(torch.ops.aten.add_.Tensor) == [(0, "self")]
+    assert internals.written_arguments(torch.ops.aten.add.Tensor) == []
+
+
+def test_views_share_memory_and_copies_do_not() -> None:
+    # Broken: any number that two tensors of one storage share, whose storage may be empty, does.
+    tensor = torch.zeros(4)
+    assert internals.memory_of(tensor) == internals.memory_of(tensor[1:])
+    assert internals.memory_of(tensor) != internals.memory_of(tensor.clone())
+
+
+def test_modules_keep_parameters_and_buffers_in_dictionaries() -> None:
+    # Broken: these are what `named_parameters` and `named_buffers` read; see there.
+    module = nn.BatchNorm1d(2)
+    assert internals.parameters_of(module)["weight"] is module.weight
+    assert internals.buffers_of(module)["running_mean"] is module.running_mean
+
+
+def test_trees_and_versions_of_tensors() -> None:
+    # Broken: `torch.utils._pytree` has become public; `version_of` may return None for all, which
+    # costs a clone of each tensor that is held.
+    tensor = torch.zeros(2)
+    assert internals.tree_leaves({"a": [tensor, 1]})[0] is tensor
+    assert children([tensor])[0][1] is tensor
+    before = version_of(tensor)
+    tensor.add_(1)
+    assert before is not None
+    assert version_of(tensor) == before + 1
+
+
+def test_the_attention_of_a_transformers_model() -> None:
+    # Broken: see what `set_attn_implementation` writes.
+    model = make_llama()
+    assert internals.attention_implementation(model) == "eager"
+    model.set_attn_implementation("sdpa")
+    assert internals.attention_implementation(model) == "sdpa"
+    with pytest.raises(AttributeError):
+        internals.attention_implementation(nn.Linear(1, 1))
+
+
+def test_accelerate_hooks_load_and_refuse_to_move(tmp_path: Path) -> None:
+    # Broken: see `add_hook_to_module`, `AlignDevicesHook` and `dispatch_model` of accelerate.
+    model = make_llama()
+    assert internals.accelerate_hook(model.lm_head) is None
+    assert internals.refusals_to_move(model) == []
+    accelerate.disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
+    hook = internals.loading_hook(model.lm_head)
+    assert "lm_head.weight" in internals.offloaded_weights(hook)
+    dispatched = accelerate.dispatch_model(make_llama(), {"": "disk"}, offload_dir=tmp_path)
+    assert "to" in internals.refusals_to_move(dispatched)
+    code = inspect.unwrap(type(hook).pre_forward).__code__
+    assert internals.is_hook_of_accelerate(code)
+    assert internals.is_loading(code)
+    assert not internals.is_loading(make_llama.__code__)
+    assert isinstance(code, types.CodeType)

@@ -1,0 +1,181 @@
+"""One of two models in lockstep: a coroutine that stops at each event of a paired module."""
+
+import contextvars
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Protocol, runtime_checkable
+
+import greenlet
+
+from tracer.execution.hooks import Answer, Call, Phase, Recorder, calling_frame
+from tracer.execution.standin import EventSource
+from tracer.execution.state import RandomNumbers, ThreadState
+
+Run = Callable[[], object]
+# An event's key is the reference's name of the module, the call index and the phase.
+EventKey = tuple[str, int, Phase]
+
+
+class Ended(BaseException):
+    """The user has ended the run at a prompt. No model's own `except Exception` takes it."""
+
+
+@runtime_checkable
+class SideObserver(Protocol):
+    """Is told of each side's events where and when they happen.
+
+    It is called in the side's own coroutine, in its own state of PyTorch, so that it may switch a
+    mode on around a call.
+    """
+
+    def begins(self, side: str, name: str, call: Call) -> None:
+        """A call has begun on a side, "reference" or "candidate"; `name` is the reference's."""
+
+    def ends(self, side: str, name: str, call: Call) -> None:
+        """A call has ended on a side."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that ended one side.
+
+    Attributes:
+        side: "reference" or "candidate".
+        call: the innermost call that it was raised in; None outside the model's own modules.
+        exception: what was raised.
+        also: what the candidate raised, where both sides did.
+    """
+
+    side: str
+    call: Call | None
+    exception: BaseException
+    also: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A start or an end of a call of a paired module."""
+
+    key: EventKey
+    call: Call
+
+
+class Side:
+    """One model as a coroutine that stops at each event of a paired module.
+
+    A stand-in runs through first, if it runs at all, and stops at the events that its source
+    reports afterwards.
+
+    Attributes:
+        label: "reference" or "candidate".
+        greenlet: the coroutine.
+        recorder: sees its calls.
+        finished: whether it has run to its end, or raised.
+        is_replayed: whether it stops at events that are reported after its run.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        run: Run,
+        names: Mapping[int, str],
+        pairs: Mapping[str, str],
+        random: RandomNumbers,
+        observer: SideObserver | None,
+        source: EventSource | None = None,
+    ) -> None:
+        self.label = label
+        listener = self._on_event if source is None else source.note
+
+        def listen(call: Call, phase: Phase) -> Answer:
+            random.follow(call, phase)
+            return listener(call, phase)
+
+        self.recorder = Recorder(names, listen, pairs)
+        self.greenlet = greenlet.greenlet(self._body)
+        self.greenlet.gr_context = contextvars.copy_context()
+        self.finished = False
+        self._stopped = False
+        self.failure: Failure | None = None
+        self._run = run
+        self._source = source
+        # What is reported afterwards does not happen where it is reported.
+        self._observer = observer if source is None else None
+        self.is_replayed = source is not None
+        self._pairs = pairs
+        self._reported: list[Call] = []
+        self._random = random
+        self._ambient = ThreadState.capture()
+        self._driver = greenlet.getcurrent()
+
+    def resume(self, answer: Answer = None) -> Event | None:
+        """Lets the model run to its next event; None when it has ended."""
+        event = self.greenlet.switch(answer)
+        if self.finished:
+            return None
+        assert isinstance(event, Event)
+        return event
+
+    def calling_frame(self) -> FrameType | None:
+        """The frame that made the call that this side stands at.
+
+        None once it has ended, and where its events are told after its run.
+        """
+        module = None
+        for call in self.recorder.in_progress():
+            module = call.module
+        return None if module is None else calling_frame(module, self.greenlet.gr_frame)
+
+    def is_inside(self, name: str, index: int) -> bool:
+        """Whether the model is in that call of the reference's name."""
+        return any(
+            call.index == index and self._pairs.get(call.name) == name
+            for call in (*self.recorder.in_progress(), *self._reported)
+        )
+
+    def counts(self) -> dict[str, int]:
+        """How often each module was called so far."""
+        reported = None if self._source is None else self._source.counts()
+        return dict(self.recorder.counts if reported is None else reported)
+
+    def stop(self) -> None:
+        """Ends a model that still stands at an event; its `finally` blocks run."""
+        self._stopped = True
+        if self.greenlet:
+            self.greenlet.throw()
+
+    def _body(self, _: Answer) -> None:
+        self._random.enter()
+        try:
+            with self._ambient.kept():
+                self._run()
+            if self._source is not None:
+                for reported, phase in self._source.events():
+                    if phase is Phase.START:
+                        self._reported.append(reported)
+                    self._on_event(reported, phase)
+                    if phase is Phase.END:
+                        self._reported.remove(reported)
+        except greenlet.GreenletExit:
+            raise
+        except Exception as exception:
+            raised = self.recorder.raised
+            call = raised[1] if raised is not None and raised[0] is exception else None
+            self.failure = Failure(self.label, call, exception)
+        finally:
+            self.finished = True
+
+    def _on_event(self, call: Call, phase: Phase) -> Answer:
+        name = self._pairs.get(call.name)
+        if name is None or self._stopped:
+            return None
+        if self._observer is not None and phase is Phase.END:
+            self._observer.ends(self.label, name, call)
+        with self._ambient.put_back():
+            self._random.leave()
+            answer: Answer = self._driver.switch(Event((name, call.index, phase), call))
+            self._random.enter()
+        if self._observer is not None and phase is Phase.START:
+            self._observer.begins(self.label, name, call)
+        return answer

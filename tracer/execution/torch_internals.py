@@ -1,0 +1,176 @@
+"""What the tracer uses of PyTorch, transformers, accelerate and IPython that they do not promise.
+
+Everything private is used here and nowhere else in this package, but for the leaves of nested
+values (`tracer.tensors.leaves`: a tensor's version, the nodes of a tree), which lie below. Each
+function has one test, which says what to do when a new version breaks it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import nn, overrides
+from torch.overrides import TorchFunctionMode
+from torch.utils import _device, _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
+
+_ACCELERATE_HOOKS = ("accelerate/hooks.py", "accelerate\\hooks.py")
+
+
+def default_device() -> torch.device | None:
+    """The device that `torch.set_default_device` has set; None where there is none."""
+    return _device.CURRENT_DEVICE
+
+
+def set_default_device(device: torch.device | None) -> None:
+    """Sets what `default_device` returns, without the function mode that belongs to it."""
+    _device.CURRENT_DEVICE = device
+
+
+def function_modes() -> list[TorchFunctionMode]:
+    """The modes that see PyTorch's functions called in this thread, the innermost last."""
+    return list(overrides._get_current_function_mode_stack())
+
+
+def set_function_modes(modes: Sequence[TorchFunctionMode]) -> None:
+    """Sets what `function_modes` returns."""
+    for _ in function_modes():
+        overrides._pop_mode()
+    for mode in modes:
+        overrides._push_mode(mode)
+
+
+def dispatch_modes() -> list[TorchDispatchMode]:
+    """The modes that see PyTorch's operators called in this thread, the innermost last."""
+    return list(_python_dispatch._get_current_dispatch_mode_stack())
+
+
+def set_dispatch_modes(modes: Sequence[TorchDispatchMode]) -> None:
+    """Sets what `dispatch_modes` returns."""
+    for _ in dispatch_modes():
+        _python_dispatch._pop_mode()
+    for mode in modes:
+        _python_dispatch._push_mode(mode)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what `torch.compile` returns, or was compiled by its own `compile`."""
+    return "_orig_mod" in module._modules or calls_compiled(module)
+
+
+def calls_compiled(module: nn.Module) -> bool:
+    """Whether a module's call goes elsewhere than through its hooks, as after `module.compile`."""
+    return module._compiled_call_impl is not None
+
+
+def as_written(module: nn.Module) -> nn.Module:
+    """The module that was compiled, for what `torch.compile` returns; else the module itself."""
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    return original
+
+
+@contextmanager
+def call_replaced(
+    module: nn.Module, around: Callable[[Callable[..., object]], Callable[..., object]]
+) -> Iterator[None]:
+    """Puts a function where PyTorch looks for a module's compiled call.
+
+    Args:
+        around: makes the function from what is called without it.
+    """
+    compiled = module._compiled_call_impl
+    module.__dict__["_compiled_call_impl"] = around(
+        module._call_impl if compiled is None else compiled
+    )
+    try:
+        yield
+    finally:
+        if compiled is None:
+            del module.__dict__["_compiled_call_impl"]
+        else:
+            module.__dict__["_compiled_call_impl"] = compiled
+
+
+def is_inside_transform(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one that `vmap`, `grad`, `jvp` and the like of torch.func pass on."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def written_arguments(operator: Any) -> list[tuple[int, str]]:
+    """Position and name of the arguments that an operator writes to."""
+    return [
+        (position, argument.name)
+        for position, argument in enumerate(operator._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """What tensors that share memory have in common."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)
+
+
+def parameters_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Where a module keeps its own parameters."""
+    return module._parameters  # type: ignore[return-value]
+
+
+def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Where a module keeps its own buffers."""
+    return module._buffers
+
+
+def attention_implementation(model: nn.Module) -> object:
+    """Which attention a model of transformers computes: "eager", "sdpa"; by part where they differ.
+
+    Raises:
+        AttributeError: the model is none of transformers'.
+    """
+    return model.config._attn_implementation  # type: ignore[union-attr]
+
+
+def accelerate_hook(module: nn.Module) -> Any:
+    """The hook that accelerate has put around the forward of a module; None if there is none."""
+    return getattr(module, "_hf_hook", None)
+
+
+def loading_hook(module: nn.Module) -> Any:
+    """The hook of accelerate that loads a module's own parameters; None if there is none."""
+    hook = accelerate_hook(module)
+    for part in getattr(hook, "hooks", (hook,)):
+        if getattr(part, "offload", False) and isinstance(part.weights_map, Mapping):
+            return part
+    return None
+
+
+def offloaded_weights(hook: Any) -> Any:
+    """What the `loading_hook`s of a model all read from, each through a view of its own."""
+    return hook.weights_map.dataset
+
+
+def refusals_to_move(module: nn.Module) -> list[str]:
+    """The methods that accelerate has replaced in a model itself, so that it is not moved."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if Path(getattr(value, "__code__", _NO_CODE).co_filename).parent.name == "accelerate"
+    ]
+
+
+def is_hook_of_accelerate(code: CodeType) -> bool:
+    """Whether a function is one of accelerate's around the forward of a module."""
+    return code.co_filename.endswith(_ACCELERATE_HOOKS)
+
+
+def is_loading(code: CodeType) -> bool:
+    """Whether a function is one of accelerate's that load weights, or let go of them."""
+    return code.co_name in ("pre_forward", "post_forward") and is_hook_of_accelerate(code)
+
+
+_NO_CODE = compile("", "", "exec")
