@@ -5,8 +5,8 @@
 
 Each mistake of `benchmarks/mistakes` is planted in a copy of a right model and compared with it.
 The module counts as found if the verdict names the expected one; the argument or kind if that is
-right too. Of the mistakes in a module's own lines, the exact line counts as found if the guilty
-operation is at the planted line; where an operation was left out, if the line that goes on without
+right too. Of the mistakes in a module's own lines, the exact line counts as found if the culprit is
+at the planted line; where an operation was left out, if the line that goes on without
 it, or that made the value that it goes on with, is. Right pairs that do not agree are false alarms.
 Missed mistakes are listed with what was expected and what was found, missed lines with the line
 that was named.
@@ -128,7 +128,7 @@ def _named(zoomed: Zoomed | None) -> list[Operation]:
     """The candidate's operations that are named: with one left out, those around it."""
     if zoomed is None:
         return []
-    named = [zoomed.guilty, zoomed.made if zoomed.kind == "missing" else None]
+    named = [zoomed.culprit, zoomed.made if zoomed.kind == "missing" else None]
     return [operation for operation in named if operation is not None]
 
 

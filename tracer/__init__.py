@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tracer.measurement.rows import FormDifference, Row
     from tracer.regression.baseline import Baseline
     from tracer.regression.gating import Gate, gate
+    from tracer.reports.narrator import explain
     from tracer.tensors.difference import Difference
     from tracer.tensors.roles import Roles
     from tracer.tensors.tolerance import Tolerance
@@ -83,6 +84,7 @@ __all__ = [
     "assert_equivalent",
     "capture",
     "compare",
+    "explain",
     "flow",
     "gate",
     "models",
@@ -125,6 +127,7 @@ _ROOMS = {
     "execution.stepping": ("Stepped", "Stepping"),
     "isolation.causes": ("Cause",),
     "diagnosis.verdict": ("Symptom", "Verdict"),
+    "reports.narrator": ("explain",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

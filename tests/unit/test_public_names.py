@@ -47,6 +47,7 @@ PUBLIC = [
     "assert_equivalent",
     "capture",
     "compare",
+    "explain",
     "flow",
     "gate",
     "models",

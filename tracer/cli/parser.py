@@ -194,7 +194,7 @@ def _add_compare(
         "--zoom",
         metavar="MODULE",
         help=(
-            "name the guilty operation and its line inside a module, by the reference's name of it "
+            "name the culprit, an operation and its line, inside a module, by the reference's name "
             "(by itself where the origin lies in a module's own lines)"
         ),
     )

@@ -28,7 +28,7 @@ class Comparison:
         form_differences: arguments and outputs that the two sides pass in forms that do not
             compare; harmless unless the verdict names them.
         isolation: what each module adds to the error, where that was asked for.
-        zoomed: the guilty operation, where that was asked for or the origin lies in a module's own
+        zoomed: the culprit, where that was asked for or the origin lies in a module's own
             lines.
         gate: whether it passes, held against a baseline and limits, for the reports; see `judged`.
     """

@@ -8,7 +8,7 @@
       "form_differences": [{"module": "model", "value": "kwargs.attention_mask", ...}],
       "ranking": [{"module": "model.embed_tokens", "input_peir": 0.0, "growth": "inf", ...}],
       "isolation": {"level": "leaves", "calls": [...], "modules": [...], "explanation": "...", ...},
-      "zoomed": {"kind": "wrong", "guilty": {"file": "...", "line": 254, "text": "...", ...}, ...},
+      "zoomed": {"kind": "wrong", "culprit": {"file": "...", "line": 254, "text": "...", ...}, ...},
       "gate": {"passes": false, "fail_on": "regression", "reasons": [...], "changes": [...], ...},
       "run": {"reference": "tiny-llama", "candidate": "wrapped", "command": "trace_model ...", ...},
       "environment": {"trace_model": "0.1.0", "python": "3.12.3", "torch": "2.13.0", ...}

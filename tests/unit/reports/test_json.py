@@ -195,11 +195,11 @@ class TestJsonSchema:
         assert report["isolation"]["modules"][0]["causes"][0]["after"] == "inf"
         assert report["rows"][-1]["multiple"] is not None
 
-    def test_a_guilty_operation(self):
+    def test_a_culprit(self):
         comparison = tracer.compare(Twice(), Thrice(), torch.arange(6.0).reshape(2, 3))
         zoomed = self.check(comparison)["zoomed"]
-        assert zoomed["guilty"]["name"] == "mul"
-        assert zoomed["guilty"]["text"] == "return (x + 1) * 3"
+        assert zoomed["culprit"]["name"] == "mul"
+        assert zoomed["culprit"]["text"] == "return (x + 1) * 3"
         assert zoomed["expected"]["outputs"] == [[2, 3]]
         assert zoomed["explanation"] in comparison.verdict.explanation
 

@@ -97,6 +97,11 @@ class Step:
         name = self.name.rstrip("_")
         return "matmul" if name in _MATRIX_PRODUCTS and not self.is_call else name
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it makes memory that nothing has been written to yet."""
+        return self.kind in ("empty", "empty_like", "empty_strided", "new_empty")
+
 
 _MATRIX_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
 # Copies that are no views: of all elements as they are, and of some in another order.

@@ -1,13 +1,13 @@
 """The exact line: which operation inside one module makes the first value that is wrong.
 
 >>> comparison = tracer.compare(reference, candidate, inputs)
->>> comparison.zoomed.guilty.text, comparison.zoomed.expected.text
+>>> comparison.zoomed.culprit.text, comparison.zoomed.expected.text
 ('return logits.softmax(-1)', 'attn_weights = attn_weights + attention_mask')
 
 In one more run the operations inside one call of the module are recorded on both sides, and each
 value of the candidate is looked for among the reference's. A candidate may work in its own way and
 form many values that the reference never has; they are innocent as long as what they lead to is
-found again. The guilty operation is the first from which no value that is found again follows.
+found again. The culprit is the first operation from which no value that is found again follows.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from tracer.diagnosis.origin import Origin
-from tracer.diagnosis.zoom.culprit import Blame, SideLog, blame
+from tracer.diagnosis.zoom.case import Case, Culprit, SideLog, ZoomKind, case_of
+from tracer.diagnosis.zoom.culprit import culprit_of
 from tracer.diagnosis.zoom.matching import Match, match
 from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line, described
 from tracer.errors import UsageError, near_names
@@ -31,7 +32,6 @@ from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.tensors.leaves import is_stateful
 from tracer.tensors.tolerance import Tolerance
 from tracer.tensors.value_path import OUTPUT, ValuePath
-from tracer.text import few, module_in_words, short_line
 
 _SIDES = ("reference", "candidate")
 
@@ -42,9 +42,8 @@ class Zoomed:
 
     Attributes:
         module, call: the reference's name and the call index.
-        kind: "wrong" (an operation makes another value), "missing" (one of the reference's was left
-            out), "edit" (an argument is edited in place that others still read), or "none".
-        guilty: the candidate's operation; for a missing one that which goes on without it, or
+        kind: what was found.
+        culprit: the candidate's operation; for a missing one that which goes on without it, or
             "no operation" at the line of the call where the module makes none. None if what was
             made is returned as it is, and for "none".
         expected: the reference's operation that makes the value that the candidate does not.
@@ -52,27 +51,34 @@ class Zoomed:
         given: arguments that differed, and in whose place the candidate was given the reference's.
         operations: how many each side made, the reference first; a call of a module counts as one.
         matched: of the candidate's, how many made a value that the reference has.
-        leading_back: how many did not, and led to one.
-        astray: how many did not and led to a wrong result only; the first of them is guilty, unless
-            a factor or an order before it explains it.
+        leading_to_match: how many did not, and led to one.
+        unmatched: how many did not and led to a wrong result only; the first of them is the
+            culprit, unless one of `tracer.diagnosis.zoom.culprit.RULES` explains it.
     """
 
     module: str
     call: int
-    kind: str
-    guilty: Operation | None
+    kind: ZoomKind
+    culprit: Operation | None
     expected: Operation | None
     made: Operation | None
     given: tuple[str, ...]
     operations: tuple[int, int]
     matched: int
-    leading_back: int
-    astray: int
+    leading_to_match: int
+    unmatched: int
+
+    @property
+    def guilty(self) -> Operation | None:
+        """The culprit."""
+        return self.culprit
 
     @property
     def explanation(self) -> str:
         """The finding in words, several lines."""
-        return "\n".join(_in_words(self))
+        import tracer
+
+        return tracer.explain(self)
 
 
 def zoom(
@@ -82,13 +88,13 @@ def zoom(
     *,
     inward: bool = True,
 ) -> Zoomed | None:
-    """Looks for the guilty operation inside a module, in one more run of both models.
+    """Looks for the culprit inside a module, in one more run of both models.
 
     Args:
         module: the reference's name.
         free: the finished run in which the candidate inherits its errors.
         experiment: runs both models again.
-        inward: where the guilty operation is the call of another module whose inputs are right, go
+        inward: where the culprit is the call of another module whose inputs are right, go
             on in that one.
 
     Returns:
@@ -103,7 +109,7 @@ def zoom(
         return None
     if inward and closer.leads_into is not None:
         deeper = zoom(closer.leads_into, free, experiment)
-        return deeper if deeper is not None and deeper.kind != "none" else closer.zoomed
+        return deeper if deeper is not None and deeper.kind is not ZoomKind.NONE else closer.zoomed
     return closer.zoomed
 
 
@@ -150,7 +156,7 @@ def zoom_of(
     if origin is None or origin.kind != "computation":
         return None
     found = zoom(origin.module, free, experiment, inward=False)
-    return None if found is None or found.kind == "none" else found
+    return None if found is None or found.kind is ZoomKind.NONE else found
 
 
 class ZoomVisitor(Intervention):
@@ -161,7 +167,7 @@ class ZoomVisitor(Intervention):
 
     Attributes:
         zoomed: what was found; None until the call has ended on both sides.
-        leads_into: the module whose call is the guilty operation, if that is what it is and its
+        leads_into: the module whose call is the culprit, if that is what it is and its
             inputs are right.
     """
 
@@ -174,7 +180,7 @@ class ZoomVisitor(Intervention):
         self._recordings: dict[str, OperationLog] = {}
         self._replaced: list[str] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._handed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
+        self._passed: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
 
     def begins(self, side: str, name: str, call: Call) -> None:
         """Starts to record, or notes the call of another module."""
@@ -198,7 +204,7 @@ class ZoomVisitor(Intervention):
     def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
         """Gives the candidate the reference's arguments."""
         if record.key != self._key:
-            self._note_handed(calls, record)
+            self._note_passed(calls, record)
             return None
         return self._masks_given(calls, record, self._forcing.on_start(calls, record, run))
 
@@ -212,11 +218,11 @@ class ZoomVisitor(Intervention):
             self._judge(calls, record, run, (sides[0], sides[1]))
         self._recordings.clear()
         self._returned.clear()
-        self._handed = [], []
+        self._passed = [], []
         return None
 
-    def _note_handed(self, calls: CallPair, record: CallRecord) -> None:
-        """What the module hands on and is wrong, which may be lost in what it returns."""
+    def _note_passed(self, calls: CallPair, record: CallRecord) -> None:
+        """What the module passes on and is wrong, which may be lost in what it returns."""
         is_mask = calls.roles.is_mask
         rows = record.arguments.items()
         wrong = {path for path, row in rows if not row.agrees and not is_mask(path)}
@@ -225,8 +231,8 @@ class ZoomVisitor(Intervention):
         for name, *values in calls.arguments():
             leaves = [ValuePath.of_argument(name).tensors(value) for value in values]
             for path in sorted(wrong & leaves[0].keys() & leaves[1].keys()):
-                self._handed[0].append(leaves[0][path])
-                self._handed[1].append(leaves[1][path])
+                self._passed[0].append(leaves[0][path])
+                self._passed[1].append(leaves[1][path])
 
     def _note_returned(self, calls: CallPair, record: CallRecord) -> None:
         is_recorded = any(not recording.finished for recording in self._recordings.values())
@@ -269,18 +275,19 @@ class ZoomVisitor(Intervention):
         if not wrong:
             results = [
                 [each.known(leaf) for leaf in handed] or result
-                for each, handed, result in zip(recordings, self._handed, results, strict=True)
+                for each, handed, result in zip(recordings, self._passed, results, strict=True)
             ]
-        is_wrong = bool(wrong) or any(self._handed)
+        is_wrong = bool(wrong) or any(self._passed)
         sides = SideLog(reference, results[0]), SideLog(candidate, results[1])
-        blamed = blame(sides, found, limit, is_wrong=is_wrong, edits=bool(record.edited))
-        zoomed = _zoomed(self._key, blamed, sides, tuple(self._replaced))
-        if zoomed.kind == "missing" and zoomed.guilty is None and zoomed.made is None:
-            zoomed = replace(zoomed, guilty=at_line("no operation", record.candidate_caller))
+        case = case_of(sides, found, limit, is_wrong=is_wrong)
+        culprit = culprit_of(case, edits=bool(record.edited))
+        zoomed = _zoomed(self._key, case, culprit, tuple(self._replaced))
+        if zoomed.kind is ZoomKind.MISSING and zoomed.culprit is None and zoomed.made is None:
+            zoomed = replace(zoomed, culprit=at_line("no operation", record.candidate_caller))
         self.zoomed = zoomed
-        if blamed.guilty is not None and blamed.kind == "wrong":
-            step = candidate.steps[blamed.guilty]
-            if step.is_call and blamed.inputs_agree:
+        if culprit.step is not None and culprit.kind is ZoomKind.WRONG:
+            step = candidate.steps[culprit.step]
+            if step.is_call and case.takes_right_values(culprit.step):
                 self.leads_into = step.name
 
     def _declared(self, recordings: tuple[OperationLog, OperationLog]) -> Iterator[tuple[int, int]]:
@@ -304,10 +311,8 @@ class ZoomVisitor(Intervention):
         return [row for row in rows.values() if not row.agrees]
 
 
-def _zoomed(
-    key: CallKey, blamed: Blame, sides: tuple[SideLog, SideLog], given: tuple[str, ...]
-) -> Zoomed:
-    reference, candidate = (side.recording for side in sides)
+def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) -> Zoomed:
+    reference, candidate = case.reference.recording, case.candidate.recording
     run = {code for step in reference.steps for code, _ in step.lines}
 
     def own(index: int | None) -> Operation | None:
@@ -324,15 +329,15 @@ def _zoomed(
     return Zoomed(
         module=key[0],
         call=key[1],
-        kind=blamed.kind,
-        guilty=own(blamed.guilty),
-        expected=None if blamed.expected is None else described(reference, blamed.expected),
-        made=own(blamed.made),
+        kind=culprit.kind,
+        culprit=own(culprit.step),
+        expected=None if culprit.expected is None else described(reference, culprit.expected),
+        made=own(culprit.made),
         given=given,
         operations=(len(reference.steps), len(candidate.steps)),
-        matched=blamed.matched,
-        leading_back=blamed.leading_back,
-        astray=blamed.astray,
+        matched=case.matched,
+        leading_to_match=case.leading_to_match,
+        unmatched=len(case.unmatched),
     )
 
 
@@ -376,40 +381,3 @@ def _results(call: Call, recording: OperationLog, wrong: Sequence[Row]) -> list[
         else:
             found += places.values() if not row.is_written else ()
     return list(dict.fromkeys(recording.known(leaf) for leaf in found))
-
-
-def _in_words(zoomed: Zoomed) -> list[str]:
-    name = module_in_words(zoomed.module) + (f" (call {zoomed.call})" if zoomed.call else "")
-    counted = (
-        f"{zoomed.operations[1]} operations, {zoomed.operations[0]} in the reference's; "
-        f"{zoomed.matched} make a value that the reference has, {zoomed.leading_back} lead back "
-        "to one"
-    )
-    lines = []
-    if zoomed.given:
-        names = few([f"`{name}`" for name in zoomed.given], " and ")
-        lines.append(f"{name} was given the reference's {names}, which had differed.")
-    if zoomed.kind == "none":
-        return [*lines, f"Inside {name} no operation is guilty: {counted}."]
-    what = {
-        "wrong": "the first from which none follows is guilty",
-        "missing": "an operation of the reference's was left out",
-        "edit": "one edits in place what it was given",
-    }[zoomed.kind]
-    lines.append(f"Inside {name}: {counted}; {what}:")
-    lines += _line("reference", zoomed.expected)
-    if zoomed.made is not None and _places(zoomed.made) != _places(zoomed.guilty):
-        lines += _line("candidate, before", zoomed.made)
-    lines += _line("candidate", zoomed.guilty)
-    return lines
-
-
-def _places(operation: Operation | None) -> str:
-    return "" if operation is None else operation.location
-
-
-def _line(side: str, operation: Operation | None) -> list[str]:
-    if operation is None:
-        return []
-    where = short_line(operation.location) if operation.line else "(no source)"
-    return [f"  {side}: {operation.name} at {where}", f"    {operation.text}"]

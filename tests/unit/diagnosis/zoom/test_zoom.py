@@ -75,7 +75,7 @@ def test_the_planted_line_is_named(group: str, name: str, kind: str) -> None:
     zoomed = comparison.zoomed
     assert zoomed is not None
     assert zoomed.kind == kind
-    named = [zoomed.guilty, zoomed.made if kind == "missing" else None]
+    named = [zoomed.culprit, zoomed.made if kind == "missing" else None]
     assert any(mistake.is_at(o.file, o.line, o.text) for o in named if o is not None), zoomed
     assert zoomed.explanation in comparison.verdict.explanation
 
@@ -149,7 +149,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize(("source", "change", "module", "least"), RIGHT)
-def test_a_right_module_in_another_form_has_no_guilty_operation(
+def test_a_right_module_in_another_form_has_no_culprit(
     source: Callable[[], tuple[nn.Module, Inputs]],
     change: Callable[[Any], Any],
     module: str,
@@ -160,9 +160,9 @@ def test_a_right_module_in_another_form_has_no_guilty_operation(
     zoomed = comparison.zoomed
     assert comparison.verdict.agrees
     assert zoomed is not None
-    assert (zoomed.kind, zoomed.guilty, zoomed.astray) == ("none", None, 0)
+    assert (zoomed.kind, zoomed.culprit, zoomed.unmatched) == ("none", None, 0)
     assert zoomed.matched >= least * zoomed.operations[1], zoomed
-    assert "no operation is guilty" in comparison.verdict.explanation
+    assert "there is no culprit" in comparison.verdict.explanation
 
 
 def test_right_ports_and_norms() -> None:
@@ -176,7 +176,7 @@ def test_right_ports_and_norms() -> None:
     norms = rewritten(all_of("Norm", by_square_root))(reference)
     zoomed = tracer.compare(reference, norms, inputs, zoom="model.norm").zoomed
     assert zoomed is not None
-    assert (zoomed.kind, zoomed.leading_back) == ("none", 1)  # the square root
+    assert (zoomed.kind, zoomed.leading_to_match) == ("none", 1)  # the square root
 
 
 # Small modules: the reference, and a candidate with another forward.
@@ -216,8 +216,8 @@ def pair(wrong: Callable[..., Tensor]) -> tuple[nn.Module, nn.Module, Inputs]:
 def zoomed_text(wrong: Callable[..., Tensor], **options: Any) -> tuple[str, str]:
     zoomed = tracer.compare(*pair(wrong), **options).zoomed
     assert zoomed is not None
-    assert zoomed.guilty is not None
-    return zoomed.kind, zoomed.guilty.text
+    assert zoomed.culprit is not None
+    return zoomed.kind, zoomed.culprit.text
 
 
 def bias_forgotten(self: Any, x: Tensor, mask: Tensor) -> Tensor:
@@ -288,8 +288,8 @@ def test_the_zoom_goes_into_the_module_that_is_wrong() -> None:
     zoomed = tracer.compare(*pair(in_place), zoom="").zoomed
     assert zoomed is not None
     assert zoomed.module == "gate"
-    assert zoomed.guilty is not None
-    assert zoomed.guilty.text == "gate[:, 0] = 0.0"
+    assert zoomed.culprit is not None
+    assert zoomed.culprit.text == "gate[:, 0] = 0.0"
 
 
 def test_wrong_arguments_are_replaced_and_named() -> None:
@@ -302,8 +302,8 @@ def test_wrong_arguments_are_replaced_and_named() -> None:
     zoomed = tracer.compare(reference, candidate, inputs, zoom="gate").zoomed
     assert zoomed is not None
     assert zoomed.given == ("x",)
-    assert zoomed.guilty is not None
-    assert zoomed.guilty.text == "gate[:, 0] = 0.0"
+    assert zoomed.culprit is not None
+    assert zoomed.culprit.text == "gate[:, 0] = 0.0"
     assert "`gate` was given the reference's `x`, which had differed" in zoomed.explanation
 
 
@@ -380,7 +380,7 @@ class TestRefusals:
         with pytest.raises(tracer.UsageError, match="not called by both"):
             tracer.compare(reference, candidate, inputs, zoom="spare")
 
-    def test_a_child_that_cannot_be_seen_leaves_the_call_to_blame(self) -> None:
+    def test_a_child_that_cannot_be_seen_leaves_the_verdict(self) -> None:
         reference, candidate, inputs = pair(in_place)
         candidate.gate.spare = torch.compile(nn.Linear(2, 2), backend="eager")
         assert tracer.compare(reference, candidate, inputs).zoomed is None
@@ -402,7 +402,7 @@ def test_a_candidate_that_raises_in_the_zoom_run(monkeypatch: pytest.MonkeyPatch
 def test_reports_have_it(capsys: pytest.CaptureFixture[str]) -> None:
     comparison = tracer.compare(*pair(in_place))
     document: Any = json.loads(json_report.render(comparison))
-    assert document["zoomed"]["guilty"]["text"] == "gate[:, 0] = 0.0"
+    assert document["zoomed"]["culprit"]["text"] == "gate[:, 0] = 0.0"
     assert document["zoomed"]["module"] == "gate"
     comparison.show()
     shown = capsys.readouterr().out
@@ -412,7 +412,7 @@ def test_reports_have_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", "tiny-llama", "--zoom", LLAMA]) == cli.AGREES
-    assert f"Inside `{LLAMA}` no operation is guilty" in capsys.readouterr().out
+    assert f"Inside `{LLAMA}` there is no culprit" in capsys.readouterr().out
     options = ["--candidate", "quantized", "--zoom", f"{LLAMA}.q_proj", "--isolate", "none"]
     cli.main(["compare", "tiny-llama", *options])
     assert f"Inside `{LLAMA}.q_proj`" in capsys.readouterr().out
@@ -423,8 +423,8 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_helper_of_both_sides_does_is_charged_to_the_line_that_calls_it() -> None:
     zoomed = planted("Llama", "rope on half of the channels")[1].zoomed
     assert zoomed is not None
-    assert zoomed.guilty is not None
-    assert zoomed.guilty.function == "other_half"
+    assert zoomed.culprit is not None
+    assert zoomed.culprit.function == "other_half"
 
 
 def test_planted_in_a_module_of_torch() -> None:
@@ -432,5 +432,5 @@ def test_planted_in_a_module_of_torch() -> None:
     candidate = rewritten(after("lm_head", partial(torch.mul, other=1.5)))(reference)
     zoomed = tracer.compare(reference, candidate, inputs).zoomed
     assert zoomed is not None
-    assert zoomed.guilty is not None
-    assert zoomed.guilty.name == "mul"
+    assert zoomed.culprit is not None
+    assert zoomed.culprit.name == "mul"
