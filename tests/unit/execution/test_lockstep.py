@@ -61,6 +61,8 @@ class Net(nn.Module):
 class Watcher:
     """A visitor that notes what it saw."""
 
+    observer = None
+
     def __init__(self, look: Callable[[Call, Call, Phase], Answer] | None = None) -> None:
         self.seen: list[EventKey] = []
         self.edited: dict[EventKey, frozenset[str]] = {}

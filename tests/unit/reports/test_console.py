@@ -24,6 +24,7 @@ from tracer.reports.parts.curve import curve
 from tracer.reports.parts.fold import Fold, arrange, number
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import shortened
+from tracer.tensors.value_path import OUTPUT, ValuePath
 
 LAYERS = [
     f"model.layers.{layer}.{part}"
@@ -434,7 +435,7 @@ class TestFocus:
     def test_values_of_both_sides(self, agreeing):
         reference = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
         candidate = torch.tensor([[1.0, 2.0], [3.5, 4.0]])
-        focus = [Captured("mlp", 0, "output", reference, candidate)]
+        focus = [Captured("mlp", 0, OUTPUT, reference, candidate)]
         text = shown(agreeing, focus=focus)
         assert "values of mlp, call 0" in text
         assert "output, float32 [2, 2]" in text
@@ -458,11 +459,11 @@ class TestFocus:
     )
     def test_tensors_of_every_kind(self, agreeing, tensor):
         assert "values of m, call 3" in shown(
-            agreeing, focus=[Captured("m", 3, "kwargs.x", tensor, tensor.clone())]
+            agreeing, focus=[Captured("m", 3, ValuePath.of_argument("x"), tensor, tensor.clone())]
         )
 
     def test_other_shapes(self, agreeing):
-        focus = [Captured("m", 0, "output", torch.ones(2), torch.ones(3))]
+        focus = [Captured("m", 0, OUTPUT, torch.ones(2), torch.ones(3))]
         assert "output, float32 [2], candidate float32 [3]" in shown(agreeing, focus=focus)
 
 

@@ -256,7 +256,7 @@ def hostile(make_row, make_comparison) -> tuple[tracer.Comparison, Run]:
         make_row(HOSTILE, 0.5, note=f"{HOSTILE}; candidate {HOSTILE}", value="output"),
         make_row("b"),
     ]
-    forms = (FormDifference(1, HOSTILE, 0, HOSTILE, HOSTILE, HOSTILE),)
+    forms = (FormDifference(1, HOSTILE, 0, f"kwargs.{HOSTILE}", HOSTILE, HOSTILE),)
     comparison = make_comparison(rows, form_differences=forms)
     verdict = said(comparison.verdict, f"{HOSTILE}\n  {HOSTILE}")
     return replace(comparison, verdict=verdict), Run(HOSTILE, HOSTILE, (HOSTILE,), HOSTILE)

@@ -142,7 +142,10 @@ class TestEscaping:
             make_row("c", 0.25),
         ]
         comparison = make_comparison(
-            rows, form_differences=(FormDifference(1, hostile, 0, hostile, hostile, hostile),)
+            rows,
+            form_differences=(
+                FormDifference(1, hostile, 0, f"kwargs.{hostile}", hostile, hostile),
+            ),
         )
         verdict = said(comparison.verdict, f"In `{hostile}`: {hostile}")
         run = Run(hostile, hostile, (hostile,), hostile)
@@ -166,7 +169,7 @@ class TestSize:
     def test_of_thousands_of_modules_with_long_names(self, make_row, make_comparison):
         deep = "x" * 400
         rows = [
-            make_row(f"{deep}.{i}", 0.5 * (i % 2), note="n" * 5_000, value="v" * 900)
+            make_row(f"{deep}.{i}", 0.5 * (i % 2), note="n" * 5_000, value=f"output.{'v' * 900}")
             for i in range(3_000)
         ]
         comparison = make_comparison(rows)
