@@ -19,9 +19,10 @@ from torch import nn
 from tracer.diagnosis.origin import Origin
 from tracer.diagnosis.trials import Rerun
 from tracer.diagnosis.zoom.case import Case, Culprit, SideLog, ZoomKind, case_of
-from tracer.diagnosis.zoom.culprit import culprit_of
+from tracer.diagnosis.zoom.culprit import ALIGNED, RULES, Rule, culprit_of
 from tracer.diagnosis.zoom.matching import Match, match
-from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line, described
+from tracer.diagnosis.zoom.naming import named_operations, own_line
+from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line
 from tracer.errors import UsageError, near_names
 from tracer.execution.hooks import Answer, Call, NewArguments, Phase, hides_children
 from tracer.interventions.forcing import Forcing
@@ -89,6 +90,7 @@ def zoom(
     modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
     *,
     inward: bool = True,
+    rules: Sequence[Rule] = RULES,
 ) -> Zoomed | None:
     """Looks for the culprit inside a module, in one more run of both models.
 
@@ -99,6 +101,7 @@ def zoom(
         modules: both sides' modules by name.
         inward: where the culprit is the call of another module whose inputs are right, go
             on in that one.
+        rules: what may name the culprit.
 
     Returns:
         What was found; None where the operations cannot be seen: inside compiled code, in a call
@@ -107,7 +110,7 @@ def zoom(
     record = _call_of(module, free)
     if record is None or _is_opaque(record, modules):
         return None
-    closer = ZoomVisitor(record.key, tolerance)
+    closer = ZoomVisitor(record.key, tolerance, rules)
     if rerun(closer) is not None or closer.zoomed is None:
         return None
     if inward and closer.leads_into is not None:
@@ -159,10 +162,15 @@ def zoom_of(
     rerun: Rerun,
     modules: tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]],
 ) -> Zoomed | None:
-    """Zooms into the module of an origin that lies in that module's own lines."""
-    if origin is None or origin.kind != "computation":
+    """Zooms into the module of an origin that lies in that module's own lines.
+
+    A wrong argument that the module passes on is looked for only where both sides run the same
+    operations.
+    """
+    if origin is None or origin.kind not in ("computation", "argument"):
         return None
-    found = zoom(origin.module, free, tolerance, rerun, modules, inward=False)
+    rules = RULES if origin.kind == "computation" else ALIGNED
+    found = zoom(origin.module, free, tolerance, rerun, modules, inward=False, rules=rules)
     return None if found is None or found.kind is ZoomKind.NONE else found
 
 
@@ -178,11 +186,12 @@ class ZoomVisitor(Forcing):
             inputs are right.
     """
 
-    def __init__(self, key: CallKey, tolerance: Tolerance) -> None:
+    def __init__(self, key: CallKey, tolerance: Tolerance, rules: Sequence[Rule]) -> None:
         super().__init__(tolerance, frozenset({key[0]}), exact=True)
         self.zoomed: Zoomed | None = None
         self.leads_into: str | None = None
         self._key = key
+        self._rules = rules
         self._recordings: dict[str, OperationLog] = {}
         self._replaced: list[str] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -291,7 +300,7 @@ class ZoomVisitor(Forcing):
         is_wrong = bool(wrong) or any(self._passed)
         sides = SideLog(reference, results[0]), SideLog(candidate, results[1])
         case = case_of(sides, found, limit, is_wrong=is_wrong)
-        culprit = culprit_of(case, edits=bool(record.edited))
+        culprit = culprit_of(case, self._rules, edits=bool(record.edited))
         zoomed = _zoomed(self._key, case, culprit, tuple(self._replaced))
         if zoomed.kind is ZoomKind.MISSING and zoomed.culprit is None and zoomed.made is None:
             zoomed = replace(zoomed, culprit=at_line("no operation", record.candidate_caller))
@@ -325,26 +334,14 @@ class ZoomVisitor(Forcing):
 
 def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) -> Zoomed:
     reference, candidate = case.reference.recording, case.candidate.recording
-    run = {code for step in reference.steps for code, _ in step.lines}
-
-    def own(index: int | None) -> Operation | None:
-        """At the innermost line of code that the reference does not run as well.
-
-        A helper that both sides share is no mistake; the line that calls it may be.
-        """
-        if index is None:
-            return None
-        lines = candidate.steps[index].lines
-        line = next((line for line in lines if line[0] not in run), None)
-        return described(candidate, index, line)
-
+    named, expected = named_operations(reference, candidate, culprit)
     return Zoomed(
         module=key[0],
         call=key[1],
         kind=culprit.kind,
-        culprit=own(culprit.step),
-        expected=None if culprit.expected is None else described(reference, culprit.expected),
-        made=own(culprit.made),
+        culprit=named,
+        expected=expected,
+        made=own_line(candidate, culprit.made, reference),
         given=given,
         operations=(len(reference.steps), len(candidate.steps)),
         matched=case.matched,
