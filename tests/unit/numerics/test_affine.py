@@ -337,6 +337,7 @@ def test_moving_to_where_it_is_changes_nothing():
     assert parameters.to(torch.device("cpu")) is parameters
 
 
+@pytest.mark.slow
 def test_the_package_attribute_is_the_factory_whatever_is_imported_first():
     assert affine_factory("uint8").dtype == DType.parse("uint8")
     assert sys.modules["wrappers.numerics.affine"].fake_quantize is fake_quantize
