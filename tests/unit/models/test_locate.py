@@ -91,6 +91,9 @@ def test_where_weights_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     check_offload(folder)
     with pytest.raises(UsageError, match="absent"):
         check_offload(folder / "absent")
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="is not writable"):
+        patch.setattr("tracer.models.locate.os.access", lambda *_: False)
+        check_offload(folder)
     monkeypatch.setattr("tracer.models.locate.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'trace-model\[offload\]'"):
         check_offload(True)
