@@ -23,7 +23,7 @@ SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "mask_fill": (["--seeds", "1", "--sequence-length", "4"], ["-120", "-inf, unclamped"]),
     "memory": (["--layers", "1"], ["wrapped ", "samples "]),
-    "noise": (["random-llama", "--sequence-length", "4"], ["sdpa", "agrees", "of 10"]),
+    "noise": (["random-llama", "--sequence-length", "4"], ["sdpa", "agrees", "rows beyond 1e-05"]),
     "overhead": (["--runs", "1"], ["traced comparison", "peak memory beyond the two models"]),
     "quantized_forward": (["--runs", "1"], ["32/8", "attention"]),
     "quantized_logits": (["random-llama"], ["prefill_reference  uint8       uint4"]),
