@@ -213,7 +213,7 @@ def compare(
 
         isolation = isolated(
             *(isolate, chosen, comparer, tolerance, must_run),
-            candidate=candidate,
+            candidate=session.candidate,
             what_if=what_if,
             explain=causes,
         )

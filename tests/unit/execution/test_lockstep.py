@@ -386,7 +386,7 @@ class TestSharing:
         assert comparison.verdict.agrees
         assert comparison.coverage.paired_modules == ("",)
         reason = comparison.coverage.reasons["a"]
-        assert reason == "hidden: the root of the candidate is compiled or scripted"
+        assert reason == "hidden: the root of the candidate is compiled, scripted or fused"
         assert hooks_of(reference) == before
 
     def test_tied_weights(self) -> None:
