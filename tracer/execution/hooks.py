@@ -2,7 +2,7 @@
 
 This is the only room with hooks. `hooked` attaches them to every module of one or two models and
 takes them off whatever happens; a `Recorder` turns what they see on one side into `Call`s with
-names, call indices and parents, and hands each start and end to a listener. Hooks read; only a
+names, call indices and parents, and passes each start and end to a listener. Hooks read; only a
 listener's answer (the counterfactual check) ever changes what a module is given or returns.
 """
 
@@ -96,14 +96,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class NewArguments:
-    """A listener's answer at a start: arguments to use in place of those that were given."""
+    """A listener's answer at a start: arguments to use instead of those that were given."""
 
     values: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class NewOutput:
-    """A listener's answer at an end: a value to return in place of what was computed."""
+    """A listener's answer at an end: a value to return instead of what was computed."""
 
     value: object
 
@@ -114,7 +114,7 @@ Listener = Callable[[Call, Phase], Answer]
 
 @dataclass(eq=False)
 class Recorder:
-    """Turns the hooks of one model into calls and tells a listener of each start and end.
+    """Turns the hooks of one model into calls and reports each start and end to a listener.
 
     Attributes:
         names: the module's name by `id(module)`; a module outside this mapping is not seen.

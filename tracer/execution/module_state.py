@@ -240,7 +240,7 @@ def _edited_parameters(modules: Iterable[nn.Module]) -> set[int]:
     """The parameters that some forward around them is seen to edit in place."""
     found: set[int] = set()
     for module in modules:
-        for name in _edited_names(type(module)):
+        for name in _edited_names(type(module)):  # type: ignore[arg-type]
             found.update(
                 id(parameter)
                 for path, parameter in module.named_parameters()
@@ -275,7 +275,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _edited_in(code: CodeType) -> Iterator[str] | set[str]:
+def _edited_in(code: CodeType) -> set[str]:
     """`self.weight.mul_(2)`, `self.weight.data[0] = 1`, `for p in self.parameters(): p.mul_(2)`."""
     found: set[str] = set()
     recent: list[str] = []

@@ -92,7 +92,7 @@ class Session:
 
 
 def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
-    """Runs one model once on a copy of its inputs, and tells a listener of its calls.
+    """Runs one model once on a copy of its inputs, and reports its calls to a listener.
 
     Nothing is changed, as by `Session.run`.
 
@@ -217,7 +217,7 @@ def _inputs(inputs: Inputs | None, reference: nn.Module, candidate: nn.Module) -
     """Positional and keyword arguments: what was given, and what was recorded if nothing was.
 
     Raises:
-        InputError: nothing was given nor recorded, something else than was recorded, or nothing
+        InputError: nothing was given nor recorded, something other than was recorded, or nothing
             that the model can take.
     """
     models = reference, candidate

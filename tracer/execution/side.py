@@ -24,7 +24,7 @@ class Ended(BaseException):
 
 @runtime_checkable
 class SideObserver(Protocol):
-    """A visitor that is also told of each side's events where and when they happen.
+    """A visitor that also sees each side's events where and when they happen.
 
     It is called in the side's own coroutine, in its own state of PyTorch, so that it may switch a
     mode on around a call.
@@ -121,7 +121,7 @@ class Side:
     def calling_frame(self) -> FrameType | None:
         """The frame that made the call that this side stands at.
 
-        None once it has ended, and where its events are told after its run.
+        None once it has ended, and where its events are reported after its run.
         """
         module = None
         for call in self.recorder.in_progress():

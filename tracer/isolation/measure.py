@@ -34,7 +34,7 @@ from tracer.text import listed
 # Whose causes are looked for: each of their points costs a call of the module.
 _MOST_EXPLAINED = 5
 # Runs both models with a visitor; raises what a model raises.
-Rerun = Callable[[Visitor], None]
+RunOrRaise = Callable[[Visitor], None]
 
 
 def isolated(
@@ -42,7 +42,7 @@ def isolated(
     chosen: Collection[str] | None,
     free: Comparer,
     tolerance: Tolerance,
-    rerun: Rerun,
+    rerun: RunOrRaise,
     *,
     candidate: nn.Module,
     what_if: int,
@@ -244,7 +244,7 @@ def _recoveries(
     count: int,
     free: Comparer,
     tolerance: Tolerance,
-    rerun: Rerun,
+    rerun: RunOrRaise,
 ) -> Iterator[Recovery]:
     """Swaps the worst modules, but for the model itself, each alone and then all together."""
     before = final_output(free.rows)

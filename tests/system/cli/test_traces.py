@@ -69,7 +69,10 @@ class TestRecord:
         ("arguments", "message"),
         [
             (["record", "tiny-llama"], "required: --out"),
-            (["record", "tiny-llama", "--out", "nowhere/a.trace"], "there is no folder nowhere"),
+            (
+                ["record", "tiny-llama", "--out", "nowhere/a.trace"],
+                "the directory nowhere of",
+            ),
             (["record", "tiny-lama", "--out", "a.trace"], "did you mean 'tiny-llama'"),
             (["record", "tiny-llama", "--out", "a", "--include", "x"], "matches none of the 59"),
             (["record", "tiny-llama", "--out", "a", "--values", "some"], "invalid choice"),

@@ -224,7 +224,7 @@ class TestLoad:
         assert importlib.util.find_spec("accelerate") is not None
 
     def test_what_cannot_be(self, saved, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"there is no folder .*: make it first"):
+        with pytest.raises(UsageError, match=r"the directory .* does not exist; create it first"):
             models.load(saved(), offload=tmp_path / "none")
         loaded = models.load(saved(), inputs=INPUTS, offload=True)
         with pytest.raises(UsageError, match="cannot be compiled"):
@@ -375,7 +375,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["tiny-llama", "--offload", "none"], "there is no folder none to keep weights in"),
+            (["tiny-llama", "--offload", "none"], "the directory none for weights does not exist"),
             (["tiny-llama", "--candidate", "compile", "--offload"], "another candidate than"),
             (["a.trace", "--candidate", "b.trace", "--offload"], "and both are traces"),
             (["--offload", "tiny-llama"], "the following arguments are required: MODEL"),

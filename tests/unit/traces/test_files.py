@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tracer.errors import StorageError
 from tracer.tensors.fingerprints import Fingerprint, Shown
 from tracer.traces import files as storage
-from tracer.traces.files import TraceReader, TraceWriter, can_store, check_new
+from tracer.traces.files import TraceReader, TraceWriter, check_new
+from tracer.traces.shards import can_store
 
 X = torch.ones(3)
 TENSORS = (
@@ -128,7 +129,7 @@ class TestPlace:
         assert TraceReader(written).is_complete
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(StorageError, match=r"there is no folder .*: make it first"):
+        with pytest.raises(StorageError, match=r"the directory .* does not exist; create it first"):
             check_new(tmp_path / "a" / "b.trace")
 
     def test_a_closed_folder(self, tmp_path: Path, monkeypatch) -> None:
