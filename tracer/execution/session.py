@@ -20,7 +20,7 @@ from tracer.execution.pairing import Pairing, pair
 from tracer.execution.scheduler import RunObserver, Visitor
 from tracer.execution.side import EventKey
 from tracer.execution.standin import Arguments, StandIn
-from tracer.execution.state import random_state_kept
+from tracer.execution.state import ThreadState, random_state_kept
 from tracer.execution.stepping import stages_of
 from tracer.execution.torch_internals import as_written, is_compiled
 from tracer.tensors.fingerprints import checksum
@@ -107,6 +107,7 @@ def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
     names = {id(module): name for name, module in named_modules(model).items()}
     recorder, thread = Recorder(names, listener), threading.get_ident()
     with (
+        ThreadState.capture().kept(),
         torch.no_grad(),
         module_states_kept((model,)),
         random_state_kept(),

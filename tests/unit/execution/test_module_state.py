@@ -195,6 +195,72 @@ def test_nothing_of_a_model_changes(
     assert photograph(model) == before
 
 
+def recurrent(kind: type[nn.Module]) -> Callable[[], nn.Module]:
+    class Recurrent(nn.Module):
+        """Goes on from where it was."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = kind(4, 4)
+            self.state: Any = None
+
+        def forward(self, x: Tensor) -> Any:
+            output = self.cell(x) if self.state is None else self.cell(x, self.state)
+            self.state = output[1] if isinstance(self.cell, nn.RNNBase) else output
+            return output
+
+    return Recurrent
+
+
+LIBRARY: dict[str, Callable[[], nn.Module]] = {
+    **{kind.__name__: recurrent(kind) for kind in (nn.RNN, nn.GRU, nn.LSTM, nn.GRUCell)},
+    **{kind.__name__: recurrent(kind) for kind in (nn.LSTMCell, nn.RNNCell)},
+    "batch norm": lambda: nn.BatchNorm1d(4),
+    "cumulative batch norm": lambda: nn.BatchNorm1d(4, momentum=None),
+    "instance norm": lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+    "layer norm": lambda: nn.LayerNorm(4),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "rms norm": lambda: nn.RMSNorm(4),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
+    "random relu": lambda: nn.RReLU(),
+    "prelu": lambda: nn.PReLU(),
+    "convolution": lambda: nn.Conv1d(2, 2, 1),
+    "encoder layer": lambda: nn.TransformerEncoderLayer(4, 2, 4, 0.0, batch_first=True),
+    "nested": lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ELU())),
+    "shared": lambda: nn.Sequential(*[nn.Linear(4, 4)] * 2),
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("make", LIBRARY.values(), ids=LIBRARY)
+def test_modules_of_pytorch_stay_as_they_were(
+    make: Callable[[], nn.Module], training: bool
+) -> None:
+    torch.manual_seed(0)
+    model = make().train(training)
+    before = photograph(model)
+    x = torch.randn(2, 4)
+    tracer.compare(model, copy.deepcopy(model), (x,), train=training)
+    assert photograph(model) == before
+    assert tracer.compare(model, model, (x,), train=training).verdict.agrees
+    assert photograph(model) == before
+
+
+def test_hooks_of_every_kind_stay() -> None:
+    model = made(Zoo)
+    model.register_forward_pre_hook(lambda *_: None)
+    model.a.register_forward_hook(lambda *_: None, always_call=True)
+    model.a.register_full_backward_hook(lambda *_: None)
+    model.a.register_full_backward_pre_hook(lambda *_: None)
+    model.register_state_dict_post_hook(lambda *_: None)
+    before = photograph(model)
+    tracer.compare(model, copy.deepcopy(model), X, isolate="leaves", what_if=1)
+    tracer.compare(model, copy.deepcopy(model), X, zoom="")
+    assert photograph(model) == before
+
+
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, GeneratorExit, KeyboardInterrupt])
 @pytest.mark.parametrize("side", ["reference", "candidate"])
 def test_nothing_changes_where_a_side_raises(raised: type[BaseException], side: str) -> None:
@@ -249,6 +315,20 @@ def test_the_exit_code_is_ours(
     assert main(["compare", f"{file}:build", "--candidate", f"{file}:build"]) == code
     if code == 2:
         assert "SystemExit" in capsys.readouterr().err
+
+
+def test_what_forward_switches_on_is_off_again(tmp_path: Path) -> None:
+    class Switches(Zoo):
+        def change(self) -> None:
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(True)
+            torch.set_autocast_enabled("cpu", True)
+
+    for look in (recorded, compared()):
+        look(made(Switches), tmp_path)
+        assert torch.get_default_dtype() == torch.float32
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_modules_inside_a_transform_are_refused() -> None:
