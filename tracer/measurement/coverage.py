@@ -92,10 +92,11 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
     inside = [
         f"{target}.{name}".strip(".")
         for own, target in hidden
-        if takes_fused_path(pairing.reference[target])
-        for name, _ in pairing.reference[target].named_modules()
+        for module in (pairing.reference[target], pairing.candidate[own])
+        if takes_fused_path(module)
+        for name, _ in module.named_modules()
     ]
-    unseen = [name for name in inside if name not in pairing.reference]
+    unseen = [name for name in dict.fromkeys(inside) if name not in pairing.reference]
     reasons.update(dict.fromkeys(unseen, _FUSED))
     measured = [row for row in comparer.rows if row.difference is not None]
     return Coverage(

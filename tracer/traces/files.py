@@ -229,7 +229,7 @@ class TraceReader:
         """
         entry = self._entries.get(number)
         if entry is None:
-            raise self._damaged(_EVENTS, f"it does not give the place of tensor {number} lies")
+            raise self._damaged(_EVENTS, f"it does not say where tensor {number} lies")
         shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
         if "fingerprint" in entry:
             return self._fingerprint(entry, shape, dtype)

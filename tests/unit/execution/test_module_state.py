@@ -349,6 +349,7 @@ def test_the_fused_path_of_an_encoder_layer_is_kept(tmp_path: Path) -> None:
     recording = tracer.open_trace(tmp_path / "run.trace")
     comparison = tracer.compare(recording, layer)
     assert comparison.verdict.agrees
+    assert "self_attn" in comparison.coverage.reference_only
     both = tracer.compare(layer, copy.deepcopy(layer), {"src": src})
     assert "self_attn" in both.coverage.reference_only
     assert "set_fastpath_enabled(False)" in both.coverage.reasons["self_attn"]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tracer.errors import StorageError
 from tracer.tensors.fingerprints import Fingerprint, Shown
 from tracer.traces import files as storage
+from tracer.traces import shards
 from tracer.traces.files import TraceReader, TraceWriter, check_new
 from tracer.traces.shards import can_store
 
@@ -97,7 +98,7 @@ class TestRoundTrip:
         assert reader.is_complete
 
     def test_shards_are_plain_safetensors(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(storage, "_SHARD_BYTES", 40)
+        monkeypatch.setattr(shards, "_SHARD_BYTES", 40)
         with TraceWriter(tmp_path / "a", {}) as writer:
             for tensor in TENSORS[:5]:
                 writer.add(tensor)
@@ -284,7 +285,8 @@ except StorageError as error:
         ):
             writer.write({"id": writer.add(TENSORS[0])})
             number = writer.add(TENSORS[1])
-            monkeypatch.setattr(storage, "_write", full)
+            monkeypatch.setattr(storage, "write_all", full)
+            monkeypatch.setattr(shards, "write_all", full)
             for attempt in (lambda: writer.write({"id": number}), lambda: writer.add(X)):
                 with pytest.raises(StorageError, match=message):
                     attempt()
@@ -297,7 +299,7 @@ except StorageError as error:
         def full(self: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(storage._ShardWriter, "finish", full)
+        monkeypatch.setattr(shards.ShardWriter, "finish", full)
         with (
             pytest.raises(StorageError, match="No space left on device"),
             TraceWriter(tmp_path / "a", {}) as writer,
