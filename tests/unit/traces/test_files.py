@@ -311,8 +311,8 @@ except StorageError as error:
         """Every tensor that a line names is whole, and nothing that was told as done is lost."""
         script = """
 import os, random, signal, sys, time, torch
-from tracer.traces import files as storage
-storage._SHARD_BYTES = 100_000
+from tracer.traces import files as storage, shards
+shards._SHARD_BYTES = 100_000
 torch.set_num_threads(1)
 
 def write(path, told):
