@@ -378,7 +378,7 @@ class TestSharing:
         assert comparison.verdict.agrees
         assert comparison.coverage.paired_modules == ("",)
         reason = comparison.coverage.reasons["a"]
-        assert reason == "hidden: the root of the candidate is compiled or scripted"
+        assert reason == "hidden: the root of the candidate is compiled, scripted or fused"
         assert hooks_of(reference) == before
 
     def test_tied_weights(self) -> None:
@@ -446,8 +446,12 @@ class TestExceptions:
         assert comparison.coverage.held_bytes_peak <= 6 * X.numel() * 4
 
     @pytest.mark.parametrize("side", ["reference", "candidate"])
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-    def test_an_interrupt_goes_through(self, side: str, error: type[BaseException]) -> None:
+    @pytest.mark.parametrize(
+        ("error", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (SystemExit, ModelRunError)]
+    )
+    def test_an_interrupt_goes_through_and_an_exit_is_an_error(
+        self, side: str, error: type[BaseException], seen: type[BaseException]
+    ) -> None:
         models = {"reference": Net(in_order), "candidate": Net(in_order)}
 
         def interrupted(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -457,7 +461,7 @@ class TestExceptions:
 
         models[side].how = interrupted
         before = hooks_of(*models.values())
-        with pytest.raises(error):
+        with pytest.raises(seen):
             compare(models["reference"], models["candidate"], X)
         assert hooks_of(*models.values()) == before
         assert torch.is_grad_enabled()

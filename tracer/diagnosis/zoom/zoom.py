@@ -144,8 +144,9 @@ def zoom_at(
     if found is None:
         raise UsageError(
             f"zoom {module!r}: its operations cannot be recorded: it is not called by both models, "
-            "a part of it is compiled or scripted, the reference runs over all positions at once, "
-            f"or they make more than {MOST_BYTES / 2**30:.3g} GiB of values (give shorter inputs)"
+            "a part of it is compiled, scripted or fused, the reference runs over all positions at "
+            f"once, or they make more than {MOST_BYTES / 2**30:.3g} GiB of values (give shorter "
+            "inputs)"
         )
     return found
 
