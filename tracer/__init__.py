@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from tracer.measurement.coverage import Coverage
     from tracer.measurement.rows import FormDifference, Row
     from tracer.regression.baseline import Baseline
-    from tracer.regression.gating import Gate, gate
+    from tracer.regression.gating import gate
+    from tracer.regression.result import Gate
     from tracer.reports.narrator import explain
     from tracer.tensors.difference import Difference
     from tracer.tensors.roles import Roles
@@ -118,7 +119,8 @@ _ROOMS = {
         "UsageError",
     ),
     "traces.dataflow": ("Flow", "flow"),
-    "regression.gating": ("Gate", "gate"),
+    "regression.gating": ("gate",),
+    "regression.result": ("Gate",),
     "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "diagnosis.origin": ("Origin",),
     "traces.recorded": ("Recorded", "open_trace"),

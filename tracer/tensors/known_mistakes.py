@@ -33,9 +33,6 @@ class Fit:
     mistake: str
     residual: float
 
-    def __str__(self) -> str:
-        return f"the reference {self.mistake} (residual {self.residual:.2g})"
-
 
 def known_mistakes(
     reference: torch.Tensor,

@@ -101,8 +101,14 @@ class TestWrongUse:
             (["compare", "tiny-llama", "--map", "(=x"], "'(' is no regular expression"),
             (["compare", "tiny-llama", "--inputs", "none.safetensors"], "there is no file none"),
             (["compare", "tiny-llama", "--report", "out.pdf"], "suffix '.pdf': expected .html"),
-            (["compare", "tiny-llama", "--report", "none/out.json"], "there is no folder none"),
-            (["compare", "tiny-llama", "--report", "none/out.html"], "there is no folder none"),
+            (
+                ["compare", "tiny-llama", "--report", "none/out.json"],
+                "directory none for the report",
+            ),
+            (
+                ["compare", "tiny-llama", "--report", "none/out.html"],
+                "directory none for the report",
+            ),
             (["compare", "tiny-lama"], "did you mean 'tiny-llama'"),
             (["compare", "tiny-llama", "--candidate", "sdap"], "did you mean 'sdpa'"),
             (["compare", "tiny-llama", "--candidate", "sdpa", "--variant", "x"], "--variant goes"),

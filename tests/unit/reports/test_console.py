@@ -352,7 +352,7 @@ class TestIsolation:
             "   50.0%  `model.layers.3.self_attn.o_proj`, PEIR 0.125, relative L2 0.0625",
             "          without `weight` (uint4 weight): relative L2 0.0625 → 0.001",
             "          without `act_in` (int16 activation): relative L2 0.0625 → 0.05",
-            "   10.0%  `model.layers.3.self_attn` in its own lines at `o_proj.kwargs.input`, "
+            "   10.0%  `model.layers.3.self_attn` in its own forward at `o_proj.kwargs.input`, "
             "PEIR 0.125, relative L2 0.0625",
             "   10.0%  `lm_head`, PEIR 0.125, relative L2 inf, worst at call 2 of 3",
             "    3.8%  `model.layers.0.mlp`, PEIR 0.125, relative L2 0.0625",
@@ -378,9 +378,7 @@ class TestVerdict:
         assert (
             shown(diverging)
             .split("\n\n")[-1]
-            .startswith(
-                "diverges at model.layers.3.self_attn.o_proj, PEIR 5.00e-01\nIt begins there."
-            )
+            .startswith("diverges at model.layers.3.self_attn.o_proj, PEIR 5.00e-01\nFirst visible")
         )
         assert shown(agreeing).split("\n\n")[-1].startswith("agrees\nThe models agree.")
 
@@ -398,7 +396,7 @@ class TestVerdict:
         run = Run("a", "b", quantized=True, differences_expected=False)
         text = shown(diverging, ranked=True, run=run)
         assert "as expected" not in text
-        assert "It begins there." in text
+        assert "It is introduced in the forward of" in text
 
 
 class TestCoverage:

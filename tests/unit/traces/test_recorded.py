@@ -214,11 +214,11 @@ class TestRecordedReference:
     def test_outputs_alone_leave_open_who_began_it(self, tmp_path, net, broken) -> None:
         trace = recorded(net, X, tmp_path / "a", values="outputs")
         comparison = tracer.compare(trace, broken)
-        assert "may begin in what calls it" in comparison.verdict.explanation
+        assert "may come from what calls it" in comparison.verdict.explanation
         assert all(row.is_output for row in comparison.rows)
         assert comparison.coverage.left_out == 5  # what each of the modules was given
         agreeing = tracer.compare(trace, net)
-        assert "may begin" not in agreeing.verdict.explanation
+        assert "may come from" not in agreeing.verdict.explanation
 
     def test_values_are_captured(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a")
