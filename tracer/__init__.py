@@ -121,7 +121,6 @@ _ROOMS = {
     "traces.dataflow": ("Flow", "flow"),
     "regression.gating": ("gate",),
     "regression.result": ("Gate",),
-    "reports.narrator": ("explain",),
     "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "diagnosis.origin": ("Origin",),
     "traces.recorded": ("Recorded", "open_trace"),

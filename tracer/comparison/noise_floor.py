@@ -116,8 +116,9 @@ def measure_noise(
     else:
         wide = deep_copy(inputs, _widened)
         session = Session(exact, reference, wide, None, include)
-        unmeasured += _run(Experiment(session, Tolerance(), roles), (), floor, NoiseRun.FLOAT64)
-        del exact, session
+        experiment = Experiment(session, Tolerance(), roles)
+        unmeasured += _run(experiment, (), floor, NoiseRun.FLOAT64)
+        del exact, session, experiment
     beside = Experiment(Session(reference, reference, inputs, None, include), Tolerance(), roles)
     unmeasured += _run(beside, (_Perturbing(),), floor, NoiseRun.PERTURBED)
     return NoiseFloor(floor, tuple(unmeasured))

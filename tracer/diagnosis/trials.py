@@ -130,7 +130,7 @@ class Evidence:
         if trial.parameters is not None:
             # With the reference's parameters in place there was nothing left to fit.
             mistakes = self.run(Replacements(), watch=start).mistakes if proof.confirmed else ()
-        return replace(proof, mistakes=tuple(mistakes))
+        return replace(proof, mistakes=mistakes)
 
     def confirm_inside(self, record: CallRecord, otherwise: Proof) -> Proof:
         """Whether everything after a call agrees once it returns the reference's output."""

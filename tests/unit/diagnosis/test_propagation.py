@@ -7,6 +7,7 @@ import pytest
 from tracer.diagnosis.propagation import Suspect, Trail
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import CallRecord
+from tracer.tensors.roles import DEFAULT_ROLES
 
 
 def record(module, parent=None, start=0, end=-1, **fields):
@@ -45,11 +46,13 @@ def make_trail(make_row):
             own = records.setdefault(
                 module, record(module, "", start=10 * order - 1, end=10 * order + 11)
             )
-            (own.outputs.append(row) if row.is_output else own.arguments.update({value: row}))
+            (own.outputs.append(row) if row.is_output else own.arguments.update({row.value: row}))
         if mask is not None:
-            records["b"].arguments["kwargs.attention_mask"] = mask
+            records["b"].arguments[mask.value] = mask
         comparer = SimpleNamespace(
-            rows=list(rows.values()), records={(name, 0): own for name, own in records.items()}
+            rows=list(rows.values()),
+            records={(name, 0): own for name, own in records.items()},
+            roles=DEFAULT_ROLES,
         )
         return Trail(comparer), rows
 
