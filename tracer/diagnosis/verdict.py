@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from tracer.diagnosis.origin import Finding, Origin, Search
+from tracer.diagnosis.finding import Finding, Origin
+from tracer.diagnosis.origin import Search
 from tracer.diagnosis.other_origins import other_findings
 from tracer.diagnosis.parameters import Setting
 from tracer.diagnosis.trials import Rerun

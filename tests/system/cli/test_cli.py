@@ -411,7 +411,7 @@ class TestOptions:
         assert compare("tiny-llama", "--candidate", "sdpa", *reports) == 0
         first, second = (json.loads(path.read_text()) for path in paths)
         assert first == second
-        assert first["schema"] == 1
+        assert first["schema"] == 2
         assert "agrees" in capsys.readouterr().out
 
     def test_a_report_of_every_kind(self, capsys, tmp_path: Path):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin
 from tracer.diagnosis.trials import Rerun
 from tracer.diagnosis.zoom.culprit import Blame, SideLog, blame
 from tracer.diagnosis.zoom.matching import Match, match
