@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.origin import Finding, FindingKind, Origin, OriginKind
+from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
 from tracer.diagnosis.trials import Outcome, Proof
 from tracer.diagnosis.verdict import Agreement, Divergence, Symptom, Tally, Verdict
 from tracer.interventions.trial import Replacements

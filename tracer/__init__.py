@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tracer.comparison.result import Comparison
     from tracer.comparison.run import compare
     from tracer.debugger.breakpoints import Breakpoint
-    from tracer.diagnosis.origin import Origin
+    from tracer.diagnosis.finding import Origin
     from tracer.diagnosis.verdict import Symptom, Verdict
     from tracer.errors import (
         InputError,
@@ -122,7 +122,7 @@ _ROOMS = {
     "regression.gating": ("gate",),
     "regression.result": ("Gate",),
     "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
-    "diagnosis.origin": ("Origin",),
+    "diagnosis.finding": ("Origin",),
     "traces.recorded": ("Recorded", "open_trace"),
     "traces.recording": ("Recording", "record"),
     "measurement.rows": ("FormDifference", "Row"),

@@ -22,7 +22,7 @@ from tracer.comparison.trace_limits import (
     with_recordings,
 )
 from tracer.debugger.breakpoints import Breakpoint, debugger_of
-from tracer.diagnosis.origin import OriginKind
+from tracer.diagnosis.finding import OriginKind
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError

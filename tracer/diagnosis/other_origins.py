@@ -8,7 +8,8 @@ the first divergence is, with runs of the same kind, until all are explained.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tracer.diagnosis.origin import Finding, Search
+from tracer.diagnosis.finding import Finding
+from tracer.diagnosis.origin import Search
 from tracer.interventions.experiment import Run
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.trial import Replacements

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tracer.diagnosis.origin import Finding, Origin, Search
+from tracer.diagnosis.finding import Finding, Origin
+from tracer.diagnosis.origin import Search
 from tracer.diagnosis.other_origins import other_findings
 from tracer.diagnosis.parameters import Setting
 from tracer.execution.side import Failure

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.diagnosis.origin import Origin, OriginKind
+from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.diagnosis.verdict import Ended, Verdict
 from tracer.reports.parts.excerpt import excerpt, origin_in_words, origins
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import tracer
 from tests.builders.said import said
-from tracer.diagnosis.origin import Origin, OriginKind
+from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.diagnosis.verdict import Ended, Verdict
 from tracer.reports import Run, save
 from tracer.reports.junit import render

@@ -10,7 +10,7 @@ from torch import nn
 
 import tracer
 from tests.builders.said import said
-from tracer.diagnosis.origin import Origin, OriginKind
+from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
 from tracer.measurement.rows import FormDifference
 from tracer.reports import Run

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin
 from tracer.diagnosis.zoom.case import Case, Culprit, SideLog, ZoomKind, case_of
 from tracer.diagnosis.zoom.culprit import ALIGNED, RULES, Rule, culprit_of
 from tracer.diagnosis.zoom.matching import Match, match

@@ -10,7 +10,7 @@ Confirmed: with the reference's output of `model.layers.0.mlp`, everything agree
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from tracer.diagnosis.origin import Finding, FindingKind, Origin
+from tracer.diagnosis.finding import Finding, FindingKind, Origin
 from tracer.diagnosis.parameters import ParameterDifference, ParameterKind, Setting
 from tracer.diagnosis.trials import Outcome, Proof
 from tracer.diagnosis.verdict import Agreement, Divergence, Ended, Verdict

@@ -4,7 +4,7 @@ import linecache
 import textwrap
 from dataclasses import dataclass
 
-from tracer.diagnosis.origin import Origin, OriginKind
+from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.diagnosis.verdict import Verdict
 from tracer.text import cut, module_in_words, short_line
 

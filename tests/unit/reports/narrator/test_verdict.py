@@ -3,7 +3,7 @@
 import pytest
 
 import tracer
-from tracer.diagnosis.origin import Finding, FindingKind, Origin, OriginKind
+from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
 from tracer.diagnosis.parameters import ParameterDifference, ParameterKind, Setting
 from tracer.diagnosis.trials import Outcome, Proof
 from tracer.diagnosis.verdict import Agreement, Divergence, Ended, Spread, Tally, Verdict
