@@ -287,7 +287,7 @@ class ZoomVisitor(Forcing):
         limit = max(self._tolerance.limit(dtype, dtype) for dtype in _working(self._tolerance))
         paddings = list(self._paddings.known(self._around(record)))
         reference, candidate = recordings
-        wrong = self._wrong_results(record, calls)
+        wrong = self._wrong_results(record, calls, limit)
         found = match(candidate.values, reference.values, limit, paddings)
         for own, other in self._declared(recordings):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
@@ -317,7 +317,9 @@ class ZoomVisitor(Forcing):
             if values[0] is not None and values[1] is not None:
                 yield values[1], values[0]
 
-    def _wrong_results(self, record: CallRecord, calls: tuple[Call, Call]) -> list[Row]:
+    def _wrong_results(
+        self, record: CallRecord, calls: tuple[Call, Call], limit: float
+    ) -> list[Row]:
         """The rows of what the calls return and leave in their arguments, as far as it is wrong.
 
         What one of the modules inside has returned has a row there.
@@ -329,7 +331,11 @@ class ZoomVisitor(Forcing):
             known = self._known(reference[path], candidate[path])
             if known is not None:
                 rows[path] = replace(known, value=path)
-        return [row for row in rows.values() if not row.agrees]
+        wrong = [row for row in rows.values() if not row.agrees]
+        # Of another dtype, a row's own limit is coarser than what the module works in.
+        return wrong or [
+            row for row in rows.values() if row.candidate_dtype != row.dtype and row.peir > limit
+        ]
 
 
 def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) -> Zoomed:
