@@ -79,7 +79,7 @@ class _Aligned:
         results = set(case.candidate.known_results)
         right = {v for step in self.alignment.others for v in self._right_outputs(step)}
         for step in self.alignment.instead:
-            right.update(filter(self._is_found, case.steps[step].outputs))
+            right.update(v for v in case.steps[step].outputs if self._is_found(v, step))
         right -= results
         unmatched = case.candidate.unmatched(right, results)
         first = next(iter(begins(unmatched, case.candidate.recording)), None)
@@ -103,10 +103,20 @@ class _Aligned:
             if maker is None:
                 continue
             if maker not in self.alignment.own:
-                return Culprit(ZoomKind.MISSING, first, maker, made)
+                return Culprit(ZoomKind.MISSING, first, self._first_left_out(maker), made)
             exchanged = self._exchanged(made, self.alignment.own[maker])
             return Culprit(ZoomKind.WRONG, first if exchanged is None else exchanged, other)
         return Culprit(ZoomKind.WRONG, first, other)
+
+    def _first_left_out(self, index: int) -> int:
+        """The first of the reference's steps without a counterpart that lead to one of them."""
+        recording = self.case.reference.recording
+        while True:
+            makers = (recording.makers[value] for value in recording.steps[index].inputs)
+            before = [m for m in makers if m is not None and m not in self.alignment.own]
+            if not before:
+                return index
+            index = min(before)
 
     def _returned(self, first: int, expected: Step) -> Culprit | None:
         """What is right is returned as it is, and the reference computes on with it."""
@@ -139,10 +149,15 @@ class _Aligned:
         )
         return None if is_by_itself else made
 
-    def _is_found(self, value: int) -> bool:
-        """Whether the reference has a value or it is a part of one, where no step of its own is
-        the counterpart."""
-        return any(match.is_exact and match.is_ordered for match in self.case.found[value])
+    def _is_found(self, value: int, step: int) -> bool:
+        """Whether the reference has a value, or a part of it is one, where no step of its own is
+        the counterpart; what is computed it must have had by then."""
+        makers, end = self.case.reference.recording.makers, self.alignment.instead[step].stop
+        end = len(makers) if self.case.steps[step].is_view else end
+        return any(
+            match.is_exact and match.is_ordered and (makers[match.other] or 0) < end
+            for match in self.case.found[value]
+        )
 
     def _right_outputs(self, index: int) -> list[int]:
         step = self.case.steps[index]

@@ -276,7 +276,7 @@ class ZoomVisitor(Intervention):
         limit = max(tolerance.limit(dtype, dtype) for dtype in _working(tolerance))
         paddings = list(run.paddings(record))
         reference, candidate = recordings
-        wrong = self._wrong_results(calls, record, run)
+        wrong = self._wrong_results(calls, record, run, limit)
         found = match(candidate.values, reference.values, limit, paddings)
         for own, other in self._declared(recordings):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
@@ -307,7 +307,9 @@ class ZoomVisitor(Intervention):
             if values[0] is not None and values[1] is not None:
                 yield values[1], values[0]
 
-    def _wrong_results(self, calls: CallPair, record: CallRecord, run: Comparer) -> list[Row]:
+    def _wrong_results(
+        self, calls: CallPair, record: CallRecord, run: Comparer, limit: float
+    ) -> list[Row]:
         """The rows of what the calls return and leave in their arguments, as far as it is wrong.
 
         What one of the modules inside has returned has a row there.
@@ -318,7 +320,11 @@ class ZoomVisitor(Intervention):
             known = run.known(reference[path], candidate[path])
             if known is not None:
                 rows[path] = replace(known, value=path)
-        return [row for row in rows.values() if not row.agrees]
+        wrong = [row for row in rows.values() if not row.agrees]
+        # Of another dtype, a row's own limit is coarser than what the module works in.
+        return wrong or [
+            row for row in rows.values() if row.candidate_dtype != row.dtype and row.peir > limit
+        ]
 
 
 def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) -> Zoomed:
