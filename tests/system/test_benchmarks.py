@@ -45,6 +45,7 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover  # what they use is covered by its own tests
 @pytest.mark.parametrize("name", SMALLEST)
 @pytest.mark.filterwarnings("default")  # as in a process of its own
 def test_the_smallest_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
