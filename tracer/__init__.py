@@ -121,6 +121,7 @@ _ROOMS = {
     "traces.dataflow": ("Flow", "flow"),
     "regression.gating": ("gate",),
     "regression.result": ("Gate",),
+    "reports.narrator": ("explain",),
     "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
     "diagnosis.finding": ("Origin",),
     "traces.recorded": ("Recorded", "open_trace"),

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 import wrappers
 from tests.builders import llama, qwen3_vl
@@ -32,8 +29,7 @@ class TextFamily:
         decoder: the model without a head.
         result: the tensor of an output.
         folded: the child of attention that the factor on the logits is folded into.
-        masks: the points of masks.
-        rotary: the class that stays float.
+        specs: dtypes of activations and weights for numbers in float64.
     """
 
     name: str
@@ -43,8 +39,7 @@ class TextFamily:
     decoder: Callable[[Any], Any]
     result: Callable[[Any], torch.Tensor]
     folded: str
-    masks: tuple[str, str]
-    rotary: type[nn.Module]
+    specs: tuple[tuple[str, str], ...]
 
 
 LLAMA = TextFamily(
@@ -55,8 +50,7 @@ LLAMA = TextFamily(
     decoder=lambda model: model.model,
     result=lambda output: output.logits,
     folded="k_proj",
-    masks=("causal_mask", "attn_mask"),
-    rotary=LlamaRotaryEmbedding,
+    specs=(("uint8", "uint8"), ("int16", "uint8"), ("uint8", "uint4")),
 )
 QWEN3_VL = TextFamily(
     name="qwen3_vl",
@@ -66,8 +60,7 @@ QWEN3_VL = TextFamily(
     decoder=lambda model: model,
     result=lambda output: output.last_hidden_state,
     folded="k_norm",
-    masks=("attention_mask", "attn_mask"),
-    rotary=Qwen3VLTextRotaryEmbedding,
+    specs=(("uint8", "uint8"), ("uint8", "uint4"), ("int8", "int8")),
 )
 
 

@@ -123,6 +123,23 @@ class TestAsTheFloatModel:
         torch.testing.assert_close(found, expected)
 
     @VARIANTS
+    def test_more_bits_give_less_error(self, variant):
+        model, ids = tiny(), tokens(2, 24)
+        with torch.no_grad():
+            expected = model(ids).logits
+            errors = []
+            for activation, weight in (("int16", "uint8"), ("uint8", "uint8"), ("uint8", "uint4")):
+                config = {
+                    "activation": wrappers.affine(activation),
+                    "weight": wrappers.affine(weight),
+                }
+                quantized = wrappers.convert(calibrated(model, variant, [ids], **config))
+                errors.append(peir(expected, quantized(ids).logits))
+        assert errors == sorted(errors)
+        assert 1e-5 < errors[0] < 0.02
+        assert errors[1] < 0.2
+
+    @VARIANTS
     def test_a_quantised_model_generates(self, variant):
         model = tiny()
         quantized = calibrated(model, variant, [tokens(2, 16)], activation=wrappers.affine("int16"))

@@ -148,6 +148,7 @@ def test_attention_equals_an_independent_computation(variant, activation, weight
     assert peir(exact, found) == pytest.approx(peir(exact, expected), rel=0.2)
 
 
+@pytest.mark.slow
 def test_prefill_transposes_no_heads():
     attention = wrap(tiny(), "prefill", fixed=ONE).blocks[0].attn
     given = attention_inputs(ONE)
