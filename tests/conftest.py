@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.verdict import Origin, Symptom, Verdict
+from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
+from tracer.diagnosis.trials import Outcome, Proof
+from tracer.diagnosis.verdict import Agreement, Divergence, Symptom, Tally, Verdict
+from tracer.interventions.trial import Replacements
 from tracer.measurement.coverage import Coverage
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import Row
@@ -88,11 +91,16 @@ def make_comparison() -> Callable[..., Comparison]:
     def make(rows: Sequence[Row], **fields: Any) -> Comparison:
         rows = [replace(row, order=order) for order, row in enumerate(rows)]
         first = next((row for row in rows if not row.agrees), None)
-        verdict = Verdict(True, None, None, False, "The models agree.")
+        none = Tally(0, None)
+        agreement = Agreement(None, 0, none, none, none, ())
+        verdict = Verdict(True, None, None, False, agreement)
         if first is not None:
             symptom = Symptom(first.module, first.call, first.value, first.peir)
-            origin = Origin(first.module, None, "computation", "/a/model.py:3", "/b/model.py:5")
-            verdict = Verdict(False, symptom, origin, True, "It begins there.", ("a scale",))
+            lines = "/a/model.py:3", "/b/model.py:5"
+            origin = Origin(first.module, None, OriginKind.COMPUTATION, *lines)
+            proof = Proof(Outcome.ALL_AGREES, Replacements(output=(first.module, first.call)))
+            details = Divergence((Finding(origin, FindingKind.INSIDE, proof),), first)
+            verdict = Verdict(False, symptom, origin, True, details, ("a scale",))
         modules = tuple(dict.fromkeys(row.module for row in rows))
         coverage = Coverage(modules, (), (), {}, len(rows), 3 * len(rows), (), 0)
         defaults = {"verdict": verdict, "coverage": coverage, "form_differences": ()}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tracer.comparison.result import Comparison
     from tracer.comparison.run import compare
     from tracer.debugger.breakpoints import Breakpoint
-    from tracer.diagnosis.origin import Origin
+    from tracer.diagnosis.finding import Origin
     from tracer.diagnosis.verdict import Symptom, Verdict
     from tracer.errors import (
         InputError,
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from tracer.measurement.coverage import Coverage
     from tracer.measurement.rows import FormDifference, Row
     from tracer.regression.baseline import Baseline
-    from tracer.regression.gating import Gate, gate
+    from tracer.regression.gating import gate
+    from tracer.regression.result import Gate
     from tracer.reports.narrator import explain
     from tracer.tensors.difference import Difference
     from tracer.tensors.roles import Roles
@@ -118,16 +119,17 @@ _ROOMS = {
         "UsageError",
     ),
     "traces.dataflow": ("Flow", "flow"),
-    "regression.gating": ("Gate", "gate"),
+    "regression.gating": ("gate",),
+    "regression.result": ("Gate",),
+    "reports.narrator": ("explain",),
     "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
-    "diagnosis.origin": ("Origin",),
+    "diagnosis.finding": ("Origin",),
     "traces.recorded": ("Recorded", "open_trace"),
     "traces.recording": ("Recording", "record"),
     "measurement.rows": ("FormDifference", "Row"),
     "execution.stepping": ("Stepped", "Stepping"),
     "isolation.causes": ("Cause",),
     "diagnosis.verdict": ("Symptom", "Verdict"),
-    "reports.narrator": ("explain",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -7,6 +7,7 @@ TracerError
   ModelRunError           a model raised while it was being compared
   NothingComparedError    reference and candidate have nothing in common
   NotEquivalentError      what `assert_equivalent` raises, an AssertionError too
+  RecordingTooLargeError  the operations inside a module make too many values to hold
   StorageError            a trace on disk that cannot be written, read, or used here
   ShapeMismatchError      two tensors of different shapes were given to a Difference
 

@@ -30,7 +30,7 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """A text without its end, where it is longer than so many characters."""
+    """A text without its end, where it is longer than `longest` characters."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
@@ -39,7 +39,7 @@ FEW = 3
 
 
 def short_line(location: "Location | str | None") -> str:
-    """A "file:line" without the folders above the package, for reading."""
+    """A "file:line" without the directories above the package, for reading."""
     if location is None:
         return "(no source)"
     parts = Path(str(location)).parts

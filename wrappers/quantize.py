@@ -33,7 +33,7 @@ ModelInputs = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
 """Keyword arguments, positional arguments, or the single argument of a model."""
 
 Progress = Callable[[Iterable[ModelInputs]], Iterable[ModelInputs]]
-"""Hands on what it is given and shows how far it is, such as `rich.progress.track` or `tqdm`."""
+"""Passes on what it is given and shows how far it is, such as `rich.progress.track` or `tqdm`."""
 
 SHOWN = 8  # names in a message
 
@@ -97,7 +97,7 @@ def calibrate(
     Args:
         wrapped: a prepared model.
         inputs: each a mapping of keyword arguments, a tuple of positional ones, or a tensor.
-        progress: shows how far it is: a function that hands on an iterable, such as `tqdm`.
+        progress: shows how far it is: a function that passes an iterable on, such as `tqdm`.
 
     Raises:
         ModeError: the model has no wrappers.

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from wrappers.core.module import QuantModule
 
@@ -120,25 +119,6 @@ def assert_calls_agree(expected_calls, found_calls, limit):
             if isinstance(r, torch.Tensor):
                 assert r.shape == c.shape and r.dtype == c.dtype, name
                 assert peir(r, c) <= limit, name
-
-
-def fake_quantize_64(x, point):
-    """Quantise and dequantise in float64, by the definition."""
-    qparams = point.qparams
-    scale, zero = qparams.scale.double(), qparams.zero_point.double()
-    if qparams.axis is not None:
-        shape = [1] * x.dim()
-        shape[qparams.axis] = -1
-        scale, zero = scale.view(shape), zero.view(shape)
-    codes = (torch.round(x / scale) + zero).clamp(qparams.dtype.qmin, qparams.dtype.qmax)
-    return (codes - zero) * scale
-
-
-def linear_64(module: nn.Linear, x):
-    """A quantised linear layer without a bias, written out once more, in float64."""
-    weight = fake_quantize_64(module.weight.double(), module.points["weight"])
-    output = fake_quantize_64(x, module.points["act_in"]) @ weight.T
-    return fake_quantize_64(output, module.points["act_out"])
 
 
 def _parts(output):

@@ -324,10 +324,11 @@ def test_copies_agree_in_full_and_compute_what_they_do_untraced(name: str) -> No
     traced = {value.value: value.candidate for value in captured if "output" in value.value}
     untraced = dict(tensor_leaves(call(candidate, inputs), "output"))
     assert comparison.verdict.agrees, comparison.verdict.explanation
-    assert comparison.coverage.reference_only == comparison.coverage.candidate_only == ()
-    assert comparison.coverage.unmatched_calls == ()
-    assert max(row.error for row in comparison.rows) == 0.0
-    assert not comparison.form_differences
+    coverage = comparison.coverage
+    assert coverage.candidate_only == coverage.unmatched_calls == ()
+    assert bool(coverage.reference_only) == (name == "encoder layers")
+    assert all("in one piece" in coverage.reasons[inside] for inside in coverage.reference_only)
+    assert all(row.difference.max == 0.0 for row in comparison.rows)
     assert traced.keys() == untraced.keys()
     # In training each call draws random numbers of its own.
     as_untraced = (torch.equal(traced[path], value) for path, value in untraced.items())
@@ -451,174 +452,40 @@ def with_smaller_weights(module: Any, forward: Any, *args: Any, **kwargs: Any) -
 
 BERT, BART, T5 = "encoder.layer.0", "model.decoder.layers.0", "decoder.block.0.layer.0"
 MISTAKES: dict[tuple[str, str], tuple[Plant, str, str]] = {
-    ("bert", "residual left out"): (
-        computing(f"{BERT}.attention.output", without_residual),
-        f"{BERT}.attention.output",
-        "computation",
-    ),
-    ("bert", "attention scale"): (
-        setting(f"{BERT}.attention.self", scaling=1.0),
-        f"{BERT}.attention.self",
-        "computation",
-    ),
-    ("bert", "approximate activation"): (
-        setting(f"{BERT}.intermediate", intermediate_act_fn=nn.GELU("tanh")),
-        f"{BERT}.intermediate.intermediate_act_fn",
-        "computation",
-    ),
-    ("bert", "epsilon"): (
-        setting("embeddings.LayerNorm", eps=0.1),
-        "embeddings.LayerNorm",
-        "computation",
-    ),
-    ("bert", "layers in another order"): (
-        swapped("encoder.layer", 0, 1),
-        f"{BERT}.attention.self.query",
-        "parameter",
-    ),
-    ("bert", "mask dropped in one layer"): (
-        given(f"{BERT}.attention.self", attention_mask=None),
-        f"{BERT}.attention",
-        "attention_mask",
-    ),
-    ("gpt2", "weight transposed"): (
-        parameter("transformer.h.1.attn.c_proj.weight", torch.t),
-        "transformer.h.1.attn.c_proj",
-        "parameter",
-    ),
-    ("gpt2", "positions off by one"): (
-        given("transformer.wpe", lambda ids: ids + 1),
-        "transformer",
-        "input",
-    ),
-    ("t5", "buckets of the encoder"): (
-        setting(f"{T5}.SelfAttention", is_decoder=False),
-        f"{T5}.SelfAttention",
-        "input",
-    ),
-    ("t5", "mask of the encoder in the decoder"): (
-        given("decoder", attention_mask=MASK),
-        "",
-        "attention_mask",
-    ),
-    ("t5", "mask dropped across"): (
-        given("decoder.block.1.layer.1", attention_mask=None),
-        "decoder.block.1",
-        "attention_mask",
-    ),
+    ("bert", "residual left out"): (computing(f"{BERT}.attention.output", without_residual), f"{BERT}.attention.output", "computation"),
+    ("bert", "attention scale"): (setting(f"{BERT}.attention.self", scaling=1.0), f"{BERT}.attention.self", "computation"),
+    ("bert", "approximate activation"): (setting(f"{BERT}.intermediate", intermediate_act_fn=nn.GELU("tanh")), f"{BERT}.intermediate.intermediate_act_fn", "computation"),
+    ("bert", "epsilon"): (setting("embeddings.LayerNorm", eps=0.1), "embeddings.LayerNorm", "computation"),
+    ("bert", "layers in another order"): (swapped("encoder.layer", 0, 1), f"{BERT}.attention.self.query", "parameter"),
+    ("bert", "mask dropped in one layer"): (given(f"{BERT}.attention.self", attention_mask=None), f"{BERT}.attention", "attention_mask"),
+    ("gpt2", "weight transposed"): (parameter("transformer.h.1.attn.c_proj.weight", torch.t), "transformer.h.1.attn.c_proj", "parameter"),
+    ("gpt2", "positions off by one"): (given("transformer.wpe", lambda ids: ids + 1), "transformer", "input"),
+    ("t5", "buckets of the encoder"): (setting(f"{T5}.SelfAttention", is_decoder=False), f"{T5}.SelfAttention", "input"),
+    ("t5", "mask of the encoder in the decoder"): (given("decoder", attention_mask=MASK), "", "attention_mask"),
+    ("t5", "mask dropped across"): (given("decoder.block.1.layer.1", attention_mask=None), "decoder.block.1", "attention_mask"),
     ("t5", "scale of the head"): (given("lm_head", lambda x: 4 * x), "", "computation"),
-    ("bart", "mask of the encoder in the decoder"): (
-        given("model.decoder", attention_mask=MASK),
-        "model",
-        "attention_mask",
-    ),
-    ("bart", "offset of the positions"): (
-        setting("model.encoder.embed_positions", offset=1),
-        "model.encoder.embed_positions",
-        "computation",
-    ),
-    ("bart", "scale of the embedding"): (
-        setting("model.encoder.embed_tokens", embed_scale=4.0),
-        "model.encoder.embed_tokens",
-        "computation",
-    ),
-    ("bart", "states of the encoder"): (
-        given("model.decoder", encoder_hidden_states=lambda states: states.roll(1, dims=1)),
-        "model",
-        "encoder_hidden_states",
-    ),
-    ("whisper", "padding of a convolution"): (
-        given("model.encoder.conv2", lambda x: x.roll(1, dims=-1)),
-        "model.encoder",
-        "computation",
-    ),
-    ("vit", "patches by columns"): (
-        computing(
-            "vit.embeddings.patch_embeddings",
-            lambda module, forward, x, **kwargs: forward(x.mT, **kwargs),
-        ),
-        "vit.embeddings.patch_embeddings",
-        "computation",
-    ),
-    ("vit", "class token"): (
-        parameter("vit.embeddings.cls_token", lambda token: token + 1),
-        "vit.embeddings",
-        "parameter",
-    ),
-    ("mixtral", "weights of the experts"): (
-        computing("model.layers.0.mlp.gate", with_smaller_weights),
-        "model.layers.0.mlp.gate",
-        "computation",
-    ),
-    ("mixtral", "order of the experts"): (
-        parameter("model.layers.1.mlp.experts.down_proj", lambda w: w.flip(0)),
-        "model.layers.1.mlp.experts",
-        "parameter",
-    ),
-    ("gemma3", "norm without one"): (
-        computing(
-            "model.layers.1.input_layernorm",
-            lambda module, forward, x: module._norm(x) * module.weight,
-        ),
-        "model.layers.1.input_layernorm",
-        "computation",
-    ),
-    ("gemma3", "base of the local rotations"): (
-        parameter("model.rotary_emb.sliding_attention_inv_freq", lambda freq: 1.3 * freq),
-        "model.rotary_emb",
-        "parameter",
-    ),
-    ("mamba", "decay"): (
-        parameter("backbone.layers.0.mixer.A_log", lambda a: a + 0.5),
-        "backbone.layers.0.mixer",
-        "parameter",
-    ),
-    ("mamba", "bias of a convolution that is never called"): (
-        parameter("backbone.layers.1.mixer.conv1d.bias", lambda bias: bias + 1),
-        "backbone.layers.1.mixer",
-        "parameter",
-    ),
-    ("unet", "levels in another order"): (
-        given("up.0", lambda x: x.roll(16, dims=1)),
-        "",
-        "computation",
-    ),
-    ("unet", "groups of a norm"): (
-        setting("down.1.norm", num_groups=4),
-        "down.1.norm",
-        "computation",
-    ),
-    ("unet", "skip left out"): (
-        computing("middle", lambda module, forward, x, time: forward(x, time) - x),
-        "middle",
-        "computation",
-    ),
-    ("residual", "running variance"): (
-        parameter("norm.running_var", lambda variance: 2 * variance),
-        "norm",
-        "parameter",
-    ),
+    ("bart", "mask of the encoder in the decoder"): (given("model.decoder", attention_mask=MASK), "model", "attention_mask"),
+    ("bart", "offset of the positions"): (setting("model.encoder.embed_positions", offset=1), "model.encoder.embed_positions", "computation"),
+    ("bart", "scale of the embedding"): (setting("model.encoder.embed_tokens", embed_scale=4.0), "model.encoder.embed_tokens", "computation"),
+    ("bart", "states of the encoder"): (given("model.decoder", encoder_hidden_states=lambda states: states.roll(1, dims=1)), "model", "encoder_hidden_states"),
+    ("whisper", "padding of a convolution"): (given("model.encoder.conv2", lambda x: x.roll(1, dims=-1)), "model.encoder", "computation"),
+    ("vit", "patches by columns"): (computing("vit.embeddings.patch_embeddings", lambda module, forward, x, **kwargs: forward(x.mT, **kwargs)), "vit.embeddings.patch_embeddings", "computation"),
+    ("vit", "class token"): (parameter("vit.embeddings.cls_token", lambda token: token + 1), "vit.embeddings", "parameter"),
+    ("mixtral", "weights of the experts"): (computing("model.layers.0.mlp.gate", with_smaller_weights), "model.layers.0.mlp.gate", "computation"),
+    ("mixtral", "order of the experts"): (parameter("model.layers.1.mlp.experts.down_proj", lambda w: w.flip(0)), "model.layers.1.mlp.experts", "parameter"),
+    ("gemma3", "norm without one"): (computing("model.layers.1.input_layernorm", lambda module, forward, x: module._norm(x) * module.weight), "model.layers.1.input_layernorm", "computation"),
+    ("gemma3", "base of the local rotations"): (parameter("model.rotary_emb.sliding_attention_inv_freq", lambda freq: 1.3 * freq), "model.rotary_emb", "parameter"),
+    ("mamba", "decay"): (parameter("backbone.layers.0.mixer.A_log", lambda a: a + 0.5), "backbone.layers.0.mixer", "parameter"),
+    ("mamba", "bias of a convolution that is never called"): (parameter("backbone.layers.1.mixer.conv1d.bias", lambda bias: bias + 1), "backbone.layers.1.mixer", "parameter"),
+    ("unet", "levels in another order"): (given("up.0", lambda x: x.roll(16, dims=1)), "", "computation"),
+    ("unet", "groups of a norm"): (setting("down.1.norm", num_groups=4), "down.1.norm", "computation"),
+    ("unet", "skip left out"): (computing("middle", lambda module, forward, x, time: forward(x, time) - x), "middle", "computation"),
+    ("residual", "running variance"): (parameter("norm.running_var", lambda variance: 2 * variance), "norm", "parameter"),
     ("residual", "epsilon"): (setting("stem.1", eps=0.5), "stem.1", "computation"),
-    ("residual", "statistics of the batch"): (
-        lambda model: model.stem[1].train(),
-        "stem.1",
-        "computation",
-    ),
-    ("residual in training", "rate of dropout"): (
-        setting("dropout", p=0.6),
-        "dropout",
-        "computation",
-    ),
-    ("packed lstm", "order of the gates"): (
-        parameter("rnn.weight_ih_l0", lambda weight: weight.roll(6, 0)),
-        "rnn",
-        "parameter",
-    ),
-    ("packed gru", "lengths"): (
-        computing("", lambda module, forward, ids, lengths: forward(ids, lengths.flip(0))),
-        "",
-        "computation",
-    ),
+    ("residual", "statistics of the batch"): (lambda model: model.stem[1].train(), "stem.1", "computation"),
+    ("residual in training", "rate of dropout"): (setting("dropout", p=0.6), "dropout", "computation"),
+    ("packed lstm", "order of the gates"): (parameter("rnn.weight_ih_l0", lambda weight: weight.roll(6, 0)), "rnn", "parameter"),
+    ("packed gru", "lengths"): (computing("", lambda module, forward, ids, lengths: forward(ids, lengths.flip(0))), "", "computation"),
     ("unrolled", "one step forgets"): (setting("", forget_at=4), "", "hx"),
     ("spectral", "scale of the transform"): (setting("", norm="ortho"), "", "computation"),
     ("spectral", "filter"): (parameter("filter", torch.conj), "", "parameter"),
@@ -626,26 +493,14 @@ MISTAKES: dict[tuple[str, str], tuple[Plant, str, str]] = {
     ("adapted", "scale"): (setting("0", scaling=1.0), "0", "computation"),
     ("table", "entries"): (parameter("0.table", lambda t: t.roll(1)), "0", "parameter"),
     ("structured", "number of steps"): (setting("", steps=4), "", "computation"),
-    ("generated", "list of parameters"): (
-        parameter("seeds.1", lambda seed: seed + 1),
-        "",
-        "parameter",
-    ),
-    ("parametrized", "magnitude"): (
-        parameter("0.parametrizations.weight.original0", lambda norm: 1.2 * norm),
-        "0.parametrizations.weight",
-        "parameter",
-    ),
-    ("with hooks", "no hook"): (
-        lambda model: model[0]._forward_hooks.clear(),
-        "0",
-        "computation",
-    ),
+    ("generated", "list of parameters"): (parameter("seeds.1", lambda seed: seed + 1), "", "parameter"),
+    ("parametrized", "magnitude"): (parameter("0.parametrizations.weight.original0", lambda norm: 1.2 * norm), "0.parametrizations.weight", "parameter"),
+    ("with hooks", "no hook"): (lambda model: model[0]._forward_hooks.clear(), "0", "computation"),
     ("dropout in training", "evaluation"): (lambda model: model[1].eval(), "1", "computation"),
     ("attention", "number of heads"): (setting("", num_heads=4, head_dim=4), "", "computation"),
     ("encoder layers", "one weight"): (
         parameter("layers.1.linear1.weight", lambda weight: weight.flip(0)),
-        "layers.1.linear1",
+        "layers.1",  # whose `linear1.weight` the verdict names; calls inside it are not seen
         "parameter",
     ),
     ("encoder layers in training", "norm first"): (
@@ -654,7 +509,7 @@ MISTAKES: dict[tuple[str, str], tuple[Plant, str, str]] = {
         "computation",
     ),
     ("decoder layers", "no causal mask"): (given("", tgt_mask=None), "", "tgt_mask"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)

@@ -30,7 +30,7 @@ def run(
 
 def test_find_a_wrong_mask(monkeypatch, capsys) -> None:
     printed = run("find_a_wrong_mask.py", monkeypatch, capsys)
-    assert "`model` hands a wrong `attention_mask` to `model.layers.0` and 3 more" in printed
+    assert "`model` passes a wrong `attention_mask` to `model.layers.0` and 3 more" in printed
     assert "Confirmed: with the reference's `attention_mask`" in printed
 
 
@@ -62,7 +62,7 @@ def check_mask_bug(printed: str, length: int) -> None:
     """The verdict says who hands down what, and what it was to be."""
     printed = " ".join(printed.split())
     text_model = "model.language_model"
-    assert f"`{text_model}` hands a wrong `attention_mask` to `{text_model}.layers.0`" in printed
+    assert f"`{text_model}` passes a wrong `attention_mask` to `{text_model}.layers.0`" in printed
     assert f"reference: float32 [1, 1, {length}, {length}]" in printed
     assert "additive mask, causal, at transformers/models/qwen3_vl/modeling_qwen3_vl.py:" in printed
     assert f"candidate: int64 [1, {length}], all 1: mask, hides nothing, at wrappers/" in printed
@@ -206,5 +206,5 @@ def test_compare_a_port(monkeypatch, capsys) -> None:
     assert printed.count("coverage: 53 of 59 modules") == 2
     right, wrong = printed.split("\nagrees\n")
     assert "differ" not in right
-    assert "It begins in the own lines of `model.layers.2.self_attn`" in wrong
+    assert "It is introduced in the forward of `model.layers.2.self_attn` itself" in wrong
     assert "mixed = functional.scaled_dot_product_attention(" in wrong

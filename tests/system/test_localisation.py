@@ -48,7 +48,7 @@ def rows() -> Iterator[Any]:
 
 
 @pytest.mark.no_cover  # what a mistake makes of the tracer's rooms is covered by their own tests
-@pytest.mark.parametrize(("group", "mistake"), rows())
+@pytest.mark.parametrize(("group", "mistake"), list(rows()))
 def test_a_mistake_is_found(group: Group, mistake: Mistake) -> None:
     check(group, mistake)
 

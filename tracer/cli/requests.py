@@ -2,21 +2,57 @@
 
     parse(["compare", "tiny-llama", "--batch", "2"]) == CompareRequest(model="tiny-llama", batch=2)
 
-A field has the name of its option. None stands for an option that was not given where the function
-that it goes to has a default of its own (`given`); the defaults of the others are written here.
+A field is an option of the same name, with its default and its help; the parser is made of them.
+None stands for an option that was not given, where what it goes to has a default of its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracer.choices import ITSELF, WITH_VOCABULARY
+from tracer import choices
+from tracer.cli import types
+from tracer.reports import known_suffixes
 
 # The options that say how inputs are made.
 _MAKE_INPUTS = (
     *("prompt", "sequence_length", "batch", "padding"),
     *("image", "processor", "max_pixels", "video"),
+)
+
+
+def option(text: str, *, default: Any = None, **settings: Any) -> Any:
+    """A field that is an option with a value.
+
+    Args:
+        text: its help.
+        default: of a field that is not given; MISSING where it must be.
+        settings: of `ArgumentParser.add_argument`; or of these the `names` if they are others than
+            the field's, the title of a `group` that begins here, and `exclusive` for options of
+            which one is given.
+    """
+    return field(default=default, metadata={"help": text, **settings})
+
+
+def switch(text: str, **settings: Any) -> Any:
+    """A field that is an option without a value."""
+    return option(text, default=False, action="store_true", **settings)
+
+
+def repeatable(text: str, **settings: Any) -> Any:
+    """A field that is an option which is given any number of times."""
+    return option(text, default=(), action="append", **settings)
+
+
+def _named(known: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {what}" for name, what in known.items())
+
+
+_MODEL = (
+    f"a local folder, a Hugging Face hub id, or a built-in model ({_named(choices.BUILT_IN)}); or "
+    "a function, FILE.py:FUNCTION or MODULE:FUNCTION, that returns a model, or a pair of it "
+    f"and its inputs by name, whose code is run"
 )
 
 
@@ -29,28 +65,115 @@ class ModelRequest:
         candidate: a kind of candidate or a path; or the model itself.
     """
 
-    model: str | None
-    candidate: str = ITSELF
-    dtype: str | None = None
-    device: str | None = None
-    offload: str | bool | None = None
-    trust_remote_code: bool = False
-    prompt: str | None = None
-    image: tuple[Path, ...] = ()
-    processor: str | None = None
-    max_pixels: int | None = None
-    video: int | None = None
-    sequence_length: int | None = None
-    batch: int | None = None
-    padding: str | None = None
-    inputs: Path | None = None
-    seed: int = 0
-    steps: int | None = None
-    variant: str | None = None
-    activation: str | None = None
-    weight: str | None = None
-    calibrate: int | None = None
-    calibration_text: Path | None = None
+    model: str | None = option(_MODEL, default=MISSING, names=("model",), metavar="MODEL")
+    candidate: str = option(
+        "a candidate made from the model instead of it, as `trace_model compare` makes it: "
+        f"{', '.join(choices.CANDIDATES)} (default: the model itself)",
+        default=choices.ITSELF,
+        metavar="KIND",
+    )
+    dtype: str | None = option(
+        "of the weights, on both sides unless the candidate says otherwise; auto: as stored "
+        f"(default: {choices.DEFAULT_DTYPE}, so that rounding in half precision hides nothing)",
+        choices=("auto", *choices.DTYPES),
+        group="the model",
+    )
+    device: str | None = option(f"cpu, cuda, cuda:1, mps, ... (default: {choices.DEFAULT_DEVICE})")
+    offload: str | bool | None = option(
+        "leave the weights of both models on disk until a module needs its own, for models that "
+        "do not fit in memory; those that a checkpoint does not hold as they are needed are "
+        "kept in FOLDER meanwhile (default: the system's temporary folder)",
+        metavar="FOLDER",
+        nargs="?",
+        const=True,
+    )
+    trust_remote_code: bool = switch("run Python code that comes with a checkpoint (default: off)")
+    prompt: str | None = option(
+        "a text (default: a short English one, or a question about --image; random tokens "
+        "without a tokenizer, and around a synthetic image for a Qwen3-VL)",
+        metavar="TEXT",
+        group="the inputs",
+    )
+    image: tuple[Path, ...] = repeatable(
+        "a photo that a Qwen3-VL sees before the prompt (repeatable: all in one sequence; with "
+        "--batch one in each, or the only one in all)",
+        type=types.file,
+        metavar="FILE",
+    )
+    processor: str | None = option(
+        "what makes tokens and patches of prompt and images (default: the model's own); "
+        "tiny-qwen3-vl, which has none, is built with its vocabulary",
+        metavar="FOLDER|HUB_ID",
+    )
+    max_pixels: int | None = option(
+        "shrinks larger images to at most N pixels, for fewer tokens: a Qwen3-VL makes one of "
+        "32 x 32 pixels",
+        type=types.count(1),
+        metavar="N",
+    )
+    video: int | None = option(
+        "adds a synthetic clip of FRAMES frames to the synthetic image of a Qwen3-VL",
+        type=types.count(1),
+        metavar="FRAMES",
+    )
+    sequence_length: int | None = option(
+        "tokens in the longest sequence; a text is repeated or cut to it (not with --image)",
+        type=types.count(1),
+        metavar="N",
+    )
+    batch: int | None = option(
+        "sequences, of different lengths and padded if more than one "
+        f"(default: {choices.DEFAULT_BATCH})",
+        type=types.count(1),
+        metavar="N",
+    )
+    padding: str | None = option(
+        f"the side that is padded (default: {choices.DEFAULT_PADDING})",
+        choices=choices.PADDING_SIDES,
+    )
+    inputs: Path | None = option(
+        "the model's keyword arguments, instead of the above",
+        type=types.file,
+        metavar="FILE.safetensors",
+    )
+    seed: int = option(
+        "of random inputs, of what a model writes to be calibrated on, of what drops out with "
+        "--train, and of the weights of random-llama and tiny-qwen3-vl "
+        f"(default: {choices.DEFAULT_SEED})",
+        default=choices.DEFAULT_SEED,
+        type=int,
+        metavar="N",
+    )
+    steps: int | None = option(
+        "generate: a prefill, and N decode steps with the last tokens of each sequence; with "
+        "--variant decode the candidate's prefill is in the variant prefill",
+        type=types.count(1),
+        metavar="N",
+    )
+    variant: str | None = option(
+        "form of the wrappers: prefill, prefill_reference, or decode, which is run on the last "
+        f"token of each sequence over the float model's cache (default: {choices.DEFAULT_VARIANT})",
+        group="the wrapped or quantised candidate",
+    )
+    activation: str | None = option(
+        f"uint8, int16, ... (default: {choices.DEFAULT_ACTIVATION})", metavar="DTYPE"
+    )
+    weight: str | None = option(
+        f"uint8, uint4, ... (default: {choices.DEFAULT_WEIGHT})", metavar="DTYPE"
+    )
+    calibrate: int | None = option(
+        "how many inputs to calibrate on besides the inputs themselves: sequences, synthetic "
+        "images, or random parts of the images with other questions (default: "
+        f"{choices.DEFAULT_CALIBRATE})",
+        type=types.count(0),
+        metavar="N",
+    )
+    calibration_text: Path | None = option(
+        "a text to take them, or what is said about images, from (default: what the model "
+        "writes itself, with this --seed; random tokens for one without a tokenizer)",
+        type=types.file,
+        metavar="FILE",
+    )
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of the options that were given."""
@@ -60,7 +183,7 @@ class ModelRequest:
     def making_inputs(self) -> tuple[str, ...]:
         """The given options that make inputs; a processor may be there for the model's sake."""
         found = self.given(*_MAKE_INPUTS)
-        if self.model in WITH_VOCABULARY:
+        if self.model in choices.WITH_VOCABULARY:
             found.pop("processor", None)
         return tuple(found)
 
@@ -76,27 +199,123 @@ class CompareRequest(ModelRequest):
         max_peir: globs and limits, in the order in which they were given.
     """
 
-    reference: str | None = None
-    candidate_device: str | None = None
-    tolerance: float | None = None
-    train: bool = False
-    noise_floor: bool = False
-    map: tuple[tuple[str, str], ...] = ()
-    isolate: str | None = None
-    what_if: int = 0
-    zoom: str | None = None
-    breakpoints: tuple[str, ...] = ()
-    break_at: str | None = None
-    break_when: str | None = None
-    post_mortem: bool = False
-    debugger: str | None = None
-    focus: tuple[str, ...] = ()
-    all: bool = False
-    report: tuple[Path, ...] = ()
-    json: bool = False
-    baseline: Path | None = None
-    max_peir: tuple[tuple[str, float], ...] = ()
-    fail_on: str | None = None
+    model: str | None = option(
+        f"{_MODEL}; or a trace, to be compared with --candidate",
+        default=MISSING,
+        names=("model",),
+        metavar="MODEL",
+    )
+    candidate: str = option(
+        f"the model under test (default: {choices.DEFAULT_CANDIDATE}; with --reference or "
+        f"--candidate-device the model itself). {_named(choices.CANDIDATES)}; or the path of "
+        "another model, of a trace, or of a function that makes a model, as for MODEL",
+        default=choices.ITSELF,
+        metavar="KIND|PATH",
+    )
+    reference: str | None = option(
+        "a trace of `trace_model record` instead of the model", metavar="TRACE"
+    )
+    candidate_device: str | None = option(
+        "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "
+        "without --candidate it is the model itself",
+        metavar="DEVICE",
+    )
+    tolerance: float | None = option(
+        "peak error to interval ratio up to which values agree; by default a limit per dtype",
+        type=types.tolerance,
+        metavar="PEIR",
+        group="what is compared",
+    )
+    train: bool = switch(
+        "compare in training mode; dropout then drops the same elements on both sides, in each "
+        "call of paired modules"
+    )
+    noise_floor: bool = switch(
+        "measure what rounding alone does to the reference (against itself in float64, and with "
+        "inputs moved by one unit in the last place); differences are also given as multiples "
+        "of it"
+    )
+    map: tuple[tuple[str, str], ...] = repeatable(
+        "turns the candidate's module names into the reference's; the last = separates "
+        "(repeatable)",
+        type=types.rule,
+        metavar="REGEX=REPLACEMENT",
+    )
+    isolate: str | None = option(
+        "measure the error that modules introduce themselves, with the reference's inputs: of "
+        "every module in its own lines, of attention and MLP blocks, of layers, or of matching "
+        "modules; for a quantised candidate also which quantization points cause it (default: "
+        f"{choices.LEVELS[0]} with --candidate quantized, else {choices.NO_ISOLATION})",
+        metavar="|".join((*choices.LEVELS, "GLOB", choices.NO_ISOLATION)),
+        group="whose error it is",
+    )
+    what_if: int = option(
+        "swap the reference's module in for each of the N that introduce most, and for all of "
+        "them, and say how far the final output recovers",
+        default=0,
+        type=types.count(1),
+        metavar="N",
+    )
+    zoom: str | None = option(
+        "name the operation that is the culprit inside a module (the reference's name of it), "
+        "and its line (by itself where the origin lies in a module's own lines)",
+        metavar="MODULE",
+    )
+    breakpoints: tuple[str, ...] = repeatable(
+        "open a debugger where the candidate calls matching modules (the reference's names), "
+        "with both models at that call (repeatable)",
+        metavar="GLOB",
+        names=("--break",),
+        dest="breakpoints",
+        group="the debugger",
+    )
+    break_at: str | None = option(
+        f"of a call: before it, or after it (default: {choices.BREAK_AT[0]})",
+        choices=choices.BREAK_AT,
+    )
+    break_when: str | None = option(
+        "diverged: only where an argument (--break-at end: an output) disagrees (default: "
+        f"{choices.BREAK_WHEN[0]})",
+        choices=choices.BREAK_WHEN,
+    )
+    post_mortem: bool = switch("open a debugger where a model raises")
+    debugger: str | None = option(
+        "which one opens (default: what PYTHONBREAKPOINT says, else ipdb in a terminal and pdb "
+        "elsewhere)",
+        choices=choices.DEBUGGERS,
+    )
+    focus: tuple[str, ...] = repeatable(
+        "print the values of matching modules, on both sides (repeatable)",
+        metavar="GLOB",
+        group="what is reported",
+    )
+    all: bool = switch("print every row, arguments included, none folded")
+    report: tuple[Path, ...] = repeatable(
+        f"write a report as well, in the format of the suffix: {known_suffixes()} (repeatable)",
+        type=types.report,
+        metavar="FILE",
+    )
+    json: bool = switch("print the JSON report and nothing else")
+    baseline: Path | None = option(
+        "a report of a former run, or a trace of a former candidate (`trace_model record ... "
+        "--values fingerprints`): says which outputs are worse, better, gone and new since",
+        type=types.baseline,
+        metavar="FILE.json|TRACE",
+        group="the gate",
+    )
+    max_peir: tuple[tuple[str, float], ...] = repeatable(
+        "a limit on the outputs of matching modules, instead of the tolerance (repeatable; the "
+        "last one that matches counts)",
+        type=types.limit,
+        metavar="GLOB=PEIR",
+    )
+    fail_on: str | None = option(
+        "what makes the exit code 1: less was compared than in the baseline (coverage); that, "
+        "or an output is worse than in the baseline or beyond a --max-peir (regression); that, "
+        "or the models diverge (divergence) (default: regression with --baseline, else "
+        "divergence)",
+        choices=choices.FAIL_ON,
+    )
 
     @property
     def debugs(self) -> bool:
@@ -108,22 +327,35 @@ class CompareRequest(ModelRequest):
 class RecordRequest(ModelRequest):
     """`trace_model record`."""
 
-    model: str
-    out: str
-    include: tuple[str, ...] = ()
-    values: str | None = None
+    out: str = option(
+        "the folder to make: run.trace", default=MISSING, required=True, metavar="FOLDER"
+    )
+    include: tuple[str, ...] = repeatable(
+        "record matching modules only (repeatable)", metavar="GLOB"
+    )
+    values: str | None = option(
+        "arguments and outputs; outputs alone; or fingerprints of 176 bytes instead of each "
+        f"tensor, from which differences are estimated (default: {choices.VALUES[0]})",
+        choices=choices.VALUES,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowRequest(ModelRequest):
     """`trace_model show`."""
 
-    model: str
-    include: tuple[str, ...] = ()
-    focus: tuple[str, ...] = ()
-    print_options: tuple[tuple[str, object], ...] = ()
-    tree: bool = False
-    json: bool = False
+    model: str = option(f"{_MODEL}; or a trace", default=MISSING, names=("model",), metavar="MODEL")
+    include: tuple[str, ...] = repeatable("show matching modules only (repeatable)", metavar="GLOB")
+    focus: tuple[str, ...] = repeatable(
+        "print the values themselves of matching modules (repeatable)", metavar="GLOB"
+    )
+    print_options: tuple[tuple[str, object], ...] = repeatable(
+        f"how tensors are printed: torch's {', '.join(types.PRINT_OPTIONS)} (repeatable)",
+        type=types.print_option,
+        metavar="KEY=VALUE",
+    )
+    tree: bool = switch("one line per call, indented", exclusive=True)
+    json: bool = switch("print JSON and nothing else", exclusive=True)
 
 
 @dataclass(frozen=True, kw_only=True)

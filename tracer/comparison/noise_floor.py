@@ -8,6 +8,7 @@ comparison finds can then be read as a multiple of that floor: 2 is rounding, 10
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import torch
 from torch import nn
@@ -23,10 +24,47 @@ from tracer.measurement.rows import CallRecord, Row, first_divergence
 from tracer.tensors.leaves import deep_copy, is_stateful, map_tensors, tensor_leaves
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.tolerance import Tolerance
-from tracer.text import brief, figure, place
+from tracer.text import brief
 
 # A module's name, the call index and the value's path.
 ValueKey = tuple[str, int, str]
+
+
+class NoiseRun(StrEnum):
+    """One of the two runs."""
+
+    FLOAT64 = "float64"
+    PERTURBED = "perturbed"
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """What one run could not measure.
+
+    Attributes:
+        run: which.
+        error: what was raised in it.
+        nonfinite: how many values are finite on one side only.
+    """
+
+    run: NoiseRun
+    error: str = ""
+    nonfinite: int = 0
+
+
+@dataclass(frozen=True)
+class NoiseReading:
+    """What the floor says of a comparison.
+
+    Attributes:
+        first: the first value that disagrees and has a floor, with it.
+        farthest: the one of the largest multiple of its floor.
+        unmeasured: as for `NoiseFloor`.
+    """
+
+    first: Row | None
+    farthest: Row | None
+    unmeasured: tuple[Unmeasured, ...]
 
 
 @dataclass(frozen=True)
@@ -35,11 +73,11 @@ class NoiseFloor:
 
     Attributes:
         peir: the floor of each value, a ratio; 0 where all steps to it are exact.
-        notes: what could not be measured, in words.
+        unmeasured: what could not be measured.
     """
 
     peir: Mapping[ValueKey, float]
-    notes: tuple[str, ...]
+    unmeasured: tuple[Unmeasured, ...]
 
     def of(self, row: Row) -> float | None:
         """The floor of a row's value; None where there is none."""
@@ -48,6 +86,12 @@ class NoiseFloor:
     def measured(self, rows: Sequence[Row]) -> tuple[Row, ...]:
         """The rows with their floors."""
         return tuple(replace(row, floor=self.of(row)) for row in rows)
+
+    def read(self, rows: Sequence[Row]) -> NoiseReading:
+        """What the floor says of rows that have it."""
+        measured = [row for row in rows if row.multiple is not None]
+        farthest = max(measured, key=lambda row: row.multiple or 0.0, default=None)
+        return NoiseReading(first_divergence(measured), farthest, self.unmeasured)
 
 
 def measure_noise(
@@ -64,49 +108,28 @@ def measure_noise(
         inputs, include, roles: as for `compare`.
     """
     floor: dict[ValueKey, float] = {}
-    notes = []
+    unmeasured = []
     try:
         exact = copy_model(reference).double()
     except Exception as error:  # whatever a model's own parts raise when they are copied
-        notes.append(_left_out("in float64", f"{type(error).__name__}: {brief(error)}"))
+        unmeasured.append(Unmeasured(NoiseRun.FLOAT64, f"{type(error).__name__}: {brief(error)}"))
     else:
         wide = deep_copy(inputs, _widened)
         session = Session(exact, reference, wide, None, include)
-        notes += _run(Experiment(session, Tolerance(), roles), (), floor, "in float64")
-        del exact, session
+        experiment = Experiment(session, Tolerance(), roles)
+        unmeasured += _run(experiment, (), floor, NoiseRun.FLOAT64)
+        del exact, session, experiment
     beside = Experiment(Session(reference, reference, inputs, None, include), Tolerance(), roles)
-    notes += _run(beside, (_Perturbing(),), floor, "with perturbed inputs")
-    return NoiseFloor(floor, tuple(notes))
-
-
-def floor_in_words(rows: Sequence[Row], floor: NoiseFloor) -> list[str]:
-    """What the floor says of a comparison.
-
-    Args:
-        rows: of the comparison, with their floors.
-    """
-    measured = [row for row in rows if row.multiple is not None]
-    first = first_divergence(measured)
-    worst = max(measured, key=lambda row: row.multiple or 0.0, default=None)
-    lines = list(floor.notes)
-    if first is not None:
-        lines.append(f"PEIR at {place(first)} is {_times(first)} there.")
-    elif worst is not None:
-        lines.append(f"The farthest from the noise floor is {place(worst)}: {_times(worst)}.")
-    return lines
-
-
-def _times(row: Row) -> str:
-    assert row.multiple is not None and row.floor is not None
-    return f"{figure(row.multiple)} times the noise floor ({figure(row.floor)})"
+    unmeasured += _run(beside, (_Perturbing(),), floor, NoiseRun.PERTURBED)
+    return NoiseFloor(floor, tuple(unmeasured))
 
 
 def _run(
     experiment: Experiment,
     interventions: Sequence[Intervention],
     floor: dict[ValueKey, float],
-    how: str,
-) -> list[str]:
+    how: NoiseRun,
+) -> list[Unmeasured]:
     """Runs a comparison and takes what is larger into the floor; says what went wrong."""
     run = experiment.rerun(*interventions)
     failure = run.failure
@@ -115,20 +138,15 @@ def _run(
     for row in finite:
         key = row.module, row.call, row.value
         floor[key] = max(floor.get(key, 0.0), row.peir)
-    notes = []
+    unmeasured = []
     if failure is not None:
         error = f"{type(failure.exception).__name__}: {brief(failure.exception)}"
-        notes.append(_left_out(how, error))
+        unmeasured.append(Unmeasured(how, error))
     if len(finite) < len(measured):
         # A mask of float64's minimum is minus infinity to a softmax in float32, for example, which
         # gives NaN where it hides everything.
-        count = len(measured) - len(finite)
-        notes.append(_left_out(how, f"{count} values are finite on one side only"))
-    return notes
-
-
-def _left_out(how: str, reason: str) -> str:
-    return f"The noise floor {how} was not measured everywhere: {reason}."
+        unmeasured.append(Unmeasured(how, nonfinite=len(measured) - len(finite)))
+    return unmeasured
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tracer.tensors.leaves import dtype_name
 if TYPE_CHECKING:
     import pandas
 
-    from tracer.regression.gating import Gate
+    from tracer.regression.result import Gate
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class Comparison:
     """The result of comparing two models on one set of inputs.
 
     Attributes:
-        verdict: whether they agree, and if not, where and why they part.
+        verdict: whether they agree, and if not, where and why they diverge.
         coverage: how much was compared.
         rows: one per compared leaf, in execution order.
         form_differences: arguments and outputs that the two sides pass in forms that do not
             compare; harmless unless the verdict names them.
         isolation: what each module adds to the error, where that was asked for.
-        zoomed: the culprit, where that was asked for or the origin lies in a module's own
-            lines.
-        gate: whether it passes, held against a baseline and limits, for the reports; see `judged`.
+        zoomed: the operation that is the culprit, where that was asked for or the origin lies in
+            the forward of a module itself.
+        gate: whether it passes, checked against a baseline and limits; see `judged`.
     """
 
     verdict: Verdict
@@ -71,8 +71,8 @@ class Comparison:
         `.json`, `.xml` (JUnit), `.md`, `.csv`, or `.parquet` (with the extra `parquet`).
 
         Raises:
-            UsageError: another suffix, a package that is not installed, or a folder that does not
-                exist or is not writable.
+            UsageError: another suffix, a package that is not installed, or a directory that does
+                not exist or is not writable.
         """
         from tracer.reports import save
 

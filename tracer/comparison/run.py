@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from tracer.comparison.noise_floor import NoiseFloor, floor_in_words, measure_noise
+from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.options import Debugging, Isolate
 from tracer.comparison.result import Comparison
 from tracer.comparison.trace_limits import (
@@ -22,6 +22,7 @@ from tracer.comparison.trace_limits import (
     with_recordings,
 )
 from tracer.debugger.breakpoints import Breakpoint, debugger_of
+from tracer.diagnosis.finding import OriginKind
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
@@ -237,16 +238,14 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool) -> Compari
 
 def with_zoom(comparison: Comparison, zoomed: Zoomed) -> Comparison:
     """The comparison with what was found inside a module, which its verdict says too."""
-    said = f"{comparison.verdict.explanation}\n{zoomed.explanation}"
-    verdict = replace(comparison.verdict, explanation=said)
+    verdict = comparison.verdict.with_beside(zoomed)
     return replace(comparison, verdict=verdict, zoomed=zoomed)
 
 
 def with_floor(comparison: Comparison, floor: NoiseFloor) -> Comparison:
     """The comparison with the noise floor in its rows, and what that says in its verdict."""
     rows = floor.measured(comparison.rows)
-    said = "\n".join([comparison.verdict.explanation, *floor_in_words(rows, floor)])
-    verdict = replace(comparison.verdict, explanation=said)
+    verdict = comparison.verdict.with_beside(floor.read(rows))
     return replace(comparison, verdict=verdict, rows=rows)
 
 
@@ -275,8 +274,9 @@ def _cause(verdict: Verdict) -> str:
     module = module_in_words(verdict.origin.module)
     if verdict.origin.argument is not None:
         return f"{module} passed a wrong `{verdict.origin.argument}`"
-    what = "with a wrong parameter" if verdict.origin.kind == "parameter" else "in its own lines"
-    return f"{module} computed otherwise, {what}"
+    if verdict.origin.kind is OriginKind.PARAMETER:
+        return f"{module} computed with a wrong parameter"
+    return f"the forward of {module} itself went wrong"
 
 
 def _check_something_compared(comparison: Comparison, outcome: Outcome) -> None:

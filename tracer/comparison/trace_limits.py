@@ -5,20 +5,46 @@ may hold less than the model had, which the verdict and the coverage say.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from torch import nn
 
-from tracer.diagnosis.trials import NOT_TRIED
 from tracer.diagnosis.verdict import Verdict
 from tracer.errors import UsageError
 from tracer.execution.session import named_modules
 from tracer.execution.standin import StandIn
 from tracer.measurement.coverage import Coverage
-from tracer.text import listed
 from tracer.traces.recorded import Recorded, checksums_of
 
-_MOST_NAMED = 3
+
+class TraceLimitKind(StrEnum):
+    """What a recording lacks."""
+
+    ENDED = "ended"  # it was ended early
+    FINGERPRINTS = "fingerprints"  # errors are estimated
+    OUTPUTS = "outputs"  # it holds no arguments
+    OTHER_PARAMETERS = "other_parameters"  # they are not those of the other side
+
+
+@dataclass(frozen=True)
+class TraceLimit:
+    """What a recording means for a verdict.
+
+    Attributes:
+        kind: what it lacks.
+        side: "reference" or "candidate".
+        calls: how many it holds, where it was ended.
+        agrees: what was compared until then does.
+        parameters: names of those that are others, of the `checked` that there are.
+    """
+
+    kind: TraceLimitKind
+    side: str = ""
+    calls: int = 0
+    agrees: bool = False
+    parameters: tuple[str, ...] = ()
+    checked: int = 0
 
 
 def is_recorded(*models: nn.Module) -> bool:
@@ -70,17 +96,12 @@ def with_recordings(verdict: Verdict, reference: nn.Module, candidate: nn.Module
     ]
     if not sides:
         return verdict
-    reason = why_not_run_again(reference, candidate)
-    explanation = verdict.explanation
-    if reason:
-        explanation = explanation.replace(NOT_TRIED, f"Not confirmed: {reason}.")
-    lines = [explanation]
-    if not verdict.agrees:
-        lines += _weights(reference, candidate)
+    limits = [] if verdict.agrees else _other_parameters(reference, candidate)
     for side, model in sides:
-        lines += _limits(side, model, verdict)
+        limits += _limits(side, model, verdict)
     agrees = verdict.agrees and all(model.file.is_complete for _, model in sides)
-    return replace(verdict, agrees=agrees, explanation="\n".join(lines))
+    reason = why_not_run_again(reference, candidate)
+    return replace(verdict, agrees=agrees, why_not_tried=reason).with_beside(*limits)
 
 
 def covering_recordings(coverage: Coverage, reference: nn.Module, candidate: nn.Module) -> Coverage:
@@ -94,7 +115,7 @@ def covering_recordings(coverage: Coverage, reference: nn.Module, candidate: nn.
         missing = _missing(model)
         reasons.update({name: why for name, why in missing.items() if name in reasons})
         if not model.file.is_complete:
-            notes.append(_ended(side, model))
+            notes.append(ended_early(side, _calls(model)))
             unmatched = tuple(call for call in unmatched if call[0] == side)
     return replace(coverage, reasons=reasons, unmatched_calls=unmatched, recordings=tuple(notes))
 
@@ -111,30 +132,26 @@ def _missing(recording: Recorded) -> dict[str, str]:
     return missing
 
 
-def _ended(side: str, recording: Recorded) -> str:
-    calls = sum(recording.called.values())
+def ended_early(side: str, calls: int) -> str:
+    """What the coverage says of a recording that was ended, in a clause."""
     return f"the recording of the {side} was ended early, in its call {calls}"
 
 
-def _limits(side: str, recording: Recorded, verdict: Verdict) -> Iterator[str]:
+def _calls(recording: Recorded) -> int:
+    return sum(recording.called.values())
+
+
+def _limits(side: str, recording: Recorded, verdict: Verdict) -> Iterator[TraceLimit]:
     if not recording.file.is_complete:
-        text = _ended(side, recording)
-        rest = "; what was compared until then agrees" if verdict.agrees else ""
-        yield f"{text[0].upper()}{text[1:]}{rest}."
+        yield TraceLimit(TraceLimitKind.ENDED, side, _calls(recording), verdict.agrees)
     if recording.values == "fingerprints":
-        yield (
-            f"The recording of the {side} holds fingerprints: how far values lie apart is "
-            "estimated, within 38 % below and 113 % above."
-        )
+        yield TraceLimit(TraceLimitKind.FINGERPRINTS, side)
     elif recording.values == "outputs" and not verdict.agrees and verdict.symptom is not None:
-        yield (
-            f"The recording of the {side} holds outputs alone: whether the inputs of a module "
-            "agree is not known, so that it may begin in what calls it."
-        )
+        yield TraceLimit(TraceLimitKind.OUTPUTS, side)
 
 
-def _weights(reference: nn.Module, candidate: nn.Module) -> list[str]:
-    """A sentence where parameters of the same name are not those of the recording."""
+def _other_parameters(reference: nn.Module, candidate: nn.Module) -> list[TraceLimit]:
+    """Whether parameters of the same name are not those of the recording."""
     references, candidates = (
         {
             f"{name}.{own}".strip("."): known
@@ -152,5 +169,5 @@ def _weights(reference: nn.Module, candidate: nn.Module) -> list[str]:
     ]
     if not differ:
         return []
-    names = listed([f"`{name}`" for name in differ], _MOST_NAMED)
-    return [f"{len(differ)} of {len(references)} parameters are not those recorded: {names}."]
+    kind = TraceLimitKind.OTHER_PARAMETERS
+    return [TraceLimit(kind, parameters=tuple(differ), checked=len(references))]

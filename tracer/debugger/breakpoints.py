@@ -105,7 +105,7 @@ class Debugger:
 
     Attributes:
         choice: which debugger; one that opens.
-        breakpoints: by the reference's name of a module those that its calls are held against.
+        breakpoints: by the reference's name of a module those that its calls are checked against.
         records: what the run has compared so far.
         post_mortem: whether it opens where an exception was raised.
     """
@@ -119,7 +119,7 @@ class Debugger:
     # The side whose frame the prompt opens in.
     _owner: str = "candidate"
     _opened: bool = False
-    _told: set[tuple[str, str]] = field(default_factory=set)
+    _reported: set[tuple[str, str]] = field(default_factory=set)
     _called: set[Breakpoint] = field(default_factory=set)
 
     def __enter__(self) -> None:
@@ -227,8 +227,8 @@ class Debugger:
             if function is None:
                 continue
             names[f"{name}_"] = names[name]
-            if (function, name) not in self._told:
-                self._told.add((function, name))
+            if (function, name) not in self._reported:
+                self._reported.add((function, name))
                 self._prompt.say(
                     f"In {function}, `{name}` is the model's own variable; the debugger's is "
                     f"`{name}_`."

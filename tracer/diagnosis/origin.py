@@ -6,13 +6,13 @@ test: both models run again, the candidate with the reference's value in the sus
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
+from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
 from tracer.diagnosis.parameters import (
-    Change,
+    ParameterDifference,
+    Setting,
     changed_dtypes,
     changed_parameters,
     changed_settings,
@@ -20,54 +20,15 @@ from tracer.diagnosis.parameters import (
     own_settings,
 )
 from tracer.diagnosis.propagation import Suspect, Trail
-from tracer.diagnosis.trials import Evidence, Proof
+from tracer.diagnosis.trials import Evidence, Outcome, Proof
 from tracer.execution.hooks import Location
 from tracer.execution.offload import value_of
 from tracer.execution.torch_internals import as_written, parameters_of
 from tracer.interventions.experiment import Experiment
 from tracer.interventions.trial import Replacements
 from tracer.measurement.comparer import Comparer
-from tracer.measurement.rows import CallKey, CallRecord, Row
-from tracer.tensors.known_mistakes import Fit
+from tracer.measurement.rows import CallRecord, Row
 from tracer.tensors.leaves import dtype_name
-from tracer.text import FEW, few, figure, module_in_words, place, short_line
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the divergence begins.
-
-    Attributes:
-        module: the module in whose own lines, parameters or computation it begins; "" is the root.
-        argument: the argument that this module handed down wrongly, if that is what it did.
-        kind: "parameter", "computation" or "argument".
-        reference_line, candidate_line: "file:line" on each side; None where there is no source.
-    """
-
-    module: str
-    argument: str | None
-    kind: str
-    reference_line: str | None
-    candidate_line: str | None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The origin that was found for a divergence.
-
-    Attributes:
-        origin: where it begins.
-        confirmed: whether a run with the reference's value there takes it away.
-        lines: the finding and the evidence in words.
-        mistakes: known kinds of mistake that explain it, best first.
-        trial: what was replaced in that run; None where none was made.
-    """
-
-    origin: Origin
-    confirmed: bool
-    lines: tuple[str, ...]
-    mistakes: tuple[Fit, ...] = ()
-    trial: Replacements | None = None
 
 
 class Search:
@@ -109,7 +70,7 @@ class Search:
             if (finding := self._try_argument(suspect, start)) is not None:
                 return finding
         if not start.is_output:
-            return self._handed_wrongly(start, record)
+            return self._passed_wrongly(start, record)
         return self._computed_wrongly(start, record)
 
     def examine_failure(self, record: CallRecord) -> Finding:
@@ -120,63 +81,43 @@ class Search:
             # Calls that were not reached would be given the wrong argument, too.
             trial = self._trial_of(suspect, in_all_calls=True)
             if self.evidence.run(trial).failure is None:
-                origin = self._origin_of(suspect)
-                text = f"Confirmed: with the reference's `{suspect.argument}` it does not raise."
-                proof = Proof(True, text, trial=trial)
-                return _finding(origin, self._handed(origin, suspect.calls), proof)
+                return self._passed(suspect, Proof(Outcome.RUNS, trial))
         dtypes = changed_dtypes(*self._both_modules(record))
-        where = (
-            f"{module_in_words(record.module)} of the candidate raises; nothing else had differed."
-        )
-        origin = _inside(record, "parameter" if dtypes else "computation")
-        return Finding(origin, False, (where, *dtypes))
+        origin = _inside(record, OriginKind.PARAMETER if dtypes else OriginKind.COMPUTATION)
+        return Finding(origin, FindingKind.RAISES, settings=tuple(dtypes))
 
     def gradual(self, start: Row, first: Row, alternative: Finding) -> Finding:
-        """What is said of an error that grows and that no single value explains."""
-        line = (
-            f"No single value causes it: the error grows from PEIR {figure(start.peir)} at "
-            f"{place(start)} to {figure(first.peir)} here, as accumulated rounding does. If that "
-            "much is expected, give a tolerance above it."
-        )
-        return Finding(alternative.origin, False, (line,))
+        """The finding of an error that grows and that no single value explains."""
+        return Finding(alternative.origin, FindingKind.GROWS, growth=(start, first))
 
-    def differing_settings(self) -> list[str]:
-        """A sentence for each setting of a called module that differs."""
+    def differing_settings(self) -> list[tuple[str, Setting]]:
+        """The settings of called modules that differ, each with its module."""
         pairs = {record.module: record for record in self.trail.records.values()}
         return [
-            f"{module_in_words(name)}: {sentence[0].lower()}{sentence[1:]}"
+            (name, setting)
             for name, record in pairs.items()
-            for sentence in own_settings(*self._both_modules(record))
+            for setting in own_settings(*self._both_modules(record))
         ]
 
     def _try_sparing(self, record: CallRecord, start: Row) -> Finding | None:
         """Lets a call edit copies of its arguments; a finding if the divergence is gone."""
-        names = few([f"`{name}`" for name in record.edited], " and ")
-        trial = Replacements(spared=(record.key, record.edited))
-        proof = self.evidence.clears(trial, start, f"a copy of {names} for it")
+        proof = self.evidence.clears(Replacements(spared=(record.key, record.edited)), start)
         if proof is None:
             return None
-        origin = _inside(record, "computation")
-        lines = (
-            f"{module_in_words(record.module)} edits its argument {names} in place, which is used "
-            "again after it; the reference's does not.",
-            *_both_lines(origin),
-        )
-        return _finding(origin, lines, proof)
+        origin = _inside(record, OriginKind.COMPUTATION)
+        return Finding(origin, FindingKind.EDITED, proof, names=record.edited)
 
     def _try_argument(self, suspect: Suspect, start: Row) -> Finding | None:
         """Gives the candidate the reference's argument; a finding if the divergence is gone."""
-        given = f"the reference's `{suspect.argument}`"
-        proof = self.evidence.clears(self._trial_of(suspect), start, given)
+        proof = self.evidence.clears(self._trial_of(suspect), start)
         if proof is None:
             return None
         if suspect.giver is not None:
-            # What it hands on may be wrong because of what it holds.
+            # What it passes may be wrong because of what it holds.
             finding = self._wrong_parameters(start, self.trail.records[suspect.giver])
             if finding is not None and finding.confirmed:
                 return finding
-        origin = self._origin_of(suspect)
-        return _finding(origin, self._handed(origin, suspect.calls), proof)
+        return self._passed(suspect, proof)
 
     def _trial_of(self, suspect: Suspect, *, in_all_calls: bool = False) -> Replacements:
         """Who was given a copy of a cache must be given the next one as well."""
@@ -186,43 +127,40 @@ class Search:
             handed = suspect.giver[0], suspect.argument
         return Replacements(arguments=dict.fromkeys(suspect.calls, suspect.argument), handed=handed)
 
-    def _origin_of(self, suspect: Suspect) -> Origin:
+    def _passed(self, suspect: Suspect, proof: Proof) -> Finding:
+        """The finding of a wrong argument."""
         record = self.trail.records[suspect.calls[0]]
-        return Origin(
-            suspect.giver[0] if suspect.giver else "",
-            suspect.argument,
-            "argument",
-            _line(record.reference_caller),
-            _line(record.candidate_caller),
+        module = suspect.giver[0] if suspect.giver else ""
+        lines = _line(record.reference_caller), _line(record.candidate_caller)
+        passed, peir = self._both_forms(record, suspect.argument)
+        return Finding(
+            Origin(module, suspect.argument, OriginKind.ARGUMENT, *lines),
+            FindingKind.PASSED,
+            proof,
+            other=record.module,
+            more_calls=len(suspect.calls) - 1,
+            from_outside=record.parent is None,
+            passed=passed,
+            peir=peir,
         )
 
-    def _handed(self, origin: Origin, calls: Sequence[CallKey]) -> list[str]:
-        record = self.trail.records[calls[0]]
-        others = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
-        form = self._both_forms(record, origin.argument or "")
-        giver = "What runs it" if record.parent is None else module_in_words(origin.module)
-        return [
-            f"{giver} hands a wrong `{origin.argument}` to "
-            f"{module_in_words(record.module)}{others}:",
-            f"  reference: {form[0]}, at {short_line(origin.reference_line)}",
-            f"  candidate: {form[1]}, at {short_line(origin.candidate_line)}",
-        ]
-
-    def _both_forms(self, record: CallRecord, argument: str) -> tuple[str, str]:
-        """What each side passed for an argument, in words."""
+    def _both_forms(
+        self, record: CallRecord, argument: str
+    ) -> tuple[tuple[str, str], float | None]:
+        """What each side passed for an argument, in words, and how far apart if these are equal."""
         for form in record.form_differences:
             if form.value.argument == argument:
-                return form.reference, form.candidate
+                return (form.reference, form.candidate), None
         for value, words in record.described.items():
             if value.argument == argument:
-                return words
+                return words, None
         # An error within its tolerance, which only what is computed from it makes visible.
         rows = record.arguments.items()
         row = next(row for value, row in rows if value.argument == argument)
-        return f"{dtype_name(row.dtype)} {list(row.shape)}", f"PEIR {figure(row.peir)} away"
+        return (f"{dtype_name(row.dtype)} {list(row.shape)}", ""), row.peir
 
-    def _handed_wrongly(self, start: Row, record: CallRecord) -> Finding:
-        """The caller's arguments agree, and what it hands to this call does not."""
+    def _passed_wrongly(self, start: Row, record: CallRecord) -> Finding:
+        """The caller's arguments agree, and what it passes to this call does not."""
         caller = self.trail.parent(record)
         if caller is not None:
             # A module may hold parameters of its own beside the modules that it calls.
@@ -243,31 +181,27 @@ class Search:
                 arguments=dict.fromkeys([record.key] if is_activation else calls, argument)
             ),
             start,
-            f"the reference's `{argument}`",
         )
         if not is_activation:
-            origin = self._origin_of(Suspect(argument, record.parent, calls))
-            return _finding(origin, self._handed(origin, calls), proof)
+            return self._passed(Suspect(argument, record.parent, calls), proof)
         if caller is not None and not proof.confirmed and self.trail.is_jump(start):
             proof = self.evidence.confirm_inside(caller, proof)
         origin = Origin(
             caller.module if caller is not None else "",
             None,
-            "computation",
+            OriginKind.COMPUTATION,
             _line(record.reference_caller),
             _line(record.candidate_caller),
         )
         before = self.trail.last_agreeing_before(record)
-        since = (
-            f", after {module_in_words(before.module)} still agreed" if before is not None else ""
+        return Finding(
+            origin,
+            FindingKind.BEFORE_CALL,
+            proof,
+            other=record.module,
+            since=None if before is None else before.module,
+            settings=self._settings(caller),
         )
-        lines = [
-            f"It begins in the own lines of {module_in_words(origin.module)}: what it computes for "
-            f"{module_in_words(record.module)} is wrong{since}.",
-            *_both_lines(origin),
-            *self._settings(caller),
-        ]
-        return _finding(origin, lines, proof)
 
     def _computed_wrongly(self, start: Row, record: CallRecord) -> Finding:
         """The arguments agree and the output does not: inside the module."""
@@ -279,34 +213,22 @@ class Search:
         origin = Origin(
             record.module,
             None,
-            "computation",
+            OriginKind.COMPUTATION,
             _line(_own_line(lines_of, record, reference=True)),
             _line(_own_line(lines_of, record, reference=False)),
         )
-        proof = self.evidence.confirm(
-            Replacements(output=record.key),
-            start,
-            f"the reference's output of {module_in_words(record.module)}",
+        proof = self.evidence.confirm(Replacements(output=record.key), start)
+        kind = FindingKind.AFTER_CALLS if children else FindingKind.INSIDE
+        return Finding(
+            origin,
+            FindingKind.LEFT if start.is_written else kind,
+            proof,
+            other=children[-1].module if children else None,
+            names=(start.value.argument or "",) if start.is_written else (),
+            parameters=self._changed_parameters(record),
+            settings=self._settings(record),
+            form_alone=start.dtype is None,
         )
-        name = module_in_words(record.module)
-        if start.is_written:
-            where = f"What {name} leaves in its argument `{start.value.argument}` is wrong."
-        elif children:
-            where = (
-                f"It begins in the own lines of {name}, after its last call "
-                f"({module_in_words(children[-1].module)}), which still agreed."
-            )
-        else:
-            where = f"It begins inside {name}: its inputs agree, its output does not."
-        changed = list(self._changed_parameters(record).items())
-        parameters = [f"`{name}` differs ({change.text})." for name, change in changed[:FEW]]
-        lines = [where, *_both_lines(origin), *parameters, *self._settings(record)]
-        if start.dtype is None:
-            lines.append(
-                "If the form alone differs, give the candidate's module a method "
-                "`to_reference_output(output)` that reads it back."
-            )
-        return _finding(origin, lines, proof)
 
     def _wrong_parameters(self, start: Row, record: CallRecord) -> Finding | None:
         """Parameters that differ, unless the reference's do not take the divergence away.
@@ -316,36 +238,26 @@ class Search:
         changed = self._changed_parameters(record)
         if not changed:
             return None
-        names = few([f"`{name}`" for name in changed], " and ")
-        given = f"the reference's {names}"
         exchangeable = all(change.exchangeable for change in changed.values())
-        proof = self.evidence.confirm(
-            Replacements(parameters=(record.key, tuple(changed))), start, given
-        )
+        trial = Replacements(parameters=(record.key, tuple(changed)))
+        proof = self.evidence.confirm(trial, start)
         if not proof.confirmed and not exchangeable:
-            given = f"the reference's output of {module_in_words(record.module)}"
-            proof = self.evidence.confirm(Replacements(output=record.key), start, given)
+            proof = self.evidence.confirm(Replacements(output=record.key), start)
         untried = not self.evidence.may_run or not exchangeable
         if not proof.confirmed and (record.children or not untried):
             return None
         origin = Origin(
             record.module,
             None,
-            "parameter",
+            OriginKind.PARAMETER,
             _line(record.reference_caller),
             _line(record.candidate_caller),
         )
-        differ = "differs" if len(changed) == 1 else "differ"
-        others = [self._whose(record, name) for name in changed]
-        lines = (
-            f"The inputs of {module_in_words(record.module)} agree, its {names} {differ} "
-            f"({few([change.text for change in changed.values()], '; ')}).",
-            *[other for other in others if other][:FEW],
-            *_both_lines(origin),
-        )
-        return _finding(origin, lines, proof)
+        others = {name: self._whose(record, name) for name in changed}
+        equals = {name: other for name, other in others.items() if other is not None}
+        return Finding(origin, FindingKind.PARAMETERS, proof, parameters=changed, equals=equals)
 
-    def _changed_parameters(self, record: CallRecord) -> dict[str, Change]:
+    def _changed_parameters(self, record: CallRecord) -> dict[str, ParameterDifference]:
         """Of a module that makes calls, only what can be tried: it may hold more for other ends."""
         inside = f"{record.module}." if record.module else ""
         called = {
@@ -360,30 +272,22 @@ class Search:
             return changed
         return {name: change for name, change in changed.items() if change.exchangeable}
 
-    def _whose(self, record: CallRecord, name: str) -> str:
-        """A sentence where a wrong parameter is another one of the reference's."""
+    def _whose(self, record: CallRecord, name: str) -> str | None:
+        """The parameter of the reference's that a wrong one equals."""
         owner, _, last = name.rpartition(".")
         modules = as_written(self._candidate_modules[record.candidate_module])
         held = dict(modules.named_modules()).get(owner)
         parameter = None if held is None else parameters_of(held).get(last)
         if held is None or parameter is None:
-            return ""
-        values = value_of(held, last, parameter)
-        other = equal_parameter(values, self._reference_modules)
-        return "" if other is None else f"Its `{name}` equals the reference's `{other}`."
+            return None
+        return equal_parameter(value_of(held, last, parameter), self._reference_modules)
 
-    def _settings(self, record: CallRecord | None) -> list[str]:
-        return [] if record is None else changed_settings(*self._both_modules(record))
+    def _settings(self, record: CallRecord | None) -> tuple[Setting, ...]:
+        return () if record is None else tuple(changed_settings(*self._both_modules(record)))
 
     def _both_modules(self, record: CallRecord) -> tuple[nn.Module, nn.Module]:
         reference = self._reference_modules[record.module]
         return reference, self._candidate_modules[record.candidate_module]
-
-
-def _finding(origin: Origin, lines: Sequence[str], proof: Proof) -> Finding:
-    """A finding in words, the proof last."""
-    said = (*lines, proof.text)
-    return Finding(origin, proof.confirmed, said, proof.mistakes, proof.trial)
 
 
 def _own_line(
@@ -401,7 +305,7 @@ def _own_line(
     return caller if own is None or own.is_in_torch else own
 
 
-def _inside(record: CallRecord, kind: str) -> Origin:
+def _inside(record: CallRecord, kind: OriginKind) -> Origin:
     """An origin in a module's own forward, with the lines where that begins."""
     return Origin(
         record.module,
@@ -414,10 +318,3 @@ def _inside(record: CallRecord, kind: str) -> Origin:
 
 def _line(location: Location | None) -> str | None:
     return None if location is None else str(location)
-
-
-def _both_lines(origin: Origin) -> list[str]:
-    return [
-        f"  reference: {short_line(origin.reference_line)}",
-        f"  candidate: {short_line(origin.candidate_line)}",
-    ]

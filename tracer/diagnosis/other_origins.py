@@ -8,7 +8,8 @@ the first divergence is, with runs of the same kind, until all are explained.
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tracer.diagnosis.origin import Finding, Search
+from tracer.diagnosis.finding import Finding
+from tracer.diagnosis.origin import Search
 from tracer.interventions.experiment import Run
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.trial import Replacements
@@ -47,14 +48,13 @@ def other_findings(first: Finding, start: Row, search: Search) -> list[Finding]:
         if all(_kind(finding) != _kind(other) for other in found):
             found.append(finding)
     if left and len(found) > 1:
-        more = f"{len(left)} more values disagree although their inputs are right."
-        found[-1] = replace(found[-1], lines=(*found[-1].lines, more))
+        found[-1] = replace(found[-1], unexplained=len(left))
     return found[1:]
 
 
 def _is_known(row: Row, run: Run, found: Iterable[Finding]) -> bool:
     """Whether a value begins where an origin was found: in another call of that module, say, or in
-    another of its values. An argument that is handed on wrongly is another origin than the rest."""
+    another of its values. An argument that is passed wrongly is another origin than the rest."""
     parent = run.records[row.module, row.call].parent
     begins_in = row.module if row.is_output else "" if parent is None else parent[0]
     origins = [finding.origin for finding in found]
@@ -62,7 +62,7 @@ def _is_known(row: Row, run: Run, found: Iterable[Finding]) -> bool:
 
 
 def _kind(finding: Finding) -> tuple[str, str | None, str]:
-    """What tells origins apart: a module's own lines may spoil several values, in variables that
+    """What tells origins apart: a module's own forward may spoil several values, in variables that
     go on from one to the next."""
     origin = finding.origin
     return origin.module, origin.argument, origin.kind

@@ -7,7 +7,8 @@ attributes whose name begins with an underscore, which are the module's own busi
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 from torch import nn
@@ -32,21 +33,53 @@ from tracer.traces.recorded import RecordedModule, checksums_of
 _FOLDED_LIMIT = 1e-5
 # An attribute may hold a dict of objects, which hold others.
 _MAX_DEPTH = 4
-# An object may have any number of settings that differ; so many sentences are read.
-_MOST_SETTINGS = 6
+
+
+class ParameterKind(StrEnum):
+    """How something that modules hold differs."""
+
+    REFERENCE_ONLY = "reference_only"
+    CANDIDATE_ONLY = "candidate_only"
+    SHAPES = "shapes"
+    VALUES = "values"
+    FORMS = "forms"  # a scalar, another kind of object, or a plain value
+    CHECKSUMS = "checksums"  # that of a recording, and another
+    PARTS = "parts"  # in some of its fields
 
 
 @dataclass(frozen=True)
-class Change:
+class ParameterDifference:
     """How something that both modules hold differs.
 
     Attributes:
-        text: in words.
-        exchangeable: whether the reference's would fit in its place.
+        kind: in what.
+        exchangeable: whether the reference's would fit there.
+        reference, candidate: what each side has; of values, those at the peak.
+        peir, index: of values, how far they are apart, and where most.
+        parts: the fields that differ, by name.
     """
 
-    text: str
-    exchangeable: bool
+    kind: ParameterKind
+    exchangeable: bool = True
+    reference: str | float = ""
+    candidate: str | float = ""
+    peir: float | None = None
+    index: tuple[int, ...] = ()
+    parts: Mapping[str, "ParameterDifference"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, or the dtype of a parameter, that differs.
+
+    Attributes:
+        name: the attribute's; None stands for the module's class.
+        reference, candidate: what each side has.
+    """
+
+    name: str | None
+    reference: str
+    candidate: str
 
 
 def changed_parameters(
@@ -54,7 +87,7 @@ def changed_parameters(
     candidate: nn.Module,
     tolerance: Tolerance,
     called: Collection[str] = frozenset(),
-) -> dict[str, Change]:
+) -> dict[str, ParameterDifference]:
     """Parameters, buffers and other held tensors of a pair of modules that differ, by name.
 
     Those of one dtype must be equal; others may differ by the tolerance of their dtypes. Where the
@@ -77,36 +110,38 @@ def changed_parameters(
     )
     if factor is not None and is_as_it_was:
         factor = 1.0  # the candidate applies it elsewhere
-    changed: dict[str, Change] = {}
-    # A module of another make may need less, or more.
+    changed: dict[str, ParameterDifference] = {}
+    # A different implementation may need less, or more.
     one_sided = _are_related(reference, candidate)
     for name, r in references.items():
         c = candidates.get(name)
         if c is None and not one_sided:
             continue
         if c is None:
-            changed[name] = Change("the candidate has none", exchangeable=False)
+            changed[name] = ParameterDifference(ParameterKind.REFERENCE_ONLY, exchangeable=False)
         elif r.shape != c.shape:
-            text = f"shape {list(r.shape)} against {list(c.shape)}"
-            changed[name] = Change(text, exchangeable=False)
+            shapes = str(list(r.shape)), str(list(c.shape))
+            changed[name] = ParameterDifference(ParameterKind.SHAPES, False, *shapes)
         elif factor is not None or "." in name:
             r, c = value_of(reference, name, r), value_of(candidate, name, c)
             apart = _values_apart(r, c.to(r.device), tolerance, factor)
             if apart is not None:
-                changed[name] = Change(apart, exchangeable=True)
+                changed[name] = apart
     for name in candidates.keys() - references.keys() if one_sided else ():
-        changed[name] = Change("the reference has none", exchangeable=False)
+        changed[name] = ParameterDifference(ParameterKind.CANDIDATE_ONLY, exchangeable=False)
     for name, value in _tensors_beside(reference):
-        if text := _objects_apart(value, attribute_at(candidate, name), tolerance):
-            changed[name] = Change(text, exchangeable=True)
+        if apart := _objects_apart(value, attribute_at(candidate, name), tolerance):
+            changed[name] = apart
     return changed
 
 
-def _changed_checksums(reference: nn.Module, candidate: nn.Module) -> dict[str, Change]:
+def _changed_checksums(
+    reference: nn.Module, candidate: nn.Module
+) -> dict[str, ParameterDifference]:
     """The own parameters of one dtype and shape whose checksums differ."""
     references, candidates = checksums_of(reference), checksums_of(candidate)
     return {
-        name: Change("its checksum is not the recorded one", exchangeable=False)
+        name: ParameterDifference(ParameterKind.CHECKSUMS, False, r.digest, c.digest)
         for name, r in references.items()
         if (c := candidates.get(name)) is not None
         and (r.dtype, r.shape) == (c.dtype, c.shape)
@@ -114,11 +149,11 @@ def _changed_checksums(reference: nn.Module, candidate: nn.Module) -> dict[str, 
     }
 
 
-def changed_dtypes(reference: nn.Module, candidate: nn.Module) -> list[str]:
-    """A sentence for each parameter and buffer that is of another dtype."""
+def changed_dtypes(reference: nn.Module, candidate: nn.Module) -> list[Setting]:
+    """The parameters and buffers that are of another dtype."""
     references, candidates = _held(reference, ()), _held(candidate, ())
     return [
-        _apart(f"`{name}`", dtype_name(r.dtype), dtype_name(candidates[name].dtype))
+        Setting(name, dtype_name(r.dtype), dtype_name(candidates[name].dtype))
         for name, r in references.items()
         if name in candidates and candidates[name].dtype != r.dtype
     ]
@@ -135,18 +170,16 @@ def equal_parameter(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> s
     return None
 
 
-def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
-    """A sentence for each setting that differs, such as an epsilon or a scale, or the class."""
-    sentences = _unequal(_settings(plain_attributes(reference), plain_attributes(candidate), "", 0))
+def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[Setting]:
+    """The settings that differ, such as an epsilon or a scale, and the class."""
+    found = _unequal(_settings(plain_attributes(reference), plain_attributes(candidate), "", 0))
     if not _are_related(reference, candidate):
-        names = (type(module).__name__ for module in (reference, candidate))
-        sentences.insert(0, _apart("class", *names))
-    more = len(sentences) - _MOST_SETTINGS
-    return sentences[:_MOST_SETTINGS] + ([f"{more} more settings differ."] if more > 0 else [])
+        found.insert(0, Setting(None, type(reference).__name__, type(candidate).__name__))
+    return found
 
 
-def own_settings(reference: nn.Module, candidate: nn.Module) -> list[str]:
-    """A sentence for each plain attribute that differs, but for the training mode."""
+def own_settings(reference: nn.Module, candidate: nn.Module) -> list[Setting]:
+    """The plain attributes that differ, but for the training mode."""
     settings = _settings(plain_attributes(reference), plain_attributes(candidate), "", _MAX_DEPTH)
     return _unequal(setting for setting in settings if setting[0] != "training")
 
@@ -156,10 +189,6 @@ def _are_related(reference: nn.Module, candidate: nn.Module) -> bool:
     kinds = type(as_written(reference)), type(as_written(candidate))
     related = issubclass(*kinds) or issubclass(kinds[1], kinds[0])
     return related or kinds[0].__name__ == kinds[1].__name__
-
-
-def _apart(what: str, reference: str, candidate: str) -> str:
-    return f"Its {what} is {reference} in the reference and {candidate} in the candidate."
 
 
 def _held(module: nn.Module, called: Collection[str]) -> dict[str, torch.Tensor]:
@@ -191,27 +220,32 @@ def _holders(value: object, path: str, depth: int) -> Iterator[tuple[str, object
                 yield from _holders(part, f"{path}.{key}", depth + 1)
 
 
-def _objects_apart(r: object, c: object, tolerance: Tolerance) -> str:
-    """How two tensors, or dataclasses with tensors in them, differ in words; "" if they do not."""
+def _objects_apart(r: object, c: object, tolerance: Tolerance) -> ParameterDifference | None:
+    """How two tensors, or dataclasses with tensors in them, differ; None if they do not."""
     if c is None:
-        return ""  # of another make altogether: the candidate may not need it
+        return None  # a different implementation altogether: the candidate may not need it
     if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor):
         if r.shape != c.shape:
-            return f"{describe(r)} against {describe(c)}"
-        return _values_apart(r, c.to(r.device), tolerance) or ""
+            return _forms(describe(r), describe(c))
+        return _values_apart(r, c.to(r.device), tolerance)
+    others = _forms(type(r).__name__, type(c).__name__)
     if not dataclasses.is_dataclass(r) or isinstance(r, type):
-        return f"{type(r).__name__} against {type(c).__name__}"
-    apart = []
+        return others
+    parts = {}
     for name in (f.name for f in dataclasses.fields(r) if not f.name.startswith("_")):
         if not hasattr(c, name):
-            return f"{type(r).__name__} against {type(c).__name__}"
+            return others
         left, right = getattr(r, name), getattr(c, name)
         if isinstance(left, torch.Tensor):
-            if text := _objects_apart(left, right, tolerance):
-                apart.append(f"`{name}` {text}")
+            if apart := _objects_apart(left, right, tolerance):
+                parts[name] = apart
         elif left != right:
-            apart.append(f"`{name}` {left} against {right}")
-    return ", ".join(apart)
+            parts[name] = _forms(left, right)
+    return ParameterDifference(ParameterKind.PARTS, parts=parts) if parts else None
+
+
+def _forms(r: object, c: object) -> ParameterDifference:
+    return ParameterDifference(ParameterKind.FORMS, True, str(r), str(c))
 
 
 def _settings(
@@ -233,8 +267,8 @@ def _settings(
             yield from _settings(*parts, f"{path}{name}.", depth + 1)
 
 
-def _unequal(settings: Iterable[tuple[str, object, object]]) -> list[str]:
-    return [_apart(f"`{name}`", repr(r), repr(c)) for name, r, c in settings if r != c]
+def _unequal(settings: Iterable[tuple[str, object, object]]) -> list[Setting]:
+    return [Setting(name, repr(r), repr(c)) for name, r, c in settings if r != c]
 
 
 def _equal(r: torch.Tensor, c: torch.Tensor) -> bool:
@@ -248,7 +282,7 @@ def _fitted_factor(r: torch.Tensor, c: torch.Tensor) -> float:
 
 def _values_apart(
     r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance, factor: float | None = 1.0
-) -> str | None:
+) -> ParameterDifference | None:
     limit = 0.0 if r.dtype == c.dtype else tolerance.limit(r.dtype, c.dtype)
     if factor is None:
         factor = _fitted_factor(r.double(), c.double())
@@ -258,10 +292,12 @@ def _values_apart(
     if difference.mismatched == 0 and difference.relative_peak <= limit:
         return None
     if r.dim() == 0:
-        return f"{figure(r.item())} against {figure(c.item())}"
+        return _forms(figure(r.item()), figure(c.item()))
     peak = torch.unravel_index(torch.tensor(difference.peak_index), r.shape)
     index = tuple(int(i) for i in peak)
-    return (
-        f"PEIR {figure(difference.peir)}, most at {list(index)}: {figure(r[index].item())} "
-        f"against {figure(c[index].item())}"
-    )
+    left, right = _number(r[index].item()), _number(c[index].item())
+    return ParameterDifference(ParameterKind.VALUES, True, left, right, difference.peir, index)
+
+
+def _number(value: complex) -> float | str:
+    return str(value) if isinstance(value, complex) else float(value)

@@ -28,7 +28,7 @@ _MOST_SUSPECTS = 4
 
 @dataclass(frozen=True)
 class Suspect:
-    """An argument that was handed down wrongly, by `giver`, in `calls`."""
+    """An argument that was passed wrongly, by `giver`, in `calls`."""
 
     argument: str
     giver: CallKey | None

@@ -1,6 +1,7 @@
 """Evidence: runs with one of the reference's values in place, and what they show."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from tracer.diagnosis.propagation import INHERITED
 from tracer.interventions.experiment import Experiment, Run, failure_in_words
@@ -9,10 +10,28 @@ from tracer.interventions.trial import Replacements, Trial
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallRecord, Row, first_divergence
 from tracer.tensors.known_mistakes import Fit
-from tracer.text import figure, module_in_words, place
 
-# What is said where nothing may be tried.
-NOT_TRIED = "Not confirmed: a second run was not asked for."
+
+class Outcome(StrEnum):
+    """What a run with the reference's value in place has led to."""
+
+    NOT_TRIED = "not_tried"  # nothing may be run again
+    NOT_REPLACED = "not_replaced"  # the value cannot be put there
+    RAISED = "raised"  # a model did
+    STILL_THERE = "still_there"
+    STILL_DIVERGES = "still_diverges"  # what remains is no other divergence
+    FALLS = "falls"  # the error of the value does
+    ANOTHER_REMAINS = "another_remains"  # likewise, and there is another divergence
+    ANOTHER_FOLLOWS = "another_follows"  # it is gone; another begins from inputs that agree
+    ALL_AGREES = "all_agrees"
+    AFTER_AGREES = "after_agrees"  # everything after the call
+    RUNS = "runs"  # the candidate no longer raises
+
+
+_UNCONFIRMED = (
+    *(Outcome.NOT_TRIED, Outcome.NOT_REPLACED, Outcome.RAISED),
+    *(Outcome.STILL_THERE, Outcome.STILL_DIVERGES),
+)
 
 
 @dataclass(frozen=True)
@@ -20,16 +39,27 @@ class Proof:
     """What a run with the reference's value in place has shown.
 
     Attributes:
-        confirmed: the divergence was gone.
-        text: the same in words, with figures.
-        mistakes: known kinds of mistake that explain it.
-        trial: what was replaced.
+        outcome: what it led to.
+        trial: what was replaced; None where nothing was tried.
+        falls: the value before and after, where its error fell.
+        final: the model's own output before and after, where it had disagreed.
+        remaining: the divergence that is left.
+        error: what a model raised.
+        mistakes: known kinds of mistake that explain the divergence.
     """
 
-    confirmed: bool
-    text: str
-    mistakes: tuple[Fit, ...] = ()
+    outcome: Outcome
     trial: Replacements | None = None
+    falls: tuple[Row, Row] | None = None
+    final: tuple[Row, Row] | None = None
+    remaining: Row | None = None
+    error: str = ""
+    mistakes: tuple[Fit, ...] = ()
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the divergence was gone."""
+        return self.outcome not in _UNCONFIRMED
 
 
 @dataclass(frozen=True)
@@ -75,7 +105,7 @@ class Evidence:
             trial.restore()
         return TrialRun(run.comparer, run.failure, trial.applied, tuple(trial.mistakes))
 
-    def clears(self, trial: Replacements, start: Row, given: str) -> Proof | None:
+    def clears(self, trial: Replacements, start: Row) -> Proof | None:
         """The proof, if a trial makes the value agree; None if it does not.
 
         Of a value that agreed all the same, and was followed back to, the error has to fall.
@@ -88,21 +118,19 @@ class Evidence:
             return None
         if start.agrees and after.error > INHERITED * start.error:
             return None
-        falls = f"{_falls(start, after)}{self._final(run)}"
-        return Proof(True, f"Confirmed: with {given}, {falls}.", trial=trial)
+        return Proof(Outcome.FALLS, trial, (start, after), self._final(run))
 
-    def confirm(self, trial: Replacements, start: Row, given: str) -> Proof:
-        """Runs with the reference's value in place and says what is left of the divergence."""
+    def confirm(self, trial: Replacements, start: Row) -> Proof:
+        """Runs with the reference's value in place: what is left of the divergence?"""
         if not self.may_run:
-            return Proof(False, NOT_TRIED)
+            return Proof(Outcome.NOT_TRIED)
         run = self.run(trial, watch=start)
-        confirmed, text = self._outcome(trial, start, run)
+        proof = self._outcome(trial, start, run)
         mistakes = run.mistakes
         if trial.parameters is not None:
             # With the reference's parameters in place there was nothing left to fit.
-            mistakes = self.run(Replacements(), watch=start).mistakes if confirmed else ()
-        word = "Confirmed" if confirmed else "Not confirmed"
-        return Proof(confirmed, f"{word}: with {given}, {text}.", mistakes, trial)
+            mistakes = self.run(Replacements(), watch=start).mistakes if proof.confirmed else ()
+        return replace(proof, mistakes=mistakes)
 
     def confirm_inside(self, record: CallRecord, otherwise: Proof) -> Proof:
         """Whether everything after a call agrees once it returns the reference's output."""
@@ -115,49 +143,39 @@ class Evidence:
             return otherwise
         if first_divergence([row for row in run.rows if row.order > again.end]) is not None:
             return otherwise
-        text = (
-            f"Confirmed: with the reference's output of {module_in_words(record.module)}, "
-            f"everything after it agrees{self._final(run)}."
-        )
-        return Proof(True, text, otherwise.mistakes, trial)
+        final = self._final(run)
+        return Proof(Outcome.AFTER_AGREES, trial, final=final, mistakes=otherwise.mistakes)
 
-    def _outcome(self, trial: Replacements, start: Row, run: TrialRun) -> tuple[bool, str]:
-        """Whether a trial took the divergence away, and what it led to in words."""
+    def _outcome(self, trial: Replacements, start: Row, run: TrialRun) -> Proof:
+        """What a trial led to."""
         if run.failure is not None:
-            return False, failure_in_words(run.failure)
+            return Proof(Outcome.RAISED, trial, error=failure_in_words(run.failure))
         if not run.applied:
-            return False, "which cannot be put in its place, nothing was shown"
+            return Proof(Outcome.NOT_REPLACED, trial)
         after = run.row(start)
         if self._forced:
             # Nothing is inherited: what disagrees elsewhere has other causes.
             gone = after is not None and (after.agrees or after.error <= INHERITED * start.error)
             if after is None or not gone:
-                return False, "it is still there"
-            return True, _falls(start, after)
+                return Proof(Outcome.STILL_THERE, trial)
+            return Proof(Outcome.FALLS, trial, (start, after))
         left = first_divergence(run.rows)
         if left is None:
-            return True, f"everything agrees{self._final(run)}"
-        remains = f"it still diverges at {place(left)}"
+            return Proof(Outcome.ALL_AGREES, trial, final=self._final(run))
+        remains = Proof(Outcome.STILL_DIVERGES, trial, remaining=left)
         if after is None or after.error > INHERITED * start.error or left.order < after.order:
-            return False, remains
+            return remains
         if trial.parameters is not None:
-            return True, f"{_falls(start, after)}; a divergence at {place(left)} remains"
+            return Proof(Outcome.ANOTHER_REMAINS, trial, (start, after), remaining=left)
         inherited = max((row.error for row in run.inputs(left)), default=0.0)
         if inherited >= INHERITED * left.error:
-            return False, remains
-        return True, (
-            f"it is gone; another divergence follows at {place(left)}, PEIR {figure(left.peir)}, "
-            "from inputs that agree"
-        )
+            return remains
+        return Proof(Outcome.ANOTHER_FOLLOWS, trial, remaining=left)
 
-    def _final(self, run: Run) -> str:
-        """How the model's own output changes: ", and PEIR at ... falls from 0.6 to 5e-07"."""
+    def _final(self, run: Run) -> tuple[Row, Row] | None:
+        """The model's own output before and after, where it had disagreed."""
         last = next((row for row in reversed(self._rows) if row.is_output), None)
         after = None if last is None else run.row(last)
         if last is None or after is None or last.agrees:
-            return ""
-        return f", and {_falls(last, after)}"
-
-
-def _falls(before: Row, after: Row) -> str:
-    return f"PEIR at {place(before)} falls from {figure(before.peir)} to {figure(after.peir)}"
+            return None
+        return last, after

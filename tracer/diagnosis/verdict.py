@@ -8,18 +8,18 @@ value replaced by the reference's: if the divergence is gone, the suspect is con
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tracer.diagnosis.origin import Finding, Origin, Search
+from tracer.diagnosis.finding import Finding, Origin
+from tracer.diagnosis.origin import Search
 from tracer.diagnosis.other_origins import other_findings
+from tracer.diagnosis.parameters import Setting
 from tracer.execution.side import Failure
 from tracer.interventions.experiment import Experiment
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.remarks import RemarkKind
 from tracer.measurement.rows import Row, first_divergence
-from tracer.tensors.leaves import dtype_name
 from tracer.tensors.value_path import OUTPUT, ValuePath
-from tracer.text import FEW, figure, module_in_words, place, size
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,80 @@ class Symptom:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """How many values there are of a kind, and the first of them."""
+
+    count: int
+    first: Row | None
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Tally":
+        """Counts some rows."""
+        return cls(len(rows), rows[0] if rows else None)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What there is to know of models that agree.
+
+    Attributes:
+        worst: the value with the largest error; None where nothing was measured.
+        nonfinite: how many elements are not finite, on both sides alike.
+        padded: values that differ at padded positions only.
+        masks: attention masks that let different positions through.
+        coarse: values of the candidate's that are of a coarser dtype.
+        settings: those that differ, each with its module.
+    """
+
+    worst: Row | None
+    nonfinite: int
+    padded: Tally
+    masks: Tally
+    coarse: Tally
+    settings: tuple[tuple[str, Setting], ...]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far a divergence goes: of the `outputs` after it, how many disagree, and the last."""
+
+    outputs: int
+    disagreeing: int
+    last: Row
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where models diverge, and why.
+
+    Attributes:
+        findings: one for each origin, in execution order.
+        first: the first value that disagrees; None where the candidate raised before there was one.
+        introduced: the value to which its error was followed back.
+        one_sided: (side, module, call index) of calls that the other side did not make, without
+            those inside them.
+        spread: how far it goes; None where no output comes after it.
+    """
+
+    findings: tuple[Finding, ...]
+    first: Row | None = None
+    introduced: Row | None = None
+    one_sided: tuple[tuple[str, str, int], ...] = ()
+    spread: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The user has ended the run.
+
+    Attributes:
+        first: the first value that disagreed until then.
+    """
+
+    first: Row | None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a comparison found.
 
@@ -51,9 +125,11 @@ class Verdict:
         symptom, origin: None if it agrees.
         origins: every module that diverges although its inputs are right, in execution order; the
             first is `origin`.
+        why_not_tried: why the origin could not be confirmed, in a clause, if for a recording.
+        beside: what else was found, of types that `tracer.explain` knows.
         confirmed: giving the candidate the reference's value at the origin takes the divergence
             away.
-        explanation: the finding in words, several lines.
+        details: what was found, as data.
         mistakes: known kinds of mistake that explain the first divergence, best first.
     """
 
@@ -61,9 +137,22 @@ class Verdict:
     symptom: Symptom | None
     origin: Origin | None
     confirmed: bool
-    explanation: str
+    details: Agreement | Divergence | Ended
     mistakes: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
+    why_not_tried: str = ""
+    beside: tuple[object, ...] = ()
+
+    @property
+    def explanation(self) -> str:
+        """The finding in words, several lines."""
+        import tracer
+
+        return tracer.explain(self)
+
+    def with_beside(self, *findings: object) -> "Verdict":
+        """The verdict with further findings."""
+        return replace(self, beside=(*self.beside, *findings))
 
 
 def judge(
@@ -97,36 +186,21 @@ def judge(
     others = []
     if may_run and failure is None:
         others = other_findings(finding, start, search)
-    lines = [
-        f"First visible at {place(first)}{size(first)}.",
-        "" if start is first else f"It was introduced at {place(start)}{size(start)}.",
-        *finding.lines,
-        *(f"It looks as if the candidate were {fit}." for fit in finding.mistakes[:2]),
-        *_one_sided_calls(one_sided),
-        _spread(comparer.rows, first),
-        *_other_origins(others),
-    ]
     return Verdict(
         agrees=False,
         symptom=Symptom(first.module, first.call, first.value, first.peir),
         origin=finding.origin,
         confirmed=finding.confirmed,
-        explanation="\n".join(line for line in lines if line),
+        details=Divergence(
+            (finding, *others),
+            first,
+            None if start is first else start,
+            _outermost(one_sided),
+            _spread(comparer.rows, first),
+        ),
         mistakes=tuple(fit.mistake for fit in finding.mistakes),
         origins=(finding.origin, *(other.origin for other in others)),
     )
-
-
-def _other_origins(others: Sequence[Finding]) -> list[str]:
-    """A paragraph for each further origin."""
-    if not others:
-        return []
-    count = "One more origin" if len(others) == 1 else f"{len(others)} more origins"
-    lines = [f"{count}, each with the reference's values before it:"]
-    for number, other in enumerate(others, start=2):
-        first, *rest = other.lines
-        lines += [f"{number}. {first}", *(f"   {line.strip()}" for line in rest)]
-    return lines
 
 
 def judge_ended(rows: Sequence[Row]) -> Verdict:
@@ -134,14 +208,11 @@ def judge_ended(rows: Sequence[Row]) -> Verdict:
 
     Where a divergence began is left open, since it takes further runs to tell.
     """
-    lines = ["The run was ended by the user, before the models came to their end."]
     first = first_divergence(rows)
-    if first is None:
-        lines.append("What was compared until then agrees; a whole run says whether the rest does.")
-        return Verdict(False, None, None, False, "\n".join(lines))
-    lines.append(f"First visible at {place(first)}{size(first)}; a whole run says where it began.")
-    symptom = Symptom(first.module, first.call, first.value, first.peir)
-    return Verdict(False, symptom, None, False, "\n".join(lines))
+    symptom = None
+    if first is not None:
+        symptom = Symptom(first.module, first.call, first.value, first.peir)
+    return Verdict(False, symptom, None, False, Ended(first))
 
 
 def _raising(search: Search, failure: Failure) -> Verdict:
@@ -157,7 +228,7 @@ def _raising(search: Search, failure: Failure) -> Verdict:
         symptom=Symptom(record.module, record.call, OUTPUT, math.inf),
         origin=finding.origin,
         confirmed=finding.confirmed,
-        explanation="\n".join(finding.lines),
+        details=Divergence((finding,)),
         origins=(finding.origin,),
     )
 
@@ -165,71 +236,32 @@ def _raising(search: Search, failure: Failure) -> Verdict:
 def _agreement(search: Search) -> Verdict:
     rows = search.trail.rows
     measured = [row for row in rows if row.difference is not None]
-    worst = max(measured, key=lambda row: row.error, default=None)
-    text = "The models agree"
-    if worst is not None and worst.error == 0.0:
-        text += ": every compared value is equal"
-    elif worst is not None:
-        text += f": the largest PEIR is {figure(worst.peir)}, at {place(worst)}"
-        details = [f"limit {figure(worst.limit)}"] if worst.limit else []
-        details += [worst.note] if worst.note else []
-        text += f" ({'; '.join(details)})" if details else ""
-    nonfinite = sum(row.difference.reference_nonfinite for row in measured if row.difference)
-    lines = [f"{text}."]
-    if nonfinite:
-        lines.append(
-            f"{nonfinite} compared elements are NaN or infinite on both sides alike; the models "
-            "agree on them, but look whether they should be there."
-        )
-    padded = [row for row in rows if row.has(RemarkKind.PADDED)]
-    if padded:
-        lines.append(
-            f"{len(padded)} values differ at padded positions only, which nothing visible depends "
-            f"on: first {place(padded[0])}."
-        )
-    masks = [row for row in rows if not row.agrees]
-    if masks:
-        lines.append(
-            f"{len(masks)} attention masks let different positions through, without any effect on "
-            f"a computed value: first {place(masks[0])}, {masks[0].note}."
-        )
-    coarse = [row for row in measured if search.tolerance.is_coarse(row.candidate_dtype, row.dtype)]
-    if coarse:
-        lines.append(
-            f"{len(coarse)} values of the candidate are of a coarser dtype, which was allowed its "
-            f"own rounding: first {place(coarse[0])}, {dtype_name(coarse[0].candidate_dtype)} for "
-            f"{dtype_name(coarse[0].dtype)}."
-        )
-    settings = search.differing_settings()
-    if settings:
-        lines.append("Settings differ without an effect beyond the tolerance:")
-        lines += [f"  {sentence}" for sentence in settings[:FEW]]
-        lines += [f"  and {len(settings) - FEW} more"] if len(settings) > FEW else []
-    return Verdict(True, None, None, False, "\n".join(lines))
+    is_coarse = search.tolerance.is_coarse
+    details = Agreement(
+        worst=max(measured, key=lambda row: row.error, default=None),
+        nonfinite=sum(row.difference.reference_nonfinite for row in measured if row.difference),
+        padded=Tally.of([row for row in rows if row.has(RemarkKind.PADDED)]),
+        masks=Tally.of([row for row in rows if not row.agrees]),
+        coarse=Tally.of([row for row in measured if is_coarse(row.candidate_dtype, row.dtype)]),
+        settings=tuple(search.differing_settings()),
+    )
+    return Verdict(True, None, None, False, details)
 
 
-def _spread(rows: Sequence[Row], first: Row) -> str:
+def _spread(rows: Sequence[Row], first: Row) -> Spread | None:
     """How far the damage goes."""
     later = [row for row in rows if row.is_output and row.order > first.order]
     if not later:
-        return ""
-    wrong = sum(not row.agrees for row in later)
-    last = later[-1]
-    return (
-        f"Of {len(later)} outputs after it, {wrong} disagree; {place(last)} ends at PEIR "
-        f"{figure(last.peir)}."
-    )
+        return None
+    return Spread(len(later), sum(not row.agrees for row in later), later[-1])
 
 
-def _one_sided_calls(calls: Sequence[tuple[str, str, int]]) -> list[str]:
-    """A line for each module that only one side called, without the modules inside it."""
+def _outermost(calls: Sequence[tuple[str, str, int]]) -> tuple[tuple[str, str, int], ...]:
+    """The calls that only one side made, without those of modules inside others of them."""
     names = {(side, name) for side, name, _ in calls}
-    lines = []
+    kept = []
     for side, name, call in calls:
         above = name.split(".")
-        inside = any((side, ".".join(above[:n])) in names for n in range(1, len(above)))
-        if not inside:
-            other = "candidate" if side == "reference" else "reference"
-            index = f" (call {call})" if call else ""
-            lines.append(f"The {side} calls {module_in_words(name)}{index}, the {other} does not.")
-    return lines[:FEW]
+        if not any((side, ".".join(above[:n])) in names for n in range(1, len(above))):
+            kept.append((side, name, call))
+    return tuple(kept)

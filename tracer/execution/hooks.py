@@ -2,7 +2,7 @@
 
 This is the only room with hooks. `hooked` attaches them to every module of one or two models and
 takes them off whatever happens; a `Recorder` turns what they see on one side into `Call`s with
-names, call indices and parents, and hands each start and end to a listener. Hooks read; only a
+names, call indices and parents, and passes each start and end to a listener. Hooks read; only a
 listener's answer (the counterfactual check) ever changes what a module is given or returns.
 """
 
@@ -20,13 +20,17 @@ from types import FrameType
 import torch
 from torch import nn
 
+from tracer.errors import UsageError
 from tracer.execution.torch_internals import (
     as_written,
     call_replaced,
     calls_compiled,
     is_compiled,
+    is_inside_transform,
+    takes_fused_path,
 )
 from tracer.tensors.leaves import describe, tensor_leaves
+from tracer.text import module_in_words
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _TRACER = f"{Path(__file__).parents[1]}{os.sep}"
@@ -92,14 +96,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class NewArguments:
-    """A listener's answer at a start: arguments to use in place of those that were given."""
+    """A listener's answer at a start: arguments to use instead of those that were given."""
 
     values: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class NewOutput:
-    """A listener's answer at an end: a value to return in place of what was computed."""
+    """A listener's answer at an end: a value to return instead of what was computed."""
 
     value: object
 
@@ -110,7 +114,7 @@ Listener = Callable[[Call, Phase], Answer]
 
 @dataclass(eq=False)
 class Recorder:
-    """Turns the hooks of one model into calls and tells a listener of each start and end.
+    """Turns the hooks of one model into calls and reports each start and end to a listener.
 
     Attributes:
         names: the module's name by `id(module)`; a module outside this mapping is not seen.
@@ -137,6 +141,11 @@ class Recorder:
         name = self.names.get(id(module))
         if name is None:
             return None
+        if is_inside_transform():
+            raise UsageError(
+                f"{module_in_words(name)} is called inside a transform of torch.func (vmap, grad, "
+                "jacrev), where its tensors hold no values of their own: trace the model without it"
+            )
         parent = self._stack[-1] if self._stack else None
         positional = self._parameter_names(module, len(args))
         arguments = dict(zip(positional, args, strict=True))
@@ -183,6 +192,13 @@ class Recorder:
         self._stack.pop()
         return answer.value if isinstance(answer, NewOutput) else None
 
+    def left_by(self, exception: BaseException) -> Call | None:
+        """The innermost call that an exception was raised in; None outside all modules."""
+        if self.raised is not None and self.raised[0] is exception:
+            return self.raised[1]
+        # PyTorch calls no hooks for what is no `Exception`, such as SystemExit.
+        return self._stack[-1] if self._stack and not isinstance(exception, Exception) else None
+
     def in_progress(self) -> Iterator[Call]:
         """The calls that have begun and not ended, the outermost first."""
         yield from self._stack
@@ -202,7 +218,8 @@ def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) 
 
     A module that several models share is hooked once. Modules inside a compiled or scripted module
     are left alone: their hooks would be traced into the compiled code, or never run. That module
-    itself takes no hooks, or only in its compiled code; its call is seen from around it.
+    itself takes no hooks, or only in its compiled code; its call is seen from around it. So is that
+    of a module which PyTorch computes in one piece, and otherwise as soon as it has hooks.
     """
 
     def on_start(
@@ -256,12 +273,17 @@ def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def hides_children(module: nn.Module) -> bool:
-    """Whether the calls inside a module cannot be seen, because it is compiled or scripted."""
-    return is_compiled(module) or isinstance(module, torch.jit.ScriptModule)
+    """Whether the calls inside a module cannot be seen, as it is compiled, scripted or fused."""
+    return (
+        is_compiled(module)
+        or isinstance(module, torch.jit.ScriptModule)
+        or takes_fused_path(module)
+    )
 
 
 def _takes_no_hooks(module: nn.Module) -> bool:
-    return calls_compiled(module) or isinstance(module, torch.jit.ScriptModule)
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return calls_compiled(module) or scripted or takes_fused_path(module)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Runs reference and candidate together, one at a time, and hands over at each call.
+"""Runs reference and candidate together, one at a time, and switches at each call.
 
 Both models run as greenlets of one thread. At each start and end of a candidate's call the
 reference is advanced to the same event of the paired module; a visitor then sees both calls while

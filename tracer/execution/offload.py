@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,20 @@ def load_instead(module: nn.Module, name: str, value: torch.Tensor) -> Callable[
     return undo
 
 
-def copy_model(model: nn.Module, shared: Iterable[torch.Tensor] = ()) -> Any:
+def copy_model(
+    model: nn.Module,
+    shared: Iterable[torch.Tensor] = (),
+    aliases: Mapping[int, torch.Tensor] | None = None,
+) -> Any:
     """A copy of a model of any kind; offloaded weights stay where they are, for both to load.
 
     Args:
         shared: tensors that the copy is to hold as well, not copies of them.
+        aliases: by `id` of a tensor, what the copy is to hold instead.
     """
     maps = (hook.weights_map for hook in _hooks(model))
     kept: dict[int, object] = {id(value): value for value in (*shared, *maps)}
+    kept.update(aliases or {})
     made = copy.deepcopy(model, kept)
     for module in made.modules():
         # They would move the original.

@@ -1,4 +1,4 @@
-"""One long forward pass, told again as if it had been a prefill and decode steps.
+"""One long forward pass, reported as if it had been a prefill and decode steps.
 
     reference = tracer.Stepped(model, steps=16)
     tracer.compare(reference, tracer.Stepping(prefill, decode, steps=16), inputs)
@@ -8,7 +8,7 @@ for each step, with what the step would have seen: of activations the positions 
 mask or of attention weights also the keys up to there, of a cache the positions so far. Pairing,
 comparison, verdict and counterfactual take them for the calls of a model that steps.
 
-What cannot be told apart (a value with no dimension as long as the sequence, or with two where one
+What cannot be separated (a value with no dimension as long as the sequence, or with two where one
 is expected) is left out, and so is what was edited in place afterwards; the coverage counts it.
 Memory holds the values of one forward pass.
 """
@@ -114,29 +114,29 @@ class Replay:
         for step in range(self.steps + 1):
             start = 0 if step == 0 else length - self.steps + step - 1
             window = _Window(step, start, length - self.steps + step, batch, length)
-            told: dict[Call, Call] = {}
+            reported: dict[Call, Call] = {}
             for kept, phase in self._events:
                 call = kept.call
                 if phase is Phase.START:
-                    told[call] = Call(
+                    reported[call] = Call(
                         name=call.name,
                         index=step * often[call.name] + call.index,
                         module=call.module,
                         arguments=self._arguments(kept, Phase.START, window),
                         positional=call.positional,
                         caller=call.caller,
-                        parent=None if call.parent is None else told[call.parent],
+                        parent=None if call.parent is None else reported[call.parent],
                     )
                 else:
                     assert kept.output is not None
-                    told[call].arguments = self._arguments(kept, phase, window)
-                    told[call].output = self._seen(kept.output, window)
-                yield told[call], phase
+                    reported[call].arguments = self._arguments(kept, phase, window)
+                    reported[call].output = self._seen(kept.output, window)
+                yield reported[call], phase
 
     def _arguments(self, kept: _Kept, phase: Phase, window: _Window) -> dict[str, object]:
         """What a step would have given to a call, or found there afterwards.
 
-        A call that made a cache itself is handed it, from the first step on.
+        A call that made a cache itself is given it, from the first step on.
         """
         taken = kept.given if phase is Phase.START else kept.left
         assert taken is not None
@@ -188,7 +188,7 @@ class Replay:
         return copy.deepcopy(cache, memo)
 
     def _part(self, tensor: torch.Tensor, place: _Place | LeftOut) -> torch.Tensor | LeftOut:
-        """A part of a tensor, which is the same object whenever it is asked for."""
+        """A part of a tensor, always as the same object."""
         if isinstance(place, LeftOut):
             return place
         key = id(tensor), place

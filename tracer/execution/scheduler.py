@@ -220,7 +220,7 @@ def _taken(event: Event, clone: bool) -> tuple[Call, object]:
     """The call as it is now, and the value that its event is about.
 
     A list that grows or a cache that is filled while the event waits must not change it. Edits of
-    a tensor are told by its version, but for inference tensors, which have none.
+    a tensor are seen by its version, but for inference tensors, which have none.
     """
     phase = event.key[2]
     value = snapshot(event.call.arguments if phase is Phase.START else event.call.output)

@@ -2,6 +2,7 @@
 
 import fnmatch
 import inspect
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -13,14 +14,15 @@ from torch.nn.parameter import is_lazy
 from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
 from tracer.execution.lockstep import Outcome, lockstep
-from tracer.execution.offload import unshare_offloaded
+from tracer.execution.module_state import may_edit_parameters, module_states_kept
+from tracer.execution.offload import copy_model, unshare_offloaded
 from tracer.execution.pairing import Pairing, pair
 from tracer.execution.scheduler import RunObserver, Visitor
 from tracer.execution.side import EventKey
 from tracer.execution.standin import Arguments, StandIn
-from tracer.execution.state import module_states_kept, random_state_kept
+from tracer.execution.state import ThreadState, random_state_kept
 from tracer.execution.stepping import stages_of
-from tracer.execution.torch_internals import as_written
+from tracer.execution.torch_internals import as_written, is_compiled
 from tracer.tensors.fingerprints import checksum
 from tracer.tensors.leaves import deep_copy, tensor_leaves
 from tracer.text import brief
@@ -42,6 +44,7 @@ class Session:
         for side, model in (("reference", reference), ("candidate", candidate)):
             _check_initialised(side, model)
         candidate = unshare_offloaded(reference, candidate)
+        reference, candidate = _apart(reference, candidate)
         self.reference = reference
         self.candidate = candidate
         self.pairing = pair(reference, candidate, rename)
@@ -89,12 +92,12 @@ class Session:
 
 
 def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
-    """Runs one model once on a copy of its inputs, and tells a listener of its calls.
+    """Runs one model once on a copy of its inputs, and reports its calls to a listener.
 
     Nothing is changed, as by `Session.run`.
 
     Raises:
-        InputError: the inputs are none that the model takes.
+        InputError: the model does not accept the inputs.
         UsageError: a lazy module has not been run yet.
         ModelRunError: the model raised.
         TracerError: what the listener raises.
@@ -102,25 +105,23 @@ def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
     _check_initialised("model", model)
     arguments = _arguments(inputs, model)
     names = {id(module): name for name, module in named_modules(model).items()}
-    recorder = Recorder(names, listener)
+    recorder, thread = Recorder(names, listener), threading.get_ident()
     with (
+        ThreadState.capture().kept(),
         torch.no_grad(),
         module_states_kept((model,)),
         random_state_kept(),
-        hooked((model,), lambda: recorder),
+        hooked((model,), lambda: recorder if threading.get_ident() == thread else None),
     ):
         args, kwargs = _copied(arguments, _as_it_is)
         try:
             model(*args, **kwargs)
-        except TracerError:
+        except (TracerError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raised = recorder.raised
-            where = ""
-            if raised is not None and raised[0] is error:
-                where = (
-                    f" in module {raised[1].name!r}" if raised[1].name else " in its own forward"
-                )
+        except BaseException as error:
+            where, call = "", recorder.left_by(error)
+            if call is not None:
+                where = f" in module {call.name!r}" if call.name else " in its own forward"
             raise ModelRunError(
                 f"the model raised {type(error).__name__}{where}: {brief(error)}"
             ) from error
@@ -133,6 +134,49 @@ def named_modules(model: nn.Module) -> dict[str, nn.Module]:
         for stage, part in stages_of(model).items()
         for name, module in visible_modules(part).items()
     }
+
+
+def _apart(reference: nn.Module, candidate: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Two models that share no module: what one edits while it runs, the other must not see.
+
+    The copy's parameters lie where the model's do. The models stay as they are where one reports
+    its calls afterwards, where nothing that they share has a state, and where they cannot be
+    copied.
+    """
+    modules = {id(module) for module in reference.modules()}
+    shared = [module for module in candidate.modules() if id(module) in modules]
+    if isinstance(reference, StandIn) or not any(
+        any(True for _ in module.parameters(recurse=False)) for module in shared
+    ):
+        return reference, candidate
+    try:
+        if not _is_compiled(candidate):
+            return reference, _copy_apart(candidate)
+        if not _is_compiled(reference):
+            return _copy_apart(reference), candidate
+    except Exception:  # whatever a model's own parts raise when they are copied
+        return reference, candidate
+    return reference, candidate
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        isinstance(module, torch.jit.ScriptModule) or is_compiled(module)
+        for module in model.modules()
+    )
+
+
+def _copy_apart(model: nn.Module) -> nn.Module:
+    copies = may_edit_parameters(model)
+    made: nn.Module = copy_model(
+        model,
+        aliases={
+            id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad)
+            for parameter in ([] if copies else model.parameters())
+            if type(parameter) is nn.Parameter
+        },
+    )
+    return made
 
 
 def _check_initialised(side: str, model: nn.Module) -> None:
@@ -174,7 +218,7 @@ def _inputs(inputs: Inputs | None, reference: nn.Module, candidate: nn.Module) -
     """Positional and keyword arguments: what was given, and what was recorded if nothing was.
 
     Raises:
-        InputError: nothing was given nor recorded, something else than was recorded, or nothing
+        InputError: nothing was given nor recorded, something other than was recorded, or nothing
             that the model can take.
     """
     models = reference, candidate

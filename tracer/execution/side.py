@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import greenlet
 
+from tracer.errors import TracerError
 from tracer.execution.hooks import Answer, Call, Phase, Recorder, calling_frame
 from tracer.execution.standin import EventSource
 from tracer.execution.state import RandomNumbers, ThreadState
@@ -120,7 +121,7 @@ class Side:
     def calling_frame(self) -> FrameType | None:
         """The frame that made the call that this side stands at.
 
-        None once it has ended, and where its events are told after its run.
+        None once it has ended, and where its events are reported after its run.
         """
         module = None
         for call in self.recorder.in_progress():
@@ -157,12 +158,10 @@ class Side:
                     self._on_event(reported, phase)
                     if phase is Phase.END:
                         self._reported.remove(reported)
-        except greenlet.GreenletExit:
+        except (greenlet.GreenletExit, KeyboardInterrupt, Ended, TracerError):
             raise
-        except Exception as exception:
-            raised = self.recorder.raised
-            call = raised[1] if raised is not None and raised[0] is exception else None
-            self.failure = Failure(self.label, call, exception)
+        except BaseException as exception:  # sys.exit() in a forward is a mistake like any other
+            self.failure = Failure(self.label, self.recorder.left_by(exception), exception)
         finally:
             self.finished = True
 

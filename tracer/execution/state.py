@@ -1,26 +1,23 @@
-"""What outlives a hand-over between two models that run in one thread, or a call that is a trial.
+"""What outlives a switch between two models that run in one thread, or a call that is a trial.
 
-Random numbers, what modules keep from call to call, and what a model may have switched on around a
-call: gradients, autocast, inference mode, a default dtype or device, function and dispatch modes.
-Neither model must see the other's.
+Random numbers, and what a model may have switched on around a call: gradients, autocast, inference
+mode, a default dtype or device, function and dispatch modes. Neither model must see the other's.
 """
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from tracer.execution import torch_internals
 from tracer.execution.hooks import Call, Phase
 from tracer.execution.torch_internals import TorchDispatchMode
-from tracer.tensors.leaves import version_of
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -90,59 +87,6 @@ def random_state_kept() -> Iterator[None]:
         yield
     finally:
         states.write()
-
-
-@contextmanager
-def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts back what modules keep from call to call; see `ModuleStates`.
-
-    No run may see what an earlier one has left: running statistics, a recurrent state, a cache.
-    """
-    states = ModuleStates.read(models)
-    try:
-        yield
-    finally:
-        states.write()
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleStates:
-    """What modules keep from call to call: their attributes and the values of buffers."""
-
-    attributes: list[tuple[dict[str, Any], dict[str, Any]]]
-    buffers: list[tuple[torch.Tensor, torch.Tensor, int | None]]
-
-    @classmethod
-    def read(cls, models: Sequence[nn.Module]) -> "ModuleStates":
-        """Those of the models and all modules inside them."""
-        modules = {id(m): m for model in models for m in model.modules()}.values()
-        return cls(
-            attributes=[
-                (place, dict(place))
-                for module in modules
-                if not isinstance(module, torch.jit.ScriptModule)
-                for place in (vars(module), module._buffers)
-            ],
-            # Batch normalisation in training mode writes past the version counters.
-            buffers=[
-                (buffer, buffer.detach().clone(), None if module.training else version_of(buffer))
-                for module in modules
-                for buffer in module.buffers(recurse=False)
-            ],
-        )
-
-    def write(self) -> None:
-        """Puts them back."""
-        for buffer, kept, version in self.buffers:
-            if version is None or version_of(buffer) != version:
-                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                    buffer.copy_(kept)
-        for place, before in self.attributes:
-            for name in place.keys() - before.keys():
-                del place[name]
-            for name, value in before.items():
-                if place.get(name) is not value:
-                    place[name] = value
 
 
 @dataclass(frozen=True, slots=True)

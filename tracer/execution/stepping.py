@@ -113,8 +113,8 @@ class Stepping(Driver):
 class Stepped(Driver, StandIn):
     """A reference that runs once over all positions, and is compared as if it had stepped.
 
-    Its calls are told once for each step, to be compared with those of a `Stepping`. Memory holds
-    the values of one forward pass meanwhile.
+    Its calls are reported once for each step, to be compared with those of a `Stepping`. Memory
+    holds the values of one forward pass meanwhile.
 
     Args:
         model: takes whole sequences.

@@ -95,9 +95,30 @@ def call_replaced(
             module.__dict__["_compiled_call_impl"] = compiled
 
 
-def is_inside_transform(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is one that `vmap`, `grad`, `jvp` and the like of torch.func pass on."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+def is_inside_transform() -> bool:
+    """Whether this is called inside `vmap`, `grad`, `jvp` or another transform of torch.func."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def takes_fused_path(module: nn.Module) -> bool:
+    """Whether a module computes all in one call of PyTorch's, unless hooks are inside it.
+
+    Its numbers are others then, and the modules inside are not called.
+    """
+    if not isinstance(module, nn.TransformerEncoderLayer) or module.training:
+        return False
+    attention = module.self_attn
+    return (
+        torch.backends.mha.get_fastpath_enabled()
+        and type(module).forward is nn.TransformerEncoderLayer.forward
+        and attention.batch_first
+        and attention.in_proj_bias is not None
+        and attention._qkv_same_embed_dim
+        and attention.num_heads % 2 == 0
+        and bool(module.activation_relu_or_gelu)
+        and module.norm1.eps == module.norm2.eps
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    )
 
 
 def written_arguments(operator: Any) -> list[tuple[int, str]]:

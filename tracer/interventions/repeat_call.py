@@ -11,12 +11,8 @@ import torch
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
-from tracer.execution.state import (
-    ModuleStates,
-    RandomStates,
-    module_states_kept,
-    random_state_kept,
-)
+from tracer.execution.module_state import ModuleStates, module_states_kept
+from tracer.execution.state import RandomStates, random_state_kept
 from tracer.tensors.leaves import deep_copy
 
 
@@ -57,7 +53,7 @@ class Recall:
                 stack.enter_context(context)
             try:
                 output = module(*(arguments[key] for key in positional), **keywords)
-            except Exception as error:
+            except (Exception, SystemExit, GeneratorExit) as error:
                 raise ModelRunError(
                     f"module {self._call.name!r} ({type(module).__name__}) raised "
                     f"{type(error).__name__} when it was called again to isolate its error: {error}"

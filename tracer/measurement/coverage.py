@@ -8,8 +8,14 @@ from torch import nn
 from tracer.execution.hooks import hides_children
 from tracer.execution.lockstep import Outcome
 from tracer.execution.pairing import Pairing
+from tracer.execution.torch_internals import takes_fused_path
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
+
+_FUSED = (
+    "hidden: PyTorch computes the module around it in one piece, and with hooks inside otherwise; "
+    "torch.backends.mha.set_fastpath_enabled(False) before the run opens it"
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,19 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         if name not in pairing.pairs:
             one_sided.add(name)
             reasons.setdefault(name, _why_unseen(name, hidden, "reference"))
+    inside = [
+        f"{target}.{name}".strip(".")
+        for own, target in hidden
+        for module in (pairing.reference[target], pairing.candidate[own])
+        if takes_fused_path(module)
+        for name, _ in module.named_modules()
+    ]
+    unseen = [name for name in dict.fromkeys(inside) if name not in pairing.reference]
+    reasons.update(dict.fromkeys(unseen, _FUSED))
     measured = [row for row in comparer.rows if row.difference is not None]
     return Coverage(
         paired_modules=tuple(name for name in pairing.reference if name in paired),
-        reference_only=tuple(name for name in pairing.reference if name not in paired),
+        reference_only=tuple(n for n in (*pairing.reference, *unseen) if n not in paired),
         candidate_only=tuple(name for name in pairing.candidate if name in one_sided),
         reasons=reasons,
         compared_calls=len({(row.module, row.call) for row in measured}),
@@ -121,7 +136,7 @@ def _why_unseen(name: str, hidden: Sequence[tuple[str, str]], other_side: str) -
     for outer, counterpart in hidden:
         if not outer or name.startswith(f"{outer}."):
             place = f"`{counterpart}`" if counterpart else "the root"
-            return f"hidden: {place} of the {other_side} is compiled or scripted"
+            return f"hidden: {place} of the {other_side} is compiled, scripted or fused"
     return f"the {other_side} has no such module"
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tracer.models.inputs.processors import Processor
     from tracer.models.loading import Loaded
 
-_PASSAGE = 24  # words of a text that are said with an image
+_PASSAGE = 24  # words of a text that go with an image
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def _of_photos(
         asked = replace(request, prompt=prompts[i % len(prompts)])
         parts = [crop(image, generator) for image in images]
         batches.append(from_images(processor, asked, parts)[0])
-    said = "other questions" if file is None else f"passages of {file}"
-    return batches, f"{count} like them with random parts of the images and {said} (seed {seed})"
+    texts = "other questions" if file is None else f"passages of {file}"
+    return batches, f"{count} like them with random parts of the images and {texts} (seed {seed})"
 
 
 def _passages(file: Path) -> list[str]:

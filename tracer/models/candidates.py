@@ -149,7 +149,7 @@ def candidate(
             an accelerator; any other candidate takes the steps itself.
         activation, weight: integer types for "quantized", such as "uint8", "int16", "uint4".
         calibration: for "quantized"; the loaded model's inputs alone if None.
-        progress: shows how far the calibration is: hands on what it iterates over.
+        progress: shows how far the calibration is, and yields what it iterates over.
         trust_remote_code: as for `load`, for a path.
 
     Raises:

@@ -51,7 +51,7 @@ def load_pretrained(
 
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    # transformers raises whatever its many parts do; to the caller all of it is one thing.
+    # transformers raises whatever its many parts raise; to the caller it is one error.
     except Exception as error:
         raise ModelLoadError(f"{name}: config.json cannot be used: {brief(error)}") from error
     loader = _loader(name, config, trust_remote_code)

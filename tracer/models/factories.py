@@ -3,7 +3,7 @@
     def build():
         return Port(), {"x": torch.randn(2, 8)}  # or the model alone
 
-What stands in the place of the function may also be a class without arguments, or a model. The
+Instead of the function there may be a class without arguments, or a model. The
 file's folder, or the working directory, comes first on the path of imports, as for a script. Code
 of the user's is run: to name it is to trust it.
 """
@@ -59,9 +59,11 @@ def build(name: str, seed: int) -> Built:
         try:
             target: Any = _imported(factory[0])
         # Whatever the user's code raises; a script may end the process where it is imported.
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise ModelLoadError(
-                f"{name}: {factory[0]} cannot be imported: {_said(error)}"
+                f"{name}: {factory[0]} cannot be imported: {_in_words(error)}"
             ) from error
         for part in factory[1].split("."):
             target = _attribute(target, part, name)
@@ -74,8 +76,10 @@ def build(name: str, seed: int) -> Built:
         torch.manual_seed(seed)  # whether or not the import was the first, and drew some
         try:
             made = target()
-        except (Exception, SystemExit) as error:
-            raise ModelLoadError(f"{name} cannot be called: {_said(error)}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise ModelLoadError(f"{name} cannot be called: {_in_words(error)}") from error
     return _checked(made, name)
 
 
@@ -131,7 +135,7 @@ def _checked(made: object, name: str) -> Built:
     return Built(model, {str(key): value for key, value in inputs.items()})
 
 
-def _said(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     """What was raised, and where in the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_of_others(frame.filename)]

@@ -71,7 +71,7 @@ def factory_of(name: str) -> tuple[str, str] | None:
 
 
 def _check_place(name: str, place: str) -> None:
-    """Checks that a function's file or module is there, as far as that can be told unimported."""
+    """Checks that a function's file or module is there, as far as is seen unimported."""
     if place.endswith(".py"):
         if not Path(place).expanduser().is_file():
             raise ModelLoadError(f"{name}: there is no file {place}")
@@ -102,7 +102,7 @@ def check_offload(place: bool | str | Path) -> None:
         return
     folder = Path(place).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder} to keep weights in: make it first")
+        raise UsageError(f"the directory {folder} for weights does not exist; create it first")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"the folder {folder}, to keep weights in, is not writable")
 

@@ -39,7 +39,7 @@ class Figures:
         unmatched: floats that are not finite, and without an equal on the other side.
         limit: the PEIR up to which it was to agree.
         agrees: it did.
-        estimated: told by fingerprints: `relative_l2` within known bounds, `peir` roughly.
+        estimated: from fingerprints: `relative_l2` within known bounds, `peir` roughly.
     """
 
     relative_l2: float

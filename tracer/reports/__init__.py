@@ -87,8 +87,8 @@ def check_path(path: str | Path) -> None:
     """Checks that a report can be written to a path, before the work for it is done.
 
     Raises:
-        UsageError: an unknown suffix, a package that is not installed, or a folder that is missing
-            or closed to us.
+        UsageError: an unknown suffix, a package that is not installed, or a directory that is
+            missing or closed to us.
     """
     file = Path(path).expanduser()
     if _suffix(path) not in WRITERS:
@@ -102,12 +102,14 @@ def check_path(path: str | Path) -> None:
             f"pip install 'trace-model[{_suffix(path)[1:]}]'"
         )
     if file.is_dir():
-        raise UsageError(f"the report {path} is a folder: expected the name of a file")
-    folder = file.parent
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder} for the report {path}: make it first")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"the folder {folder} of the report {path} is not writable")
+        raise UsageError(f"the report {path} is a directory: expected the name of a file")
+    directory = file.parent
+    if not directory.is_dir():
+        raise UsageError(
+            f"directory {directory} for the report {path} does not exist; create it first"
+        )
+    if not os.access(directory, os.W_OK):
+        raise UsageError(f"directory {directory} of the report {path} is not writable")
 
 
 def _suffix(path: str | Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run

@@ -2,7 +2,7 @@
 
     {
       "schema": 2,
-      "verdict": {"agrees": false, "symptom": {...}, "origin": {...}, "confirmed": true, ...},
+      "verdict": {"agrees": false, "symptom": {...}, "origin": {...}, "details": {...}, ...},
       "coverage": {"paired_modules": [...], "reference_only": [...], "compared_calls": 58, ...},
       "rows": [{"module": "model.embed_tokens", "call": 0, "value": "output", "peir": 0.0, ...}],
       "form_differences": [{"module": "model", "value": "kwargs.attention_mask", ...}],
@@ -25,14 +25,22 @@ The JSON Schema in `report.schema.json` beside this file says what each key mean
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 
 from tracer.comparison.result import Comparison, row_fields
+from tracer.diagnosis.verdict import Verdict
+from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.environment import environment
+from tracer.interventions.trial import Replacements
+from tracer.measurement.rows import Row
 from tracer.reports import Run
+from tracer.reports.narrator.verdict import given
 from tracer.reports.parts.ranking import ranking
 
 SCHEMA = 2
+# Properties that are written as well, beside the fields that they are made of.
+_IN_WORDS = ("level", "what", "where", "explanation")
+_OF_A_ROW = ("module", "call", "value", "peir", "limit", "agrees", "note")
 
 
 def render(comparison: Comparison, run: Run | None = None) -> str:
@@ -52,21 +60,17 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
     plain = plain_values(
         {
             "schema": SCHEMA,
-            "verdict": asdict(comparison.verdict),
+            "verdict": _verdict(comparison.verdict),
             "coverage": coverage,
             "rows": [row_fields(row) for row in comparison.rows],
-            "form_differences": [asdict(form) for form in comparison.form_differences],
-            "ranking": [asdict(item) for item in ranking(comparison.rows)]
+            "form_differences": comparison.form_differences,
+            "ranking": ranking(comparison.rows)
             if run is not None and run.quantized and comparison.isolation is None
             else None,
-            "isolation": None
-            if comparison.isolation is None
-            else asdict(comparison.isolation) | {"explanation": comparison.isolation.explanation},
-            "zoomed": None
-            if comparison.zoomed is None
-            else asdict(comparison.zoomed) | {"explanation": comparison.zoomed.explanation},
-            "gate": None if comparison.gate is None else asdict(comparison.gate),
-            "run": None if run is None else asdict(run),
+            "isolation": comparison.isolation,
+            "zoomed": comparison.zoomed,
+            "gate": comparison.gate,
+            "run": run,
             "environment": environment(),
         }
     )
@@ -74,8 +78,37 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
     return plain
 
 
+def _verdict(verdict: Verdict) -> dict[str, object]:
+    """What zoom has found stands in the report beside the verdict, not in it."""
+    beside = [each for each in verdict.beside if not isinstance(each, Zoomed)]
+    return {
+        **_fields(verdict),
+        "details": _named(verdict.details),
+        "beside": [_named(each) for each in beside],
+    }
+
+
+def _named(finding: object) -> dict[str, object]:
+    return {"finding": type(finding).__name__, **_fields(finding)}
+
+
+def _fields(value: object) -> dict[str, object]:
+    """The fields of a dataclass with its words; of a row where it is, and how far off."""
+    assert is_dataclass(value)
+    if isinstance(value, Row):
+        return {name: getattr(value, name) for name in _OF_A_ROW}
+    if isinstance(value, Replacements):
+        kind, names = given(value)
+        return {"kind": kind, "names": names}
+    names = [each.name for each in fields(value)]
+    names += [name for name in _IN_WORDS if isinstance(getattr(type(value), name, None), property)]
+    return {name: getattr(value, name) for name in names}
+
+
 def plain_values(value: object) -> object:
-    """Lists for tuples, and strings for numbers that JSON does not know."""
+    """Dicts for dataclasses, lists for tuples, and strings for numbers that JSON does not know."""
+    if is_dataclass(value):
+        value = _fields(value)
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -22,7 +22,7 @@ from tracer.reports.parts.fold import number
 from tracer.reports.parts.headline import Headline, headline
 
 if TYPE_CHECKING:
-    from tracer.regression.gating import Gate
+    from tracer.regression.result import Gate
 
 _ROOT = "(root)"
 # What XML 1.0 cannot hold, not even escaped.
@@ -67,21 +67,21 @@ def _properties(comparison: Comparison, run: Run | None) -> Iterator[tuple[str, 
 def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Element]:
     """A case for each module that has rows, is an origin or was not seen."""
     coverage = comparison.coverage
-    guilty = _guilty(comparison) if _is_judged(comparison, said) else {}
+    culprits = _culprits(comparison) if _is_judged(comparison, said) else {}
     worst = _worst(comparison)
     unseen = {name: coverage.reasons[name] for name in coverage.reference_only}
     unseen |= {name: coverage.reasons[name] for name in coverage.candidate_only}
-    for name in {**worst, **dict.fromkeys(coverage.paired_modules), **guilty, **unseen}:
+    for name in {**worst, **dict.fromkeys(coverage.paired_modules), **culprits, **unseen}:
         case = _case(name)
         row = worst.get(name)
-        if name in guilty:
-            case.append(_element("failure", said.text, type=guilty[name], message=said.line))
+        if name in culprits:
+            case.append(_element("failure", said.text, type=culprits[name], message=said.line))
         elif name in unseen:
             case.append(_element("skipped", message=f"not seen: {unseen[name]}"))
         elif row is None:
             case.append(_element("skipped", message="no value of it was compared"))
-        elif guilty and not row.agrees:
-            first = next(iter(guilty)) or _ROOT
+        elif culprits and not row.agrees:
+            first = next(iter(culprits)) or _ROOT
             message = f"not judged: PEIR {number(row.peir)} after the divergence in {first}"
             case.append(_element("skipped", message=message))
         yield case
@@ -109,7 +109,7 @@ def _is_judged(comparison: Comparison, said: Headline) -> bool:
     return any(reason.level == "divergence" for reason in comparison.gate.reasons)
 
 
-def _guilty(comparison: Comparison) -> Mapping[str, str]:
+def _culprits(comparison: Comparison) -> Mapping[str, str]:
     """The kind of mistake of each origin; where none is known it is the symptom that fails."""
     verdict = comparison.verdict
     assert verdict.symptom is not None

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run
+from tracer.reports.narrator.gate import findings, outcome
 from tracer.reports.parts import gate
 from tracer.reports.parts.curve import curve
 from tracer.reports.parts.excerpt import excerpt, numbered, origin_in_words, origins
@@ -28,7 +29,7 @@ from tracer.reports.parts.unseen import other_forms, unpaired
 from tracer.text import cut, listed
 
 if TYPE_CHECKING:
-    from tracer.regression.gating import Gate
+    from tracer.regression.result import Gate
 
 # Of a file, in bytes: a comment may hold 65,536 characters.
 LIMIT = 60_000
@@ -95,7 +96,7 @@ def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
 
 def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[tuple[str, str]]:
     if comparison.gate is not None:
-        yield f"### {gate.outcome(comparison.gate).capitalize()}", _gate(comparison.gate)
+        yield f"### {outcome(comparison.gate).capitalize()}", _gate(comparison.gate)
     found = origins(comparison.verdict) if not expected else ()
     for place, origin in enumerate(found[:_MOST_ORIGINS], start=1):
         title = "### Where it begins" if len(found) == 1 else f"### Origin {place} of {len(found)}"
@@ -111,7 +112,7 @@ def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterat
 
 
 def _gate(decided: "Gate") -> str:
-    lines = [f"- {_with_code(cut(said, _LONGEST_LINE))}" for said in gate.findings(decided)]
+    lines = [f"- {_with_code(cut(said, _LONGEST_LINE))}" for said in findings(decided)]
     shown = decided.changes[: gate.MOST_CHANGES]
     if shown:
         lines += ["", *_header("", "output", *gate.HEADS)]

@@ -31,7 +31,7 @@ def call_counter(text: str, expected: int) -> Iterator[Callable[[int], None]]:
         expected: about how many calls there will be.
 
     Yields:
-        A function to be told the number of finished calls.
+        A function to call with the number of finished calls.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -58,7 +58,7 @@ def trial_counter(text: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar over the trials of a study; where there is no terminal, a line for each of them.
 
     Yields:
-        A function to be told of each that has ended, how many have, and how many are wanted.
+        A function to call with each that has ended, how many have, and how many are wanted.
     """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:

@@ -51,7 +51,7 @@ class Difference:
         peak_index: flat index of the largest |d| in the row-major order of the pairs, -1 if none.
 
     Squares of float64 values beyond 1e154 overflow: `stddev` is then infinite, and NaN stands for
-    those of `sqnr`, `cosine` and `relative_l2` that cannot be told. Extremes and PEIR still hold.
+    those of `sqnr`, `cosine` and `relative_l2` that cannot be known. Extremes and PEIR still hold.
     """
 
     elements: int = 0

@@ -44,7 +44,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How far two tensors are apart, told by their fingerprints.
+    """How far two tensors are apart, by their fingerprints.
 
     Attributes:
         relative_l2: the estimate of ||r - c|| / ||r||.
@@ -66,7 +66,7 @@ class Shown:
     """The fingerprint of the part of a tensor that is not padding.
 
     Attributes:
-        where: tells which part, as `tracer.measurement.padding.Part` names it.
+        where: which part, as `tracer.measurement.padding.Part` names it.
         fingerprint: of these elements.
     """
 

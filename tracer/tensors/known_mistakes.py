@@ -5,7 +5,7 @@
 
 Each is a cheap fit of the candidate by a changed reference. A fit is reported only when it is good:
 what it leaves unexplained lies within the tolerance, or is a small part of the error. (A difference
-at padded positions only is told apart earlier, when the pair is compared.)
+at padded positions only is recognised earlier, when the pair is compared.)
 """
 
 import itertools
@@ -32,9 +32,6 @@ class Fit:
 
     mistake: str
     residual: float
-
-    def __str__(self) -> str:
-        return f"the reference {self.mistake} (residual {self.residual:.2g})"
 
 
 def known_mistakes(

@@ -9,7 +9,7 @@ HIDDEN_BELOW = -30.0
 
 
 def describe_mask(value: object) -> str:
-    """An attention mask in a few words, with what it lets through where that can be told."""
+    """An attention mask in a few words, with what it lets through where that is known."""
     text = describe(value)
     if not isinstance(value, torch.Tensor) or value.dim() < 2:
         return text

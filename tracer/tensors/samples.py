@@ -1,6 +1,6 @@
 """Some pairs of a value's elements and the spread of its error: what a report draws of it.
 
-Kept only where it is asked for, and bounded: at most so many pairs, and the counts of a histogram.
+Kept only where it is asked for, and bounded: at most N pairs, and the counts of a histogram.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ class Tolerance:
     Attributes:
         peir: one strict limit for every floating dtype instead of the table, or None for the
             table.
-        working: the dtypes that the two models work in. A value that a bfloat16 model hands on in
+        working: the dtypes that the two models work in. A value that a bfloat16 model passes on in
             float32 is no more exact than bfloat16.
     """
 

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin
 from tracer.reports.console import as_text, coverage_lines
 from tracer.reports.parts.excerpt import excerpt, numbered, origin_in_words, origins
 from tracer.reports.parts.fold import around, arrange

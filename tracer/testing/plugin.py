@@ -28,7 +28,7 @@ _SUFFIXES = (".html", ".json")
 # A name of a file may have 255 bytes.
 _LONGEST_NAME = 120
 # Where reports are written; None if they are not asked for.
-_FOLDER = pytest.StashKey[Path | None]()
+_DIRECTORY = pytest.StashKey[Path | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,27 +36,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("trace_model").addoption(
         "--trace-report",
         metavar="DIR",
-        help="write an .html and a .json report of each failed assert_equivalent to this folder",
+        help="write an .html and a .json report of each failed assert_equivalent to this directory",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the folder for reports before any test runs."""
+    """Makes the directory for reports before any test runs."""
     given = config.getoption("--trace-report")
-    config.stash[_FOLDER] = None if given is None else _made(given)
+    config.stash[_DIRECTORY] = None if given is None else _made(given)
 
 
 def _made(given: str) -> Path:
-    folder = Path(given).expanduser().absolute()  # a test may change the working directory
+    directory = Path(given).expanduser().absolute()  # a test may change the working directory
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise pytest.UsageError(
-            f"--trace-report {given}: the folder cannot be made: {error.strerror}"
+            f"--trace-report {given}: the directory cannot be created: {error.strerror}"
         ) from error
-    if not os.access(folder, os.W_OK):
-        raise pytest.UsageError(f"--trace-report {given}: the folder is not writable")
-    return folder
+    if not os.access(directory, os.W_OK):
+        raise pytest.UsageError(f"--trace-report {given}: the directory is not writable")
+    return directory
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def assert_equivalent(request: pytest.FixtureRequest) -> "Callable[..., Comparis
     """`tracer.assert_equivalent`; with --trace-report DIR a failure is written to a report."""
     import tracer
 
-    folder = request.config.stash[_FOLDER]
-    if folder is None:
+    directory = request.config.stash[_DIRECTORY]
+    if directory is None:
         return tracer.assert_equivalent
     from tracer.tensors.samples import SAMPLES
 
@@ -78,7 +78,7 @@ def assert_equivalent(request: pytest.FixtureRequest) -> "Callable[..., Comparis
         try:
             return tracer.assert_equivalent(*args, **{"samples": SAMPLES} | kwargs)
         except tracer.NotEquivalentError as error:
-            _write(error, folder / _name(request.node.nodeid, call), request.node.nodeid)
+            _write(error, directory / _name(request.node.nodeid, call), request.node.nodeid)
             raise
 
     return asserted

@@ -154,7 +154,7 @@ def flow(
 
     Raises:
         UsageError: a glob matches no module.
-        InputError: the inputs are none that the model takes.
+        InputError: the model does not accept the inputs.
         ModelRunError: the model raised.
         StorageError: the recording is damaged.
     """
@@ -186,7 +186,7 @@ def points_of(module: nn.Module) -> dict[str, dict[str, object]]:
 
 
 def span(channels: list[float]) -> dict[str, float]:
-    """What is said of the figures of all channels in the place of each of them."""
+    """The range of the figures of all channels, instead of each of them."""
     return {"min": min(channels), "max": max(channels), "channels": len(channels)}
 
 

@@ -35,49 +35,19 @@ from tracer.choices import TRACE_HEADER
 from tracer.errors import StorageError
 from tracer.tensors.fingerprints import Fingerprint, Shown, raw_bytes
 from tracer.tensors.leaves import dtype_name
+from tracer.traces.shards import CONTENTS_BYTES, DTYPES, ShardWriter, shard_name, write_all
 
 FORMAT = 2
 
 _EVENTS = "events.jsonl"
 _END = "finished"
-# A shard is full when it holds so many bytes, or so many tensors as have room in its contents.
-_SHARD_BYTES = 256 * 1024 * 1024
-_CONTENTS_BYTES = (4 * 1024, 16 * 1024, 64 * 1024)  # of the first, the second, all others
-_LARGEST_ENTRY = 2048
-
-# What safetensors calls the dtypes; complex numbers are stored as pairs of floats.
-_CODES: Mapping[torch.dtype, str] = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.complex64: "F32",
-    torch.complex128: "F64",
-}
-_DTYPES = {dtype_name(dtype): dtype for dtype in _CODES}
-
-
-def can_store(dtype: torch.dtype) -> bool:
-    """Whether tensors of this dtype have a place in a safetensors file."""
-    return dtype in _CODES
 
 
 def check_new(path: str | Path) -> None:
     """Checks that a trace can be made at a path, before the work for it is done.
 
     Raises:
-        StorageError: something is there already, or the folder around it is missing or closed.
+        StorageError: something is there already, or nothing can be written beside it.
     """
     folder = Path(path).expanduser()
     if folder.exists():
@@ -86,10 +56,10 @@ def check_new(path: str | Path) -> None:
         )
     if not folder.parent.is_dir():
         raise StorageError(
-            f"there is no folder {folder.parent} for the trace {path}: make it first"
+            f"the directory {folder.parent} of the trace {path} does not exist; create it first"
         )
     if not os.access(folder.parent, os.W_OK):
-        raise StorageError(f"the folder {folder.parent} of the trace {path} is not writable")
+        raise StorageError(f"the directory {folder.parent} of the trace {path} is not writable")
 
 
 class TraceWriter:
@@ -115,7 +85,7 @@ class TraceWriter:
         self.size = self.tensors = 0
         self._pending: list[dict[str, object]] = []
         self._shards = 0
-        self._shard: _ShardWriter | None = None
+        self._shard: ShardWriter | None = None
         self._failure: StorageError | None = None
         try:
             self.path.mkdir()
@@ -189,16 +159,16 @@ class TraceWriter:
         line = {**event, "tensors": self._pending} if self._pending else event
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         try:
-            _write(self._events, data)
+            write_all(self._events, data)
         except OSError as error:
             raise self._stopped(error) from error
         self._pending = []
 
-    def _open_shard(self) -> "_ShardWriter":
+    def _open_shard(self) -> "ShardWriter":
         if self._shard is None or self._shard.is_full:
             self._close_shard()
-            room = _CONTENTS_BYTES[min(self._shards, len(_CONTENTS_BYTES) - 1)]
-            self._shard = _ShardWriter(self.path / _shard_name(self._shards), room)
+            room = CONTENTS_BYTES[min(self._shards, len(CONTENTS_BYTES) - 1)]
+            self._shard = ShardWriter(self.path / shard_name(self._shards), room)
             self._shards += 1
         return self._shard
 
@@ -260,7 +230,7 @@ class TraceReader:
         entry = self._entries.get(number)
         if entry is None:
             raise self._damaged(_EVENTS, f"it does not say where tensor {number} lies")
-        shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
         if "fingerprint" in entry:
             return self._fingerprint(entry, shape, dtype)
         data = self._bytes(entry)
@@ -286,7 +256,7 @@ class TraceReader:
         return replace(whole, shown=tuple(shown))
 
     def _bytes(self, entry: Mapping[str, Any]) -> bytearray:
-        name = _shard_name(entry["shard"])
+        name = shard_name(entry["shard"])
         with (self.path / name).open("rb", buffering=0) as file:
             file.seek(entry["at"])
             data = bytearray(file.read(entry["bytes"]))
@@ -301,7 +271,7 @@ class TraceReader:
                 continue
             ends[entry["shard"]] = max(ends.get(entry["shard"], 0), entry["at"] + entry["bytes"])
         for shard, end in ends.items():
-            file = self.path / _shard_name(shard)
+            file = self.path / shard_name(shard)
             if not file.is_file():
                 raise self._damaged(file.name, "it is missing")
             if file.stat().st_size < end:
@@ -311,48 +281,6 @@ class TraceReader:
 
     def _damaged(self, name: str, what: str) -> StorageError:
         return _damaged(self.path, name, what)
-
-
-class _ShardWriter:
-    """One file in safetensors' format: a length, a table of contents, the bytes of all tensors."""
-
-    def __init__(self, path: Path, contents_bytes: int) -> None:
-        self.file = path.open("xb", buffering=0)
-        self._contents: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._contents_bytes = contents_bytes
-        self._room = contents_bytes - len(json.dumps(self._contents))
-        self._size = 0
-        self._write_contents()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no further tensor is to be added."""
-        return self._size >= _SHARD_BYTES or self._room < _LARGEST_ENTRY
-
-    def append(self, name: str, tensor: torch.Tensor, data: memoryview) -> int:
-        """Writes a tensor's bytes, and returns where in the file they begin."""
-        shape = [*tensor.shape, 2] if tensor.is_complex() else list(tensor.shape)
-        offsets = [self._size, self._size + len(data)]
-        entry = {"dtype": _CODES[tensor.dtype], "shape": shape, "data_offsets": offsets}
-        at = 8 + self._contents_bytes + self._size
-        self.file.seek(at)
-        _write(self.file, data)
-        self._contents[name] = entry
-        self._size += len(data)
-        self._room -= len(json.dumps({name: entry}))
-        return at
-
-    def finish(self) -> None:
-        """Writes the table of contents and closes the file."""
-        self._write_contents()
-        self.file.close()
-
-    def _write_contents(self) -> None:
-        text = json.dumps(self._contents, separators=(",", ":")).encode()
-        assert len(text) <= self._contents_bytes
-        self.file.seek(0)
-        length = self._contents_bytes.to_bytes(8, "little")
-        _write(self.file, length + text.ljust(self._contents_bytes))
 
 
 def _in_lines(header: Mapping[str, object]) -> str:
@@ -388,17 +316,6 @@ def _packed(fingerprint: Fingerprint) -> bytes:
 
 def _unpacked(data: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(data) // 8}d", data))
-
-
-def _write(file: Any, data: bytes | memoryview) -> None:
-    """Writes all of it: the operating system may take less at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def _shard_name(number: int) -> str:
-    return f"values-{number:05}.safetensors"
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""A recorded trace in the place of a model: the same modules, and the calls told again from disk.
+"""A recorded trace instead of a model: the same modules, and the calls reported from disk.
 
     reference = tracer.open_trace("run.trace")
     tracer.compare(reference, model)
 
 Its modules have the names and classes of the recorded model's, and hold nothing but checksums. In a
-comparison its calls are told as they came, each value read when its call is told, and let go after
-the last one that it is part of.
+comparison its calls are reported as they came. Each value is read when its call is reported, and
+freed after the last one that it is part of.
 """
 
 import types
@@ -33,7 +33,7 @@ CONTAINERS: Mapping[str, type[nn.Module]] = {
     "ModuleList": nn.ModuleList,
     "Sequential": nn.Sequential,
 }
-# Of a model's modules, so many must have a counterpart in a recording of it.
+# At least this share of a model's modules must have a counterpart in a recording of it.
 _LEAST_IN_COMMON = 0.5
 
 
@@ -42,7 +42,7 @@ class RecordedModule(nn.Module):
 
     Attributes:
         checksums: of its own parameters by name: dtype, shape and checksum.
-        points: what it said of its quantization points; see `tracer.traces.dataflow`.
+        points: what it reported of its quantization points; see `tracer.traces.dataflow`.
     """
 
     checksums: Mapping[str, "Checksum"]
@@ -275,7 +275,7 @@ def _put(root: nn.Module, path: list[str], info: Mapping[str, Any], files: Seque
 
 
 def _skeleton(info: Mapping[str, Any], files: Sequence[str], *, is_root: bool = False) -> Any:
-    """A module of a class with the recorded class's name, and a forward in its place."""
+    """A module of a class with the recorded class's name, and a forward defined where it was."""
     location = _location(info.get("definition"), files)
     module = _class_of(is_root, info["class"], info.get("container"), location)()
     module.checksums = {

@@ -4,7 +4,7 @@
 Recording(path='run.trace', calls=58, tensors=141, size=1482752)
 >>> tracer.compare(tracer.open_trace("run.trace"), other_model)
 
-The header of a trace holds what tells it from others and how to make it again:
+The header of a trace holds what identifies it and how to make it again:
 
     trace_model, torch, transformers, safetensors, python, platform: versions
     name, model, dtype, device, training: the model
@@ -46,8 +46,9 @@ from tracer.tensors.fingerprints import Fingerprint, Shown
 from tracer.tensors.leaves import dtype_name, tensor_leaves, version_of
 from tracer.traces.dataflow import points_of, span
 from tracer.traces.encoding import encode
-from tracer.traces.files import TraceWriter, can_store, check_new
+from tracer.traces.files import TraceWriter, check_new
 from tracer.traces.recorded import CONTAINERS, Checksum
+from tracer.traces.shards import can_store
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def record(
     Raises:
         StorageError: something is at the path already, or nothing can be written there.
         UsageError: `values` is none of them, a glob matches no module, or the model has no values.
-        InputError: the inputs are none that the model takes.
+        InputError: the model does not accept the inputs.
         ModelRunError: the model raised; what it did before is in the trace.
     """
     if values not in VALUES:
@@ -116,8 +117,9 @@ def record(
         own: _described(module, own in chosen, checksums, files) for own, module in modules.items()
     }
     if values == "fingerprints":  # which are to be small
-        for said in described.values():
-            said |= {"points": _without_channels(said["points"])} if "points" in said else {}
+        for module in described.values():
+            if "points" in module:
+                module["points"] = _without_channels(module["points"])
     header = {
         **environment(),
         "safetensors": metadata.version("safetensors"),
@@ -287,7 +289,7 @@ def _described(
 ) -> dict[str, Any]:
     """What the header says of a module, without what there is none of."""
     own = {name: checksums[id(p)] for name, p in module.named_parameters(recurse=False)}
-    said = {
+    entries = {
         "class": type(module).__name__,
         "container": next((n for n, kind in CONTAINERS.items() if isinstance(module, kind)), None),
         "recorded": is_recorded,
@@ -295,7 +297,7 @@ def _described(
         "parameters": {n: (c.dtype, c.shape, c.digest) for n, c in own.items() if c is not None},
         "points": points_of(module),
     }
-    return {key: value for key, value in said.items() if value not in (None, {})}
+    return {key: value for key, value in entries.items() if value not in (None, {})}
 
 
 def _without_channels(points: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, object]]:

@@ -117,8 +117,7 @@ class CausalAttention(QuantModule):
         points += [f"{states}_{point}" for states in "qk" for point in ROPE_POINTS]
         points += ["new_k", "new_v", "present_key", "present_value"]
         points += ["logits", "mask_add", "softmax", "attn_out", "attn_weights", "attn_out_h"]
-        for point in points:
-            self._add_point(point)
+        self._add_points(*points)
 
     def forward(
         self,
@@ -279,8 +278,7 @@ class DecodeAttention(HeadByHeadAttention):
 
     def _setup(self, config: PTQConfig) -> None:
         super()._setup(config)
-        self._add_point("past_key")
-        self._add_point("past_value")
+        self._add_points("past_key", "past_value")
 
     def _updated(self, cache: KeyValueCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         all_keys, all_values = [], []
@@ -296,8 +294,7 @@ class BatchedAttention(CausalAttention):
 
     def _setup(self, config: PTQConfig) -> None:
         super()._setup(config)
-        self._add_point("logits_raw")
-        self._add_point("scale")
+        self._add_points("logits_raw", "scale")
 
     def sine_table(self, sin: Tensor) -> Tensor:
         return sin

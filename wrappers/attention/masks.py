@@ -1,4 +1,4 @@
-"""Makes one kind of attention mask out of all the kinds that callers hand in.
+"""Makes one kind of attention mask out of all the kinds that callers pass.
 
     masks = MaskBuilder(fill_value)
     masks.additive(padding, batch_size=3, query_length=8, past_length=4, dtype=torch.float32)
@@ -332,7 +332,7 @@ def model_mask(
     hidden_states: Tensor,
     cache: KeyValueCache | None,
 ) -> Tensor:
-    """Returns the additive mask [B or 1, 1, query, key] that a model hands to all its layers.
+    """Returns the additive mask [B or 1, 1, query, key] that a model passes to all its layers.
 
     Args:
         masks: builds it.

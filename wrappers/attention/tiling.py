@@ -21,8 +21,8 @@ LEAST_QUERIES = 16
 """A part of fewer queries would make products too thin."""
 
 MASKED_QUERIES = 512
-"""From so many queries on, keys that the mask hides from a part of them are passed over; with fewer
-it takes longer to find them."""
+"""From this many queries on, keys that the mask hides from a part of them are passed over; with
+fewer it takes longer to find them."""
 
 PART_QUERIES = 128
 """Queries of such a part."""

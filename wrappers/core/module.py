@@ -6,8 +6,7 @@ in its forward:
     @register(nn.ReLU)
     class QuantReLU(QuantModule, nn.ReLU):
         def _setup(self, config):
-            self._add_point("act_in")
-            self._add_point("act_out")
+            self._add_points("act_in", "act_out")
 
         def forward(self, input):
             x = self.quantize(input, "act_in")
@@ -116,6 +115,11 @@ class QuantModule(nn.Module):
             )
         except ConfigError as error:
             raise ConfigError(f"{self._scope()}: {error}") from error
+
+    def _add_points(self, *names: str) -> None:
+        """Declare points of activations, see `_add_point`."""
+        for name in names:
+            self._add_point(name)
 
     def quantize(self, x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
         """Pass `x` through the point `name`, whatever the mode.

@@ -11,14 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from wrappers.core.observers import OBSERVERS, build_observer
 from wrappers.errors import ConfigError
 from wrappers.numerics.dtypes import DType, QScheme, check_qscheme, default_qscheme
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 Role = Literal["activation", "weight"]
 
@@ -185,7 +182,7 @@ def no_quantization() -> QuantSpec:
     return QuantSpec(observer="identity")
 
 
-def check_keywords(plain: Mapping[str, Any], cls: type[DataclassInstance]) -> None:
+def check_keywords(plain: Mapping[str, Any], cls: type[Any]) -> None:
     """Checks that a dataclass has fields of these names.
 
     Raises:

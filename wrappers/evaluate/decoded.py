@@ -1,4 +1,4 @@
-"""A prefill and a decode model in the place of one causal LM, for what scores given tokens.
+"""A prefill and a decode model instead of one causal LM, for what scores given tokens.
 
     model = DecodedModel(prefill, decode, prompt=8)
     model(input_ids).logits          # of the first 8 positions by the prefill, then step by step

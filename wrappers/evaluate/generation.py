@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from wrappers.deploy.runtime import Runtime
 from wrappers.errors import ModelInputError
 
-# Repetition is counted in runs of so many tokens; a text is degenerate that goes round in a loop of
-# at most so many tokens for at least that often at its end.
+# Repetition is counted in runs of the first number of tokens; a text is degenerate that ends in a
+# loop of at most the second number of tokens, repeated at least the third number of times.
 _RUN = 4
 _LONGEST_LOOP, _ROUNDS = 8, 4
 
@@ -113,7 +113,7 @@ def generation_check(
             tokens after each prompt, `Continuation.reference` of an earlier check.
         prompts: token ids of each, BOS included where the model wants one.
         max_new_tokens: of each prompt; a text may end earlier.
-        progress: shows how far it is: a function that hands on a list, such as `tqdm`.
+        progress: shows how far it is: a function that passes a list on, such as `tqdm`.
 
     Raises:
         ModelInputError: no prompts, an empty one, no new tokens wanted, or another number of texts

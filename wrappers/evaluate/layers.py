@@ -65,7 +65,7 @@ def layer_errors(
         reference,
         candidate,
         dict(inputs),
-        include=["", *names],  # nothing else is told
+        include=["", *names],  # nothing else is reported
         confirm=False,
         isolate="layers",
         causes=False,

@@ -32,8 +32,8 @@ from torch.nn import functional
 from wrappers.errors import ModelInputError
 from wrappers.evaluate.decoded import DecodedModel, step_logits
 
-# A text of more characters is given to the tokenizer in parts of so many lines, since the time that
-# tokenizers take may grow with the square of a text.
+# A text of more characters is given to the tokenizer in parts of this many lines, since the time
+# that tokenizers take may grow with the square of a text.
 _LONG_TEXT, _LINES = 20_000, 64
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
@@ -170,7 +170,7 @@ def perplexity(
         texts, bos, stride: as for `windows`.
         window: as for `windows`; by default as many positions as the model has.
         batch: windows of one length that are scored together, at most.
-        progress: shows how far it is: a function that hands on a list, such as `tqdm`.
+        progress: shows how far it is: a function that passes a list on, such as `tqdm`.
 
     Raises:
         ModelInputError: as for `windows`; a window longer than the model's positions or an unknown
@@ -254,7 +254,7 @@ def step_perplexity(
         past: a causal LM that computes keys and values of all tokens before a step.
         decode, texts, bos, window, batch, progress: as for `decoded_perplexity`.
         prompt: tokens of a window that are past only, BOS included.
-        every: one step in so many is scored.
+        every: one step in `every` is scored.
 
     Raises:
         ModelInputError: as for `decoded_perplexity`.
@@ -277,7 +277,7 @@ class _Places:
     every: int = 1
 
     def of(self, length: int) -> range:
-        """In a window of so many tokens."""
+        """In a window of that many tokens."""
         return range(self.prompt, length - 1, self.every)
 
 

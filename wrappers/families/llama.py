@@ -72,8 +72,7 @@ class QuantLlamaDecoderLayer(DecoderLayer, LlamaDecoderLayer):  # type: ignore[m
 
     def _setup(self, config: PTQConfig) -> None:
         self.masks = MaskBuilder(config.attention_mask_fill_value)
-        for point in ("attn_mask", "cos", "sin", *self.residual_points):
-            self._add_point(point)
+        self._add_points("attn_mask", "cos", "sin", *self.residual_points)
 
     def forward(
         self,
@@ -120,8 +119,7 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
     def _setup(self, config: PTQConfig) -> None:
         note_recordable_outputs(self)
         self.masks = MaskBuilder(config.attention_mask_fill_value)
-        for point in ("causal_mask", "cos", "sin"):
-            self._add_point(point)
+        self._add_points("causal_mask", "cos", "sin")
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
@@ -143,9 +141,9 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
             position_ids: [B or 1, query]; by default they go on after the cached positions.
                 Without a mask and a cache, positions that start again begin another sequence.
             past_key_values: any kind that `as_cache` takes.
-            inputs_embeds: [B, query, hidden], in place of `input_ids`.
+            inputs_embeds: [B, query, hidden], instead of `input_ids`.
             use_cache: whether to make a cache where none is given.
-            **kwargs: handed on to the layers.
+            **kwargs: passed on to the layers.
 
         Raises:
             ModelInputError: both or neither of `input_ids` and `inputs_embeds`, or a mask or cache

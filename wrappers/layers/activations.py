@@ -19,8 +19,7 @@ class Activation(QuantModule):
     """The float class writes its result into its input."""
 
     def _setup(self, config: PTQConfig) -> None:
-        self._add_point("act_in")
-        self._add_point("act_out")
+        self._add_points("act_in", "act_out")
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] to the same."""
@@ -78,8 +77,7 @@ class SiLU(Activation):
     """Base of the SiLU in the steps that an accelerator takes: x * sigmoid(x)."""
 
     def _setup(self, config: PTQConfig) -> None:
-        for name in ("act_in", "sigmoid", "mul", "act_out"):
-            self._add_point(name)
+        self._add_points("act_in", "sigmoid", "mul", "act_out")
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] to the same."""

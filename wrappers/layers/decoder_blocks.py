@@ -28,8 +28,7 @@ class GatedMLP(QuantModule):
     act_fn: nn.Module
 
     def _setup(self, config: PTQConfig) -> None:
-        self._add_point("act_in")
-        self._add_point(self.product_point)
+        self._add_points("act_in", self.product_point)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to [..., hidden]."""

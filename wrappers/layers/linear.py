@@ -18,8 +18,7 @@ class WeightedLayer(QuantModule):
 
     def _setup(self, config: PTQConfig) -> None:
         self._add_point("weight", role="weight", parameter="weight", channel_axis=0)
-        self._add_point("act_in")
-        self._add_point("act_out")
+        self._add_points("act_in", "act_out")
 
 
 @register(nn.Linear)

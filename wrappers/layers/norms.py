@@ -20,8 +20,7 @@ class QuantRMSNorm(QuantModule, nn.RMSNorm):
     def _setup(self, config: PTQConfig) -> None:
         if self.weight is not None:
             self._add_point("weight", role="weight", parameter="weight")
-        self._add_point("act_in")
-        self._add_point("act_out")
+        self._add_points("act_in", "act_out")
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., *normalized_shape] to the same."""
@@ -40,8 +39,7 @@ class TransformersRMSNorm(ScaledOutput):
 
     def _setup(self, config: PTQConfig) -> None:
         self._add_point("weight", role="weight", parameter="weight")
-        self._add_point("act_in")
-        self._add_point("act_out")
+        self._add_points("act_in", "act_out")
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., hidden] to the same."""
@@ -63,8 +61,7 @@ class QuantLayerNorm(QuantModule, nn.LayerNorm):
     """A layer norm in the steps that an accelerator takes, each with its point."""
 
     def _setup(self, config: PTQConfig) -> None:
-        for name in ("act_in", "mean", "centred", "square", "variance", "eps", "rsqrt"):
-            self._add_point(name)
+        self._add_points("act_in", "mean", "centred", "square", "variance", "eps", "rsqrt")
         self._add_point("normalised")
         if self.weight is not None:
             self._add_point("weight", role="weight", parameter="weight")

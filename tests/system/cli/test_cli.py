@@ -19,6 +19,7 @@ from tracer.reports import WRITERS
 
 HEAVY = ("torch", "transformers", "pandas", "rich", "numpy", "wrappers", "plotext")
 SDPA = ("tiny-llama", "--candidate", "sdpa")
+DECODING = ("--variant decode", "--candidate sdpa")
 
 
 def embedded(report: dict) -> dict:
@@ -39,18 +40,9 @@ class TestWrongUse:
         [
             ("tiny-llama --device quux", "device 'quux' cannot be used here"),
             ("tiny-llama --focus model.layers.*.self_atn", "layers.3.self_attn'"),
-            ("tiny-llama --map foo=bar", "matches none of the candidate's"),
-            ("tiny-llama --isolate layer", "did you mean 'layers'"),
             ("tiny-llama --sequence-length 600", "600 tokens: tiny-llama has 512"),
-            ("random-llama --prompt Once", "a prompt needs a tokenizer"),
-            ("tiny-llama --variant prefil", "no wrapper in the variant 'prefil'"),
             ("tiny-llama --candidate quantized --weight uint99", "not 99"),
-            ("tiny-llama --video 2", "is a LlamaForCausalLM: images, a processor"),
             ("tiny-qwen3-vl --prompt Hi.", "to a Qwen3-VL a --processor"),
-            ("tiny-qwen3-vl --video 2 --prompt Hi.", "a prompt goes with --image"),
-            ("tiny-qwen3-vl --video 99", "has 512 positions; give a shorter text, or fewer"),
-            ("tiny-qwen3-vl --max-pixels 2000", "give --image FILE"),
-            ("tiny-qwen3-vl --variant prefil", "no wrapper in the variant 'prefil'"),
             ("tiny-qwen3-vl --variant decode", "no wrapper in the variant 'decode'"),
             (
                 "tiny-llama --variant decode --sequence-length 1",
@@ -71,30 +63,17 @@ class TestWrongUse:
         assert "input_ids holds 600" in refused("compare", "tiny-llama", "--inputs", path)
 
     @pytest.mark.slow
-    def test_images_that_do_not_fit(self, refused, shared_data: Path, tmp_path: Path):
-        text = tmp_path / "text.png"
-        text.write_text("a text")
+    def test_images_that_do_not_fit(self, refused, shared_data: Path):
         folder = shared_data / "images"
         photo, other = ("--image", folder / "camera.png"), ("--image", folder / "rocket.jpg")
-        llama = shared_data / "stories260K" / "hf"
-        processor = ("--processor", shared_data / "qwen_processor" / "qwen3vl")
-        for model, options, message in (
-            ("tiny-qwen3-vl", ("--image", text, *processor), "text.png: not an image"),
-            ("tiny-qwen3-vl", photo, "has no processor for images: give --processor"),
-            ("tiny-qwen3-vl", (*photo, "--video", 2, *processor), "choose one"),
-            (llama, photo, "is a LlamaForCausalLM: images"),
-            (
-                "tiny-qwen3-vl",
-                (*photo, *other, "--batch", 3, *processor),
-                "2 images in a batch of 3",
-            ),
-            (
-                "tiny-qwen3-vl",
-                (*photo, *other, *processor),
-                "a sequence of 532 tokens: tiny-qwen3-vl has 512 positions",
-            ),
+        qwen = ("tiny-qwen3-vl", "--processor", shared_data / "qwen_processor" / "qwen3vl")
+        for options, message in (
+            (("tiny-qwen3-vl", *photo), "has no processor for images: give --processor"),
+            (("tiny-llama", *photo), "is a LlamaForCausalLM: images"),
+            ((*qwen, *photo, "--video", 2), "choose one"),
+            ((*qwen, *photo, *other), "a sequence of 532 tokens: tiny-qwen3-vl has 512 positions"),
         ):
-            assert message in refused("compare", model, *options)
+            assert message in refused("compare", *options)
 
     def test_without_pillow(self, refused, monkeypatch, tmp_path: Path):
         monkeypatch.setitem(sys.modules, "PIL", None)
@@ -105,12 +84,6 @@ class TestWrongUse:
 
     def test_a_folder_without_a_checkpoint(self, refused, tmp_path: Path):
         assert "without config.json" in refused("compare", tmp_path)
-
-    def test_a_cut_off_checkpoint(self, refused, broken: Path, tmp_path: Path):
-        for path in broken.iterdir():
-            (tmp_path / path.name).write_bytes(path.read_bytes()[:1000])
-        (tmp_path / "config.json").write_bytes((broken / "config.json").read_bytes())
-        assert "is the file complete?" in refused("compare", tmp_path)
 
     def test_the_hub_is_out_of_reach(self, refused, monkeypatch):
         def fail(*args: object, **kwargs: object) -> None:
@@ -134,13 +107,9 @@ class TestOutcome:
 
     @pytest.mark.parametrize("kind", ["bfloat16", "float16", "sdpa", "eager"])
     def test_candidates_without_wrappers(self, compare, kind: str):
-        ran = compare("tiny-qwen3-vl", "--candidate", kind)
-        assert ran.code == 0
-        assert "Qwen3VLForConditionalGeneration" in ran.out
+        assert compare("tiny-qwen3-vl", "--candidate", kind).code == 0
 
-    @pytest.mark.parametrize(
-        "options", ["", "--variant prefill_reference --batch 3", "--video 3"], ids=str
-    )
+    @pytest.mark.parametrize("options", ["", "--variant prefill_reference --batch 3", "--video 3"])
     def test_a_model_with_images_and_its_wrapped_form(self, compare, options: str):
         assert agrees(compare("tiny-qwen3-vl", *options.split()).report)
 
@@ -181,12 +150,7 @@ class TestOutcome:
         assert embedded(report)["shape"] == [3, 1, 64]
 
     @pytest.mark.parametrize(
-        "options",
-        [
-            "--variant decode",
-            "--variant decode --padding left",
-            "--candidate sdpa --padding left",
-        ],
+        "options", ["--variant decode", *(f"{o} --padding left" for o in DECODING)]
     )
     def test_several_steps(self, compare, options: str):
         report = compare("random-llama", "--steps", 3, "--batch", 3, *options.split()).report
@@ -253,12 +217,6 @@ class TestOutcome:
         ran = compare(*quick, "1e-4")
         assert ran.code == 1
         assert "as expected" not in ran.out.split("\n\n")[-1]
-
-    def test_real_checkpoints(self, compare, shared_data: Path):
-        folder = shared_data / "stories260K" / "hf"
-        for variant in ("prefill", "prefill_reference"):
-            options = ("--variant", variant, "--batch", 3, "--prompt", "Lily ran.")
-            assert compare(folder, *options).code == 0
 
 
 class TestOptions:

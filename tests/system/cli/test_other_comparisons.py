@@ -97,16 +97,18 @@ def test_a_port_is_paired_by_value(compare, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "kind"),
+    "options",
     [
-        ("stories260K/hf", "bfloat16"),
-        ("stories260K/hf", "sdpa"),
-        ("wikitext2-llama/hf", "float16"),
-        ("wikitext2-llama/hf", "eager"),
+        "stories260K/hf --candidate bfloat16",
+        "stories260K/hf --candidate sdpa",
+        "stories260K/hf --variant prefill --batch 3",
+        "stories260K/hf --variant prefill_reference --batch 3",
+        "wikitext2-llama/hf --candidate float16",
+        "wikitext2-llama/hf --candidate eager",
     ],
 )
-def test_real_checkpoints(compare, shared_data: Path, model: str, kind: str) -> None:
-    assert compare(shared_data / model, "--candidate", kind, "--sequence-length", 16).code == 0
+def test_real_checkpoints(compare, shared_data: Path, options: str) -> None:
+    assert compare(*f"{shared_data / options} --sequence-length 16".split()).code == 0
 
 
 class TestTraining:

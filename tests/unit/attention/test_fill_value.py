@@ -220,6 +220,7 @@ def test_masks_after_a_past_reach_down_to_it(family, variant, make, monkeypatch)
     masks.check()
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 @each_family
 @each_variant
@@ -262,6 +263,7 @@ def numbers_in(program):
     return found
 
 
+@pytest.mark.slow
 @each_variant
 def test_a_large_value_costs_a_quantised_attention_its_logits(variant):
     cases = [mask_fill.case_of(seed, length=24) for seed in range(3)]

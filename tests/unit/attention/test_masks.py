@@ -157,6 +157,7 @@ def patterns(shape):
     return bits.map(lambda bits: torch.tensor(bits).view(shape))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(
     given_masks(),

@@ -8,7 +8,7 @@ from torch import nn
 
 import tracer
 from benchmarks.mistakes.models import tiny_llama
-from tracer.comparison.noise_floor import measure_noise
+from tracer.comparison.noise_floor import NoiseRun, measure_noise
 
 
 class Chain(nn.Module):
@@ -57,7 +57,7 @@ def test_the_floor_is_at_least_the_error_against_float64(reference, x) -> None:
     floor = measure_noise(reference, x, "*")
     exact = copy.deepcopy(reference).double()(x.double())
     error = (exact - reference(x).double()).abs().max() / (exact.max() - exact.min())
-    assert floor.notes == ()
+    assert floor.unmeasured == ()
     assert error.item() > 0
     assert error.item() * (1 - 1e-9) <= floor.peir["", 0, "output"] < 20 * error.item()
 
@@ -107,22 +107,25 @@ def test_what_is_not_finite_in_float64_is_said() -> None:
     reference, inputs = tiny_llama()  # padded on the left
     floor = measure_noise(reference, inputs, "*")
     assert all(0 <= peir < 1e-4 for peir in floor.peir.values())
-    assert len(floor.notes) == 1
-    assert "values are finite on one side only" in floor.notes[0]
+    (unmeasured,) = floor.unmeasured
+    assert unmeasured.nonfinite > 0
+    said = tracer.explain(floor.read(()))
+    assert f"{unmeasured.nonfinite} values are finite on one side only" in said
 
 
 def test_a_model_that_does_not_run_in_float64_has_the_floor_of_perturbed_inputs(x) -> None:
     torch.manual_seed(0)
     floor = measure_noise(Fixed().eval(), x, "*")
-    assert "RuntimeError" in floor.notes[0]
-    assert "in float64 was not measured everywhere" in floor.notes[0]
+    assert floor.unmeasured[0].run is NoiseRun.FLOAT64
+    assert "RuntimeError" in floor.unmeasured[0].error
+    assert "in float64 was not measured everywhere" in tracer.explain(floor.read(()))
     assert floor.peir["", 0, "output"] > 0
 
 
 def test_a_model_that_cannot_be_copied_has_it_too(reference, x) -> None:
     reference.held = (number for number in range(3))
     floor = measure_noise(reference, x, "*")
-    assert "TypeError" in floor.notes[0]
+    assert "TypeError" in floor.unmeasured[0].error
     assert floor.peir["", 0, "output"] > 0
 
 

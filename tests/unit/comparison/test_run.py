@@ -297,7 +297,9 @@ class TestCoverage:
         coverage = compare(reference, candidate, X).coverage
         assert coverage.paired_modules == ("", "0", "1")
         assert coverage.reference_only == ("1.0", "1.1", "extra")
-        assert coverage.reasons["1.1"] == "hidden: `1` of the candidate is compiled or scripted"
+        assert (
+            coverage.reasons["1.1"] == "hidden: `1` of the candidate is compiled, scripted or fused"
+        )
         assert coverage.reasons["extra"] == "the candidate has no such module"
 
     def test_modules_that_the_other_side_does_not_call(self, model: nn.Module) -> None:

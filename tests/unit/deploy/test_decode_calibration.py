@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 import wrappers
 from tests.builders.agreement import padding, peir
-from tests.unit.families.test_llama import real_model, real_text, tiny, tokens, wrap
+from tests.builders.llama import real_model, real_text, tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
 from wrappers.core.point import Mode
 from wrappers.deploy.runtime import Prompts, Runtime, Slots
@@ -434,6 +434,7 @@ def step_logits(prefill, decode, sequences):
         return torch.cat([decode(**given).logits for given in inputs], dim=1)
 
 
+@pytest.mark.slow
 class TestRealModel:
     def test_the_error_of_a_quantised_step(self, stories, quantized_stories):
         model, sequences, _ = stories

@@ -13,9 +13,9 @@ from torch import nn
 
 import wrappers
 from tests.builders.agreement import peir
+from tests.builders.llama import tiny, tokens, wrap
+from tests.builders.steps import PARTS, FloatStep, arguments
 from tests.builders.text_models import FAMILIES
-from tests.unit.deploy.test_steps import PARTS, FloatStep, arguments
-from tests.unit.families.test_llama import tiny, tokens, wrap
 from tracer.models import builtin as tiny_models
 from wrappers import Mode, affine, microscaling
 from wrappers.deploy.export import export
@@ -136,6 +136,7 @@ def assert_same(expected, found, limit=LIMIT):
         assert peir(reference, candidate) <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestPt2:
     # Quantised, a causal LM holds a model and its layers.
@@ -213,6 +214,7 @@ class TestPt2:
         assert_same(outputs(mlp, states), outputs(read, states))
 
 
+@pytest.mark.slow
 class TestFillValue:
     @FLOAT_OR_QUANTISED
     @EACH_VARIANT
@@ -524,6 +526,7 @@ def tico():
     return pytest.importorskip("tico", reason="tico, of the extra 'export', is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tico")
 class TestCircle:
     @pytest.mark.parametrize(
@@ -681,6 +684,7 @@ class TestCircle:
         assert "nodes without qparam" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tico")
 class TestConversionErrors:
     def test_types_that_do_not_go_together(self, tmp_path):
@@ -751,6 +755,7 @@ class TestConversionErrors:
             assert "not checked by running it" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tico")
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestOnert:

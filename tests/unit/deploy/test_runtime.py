@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.builders.agreement import padding, peir
-from tests.unit.families.test_llama import (
-    IMPLEMENTATIONS,
+from tests.builders.agreement import IMPLEMENTATIONS, padding, peir
+from tests.builders.llama import (
     real_model,
     real_text,
     tiny,
@@ -462,6 +461,7 @@ def real(shared_data):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover  # hundreds of steps through lines that the tests above cover
 class TestRealModels:
     @REAL

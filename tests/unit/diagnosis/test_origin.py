@@ -121,7 +121,7 @@ class TestCaches:
         assert (module, found, confirmed) == ("layers.0", "computation", True)
         assert "First visible at `memory.seen.0` as left by `layers.0`, PEIR 0." in text
         assert "What `layers.0` leaves in its argument `memory` is wrong." in text
-        assert "the candidate were the reference scaled by 2" in text
+        assert "It matches a known mistake: scaled by 2" in text
 
     def test_another_entry_is_a_divergence(self) -> None:
         reference, candidate = pair(steps=2)
@@ -160,7 +160,7 @@ class TestCaches:
         candidate.given = lambda layer, memory: memory if layer.index else None
         module, found, confirmed, text = judged(reference, candidate)
         assert (module, found, confirmed) == ("", "memory", True)
-        assert "hands a wrong `memory` to `layers.0`" in text
+        assert "passes a wrong `memory` to `layers.0`" in text
         assert "reference: Memory, at" in text
         assert "candidate: None, at" in text
 
@@ -336,7 +336,7 @@ class TestFailures:
         assert (verdict.origin.module, verdict.origin.argument) == ("", "mask")
         assert (verdict.symptom.module, verdict.symptom.value) == ("layers.0", "output")
         assert verdict.confirmed
-        assert "Confirmed: with the reference's `mask` it does not raise." in verdict.explanation
+        assert "Confirmed: with the reference's `mask`, it does not raise." in verdict.explanation
 
     def test_nothing_had_differed(self) -> None:
         reference, candidate = pair()
@@ -378,9 +378,7 @@ class TestFailures:
         own = candidate.head.forward
         candidate.head.forward = forward
         message, verdict = self.run(reference, candidate)
-        assert message.endswith(
-            "it began when `layers.0.mix` computed otherwise, with a wrong parameter"
-        )
+        assert message.endswith("it began when `layers.0.mix` computed with a wrong parameter")
         assert (verdict.origin.module, verdict.confirmed) == ("layers.0.mix", True)
 
     def test_without_a_second_run_nothing_is_tried(self) -> None:

@@ -135,7 +135,7 @@ def test_argument_of_the_same_shape(reference, x) -> None:
     assert (verdict.origin.kind, verdict.origin.argument) == ("argument", "mask")
     assert verdict.symptom.module == "blocks.0.second"
     assert verdict.confirmed
-    assert "the root module hands a wrong `mask` to `blocks.0` and 2 more" in verdict.explanation
+    assert "the root module passes a wrong `mask` to `blocks.0` and 2 more" in verdict.explanation
     assert "with the reference's `mask`, PEIR at argument `input` of `blocks.0.second` falls" in (
         verdict.explanation
     )

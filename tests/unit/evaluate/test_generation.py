@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import wrappers
-from tests.unit.families.test_llama import calibrated, tiny, tokens, wrap
+from tests.builders.llama import calibrated, tiny, tokens, wrap
 from wrappers.deploy.runtime import Runtime
 from wrappers.errors import ModelInputError
 from wrappers.evaluate import Continuation, GenerationCheck, generation_check, repetition

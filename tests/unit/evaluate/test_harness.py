@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 import wrappers
-from tests.unit.families.test_llama import real_model
+from tests.builders.llama import real_model
 from tracer.models.loading import load
 from wrappers.errors import MissingExtraError, ModelInputError
 from wrappers.evaluate import DecodedModel, run_tasks
@@ -94,6 +94,7 @@ def in_kind(model, kind, inputs):
     return wrappers.convert(wrapped)
 
 
+@pytest.mark.slow
 class TestOwnTask:
     @pytest.mark.parametrize(("kind", "batch"), [("float", 1), ("wrapped", 4), ("quantized", 4)])
     def test_counts_as_by_hand(self, llama, task, kind, batch):
@@ -172,6 +173,7 @@ class TestNames:
             run_tasks(llama.model, llama.tokenizer, ["arc_easy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"), [("float", "copa"), ("wrapped", "piqa"), ("quantized", "arc_easy")]
 )

@@ -5,7 +5,7 @@ import torch
 
 import tracer
 import wrappers
-from tests.unit.families.test_llama import calibrated, tiny, tokens, wrap
+from tests.builders.llama import calibrated, tiny, tokens, wrap
 from wrappers import PTQConfig, affine
 from wrappers.evaluate import LayerError, layer_errors
 

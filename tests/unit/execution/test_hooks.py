@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.builders import calling_from_elsewhere
+from tests.builders.hooks import hooks_of
 from tracer.execution.hooks import (
     Answer,
     Call,
@@ -28,13 +29,6 @@ from tracer.execution.hooks import (
 )
 
 X = torch.arange(4.0).reshape(2, 2)
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-)
 
 
 class Recording:
@@ -70,10 +64,6 @@ def recorded(
     with hooked([model], lambda: recorder):
         run()
     return recording
-
-
-def hooks_of(model: nn.Module) -> list[dict[str, dict[int, object]]]:
-    return [{kind: dict(getattr(m, kind)) for kind in HOOKS} for m in model.modules()]
 
 
 def line_of(function: Callable[..., object], marker: str) -> str:

@@ -1,7 +1,6 @@
 """Models whose weights accelerate loads when they are needed: the same verdicts, in less memory."""
 
 import gc
-import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -217,23 +216,10 @@ class TestLoad:
         assert execution_device(make_llama()) == torch.device("cpu")
         assert execution_device(nn.Identity()) == torch.device("cpu")
 
-    def test_without_accelerate(self, saved, monkeypatch) -> None:
-        monkeypatch.setattr("tracer.models.locate.find_spec", lambda name: None)
-        with pytest.raises(UsageError, match=r"pip install 'trace-model\[offload\]'"):
-            models.load(saved(), offload=True)
-        assert importlib.util.find_spec("accelerate") is not None
-
-    def test_what_cannot_be(self, saved, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"there is no folder .*: make it first"):
-            models.load(saved(), offload=tmp_path / "none")
+    def test_it_cannot_be_compiled(self, saved) -> None:
         loaded = models.load(saved(), inputs=INPUTS, offload=True)
         with pytest.raises(UsageError, match="cannot be compiled"):
             models.candidate(loaded, "compile")
-
-    def test_a_closed_folder(self, saved, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr("tracer.models.locate.os.access", lambda *_: False)
-        with pytest.raises(UsageError, match="is not writable"):
-            models.load(saved(), offload=tmp_path)
 
 
 class Weighted(nn.Module):
@@ -371,19 +357,6 @@ class TestCommandLine:
         assert said[1].replace(note, "") == said[0]
         gc.collect()
         assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["tiny-llama", "--offload", "none"], "there is no folder none to keep weights in"),
-            (["tiny-llama", "--candidate", "compile", "--offload"], "another candidate than"),
-            (["a.trace", "--candidate", "b.trace", "--offload"], "and both are traces"),
-            (["--offload", "tiny-llama"], "the following arguments are required: MODEL"),
-        ],
-    )
-    def test_wrong_use(self, capsys, arguments: list[str], message: str) -> None:
-        assert main(["compare", *arguments]) == 2
-        assert message in capsys.readouterr().err
 
 
 class TestRecord:

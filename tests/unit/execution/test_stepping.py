@@ -204,7 +204,7 @@ class TestCalls:
         assert verdict.symptom.call == 1
         assert verdict.confirmed
         assert (
-            "What runs it hands a wrong `position_ids` to the root module and 2 more"
+            "What runs it passes a wrong `position_ids` to the root module and 2 more"
             in verdict.explanation
         )
 

@@ -92,18 +92,33 @@ def test_a_replaced_call_is_what_python_calls() -> None:
     assert "_compiled_call_impl" not in vars(module)
 
 
-def test_tensors_of_transforms_are_known() -> None:
+def test_transforms_are_known() -> None:
     # Broken: see how `torch._functorch` asks whether it is inside `vmap`.
     found: list[bool] = []
 
     def note(x: torch.Tensor) -> torch.Tensor:
-        found.append(internals.is_inside_transform(x))
+        found.append(internals.is_inside_transform())
         return x
 
     note(torch.ones(2))
     torch.func.vmap(note)(torch.ones(2))
     torch.func.jacrev(note)(torch.ones(2))
     assert found == [False, True, True]
+
+
+def test_the_fused_path_of_an_encoder_layer_is_known() -> None:
+    # Broken: see the conditions in `nn.TransformerEncoderLayer.forward`. Whatever this says, what
+    # is recorded must be what the layer computes without hooks.
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
+    assert internals.takes_fused_path(layer)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        layer(torch.ones(1, 3, 8))
+    assert "aten::_transformer_encoder_layer_fwd" in {event.key for event in profile.key_averages()}
+    others = {"batch_first": False}, {"batch_first": True, "bias": False}
+    for options in others:
+        assert not internals.takes_fused_path(nn.TransformerEncoderLayer(8, 2, **options).eval())
+    assert not internals.takes_fused_path(layer.train())
+    assert not internals.takes_fused_path(nn.MultiheadAttention(8, 2))
 
 
 def test_operators_say_what_they_write_to() -> None:

@@ -334,8 +334,8 @@ class TestFailOn:
     @pytest.mark.parametrize(
         ("fail_on", "message"),
         [
-            ("regression", "held against a baseline or limits, and there are none"),
-            ("coverage", "held against a baseline, and there is none"),
+            ("regression", "checked against a baseline or limits, and there are none"),
+            ("coverage", "checked against a baseline, and there is none"),
             ("worse", "expected one of divergence, regression, coverage, never"),
         ],
     )

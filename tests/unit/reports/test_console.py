@@ -24,6 +24,7 @@ from tracer.reports.parts.curve import curve
 from tracer.reports.parts.fold import Fold, arrange, number
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import shortened
+from tracer.tensors.value_path import OUTPUT, ValuePath
 
 LAYERS = [
     f"model.layers.{layer}.{part}"
@@ -351,7 +352,7 @@ class TestIsolation:
             "   50.0%  `model.layers.3.self_attn.o_proj`, PEIR 0.125, relative L2 0.0625",
             "          without `weight` (uint4 weight): relative L2 0.0625 → 0.001",
             "          without `act_in` (int16 activation): relative L2 0.0625 → 0.05",
-            "   10.0%  `model.layers.3.self_attn` in its own lines at `o_proj.kwargs.input`, "
+            "   10.0%  `model.layers.3.self_attn` in its own forward at `o_proj.kwargs.input`, "
             "PEIR 0.125, relative L2 0.0625",
             "   10.0%  `lm_head`, PEIR 0.125, relative L2 inf, worst at call 2 of 3",
             "    3.8%  `model.layers.0.mlp`, PEIR 0.125, relative L2 0.0625",
@@ -377,9 +378,7 @@ class TestVerdict:
         assert (
             shown(diverging)
             .split("\n\n")[-1]
-            .startswith(
-                "diverges at model.layers.3.self_attn.o_proj, PEIR 5.00e-01\nIt begins there."
-            )
+            .startswith("diverges at model.layers.3.self_attn.o_proj, PEIR 5.00e-01\nFirst visible")
         )
         assert shown(agreeing).split("\n\n")[-1].startswith("agrees\nThe models agree.")
 
@@ -397,7 +396,7 @@ class TestVerdict:
         run = Run("a", "b", quantized=True, differences_expected=False)
         text = shown(diverging, ranked=True, run=run)
         assert "as expected" not in text
-        assert "It begins there." in text
+        assert "It is introduced in the forward of" in text
 
 
 class TestCoverage:
@@ -436,7 +435,7 @@ class TestFocus:
     def test_values_of_both_sides(self, agreeing):
         reference = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
         candidate = torch.tensor([[1.0, 2.0], [3.5, 4.0]])
-        focus = [Captured("mlp", 0, "output", reference, candidate)]
+        focus = [Captured("mlp", 0, OUTPUT, reference, candidate)]
         text = shown(agreeing, focus=focus)
         assert "values of mlp, call 0" in text
         assert "output, float32 [2, 2]" in text
@@ -460,11 +459,11 @@ class TestFocus:
     )
     def test_tensors_of_every_kind(self, agreeing, tensor):
         assert "values of m, call 3" in shown(
-            agreeing, focus=[Captured("m", 3, "kwargs.x", tensor, tensor.clone())]
+            agreeing, focus=[Captured("m", 3, ValuePath.of_argument("x"), tensor, tensor.clone())]
         )
 
     def test_other_shapes(self, agreeing):
-        focus = [Captured("m", 0, "output", torch.ones(2), torch.ones(3))]
+        focus = [Captured("m", 0, OUTPUT, torch.ones(2), torch.ones(3))]
         assert "output, float32 [2], candidate float32 [3]" in shown(agreeing, focus=focus)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tracer.diagnosis.origin import Origin
-from tracer.diagnosis.verdict import Verdict
+from tracer.diagnosis.finding import Origin, OriginKind
+from tracer.diagnosis.verdict import Ended, Verdict
 from tracer.reports.parts.excerpt import excerpt, origin_in_words, origins
 
 
@@ -54,19 +54,22 @@ def test_no_source(location: str | None):
 @pytest.mark.parametrize(
     ("kind", "argument", "words"),
     [
-        ("argument", "mask", "`a.b` hands down another `mask`"),
-        ("parameter", None, "`a.b` has other parameters"),
-        ("computation", None, "`a.b` computes otherwise"),
+        (OriginKind.ARGUMENT, "mask", "`a.b` passes a wrong `mask`"),
+        (OriginKind.PARAMETER, None, "`a.b` has wrong parameters"),
+        (OriginKind.COMPUTATION, None, "`a.b` computes a wrong result"),
     ],
 )
-def test_origins_in_words(kind: str, argument: str | None, words: str):
+def test_origins_in_words(kind: OriginKind, argument: str | None, words: str):
     assert origin_in_words(Origin("a.b", argument, kind, None, None)) == words
 
 
+NOTHING = Ended(None)
+
+
 def test_every_origin():
-    first, second = (Origin(name, None, "computation", None, None) for name in "ab")
-    verdict = Verdict(False, None, first, False, "")
+    first, second = (Origin(name, None, OriginKind.COMPUTATION, None, None) for name in "ab")
+    verdict = Verdict(False, None, first, False, NOTHING)
     assert origins(verdict) == (first,)
-    both = Verdict(False, None, first, False, "", origins=(first, second))
+    both = Verdict(False, None, first, False, NOTHING, origins=(first, second))
     assert origins(both) == (first, second)
-    assert origins(Verdict(True, None, None, False, "")) == ()
+    assert origins(Verdict(True, None, None, False, NOTHING)) == ()

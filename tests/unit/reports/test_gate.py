@@ -264,5 +264,7 @@ class TestReports:
         monkeypatch.setenv("COLUMNS", "80")
         failing.show()
         text = capsys.readouterr().out
-        assert text.index("It begins there.") < text.index("gate: fails (--fail-on regression)")
+        assert text.index("It is introduced in the forward") < text.index(
+            "gate: fails (--fail-on regression)"
+        )
         assert max(map(len, text.splitlines())) <= 80

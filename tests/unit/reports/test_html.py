@@ -16,7 +16,8 @@ from torch import nn
 
 import tracer
 from tests.builders import browser
-from tracer.diagnosis.origin import Origin
+from tests.builders.said import said
+from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.isolation.causes import Cause
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
 from tracer.measurement.rows import FormDifference
@@ -120,12 +121,12 @@ class TestStructure:
         file.write_text("".join(lines))
         comparison = make_comparison([make_row("a", 0.5)])
         places = (
-            Origin("a", "mask", "argument", f"{file}:10", None),
-            Origin("b", None, "parameter", "/nowhere.py:3", f"{file}:20"),
+            Origin("a", "mask", OriginKind.ARGUMENT, f"{file}:10", None),
+            Origin("b", None, OriginKind.PARAMETER, "/nowhere.py:3", f"{file}:20"),
         )
         verdict = replace(comparison.verdict, origin=places[0], origins=places)
         first, second = page_of(replace(comparison, verdict=verdict)).find_class("origin")
-        assert words(first.find("summary")) == "Origin 1 of 2: a hands down another mask"
+        assert words(first.find("summary")) == "Origin 1 of 2: a passes a wrong mask"
         assert first.get("open") is not None
         assert second.get("open") is None
         (marked,) = first.find_class("marked")
@@ -235,7 +236,7 @@ class TestSafety:
 
     def test_a_lone_backquote_is_a_backquote(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5)])
-        verdict = replace(comparison.verdict, explanation="a ` <b> of\n`c` and `<d>`")
+        verdict = said(comparison.verdict, "a ` <b> of\n`c` and `<d>`")
         first, second = page_of(replace(comparison, verdict=verdict)).find_class("explanation")[0]
         assert words(first) == "a ` <b> of"
         assert [code.text for code in second.iter("code")] == ["c", "<d>"]
@@ -255,9 +256,9 @@ def hostile(make_row, make_comparison) -> tuple[tracer.Comparison, Run]:
         make_row(HOSTILE, 0.5, note=f"{HOSTILE}; candidate {HOSTILE}", value="output"),
         make_row("b"),
     ]
-    forms = (FormDifference(1, HOSTILE, 0, HOSTILE, HOSTILE, HOSTILE),)
+    forms = (FormDifference(1, HOSTILE, 0, f"kwargs.{HOSTILE}", HOSTILE, HOSTILE),)
     comparison = make_comparison(rows, form_differences=forms)
-    verdict = replace(comparison.verdict, explanation=f"{HOSTILE}\n  {HOSTILE}")
+    verdict = said(comparison.verdict, f"{HOSTILE}\n  {HOSTILE}")
     return replace(comparison, verdict=verdict), Run(HOSTILE, HOSTILE, (HOSTILE,), HOSTILE)
 
 

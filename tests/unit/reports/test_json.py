@@ -36,7 +36,8 @@ class TestSchema:
             *("ranking", "isolation", "zoomed", "gate", "run", "environment"),
         ]
         assert list(report["verdict"]) == [
-            *("agrees", "symptom", "origin", "confirmed", "explanation", "mistakes", "origins"),
+            *("agrees", "symptom", "origin", "confirmed", "details", "mistakes", "origins"),
+            *("why_not_tried", "beside", "explanation"),
         ]
         assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
         assert list(report["verdict"]["origin"]) == [
@@ -283,8 +284,11 @@ class TestSave:
         [
             ("report.pdf", r"suffix '\.pdf': expected \.html, \.json, .* or \.parquet"),
             ("report", r"suffix '': expected \.html"),
-            ("missing/report.json", "there is no folder .*missing"),
-            ("folder.json", "is a folder"),
+            (
+                "missing/report.json",
+                "directory .*missing for the report .* does not exist; create it first",
+            ),
+            ("folder.json", "is a directory"),
         ],
     )
     def test_paths_that_cannot_be(self, tmp_path: Path, name: str, message: str):
@@ -294,7 +298,7 @@ class TestSave:
 
     def test_a_folder_on_which_nothing_can_be_written(self, tmp_path: Path, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-        with pytest.raises(UsageError, match=r"the folder .* of the report .* is not writable"):
+        with pytest.raises(UsageError, match=r"directory .* of the report .* is not writable"):
             check_path(tmp_path / "report.html")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")

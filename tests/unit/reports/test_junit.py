@@ -9,8 +9,9 @@ from lxml import etree
 from torch import nn
 
 import tracer
-from tracer.diagnosis.origin import Origin
-from tracer.diagnosis.verdict import Verdict
+from tests.builders.said import said
+from tracer.diagnosis.finding import Origin, OriginKind
+from tracer.diagnosis.verdict import Ended, Verdict
 from tracer.reports import Run, save
 from tracer.reports.junit import render
 
@@ -53,14 +54,14 @@ class TestOutcomes:
         failure = suite.find(".//failure")
         assert failure.get("message") == "diverges at a.b, PEIR 5.00e-01"
         assert failure.get("type") == "computation"
-        assert failure.text == "It begins there."
+        assert failure.text.startswith("First visible at output of `a.b`, PEIR 0.5")
         skipped = suite.find(".//skipped")
         assert skipped.get("message") == "not judged: PEIR 2.50e-01 after the divergence in a.b"
 
     def test_every_origin_fails_also_without_a_row(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5), make_row("b", 0.5)])
         places = tuple(
-            Origin(name, "mask", "argument", None, None) for name in ("", "b", "layers.7")
+            Origin(name, "mask", OriginKind.ARGUMENT, None, None) for name in ("", "b", "layers.7")
         )
         verdict = replace(comparison.verdict, origin=places[0], origins=places)
         found = outcomes(suite_of(replace(comparison, verdict=verdict)))
@@ -98,10 +99,10 @@ class TestOutcomes:
         assert outcomes(suite) == {"(root).a": "passed"}
 
     def test_a_run_that_was_ended_is_an_error(self, make_row, make_comparison):
-        ended = Verdict(False, None, None, False, "The run was ended by the user.")
+        ended = Verdict(False, None, None, False, Ended(None))
         suite = suite_of(make_comparison([make_row("a")], verdict=ended))
         assert outcomes(suite) == {"(root).a": "passed", "(root).verdict": "error"}
-        assert suite.find(".//error").text == "The run was ended by the user."
+        assert suite.find(".//error").text == ended.explanation
 
     def test_without_an_origin_the_symptom_fails(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a"), make_row("b", 0.5), make_row("c", 0.5)])
@@ -116,7 +117,7 @@ class TestText:
     )
     def test_hostile_texts(self, make_row, make_comparison, hostile, tmp_path):
         comparison = make_comparison([make_row("a", 0.5)])
-        verdict = replace(comparison.verdict, explanation=hostile)
+        verdict = said(comparison.verdict, hostile)
         run = Run(hostile, hostile, (hostile,), hostile)
         suite = suite_of(replace(comparison, verdict=verdict), run)
         shown = "".join("\ufffd" if c in "\x07\x00\ud800" else c for c in hostile)

@@ -9,7 +9,8 @@ from markdown_it import MarkdownIt
 from torch import nn
 
 import tracer
-from tracer.diagnosis.origin import Origin
+from tests.builders.said import said
+from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
 from tracer.measurement.rows import FormDifference
 from tracer.reports import Run
@@ -31,8 +32,8 @@ class TestContent:
         text = render(make_comparison(rows), Run("tiny", "sdpa", ("3 tokens",), "trace_model x"))
         assert text.startswith("## ❌ diverges at b, PEIR 5.00e-01\n")
         assert "**tiny** against **sdpa**" in text
-        assert "> It begins there." in text
-        assert "### Where it begins: `b` computes otherwise" in text
+        assert "> It is introduced in the forward of `b` itself" in text
+        assert "### Where it begins: `b` computes a wrong result" in text
         assert "reference: `/a/model.py:3`" in text
         lines = [line for line in text.splitlines() if line.startswith("|")]
         assert lines[0].split("|")[2].strip() == "module"
@@ -71,18 +72,18 @@ class TestContent:
         file = tmp_path / "model.py"
         file.write_text("".join(f"        line_{i}()\n" for i in range(1, 21)))
         comparison = make_comparison([make_row("a", 0.5)])
-        origin = Origin("a", "mask", "argument", f"{file}:10", f"{file}:99")
+        origin = Origin("a", "mask", OriginKind.ARGUMENT, f"{file}:10", f"{file}:99")
         text = render(replace(comparison, verdict=replace(comparison.verdict, origin=origin)))
-        assert "### Where it begins: `a` hands down another `mask`" in text
+        assert "### Where it begins: `a` passes a wrong `mask`" in text
         assert "     9   line_9()\n    10 > line_10()\n    11   line_11()" in text
         assert text.count("```python") == 1  # the candidate's line is beyond the end of the file
 
     def test_several_origins(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5)])
-        places = tuple(Origin(f"m{i}", None, "parameter", None, None) for i in range(7))
+        places = tuple(Origin(f"m{i}", None, OriginKind.PARAMETER, None, None) for i in range(7))
         verdict = replace(comparison.verdict, origin=places[0], origins=places)
         text = render(replace(comparison, verdict=verdict))
-        assert "### Origin 2 of 7: `m1` has other parameters" in text
+        assert "### Origin 2 of 7: `m1` has wrong parameters" in text
         assert "### Origin 6 of 7" not in text
 
     def test_what_modules_introduce(self, make_row, make_comparison):
@@ -141,9 +142,12 @@ class TestEscaping:
             make_row("c", 0.25),
         ]
         comparison = make_comparison(
-            rows, form_differences=(FormDifference(1, hostile, 0, hostile, hostile, hostile),)
+            rows,
+            form_differences=(
+                FormDifference(1, hostile, 0, f"kwargs.{hostile}", hostile, hostile),
+            ),
         )
-        verdict = replace(comparison.verdict, explanation=f"In `{hostile}`: {hostile}")
+        verdict = said(comparison.verdict, f"In `{hostile}`: {hostile}")
         run = Run(hostile, hostile, (hostile,), hostile)
         page = html_of(render(replace(comparison, verdict=verdict), run))
         for tag in ("<script", "<img", "<a ", "<del", "<h1"):
@@ -165,7 +169,7 @@ class TestSize:
     def test_of_thousands_of_modules_with_long_names(self, make_row, make_comparison):
         deep = "x" * 400
         rows = [
-            make_row(f"{deep}.{i}", 0.5 * (i % 2), note="n" * 5_000, value="v" * 900)
+            make_row(f"{deep}.{i}", 0.5 * (i % 2), note="n" * 5_000, value=f"output.{'v' * 900}")
             for i in range(3_000)
         ]
         comparison = make_comparison(rows)
@@ -176,7 +180,7 @@ class TestSize:
             reasons={name: f"{i}: {deep}" for i, name in enumerate(names)},
         )
         explanation = "\n".join(f"`{deep}` é {i} " + "y" * 3_000 for i in range(500))
-        verdict = replace(comparison.verdict, explanation=explanation)
+        verdict = said(comparison.verdict, explanation)
         run = Run(deep, deep, tuple(names), "c " * 40_000)
         text = render(replace(comparison, verdict=verdict, coverage=coverage), run)
         assert len(text.encode()) <= LIMIT
@@ -188,7 +192,7 @@ class TestSize:
     def test_the_verdict_is_there_whatever_it_is_made_of(self, make_row, make_comparison, letter):
         long = letter * 5_000
         comparison = make_comparison([make_row(long, 0.5)])
-        verdict = replace(comparison.verdict, explanation="\n".join([long] * 100))
+        verdict = said(comparison.verdict, "\n".join([long] * 100))
         text = render(replace(comparison, verdict=verdict), Run(long, long))
         assert len(text.encode()) <= LIMIT
         assert text.startswith("## ❌ diverges at")

@@ -10,7 +10,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from wrappers.studies import LoadedWorkload, Workload, load
+from wrappers.studies import (
+    LoadedWorkload,
+    Results,
+    Workload,
+    load,
+)
 
 WORDS = [f"w{number}" for number in range(40)]
 
@@ -62,3 +67,9 @@ def workload(folder: Path) -> Workload:
 @pytest.fixture(scope="session")
 def loaded(workload: Workload) -> LoadedWorkload:
     return load(workload)
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Results:
+    head = {"study": "s", "workload": {"model": "<m>", "text": None}, "environment": {"torch": "2"}}
+    return Results(tmp_path / "r.jsonl", head)

@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.study_results import (
+    LOSSES,
+    PAIR,
+    SEEDS,
+    decoded,
+    fill_in,
+    fill_in_decode,
+    metrics,
+    study,
+)
 from wrappers.studies import (
     DecodeCalibration,
     Grid,
-    MaskFill,
     Result,
     Results,
     report_of,
@@ -17,63 +26,8 @@ from wrappers.studies import (
 )
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
-PAIR = ("uint8", "uint8")
-SEEDS = (0, 1, 2)
-
-
-@pytest.fixture
-def known(tmp_path: Path) -> Results:
-    head = {"study": "s", "workload": {"model": "<m>", "text": None}, "environment": {"torch": "2"}}
-    return Results(tmp_path / "r.jsonl", head)
-
-
-def metrics(loss: float, seed: int) -> dict:
-    loss += 0.001 * seed
-    return {
-        "loss": loss,
-        "float_loss": 0.4,
-        "layer_l2": [0.1, 0.3],
-        "equal": 0.5,
-        "tasks": {"copa": 0.5},
-    }
-
-
-def fill_in(study: MaskFill, known: Results, losses: dict[tuple[str, float], float]) -> None:
-    """Results of the search and of the finalists, until nothing more is wanted."""
-    while missing := known.missing(study.wanted(known)):
-        for trial in missing:
-            settings = trial.settings
-            place = settings["variant"], settings["attention_mask_fill_value"]
-            known.add(Result(trial, metrics(losses[place], trial.seed), "", 1.0))
-
-
-def study(**options) -> MaskFill:
-    return MaskFill(fills=(-40.0, -80.0), pairs=[PAIR], seeds=SEEDS, **options)
-
-
-LOSSES = {(v, f): 1.0 + f / 1000 for v in (SEARCH, FAITHFUL) for f in (-40.0, -80.0, -120.0)}
-
 
 class TestMaskFill:
-    def test_the_default_is_always_tried(self):
-        assert study().fills == (-40.0, -80.0, -120.0)
-
-    def test_the_search_then_the_finalists(self, known: Results):
-        first = study().wanted(known)
-        assert {t.settings["variant"] for t in first} == {SEARCH}
-        assert len(first) == 9
-        fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.5})
-        last = [t for t in study().wanted(known) if t.settings["variant"] == FAITHFUL]
-        fills = {t.settings["attention_mask_fill_value"] for t in last}
-        assert fills == {-80.0, -120.0}  # the two best, of which one is the default
-
-    def test_refining_looks_between_the_best_and_its_neighbours(self, known: Results):
-        refined = study(refine=True)
-        depth = {f: abs(f + 72) for f in (-40.0, -60.0, -70.0, -80.0, -90.0, -100.0, -120.0)}
-        losses = {(v, f): 1 + d / 100 for v in (SEARCH, FAITHFUL) for f, d in depth.items()}
-        fill_in(refined, known, losses)
-        assert refined.searched(PAIR, known) == [-40, -60, -70, -80, -90, -100, -120]
-
     def test_a_clear_winner_is_chosen(self, known: Results):
         fill_in(study(), known, LOSSES | {(v, -80.0): 0.5 for v in (SEARCH, FAITHFUL)})
         cost, *reading = report_of(study(), known).reading
@@ -84,48 +38,6 @@ class TestMaskFill:
         assert len(reading) == 2
         assert all("clearly better than the default, by 0.38" in line for line in reading)
         assert all("choose -80" in line for line in reading)
-
-    def test_variants_that_disagree(self, known: Results):
-        fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.5, (FAITHFUL, -80.0): 2.0})
-        assert report_of(study(), known).reading[-1] == (
-            "uint8/uint8: the variants differ in what is best (in prefill_reference -80 has 0.5010 "
-            "and -120 has 0.8810; in prefill -80 has 2.0010 and -120 has 0.8810), which is clear "
-            "in prefill_reference and prefill; they disagree: prefill_reference speaks for -80, "
-            "prefill, which computes as the hardware does, for -120."
-        )
-
-    def test_variants_that_differ_in_nothing_sure(self, known: Results):
-        """Each has another best, by less than the spread, and both keep the default."""
-        noise = {SEARCH: (-0.3, 0.1, 0.05), FAITHFUL: (0.3, -0.1, 0.02)}
-        made = MaskFill(fills=(-80.0,), pairs=[PAIR], seeds=SEEDS)
-        while missing := known.missing(made.wanted(known)):
-            for trial in missing:
-                is_default = trial.settings["attention_mask_fill_value"] == -120.0
-                shift = 0.0 if is_default else noise[trial.settings["variant"]][trial.seed]
-                known.add(Result(trial, metrics(1.0 + shift, trial.seed)))
-        assert report_of(made, known).reading[-1].endswith("which is not clear in either.")
-
-    def test_a_best_that_differs_by_next_to_nothing_is_no_disagreement(self, known: Results):
-        fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.8799, (FAITHFUL, -80.0): 0.8801})
-        assert not any("the variants differ" in line for line in report_of(study(), known).reading)
-
-    def test_what_is_clearly_worse_is_told(self, known: Results):
-        fill_in(study(), known, LOSSES)
-        line = next(r for r in report_of(study(), known).reading if SEARCH in r and "least" in r)
-        assert line.endswith(
-            "clearly worse than -120: -80, +0.0400 [+0.0400, +0.0400]; -40, +0.0800 "
-            "[+0.0800, +0.0800]."
-        )
-
-    def test_no_difference(self, known: Results):
-        class Noisy(dict):
-            def __getitem__(self, place):
-                return 1.0
-
-        fill_in(study(), known, Noisy())
-        for line in report_of(study(), known).reading[1:]:
-            assert "it is the default; the next, -40, is +0.0000 [+0.0000, +0.0000] above" in line
-            assert line.endswith("none is clearly worse.")
 
     def test_a_value_that_always_fails_is_not_chosen(self, known: Results):
         for trial in study().wanted(known):
@@ -203,74 +115,11 @@ class TestMaskFill:
             "uint8/uint8, prefill_reference: the default, -120, has no results yet.",
         )
 
-    def test_the_table(self, known: Results):
-        fill_in(study(), known, LOSSES)
-        table = report_of(study(), known).tables[0]
-        assert table.columns[:3] == ("fill value", "perplexity", "loss over -120 [95 %]")
-        assert table.columns[-1] == "copa"
-        blank = ("",) * (len(table.columns) - 2)
-        assert table.rows[0] == ("float model", f"{math.exp(0.4):.4g}", *blank)
-        rows = {row[0]: row for row in table.rows}
-        assert rows["-120"][2] == ""
-        assert rows["-40"][2] == "+0.0800 [+0.0800, +0.0800]"
-        assert rows["-120"][1] == f"{math.exp(0.881):.4g} ± 0.0024"
-        assert table.rows[table.best][0] == "-120"
-
-    def test_by_layer(self, known: Results):
-        while missing := known.missing(study().wanted(known)):
-            for trial in missing:
-                peir = {"weights_peir": [0.1, 0.2], "attention_peir": [0.3, 0.4 + trial.seed / 100]}
-                loss = LOSSES[SEARCH, trial.settings["attention_mask_fill_value"]]
-                known.add(Result(trial, metrics(loss, trial.seed) | peir))
-        table = report_of(study(), known).tables[-1]
-        assert table.title == "uint8/uint8, prefill, by layer"
-        assert table.columns == (
-            "layer",
-            *("PEIR softmax: -80", "PEIR softmax: -120"),
-            *("PEIR attention: -80", "PEIR attention: -120"),
-        )
-        assert table.rows[1] == ("1", "0.2 ± 0", "0.2 ± 0", "0.41 ± 0.01", "0.41 ± 0.01")
-
-    def test_only_what_is_wanted_now(self, known: Results):
-        """The file of a study that went on with fewer seeds and values, in any order."""
-        fill_in(study(), known, LOSSES)
-        fewer = MaskFill(fills=(-80.0,), pairs=[PAIR], seeds=(0, 1))
-        report = report_of(fewer, known)
-        assert [result.trial for result in report.results] == fewer.wanted(known)
-        assert {result.trial.seed for result in report.results} == {0, 1}
-
-    def test_values_that_are_close_have_each_a_row(self, known: Results):
-        made = MaskFill(fills=(-100.0, -100.00001), pairs=[PAIR], seeds=(0,))
-        for trial in made.wanted(known):
-            known.add(Result(trial, metrics(1.0, 0)))
-        names = [row[0] for row in report_of(made, known).tables[0].rows]
-        assert names == ["float model", "-100", "-100.00001", "-120"]
-
-    def test_a_perplexity_beyond_all_numbers(self, known: Results):
-        losses = LOSSES | {(v, -40.0): 800.0 for v in (SEARCH, FAITHFUL)}
-        fill_in(study(), known, losses)
-        report = report_of(study(), known)
-        assert report.tables[0].rows[1][:2] == ("-40", "inf")
-        assert [point[0] for point in report.plots[0].series["uint8/uint8"]] == [-80.0, -120.0]
-
     def test_the_method(self, known: Results):
         method = report_of(study(), known).method
         assert "on 3 calibration sets (one for each seed) of 8 sequences" in method
         assert "share 5 % (Bonferroni)" in method
         assert "not the choice of the text that is scored" in method
-
-
-def decoded(loss: float, seed: int, **others: float) -> dict:
-    """Metrics of a decode trial: a loss as deployed, and the same over each past."""
-    found = metrics(loss, seed)
-    losses = {"quantized_past_loss": found["loss"], "float_past_loss": found["loss"]}
-    return found | losses | {"float_step_loss": 0.5} | others
-
-
-def fill_in_decode(study: DecodeCalibration, known: Results, measure) -> None:
-    while missing := known.missing(study.wanted(known)):
-        for trial in missing:
-            known.add(Result(trial, measure(trial)))
 
 
 class TestDecodeCalibration:

@@ -186,12 +186,14 @@ class TestRun:
 
 
 class TestElsewhere:
+    @pytest.mark.slow
     @pytest.mark.no_cover
     def test_processes_give_the_same_numbers(self, quick: Workload, tmp_path: Path):
         here = results_of(Few(), quick, tmp_path / "here.jsonl")
         there = results_of(Few(), quick, tmp_path / "there.jsonl", Where(workers=2))
         assert figures(Few(), here) == figures(Few(), there)
 
+    @pytest.mark.slow
     @pytest.mark.no_cover
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
     @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -217,6 +219,7 @@ def deadly(workload: Workload, trial: Trial) -> Result:
     return Result(trial, {"loss": float(trial.seed), "process": os.getpid()})
 
 
+@pytest.mark.slow
 class TestProcessesThatDie:
     @pytest.fixture(autouse=True)
     def forked(self, monkeypatch):
@@ -249,6 +252,7 @@ class TestProcessesThatDie:
             assert [r.error for r in processes.run([Trial({}, 5)])] == [""]
 
 
+@pytest.mark.slow
 class TestRay:
     def test_nothing_answers(self, quick: Workload, tmp_path: Path, monkeypatch):
         self.stand_in(monkeypatch)
@@ -332,6 +336,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_a_killed_study_goes_on_where_it_was(quick: Workload, tmp_path: Path):
     path = tmp_path / "r.jsonl"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tracer.tensors.known_mistakes import Fit, known_mistakes
+from tracer.tensors.known_mistakes import known_mistakes
 
 LIMIT = 1e-5
 
@@ -166,7 +166,3 @@ def test_the_inputs_are_left_alone() -> None:
     assert torch.equal(r, R)
     assert torch.equal(c, 2 * R)
     assert r.grad_fn is None
-
-
-def test_a_fit_in_words() -> None:
-    assert str(Fit("scaled by 2", 1.234e-7)) == "the reference scaled by 2 (residual 1.2e-07)"

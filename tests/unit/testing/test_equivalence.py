@@ -56,7 +56,7 @@ class TestText:
 
     def test_the_explanation(self, wrong) -> None:
         text = " ".join(str(wrong).split())
-        assert "It begins in the own lines of the root module" in text
+        assert "It is introduced in the forward of the root module itself" in text
         assert "Its `factor` is 1.0 in the reference and 1.5 in the candidate." in text
 
     def test_the_rows_around_it(self, wrong) -> None:

@@ -92,7 +92,7 @@ class TestFixture:
                 "E       The inputs of `down` agree, its `bias` differs *",
                 "E         module *PEIR*",
                 "E       ▶ down *",
-                "E       `down` has other parameters",
+                "E       `down` has wrong parameters",
                 "E       reference: test_port.py:*",
                 "E       * > *return self.down(torch.relu(self.up(x)))",
                 "E       candidate: test_port.py:*",
@@ -166,7 +166,7 @@ class TestWrongUse:
         pytester.makefile(".txt", out="")
         result = suite(FAILING, "--trace-report", "out.txt")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        result.stderr.fnmatch_lines(["*--trace-report out.txt: the folder cannot be made: *"])
+        result.stderr.fnmatch_lines(["*--trace-report out.txt: the directory cannot be created: *"])
 
     def test_a_folder_that_is_closed(
         self, suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
@@ -174,7 +174,7 @@ class TestWrongUse:
         monkeypatch.setattr("os.access", lambda path, mode: False)
         result = suite(FAILING, "--trace-report", "out")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        result.stderr.fnmatch_lines(["*--trace-report out: the folder is not writable"])
+        result.stderr.fnmatch_lines(["*--trace-report out: the directory is not writable"])
 
 
 def test_suites_that_do_not_use_it_import_nothing(pytester: pytest.Pytester) -> None:

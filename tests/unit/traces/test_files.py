@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from tracer.errors import StorageError
 from tracer.tensors.fingerprints import Fingerprint, Shown
 from tracer.traces import files as storage
-from tracer.traces.files import TraceReader, TraceWriter, can_store, check_new
+from tracer.traces import shards
+from tracer.traces.files import TraceReader, TraceWriter, check_new
+from tracer.traces.shards import can_store
 
 X = torch.ones(3)
 TENSORS = (
@@ -96,7 +98,7 @@ class TestRoundTrip:
         assert reader.is_complete
 
     def test_shards_are_plain_safetensors(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(storage, "_SHARD_BYTES", 40)
+        monkeypatch.setattr(shards, "_SHARD_BYTES", 40)
         with TraceWriter(tmp_path / "a", {}) as writer:
             for tensor in TENSORS[:5]:
                 writer.add(tensor)
@@ -128,7 +130,7 @@ class TestPlace:
         assert TraceReader(written).is_complete
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(StorageError, match=r"there is no folder .*: make it first"):
+        with pytest.raises(StorageError, match=r"the directory .* does not exist; create it first"):
             check_new(tmp_path / "a" / "b.trace")
 
     def test_a_closed_folder(self, tmp_path: Path, monkeypatch) -> None:
@@ -284,7 +286,8 @@ except StorageError as error:
         ):
             writer.write({"id": writer.add(TENSORS[0])})
             number = writer.add(TENSORS[1])
-            monkeypatch.setattr(storage, "_write", full)
+            monkeypatch.setattr(storage, "write_all", full)
+            monkeypatch.setattr(shards, "write_all", full)
             for attempt in (lambda: writer.write({"id": number}), lambda: writer.add(X)):
                 with pytest.raises(StorageError, match=message):
                     attempt()
@@ -297,7 +300,7 @@ except StorageError as error:
         def full(self: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(storage._ShardWriter, "finish", full)
+        monkeypatch.setattr(shards.ShardWriter, "finish", full)
         with (
             pytest.raises(StorageError, match="No space left on device"),
             TraceWriter(tmp_path / "a", {}) as writer,
@@ -310,8 +313,8 @@ except StorageError as error:
         """Every tensor that a line names is whole, and nothing that was told as done is lost."""
         script = """
 import os, random, signal, sys, time, torch
-from tracer.traces import files as storage
-storage._SHARD_BYTES = 100_000
+from tracer.traces import files as storage, shards
+shards._SHARD_BYTES = 100_000
 torch.set_num_threads(1)
 
 def write(path, told):

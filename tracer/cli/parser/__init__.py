@@ -3,23 +3,37 @@
 Nothing here takes time to import: help and wrong use are answered without PyTorch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import tracer
 from tracer.cli.exit_codes import ExitCode, exit_codes
-from tracer.cli.parser import ablate, compare, record, show
-from tracer.cli.parser.common import Commands, Parser
-from tracer.cli.requests import RecordRequest, Request, ShowRequest
+from tracer.cli.parser import ablate, compare
+from tracer.cli.parser.common import Parser, add_fields
+from tracer.cli.requests import CompareRequest, RecordRequest, Request, ShowRequest
 from tracer.errors import near_names
 
-# What adds each command, and what makes its request of the options that were given.
-_Command = tuple[Callable[[Commands], Parser], Callable[[dict[str, Any]], Request]]
-_COMMANDS: Mapping[str, _Command] = {
-    "compare": (compare.add, compare.request),
-    "record": (record.add, lambda given: RecordRequest(**given)),
-    "show": (show.add, lambda given: ShowRequest(**given)),
-    "ablate": (ablate.add, ablate.request),
+# The commands: what each does, in short and in full.
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "compare": (
+        "run a model and a candidate side by side and say where they diverge",
+        "Runs a model and a candidate side by side on the same inputs and says where they diverge, "
+        "and why.",
+    ),
+    "record": (
+        "write what goes through a model to disk, to compare with it elsewhere or later",
+        "Runs a model once and writes what goes in and out of its modules to a folder, which can "
+        "stand for a model in `trace_model compare`.",
+    ),
+    "show": (
+        "print what goes through one model, or a trace of one",
+        "Prints each call of a model's modules with its arguments and its output: shape, dtype, "
+        "mean, min, max and standard deviation, and quantization points where there are.",
+    ),
+    "ablate": (
+        "study which settings of the quantiser are better, and how sure that is",
+        "Quantises a model with many settings, measures each with several calibration sets, and "
+        "says what the figures speak for. A study that was killed goes on where it was.",
+    ),
 }
 
 
@@ -31,8 +45,20 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         epilog=exit_codes(),
     )
     parser.add_argument("--version", action="version", version=f"trace_model {tracer.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    return parser, {name: add(commands) for name, (add, _) in _COMMANDS.items()}
+    added = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands: dict[str, Parser] = {
+        name: added.add_parser(name, help=short, description=text)
+        for name, (short, text) in _COMMANDS.items()
+    }
+    commands["compare"].epilog = (
+        f"{exit_codes()}. With a quantised candidate differences are expected: only a limit "
+        "(--tolerance, --max-peir) or a --baseline makes it 1. --fail-on says what does."
+    )
+    add_fields(commands["compare"], CompareRequest)
+    add_fields(commands["record"], RecordRequest)
+    add_fields(commands["show"], ShowRequest)
+    ablate.add_options(commands["ablate"])
+    return parser, commands
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -58,5 +84,13 @@ def parse(arguments: Sequence[str]) -> Request:
         chosen.error(f"unknown option or argument {unknown[0]!r}{near}")
     if command is None:
         parser.error(f"expected a command: {', '.join(commands)}")
-    _, request = _COMMANDS[command]
-    return request({name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    match command:
+        case "compare":
+            return compare.request(given)
+        case "record":
+            return RecordRequest(**given)
+        case "show":
+            return ShowRequest(**given)
+        case _:
+            return ablate.request(given)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tracer.cli.parser.common import Commands, Parser
+from tracer.cli.parser.common import Parser
 from tracer.cli.requests import AblateRequest, flag
 from tracer.cli.types import count, file
 from tracer.errors import UsageError
@@ -23,16 +23,8 @@ _WORKLOAD = (
 )
 
 
-def add(commands: Commands) -> Parser:
-    """Adds the command and its options; the defaults of most are those of the studies."""
-    parser = commands.add_parser(
-        "ablate",
-        help="study which settings of the quantiser are better, and how sure that is",
-        description=(
-            "Quantises a model with many settings, measures each with several calibration sets, "
-            "and says what the figures speak for. A study that was killed goes on where it was."
-        ),
-    )
+def add_options(parser: Parser) -> None:
+    """Adds the options of the command; the defaults of most are those of the studies."""
     named = "; ".join(f"{name}: {what}" for name, what in _STUDIES.items())
     parser.add_argument("study", nargs="?", metavar="STUDY", help=f"{named}; not with --config")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="as for compare")
@@ -151,7 +143,6 @@ def add(commands: Commands) -> Parser:
         metavar="FILE",
         help="write a report as well: .html, .md or .csv (repeatable)",
     )
-    return parser
 
 
 def request(given: Mapping[str, Any]) -> AblateRequest:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin
 from tracer.diagnosis.zoom.case import Case, Culprit, SideLog, ZoomKind, case_of
-from tracer.diagnosis.zoom.culprit import culprit_of
+from tracer.diagnosis.zoom.culprit import ALIGNED, RULES, Rule, culprit_of
 from tracer.diagnosis.zoom.matching import Match, match
-from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line, described
+from tracer.diagnosis.zoom.naming import named_operations, own_line
+from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line
 from tracer.errors import UsageError, near_names
 from tracer.execution.hooks import Answer, Call, NewArguments, hides_children
 from tracer.interventions.experiment import Experiment
@@ -87,6 +88,7 @@ def zoom(
     experiment: Experiment,
     *,
     inward: bool = True,
+    rules: Sequence[Rule] = RULES,
 ) -> Zoomed | None:
     """Looks for the culprit inside a module, in one more run of both models.
 
@@ -96,6 +98,7 @@ def zoom(
         experiment: runs both models again.
         inward: where the culprit is the call of another module whose inputs are right, go
             on in that one.
+        rules: what may name the culprit.
 
     Returns:
         What was found; None where the operations cannot be seen: inside compiled code, in a call
@@ -104,7 +107,7 @@ def zoom(
     record = _call_of(module, free)
     if record is None or _is_opaque(record, experiment):
         return None
-    closer = ZoomVisitor(record.key)
+    closer = ZoomVisitor(record.key, rules)
     if experiment.rerun(closer).failure is not None or closer.zoomed is None:
         return None
     if inward and closer.leads_into is not None:
@@ -141,8 +144,9 @@ def zoom_at(
     if found is None:
         raise UsageError(
             f"zoom {module!r}: its operations cannot be recorded: it is not called by both models, "
-            "a part of it is compiled or scripted, the reference runs over all positions at once, "
-            f"or they make more than {MOST_BYTES / 2**30:.3g} GiB of values (give shorter inputs)"
+            "a part of it is compiled, scripted or fused, the reference runs over all positions at "
+            f"once, or they make more than {MOST_BYTES / 2**30:.3g} GiB of values (give shorter "
+            "inputs)"
         )
     return found
 
@@ -152,10 +156,15 @@ def zoom_of(
     free: Comparer,
     experiment: Experiment,
 ) -> Zoomed | None:
-    """Zooms into the module of an origin that lies in that module's own lines."""
-    if origin is None or origin.kind != "computation":
+    """Zooms into the module of an origin that lies in that module's own lines.
+
+    A wrong argument that the module passes on is looked for only where both sides run the same
+    operations.
+    """
+    if origin is None or origin.kind not in ("computation", "argument"):
         return None
-    found = zoom(origin.module, free, experiment, inward=False)
+    rules = RULES if origin.kind == "computation" else ALIGNED
+    found = zoom(origin.module, free, experiment, inward=False, rules=rules)
     return None if found is None or found.kind is ZoomKind.NONE else found
 
 
@@ -171,10 +180,11 @@ class ZoomVisitor(Intervention):
             inputs are right.
     """
 
-    def __init__(self, key: CallKey) -> None:
+    def __init__(self, key: CallKey, rules: Sequence[Rule]) -> None:
         self.zoomed: Zoomed | None = None
         self.leads_into: str | None = None
         self._key = key
+        self._rules = rules
         # What is not compared, at padded positions, is a value inside all the same.
         self._forcing = Forcing(replaced=Replaced.ALL)
         self._recordings: dict[str, OperationLog] = {}
@@ -266,7 +276,7 @@ class ZoomVisitor(Intervention):
         limit = max(tolerance.limit(dtype, dtype) for dtype in _working(tolerance))
         paddings = list(run.paddings(record))
         reference, candidate = recordings
-        wrong = self._wrong_results(calls, record, run)
+        wrong = self._wrong_results(calls, record, run, limit)
         found = match(candidate.values, reference.values, limit, paddings)
         for own, other in self._declared(recordings):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
@@ -280,7 +290,7 @@ class ZoomVisitor(Intervention):
         is_wrong = bool(wrong) or any(self._passed)
         sides = SideLog(reference, results[0]), SideLog(candidate, results[1])
         case = case_of(sides, found, limit, is_wrong=is_wrong)
-        culprit = culprit_of(case, edits=bool(record.edited))
+        culprit = culprit_of(case, self._rules, edits=bool(record.edited))
         zoomed = _zoomed(self._key, case, culprit, tuple(self._replaced))
         if zoomed.kind is ZoomKind.MISSING and zoomed.culprit is None and zoomed.made is None:
             zoomed = replace(zoomed, culprit=at_line("no operation", record.candidate_caller))
@@ -297,7 +307,9 @@ class ZoomVisitor(Intervention):
             if values[0] is not None and values[1] is not None:
                 yield values[1], values[0]
 
-    def _wrong_results(self, calls: CallPair, record: CallRecord, run: Comparer) -> list[Row]:
+    def _wrong_results(
+        self, calls: CallPair, record: CallRecord, run: Comparer, limit: float
+    ) -> list[Row]:
         """The rows of what the calls return and leave in their arguments, as far as it is wrong.
 
         What one of the modules inside has returned has a row there.
@@ -308,31 +320,23 @@ class ZoomVisitor(Intervention):
             known = run.known(reference[path], candidate[path])
             if known is not None:
                 rows[path] = replace(known, value=path)
-        return [row for row in rows.values() if not row.agrees]
+        wrong = [row for row in rows.values() if not row.agrees]
+        # Of another dtype, a row's own limit is coarser than what the module works in.
+        return wrong or [
+            row for row in rows.values() if row.candidate_dtype != row.dtype and row.peir > limit
+        ]
 
 
 def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) -> Zoomed:
     reference, candidate = case.reference.recording, case.candidate.recording
-    run = {code for step in reference.steps for code, _ in step.lines}
-
-    def own(index: int | None) -> Operation | None:
-        """At the innermost line of code that the reference does not run as well.
-
-        A helper that both sides share is no mistake; the line that calls it may be.
-        """
-        if index is None:
-            return None
-        lines = candidate.steps[index].lines
-        line = next((line for line in lines if line[0] not in run), None)
-        return described(candidate, index, line)
-
+    named, expected = named_operations(reference, candidate, culprit)
     return Zoomed(
         module=key[0],
         call=key[1],
         kind=culprit.kind,
-        culprit=own(culprit.step),
-        expected=None if culprit.expected is None else described(reference, culprit.expected),
-        made=own(culprit.made),
+        culprit=named,
+        expected=expected,
+        made=own_line(candidate, culprit.made, reference),
         given=given,
         operations=(len(reference.steps), len(candidate.steps)),
         matched=case.matched,

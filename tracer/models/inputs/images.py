@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tracer.errors import InputError
-from tracer.models.inputs.processors import Processor, check_pillow, encode
+from tracer.models.inputs.processors import Processor, check_pillow, encode_chats
 from tracer.models.inputs.text import GeneratedInputs, InputSpec, batch_in_words
 from tracer.text import brief
 
@@ -62,12 +62,12 @@ def from_images(
         images: those that the request names, or others in their place.
 
     Raises:
-        UsageError, InputError: as `encode`.
+        UsageError, InputError: as `encode_chats`.
     """
     question = DEFAULT_QUESTION if request.prompt is None else request.prompt
     words = question.split()
     shorter = [" ".join(words[:n]) for n in request.lengths(len(words))[1:]]
-    made = encode(
+    made = encode_chats(
         processor,
         [question, *shorter],
         _shown(images, request.batch),

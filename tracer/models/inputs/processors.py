@@ -40,7 +40,7 @@ def load_processor(
     options = {"trust_remote_code": trust_remote_code}
     try:
         found = _load(source, options)
-    # transformers raises whatever its many parts do; to the caller all of it is one thing.
+    # transformers raises whatever its many parts raise; to the caller it is one error.
     except Exception as error:
         raise ModelLoadError(
             f"{name}: no processor can be loaded: {brief(error)}; expected the folder or hub id of "
@@ -104,7 +104,7 @@ def check_processor(model: nn.Module, processor: "Processor", name: str) -> None
             )
 
 
-def encode(
+def encode_chats(
     processor: "Processor",
     texts: Sequence[str],
     images: Sequence[Sequence["Image"]],

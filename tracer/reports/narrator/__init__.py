@@ -1,21 +1,51 @@
-"""Findings in words: the only place that makes sentences of them."""
+"""Findings in sentences: the only place that makes sentences of them.
+
+>>> print(tracer.explain(comparison.verdict))
+First visible at output of `model.layers.0.mlp`, PEIR 0.331 (limit 1e-05).
+It is introduced in the forward of `model.layers.0.mlp` itself: its inputs agree, its output does
+not.
+...
+"""
 
 from functools import singledispatch
 
+from tracer.comparison.noise_floor import NoiseReading
+from tracer.comparison.trace_limits import TraceLimit
+from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
-from tracer.reports.narrator import zoom
+from tracer.isolation.result import Isolation
+from tracer.reports.narrator import isolation, noise, traces, verdict, zoom
 
 
 @singledispatch
-def explain(finding: object) -> str:
-    """A finding in words, in one or several lines.
+def lines(finding: object) -> list[str]:
+    """The lines that say what was found.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is no finding.
     """
     raise TypeError(f"expected a finding of the tracer's, found a {type(finding).__name__}")
 
 
-@explain.register
-def _(finding: Zoomed) -> str:
-    return "\n".join(zoom.lines(finding))
+def explain(finding: object) -> str:
+    """What was found, in one or several lines.
+
+    Args:
+        finding: a verdict, or what zoom, isolation, the noise floor, a recording or the gate has
+            found.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    return "\n".join(lines(finding))
+
+
+@lines.register
+def _(finding: Verdict) -> list[str]:
+    return [*verdict.lines(finding), *(line for each in finding.beside for line in lines(each))]
+
+
+lines.register(Zoomed)(zoom.lines)
+lines.register(Isolation)(isolation.lines)
+lines.register(NoiseReading)(noise.lines)
+lines.register(TraceLimit)(traces.lines)

@@ -4,7 +4,7 @@ import linecache
 import textwrap
 from dataclasses import dataclass
 
-from tracer.diagnosis.origin import Origin
+from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.diagnosis.verdict import Verdict
 from tracer.text import cut, module_in_words, short_line
 
@@ -33,13 +33,13 @@ def origins(verdict: Verdict) -> tuple[Origin, ...]:
 
 
 def origin_in_words(origin: Origin) -> str:
-    """What has gone wrong where: "`model` hands down another `attention_mask`"."""
+    """What has gone wrong where: "`model` passes a wrong `attention_mask`"."""
     module = module_in_words(origin.module)
-    if origin.kind == "argument":
-        return f"{module} hands down another `{origin.argument}`"
-    if origin.kind == "parameter":
-        return f"{module} has other parameters"
-    return f"{module} computes otherwise"
+    if origin.kind is OriginKind.ARGUMENT:
+        return f"{module} passes a wrong `{origin.argument}`"
+    if origin.kind is OriginKind.PARAMETER:
+        return f"{module} has wrong parameters"
+    return f"{module} computes a wrong result"
 
 
 def excerpt(location: str | None) -> Excerpt:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from tracer.diagnosis.verdict import Symptom
 from tracer.measurement.rows import Row
 
-# A table of up to so many rows is not folded.
+# A table of at most this many rows is not folded.
 _SHORT = 18
 _BEFORE = 3
 _MOST_AFTER = 10
-# An error has settled when it stays within this factor for so many rows.
+# An error has settled when it stays within this factor for this many rows.
 _SETTLED_FACTOR = 2.0
 _SETTLED_ROWS = 3
 _LARGEST = 4

@@ -7,20 +7,20 @@ gate: fails (--fail-on regression)
   better  1.05e-02  4.20e-03   3.73e-03  1.11e-03  model.layers.0.mlp
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from tracer.reports.narrator.gate import counts, findings, outcome
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.table import shortened
 
 if TYPE_CHECKING:
     from tracer.regression.baseline import Figures
-    from tracer.regression.gating import Change, Gate, Limit
+    from tracer.regression.result import Change, Gate
 
 MOST_CHANGES = 10
 HEADS = ("L2 then", "now", "PEIR then", "now")
@@ -53,23 +53,6 @@ def section(gate: "Gate", width: int) -> Iterator[RenderableType]:
         yield Text(f"  … {rest}", "dim")
 
 
-def outcome(gate: "Gate") -> str:
-    """One line: "gate: fails (--fail-on regression)"."""
-    return f"gate: {'passes' if gate.passes else 'fails'} (--fail-on {gate.fail_on})"
-
-
-def findings(gate: "Gate") -> Iterator[str]:
-    """The reasons, what was let pass, what the limits have found, and how much has changed."""
-    yield from map(str, gate.reasons)
-    for reason in gate.let_pass:
-        yield f"let pass: {reason}"
-    for limit in gate.limits:
-        if not limit.exceeded:
-            yield _kept(limit)
-    if gate.baseline is not None:
-        yield f"{gate.outputs} outputs in common with {gate.baseline}: {_counts(gate.changes)}"
-
-
 def figures(change: "Change") -> tuple[str, str, str, str]:
     """A change's relative L2 error then and now, and its PEIR then and now."""
     before, now = change.before, change.now
@@ -86,11 +69,11 @@ def name_of(change: "Change") -> str:
 def the_rest(gate: "Gate") -> str:
     """What is said of the changes that are not shown; the empty string where all are."""
     rest = gate.changes[MOST_CHANGES:]
-    return f"{len(rest)} more: {_counts(rest)}" if rest else ""
+    return f"{len(rest)} more: {counts(rest)}" if rest else ""
 
 
 def _fitting(change: "Change", width: int) -> str:
-    """The output of a change in so many characters; its module is told first."""
+    """The output of a change in at most this many characters; its module comes first."""
     name = name_of(change)
     return name if len(name) <= width else shortened(name.partition(" ")[0], width)
 
@@ -104,14 +87,3 @@ def _pair(before: "Figures | None", now: "Figures | None", name: str) -> tuple[s
         for side in (before, now)
     )
     return first, second
-
-
-def _kept(limit: "Limit") -> str:
-    outputs = "1 output is" if limit.outputs == 1 else f"{limit.outputs} outputs are"
-    return f"{outputs} within the limit {limit.glob}={limit.peir:g}: PEIR at most {limit.worst:.3g}"
-
-
-def _counts(changes: "Sequence[Change]") -> str:
-    """How many changes there are of each kind: "3 worse, 1 gone"."""
-    kinds = Counter(change.kind for change in changes)
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "none has changed"

@@ -8,7 +8,7 @@ from tracer.measurement.rows import final_output
 from tracer.reports.parts.fold import number
 
 if TYPE_CHECKING:
-    from tracer.regression.gating import Gate
+    from tracer.regression.result import Gate
 
 Tone = Literal["agrees", "diverges", "expected", "unknown"]
 

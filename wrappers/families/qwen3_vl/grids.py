@@ -43,7 +43,7 @@ _PRECOMPUTED = {
     "corners": "bilinear_indices" if _LINSPACE_IN_ROWS else "interp_indices",
     "weights": "bilinear_weights" if _LINSPACE_IN_ROWS else "interp_weights",
 }
-"""Under which names callers may hand transformers' vision model what they computed beforehand."""
+"""Under which names callers may pass transformers' vision model what they computed beforehand."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Qwen3-VL, whole: images and videos in place of their tokens, and the head that generates."""
+"""Qwen3-VL, whole: images and videos instead of their tokens, and the head that generates."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from wrappers.layers.decoder_blocks import embedded
 
 @register(Qwen3VLModel)
 class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
-    """The vision model's features put in place of the tokens of images and videos, with 3-D
-    positions, and the text model over them."""
+    """The vision model's features where images and videos have their tokens, with 3-D positions,
+    and the text model over them."""
 
     config: Qwen3VLConfig
     visual: nn.Module
@@ -78,14 +78,14 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
             position_ids: see `QuantQwen3VLTextModel.forward`; by default computed from the tokens
                 and grids.
             past_key_values: any kind that `as_cache` takes.
-            inputs_embeds: [B, sequence, hidden], in place of `input_ids`.
+            inputs_embeds: [B, sequence, hidden], instead of `input_ids`.
             pixel_values: the patches of all images, [patches, channels * frames * height * width].
             pixel_values_videos: the patches of all videos, likewise.
             image_grid_thw: for each image its patches in time, height and width, [images, 3].
             video_grid_thw: the same for each video.
             mm_token_type_ids: 0 for text, 1 for image, 2 for video, [B, sequence].
             mm_encoder_outputs: features already computed, under "image" and "video".
-            **kwargs: handed on to the vision model and the text model.
+            **kwargs: passed on to the vision model and the text model.
 
         Raises:
             ModelInputError: both or neither of `input_ids` and `inputs_embeds`, both pixels and

@@ -110,8 +110,7 @@ class QuantQwen3VLTextAttentionPrefillReference(
 
     def _setup(self, config: PTQConfig) -> None:
         super()._setup(config)
-        self._add_point("q_neg")
-        self._add_point("k_neg")
+        self._add_points("q_neg", "k_neg")
 
     def _rotate_half(self, quantize: Quantize) -> RotateHalf:
         return negate_and_swap_observed(quantize)
@@ -124,8 +123,7 @@ class QuantQwen3VLTextDecoderLayer(DecoderLayer, Qwen3VLTextDecoderLayer):  # ty
     residual_points = ("post_attn", "act_out")
 
     def _setup(self, config: PTQConfig) -> None:
-        for point in ("act_in", *self.residual_points):
-            self._add_point(point)
+        self._add_points("act_in", *self.residual_points)
 
     def forward(
         self,
@@ -174,11 +172,9 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
         note_recordable_outputs(self)
         self.masks = MaskBuilder(config.attention_mask_fill_value)
         self.deepstack_layers = _deepstack_layers(config, len(self.layers))
-        for point in ("inputs_embeds", "attention_mask", "cos", "sin"):
-            self._add_point(point)
+        self._add_points("inputs_embeds", "attention_mask", "cos", "sin")
         for i in range(self.deepstack_layers):
-            self._add_point(f"deepstack_visual_embeds_{i}")
-            self._add_point(f"deepstack_sum_{i}")
+            self._add_points(f"deepstack_visual_embeds_{i}", f"deepstack_sum_{i}")
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
@@ -204,13 +200,13 @@ class QuantQwen3VLTextModel(QuantModule, Qwen3VLTextModel):  # type: ignore[misc
                 text before these. By default they go on after the cached positions. Without a
                 mask and a cache, positions in the text that start again begin another sequence.
             past_key_values: any kind that `as_cache` takes.
-            inputs_embeds: [B, query, hidden], in place of `input_ids`.
+            inputs_embeds: [B, query, hidden], instead of `input_ids`.
             use_cache: whether to make a cache where none is given.
             visual_pos_masks: which positions are images or videos, bool [B, query].
             deepstack_visual_embeds: for each of the first layers the features to add at those
                 positions: [visual positions, hidden], in their order; or, for graphs with static
                 shapes, [B, query, hidden] with anything at the other positions.
-            **kwargs: handed on to the layers.
+            **kwargs: passed on to the layers.
 
         Raises:
             ModelInputError: both or neither of `input_ids` and `inputs_embeds`; a mask or cache of

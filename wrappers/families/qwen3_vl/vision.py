@@ -107,8 +107,7 @@ class EnclosedModule(QuantModule):
     """Base of modules whose children do the work: the float class's own forward between points."""
 
     def _setup(self, config: PTQConfig) -> None:
-        self._add_point("act_in")
-        self._add_point("act_out")
+        self._add_points("act_in", "act_out")
 
     def _enclosed(self, x: Tensor) -> Tensor:
         return self.quantize(super().forward(self.quantize(x, "act_in")), "act_out")
@@ -142,8 +141,7 @@ class QuantQwen3VLVisionBlock(QuantModule, Qwen3VLVisionBlock):  # type: ignore[
     mlp: nn.Module
 
     def _setup(self, config: PTQConfig) -> None:
-        for point in ("act_in", "post_attn", "act_out"):
-            self._add_point(point)
+        self._add_points("act_in", "post_attn", "act_out")
 
     def forward(
         self,
@@ -188,8 +186,7 @@ class QuantQwen3VLVisionModel(QuantModule, Qwen3VLVisionModel):  # type: ignore[
         note_recordable_outputs(self)
         self.fixed_grids = fixed_grids(config, self.spatial_merge_size)
         self.fixed_layout = None if self.fixed_grids is None else self._layout(self.fixed_grids)
-        for point in ("pos_embed", "pos_add", "rope_cos", "rope_sin"):
-            self._add_point(point)
+        self._add_points("pos_embed", "pos_add", "rope_cos", "rope_sin")
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
@@ -202,7 +199,7 @@ class QuantQwen3VLVisionModel(QuantModule, Qwen3VLVisionModel):  # type: ignore[
             hidden_states: pixels, [patches, in_channels * frames * height * width].
             grid_thw: for each image or video its patches in time, height and width, integers
                 [images, 3]; not needed where the config fixes the grids.
-            **kwargs: handed on to the blocks, but for what transformers lets callers compute
+            **kwargs: passed on to the blocks, but for what transformers lets callers compute
                 beforehand: `cu_seqlens`, `position_ids`, and the interpolation's indices and
                 weights.
 

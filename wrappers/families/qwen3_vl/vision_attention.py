@@ -66,8 +66,7 @@ class VisionAttention(QuantModule):
         points = ["hidden", "cos", "sin"]
         points += [f"{states}_{point}" for states in "qk" for point in ROPE_POINTS]
         points += ["logits_raw", "scale", "logits", "softmax", "attn_out", "attn_out_h"]
-        for point in points:
-            self._add_point(point)
+        self._add_points(*points)
 
     def forward(
         self,
@@ -83,7 +82,7 @@ class VisionAttention(QuantModule):
             cu_seqlens: where segments begin and end, integers [segments + 1]; not needed where
                 the config fixes the grids.
             position_embeddings: cos and sin, each [patches, head_dim].
-            **kwargs: not used: what the float model hands to other implementations of attention.
+            **kwargs: not used: what the float model passes to other implementations of attention.
 
         Returns:
             [patches, hidden].
@@ -207,8 +206,7 @@ class QuantQwen3VLVisionAttentionPrefillReference(VisionAttention, Qwen3VLVision
 
     def _setup(self, config: PTQConfig) -> None:
         super()._setup(config)
-        self._add_point("q_neg")
-        self._add_point("k_neg")
+        self._add_points("q_neg", "k_neg")
 
     def _sine_table(self, sin: Tensor) -> Tensor:
         return sin

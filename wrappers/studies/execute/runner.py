@@ -28,7 +28,7 @@ from wrappers.studies.plan.workload import Workload, load
 
 Execute = Callable[[Sequence[Trial]], Iterator[Result]]
 
-Told = Callable[[Result, int, int], None]
+OnResult = Callable[[Result, int, int], None]
 """Called with each result, how many there are by now, and how many are wanted so far."""
 
 _PATIENCE = 5.0  # seconds in which a cluster has to answer
@@ -97,7 +97,7 @@ def run(
     results: Results,
     *,
     where: Where | None = None,
-    told: Told | None = None,
+    told: OnResult | None = None,
     retry_failed: bool = False,
 ) -> None:
     """Runs what a study wants and has no result yet; each result is kept as it comes.
@@ -115,7 +115,7 @@ def run(
         MissingExtraError: a cluster is named, and Ray is not installed.
     """
     where = where or Where()
-    # What is wrong with any of these is told before the trials begin.
+    # What is wrong with any of these is reported before the trials begin.
     loaded = load(workload)
     wanted = study.wanted(results)
     if not wanted:
@@ -193,7 +193,7 @@ def _executor(workload: Workload, where: Where) -> Iterator[Execute]:
 class _Processes:
     """Processes of this machine, which are replaced when one of them dies.
 
-    No more trials are handed out than there are processes, as one that dies takes down all others
+    No more trials are started than there are processes, as one that dies takes down all others
     and with them what they were doing. Which of them it was is not known: all are run again, and
     those that are lost a second time one by one.
     """

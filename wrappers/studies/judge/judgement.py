@@ -238,7 +238,7 @@ def in_words(choice: Choice, measured: str = "loss") -> str:
     """A sentence: what is best, against the default, and what is as good.
 
     Args:
-        choice: what is told.
+        choice: what is reported.
         measured: what it is made by, in words.
     """
     if not math.isfinite(choice.spread.mean):
@@ -292,28 +292,28 @@ def extremes_in_words(choice: Choice, measured: str = "loss") -> str:
         why = "nothing to compare it with" if is_finite else "its figures are not finite"
         return f"{choice.default} is the baseline: {why}{_left_out(choice)}."
     ends = {"least": choice.order[0], "most": choice.order[-1]}
-    told = []
+    clauses = []
     for end, name in ends.items():
         over = choice.over.get(name)
         if over is None:
-            told.append(f"{name}, the baseline, has the {end} {measured}")
+            clauses.append(f"{name}, the baseline, has the {end} {measured}")
             continue
         how = "clear" if over.is_clear else "not clear"
-        told.append(f"{name} has the {end} {measured}: {over} over {choice.default}, {how}")
-    return f"{'; '.join(told)}{_left_out(choice)}."
+        clauses.append(f"{name} has the {end} {measured}: {over} over {choice.default}, {how}")
+    return f"{'; '.join(clauses)}{_left_out(choice)}."
 
 
 def _left_out(choice: Choice) -> str:
     count = choice.spread.count
-    told = [
+    clauses = [
         f"{name} is left out: its figures are not finite"
         for name in choice.not_finite
         if name != choice.default
     ]
     for name, lacking in choice.incomplete.items():
         of = f"{lacking} of {count} seeds" if lacking < count else f"any seed of {choice.default}"
-        told.append(f"{name} is left out: it has no result for {of}")
-    return "".join(f"; {each}" for each in told)
+        clauses.append(f"{name} is left out: it has no result for {of}")
+    return "".join(f"; {each}" for each in clauses)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ def disagreement(
     if len(choices) < 2 or choices[SEARCH].best == choices[FAITHFUL].best:
         return []
     bests = [choices[SEARCH].best, choices[FAITHFUL].best]
-    told, clear, differences = [], [], []
+    clauses, clear, differences = [], [], []
     for variant, choice in choices.items():
         figures = figures_of(found[variant], measured)
         means = [
@@ -39,14 +39,14 @@ def disagreement(
             for name in bests
             if figures.get(name)
         ]
-        told.append(f"in {variant} {' and '.join(means)}")
+        clauses.append(f"in {variant} {' and '.join(means)}")
         one, other = (figures.get(name, {}) for name in bests)
         if one.keys() & other.keys():
             difference = Difference.of(one, other, comparisons=len(choice.above))
             differences.append(abs(difference.mean))
             clear += [variant] if difference.is_clear else []
     sure = f"clear in {' and '.join(clear)}" if clear else "not clear in either"
-    text = f"{what}: the variants differ in what is best ({'; '.join(told)}), which is {sure}"
+    text = f"{what}: the variants differ in what is best ({'; '.join(clauses)}), which is {sure}"
     chosen = [choices[variant].chosen for variant in (SEARCH, FAITHFUL)]
     is_the_same = len(set(chosen)) == 1
     if is_the_same and max(differences, default=math.inf) <= NEGLIGIBLE:
@@ -60,7 +60,7 @@ def disagreement(
 
 
 def of_objective(what: str, choices: Mapping[str, Choice]) -> list[str]:
-    """One line for all places where nothing is told from the default, and one for each other."""
+    """One line for all places where nothing clearly differs, and one for each other place."""
     lines = []
     quiet = {}
     for place, choice in choices.items():
@@ -100,12 +100,12 @@ def with_worse(choice: Choice) -> str:
     worse = [
         f"{name}, {over}" for name, over in choice.over.items() if over.matters and over.low > 0
     ]
-    told = f"; clearly worse than {choice.default}: {'; '.join(worse)}" if worse else ""
-    return f"{in_words(choice)[:-1]}{told}."
+    clauses = f"; clearly worse than {choice.default}: {'; '.join(worse)}" if worse else ""
+    return f"{in_words(choice)[:-1]}{clauses}."
 
 
 def without(what: str, found: Found, default: str, role: str = "default") -> list[str]:
-    """Why nothing is said of some results."""
+    """Why nothing is reported of some results."""
     if not found:
         return []
     why = "no results: its trials failed" if default in found else "no results yet"
@@ -116,7 +116,7 @@ def costs_in_words(
     where: str, found: Mapping[str, tuple[str, Sequence[Result]]], measured: str = "loss"
 ) -> list[str]:
     """A line: what quantisation costs with the default, by pair of dtypes."""
-    told, reference, places = [], math.nan, []
+    clauses, reference, places = [], math.nan, []
     for pair, (place, results) in found.items():
         floats = by_seed(results, LOSSES[measured].reference)
         own = by_seed(results, measured)
@@ -126,12 +126,12 @@ def costs_in_words(
         reference = floats[min(seeds)]
         cost = Spread.of([own[seed] - floats[seed] for seed in seeds])
         spread = "" if math.isnan(cost.deviation) else f" ± {cost.deviation:.2g}"
-        told.append(f"{cost.mean:+.4f}{spread}{f' for {pair}' if pair else ''}")
+        clauses.append(f"{cost.mean:+.4f}{spread}{f' for {pair}' if pair else ''}")
         places.append(place)
-    if not told:
+    if not clauses:
         return []
     text = (
-        f"{where} quantisation costs {', '.join(told)} of the {LOSSES[measured].words} over the "
+        f"{where} quantisation costs {', '.join(clauses)} of the {LOSSES[measured].words} over the "
         f"float model's {reference:.4f}"
     )
     if found.keys() != {""}:

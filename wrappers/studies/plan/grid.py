@@ -154,7 +154,7 @@ class File:
         ]
 
     def on(self, model: nn.Module) -> Grid:
-        """The study on a model, with names in the place of globs.
+        """The study on a model, with names instead of globs.
 
         Raises:
             StudyError: a glob that matches no wrapped module, or a baseline that is not tried.

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from wrappers.errors import ModelInputError, StudyError
 from wrappers.evaluate import check_tasks, documents, positions_of
 
-# Where no text is given a model writes so many documents itself, more where its window is short and
-# fewer where that would make them shorter than so many tokens.
+# Where no text is given a model writes this many documents itself, more where its window is short
+# and fewer where that would make them shorter than this many tokens.
 _WRITTEN, _SHORTEST = 64, 128
 
 
@@ -187,7 +187,7 @@ def _load(workload: Workload) -> LoadedWorkload:
 
 
 def batches(sequences: Sequence[Sequence[int]], size: int) -> list[dict[str, Tensor]]:
-    """Sequences of one length as a model takes them, so many at a time."""
+    """Sequences of one length as a model takes them, `size` at a time."""
     return [
         {"input_ids": torch.tensor([list(ids) for ids in sequences[start : start + size]])}
         for start in range(0, len(sequences), size)

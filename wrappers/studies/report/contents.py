@@ -55,7 +55,7 @@ class Report:
         reading: what it has found, a paragraph each.
         tables, plots: the figures.
         failures: trials that failed, and why.
-        method: what was drawn how often, and what the intervals hold; "" if it is not told.
+        method: what was drawn how often, and what the intervals hold; "" if it is not reported.
         head: of the file of results: workload and environment.
         results: of the trials that the study wants.
     """

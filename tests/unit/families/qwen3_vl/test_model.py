@@ -2,19 +2,11 @@
 
 import copy
 import inspect
-import io
 import itertools
-import pickle
 
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLModel,
-    Qwen3VLTextRotaryEmbedding,
-    Qwen3VLVisionRotaryEmbedding,
-)
 
 import tracer
 import wrappers
@@ -23,108 +15,19 @@ from tests.builders.agreement import (
     VARIANTS,
     assert_modules_agree,
     peir,
-    record,
-    redrawn,
 )
-from tests.unit.families.qwen3_vl.test_text import FACTOR, SIZES
-from wrappers.core.module import QuantModule
+from tests.builders.qwen3_vl import FACTOR
+from tests.builders.qwen3_vl_whole import (
+    EXAMPLES,
+    IMAGE,
+    VIDEO,
+    tiny,
+    wrap,
+)
 from wrappers.core.point import Mode
-from wrappers.core.registry import lookup
 from wrappers.errors import ModelInputError, UnseenObserverError
-from wrappers.families.qwen3_vl import model as whole
 
-IMAGE, VIDEO, START, END = 92, 93, 94, 95  # tokens; others are text, 0 pads
-PIXELS = 3 * 2 * 4 * 4  # of a patch
-
-
-def tiny(implementation="eager", *, dtype=torch.float32, text=None, **changes):
-    vision_sizes = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0, 2],
-    }
-    config = Qwen3VLConfig(
-        text_config={**SIZES, "pad_token_id": 0, **(text or {})},
-        vision_config=vision_sizes,
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-        **changes,
-    )
-    model = redrawn(Qwen3VLForConditionalGeneration(config))
-    model.set_attn_implementation(implementation)
-    return model.to(dtype).eval()
-
-
-def batch_of(*rows, side="left", seed=1):
-    """Inputs for sequences made of numbers of text tokens and ("image" or "video", its grid)."""
-    generator = torch.Generator().manual_seed(seed)
-    grids = {"image": [], "video": []}
-    sequences = []
-    for row in rows:
-        ids = []
-        for part in row:
-            if isinstance(part, int):
-                ids += torch.randint(1, IMAGE, (part,), generator=generator).tolist()
-                continue
-            kind, (frames, height, width) = part
-            grids[kind].append([frames, height, width])
-            token = IMAGE if kind == "image" else VIDEO
-            # A video is as many pictures, one after the other.
-            ids += [START, *[token] * (height * width // 4), END] * frames
-        sequences.append(ids)
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for i, sequence in enumerate(sequences):
-        start = longest - len(sequence) if side == "left" else 0
-        ids[i, start : start + len(sequence)] = torch.tensor(sequence)
-        mask[i, start : start + len(sequence)] = 1
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    for kind, names in {
-        "image": ("pixel_values", "image_grid_thw"),
-        "video": ("pixel_values_videos", "video_grid_thw"),
-    }.items():
-        if grids[kind]:
-            grid = torch.tensor(grids[kind])
-            patches = int(grid.prod(dim=-1).sum())
-            pixels = torch.rand(patches, PIXELS, generator=generator) * 2 - 1
-            inputs |= dict(zip(names, (pixels, grid), strict=True))
-    if grids["image"] or grids["video"]:
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-    return inputs
-
-
-EXAMPLES = {
-    "one image": lambda **how: batch_of([4, ("image", (1, 4, 6)), 3], **how),
-    "images of two sizes": lambda **how: batch_of(
-        [("image", (1, 4, 6)), 2, ("image", (1, 2, 2)), 2], **how
-    ),
-    "batch": lambda **how: batch_of(
-        [3, ("image", (1, 4, 6)), 4],
-        [2, ("image", (1, 2, 2)), ("image", (1, 6, 2)), 2],
-        [9],
-        **how,
-    ),
-    "video": lambda **how: batch_of([3, ("video", (2, 4, 4)), 4], **how),
-    "both": lambda **how: batch_of(
-        [3, ("image", (1, 4, 4)), 2, ("video", (2, 2, 4)), 3],
-        [2, ("video", (1, 4, 2)), 5, ("image", (1, 2, 2))],
-        **how,
-    ),
-    "text": lambda **how: batch_of([9], [6], **how),
-}
 ALL_EXAMPLES = pytest.mark.parametrize("example", EXAMPLES)
-
-
-def wrap(model, variant, **config):
-    return wrappers.prepare(model, wrappers.PTQConfig(variant=variant, **config))
 
 
 def quantized(model, variant, batches, **config):
@@ -178,17 +81,6 @@ class TestQuantisationOff:
     def test_without_the_head(self, variant):
         model = tiny().model
         assert_modules_agree(model, wrap(model, variant), 3e-6, **EXAMPLES["both"]())
-
-    @VARIANTS
-    def test_a_change_in_the_image_is_seen_only_after_it(self, variant):
-        inputs = EXAMPLES["one image"]()
-        wrapped = wrap(tiny(), variant)
-        before = logits_of(wrapped, inputs)
-        inputs["pixel_values"] = inputs["pixel_values"].flip(0)
-        after = logits_of(wrapped, inputs)
-        first = int((inputs["input_ids"][0] == IMAGE).nonzero()[0])
-        assert torch.equal(before[:, :first], after[:, :first])
-        assert (before[:, first:] - after[:, first:]).abs().amax(-1).min() > 1e-2
 
     @VARIANTS
     def test_gradients_equal_those_of_the_float_model(self, variant):
@@ -346,16 +238,6 @@ class TestAsTheFloatModel:
         assert_modules_agree(model, wrap(model, variant), 5e-6, **inputs)
 
     @VARIANTS
-    def test_recorded_outputs_are_all_there(self, variant):
-        options = {"output_hidden_states": True, "output_attentions": True}
-        with torch.no_grad():
-            output = wrap(tiny(), variant)(**EXAMPLES["one image"](), **options)
-        assert len(output.hidden_states) == 4
-        assert len(output.attentions) == 3
-        length = output.logits.shape[1]
-        assert all(weights.shape == (1, 4, length, length) for weights in output.attentions)
-
-    @VARIANTS
     @pytest.mark.parametrize("example", ["batch", "both"])
     def test_loss(self, variant, example):
         model, inputs = tiny(), EXAMPLES[example]()
@@ -407,33 +289,6 @@ class TestAsTheFloatModel:
         found = logits_of(wrap(model, "prefill"), inputs | {"mm_encoder_outputs": features})
         assert peir(expected, found) < 3e-6
 
-    @VARIANTS
-    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-    def test_copies_compute_the_same(self, variant, copied):
-        inputs = EXAMPLES["one image"]()
-        wrapped = wrap(tiny(), variant)
-        unquantised = copied(wrapped)
-        assert torch.equal(logits_of(unquantised, inputs), logits_of(wrapped, inputs))
-        wrappers.calibrate(wrapped, [inputs])
-        wrappers.convert(wrapped)
-        expected = logits_of(wrapped, inputs)
-        assert torch.equal(logits_of(copied(wrapped), inputs), expected)
-        assert not torch.equal(logits_of(unquantised, inputs), expected)
-
-    @VARIANTS
-    def test_a_state_saved_and_loaded(self, variant):
-        inputs = EXAMPLES["both"]()
-        saved = quantized(tiny(), variant, [inputs])
-        file = io.BytesIO()
-        torch.save(saved.state_dict(), file)
-        file.seek(0)
-        other = redrawn(tiny(), seed=9)
-        loaded = wrap(other, variant)
-        assert peir(logits_of(tiny(), inputs), logits_of(loaded, inputs)) > 0.1
-        loaded.load_state_dict(torch.load(file))
-        wrappers.convert(loaded)
-        assert torch.equal(logits_of(loaded, inputs), logits_of(saved, inputs))
-
 
 def features_of(model, inputs, kind):
     """What the vision model makes of the images or videos."""
@@ -444,42 +299,6 @@ def features_of(model, inputs, kind):
 
 
 class TestStructure:
-    @VARIANTS
-    def test_names_are_kept_and_parameters_shared_but_for_the_folded_norms(self, variant):
-        model, inputs = tiny(), EXAMPLES["both"]()
-        state = {name: value.clone() for name, value in model.state_dict().items()}
-        before = logits_of(model, inputs)
-        wrapped = quantized(model, variant, [inputs])
-        logits_of(wrapped, inputs)
-        assert [n for n, _ in wrapped.named_modules()] == [n for n, _ in model.named_modules()]
-        may_overwrite = [
-            name
-            for (name, p), (_, q) in zip(
-                model.named_parameters(), wrapped.named_parameters(), strict=True
-            )
-            if p is not q
-        ]
-        norms = [f"model.language_model.layers.{i}.self_attn.k_norm.weight" for i in range(3)]
-        assert may_overwrite == (norms if variant == "prefill" else [])
-        assert all(torch.equal(p, state[name]) for name, p in model.state_dict().items())
-        assert torch.equal(logits_of(model, inputs), before)
-
-    @VARIANTS
-    def test_only_rotary_embeddings_and_containers_stay_float(self, variant):
-        wrapped = wrap(tiny(), variant)
-        unwrapped = {type(m) for m in wrapped.modules() if not isinstance(m, QuantModule)}
-        rotary = {Qwen3VLTextRotaryEmbedding, Qwen3VLVisionRotaryEmbedding}
-        assert unwrapped == {nn.ModuleList, *rotary}
-
-    @VARIANTS
-    def test_wrappers_are_registered_and_are_instances_of_the_float_classes(self, variant):
-        wrapped = wrap(tiny(), variant)
-        head = whole.QuantQwen3VLForConditionalGeneration
-        assert type(wrapped) is head is lookup(Qwen3VLForConditionalGeneration, variant)
-        assert isinstance(wrapped, Qwen3VLForConditionalGeneration)
-        assert type(wrapped.model) is whole.QuantQwen3VLModel is lookup(Qwen3VLModel, variant)
-        assert isinstance(wrapped.model, Qwen3VLModel)
-
     @VARIANTS
     def test_points(self, variant):
         wrapped = wrap(tiny(), variant)
@@ -521,12 +340,6 @@ class TestStructure:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("given", [{}, {"input_ids", "inputs_embeds"}])
-    def test_ids_or_embeddings_exactly_one(self, given):
-        values = {"input_ids": torch.tensor([[1, 2]]), "inputs_embeds": torch.zeros(1, 2, 32)}
-        with pytest.raises(ModelInputError, match="exactly one"):
-            wrap(tiny(), "prefill")(**{name: values[name] for name in given})
-
     @pytest.mark.parametrize("kind", ["image", "video"])
     def test_pixels_and_features_of_one_kind(self, kind):
         model, inputs = tiny(), EXAMPLES["both"]()
@@ -547,17 +360,6 @@ class TestErrors:
 
 
 class TestCalibration:
-    @VARIANTS
-    @IMPLEMENTATIONS
-    def test_calibrating_changes_no_bit(self, variant, implementation):
-        wrapped, inputs = wrap(tiny(implementation), variant), EXAMPLES["both"]()
-        _, expected = record(wrapped, **inputs)
-        wrappers.calibrate(wrapped, [inputs])
-        _, found = record(wrapped, **inputs)
-        for (name, _, before), (_, _, after) in zip(expected, found, strict=True):
-            for a, b in zip(before, after, strict=True):
-                assert not isinstance(a, torch.Tensor) or torch.equal(a, b), name
-
     @VARIANTS
     @pytest.mark.parametrize("example", ["one image", "video"])
     def test_one_batch_reaches_every_point(self, variant, example):
@@ -616,15 +418,6 @@ class TestQuantisationOn:
         with torch.no_grad():
             embeds = candidate.get_input_embeddings()(inputs.pop("input_ids"))
         assert torch.equal(logits_of(candidate, inputs | {"inputs_embeds": embeds}), expected)
-
-    @VARIANTS
-    def test_half_precision(self, variant):
-        model, inputs = tiny(dtype=torch.bfloat16), EXAMPLES["both"]()
-        logits = logits_of(quantized(model, variant, [inputs]), inputs)
-        assert logits.dtype == torch.bfloat16
-        exact = logits_of(tiny(), inputs)
-        full = logits_of(quantized(tiny(), variant, [inputs]), inputs)
-        assert peir(exact, logits) < 2 * peir(exact, full)
 
 
 class TestTracer:

@@ -1,123 +1,59 @@
 """Qwen3-VL, vision: float against wrapped, calibrated, quantised and exported, in both variants."""
 
-import collections
-import io
 import itertools
 
 import pytest
 import torch
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    BaseModelOutputWithDeepstackFeatures,
     Qwen3VLVisionAttention,
     Qwen3VLVisionModel,
-    Qwen3VLVisionRotaryEmbedding,
 )
 
 import tracer
 import wrappers
-from tests.unit.families.test_llama import IMPLEMENTATIONS, VARIANTS, fake_quantize_64, peir
+from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, peir, with_checkpointing
+from tests.builders.in_float64 import fake_quantize_64, linear_64
+from tests.builders.llama import ATTENTION_POINTS
+from tests.builders.qwen3_vl_vision import (
+    GRIDS,
+    HIDDEN,
+    MIXED,
+    ONE,
+    SEVERAL,
+    VIDEO,
+    assert_a_few_steps_apart,
+    assert_outputs_agree,
+    assert_outputs_equal,
+    attention_inputs,
+    calibrated,
+    exported,
+    inputs,
+    operators_of,
+    patches_of,
+    pixels,
+    run,
+    tensors_of,
+    tiny,
+    wrap,
+)
 from tracer.models.loading import load
-from wrappers.core.module import QuantModule
-from wrappers.core.point import Mode
 from wrappers.errors import ConfigError, ModelInputError, WrapError
 from wrappers.families.qwen3_vl.vision import (
     LinearPatchProjection,
-    QuantQwen3VLVisionAttentionPrefill,
     QuantQwen3VLVisionModel,
 )
+from wrappers.families.qwen3_vl.vision_attention import QuantQwen3VLVisionAttentionPrefill
 from wrappers.layers.convolutions import QuantConv3d
-from wrappers.layers.linear import QuantEmbedding
-from wrappers.layers.norms import QuantLayerNorm
-
-HIDDEN, HEADS, HEAD_DIM, PIXELS = 64, 4, 16, 3 * 2 * 16 * 16
-
-ONE = [[1, 4, 6]]
-SEVERAL = [[1, 4, 6], [1, 2, 2], [1, 8, 2]]
-VIDEO = [[3, 4, 4]]
-MIXED = [[1, 4, 6], [2, 4, 2]]
-GRIDS = pytest.mark.parametrize(
-    "grids", [ONE, SEVERAL, VIDEO, MIXED], ids=["one", "several", "video", "mixed"]
-)
-
-ATTENTION_POINTS = {
-    *("hidden", "cos", "sin"),
-    *(f"{states}_{point}" for states in "qk" for point in ("x1", "x2", "cat", "cos", "sin", "rot")),
-    *("logits_raw", "scale", "logits", "softmax", "attn_out", "attn_out_h"),
-}
-
-
-def tiny(implementation="eager", *, dtype=torch.float32):
-    visual = load("tiny-qwen3-vl").model.model.visual
-    visual.set_attn_implementation(implementation)
-    return visual.to(dtype).eval()
-
-
-def wrap(model, variant, *, fixed=None, **config):
-    model_args = {} if fixed is None else {"grid_thw": fixed}
-    return wrappers.prepare(
-        model, wrappers.PTQConfig(variant=variant, model_args=model_args, **config)
-    )
-
-
-def patches_of(grids):
-    return sum(t * h * w for t, h, w in grids)
-
-
-def pixels(grids, seed=1, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(patches_of(grids), PIXELS, generator=generator) * 2 - 1).to(dtype)
-
-
-def inputs(grids, seed=1, dtype=torch.float32):
-    return {"hidden_states": pixels(grids, seed, dtype), "grid_thw": torch.tensor(grids)}
-
-
-def run(model, *args, **kwargs):
-    with torch.no_grad():
-        return model(*args, **kwargs)
-
-
-def tensors_of(output):
-    return output.last_hidden_state, output.pooler_output, *output.deepstack_features
-
-
-def assert_outputs_agree(expected, found, limit):
-    assert type(found) is type(expected) is BaseModelOutputWithDeepstackFeatures
-    assert list(found) == list(expected)
-    for r, c in zip(tensors_of(expected), tensors_of(found), strict=True):
-        assert r.shape == c.shape and r.dtype == c.dtype
-        assert peir(r, c) <= limit
-
-
-def assert_outputs_equal(expected, found):
-    for r, c in zip(tensors_of(expected), tensors_of(found), strict=True):
-        assert torch.equal(r, c)
-
-
-def calibrated(model, variant, grids=MIXED, **config):
-    wrapped = wrap(model, variant, **config)
-    wrappers.calibrate(wrapped, [inputs(grids, seed) for seed in (1, 2)])
-    return wrapped
-
-
-def attention_inputs(grids, seed=3):
-    """Hidden states of patches and what goes with them, tables of angles drawn at random."""
-    generator = torch.Generator().manual_seed(seed)
-    patches = patches_of(grids)
-    angles = torch.randn(patches, HEAD_DIM // 2, generator=generator).repeat(1, 2)
-    frames = torch.tensor([h * w for t, h, w in grids for _ in range(t)])
-    return {
-        "hidden_states": torch.randn(patches, HIDDEN, generator=generator),
-        "cu_seqlens": nn.functional.pad(frames.cumsum(0), (1, 0)).int(),
-        "position_embeddings": (angles.cos(), angles.sin()),
-    }
 
 
 class TestQuantisationOff:
     @VARIANTS
-    @IMPLEMENTATIONS
-    @GRIDS
+    @pytest.mark.parametrize(
+        ("implementation", "grids"),
+        [("eager", ONE), ("sdpa", SEVERAL), ("eager", VIDEO), ("sdpa", MIXED)],
+        ids=["one", "several", "video", "mixed"],
+    )
     def test_every_module_is_paired_and_equals_the_float_model(
         self, variant, implementation, grids
     ):
@@ -133,18 +69,19 @@ class TestQuantisationOff:
         assert not coverage.candidate_only and not coverage.unmatched_calls
 
     @VARIANTS
-    @IMPLEMENTATIONS
     @GRIDS
-    def test_fixed_grids_need_no_argument(self, variant, implementation, grids):
-        model = tiny(implementation)
+    def test_fixed_grids_need_no_argument(self, variant, grids):
+        model = tiny()
         wrapped = wrap(model, variant, fixed=grids)
         expected = run(wrap(model, variant), **inputs(grids))
         assert_outputs_equal(expected, run(wrapped, pixels(grids)))
         assert_outputs_equal(expected, run(wrapped, **inputs(grids)))
 
     @VARIANTS
-    @IMPLEMENTATIONS
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        ("implementation", "dtype"),
+        [("eager", torch.float64), ("sdpa", torch.bfloat16), ("eager", torch.float16)],
+    )
     def test_dtypes(self, variant, implementation, dtype):
         model = tiny(implementation, dtype=dtype)
         given = inputs(MIXED, dtype=dtype)
@@ -186,21 +123,6 @@ class TestQuantisationOff:
         assert peir(expected[16:], found[16:]) > 1e-2
 
     @VARIANTS
-    @IMPLEMENTATIONS
-    def test_segments_decide_who_sees_whom(self, variant, implementation):
-        model = tiny(implementation)
-        attention, wrapped = model.blocks[0].attn, wrap(model, variant).blocks[0].attn
-        given = attention_inputs(MIXED)
-        right = run(wrapped, **given)
-        assert peir(run(attention, **given), right) < 2e-6
-        off_by_one = given["cu_seqlens"].clone()
-        off_by_one[1] += 1
-        for wrong in (off_by_one, given["cu_seqlens"][[0, -1]]):
-            found = run(wrapped, **{**given, "cu_seqlens": wrong})
-            assert peir(right, found) > 1e-2
-            assert peir(run(attention, **{**given, "cu_seqlens": wrong}), found) < 2e-6
-
-    @VARIANTS
     @pytest.mark.parametrize("indexes", [[], [1], [0, 2]])
     def test_deepstack_after_the_configured_blocks(self, variant, indexes):
         config = tiny().config
@@ -231,10 +153,7 @@ class TestQuantisationOff:
 
     @VARIANTS
     def test_gradient_checkpointing(self, variant):
-        model = tiny().train()
-        # The older name warns where there is the newer one.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        getattr(model, next(name for name in names if hasattr(model, name)))()
+        model = with_checkpointing(tiny())
         run_with_gradients(model)
         expected = model.patch_embed.proj.weight.grad.clone()
         model.zero_grad()
@@ -301,38 +220,6 @@ class TestAsTheFloatModel:
 
 class TestStructure:
     @VARIANTS
-    def test_names_are_kept_and_all_parameters_shared(self, variant):
-        model = tiny()
-        state = {name: p.clone() for name, p in model.state_dict().items()}
-        expected = run(model, **inputs(MIXED))
-        wrapped = wrappers.convert(calibrated(model, variant, fixed=MIXED))
-        run(wrapped, **inputs(MIXED))
-        assert [n for n, _ in wrapped.named_modules()] == [n for n, _ in model.named_modules()]
-        for (name, p), (other, q) in zip(
-            model.named_parameters(), wrapped.named_parameters(), strict=True
-        ):
-            assert name == other and p is q
-        assert all(torch.equal(p, state[name]) for name, p in model.state_dict().items())
-        assert_outputs_equal(expected, run(model, **inputs(MIXED)))
-
-    @VARIANTS
-    def test_the_state_has_the_tensors_of_the_float_model(self, variant):
-        model = tiny()
-        state = wrap(model, variant, fixed=MIXED).state_dict()
-        tensors = {n: t.shape for n, t in state.items() if not n.endswith("_extra_state")}
-        assert tensors == {n: t.shape for n, t in model.state_dict().items()}
-
-    @VARIANTS
-    def test_only_rotary_embedding_and_containers_stay_float(self, variant):
-        wrapped = wrap(tiny(), variant)
-        unwrapped = {type(m) for m in wrapped.modules() if not isinstance(m, QuantModule)}
-        assert unwrapped == {nn.ModuleList, Qwen3VLVisionRotaryEmbedding}
-        assert isinstance(wrapped.pos_embed, QuantEmbedding)
-        norms = [m for m in wrapped.modules() if isinstance(m, nn.LayerNorm)]
-        assert len(norms) == 2 * 2 + 1 + 2
-        assert all(isinstance(norm, QuantLayerNorm) for norm in norms)
-
-    @VARIANTS
     def test_points_are_those_of_the_facts(self, variant):
         wrapped = wrap(tiny(), variant)
         negated = {"q_neg", "k_neg"} if variant == "prefill_reference" else set()
@@ -342,7 +229,21 @@ class TestStructure:
         assert set(wrapped.patch_embed.proj.points) == {"weight", "act_in", "act_out"}
         for block in wrapped.blocks:
             assert set(block.points) == {"act_in", "post_attn", "act_out"}
-            assert set(block.attn.points) == ATTENTION_POINTS | negated
+            assert (
+                set(block.attn.points)
+                == ATTENTION_POINTS
+                - {
+                    "attn_mask",
+                    "new_k",
+                    "new_v",
+                    "present_key",
+                    "present_value",
+                    "mask_add",
+                    "attn_weights",
+                }
+                | {"logits_raw", "scale"}
+                | negated
+            )
             assert set(block.mlp.points) == {"act_in", "act_out"}
         for merger in (wrapped.merger, *wrapped.deepstack_merger_list):
             assert set(merger.points) == {"act_in", "act_out"}
@@ -355,25 +256,6 @@ class TestStructure:
         assert attentions[0] is QuantQwen3VLVisionAttentionPrefill is not attentions[1]
         assert all(issubclass(a, Qwen3VLVisionAttention) for a in attentions)
         assert type(prefill.blocks[0].mlp) is type(reference.blocks[0].mlp)
-
-    @VARIANTS
-    def test_overrides_reach_single_points(self, variant):
-        overrides = {
-            "blocks.1.attn.softmax": {"dtype": "int16"},
-            "patch_embed.proj.weight": {"dtype": "uint4"},
-            "merger.linear_fc1.act_in": wrappers.no_quantization(),
-        }
-        wrapped = wrap(tiny(), variant, overrides=overrides)
-        dtypes = {
-            f"{module}.{point}": str(quant_point.spec.dtype)
-            for module, point, quant_point in wrappers.iter_points(wrapped)
-        }
-        changed = {name: dtype for name, dtype in dtypes.items() if dtype != "uint8"}
-        assert changed == {
-            "blocks.1.attn.softmax": "int16",
-            "patch_embed.proj.weight": "uint4",
-            "merger.linear_fc1.act_in": "None",
-        }
 
 
 class TestLinearPatchProjection:
@@ -450,13 +332,6 @@ class TestErrors:
             run(wrapped.blocks[0].attn, **given)
 
     @VARIANTS
-    @pytest.mark.parametrize("ends", [[0, 30, 24], [0], [0, 8, 12]])
-    def test_segments_that_do_not_rise_to_the_last_patch_are_refused(self, variant, ends):
-        attention = wrap(tiny(), variant).blocks[0].attn
-        with pytest.raises(ModelInputError, match="expected cu_seqlens that rise"):
-            run(attention, **{**attention_inputs(ONE), "cu_seqlens": torch.tensor(ends)})
-
-    @VARIANTS
     @pytest.mark.parametrize("part", ["attn", None])
     def test_missing_position_embeddings_are_named(self, variant, part):
         block = wrap(tiny(), variant).blocks[0]
@@ -474,148 +349,21 @@ class TestErrors:
             wrap(tiny().blocks[0].attn, variant, fixed=fixed)
 
 
-class TestCalibration:
-    @VARIANTS
-    @IMPLEMENTATIONS
-    @pytest.mark.parametrize("fixed", [None, MIXED])
-    def test_calibrating_changes_no_bit(self, variant, implementation, fixed):
-        wrapped = wrap(tiny(implementation), variant, fixed=fixed)
-        expected = run(wrapped, **inputs(MIXED))
-        wrappers.calibrate(wrapped, [inputs(MIXED)])
-        assert_outputs_equal(expected, run(wrapped, **inputs(MIXED)))
-
-    @VARIANTS
-    @IMPLEMENTATIONS
-    def test_one_image_reaches_every_point(self, variant, implementation):
-        wrapped = wrap(tiny(implementation), variant)
-        wrappers.calibrate(wrapped, [inputs(ONE)])
-        wrappers.convert(wrapped)
-        assert all(point.qparams is not None for _, _, point in wrappers.iter_points(wrapped))
-
-    @VARIANTS
-    def test_each_segment_goes_through_the_same_points(self, variant):
-        attention = wrap(tiny(), variant).blocks[0].attn
-        attention.mode = Mode.CALIBRATE
-        shapes = collections.defaultdict(list)
-        for name, point in attention.points.items():
-
-            def observe(x, name=name, observe=point.observer.observe):
-                shapes[name].append(tuple(x.shape))
-                observe(x)
-
-            point.observer.observe = observe
-        run(attention, **attention_inputs(MIXED))
-        assert set(shapes) == set(attention.points)
-        heads = HEADS if variant == "prefill" else 1
-        lead = (1,) if variant == "prefill" else (1, HEADS)
-        for name in ("logits_raw", "logits", "softmax"):
-            assert shapes[name] == [
-                (*lead, length, length) for length in (24, 8, 8) for _ in range(heads)
-            ]
-        assert shapes["q_rot"] == [(*lead, 40, HEAD_DIM)] * heads
-        assert shapes["attn_out_h"] == [(1, length, HIDDEN) for length in (24, 8, 8)]
-        assert shapes["hidden"] == [(40, HIDDEN)]
-
-    def test_the_scale_is_on_the_logits_in_both_variants(self):
-        for variant in ("prefill", "prefill_reference"):
-            attention = wrappers.convert(calibrated(tiny(), variant)).blocks[0].attn
-            raw, scaled = (attention.points[p].qparams.scale for p in ("logits_raw", "logits"))
-            assert float(scaled / raw) == pytest.approx(HEAD_DIM**-0.5, rel=1e-2)
-
-    @VARIANTS
-    def test_segments_of_nothing_are_nothing(self, variant):
-        attention = wrap(tiny(), variant).blocks[0].attn
-        given = attention_inputs(ONE)
-        expected = run(attention, **given)
-        attention.mode = Mode.CALIBRATE
-        given["cu_seqlens"] = torch.tensor([0, 24, 24])
-        assert torch.equal(run(attention, **given), expected)
-
-
-def quantised_linear_64(module, x):
-    weight = fake_quantize_64(module.weight.double(), module.points["weight"])
-    x = fake_quantize_64(x, module.points["act_in"]) @ weight.flatten(1).T
-    return fake_quantize_64(x + module.bias.double(), module.points["act_out"])
-
-
 def quantised_gelu_64(module, x, approximate):
     x = fake_quantize_64(x, module.points["act_in"])
     x = nn.functional.gelu(x, approximate=approximate)
     return fake_quantize_64(x, module.points["act_out"])
 
 
-def quantised_attention_64(attention, hidden_states, cu_seqlens, position_embeddings):
-    """The quantised attention written out once more, in float64, for either variant."""
-    half = HEAD_DIM // 2
-    reference = "q_neg" in attention.points
-
-    def q(x, name):
-        return fake_quantize_64(x, attention.points[name])
-
-    def rotate(x, name):
-        x1, x2 = q(x[:, :half], f"{name}_x1"), q(x[:, half:], f"{name}_x2")
-        halves = torch.cat((q(-x2, f"{name}_neg") if reference else x2, x1), dim=-1)
-        turned = q(halves, f"{name}_cat") * sin
-        return q(q(x * cos, f"{name}_cos") + q(turned, f"{name}_sin"), f"{name}_rot")
-
-    cos, sin = (table.double() for table in position_embeddings)
-    sin = sin if reference else torch.cat((-sin[:, :half], sin[:, half:]), dim=-1)
-    cos, sin = q(cos, "cos"), q(sin, "sin")
-    hidden = q(hidden_states.double(), "hidden")
-    heads = quantised_linear_64(attention.qkv, hidden).split(HEAD_DIM, dim=1)
-    queries = [rotate(head, "q") for head in heads[:HEADS]]
-    keys = [rotate(head, "k") for head in heads[HEADS : 2 * HEADS]]
-    scale = q(torch.tensor(HEAD_DIM**-0.5, dtype=torch.float64), "scale")
-    outputs = torch.empty_like(hidden)
-    for start, end in itertools.pairwise(cu_seqlens.tolist()):
-        for i, (query, key, value) in enumerate(zip(queries, keys, heads[-HEADS:], strict=True)):
-            logits = q(query[start:end] @ key[start:end].T, "logits_raw") * scale
-            weights = q(q(logits, "logits").softmax(dim=-1), "softmax")
-            columns = slice(i * HEAD_DIM, (i + 1) * HEAD_DIM)
-            outputs[start:end, columns] = q(weights @ value[start:end], "attn_out")
-    return quantised_linear_64(attention.proj, q(outputs, "attn_out_h"))
-
-
-def assert_a_few_steps_apart(found, expected, last):
-    """float32 and float64 fall on different sides of a rounding now and then: a step at one point
-    moves a few outputs by a few steps and no more. Without any one of the attention's points that
-    matter, the root mean square is above half a step."""
-    step = float(last.points["act_out"].qparams.scale)
-    difference = (found.double() - expected) / step
-    assert difference.abs().max() <= 4
-    assert difference.square().mean().sqrt() < 0.5
-
-
 class TestQuantisationOn:
-    @VARIANTS
-    @pytest.mark.parametrize(
-        ("activation", "weight"), [("uint8", "uint8"), ("int16", "uint8"), ("uint8", "uint4")]
-    )
-    def test_attention_equals_an_independent_computation(self, variant, activation, weight):
-        model = tiny()
-        config = {
-            "activation": wrappers.affine(activation),
-            "weight": wrappers.affine(weight),
-        }
-        attention = wrap(model.blocks[0].attn, variant, **config)
-        wrappers.calibrate(attention, [attention_inputs(MIXED, seed) for seed in (4, 5)])
-        wrappers.convert(attention)
-        given = attention_inputs(MIXED, seed=4)
-        with torch.no_grad():
-            exact = model.blocks[0].attn(**given)
-            expected = quantised_attention_64(attention, **given)
-        found = run(attention, **given)
-        assert_a_few_steps_apart(found, expected, attention.proj)
-        assert peir(exact, found) == pytest.approx(peir(exact, expected), rel=0.2)
-
     @VARIANTS
     def test_mlp_equals_an_independent_computation(self, variant):
         mlp = wrappers.convert(calibrated(tiny(), variant)).blocks[0].mlp
         x = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(4))
         inner = fake_quantize_64(x.double(), mlp.points["act_in"])
-        inner = quantised_linear_64(mlp.linear_fc1, inner)
+        inner = linear_64(mlp.linear_fc1, inner)
         inner = quantised_gelu_64(mlp.act_fn, inner, "tanh")
-        inner = quantised_linear_64(mlp.linear_fc2, inner)
+        inner = linear_64(mlp.linear_fc2, inner)
         expected = fake_quantize_64(inner, mlp.points["act_out"])
         assert_a_few_steps_apart(run(mlp, x), expected, mlp)
 
@@ -638,9 +386,9 @@ class TestQuantisationOn:
         inner = q(centred * q((variance + eps).rsqrt(), "rsqrt"), "normalised")
         inner = q(inner * q(norm.weight.double(), "weight"), "scaled")
         inner = q(inner + q(norm.bias.double(), "bias"), "act_out").view(-1, 4 * HIDDEN)
-        inner = quantised_linear_64(merger.linear_fc1, inner)
+        inner = linear_64(merger.linear_fc1, inner)
         inner = quantised_gelu_64(merger.act_fn, inner, "none")
-        inner = quantised_linear_64(merger.linear_fc2, inner)
+        inner = linear_64(merger.linear_fc2, inner)
         expected = fake_quantize_64(inner, merger.points["act_out"])
         assert_a_few_steps_apart(run(merger, x), expected, merger)
 
@@ -648,7 +396,7 @@ class TestQuantisationOn:
     def test_patch_embedding_equals_an_independent_computation(self, variant):
         wrapped = wrappers.convert(calibrated(tiny(), variant))
         projection = wrapped.patch_embed.proj
-        expected = quantised_linear_64(projection, pixels(ONE).double())
+        expected = linear_64(projection, pixels(ONE).double())
         assert_a_few_steps_apart(run(wrapped.patch_embed, pixels(ONE)), expected, projection)
 
     @VARIANTS
@@ -678,57 +426,22 @@ class TestQuantisationOn:
         )
         assert_outputs_equal(run(free, **inputs(MIXED)), run(fixed, pixels(MIXED)))
 
-    @VARIANTS
-    def test_saved_and_loaded(self, variant):
-        model = tiny()
-        quantised = wrappers.convert(calibrated(model, variant))
-        other = wrap(tiny(), variant)
-        other.load_state_dict(quantised.state_dict())
-        wrappers.convert(other)
-        assert_outputs_equal(run(quantised, **inputs(SEVERAL)), run(other, **inputs(SEVERAL)))
-
-
-def exported(module, args, kwargs):
-    """What the program gives that was captured, saved and loaded, and the program."""
-    with torch.no_grad():
-        program = torch.export.export(module, args, kwargs, strict=False)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    program = torch.export.load(file)
-    with torch.no_grad():
-        return program.module()(*args, **kwargs), program
-
-
-def operators_of(program):
-    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-
-
-def prepared_for_export(variant, quantised):
-    wrapped = wrap(tiny(), variant, fixed=MIXED)
-    if quantised:
-        wrappers.calibrate(wrapped, [(pixels(MIXED),)])
-        wrappers.convert(wrapped)
-    return wrapped
-
-
-def assert_exports(module, args, kwargs, quantised):
-    found, program = exported(module, args, kwargs)
-    assert peir(run(module, *args, **kwargs), found) <= 1e-6
-    assert any("fake_quantize" in name for name in operators_of(program)) == quantised
-
 
 # torch 2.11's own, once, on loading a program.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 class TestExport:
-    # Quantised, `prefill` is exported by tests/wrappers/test_export.py.
+    # Quantised, `prefill` is exported by test_export.py.
     @pytest.mark.parametrize(
         ("variant", "quantised", "with_grid"),
         [("prefill", False, True), ("prefill_reference", True, False)],
     )
     def test_the_vision_model(self, variant, quantised, with_grid):
-        wrapped = prepared_for_export(variant, quantised)
+        wrapped = wrap(tiny(), variant, fixed=MIXED)
+        if quantised:
+            wrappers.calibrate(wrapped, [(pixels(MIXED),)])
+            wrappers.convert(wrapped)
         args = (pixels(MIXED), torch.tensor(MIXED)) if with_grid else (pixels(MIXED),)
         found, program = exported(wrapped, args, {})
         assert_outputs_agree(run(wrapped, *args), found, 1e-6)
@@ -749,42 +462,6 @@ class TestExport:
         assert variant == "prefill_reference" or not any("conv" in name for name in operators)
 
     @VARIANTS
-    @pytest.mark.parametrize(
-        ("part", "quantised", "with_segments"),
-        [("attention", True, False), ("block", False, True)],
-    )
-    def test_attention_and_block(self, variant, quantised, with_segments, part):
-        block = prepared_for_export(variant, quantised).blocks[0]
-        given = attention_inputs(MIXED)
-        args = (given.pop("hidden_states"),)
-        if not with_segments:
-            given.pop("cu_seqlens")
-        assert_exports(block if part == "block" else block.attn, args, given, quantised)
-
-    @VARIANTS
-    @pytest.mark.parametrize("quantised", [False, True])
-    def test_parts_that_know_nothing_of_grids(self, variant, quantised):
-        wrapped = prepared_for_export(variant, quantised)
-        hidden_states = attention_inputs(MIXED)["hidden_states"]
-        assert_exports(wrapped.blocks[0].mlp, (hidden_states,), {}, quantised)
-        assert_exports(wrapped.merger, (hidden_states,), {}, quantised)
-        assert_exports(wrapped.deepstack_merger_list[0], (hidden_states,), {}, quantised)
-        assert_exports(wrapped.patch_embed, (pixels(MIXED),), {}, quantised)
-
-    def test_prefill_transposes_no_heads(self):
-        attention = wrap(tiny(), "prefill", fixed=ONE).blocks[0].attn
-        given = attention_inputs(ONE)
-        args = (given.pop("hidden_states"),)
-        _, program = exported(attention, args, given)
-        counts = collections.Counter(name.split(".")[1] for name in operators_of(program))
-        # One transpose for each head's keys in the product with the queries; slices for heads
-        # and halves, and none for the single segment; one negation, of the sine table.
-        assert counts["transpose"] == HEADS
-        assert counts["slice"] == 3 * HEADS + 2 * 2 * HEADS + 2
-        assert counts["neg"] == 1
-        assert not counts.keys() & {"permute", "view", "reshape", "unbind"}
-
-    @VARIANTS
     def test_compiled_equals_eager(self, variant):
         wrapped = wrap(tiny(), variant, fixed=MIXED)
         compiled = torch.compile(wrapped.blocks[0], backend="eager", fullgraph=True)
@@ -793,6 +470,7 @@ class TestExport:
         torch.compiler.reset()
 
 
+@pytest.mark.slow
 class TestPhotos:
     @pytest.fixture
     def photos(self, shared_data):

@@ -16,7 +16,7 @@ from tracer.models.builtin import build
 from tracer.models.inputs.processors import (
     PilProcessor,
     check_processor,
-    encode,
+    encode_chats,
     load_processor,
     tokens_of,
 )
@@ -50,7 +50,7 @@ class TestEncode:
     )
     def test_grids_and_lengths_of_photos(self, processor, photos, name: str, grid, length: int):
         with Image.open(photos[name]) as image:
-            made = encode(processor, [QUESTION], [[image.convert("RGB")]])
+            made = encode_chats(processor, [QUESTION], [[image.convert("RGB")]])
         patches = grid[1] * grid[2]
         assert made["image_grid_thw"].tolist() == [grid]
         assert made["pixel_values"].shape == (patches, 1536)
@@ -60,7 +60,7 @@ class TestEncode:
         assert torch.equal(made["mm_token_type_ids"], (made["input_ids"] == IMAGE).long())
 
     def test_the_chat_around_images(self, processor):
-        made = encode(processor, [QUESTION], [[drawn(256, 256), drawn(320, 256)]])
+        made = encode_chats(processor, [QUESTION], [[drawn(256, 256), drawn(320, 256)]])
         assert processor.tokenizer.decode(made["input_ids"][0]) == (
             "<|im_start|>user\n"
             f"<|vision_start|>{'<|image_pad|>' * 64}<|vision_end|>"
@@ -70,7 +70,7 @@ class TestEncode:
 
     def test_pixels_are_those_of_the_image(self, processor):
         image = drawn(320, 256)  # whole patches, and within the limits: not resized
-        made = encode(processor, [QUESTION], [[image]])
+        made = encode_chats(processor, [QUESTION], [[image]])
         assert made["image_grid_thw"].tolist() == [[1, 16, 20]]
         # Back from patches: token row and column, patch row and column, channel, frame, pixel.
         cut = made["pixel_values"].view(8, 10, 2, 2, 3, 2, 16, 16)
@@ -83,9 +83,10 @@ class TestEncode:
     def test_a_batch_is_its_sequences_padded(self, processor, padding: str):
         texts = [QUESTION, "What?"]
         images = [[drawn(256, 256)], [drawn(288, 256, seed=1), drawn(256, 320, seed=2)]]
-        made = encode(processor, texts, images, padding=padding)
+        made = encode_chats(processor, texts, images, padding=padding)
         alone = [
-            encode(processor, [text], [shown]) for text, shown in zip(texts, images, strict=True)
+            encode_chats(processor, [text], [shown])
+            for text, shown in zip(texts, images, strict=True)
         ]
         mask = made["attention_mask"].bool()
         assert mask.sum(1).tolist() == [one["input_ids"].shape[1] for one in alone]
@@ -108,21 +109,21 @@ class TestEncode:
         ],
     )
     def test_a_limit_shrinks_images(self, processor, size, limit: int, grid):
-        made = encode(processor, [QUESTION], [[drawn(*size)]], max_pixels=limit)
+        made = encode_chats(processor, [QUESTION], [[drawn(*size)]], max_pixels=limit)
         assert made["image_grid_thw"].tolist() == [grid]
 
     def test_a_limit_below_a_token(self, processor):
         with pytest.raises(UsageError, match="max pixels 1023: expected at least 1024"):
-            encode(processor, [QUESTION], [[drawn(64, 64)]], max_pixels=1023)
+            encode_chats(processor, [QUESTION], [[drawn(64, 64)]], max_pixels=1023)
 
     @pytest.mark.parametrize("token", ["<|image_pad|>", "<|video_pad|>"])
     def test_a_prompt_that_holds_an_image_token(self, processor, token: str):
         with pytest.raises(UsageError, match=r"the prompt holds '<\|(image|video)_pad\|>'"):
-            encode(processor, [f"What is {token}?"], [[drawn(64, 64)]])
+            encode_chats(processor, [f"What is {token}?"], [[drawn(64, 64)]])
 
     def test_an_image_that_is_too_narrow(self, processor):
         with pytest.raises(InputError, match="aspect ratio must be smaller than 200"):
-            encode(processor, [QUESTION], [[drawn(2010, 10)]])
+            encode_chats(processor, [QUESTION], [[drawn(2010, 10)]])
 
 
 class TestLoad:
@@ -150,7 +151,7 @@ class TestLoad:
             images = [[chelsea.convert("RGB")], [rocket.convert("RGB"), drawn(640, 64)]]
         for options in ({}, {"padding": "left", "max_pixels": 50_000}):
             one, other = (
-                encode(made_by, [QUESTION, "What?"], images, **options)
+                encode_chats(made_by, [QUESTION, "What?"], images, **options)
                 for made_by in (processor, by_pillow)
             )
             assert one.keys() == other.keys()
@@ -166,7 +167,7 @@ class TestLoad:
         (folder / "chat_template.jinja").unlink()
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
         one, other = (
-            encode(made_by, [QUESTION], [[drawn(64, 64)]])
+            encode_chats(made_by, [QUESTION], [[drawn(64, 64)]])
             for made_by in (processor, load_processor("old", folder))
         )
         assert torch.equal(one["input_ids"], other["input_ids"])

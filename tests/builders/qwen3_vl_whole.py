@@ -1,0 +1,104 @@
+"""Small whole models of Qwen3-VL, and images, videos and text for them."""
+
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+import wrappers
+from tests.builders.agreement import (
+    redrawn,
+)
+from tests.builders.qwen3_vl import SIZES
+
+IMAGE, VIDEO, START, END = 92, 93, 94, 95  # tokens; others are text, 0 pads
+
+
+PIXELS = 3 * 2 * 4 * 4  # of a patch
+
+
+def tiny(implementation="eager", *, dtype=torch.float32, text=None, **changes):
+    vision_sizes = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_heads": 4,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 2],
+    }
+    config = Qwen3VLConfig(
+        text_config={**SIZES, "pad_token_id": 0, **(text or {})},
+        vision_config=vision_sizes,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        **changes,
+    )
+    model = redrawn(Qwen3VLForConditionalGeneration(config))
+    model.set_attn_implementation(implementation)
+    return model.to(dtype).eval()
+
+
+def batch_of(*rows, side="left", seed=1):
+    """Inputs for sequences made of numbers of text tokens and ("image" or "video", its grid)."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = {"image": [], "video": []}
+    sequences = []
+    for row in rows:
+        ids = []
+        for part in row:
+            if isinstance(part, int):
+                ids += torch.randint(1, IMAGE, (part,), generator=generator).tolist()
+                continue
+            kind, (frames, height, width) = part
+            grids[kind].append([frames, height, width])
+            token = IMAGE if kind == "image" else VIDEO
+            # A video is as many pictures, one after the other.
+            ids += [START, *[token] * (height * width // 4), END] * frames
+        sequences.append(ids)
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, sequence in enumerate(sequences):
+        start = longest - len(sequence) if side == "left" else 0
+        ids[i, start : start + len(sequence)] = torch.tensor(sequence)
+        mask[i, start : start + len(sequence)] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    for kind, names in {
+        "image": ("pixel_values", "image_grid_thw"),
+        "video": ("pixel_values_videos", "video_grid_thw"),
+    }.items():
+        if grids[kind]:
+            grid = torch.tensor(grids[kind])
+            patches = int(grid.prod(dim=-1).sum())
+            pixels = torch.rand(patches, PIXELS, generator=generator) * 2 - 1
+            inputs |= dict(zip(names, (pixels, grid), strict=True))
+    if grids["image"] or grids["video"]:
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    return inputs
+
+
+EXAMPLES = {
+    "one image": lambda **how: batch_of([4, ("image", (1, 4, 6)), 3], **how),
+    "images of two sizes": lambda **how: batch_of(
+        [("image", (1, 4, 6)), 2, ("image", (1, 2, 2)), 2], **how
+    ),
+    "batch": lambda **how: batch_of(
+        [3, ("image", (1, 4, 6)), 4],
+        [2, ("image", (1, 2, 2)), ("image", (1, 6, 2)), 2],
+        [9],
+        **how,
+    ),
+    "video": lambda **how: batch_of([3, ("video", (2, 4, 4)), 4], **how),
+    "both": lambda **how: batch_of(
+        [3, ("image", (1, 4, 4)), 2, ("video", (2, 2, 4)), 3],
+        [2, ("video", (1, 4, 2)), 5, ("image", (1, 2, 2))],
+        **how,
+    ),
+    "text": lambda **how: batch_of([9], [6], **how),
+}
+
+
+def wrap(model, variant, **config):
+    return wrappers.prepare(model, wrappers.PTQConfig(variant=variant, **config))

@@ -1,0 +1,396 @@
+"""No model is changed by a run, whatever its forward edits, replaces, installs or raises."""
+
+import copy
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tracer
+from tracer.cli import main
+from tracer.errors import ModelRunError, TracerError, UsageError
+from tracer.execution.module_state import ModuleStates, may_edit_parameters, module_states_kept
+
+X = {"x": torch.arange(8.0).reshape(2, 4) / 8}
+
+
+class Zoo(nn.Module):
+    """One linear module, and a forward that does something to what the model holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.other = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("counter", torch.zeros(3))
+        self.plain = torch.zeros(4)
+        self.items: list[Any] = [0, [1, {"deep": [2]}]]
+        self.by_name = {"b": 1, "a": torch.zeros(2)}
+        self.queue = deque([1, 2], maxlen=2)
+        self.names = {"x"}
+        self.array = np.zeros(3)
+        self.settings = SimpleNamespace(count=0, inner=SimpleNamespace(seen=[]))
+        self.generator = torch.Generator().manual_seed(3)
+
+    def change(self) -> None:
+        """What a forward does beside computing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.change()
+        y: Tensor = self.a(x)
+        return y
+
+
+class Ema(Zoo):
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.a.weight.data
+        self.a.weight.data = self.other.data
+        try:
+            y: Tensor = self.a(x)
+            return y
+        finally:
+            self.a.weight.data = kept
+
+
+class Swapped(Zoo):
+    """Swaps for good."""
+
+    def change(self) -> None:
+        self.a.weight.data, self.other.data = self.other.data, self.a.weight.data
+
+
+class Functional(Zoo):
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = {"weight": self.a.weight * 2}
+        y: Tensor = torch.func.functional_call(self.a, doubled, (x,))
+        return y
+
+
+class Scaled(Zoo):
+    """Edits a weight and puts it back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.weight.data.mul_(2.0)
+        y: Tensor = self.a(x)
+        self.a.weight.data.mul_(0.5)
+        return y
+
+
+class Grows(Zoo):
+    def change(self) -> None:
+        self.other.mul_(1.5)
+
+
+class AllGrow(Zoo):
+    def change(self) -> None:
+        for parameter in self.parameters():
+            parameter.data.add_(1.0)
+
+
+class Tied(Zoo):
+    def change(self) -> None:
+        self.a.weight = self.other
+
+
+class Contents(Zoo):
+    def change(self) -> None:
+        self.plain += 1
+        self.counter.add_(1)
+        self.items[0] += 1
+        self.items[1][1]["deep"].append(3)
+        self.by_name["a"].add_(1)
+        self.by_name["new"] = 2
+        del self.by_name["b"]
+        self.queue.append(3)
+        self.names.add("y")
+        self.array += 1
+        self.settings.count += 1
+        self.settings.inner.seen.append(1)
+        torch.rand(1, generator=self.generator)
+
+
+class Lazy(Zoo):
+    """Makes a module and a hook when it is first called."""
+
+    def change(self) -> None:
+        if not hasattr(self, "made"):
+            self.made = nn.Identity()
+            self.a.register_forward_hook(lambda module, args, output: output + 1)
+
+
+class Flags(Zoo):
+    def change(self) -> None:
+        self.a.bias.requires_grad_(False)
+        self.a.train(not self.a.training)
+
+
+ZOO = (Ema, Swapped, Functional, Scaled, Grows, AllGrow, Tied, Contents, Lazy, Flags)
+
+
+def made(kind: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+def photograph(value: Any, seen: frozenset[int] = frozenset()) -> Any:
+    """Everything that a module holds, as values that compare."""
+    if id(value) in seen:
+        return "again"
+    inside = seen | {id(value)}
+    if isinstance(value, Tensor):
+        values = value.detach().reshape(-1).tolist()
+        return id(value), value.data_ptr(), values, value.requires_grad
+    if isinstance(value, np.ndarray):
+        return id(value), value.tolist()
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
+    if isinstance(value, dict):
+        return id(value), [(key, photograph(item, inside)) for key, item in value.items()]
+    if isinstance(value, list | tuple | deque | set):
+        return type(value), [photograph(item, inside) for item in value]
+    if isinstance(value, nn.Module | SimpleNamespace):
+        return type(value), photograph(vars(value), inside)
+    return value if isinstance(value, int | float | str | bool | None) else id(value)
+
+
+def compared(**options: Any) -> Callable[[nn.Module, Path], object]:
+    return lambda model, _: tracer.compare(model, copy.deepcopy(model), X, **options)
+
+
+def with_itself(model: nn.Module, _: Path) -> object:
+    comparison = tracer.compare(model, model, X)
+    assert comparison.verdict.agrees
+    return comparison
+
+
+def recorded(model: nn.Module, folder: Path) -> object:
+    return tracer.record(model, X, folder / "run.trace")
+
+
+@pytest.mark.parametrize("kind", ZOO)
+@pytest.mark.parametrize(
+    "look",
+    [
+        compared(),
+        compared(noise_floor=True),
+        compared(isolate="leaves"),
+        with_itself,
+        recorded,
+    ],
+    ids=["compare", "noise floor", "isolate", "with itself", "record"],
+)
+def test_nothing_of_a_model_changes(
+    kind: type[nn.Module], look: Callable[[nn.Module, Path], object], tmp_path: Path
+) -> None:
+    model = made(kind)
+    before = photograph(model)
+    look(model, tmp_path)
+    assert photograph(model) == before
+
+
+def recurrent(kind: type[nn.Module]) -> Callable[[], nn.Module]:
+    class Recurrent(nn.Module):
+        """Goes on from where it was."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = kind(4, 4)
+            self.state: Any = None
+
+        def forward(self, x: Tensor) -> Any:
+            output = self.cell(x) if self.state is None else self.cell(x, self.state)
+            self.state = output[1] if isinstance(self.cell, nn.RNNBase) else output
+            return output
+
+    return Recurrent
+
+
+LIBRARY: dict[str, Callable[[], nn.Module]] = {
+    **{kind.__name__: recurrent(kind) for kind in (nn.RNN, nn.GRU, nn.LSTM, nn.GRUCell)},
+    **{kind.__name__: recurrent(kind) for kind in (nn.LSTMCell, nn.RNNCell)},
+    "batch norm": lambda: nn.BatchNorm1d(4),
+    "cumulative batch norm": lambda: nn.BatchNorm1d(4, momentum=None),
+    "instance norm": lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+    "layer norm": lambda: nn.LayerNorm(4),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "rms norm": lambda: nn.RMSNorm(4),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
+    "random relu": lambda: nn.RReLU(),
+    "prelu": lambda: nn.PReLU(),
+    "convolution": lambda: nn.Conv1d(2, 2, 1),
+    "encoder layer": lambda: nn.TransformerEncoderLayer(4, 2, 4, 0.0, batch_first=True),
+    "nested": lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ELU())),
+    "shared": lambda: nn.Sequential(*[nn.Linear(4, 4)] * 2),
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("make", LIBRARY.values(), ids=LIBRARY)
+def test_modules_of_pytorch_stay_as_they_were(
+    make: Callable[[], nn.Module], training: bool
+) -> None:
+    torch.manual_seed(0)
+    model = make().train(training)
+    before = photograph(model)
+    x = torch.randn(2, 4)
+    tracer.compare(model, copy.deepcopy(model), (x,), train=training)
+    assert photograph(model) == before
+    assert tracer.compare(model, model, (x,), train=training).verdict.agrees
+    assert photograph(model) == before
+
+
+def test_hooks_of_every_kind_stay() -> None:
+    model = made(Zoo)
+    model.register_forward_pre_hook(lambda *_: None)
+    model.a.register_forward_hook(lambda *_: None, always_call=True)
+    model.a.register_full_backward_hook(lambda *_: None)
+    model.a.register_full_backward_pre_hook(lambda *_: None)
+    model.register_state_dict_post_hook(lambda *_: None)
+    before = photograph(model)
+    tracer.compare(model, copy.deepcopy(model), X, isolate="leaves", what_if=1)
+    tracer.compare(model, copy.deepcopy(model), X, zoom="")
+    assert photograph(model) == before
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, GeneratorExit, KeyboardInterrupt])
+@pytest.mark.parametrize("side", ["reference", "candidate"])
+def test_nothing_changes_where_a_side_raises(raised: type[BaseException], side: str) -> None:
+    class Raising(Contents):
+        def forward(self, x: Tensor) -> Tensor:
+            self.change()
+            self.a(x)
+            raise raised("no")
+
+    models = [made(Raising), made(Zoo)][:: 1 if side == "reference" else -1]
+    before = photograph(models[0]), photograph(models[1])
+    with pytest.raises((TracerError, KeyboardInterrupt)) as info:
+        tracer.compare(*models, X)
+    assert (photograph(models[0]), photograph(models[1])) == before
+    if raised is not KeyboardInterrupt:
+        assert isinstance(info.value, ModelRunError)
+        assert f"the {side} raised {raised.__name__} in its own forward" in str(info.value)
+
+
+class Leaves(nn.Module):
+    def __init__(self, stop: Callable[[], object]) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.stop = stop
+        self.a.register_forward_hook(lambda *_: stop())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x)
+        return y
+
+
+def test_a_hook_of_the_users_that_exits_names_its_module(tmp_path: Path) -> None:
+    with pytest.raises(ModelRunError, match="SystemExit in module 'a'"):
+        tracer.record(Leaves(lambda: sys.exit(0)), X, tmp_path / "run.trace")
+
+
+@pytest.mark.parametrize(("stop", "code"), [("sys.exit(0)", 2), ("raise KeyboardInterrupt", 130)])
+@pytest.mark.parametrize("where", ["forward", "factory"])
+def test_the_exit_code_is_ours(
+    stop: str, code: int, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "made.py"
+    file.write_text(
+        "import sys, torch\n"
+        "class M(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        f"        {stop}\n"
+        "def build():\n"
+        f"    {stop if where == 'factory' else 'pass'}\n"
+        "    return M(2, 2), {'x': torch.ones(1, 2)}\n"
+    )
+    assert main(["compare", f"{file}:build", "--candidate", f"{file}:build"]) == code
+    if code == 2:
+        assert "SystemExit" in capsys.readouterr().err
+
+
+def test_what_forward_switches_on_is_off_again(tmp_path: Path) -> None:
+    class Switches(Zoo):
+        def change(self) -> None:
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(True)
+            torch.set_autocast_enabled("cpu", True)
+
+    for look in (recorded, compared()):
+        look(made(Switches), tmp_path)
+        assert torch.get_default_dtype() == torch.float32
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_modules_inside_a_transform_are_refused() -> None:
+    class Mapped(Zoo):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.func.vmap(self.a)(x)
+
+    with pytest.raises(UsageError, match="`a` is called inside a transform"):
+        tracer.compare(made(Mapped), made(Mapped), X)
+
+
+def test_the_fused_path_of_an_encoder_layer_is_kept(tmp_path: Path) -> None:
+    layer = made(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))  # type: ignore[arg-type]
+    src = torch.randn(1, 3, 8)
+    with torch.no_grad():
+        plain = layer(src)
+    tracer.record(layer, {"src": src}, tmp_path / "run.trace")
+    recording = tracer.open_trace(tmp_path / "run.trace")
+    comparison = tracer.compare(recording, layer)
+    assert comparison.verdict.agrees
+    assert "self_attn" in comparison.coverage.reference_only
+    both = tracer.compare(layer, copy.deepcopy(layer), {"src": src})
+    assert "self_attn" in both.coverage.reference_only
+    assert "set_fastpath_enabled(False)" in both.coverage.reasons["self_attn"]
+    with torch.no_grad():
+        assert torch.equal(layer(src), plain)
+
+
+def test_two_threads_compare_one_model() -> None:
+    model, other = made(Contents), made(Contents)
+    before = photograph(model)
+    found: list[bool] = []
+
+    def look() -> None:
+        found.extend(tracer.compare(model, other, X).verdict.agrees for _ in range(3))
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 6
+    assert photograph(model) == before
+
+
+def test_parameters_are_copied_only_where_they_may_be_edited() -> None:
+    assert [kind.__name__ for kind in ZOO if may_edit_parameters(made(kind))] == [
+        "Scaled",
+        "Grows",
+        "AllGrow",
+    ]
+
+
+def test_states_are_put_back_after_an_exception() -> None:
+    model = made(Contents)
+    before = photograph(model)
+    with pytest.raises(ValueError, match="no"), module_states_kept([model]), torch.no_grad():
+        model(**X)
+        raise ValueError("no")
+    assert photograph(model) == before
+    states = ModuleStates.read([model])
+    with torch.no_grad():
+        model(**X)
+    states.write()
+    assert photograph(model) == before

@@ -1,0 +1,298 @@
+"""What modules keep from call to call, put back after a run as if it had not been.
+
+No run may see what an earlier one has left, and no model may be changed by being looked at: running
+statistics, a recurrent state, a cache in a plain list, hooks that a library installs when it is
+first called, weights that forward replaces for a while. Attributes are put back by identity, what
+was edited in place by content. Parameters are not copied: their values stay where they lie, and
+are copied only of modules whose forward is seen to edit them in place.
+"""
+
+import dis
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tracer.execution.standin import StandIn
+from tracer.execution.torch_internals import accelerate_hook, buffers_of, memory_of, parameters_of
+from tracer.tensors.leaves import version_of
+
+# An object of the user's own may hold others; those of a trainer's kind hold everything.
+_MAX_OBJECT_DEPTH = 3
+# Packages whose objects are machinery: caches of compiled code, locks, queues of loggers.
+_MACHINERY = ("torch", "accelerate", "logging", "threading", "concurrent", "multiprocessing", "_")
+
+
+@contextmanager
+def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts back what modules keep from call to call; see `ModuleStates`.
+
+    Waits while another thread does the same with any of them.
+    """
+    with _taken({id(module) for model in models for module in model.modules()}):
+        states = ModuleStates.read(models)
+        try:
+            yield
+        finally:
+            states.write()
+
+
+# The modules that are being run, by the thread that runs them.
+_RUN_BY: dict[int, int] = {}
+_CHANGED = threading.Condition()
+
+
+@contextmanager
+def _taken(modules: set[int]) -> Iterator[None]:
+    own = threading.get_ident()
+    with _CHANGED:
+        _CHANGED.wait_for(lambda: all(_RUN_BY.get(module, own) == own for module in modules))
+        mine = modules - _RUN_BY.keys()
+        _RUN_BY.update(dict.fromkeys(mine, own))
+    try:
+        yield
+    finally:
+        with _CHANGED:
+            for module in mine:
+                del _RUN_BY[module]
+            _CHANGED.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptTensor:
+    """A tensor as it was: where its values lie, and a copy of them if they may be edited."""
+
+    tensor: torch.Tensor
+    alias: torch.Tensor
+    values: torch.Tensor | None
+    version: int | None
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, *, copied: bool) -> "_KeptTensor":
+        alias = tensor.detach()
+        return cls(
+            tensor,
+            alias,
+            alias.clone() if copied and not tensor.is_meta else None,
+            version_of(tensor),
+            tensor.requires_grad,
+        )
+
+    def put_back(self) -> None:
+        tensor = self.tensor
+        if tensor.layout is torch.strided and _place(tensor) != _place(self.alias):
+            tensor.data = self.alias
+        if self.values is not None and not (
+            self.version == version_of(self.alias) and _equal(self.alias, self.values)
+        ):
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                self.alias.copy_(self.values)
+        if tensor.requires_grad != self.requires_grad and tensor.is_leaf:
+            tensor.requires_grad_(self.requires_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleStates:
+    """What modules keep from call to call: attributes, and what lies in them, however deep."""
+
+    _contents: list[tuple[Any, Any]] = field(default_factory=list)
+    _tensors: list[_KeptTensor] = field(default_factory=list)
+    _seen: set[int] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, models: Sequence[nn.Module]) -> "ModuleStates":
+        """Those of the models and all modules inside them."""
+        states = cls()
+        modules = list({id(m): m for model in models for m in model.modules()}.values())
+        edited = _edited_parameters(modules)
+        shared: set[int] = set()
+        for module in modules:
+            for parameter in _tensors_in(parameters_of(module)):
+                states._keep(parameter, copied=id(parameter) in edited)
+                shared.add(memory_of(parameter))
+        for module in modules:
+            for buffer in _tensors_in(buffers_of(module)):
+                states._keep(buffer, copied=True)
+        for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            states._contents.append((vars(module), dict(vars(module))))
+            if isinstance(module, StandIn):
+                continue
+            hook = accelerate_hook(module)
+            for value in vars(module).values():
+                if value is not hook:
+                    states._look_into(value, shared, 0)
+        return states
+
+    def write(self) -> None:
+        """Puts them back."""
+        for place, content in self._contents:
+            _put_back(place, content)
+        for kept in self._tensors:
+            kept.put_back()
+
+    def _keep(self, tensor: torch.Tensor, *, copied: bool) -> None:
+        if id(tensor) not in self._seen:
+            self._seen.add(id(tensor))
+            self._tensors.append(_KeptTensor.of(tensor, copied=copied))
+
+    def _look_into(self, value: Any, shared: set[int], depth: int) -> None:
+        """Takes down what can be edited in place in a value, and goes on with what it holds."""
+        kind = type(value)
+        if kind in _ATOMS or id(value) in self._seen:
+            return
+        if isinstance(value, torch.Tensor):
+            self._keep(value, copied=memory_of(value) not in shared)
+            return
+        self._seen.add(id(value))
+        if isinstance(value, dict):
+            self._contents.append((value, dict(value)))
+            inside: Iterable[Any] = value.values()
+        elif isinstance(value, list | deque | set):
+            self._contents.append((value, list(value)))
+            inside = value
+        elif isinstance(value, tuple | frozenset):
+            inside = value
+        elif isinstance(value, np.ndarray | bytearray):
+            self._contents.append((value, value.copy()))
+            return
+        elif isinstance(value, torch.Generator):
+            self._contents.append((value, value.get_state()))
+            return
+        elif _is_of_the_user(value) and depth < _MAX_OBJECT_DEPTH:
+            self._contents.append((vars(value), dict(vars(value))))
+            inside, depth = vars(value).values(), depth + 1
+        else:
+            return
+        for item in list(inside):
+            self._look_into(item, shared, depth)
+
+
+_ATOMS = frozenset(
+    {int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype}
+)
+
+
+def _is_of_the_user(value: object) -> bool:
+    """Whether an object has attributes that a forward may set."""
+    if isinstance(value, nn.Module | type) or not hasattr(value, "__dict__"):
+        return False
+    return not callable(value) and not type(value).__module__.startswith(_MACHINERY)
+
+
+def _put_back(place: Any, content: Any) -> None:
+    if isinstance(place, torch.Generator):
+        place.set_state(content)
+    elif isinstance(place, np.ndarray):
+        if place.flags.writeable:
+            place[...] = content
+    elif isinstance(place, bytearray):
+        place[:] = content
+    elif isinstance(place, dict):
+        if list(place) != list(content) or any(place[k] is not content[k] for k in content):
+            place.clear()
+            place.update(content)
+    elif len(place) != len(content) or any(
+        mine is not theirs for mine, theirs in zip(place, content, strict=True)
+    ):
+        place.clear()
+        (place.update if isinstance(place, set) else place.extend)(content)
+
+
+def _tensors_in(place: Any) -> list[torch.Tensor]:
+    return [tensor for tensor in place.values() if tensor is not None]
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor's values lie, and how they are laid out."""
+    if tensor.is_nested:
+        return ()
+    return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same: `x.data.add_(1)` goes past the counter of versions.
+
+    So does batch normalisation in training mode.
+    """
+    try:
+        return torch.equal(tensor, other)
+    except (RuntimeError, NotImplementedError):  # not for this dtype or layout
+        return False
+
+
+def may_edit_parameters(model: nn.Module) -> bool:
+    """Whether a forward inside a model is seen to edit parameters in place."""
+    return bool(_edited_parameters(list(model.modules())))
+
+
+def _edited_parameters(modules: Iterable[nn.Module]) -> set[int]:
+    """The parameters that some forward around them is seen to edit in place."""
+    found: set[int] = set()
+    for module in modules:
+        for name in _edited_names(type(module)):  # type: ignore[arg-type]
+            found.update(
+                id(parameter)
+                for path, parameter in module.named_parameters()
+                if name in ("data", "parameters") or path.rpartition(".")[2] == name
+            )
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _edited_names(kind: type[nn.Module]) -> frozenset[str]:
+    """Attributes whose values a module's forward edits in place, as its code reads."""
+    found: set[str] = set()
+    waiting, seen = ["forward"], set()
+    while waiting:
+        name = waiting.pop()
+        function = getattr(kind, name, None)
+        if name in seen or not isinstance(function, FunctionType):
+            continue
+        seen.add(name)
+        if str(function.__module__).split(".")[0] == "torch":
+            continue
+        for code in _codes(function.__code__):
+            waiting += code.co_names
+            found |= _edited_in(code)
+    return frozenset(found)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _edited_in(code: CodeType) -> set[str]:
+    """`self.weight.mul_(2)`, `self.weight.data[0] = 1`, `for p in self.parameters(): p.mul_(2)`."""
+    found: set[str] = set()
+    recent: list[str] = []
+    edits = False
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            name = str(step.argval)
+            if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
+                found.update(recent[-1:])
+                edits = True
+            recent.append(name)
+        elif step.opname == "STORE_SUBSCR":
+            found.update(recent[-2:])
+            recent.clear()
+        elif step.opname == "BINARY_OP" and step.argrepr.endswith("="):
+            found.update(recent[-2:])
+        elif step.opname.startswith("STORE") or step.opname == "POP_TOP":
+            recent.clear()
+    loops = {"parameters", "named_parameters"} & set(code.co_names)
+    return found | ({"parameters"} if loops and edits else set())
