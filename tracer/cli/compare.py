@@ -50,6 +50,7 @@ def compare(request: CompareRequest, command: str) -> ExitCode:
             train=request.train,
             confirm=not run.differences_expected,
             noise_floor=request.noise_floor,
+            strict=request.strict,
             isolate=_isolation(request, sides),
             what_if=request.what_if,
             zoom=request.zoom,

@@ -230,6 +230,9 @@ class CompareRequest(ModelRequest):
         "compare in training mode; dropout then drops the same elements on both sides, in each "
         "call of paired modules"
     )
+    strict: bool = switch(
+        "values that differ inside and are made good again before the output are a divergence"
+    )
     noise_floor: bool = switch(
         "measure what rounding alone does to the reference (against itself in float64, and with "
         "inputs moved by one unit in the last place); differences are also given as multiples "

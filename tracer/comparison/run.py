@@ -55,6 +55,7 @@ def compare(
     roles: Roles = DEFAULT_ROLES,
     include: str | Sequence[str] = "*",
     train: bool = False,
+    strict: bool = False,
     confirm: bool = True,
     isolate: str | Isolate | None = None,
     what_if: int = 0,
@@ -91,6 +92,8 @@ def compare(
         train: allows dropout that is active. Each paired call then draws the same random numbers on
             both sides, whatever is drawn before; another run draws the same again unless PyTorch is
             seeded otherwise.
+        strict: values that differ inside and are made good again before the output (`equivalent`)
+            are no agreement.
         confirm: whether the origin of a divergence is tested by running again.
         isolate: measures how much of the error modules introduce themselves: an `Isolate`, or its
             level.
@@ -141,7 +144,7 @@ def compare(
         debugging,
     )
     experiment = Experiment(session, tolerance, roles, free.clone)
-    comparison = _judged(free, experiment, confirm=confirm)
+    comparison = _judged(free, experiment, confirm=confirm, strict=strict)
     if free.outcome.ended:
         return comparison
     raise_failure(free.outcome.failure, comparison)
@@ -207,7 +210,7 @@ def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debug
     return _FreeRun(comparer, outcome, clone)
 
 
-def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool) -> Comparison:
+def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool, strict: bool) -> Comparison:
     """The comparison with its verdict, which may take further runs."""
     comparer, failure = free.comparer, free.outcome.failure
     reference, candidate = experiment.session.reference, experiment.session.candidate
@@ -224,6 +227,7 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool) -> Compari
             may_run=confirm
             and (failure is None or candidates_own)
             and not why_not_run_again(reference, candidate),
+            strict=strict,
             one_sided=coverage.unmatched_calls,
             failure=failure if candidates_own else None,
         )

@@ -7,13 +7,17 @@ computed from it agrees again. Regions of this kind are no origins of a divergen
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.tensors.relations import Relation
+from tracer.tensors.roles import is_any
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+# An output's error counts for no more than this in their sum.
+MOST_ERROR = 1e6
 
 
 @dataclass(frozen=True)
@@ -39,51 +43,67 @@ class Region:
 class Healing:
     """Which of a run's values heal.
 
-    A value heals where a call around it returns what the reference's does; and where it is related
-    to the reference's and every call that takes it as it is returns what the reference's does.
+    A value heals where a call around it, or every call that takes it as it is, returns what the
+    reference's does.
     """
 
-    def __init__(self, rows: Sequence[Row], records: Mapping[CallKey, CallRecord]) -> None:
-        self._rows = rows
-        self._records = records
+    def __init__(self, run: Comparer) -> None:
+        self._rows = run.rows
+        self._records = run.records
+        self._roles = run.roles
         self._takers: dict[int, list[CallRecord]] = defaultdict(list)
-        for record in records.values():
+        for record in run.records.values():
             for row in record.arguments.values():
                 self._takers[row.order].append(record)
         self._settled: dict[CallKey, bool] = {}
 
     def final_rows(self) -> list[Row]:
         """What the models themselves return and leave in their arguments."""
-        return [
-            row
-            for record in self._records.values()
-            if record.parent is None
-            for row in record.outputs
-        ]
+        records = self._records.values()
+        return [row for record in records if record.parent is None for row in record.outputs]
+
+    def output_agrees(self) -> bool:
+        """Whether the models return the same, as far as that was compared."""
+        final = self.final_rows()
+        return bool(final) and all(map(self._is_right, final))
+
+    def output_error(self) -> float:
+        """The relative L2 errors of what the models return, in sum."""
+        wrong = (row for row in self.final_rows() if not self._is_right(row))
+        return sum(min(row.visible_errors[1], MOST_ERROR) for row in wrong)
 
     def heals(self, row: Row) -> bool:
         """Whether a value that differs is made good again."""
         record = self._records[row.module, row.call]
-        if self._is_settled(record.key if not row.is_output else record.parent):
+        if self._is_settled(record.parent if row.is_output else record.key):
             return True
-        takers = self._takers[row.order] if row.is_output else [record]
-        if row.relation is None or not takers:
+        if not row.is_output:
             return False
-        return all(self._returns_right(taker) for taker in takers)
+        takers = self._takers[row.order]
+        return bool(takers) and all(map(self._returns_right, takers))
+
+    def is_made_good(self, row: Row) -> bool:
+        """Whether a call that takes a value as it is returns what the reference's does."""
+        return row.is_output and any(map(self._returns_right, self._takers[row.order]))
+
+    def takers(self, row: Row) -> set[str]:
+        """The modules that take a result as it is, without those that pass it on to others."""
+        names = {record.module for record in self._takers[row.order]} if row.is_output else set()
+        return {name for name in names if not any(n.startswith(f"{name}.") for n in names)}
 
     def unhealed(self) -> Iterator[Row]:
         """The values that differ and do not heal, in execution order; masks are left out."""
         for row in self._rows:
-            if not row.agrees and not row.is_mask and not self.heals(row):
+            is_wrong = not row.agrees and not row.is_mask
+            if is_wrong and not self.heals(row) and not self._is_right(row):
                 yield row
 
     def regions(self) -> tuple[Region, ...]:
         """The regions that heal, in execution order."""
         found: dict[tuple[str, str, Relation | None], Region] = {}
         for rows, end in self._stretches():
-            first = rows[0]
             relation = next((row.relation for row in rows if row.relation), None)
-            key = _general(first.module), _general(end), relation
+            key = _general(rows[0].module), _general(end), relation
             known = found.get(key, Region(*key, values=0, places=0))
             found[key] = Region(*key, known.values + len(rows), known.places + 1)
         return tuple(found.values())
@@ -94,7 +114,7 @@ class Healing:
         for row in self._rows:
             if not row.is_output or row.is_written:
                 continue
-            if not row.agrees and self.heals(row):
+            if not row.agrees and (self.heals(row) or self._is_right(row)):
                 stretch.append(row)
             elif row.agrees and stretch and row.input_peir is not None:
                 yield stretch, row.module
@@ -113,13 +133,13 @@ class Healing:
         return False
 
     def _returns_right(self, record: CallRecord) -> bool:
-        return bool(record.outputs) and all(row.agrees for row in record.outputs)
+        return bool(record.outputs) and all(map(self._is_right, record.outputs))
+
+    def _is_right(self, row: Row) -> bool:
+        """Whether a result agrees; a cache may hold the reference's keys in another layout."""
+        is_cache = row.is_output and is_any(str(row.value), self._roles.caches)
+        return row.agrees or (is_cache and row.relation is not None)
 
 
 def _general(name: str) -> str:
     return _NUMBER.sub("*", name)
-
-
-def in_order(regions: Iterable[Region]) -> list[Region]:
-    """The regions, those with most values first."""
-    return sorted(regions, key=lambda region: -region.values)

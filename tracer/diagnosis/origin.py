@@ -7,6 +7,7 @@ test: both models run again, the candidate with the reference's value in the sus
 
 import math
 
+import torch
 from torch import nn
 
 from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
@@ -29,6 +30,7 @@ from tracer.interventions.trial import Replacements
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallRecord, Row
 from tracer.tensors.leaves import dtype_name
+from tracer.tensors.relations import relation_of
 
 
 class Search:
@@ -89,6 +91,18 @@ class Search:
     def gradual(self, start: Row, first: Row, alternative: Finding) -> Finding:
         """The finding of an error that grows and that no single value explains."""
         return Finding(alternative.origin, FindingKind.GROWS, growth=(start, first))
+
+    def has_unrelated_parameters(self, row: Row) -> bool:
+        """Whether the module of a result has a matrix that is the reference's in no layout."""
+        reference, candidate = self._both_modules(self.trail.records[row.module, row.call])
+        theirs = dict(candidate.named_parameters(recurse=False))
+        return any(
+            (c := theirs.get(name)) is not None
+            and c.dim() == r.dim() > 1
+            and not torch.equal(r, c)
+            and relation_of(r.mT, c.mT) is None
+            for name, r in reference.named_parameters(recurse=False)
+        )
 
     def differing_settings(self) -> list[tuple[str, Setting]]:
         """The settings of called modules that differ, each with its module."""

@@ -5,6 +5,7 @@ that no error is inherited: what still disagrees begins right there. Each such v
 the first divergence is, with runs of the same kind, until all are explained.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -17,15 +18,21 @@ from tracer.measurement.rows import Row
 
 # Each takes a few more runs of both models.
 _MOST_ORIGINS = 8
+# Below this part of the error that the output had, it has become better.
+_BETTER = 0.95
 
 
-def other_findings(first: Finding, start: Row, search: Search) -> list[Finding]:
+def other_findings(
+    first: Finding, start: Row, search: Search, *, is_otherwise: bool = False
+) -> list[Finding]:
     """Finds the origins that the first divergence hides, in execution order.
 
     Args:
         first: what was found for the first divergence.
         start: the value that it was found for.
         search: the search that found it.
+        is_otherwise: the candidate is laid out otherwise: what differs by itself may be made good,
+            and is no origin unless the model's output gets better with it.
     """
     forcing = Forcing()
     run = search.experiment.rerun(forcing)
@@ -36,6 +43,9 @@ def other_findings(first: Finding, start: Row, search: Search) -> list[Finding]:
     if first.confirmed and first.trial is not None:
         left = _still_there(left, again, first.trial)
     found = [first]
+    left_over = math.inf
+    if is_otherwise and first.trial is not None:
+        left_over = search.evidence.output_error([first.trial])
     examined = 0
     while (left := [row for row in left if not _is_known(row, run, found)]) and (
         examined < _MOST_ORIGINS
@@ -43,6 +53,12 @@ def other_findings(first: Finding, start: Row, search: Search) -> list[Finding]:
         examined += 1
         finding = again.examine(left[0])
         left = left[1:]
+        if is_otherwise:
+            trials = [trial for each in (*found, finding) if (trial := each.trial) is not None]
+            error = search.evidence.output_error(trials)
+            if finding.trial is None or error > _BETTER * left_over:
+                continue
+            left_over = error
         if finding.confirmed and finding.trial is not None:
             left = _still_there(left, again, finding.trial)
         if all(_kind(finding) != _kind(other) for other in found):

@@ -40,9 +40,11 @@ class Trail:
 
     Attributes:
         rows, records: as a `Comparer` has them.
+        excused: the order of rows that differ and are not the cause, as was tried.
     """
 
     def __init__(self, comparer: Comparer) -> None:
+        self.excused: set[int] = set()
         self.rows = comparer.rows
         self.records = comparer.records
         self._roles = comparer.roles
@@ -86,7 +88,11 @@ class Trail:
             return first
         current = first
         while True:
-            inputs = [row for row in inputs_of(current, self.records) if math.isfinite(row.error)]
+            inputs = [
+                row
+                for row in inputs_of(current, self.records)
+                if math.isfinite(row.error) and row.order not in self.excused
+            ]
             source = max(inputs, key=lambda row: row.error, default=None)
             if source is None or source.error < INHERITED * current.error:
                 break
@@ -168,7 +174,7 @@ class Trail:
         names = [
             value.argument or ""
             for value, row in record.arguments.items()
-            if not row.agrees and row.order < before
+            if not row.agrees and row.order < before and row.order not in self.excused
         ]
         names += [
             form.value.argument or ""

@@ -1,8 +1,11 @@
 """Evidence: runs with one of the reference's values in place, and what they show."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from tracer.diagnosis.healing import MOST_ERROR, Healing
 from tracer.diagnosis.propagation import INHERITED
 from tracer.interventions.experiment import Experiment, Run, failure_in_words
 from tracer.interventions.forcing import Forcing
@@ -10,6 +13,9 @@ from tracer.interventions.trial import Replacements, Trial
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallRecord, Row, first_divergence
 from tracer.tensors.known_mistakes import Fit
+
+# What is replaced must make the error of the output smaller than this part of what it was.
+_NO_BETTER, _HALF = 0.999, 0.5
 
 
 class Outcome(StrEnum):
@@ -24,6 +30,8 @@ class Outcome(StrEnum):
     ANOTHER_REMAINS = "another_remains"  # likewise, and there is another divergence
     ANOTHER_FOLLOWS = "another_follows"  # it is gone; another begins from inputs that agree
     ALL_AGREES = "all_agrees"
+    OUTPUT_AGREES = "output_agrees"  # the model's, whatever differs inside and heals
+    OUTPUT_BETTER = "output_better"  # the model's error falls by half and more
     AFTER_AGREES = "after_agrees"  # everything after the call
     RUNS = "runs"  # the candidate no longer raises
 
@@ -94,6 +102,7 @@ class Evidence:
         self._forced = forced
         self._rows = comparer.rows
         self._experiment = experiment
+        self._error = Healing(comparer).output_error()
 
     def run(self, replacements: Replacements, watch: Row | None = None) -> TrialRun:
         """Runs a trial, which must be possible; `watch` is fitted with the known mistakes."""
@@ -104,6 +113,16 @@ class Evidence:
         finally:
             trial.restore()
         return TrialRun(run.comparer, run.failure, trial.applied, tuple(trial.mistakes))
+
+    def output_error(self, trials: Sequence[Replacements]) -> float:
+        """How far the model's output is from the reference's with all of some trials."""
+        made = [Trial(each, None, self._experiment.modules[0]) for each in trials]
+        try:
+            run = self._experiment.rerun(*made)
+        finally:
+            for each in made:
+                each.restore()
+        return math.inf if run.failure is not None else Healing(run.comparer).output_error()
 
     def clears(self, trial: Replacements, start: Row) -> Proof | None:
         """The proof, if a trial makes the value agree; None if it does not.
@@ -117,6 +136,8 @@ class Evidence:
         if after is None or not after.agrees:
             return None
         if start.agrees and after.error > INHERITED * start.error:
+            return None
+        if self._is_no_better(run):
             return None
         return Proof(Outcome.FALLS, trial, (start, after), self._final(run))
 
@@ -159,9 +180,16 @@ class Evidence:
             if after is None or not gone:
                 return Proof(Outcome.STILL_THERE, trial)
             return Proof(Outcome.FALLS, trial, (start, after))
-        left = first_divergence(run.rows)
-        if left is None:
+        if first_divergence(run.rows) is None:
             return Proof(Outcome.ALL_AGREES, trial, final=self._final(run))
+        healing = Healing(run.comparer)
+        if healing.output_agrees() and self._error:
+            return Proof(Outcome.OUTPUT_AGREES, trial, final=self._final(run))
+        if math.isfinite(self._error) and healing.output_error() < _HALF * self._error:
+            return Proof(Outcome.OUTPUT_BETTER, trial, final=self._final(run))
+        left = next(healing.unhealed(), None)
+        if left is None or self._is_no_better(run):
+            return Proof(Outcome.STILL_DIVERGES, trial, remaining=first_divergence(run.rows))
         remains = Proof(Outcome.STILL_DIVERGES, trial, remaining=left)
         if after is None or after.error > INHERITED * start.error or left.order < after.order:
             return remains
@@ -171,6 +199,13 @@ class Evidence:
         if inherited >= INHERITED * left.error:
             return remains
         return Proof(Outcome.ANOTHER_FOLLOWS, trial, remaining=left)
+
+    def _is_no_better(self, run: TrialRun) -> bool:
+        """Whether the model's output is no closer to the reference's with what was replaced."""
+        if self._forced or not self._error:
+            return False
+        error = Healing(run.comparer).output_error()
+        return error > _NO_BETTER * self._error and error < MOST_ERROR
 
     def _final(self, run: Run) -> tuple[Row, Row] | None:
         """The model's own output before and after, where it had disagreed."""

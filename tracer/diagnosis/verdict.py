@@ -9,11 +9,15 @@ value replaced by the reference's: if the divergence is gone, the suspect is con
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
+from tracer.diagnosis.beginnings import first_origin
 from tracer.diagnosis.finding import Finding, Origin
+from tracer.diagnosis.healing import Healing, Region
 from tracer.diagnosis.origin import Search
 from tracer.diagnosis.other_origins import other_findings
 from tracer.diagnosis.parameters import Setting
+from tracer.diagnosis.trials import Outcome
 from tracer.execution.side import Failure
 from tracer.interventions.experiment import Experiment
 from tracer.measurement.comparer import Comparer
@@ -41,6 +45,14 @@ class Symptom:
         object.__setattr__(self, "value", ValuePath.parse(self.value))
 
 
+class VerdictOutcome(StrEnum):
+    """What a comparison comes to."""
+
+    AGREES = "agrees"  # every compared value does
+    EQUIVALENT = "equivalent"  # the outputs agree; values inside differ and heal
+    DIVERGES = "diverges"
+
+
 @dataclass(frozen=True)
 class Tally:
     """How many values there are of a kind, and the first of them."""
@@ -65,6 +77,7 @@ class Agreement:
         masks: attention masks that let different positions through.
         coarse: values of the candidate's that are of a coarser dtype.
         settings: those that differ, each with its module.
+        regions: where values inside differ and heal.
     """
 
     worst: Row | None
@@ -73,6 +86,7 @@ class Agreement:
     masks: Tally
     coarse: Tally
     settings: tuple[tuple[str, Setting], ...]
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,8 +134,8 @@ class Verdict:
     """What a comparison found.
 
     Attributes:
-        agrees: every compared value agrees. Attention masks that differ without any effect on a
-            computed value do not count.
+        agrees: the outputs agree, and with `strict` every compared value. Attention masks that
+            differ without any effect on a computed value do not count.
         symptom, origin: None if it agrees.
         origins: every module that diverges although its inputs are right, in execution order; the
             first is `origin`.
@@ -144,6 +158,13 @@ class Verdict:
     beside: tuple[object, ...] = ()
 
     @property
+    def outcome(self) -> VerdictOutcome:
+        """Whether every value agrees, the outputs alone do, or the models diverge."""
+        if not isinstance(self.details, Agreement):
+            return VerdictOutcome.DIVERGES
+        return VerdictOutcome.EQUIVALENT if self.details.regions else VerdictOutcome.AGREES
+
+    @property
     def explanation(self) -> str:
         """The finding in words, several lines."""
         import tracer
@@ -160,6 +181,7 @@ def judge(
     experiment: Experiment,
     *,
     may_run: bool,
+    strict: bool = False,
     one_sided: Sequence[tuple[str, str, int]] = (),
     failure: Failure | None = None,
 ) -> Verdict:
@@ -169,23 +191,24 @@ def judge(
         comparer: the visitor of that run.
         experiment: runs both models again, for the counterfactual.
         may_run: whether it may; else every suspect is left unconfirmed.
+        strict: values that differ inside and heal are no agreement.
         one_sided: (side, module, call index) of calls that the other side did not make.
         failure: what the candidate alone raised, if that ended the run.
     """
-    first = first_divergence(comparer.rows)
+    healing = Healing(comparer)
+    symptoms = list(healing.unhealed())
     search = Search(comparer, experiment, may_run=may_run)
-    if first is None:
-        return _agreement(search) if failure is None else _raising(search, failure)
-    start = search.trail.introduced_at(first)
-    finding = search.examine(start)
-    if start is not first and not finding.confirmed:
-        finding = search.examine(first)
-        if not finding.confirmed and may_run:
-            finding = search.gradual(start, first, finding)
-        start = first
+    if not symptoms:
+        if failure is not None:
+            return _raising(search, failure)
+        return _agreement(search, healing.regions(), strict=strict)
+    start, finding = first_origin(search, healing, symptoms)
+    first = start if start in symptoms else symptoms[0]
     others = []
-    if may_run and failure is None:
-        others = other_findings(finding, start, search)
+    is_otherwise = bool(search.trail.excused or healing.regions())
+    goes_on = finding.confirmed or not is_otherwise
+    if may_run and failure is None and goes_on and not _is_all(finding):
+        others = other_findings(finding, start, search, is_otherwise=is_otherwise)
     return Verdict(
         agrees=False,
         symptom=Symptom(first.module, first.call, first.value, first.peir),
@@ -201,6 +224,12 @@ def judge(
         mistakes=tuple(fit.mistake for fit in finding.mistakes),
         origins=(finding.origin, *(other.origin for other in others)),
     )
+
+
+def _is_all(finding: Finding) -> bool:
+    """Whether the model's output agrees once the finding is mended: nothing else reaches it."""
+    alone = (Outcome.ALL_AGREES, Outcome.OUTPUT_AGREES)
+    return finding.proof is not None and finding.proof.outcome in alone
 
 
 def judge_ended(rows: Sequence[Row]) -> Verdict:
@@ -233,7 +262,9 @@ def _raising(search: Search, failure: Failure) -> Verdict:
     )
 
 
-def _agreement(search: Search) -> Verdict:
+def _agreement(
+    search: Search, regions: tuple[Region, ...] = (), *, strict: bool = False
+) -> Verdict:
     rows = search.trail.rows
     measured = [row for row in rows if row.difference is not None]
     is_coarse = search.tolerance.is_coarse
@@ -241,11 +272,12 @@ def _agreement(search: Search) -> Verdict:
         worst=max(measured, key=lambda row: row.error, default=None),
         nonfinite=sum(row.difference.reference_nonfinite for row in measured if row.difference),
         padded=Tally.of([row for row in rows if row.has(RemarkKind.PADDED)]),
-        masks=Tally.of([row for row in rows if not row.agrees]),
+        masks=Tally.of([row for row in rows if not row.agrees and row.is_mask]),
         coarse=Tally.of([row for row in measured if is_coarse(row.candidate_dtype, row.dtype)]),
         settings=tuple(search.differing_settings()),
+        regions=regions,
     )
-    return Verdict(True, None, None, False, details)
+    return Verdict(not (strict and regions), None, None, False, details)
 
 
 def _spread(rows: Sequence[Row], first: Row) -> Spread | None:

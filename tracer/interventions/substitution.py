@@ -152,7 +152,8 @@ def in_form_of(
     tensors = dict(tensor_leaves(candidate, ""))
     theirs = {path.removeprefix("."): leaf for path, leaf in leaves(reference, "")}
     if not tensors or not any(isinstance(leaf, torch.Tensor) for leaf in theirs.values()):
-        return deep_copy(reference, lambda tensor: tensor.detach().to(device, copy=True))
+        copied: object = deep_copy(reference, lambda t: t.detach().to(device, copy=True))
+        return copied
     names = {other: own for own, other in nested_otherwise(reference, candidate).items()}
     copies: dict[str, object] = {
         path: theirs[path.removeprefix(".")]
@@ -169,8 +170,7 @@ def in_form_of(
         copies[path] = shaped.detach().to(own.device, dtype, copy=True)
     if not any(path in copies for path in tensors):
         return None
-    made: object = replace_leaves(candidate, "", copies)
-    return made
+    return replace_leaves(candidate, "", copies)
 
 
 def _in_own_shape(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ Confirmed: with the reference's output of `model.layers.0.mlp`, everything agree
 from collections.abc import Iterable, Iterator, Mapping
 
 from tracer.diagnosis.finding import Finding, FindingKind, Origin
+from tracer.diagnosis.healing import Region
 from tracer.diagnosis.parameters import ParameterDifference, ParameterKind, Setting
 from tracer.diagnosis.trials import Outcome, Proof
 from tracer.diagnosis.verdict import Agreement, Divergence, Ended, Verdict
@@ -19,7 +20,7 @@ from tracer.measurement.rows import Row
 from tracer.tensors.leaves import dtype_name
 from tracer.text import FEW, few, figure, module_in_words, place, short_line, size
 
-_MOST_SETTINGS, _MOST_MISTAKES = 6, 2
+_MOST_SETTINGS, _MOST_MISTAKES, _MOST_REGIONS = 6, 2, 8
 
 
 def lines(verdict: Verdict) -> list[str]:
@@ -186,6 +187,8 @@ _OUTCOMES = {
     Outcome.ANOTHER_FOLLOWS: "it is gone; another divergence follows at {left}, PEIR {peir}, from "
     "inputs that agree",
     Outcome.ALL_AGREES: "everything agrees",
+    Outcome.OUTPUT_AGREES: "the model's output agrees",
+    Outcome.OUTPUT_BETTER: "the model's output gets better",
     Outcome.AFTER_AGREES: "everything after it agrees",
     Outcome.RUNS: "it does not raise",
 }
@@ -220,7 +223,13 @@ def _named(names: Iterable[str] | Mapping[str, object]) -> str:
 
 
 def _agreement(agreement: Agreement) -> Iterator[str]:
-    yield f"The models agree{_largest(agreement.worst)}."
+    if agreement.regions:
+        yield "The models are equivalent: their outputs agree, values inside differ and heal."
+        yield from map(_region, agreement.regions[:_MOST_REGIONS])
+        if len(agreement.regions) > _MOST_REGIONS:
+            yield f"  and {len(agreement.regions) - _MOST_REGIONS} more"
+    else:
+        yield f"The models agree{_largest(agreement.worst)}."
     if agreement.nonfinite:
         yield (
             f"{agreement.nonfinite} compared elements are NaN or infinite on both sides alike; the "
@@ -251,6 +260,13 @@ def _agreement(agreement: Agreement) -> Iterator[str]:
         yield f"  {_setting(setting, f'{module_in_words(module)}: its')}"
     if len(settings) > FEW:
         yield f"  and {len(settings) - FEW} more"
+
+
+def _region(region: Region) -> str:
+    start, end = module_in_words(region.module), module_in_words(region.heals_at)
+    how = "differing" if region.relation is None else region.relation.value
+    count = f" ({region.places} places)" if region.places > 1 else ""
+    return f"  from {start} to {end}: {how}{count}"
 
 
 def _largest(worst: Row | None) -> str:
