@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from tracer.diagnosis.finding import Finding
 from tracer.diagnosis.healing import Healing
 from tracer.diagnosis.origin import Search
+from tracer.diagnosis.trials import Outcome
 from tracer.measurement.rows import Row, inputs_of
 
 # Each takes a few more runs of both models.
@@ -42,7 +43,10 @@ def first_origin(search: Search, healing: Healing, symptoms: Sequence[Row]) -> t
         if not finding.confirmed and search.evidence.may_run:
             finding = search.gradual(start, first, finding)
         start = first
-    if finding.confirmed or not search.evidence.may_run:
+    untried = finding.proof is not None and finding.proof.outcome is Outcome.NOT_REPLACED
+    if finding.confirmed or not search.evidence.may_run or untried:
+        return start, finding
+    if not healing.is_otherwise():
         return start, finding
     search.trail.excused.add(first.order)
     tried = [_Tried(start, finding)]

@@ -58,9 +58,19 @@ class Healing:
         self._settled: dict[CallKey, bool] = {}
 
     def final_rows(self) -> list[Row]:
-        """What the models themselves return and leave in their arguments."""
-        records = self._records.values()
-        return [row for record in records if record.parent is None for row in record.outputs]
+        """What the models themselves return and leave in their arguments.
+
+        Where that is discrete, as the tokens that are generated, it is what they were made of: equal
+        tokens do not show that what they were chosen by is equal.
+        """
+        final: list[Row] = []
+        outer: list[CallRecord] = [r for r in self._records.values() if r.parent is None]
+        while outer:
+            record = outer.pop(0)
+            final += record.outputs
+            if not any(row.is_inexact for row in record.outputs):
+                outer += [self._records[child] for child in record.children]
+        return sorted(final, key=lambda row: row.order)
 
     def output_agrees(self) -> bool:
         """Whether the models return the same, as far as that was compared."""
@@ -75,6 +85,8 @@ class Healing:
     def heals(self, row: Row) -> bool:
         """Whether a value that differs is made good again."""
         record = self._records[row.module, row.call]
+        if row.is_written:
+            return False  # it outlives the calls around it
         if self._is_settled(record.parent if row.is_output else record.key):
             return True
         if not row.is_output:
@@ -82,9 +94,17 @@ class Healing:
         takers = self._takers[row.order]
         return bool(takers) and all(map(self._returns_right, takers))
 
+    def is_otherwise(self) -> bool:
+        """Whether the candidate may be laid out otherwise: something heals, or the first value that
+        differs is the reference's in another layout."""
+        wrong = [row for row in self._rows if not row.agrees and not row.is_mask]
+        return any(map(self.heals, wrong)) or any(row.relation for row in wrong[:1])
+
     def is_made_good(self, row: Row) -> bool:
         """Whether a call that takes a value as it is returns what the reference's does."""
-        return row.is_output and any(map(self._returns_right, self._takers[row.order]))
+        if not row.is_output or row.is_written:
+            return False
+        return any(map(self._returns_right, self._takers[row.order]))
 
     def takers(self, row: Row) -> set[str]:
         """The modules that take a result as it is, without those that pass it on to others."""
@@ -133,7 +153,8 @@ class Healing:
         return False
 
     def _returns_right(self, record: CallRecord) -> bool:
-        return bool(record.outputs) and all(map(self._is_right, record.outputs))
+        is_inexact = any(row.is_inexact for row in record.outputs)
+        return is_inexact and all(map(self._is_right, record.outputs))
 
     def _is_right(self, row: Row) -> bool:
         """Whether a result agrees; a cache may hold the reference's keys in another layout."""

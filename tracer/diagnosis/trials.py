@@ -102,7 +102,9 @@ class Evidence:
         self._forced = forced
         self._rows = comparer.rows
         self._experiment = experiment
-        self._error = Healing(comparer).output_error()
+        healing = Healing(comparer)
+        self._at_output = healing.is_otherwise() and not forced
+        self._error = healing.output_error()
 
     def run(self, replacements: Replacements, watch: Row | None = None) -> TrialRun:
         """Runs a trial, which must be possible; `watch` is fitted with the known mistakes."""
@@ -185,7 +187,7 @@ class Evidence:
         healing = Healing(run.comparer)
         if healing.output_agrees() and self._error:
             return Proof(Outcome.OUTPUT_AGREES, trial, final=self._final(run))
-        if math.isfinite(self._error) and healing.output_error() < _HALF * self._error:
+        if self._at_output and healing.output_error() < _HALF * self._error:
             return Proof(Outcome.OUTPUT_BETTER, trial, final=self._final(run))
         left = next(healing.unhealed(), None)
         if left is None or self._is_no_better(run):
@@ -202,7 +204,7 @@ class Evidence:
 
     def _is_no_better(self, run: TrialRun) -> bool:
         """Whether the model's output is no closer to the reference's with what was replaced."""
-        if self._forced or not self._error:
+        if not self._at_output or not self._error:
             return False
         error = Healing(run.comparer).output_error()
         return error > _NO_BETTER * self._error and error < MOST_ERROR

@@ -277,7 +277,11 @@ def _agreement(
         settings=tuple(search.differing_settings()),
         regions=regions,
     )
-    return Verdict(not (strict and regions), None, None, False, details)
+    first = first_divergence(rows) if strict and regions else None
+    symptom = None
+    if first is not None:
+        symptom = Symptom(first.module, first.call, first.value, first.peir)
+    return Verdict(symptom is None, symptom, None, False, details)
 
 
 def _spread(rows: Sequence[Row], first: Row) -> Spread | None:

@@ -158,7 +158,7 @@ def _own_values(
     Of an output with several parts those that are not `used` are left out.
     """
     for row in run.rows:
-        if not _is_inexact(row):
+        if not row.is_inexact:
             continue
         key = row.module, row.call
         if row.is_output:
@@ -179,7 +179,7 @@ def _used(records: Mapping[CallKey, CallRecord]) -> set[tuple[str, int, str]]:
     """
     rows = [row for record in records.values() for row in record.arguments.values()]
     for record in records.values():
-        inexact = [row for row in record.outputs if _is_inexact(row)]
+        inexact = [row for row in record.outputs if row.is_inexact]
         rows += [row for row in inexact if row.is_written or not row.module or row is inexact[0]]
     return {(row.module, row.call, row.value) for row in rows}
 
@@ -187,11 +187,6 @@ def _used(records: Mapping[CallKey, CallRecord]) -> set[tuple[str, int, str]]:
 def _same_value(row: Row, record: CallRecord | None) -> Row | None:
     """The row of the same value in another run."""
     return None if record is None else record.row(row.value)
-
-
-def _is_inexact(row: Row) -> bool:
-    """Whether a row may hold numbers that are rounded; one without a dtype has another form."""
-    return row.dtype is None or row.dtype.is_floating_point or row.dtype.is_complex
 
 
 def _input_peir(record: CallRecord | None) -> float | None:

@@ -94,6 +94,11 @@ class Row:
         return None if self.is_output else self.value.argument
 
     @property
+    def is_inexact(self) -> bool:
+        """Whether it holds numbers that are rounded; one without a dtype has another form."""
+        return self.dtype is None or self.dtype.is_floating_point or self.dtype.is_complex
+
+    @property
     def peir(self) -> float:
         """PEIR of the finite elements; infinite as `error` is."""
         return self.difference.peir if self._measured and self.difference else math.inf
