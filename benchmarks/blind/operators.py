@@ -178,8 +178,9 @@ def the_other_function(node: ast.AST) -> Iterator[ast.AST]:
 @operator
 def drop_a_function(node: ast.AST) -> Iterator[ast.AST]:
     """A call of one argument is left out: an activation, a norm, a dropout."""
-    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
-        if isinstance(node.func, ast.Attribute) and not isinstance(node.args[0], ast.Constant):
+    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    if is_call and len(node.args) == 1 and not node.keywords:
+        if not isinstance(node.args[0], ast.Constant):
             yield node.args[0]
 
 

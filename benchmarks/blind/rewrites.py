@@ -1,7 +1,7 @@
 """Right rewrites, made by rule: other parameters, other modules, other forms, the same function.
 
-Each turns a model into one that computes the same outputs (to rounding) in another way, as exporters,
-engines and quantisers do; a verdict that says "diverges" of one is a false alarm.
+Each turns a model into one that computes the same outputs (to rounding) in another way, as
+exporters, engines and quantisers do; a verdict that says "diverges" of one is a false alarm.
 """
 
 import copy
@@ -43,7 +43,7 @@ def rewrites() -> Iterator[Right]:
                 yield Right(name, rule, _made(_BY_NAME[name], rewrite))
     for name, rule, rewrite in _OTHERS:
         yield Right(name, rule, _made(_BY_NAME[name], rewrite))
-    for name in ("llama", "gpt2", "bert", "qwen2_moe", "gemma2", "bart"):
+    for name in ("llama", "gpt2", "bert", "qwen2_moe", "mixtral", "bart"):
         for rule, prepare in _RUNS.items():
             yield Right(name, rule, _run(_BY_NAME[name], prepare))
 
@@ -449,9 +449,16 @@ def permute_bert(model: Any) -> Any:
     return model
 
 
-def _without_dict(model: Any) -> Any:
-    model.config.return_dict = False
-    return model
+class Tuples(nn.Module):
+    """Returns a plain tuple."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.wrapped = own
+
+    def forward(self, **inputs: Any) -> tuple[Any, ...]:
+        made: tuple[Any, ...] = self.wrapped(**inputs).to_tuple()
+        return made
 
 
 _DECODER_RULES: Mapping[str, Rewrite] = {
@@ -465,7 +472,7 @@ _DECODER_RULES: Mapping[str, Rewrite] = {
     "gate and up fused": fuse_gate_and_up,
     "qkv fused": fuse_qkv,
     "bare logits": Bare,
-    "outputs as tuples": _without_dict,
+    "outputs as tuples": Tuples,
     "layers return tuples": tuples,
     "tokens flattened": flatten_tokens,
     "linear as convolution": linear_as_convolution,
@@ -475,6 +482,7 @@ _DECODER_RULES: Mapping[str, Rewrite] = {
     "rotated, permuted and fused": lambda model: fuse_gate_and_up(permute_rows(rotate(model))),
 }
 _DENSE_ONLY = (
+    "tokens flattened",
     "products smoothed",
     "MLP rows permuted",
     "gate and up fused",
@@ -486,14 +494,14 @@ _OTHERS: tuple[tuple[str, str, Rewrite], ...] = (
     ("gpt2", "Conv1D as Linear", conv1d_as_linear),
     ("gpt2", "layer norms folded", fold_layer_norms),
     ("gpt2", "bare logits", Bare),
-    ("gpt2", "outputs as tuples", _without_dict),
+    ("gpt2", "outputs as tuples", Tuples),
     ("resnet", "batch norms folded", fold_batch_norms),
-    ("resnet", "outputs as tuples", _without_dict),
+    ("resnet", "outputs as tuples", Tuples),
     ("bert", "attention's factor folded", fold_scale_of_bert),
     ("bert", "values smoothed", smooth_bert),
     ("bert", "feed-forward permuted", permute_bert),
-    ("bert", "outputs as tuples", _without_dict),
-    ("t5", "outputs as tuples", _without_dict),
+    ("bert", "outputs as tuples", Tuples),
+    ("t5", "outputs as tuples", Tuples),
     ("vit", "bare logits", Bare),
 )
 

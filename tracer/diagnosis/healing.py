@@ -60,8 +60,8 @@ class Healing:
     def final_rows(self) -> list[Row]:
         """What the models themselves return and leave in their arguments.
 
-        Where that is discrete, as the tokens that are generated, it is what they were made of: equal
-        tokens do not show that what they were chosen by is equal.
+        Where that is discrete, as generated tokens are, it is what they were made of: equal tokens
+        do not show that what they were chosen by is equal.
         """
         final: list[Row] = []
         outer: list[CallRecord] = [r for r in self._records.values() if r.parent is None]

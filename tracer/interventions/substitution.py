@@ -102,7 +102,7 @@ def _formed_back(own: object, value: object, read: Callable[[object], object]) -
         None where what was made is not read back as the reference's value.
     """
     made = in_form_of(own, value, set(), None)
-    if made is None:
+    if made is None or not any(tensor_leaves(own, "")):
         return None
     back, wanted = (dict(tensor_leaves(each, "")) for each in (read(made), value))
     is_it = bool(wanted) and back.keys() == wanted.keys()
