@@ -156,7 +156,7 @@ def zoom_of(
     free: Comparer,
     experiment: Experiment,
 ) -> Zoomed | None:
-    """Zooms into the module of an origin that lies in that module's own lines.
+    """Zooms into the module of an origin that lies in that module's own forward.
 
     A wrong argument that the module passes on is looked for only where both sides run the same
     operations.
