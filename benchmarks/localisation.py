@@ -5,8 +5,8 @@
 
 Each mistake of `benchmarks/mistakes` is planted in a copy of a right model and compared with it.
 The module counts as found if the verdict names the expected one; the argument or kind if that is
-right too. Of the mistakes in a module's own lines, the exact line counts as found if the culprit is
-at the planted line; where an operation was left out, if the line that goes on without
+right too. Of the mistakes in a module's own forward, the exact line counts as found if the culprit
+is at the planted line; where an operation was left out, if the line that goes on without
 it, or that made the value that it goes on with, is. Right pairs that do not agree are false alarms.
 Missed mistakes are listed with what was expected and what was found, missed lines with the line
 that was named.
@@ -48,7 +48,7 @@ class Outcome:
         raised: the error, where a model raised one.
         reason: why it is known to be missed.
         line: the line that was named, as text; "" for none.
-        line_is_right: whether it is the planted one; None for what is not in own lines.
+        line_is_right: whether it is the planted one; None for what is not in its own forward.
     """
 
     group: str
@@ -172,7 +172,7 @@ def figures(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
     lines = [_line(name, [o for o in outcomes if o.group == name]) for name in names]
     lines.append(_line("all", outcomes))
     header = ["group", "mistakes", "module", "argument or kind", "confirmed"]
-    header += ["in own lines", "exact line"]
+    header += ["in own forward", "exact line"]
     header += ["right pairs", "false alarms", "median s", "worst s"]
     return _table([header, *lines], markdown=markdown)
 
@@ -189,7 +189,7 @@ def missed(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
 
 
 def missed_lines(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
-    """A table of the mistakes in own lines whose exact line was not named, with their groups."""
+    """A table of the mistakes in own forwards whose exact line was not named, with groups."""
     wrong: dict[tuple[str, str], list[str]] = {}
     for outcome in outcomes:
         if outcome.line_is_right is False:

@@ -10,7 +10,8 @@ of its own, and two peaks are taken of each. That of the process is its resident
 Linux, set back before the run) over what was resident before: it has all in it, and some of the
 allocator's slack. That of tensors counts the memory behind every tensor that an operation makes, as
 long as it lives (a dispatch mode): it is exact, the same in every run, and the one that may not
-grow with depth. What does grow are rows: some numbers for each value.
+grow with depth. What does grow are rows, some numbers for each value, and copies of what modules
+keep from call to call, such as the scalars of observers.
 
 With --offload, a checkpoint of random weights in a temporary folder is compared with candidates
 made from it, from memory and from disk.

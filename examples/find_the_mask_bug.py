@@ -15,6 +15,7 @@ import torch
 
 import tracer
 import wrappers
+from wrappers.attention.causal import AttentionInputs
 from wrappers.attention.masks import MaskBuilder
 from wrappers.attention.rope import negate_first_half
 
@@ -36,7 +37,8 @@ def attention_of_that_time(
 ):
     """The attention, which adds what it is given."""
     cos, sin = position_embeddings
-    return self.attend(hidden_states, cos, negate_first_half(sin), attention_mask, past_key_values)
+    inputs = AttentionInputs(cos, negate_first_half(sin), attention_mask, past_key_values)
+    return self.attend(hidden_states, inputs)
 
 
 def plant(model):

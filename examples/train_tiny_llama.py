@@ -43,7 +43,7 @@ from wrappers import evaluate
 SEPARATOR = "<|endoftext|>"
 PAD, BOS, EOS = range(3)
 SPECIAL = ("<pad>", "<s>", "</s>")
-HELD_OUT = 10  # of so many stories one
+HELD_OUT = 10  # one story in this many
 TOKENS = 1024  # of one step
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 6e-3, 0.1, 100
 # The length of a window, and up to which part of the training.

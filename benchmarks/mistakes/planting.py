@@ -26,9 +26,9 @@ class Mistake:
         plant: does it to a copy of the model.
         module: the module to be named; "" is the root.
         found: the argument that this module hands down wrongly; else "parameter" (something that
-            it holds) or "computation" (its own lines).
+            it holds) or "computation" (its own forward).
         missed: why the verdict does not say so; the empty string for what is found.
-        line: a piece of the text of the guilty line, where the planted code does not say which it
+        line: a piece of the text of the culprit's line, where the planted code does not say which it
             is: an attribute was changed, a part is not used, or another module is called.
         train: whether it leaves dropout active, which a comparison refuses unless it is asked for.
     """
@@ -43,7 +43,7 @@ class Mistake:
 
     @property
     def is_in_own_lines(self) -> bool:
-        """Whether it is planted in the own lines of the module."""
+        """Whether it is planted in the forward of the module itself."""
         return self.found == "computation" and not self.missed
 
     def is_at(self, file: str, number: int, text: str) -> bool:

@@ -18,7 +18,7 @@ CI = REPOSITORY / "examples" / "ci"
 WORKFLOW: dict[Any, Any] = yaml.safe_load((CI / "trace_model.yml").read_text(encoding="utf-8"))
 STEPS: list[dict[str, Any]] = WORKFLOW["jobs"]["gate"]["steps"]
 
-# In the place of GitHub's own command: it keeps what it was given.
+# Instead of GitHub's own command: it keeps what it was given.
 GH = """#!/bin/sh
 printf '%s\\n' "$@" > comment.arguments
 """

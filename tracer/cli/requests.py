@@ -246,7 +246,7 @@ class CompareRequest(ModelRequest):
     )
     isolate: str | None = option(
         "measure the error that modules introduce themselves, with the reference's inputs: of "
-        "every module in its own lines, of attention and MLP blocks, of layers, or of matching "
+        "every module in its own forward, of attention and MLP blocks, of layers, or of matching "
         "modules; for a quantised candidate also which quantization points cause it (default: "
         f"{choices.LEVELS[0]} with --candidate quantized, else {choices.NO_ISOLATION})",
         metavar="|".join((*choices.LEVELS, "GLOB", choices.NO_ISOLATION)),
@@ -261,7 +261,7 @@ class CompareRequest(ModelRequest):
     )
     zoom: str | None = option(
         "name the operation that is the culprit inside a module (the reference's name of it), "
-        "and its line (by itself where the origin lies in a module's own lines)",
+        "and its line (by itself where the origin lies in a module's own forward)",
         metavar="MODULE",
     )
     breakpoints: tuple[str, ...] = repeatable(

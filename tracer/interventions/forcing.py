@@ -3,7 +3,7 @@
 At the start of each chosen call the candidate is given the reference's arguments, and at its end
 the reference's output replaces its own, each after it was compared. A row is then the error of that
 call alone: that of a leaf is its own computation; what a parent passes to its children and returns
-is made in its own lines, from values that are right.
+is made in its own forward, from values that are right.
 """
 
 from collections.abc import Container

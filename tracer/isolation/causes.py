@@ -6,8 +6,8 @@ weight".
 
 The module is called again right where it has ended, with the reference's inputs, once for each of
 its switches and those of the modules inside it: that costs calls of one module, not of the model.
-Where only its own lines are looked at, the switches of the modules inside are all off meanwhile:
-what is left is made in its own lines, as it is seen in its output.
+Where only its own forward is looked at, the switches of the modules inside are all off meanwhile:
+what is left is made in its own forward, as it is seen in its output.
 """
 
 import math
@@ -45,7 +45,7 @@ class Cause:
         kind: what it is in words: "uint4 weight".
         before, after: the relative L2 error of the module's output with everything in it at work,
             and with this switch off; over all its calls, of the worst leaf that is used. For a
-            module of which only the own lines are looked at, both are without the modules inside.
+            module of which only its own forward is looked at, both are without the modules inside.
     """
 
     point: str

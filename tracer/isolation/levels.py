@@ -1,7 +1,7 @@
 """Which modules are isolated: leaves, blocks, layers, or those that a glob names.
 
 - `leaves`: every call of every module, and for a module that calls others what it computes in its
-  own lines: all errors are parted among them.
+  own forward: every error is attributed to one of them.
 - `layers`: the members of the outermost `nn.ModuleList`s, and of each `nn.Sequential` whose members
   are of one class and have modules of their own. Each is measured as a whole.
 - `blocks`: the modules directly inside these layers that have modules of their own, such as

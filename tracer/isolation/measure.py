@@ -154,7 +154,7 @@ def _own_values(
 ) -> Iterator[tuple[CallKey, str, Row]]:
     """What each call makes of right inputs: the call, the name of the value, and its row.
 
-    Where everything is forced, an argument is made in the own lines of the call that hands it on.
+    Where everything is forced, an argument is made in the forward of the call that passes it on.
     Of an output with several parts those that are not `used` are left out.
     """
     for row in run.rows:

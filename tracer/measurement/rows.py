@@ -110,7 +110,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """What is held against the limit.
+        """What is checked against the limit.
 
         Infinite where nothing could be computed, or where one side alone is not finite.
         """

@@ -81,7 +81,7 @@ def _quoted(line: str) -> str:
 
 
 def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
-    """The parts that fit in so many bytes, blank lines between them included, and how many do not.
+    """The parts that fit in `room` bytes, with blank lines between, and how many do not.
 
     One that does not fit makes room for those after it.
     """

@@ -28,7 +28,7 @@ _PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """Stands in the place of a tensor of the reference's that is not to be compared, and why."""
+    """Stands instead of a tensor of the reference's that is not to be compared, and why."""
 
     reason: str
 

@@ -22,7 +22,7 @@ from wrappers.numerics.dtypes import DType, QScheme, check_qscheme
 SCALE_EPSILON = 1e-12
 
 # Elements handled at a time (2 MiB of float32): few enough to stay in cache from one pass to the
-# next, so many that the calls of the passes do not count (benchmarks/fake_quantize.py).
+# next, enough that the calls of the passes do not count (benchmarks/fake_quantize.py).
 CHUNK = 1 << 19
 
 # Below this many elements torch's one call costs less than our five.

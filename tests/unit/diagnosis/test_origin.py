@@ -415,7 +415,7 @@ class TestAgreement:
 
 
 class Rounded(nn.Module):
-    """Rounds coarsely in its own lines, between two modules."""
+    """Rounds coarsely in its own forward, between two modules."""
 
     def __init__(self, step: float) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def trained(make: Callable[[], nn.Module], attention: str = "eager") -> nn.Modul
 
 
 class Siblings(nn.Module):
-    """Two branches, each with dropout of its own, and dropout in its own lines."""
+    """Two branches, each with dropout of its own, and dropout in its own forward."""
 
     def __init__(self, order: str = "ab", draws: int = 0) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class TestAlike:
 
     def test_draws_in_between(self) -> None:
         comparison = tracer.compare(Siblings(), Siblings(draws=5), X, train=True)
-        # What the root draws before its own dropout is part of its own lines.
+        # What the root draws before its own dropout is part of its own forward.
         assert comparison.verdict.origin is not None
         assert comparison.verdict.origin.module == ""
         assert all(row.agrees for row in comparison.rows if row.module)

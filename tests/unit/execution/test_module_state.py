@@ -394,3 +394,18 @@ def test_states_are_put_back_after_an_exception() -> None:
         model(**X)
     states.write()
     assert photograph(model) == before
+
+
+def test_what_modules_keep_is_put_back() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Identity()).train()
+    model[1].register_buffer("steps", torch.zeros(1))
+    model[1].kept = before = [1]
+    norm = model[0].running_mean.clone()
+    with module_states_kept([model]):
+        model(torch.ones(4, 3))
+        model[1].steps += 1
+        model[1].kept, model[1].new = [2], 3
+    assert torch.equal(model[0].running_mean, norm)
+    assert int(model[0].num_batches_tracked) == int(model[1].steps) == 0
+    assert model[1].kept is before
+    assert not hasattr(model[1], "new")

@@ -9,12 +9,7 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Call, Phase
-from tracer.execution.state import (
-    RandomNumbers,
-    ThreadState,
-    module_states_kept,
-    random_state_kept,
-)
+from tracer.execution.state import RandomNumbers, ThreadState, random_state_kept
 
 
 def draws() -> tuple[float, float, float]:
@@ -75,21 +70,6 @@ class TestRandomNumbers:
         numbers.follow(call("b"), Phase.START)
         numbers.follow(outer, Phase.END)
         assert draws() == expected
-
-
-def test_what_modules_keep_is_put_back() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.Identity()).train()
-    model[1].register_buffer("steps", torch.zeros(1))
-    model[1].kept = before = [1]
-    norm = model[0].running_mean.clone()
-    with module_states_kept([model]):
-        model(torch.ones(4, 3))
-        model[1].steps += 1
-        model[1].kept, model[1].new = [2], 3
-    assert torch.equal(model[0].running_mean, norm)
-    assert int(model[0].num_batches_tracked) == int(model[1].steps) == 0
-    assert model[1].kept is before
-    assert not hasattr(model[1], "new")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tracer.tensors.tolerance import Tolerance
 
 
 class Net(nn.Module):
-    """Two layers, and a sum in its own lines."""
+    """Two layers, and a sum in its own forward."""
 
     def __init__(self) -> None:
         super().__init__()

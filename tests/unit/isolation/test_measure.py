@@ -211,7 +211,7 @@ class TestIntroduced:
 
 
 class Own(nn.Module):
-    """Computes in its own lines before, between and after its children."""
+    """Computes in its own forward before, between and after its children."""
 
     def __init__(self, before: float = 2.0, between: float = 3.0, after: float = 1.0) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tracer.tensors.masks import describe_mask, is_mask_name, visible_pair, visible_positions
+from tracer.tensors.masks import describe_mask, visible_pair, visible_positions
 
 
 def causal(size: int) -> torch.Tensor:
@@ -118,11 +118,3 @@ def test_masks_in_words(mask: object, words: str) -> None:
 def test_a_causal_mask_of_a_query_that_follows_a_past() -> None:
     mask = torch.ones(2, 5, dtype=torch.bool).tril(3)[None, None]
     assert describe_mask(mask).endswith("causal")
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [("attention_mask", True), ("causal_mask.0", True), ("Mask", True), ("position_ids", False)],
-)
-def test_masks_go_by_their_names(path: str, expected: bool) -> None:
-    assert is_mask_name(path) is expected

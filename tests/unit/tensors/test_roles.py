@@ -18,7 +18,7 @@ from tracer.tensors.roles import DEFAULT_ROLES, Roles
         ("Mask.0", True),
         ("masks.full_attention", True),
         ("batch.key_padding_mask", True),
-        ("hidden_states", False),
+        ("position_ids", False),
         ("", False),
         (None, False),
     ],

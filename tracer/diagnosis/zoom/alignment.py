@@ -130,7 +130,7 @@ class _Aligned:
         return None if missing is None else Culprit(ZoomKind.MISSING, first, missing, first)
 
     def _exchanged(self, made: int | None, instead_of: int) -> int | None:
-        """What makes a value that is taken in the place of another one, where both were made by one
+        """What makes a value that is taken instead of another one, where both were made by one
         line and all that follows has them exchanged."""
         steps = self.case.steps
         if made is None or not set(steps[made].lines) & set(steps[instead_of].lines):

@@ -28,30 +28,30 @@ def deciding(index: int, recording: OperationLog, other: OperationLog) -> tuple[
         Its line on this side and on the other one, in the function of the same name.
     """
     for code, number in recording.steps[index].lines:
-        twin = _function(code.co_qualname, other.steps)
-        if twin is None or twin is code:
+        peer = _function(code.co_qualname, other.steps)
+        if peer is None or peer is code:
             continue
-        shift = twin.co_firstlineno - code.co_firstlineno
+        shift = peer.co_firstlineno - code.co_firstlineno
         for statement in _around(code, number):
-            if _is_cut(statement, code, recording, twin, other):
-                return (code, statement.lineno), (twin, statement.lineno + shift)
+            if _is_cut(statement, code, recording, peer, other):
+                return (code, statement.lineno), (peer, statement.lineno + shift)
     return None
 
 
 def _is_cut(
-    statement: _Statement, code: CodeType, own: OperationLog, twin: CodeType, other: OperationLog
+    statement: _Statement, code: CodeType, own: OperationLog, peer: CodeType, other: OperationLog
 ) -> bool:
     """Whether the other side runs each line of a loop fewer times, or none of a branch."""
-    shift = twin.co_firstlineno - code.co_firstlineno
+    shift = peer.co_firstlineno - code.co_firstlineno
     body = _span(statement.body)
     runs = {line: _runs(own.steps, code, line) for line in body}
     ran = {line: count for line, count in runs.items() if count}
-    theirs = {line: _runs(other.steps, twin, line + shift) for line in ran}
+    theirs = {line: _runs(other.steps, peer, line + shift) for line in ran}
     if not ran:
         return False
     if isinstance(statement, ast.If):
         is_elsewhere = any(
-            _runs(other.steps, twin, line + shift) for line in _span(statement.orelse)
+            _runs(other.steps, peer, line + shift) for line in _span(statement.orelse)
         )
         return not any(theirs.values()) and (is_elsewhere or len(ran) > 1)
     is_shorter = all(theirs[line] < count for line, count in ran.items())

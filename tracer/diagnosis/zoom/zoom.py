@@ -21,7 +21,7 @@ from tracer.diagnosis.zoom.culprit import ALIGNED, RULES, Rule, culprit_of
 from tracer.diagnosis.zoom.matching import Match, match
 from tracer.diagnosis.zoom.naming import named_operations, own_line
 from tracer.diagnosis.zoom.operations import MOST_BYTES, Operation, OperationLog, at_line
-from tracer.errors import UsageError, near_names
+from tracer.errors import RecordingTooLargeError, UsageError, near_names
 from tracer.execution.hooks import Answer, Call, NewArguments, hides_children
 from tracer.interventions.experiment import Experiment
 from tracer.interventions.forcing import Forcing, Replaced
@@ -108,7 +108,11 @@ def zoom(
     if record is None or _is_opaque(record, experiment):
         return None
     closer = ZoomVisitor(record.key, rules)
-    if experiment.rerun(closer).failure is not None or closer.zoomed is None:
+    try:
+        failure = experiment.rerun(closer).failure
+    except RecordingTooLargeError:
+        return None
+    if failure is not None or closer.zoomed is None:
         return None
     if inward and closer.leads_into is not None:
         deeper = zoom(closer.leads_into, free, experiment)
@@ -156,7 +160,7 @@ def zoom_of(
     free: Comparer,
     experiment: Experiment,
 ) -> Zoomed | None:
-    """Zooms into the module of an origin that lies in that module's own lines.
+    """Zooms into the module of an origin that lies in that module's own forward.
 
     A wrong argument that the module passes on is looked for only where both sides run the same
     operations.

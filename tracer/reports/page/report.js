@@ -41,7 +41,7 @@
   /** Modules by name, parents before children, in execution order otherwise. */
   function modulesOf(rows, { paired, unseen, origins }) {
     const found = new Map();
-    const guilty = new Set(origins);
+    const culprit = new Set(origins);
     const add = (name) => {
       const known = found.get(name);
       if (known) return known;
@@ -49,7 +49,7 @@
       const parent = name === "" ? null : add(cut < 0 ? "" : name.slice(0, cut));
       const module = {
         name, parent, children: [], rows: [], worst: null, reason: unseen[name] ?? null,
-        guilty: guilty.has(name), depth: parent ? parent.depth + 1 : 0, inside: false, open: true,
+        culprit: culprit.has(name), depth: parent ? parent.depth + 1 : 0, inside: false, open: true,
         label: name === "" ? "(root)" : name.slice(cut + 1), place: found.size,
       };
       found.set(name, module);
@@ -328,7 +328,7 @@
     const lines = new Map();
     let selected = null, shown = [];
     if (modules.size > most) for (const module of modules.values()) module.open = module.depth < 2;
-    for (const module of modules.values()) if (module.guilty) reveal(module);
+    for (const module of modules.values()) if (module.culprit) reveal(module);
     const heads = element("div", { class: "node heads" },
       element("span", {}, "module"), element("span", { class: "figure" }, "PEIR"),
       element("span"), element("span", { class: "figure sqnr" }, "SQNR dB"), element("span"));
@@ -403,7 +403,7 @@
       const { worst } = module;
       const classes = ["node"];
       if (module.differs) classes.push("differs");
-      if (module.guilty) classes.push("guilty");
+      if (module.culprit) classes.push("culprit");
       if (!module.rows.length) classes.push("unseen");
       const line = element("div", { class: classes.join(" "), role: "treeitem", title: module.reason ? `${module.name}: ${module.reason}` : module.name || "(root)" },
         element("span", { class: "name" }, element("span", { class: "twist" }), element("bdi")),
@@ -517,7 +517,7 @@
     function tags(module) {
       const list = element("div", { class: "tags" });
       const tag = (text, kind = "") => list.append(element("span", { class: `tag ${kind}` }, text));
-      if (module.guilty) tag("an origin of the divergence", "bad");
+      if (module.culprit) tag("an origin of the divergence", "bad");
       if (data.symptom && module.name === data.symptom[0]) tag("differs first", data.expected ? "" : "bad");
       if (module.rows.length) tag(module.differs ? (data.expected ? "differs, as expected" : "differs") : "agrees", module.differs ? "" : "good");
       else if (module.reason) tag("not compared");

@@ -26,6 +26,7 @@ from benchmarks.mistakes.models import (
 )
 from benchmarks.mistakes.planting import after
 from tracer import cli
+from tracer.cli.exit_codes import ExitCode
 from tracer.comparison.result import Comparison
 from tracer.reports import json as json_report
 
@@ -412,12 +413,12 @@ def test_reports_have_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["compare", "tiny-llama", "--zoom", LLAMA]) == cli.AGREES
+    assert cli.main(["compare", "tiny-llama", "--zoom", LLAMA]) == ExitCode.AGREES
     assert f"Inside `{LLAMA}` there is no culprit" in capsys.readouterr().out
     options = ["--candidate", "quantized", "--zoom", f"{LLAMA}.q_proj", "--isolate", "none"]
     cli.main(["compare", "tiny-llama", *options])
     assert f"Inside `{LLAMA}.q_proj`" in capsys.readouterr().out
-    assert cli.main(["compare", "tiny-llama", "--zoom", "nothing"]) == cli.WRONG_USE
+    assert cli.main(["compare", "tiny-llama", "--zoom", "nothing"]) == ExitCode.WRONG_USE
     assert "zoom 'nothing'" in capsys.readouterr().err
 
 

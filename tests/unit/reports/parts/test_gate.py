@@ -212,7 +212,7 @@ class TestReports:
     def cases(self, comparison: tracer.Comparison, run: Run | None = None) -> dict[str, object]:
         root = etree.fromstring(junit.render(comparison, run).encode())
         etree.XMLSchema(
-            etree.parse(Path(__file__).parents[2] / "builders" / "junit.xsd")
+            etree.parse(Path(__file__).parents[3] / "builders" / "junit.xsd")
         ).assertValid(root)
         return {f"{c.get('classname')}.{c.get('name')}": c for c in root.iter("testcase")}
 
