@@ -10,6 +10,7 @@ reference that was made in the same way is read back too.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tracer.errors import ModelRunError
@@ -71,6 +72,11 @@ class CallPair:
     def key(self) -> tuple[str, int]:
         """The reference's name of the module, and the call index."""
         return self.reference.name, self.reference.index
+
+    def autocast_on_one_side(self) -> tuple[torch.dtype, ...]:
+        """The dtypes that autocast computes in around the calls, where it is not the same."""
+        dtypes = self.reference.autocast, self.candidate.autocast
+        return () if dtypes[0] == dtypes[1] else tuple(d for d in dtypes if d is not None)
 
     def names(self) -> dict[str, str]:
         """The candidate's name of an argument by the reference's.
