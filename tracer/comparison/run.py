@@ -22,7 +22,7 @@ from tracer.comparison.trace_limits import (
     with_recordings,
 )
 from tracer.debugger.breakpoints import Breakpoint, debugger_of
-from tracer.diagnosis.finding import OriginKind
+from tracer.diagnosis.finding import OriginKind, RandomDraws
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
@@ -41,7 +41,8 @@ from tracer.tensors.tolerance import Tolerance
 from tracer.text import module_in_words
 
 # A value that is edited in place before it can be compared costs one more run, in which it is
-# cloned; that may bring to light another one.
+# cloned; that may bring to light another one. So do random numbers that both sides drew from one
+# generator.
 _MOST_RUNS = 4
 
 
@@ -201,7 +202,7 @@ def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debug
         outcome = session.run(comparer, clone, watch)
         if watch is not None and not outcome.ended and outcome.failure is None:
             watch.warn_of_missed()
-        if outcome.ended or comparer.edited <= clone:
+        if outcome.ended or (comparer.edited <= clone and not outcome.shared_draws):
             break
         clone |= comparer.edited
     return _FreeRun(comparer, outcome, clone)
@@ -227,6 +228,10 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool) -> Compari
             one_sided=coverage.unmatched_calls,
             failure=failure if candidates_own else None,
         )
+        if failure is not None and verdict.agrees:
+            verdict = judge_ended(comparer.rows, failure.side)
+    if free.outcome.draws:
+        verdict = verdict.with_beside(RandomDraws(free.outcome.draws, verdict.agrees))
     records = comparer.records.values()
     return Comparison(
         verdict=with_recordings(verdict, reference, candidate),

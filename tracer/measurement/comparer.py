@@ -19,12 +19,7 @@ from tracer.measurement.padding import Padding, Paddings, padding_of
 from tracer.measurement.pairs import Measured, Tensor, difference_at, estimated, measured
 from tracer.measurement.plain_values import as_tensor, equal, is_number, summary
 from tracer.measurement.remarks import Remark, RemarkKind
-from tracer.measurement.rows import (
-    CallKey,
-    CallRecord,
-    FormDifference,
-    Row,
-)
+from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row
 from tracer.measurement.written import Marks, changes, marks, version
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
@@ -282,8 +277,9 @@ class Comparer:
     def _sampled(
         self, path: ValuePath, r: Tensor, c: Tensor, found: Measured | None = None
     ) -> Sample | None:
-        is_estimated = isinstance(r, Fingerprint) or isinstance(c, Fingerprint)
-        if self._sampler is None or is_estimated or not path.is_result or r.shape != c.shape:
+        if self._sampler is None or not path.is_result or r.shape != c.shape:
+            return None
+        if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
             return None
         return self._sampler.sample(r, c, None if found is None else found.whole)
 

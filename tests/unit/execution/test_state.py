@@ -9,12 +9,8 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Call, Phase
-from tracer.execution.state import (
-    RandomNumbers,
-    ThreadState,
-    module_states_kept,
-    random_state_kept,
-)
+from tracer.execution.module_state import module_states_kept
+from tracer.execution.state import RandomNumbers, ThreadState, random_state_kept
 
 
 def draws() -> tuple[float, float, float]:
