@@ -135,7 +135,6 @@ class Comparer:
             reference_definition=definition(reference.module),
             candidate_definition=definition(candidate.module),
             main_argument=next(iter(reference.arguments), None),
-            autocast=reference.autocast,
             arguments={},
             outputs=[],
             described={},
@@ -143,6 +142,7 @@ class Comparer:
             form_differences=[],
             children=[],
             start=self._next(),
+            autocast=reference.autocast,
         )
         self._paddings.note(self._around(record), padding_of(reference, self.roles))
         for name, r, c in calls.arguments():

@@ -164,8 +164,6 @@ class CallRecord:
         reference_caller, candidate_caller: the line that called it on each side.
         reference_definition, candidate_definition: where its forward begins on each side.
         main_argument: the name of the first parameter, the activation as a rule.
-        autocast: the dtype that autocast computes in around the reference's call. It counts once
-            the reference has made a value of that dtype: until then nothing was rounded to it.
         arguments: the row of each compared leaf of the arguments. A pair that was compared before
             is found here with its earlier row.
         outputs: the row of each compared leaf of the output, and of what it wrote.
@@ -176,6 +174,8 @@ class CallRecord:
         form_differences: what could not be compared, of arguments and outputs.
         children: the paired calls that were made in it, in order.
         start, end: its place in execution order.
+        autocast: the dtype that autocast computes in around the reference's call. It counts once
+            the reference has made a value of that dtype: until then nothing was rounded to it.
     """
 
     module: str
@@ -187,7 +187,6 @@ class CallRecord:
     reference_definition: Location | None
     candidate_definition: Location | None
     main_argument: str | None
-    autocast: torch.dtype | None
     arguments: dict[ValuePath, Row]
     outputs: list[Row]
     described: dict[ValuePath, tuple[str, str]]
@@ -196,6 +195,7 @@ class CallRecord:
     children: list[CallKey]
     start: int
     end: int = -1
+    autocast: torch.dtype | None = None
 
     @property
     def key(self) -> CallKey:
