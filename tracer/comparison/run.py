@@ -22,7 +22,8 @@ from tracer.comparison.trace_limits import (
     with_recordings,
 )
 from tracer.debugger.breakpoints import Breakpoint, debugger_of
-from tracer.diagnosis.finding import OriginKind
+from tracer.diagnosis.discrete import NearTie, near_ties
+from tracer.diagnosis.finding import OriginKind, RandomDraws
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
@@ -31,17 +32,21 @@ from tracer.execution.lockstep import Outcome
 from tracer.execution.session import Inputs, Session, working_dtype
 from tracer.execution.side import EventKey, Failure
 from tracer.interventions.experiment import Experiment, failure_in_words
+from tracer.interventions.forcing import SameChoices
 from tracer.isolation.levels import modules_at
 from tracer.isolation.measure import isolated
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.coverage import make_coverage
+from tracer.measurement.intervention import Intervention
+from tracer.measurement.rows import first_divergence
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.samples import Sampler
 from tracer.tensors.tolerance import Tolerance
 from tracer.text import module_in_words
 
 # A value that is edited in place before it can be compared costs one more run, in which it is
-# cloned; that may bring to light another one.
+# cloned; that may bring to light another one. So do random numbers that both sides drew from one
+# generator.
 _MOST_RUNS = 4
 
 
@@ -138,13 +143,24 @@ def compare(
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     sampler = Sampler(samples) if samples else None
-    free = _run(
-        session,
-        lambda: Comparer(tolerance, roles=roles, progress=progress, sampler=sampler),
-        debugging,
-    )
+
+    def comparer(*interventions: Intervention) -> Comparer:
+        return Comparer(tolerance, interventions, roles=roles, progress=progress, sampler=sampler)
+
+    free = _run(session, comparer, debugging)
     experiment = Experiment(session, tolerance, roles, free.clone)
+    ties: tuple[NearTie, ...] = ()
+    is_whole = free.outcome.failure is None and not free.outcome.ended
+    if confirm and is_whole and not is_recorded(reference, candidate):
+        ties = near_ties(free.comparer, experiment)
+    if ties:
+        experiment = experiment.choosing_alike(tie.key for tie in ties)
+        free = _run(session, lambda: comparer(SameChoices(experiment.same_choices)), Debugging())
     comparison = _judged(free, experiment, confirm=confirm, strict=strict)
+    if ties:
+        first, records = first_divergence(free.comparer.rows), free.comparer.records
+        before = [t for t in ties if first is None or records[t.key].start < first.order]
+        comparison = replace(comparison, verdict=comparison.verdict.with_beside(*before))
     if free.outcome.ended:
         return comparison
     raise_failure(free.outcome.failure, comparison)
@@ -204,7 +220,7 @@ def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debug
         outcome = session.run(comparer, clone, watch)
         if watch is not None and not outcome.ended and outcome.failure is None:
             watch.warn_of_missed()
-        if outcome.ended or comparer.edited <= clone:
+        if outcome.ended or (comparer.edited <= clone and not outcome.shared_draws):
             break
         clone |= comparer.edited
     return _FreeRun(comparer, outcome, clone)
@@ -231,6 +247,10 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool, strict: bo
             one_sided=coverage.unmatched_calls,
             failure=failure if candidates_own else None,
         )
+        if failure is not None and verdict.agrees:
+            verdict = judge_ended(comparer.rows, failure.side)
+    if free.outcome.draws:
+        verdict = verdict.with_beside(RandomDraws(free.outcome.draws, verdict.agrees))
     records = comparer.records.values()
     return Comparison(
         verdict=with_recordings(verdict, reference, candidate),

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from tracer.diagnosis.parameters import ParameterDifference, Setting
 from tracer.diagnosis.trials import Proof
+from tracer.execution.side import Draws
 from tracer.interventions.trial import Replacements
 from tracer.measurement.rows import Row
 from tracer.tensors.known_mistakes import Fit
@@ -106,3 +107,16 @@ class Finding:
     def trial(self) -> Replacements | None:
         """What was replaced in that run; None where none was made."""
         return None if self.proof is None else self.proof.trial
+
+
+@dataclass(frozen=True)
+class RandomDraws:
+    """Models that draw random numbers in evaluation.
+
+    Attributes:
+        sides: those that do, the reference first.
+        agreed: their values agree all the same: both began from one random state.
+    """
+
+    sides: tuple[Draws, ...]
+    agreed: bool

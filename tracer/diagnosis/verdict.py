@@ -120,13 +120,15 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Ended:
-    """The user has ended the run.
+    """The run has not come to its end: the user has ended it, or a model raised.
 
     Attributes:
         first: the first value that disagreed until then.
+        raised: the side that raised; empty where it was the user.
     """
 
     first: Row | None
+    raised: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,8 +234,8 @@ def _is_all(finding: Finding) -> bool:
     return finding.proof is not None and finding.proof.outcome in alone
 
 
-def judge_ended(rows: Sequence[Row]) -> Verdict:
-    """The verdict of a run that the user has ended: what was not compared does not agree.
+def judge_ended(rows: Sequence[Row], raised: str = "") -> Verdict:
+    """The verdict of a run that did not come to its end: what was not compared does not agree.
 
     Where a divergence began is left open, since it takes further runs to tell.
     """
@@ -241,7 +243,7 @@ def judge_ended(rows: Sequence[Row]) -> Verdict:
     symptom = None
     if first is not None:
         symptom = Symptom(first.module, first.call, first.value, first.peir)
-    return Verdict(False, symptom, None, False, Ended(first))
+    return Verdict(False, symptom, None, False, Ended(first, raised))
 
 
 def _raising(search: Search, failure: Failure) -> Verdict:

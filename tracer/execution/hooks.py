@@ -23,6 +23,7 @@ from torch import nn
 from tracer.errors import UsageError
 from tracer.execution.torch_internals import (
     as_written,
+    autocast_dtype,
     call_replaced,
     calls_compiled,
     is_compiled,
@@ -75,6 +76,7 @@ class Call:
         positional: names of the arguments that were passed by position, in order.
         output: what it returned; None until its end.
         handled: the exception that was being handled when it began, None as a rule.
+        autocast: the dtype that autocast computes in around it; None where it is off.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Call:
     parent: "Call | None"
     output: object = None
     handled: BaseException | None = None
+    autocast: torch.dtype | None = None
 
     def __repr__(self) -> str:
         passed = ", ".join(f"{name}={_in_short(value)}" for name, value in self.arguments.items())
@@ -160,6 +163,7 @@ class Recorder:
             caller=_calling_location(module, sys._getframe(1)),
             parent=parent,
             handled=sys.exception(),
+            autocast=autocast_dtype(),
         )
         self.counts[name] += 1
         self._indices[counted] += 1
@@ -225,17 +229,13 @@ def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) 
     def on_start(
         module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> tuple[tuple[object, ...], dict[str, object]] | None:
-        if torch.compiler.is_compiling():
-            return None
-        recorder = current()
+        recorder = None if torch.compiler.is_compiling() else current()
         return None if recorder is None else recorder.start(module, args, kwargs)
 
     def on_end(
         module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
     ) -> object:
-        if torch.compiler.is_compiling():
-            return None
-        recorder = current()
+        recorder = None if torch.compiler.is_compiling() else current()
         return None if recorder is None else recorder.end(module, output)
 
     with ExitStack() as attached:
@@ -380,8 +380,7 @@ def is_machinery(frame: FrameType) -> bool:
     return is_helper and frame.f_back is not None and is_machinery(frame.f_back)
 
 
-def _in_short(value: object) -> str:
-    """A value with the shapes of its tensors."""
+def _in_short(value: object) -> str:  # with the shapes of its tensors
     if not isinstance(value, torch.Tensor) and (parts := list(tensor_leaves(value, ""))):
         inside = ", ".join(f"{path[1:]} {_in_short(tensor)}" for path, tensor in parts)
         return f"{type(value).__name__}({inside})"

@@ -16,9 +16,9 @@ from torch import nn
 
 from tracer.execution.hooks import Recorder, hooked
 from tracer.execution.scheduler import RunObserver, Scheduler, Visitor
-from tracer.execution.side import Ended, EventKey, Failure, Run, Side
+from tracer.execution.side import Draws, Ended, EventKey, Failure, Run, Side
 from tracer.execution.standin import StandIn
-from tracer.execution.state import RandomNumbers, random_state_kept
+from tracer.execution.state import RandomNumbers, RandomStates, random_state_kept
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Outcome:
         held_bytes_peak: the most memory that was held back for calls in another order, in bytes.
         failure: the exception that ended the run early, if one did.
         ended: whether the user ended it early.
+        draws: for each side that has drawn random numbers in evaluation, where.
+        shared_draws: generators of Python's or NumPy's have moved that were not switched: each side
+            has seen the other's draws.
     """
 
     reference_calls: Mapping[str, int]
@@ -41,6 +44,8 @@ class Outcome:
     held_bytes_peak: int
     failure: Failure | None
     ended: bool = False
+    draws: tuple[Draws, ...] = ()
+    shared_draws: bool = False
 
 
 def lockstep(
@@ -56,6 +61,7 @@ def lockstep(
     streams: Mapping[str, str] | None = None,
     clone: frozenset[EventKey] = frozenset(),
     watch: RunObserver | None = None,
+    beyond_torch: bool = False,
 ) -> Outcome:
     """Runs both models and lets the visitor see each pair of calls.
 
@@ -69,6 +75,8 @@ def lockstep(
         clone: events whose leaves are cloned when they are held back, because an earlier run
             found that they are edited in place before they can be compared.
         watch: looks on; the debugger.
+        beyond_torch: whether each side has Python's and NumPy's generators for itself in
+            evaluation, too.
 
     Returns:
         What was called, and the failure if a model raised; the hooks are gone in any case.
@@ -82,7 +90,7 @@ def lockstep(
             run_reference,
             reference_names,
             own_names,
-            RandomNumbers(is_training, own_streams),
+            RandomNumbers(is_training, own_streams, beyond_torch=beyond_torch),
             visitor.observer,
             reference.event_source() if isinstance(reference, StandIn) else None,
         ),
@@ -91,7 +99,7 @@ def lockstep(
             run_candidate,
             candidate_names,
             pairs,
-            RandomNumbers(is_training, streams),
+            RandomNumbers(is_training, streams, beyond_torch=beyond_torch),
             visitor.observer,
             candidate.event_source() if isinstance(candidate, StandIn) else None,
         ),
@@ -106,7 +114,7 @@ def lockstep(
 
     scheduler = Scheduler(*sides, visitor, clone, watch)
     failure, ended = None, False
-    with random_state_kept(), hooked((reference, candidate), current):
+    with random_state_kept() as states, hooked((reference, candidate), current):
         try:
             with watch or nullcontext():
                 failure = scheduler.run()
@@ -115,6 +123,7 @@ def lockstep(
         finally:
             for side in sides:
                 side.stop()
+        moved = not RandomStates.read(beyond_torch=True).equals_beyond_torch(states)
     return Outcome(
         reference_calls=sides[0].counts(),
         candidate_calls=sides[1].counts(),
@@ -123,4 +132,6 @@ def lockstep(
         held_bytes_peak=scheduler.held_bytes_peak,
         failure=failure,
         ended=ended,
+        draws=tuple(draws for side in sides if (draws := side.draws()) is not None),
+        shared_draws=moved and not is_training and not beyond_torch,
     )

@@ -58,6 +58,7 @@ class Session:
             if name not in missing[0] and own not in missing[1]
         }
         self.adapt_inputs = _fitting(reference, candidate)
+        self._beyond_torch = False
 
     @property
     def given(self) -> Inputs:
@@ -68,9 +69,13 @@ class Session:
     def run(
         self, visitor: Visitor, clone: frozenset[EventKey], watch: RunObserver | None = None
     ) -> Outcome:
-        """Runs both models once, each on its own copy of the inputs."""
+        """Runs both models once, each on its own copy of the inputs.
+
+        Once Python's or NumPy's random numbers were seen to be drawn in evaluation, each side has
+        its own in the runs that follow.
+        """
         with torch.no_grad(), module_states_kept((self.reference, self.candidate)):
-            return lockstep(
+            outcome = lockstep(
                 self.reference,
                 self.candidate,
                 lambda: self._call(self.reference, _as_it_is),
@@ -82,7 +87,10 @@ class Session:
                 streams=self.pairing.pairs,
                 clone=clone,
                 watch=watch,
+                beyond_torch=self._beyond_torch,
             )
+        self._beyond_torch |= outcome.shared_draws
+        return outcome
 
     def _call(self, model: nn.Module, fits: "_Fitting") -> object:
         if isinstance(model, StandIn) and not model.computes:

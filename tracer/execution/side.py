@@ -54,6 +54,22 @@ class Failure:
     also: BaseException | None = None
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The calls of one side that draw random numbers in their own lines, in evaluation.
+
+    Attributes:
+        side: "reference" or "candidate".
+        module, call: the first of them; the reference's name of the module if that is paired.
+        calls: how many there are.
+    """
+
+    side: str
+    module: str
+    call: int
+    calls: int
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """A start or an end of a call of a paired module."""
@@ -74,6 +90,7 @@ class Side:
         recorder: sees its calls.
         finished: whether it has run to its end, or raised.
         is_replayed: whether it stops at events that are reported after its run.
+        drawing: the calls that have drawn random numbers in evaluation, by name and index.
     """
 
     def __init__(
@@ -97,6 +114,7 @@ class Side:
         self.greenlet = greenlet.greenlet(self._body)
         self.greenlet.gr_context = contextvars.copy_context()
         self.finished = False
+        self.drawing: dict[tuple[str, int], None] = {}
         self._stopped = False
         self.failure: Failure | None = None
         self._run = run
@@ -172,9 +190,19 @@ class Side:
         if self._observer is not None and phase is Phase.END:
             self._observer.ends(self.label, name, call)
         with self._ambient.put_back():
-            self._random.leave()
+            if self._random.leave():
+                self._note_drawing(call if phase is Phase.END else call.parent)
             answer: Answer = self._driver.switch(Event((name, call.index, phase), call))
             self._random.enter()
         if self._observer is not None and phase is Phase.START:
             self._observer.begins(self.label, name, call)
         return answer
+
+    def draws(self) -> Draws | None:
+        """What has drawn random numbers in evaluation; None if nothing has."""
+        first = next(iter(self.drawing), None)
+        return None if first is None else Draws(self.label, *first, len(self.drawing))
+
+    def _note_drawing(self, call: Call | None) -> None:
+        if call is not None:  # else what makes the inputs
+            self.drawing[self._pairs.get(call.name, call.name), call.index] = None

@@ -29,18 +29,23 @@ class RandomNumbers:
     index begin and which ends with it: a side that makes calls in another order, or draws in other
     places in between, still drops the same elements in each of them.
 
-    Python's and NumPy's own generators are switched in training only, where models draw from them
-    (to drop layers, to mask spectrograms): reading their states takes 50 times as long as torch's.
+    Python's and NumPy's own generators are switched in training, where models draw from them
+    (to drop layers, to mask spectrograms), and where they were seen to move: reading their states
+    takes 50 times as long as torch's.
 
     Args:
         is_training: whether a module of either side is in training mode.
         names: the reference's names of this side's paired modules; None for a single stream.
+        beyond_torch: whether Python's and NumPy's generators are switched in evaluation, too.
     """
 
-    def __init__(self, is_training: bool, names: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, is_training: bool, names: Mapping[str, str] | None, *, beyond_torch: bool = False
+    ) -> None:
         self._is_training = is_training
+        self._beyond_torch = is_training or beyond_torch
         self._names = names if is_training and names is not None else {}
-        self._states = RandomStates.read(beyond_torch=is_training)
+        self._states = RandomStates.read(beyond_torch=self._beyond_torch)
         self._key = hashlib.blake2b(self._states.cpu.numpy().tobytes(), digest_size=32).digest()
         # Calls that have a stream of their own, each with the states of the one around it.
         self._around: list[tuple[Call, RandomStates]] = []
@@ -49,9 +54,14 @@ class RandomNumbers:
         """This side goes on."""
         self._states.write()
 
-    def leave(self) -> None:
-        """The other side goes on."""
-        self._states = RandomStates.read(beyond_torch=self._is_training)
+    def leave(self) -> bool:
+        """The other side goes on.
+
+        Returns:
+            Whether this one has drawn since it went on last; in training it may.
+        """
+        entered, self._states = self._states, RandomStates.read(beyond_torch=self._beyond_torch)
+        return not self._is_training and not self._states.equals(entered)
 
     def follow(self, call: Call, phase: Phase) -> None:
         """Begins the stream of a call, or goes on with that of the call around it."""
@@ -80,11 +90,11 @@ def _seed(number: int) -> None:
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Puts all generators of random numbers back to where they were."""
+def random_state_kept() -> Iterator["RandomStates"]:
+    """Puts all generators of random numbers back to where they were, which it yields."""
     states = RandomStates.read(beyond_torch=True)
     try:
-        yield
+        yield states
     finally:
         states.write()
 
@@ -195,6 +205,16 @@ class RandomStates:
             python=random.getstate() if beyond_torch else None,
             numpy=np.random.get_state() if beyond_torch else None,
         )
+
+    def equals(self, other: "RandomStates") -> bool:
+        """Whether nothing was drawn between them; they are of the same generators."""
+        own, others = (self.cpu, *self.cuda), (other.cpu, *other.cuda)
+        return all(map(torch.equal, own, others)) and self.equals_beyond_torch(other)
+
+    def equals_beyond_torch(self, other: "RandomStates") -> bool:
+        """The same for Python's and NumPy's generators."""
+        numpy = zip(self.numpy or (), other.numpy or (), strict=True)
+        return self.python == other.python and all(np.array_equal(*pair) for pair in numpy)
 
     def write(self) -> None:
         torch.set_rng_state(self.cpu)

@@ -31,6 +31,13 @@ def set_default_device(device: torch.device | None) -> None:
     _device.CURRENT_DEVICE = device
 
 
+def autocast_dtype() -> torch.dtype | None:
+    """The dtype that autocast computes in, on either kind of device; None where it is off."""
+    if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+        return None
+    return torch.get_autocast_dtype("cpu" if torch.is_autocast_enabled("cpu") else "cuda")
+
+
 def function_modes() -> list[TorchFunctionMode]:
     """The modes that see PyTorch's functions called in this thread, the innermost last."""
     return list(overrides._get_current_function_mode_stack())

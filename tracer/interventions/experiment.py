@@ -1,7 +1,7 @@
 """What all further runs of a comparison share, and what one of them leaves behind."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -9,6 +9,7 @@ from tracer.errors import ModelRunError
 from tracer.execution.offload import lacks_values
 from tracer.execution.session import Session
 from tracer.execution.side import EventKey, Failure
+from tracer.interventions.forcing import SameChoices
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey, CallRecord, Row, inputs_of
@@ -55,20 +56,29 @@ class Experiment:
         tolerance: how far pairs may lie apart.
         roles: what arguments are, as their names say.
         clone: events whose values are edited in place before they can be compared.
+        same_choices: calls that give the reference's output in every run, as rounding alone has
+            turned over what they choose.
     """
 
     session: Session
     tolerance: Tolerance
     roles: Roles = DEFAULT_ROLES
     clone: frozenset[EventKey] = frozenset()
+    same_choices: frozenset[CallKey] = frozenset()
 
     @property
     def modules(self) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
         """Both sides' modules by name, the reference's first."""
         return self.session.pairing.reference, self.session.pairing.candidate
 
+    def choosing_alike(self, calls: Iterable[CallKey]) -> "Experiment":
+        """The same, where further calls give the reference's output in every run."""
+        return replace(self, same_choices=self.same_choices.union(calls))
+
     def rerun(self, *interventions: Intervention) -> Run:
         """Runs both models once more, with interventions in that order."""
+        if self.same_choices:
+            interventions = SameChoices(self.same_choices), *interventions
         comparer = Comparer(self.tolerance, interventions, roles=self.roles)
         return Run(comparer, self.session.run(comparer, self.clone).failure)
 

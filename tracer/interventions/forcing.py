@@ -89,3 +89,37 @@ class Forcing(Intervention):
 
     def _is_chosen(self, record: CallRecord) -> bool:
         return self._modules is None or record.module in self._modules
+
+
+class SameChoices(Intervention):
+    """Gives some calls the reference's arguments, and what they give the reference's output: what
+    was chosen otherwise there, and follows from it, does not count.
+
+    Where the candidate chooses otherwise even so, what it passes to calls inside has nothing to be
+    compared with, and what differs there is taken out.
+    """
+
+    def __init__(self, calls: Container[CallKey]) -> None:
+        self._calls = calls
+        self._forcing = Forcing(replaced=Replaced.ALL)
+
+    def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Replaces the arguments."""
+        return self._forcing.on_start(calls, record, run) if record.key in self._calls else None
+
+    def before_end(self, calls: CallPair) -> Answer:
+        """Replaces the output."""
+        return give_output(calls) if calls.key in self._calls else None
+
+    def on_end(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
+        """Takes out what differs inside."""
+        if record.key in self._calls:
+            inside = [each for each in run.records.values() if each.start > record.start]
+            wrong = {row.order for row in run.rows if row.order > record.start and not row.agrees}
+            run.rows[:] = [row for row in run.rows if row.order not in wrong]
+            for each in inside:
+                kept = {path: r for path, r in each.arguments.items() if r.order not in wrong}
+                each.arguments = kept
+                each.outputs = [row for row in each.outputs if row.order not in wrong]
+                each.form_differences.clear()
+        return None

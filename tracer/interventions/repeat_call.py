@@ -13,7 +13,7 @@ from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
 from tracer.execution.module_state import ModuleStates, module_states_kept
 from tracer.execution.state import RandomStates, random_state_kept
-from tracer.tensors.leaves import deep_copy
+from tracer.tensors.leaves import deep_copy, tensor_leaves
 
 
 class Recall:
@@ -46,7 +46,11 @@ class Recall:
         arguments: dict[str, object] = deep_copy(self._arguments)
         keywords = {key: value for key, value in arguments.items() if key not in positional}
         states = module_states_kept((module,))
+        autocast = self._call.autocast
         with states, random_state_kept(), torch.no_grad(), ExitStack() as stack:
+            if autocast is not None:
+                device = next((t.device for _, t in tensor_leaves(arguments, "")), None)
+                stack.enter_context(torch.autocast(device.type if device else "cpu", autocast))
             self._states.write()
             self._random.write()
             for context in within:

@@ -10,6 +10,7 @@ reference that was made in the same way is read back too.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tracer.errors import ModelRunError
@@ -72,6 +73,19 @@ class CallPair:
         """The reference's name of the module, and the call index."""
         return self.reference.name, self.reference.index
 
+    def autocast_on_one_side(self) -> tuple[torch.dtype, ...]:
+        """The dtypes that autocast computes in around the calls, where it is not the same.
+
+        Of the candidate only where it is switched on for most of the model: for a part alone, that
+        is a cast of the model's own.
+        """
+        reference, candidate = self.reference.autocast, self.candidate.autocast
+        if reference == candidate:
+            return ()
+        found = () if reference is None else (reference,)
+        counts = candidate is not None and _is_switched_on_for_most(self.candidate)
+        return (*found, candidate) if candidate is not None and counts else found
+
     def names(self) -> dict[str, str]:
         """The candidate's name of an argument by the reference's.
 
@@ -118,6 +132,18 @@ class CallPair:
         modules = self.reference.module, self.candidate.module
         declared = [hasattr(module, method) for module in modules]
         return not any(declared) or (all(declared) and type(modules[0]) is type(modules[1]))
+
+
+def _is_switched_on_for_most(call: Call) -> bool:
+    """Whether the autocast around a call covers at least half of the model's parameters."""
+    outermost = call
+    while outermost.parent is not None and outermost.parent.autocast == call.autocast:
+        outermost = outermost.parent
+    inside = root = outermost.parent or outermost
+    while root.parent is not None:
+        root = root.parent
+    sizes = [sum(p.numel() for p in each.module.parameters()) for each in (inside, root)]
+    return inside is root or 2 * sizes[0] >= sizes[1]
 
 
 def scale_between(reference: nn.Module, candidate: nn.Module) -> float | None:

@@ -22,12 +22,7 @@ from tracer.measurement.padding import Padding, Paddings, padding_of
 from tracer.measurement.pairs import Measured, Tensor, difference_at, estimated, measured
 from tracer.measurement.plain_values import as_tensor, equal, is_number, summary
 from tracer.measurement.remarks import Remark, RemarkKind
-from tracer.measurement.rows import (
-    CallKey,
-    CallRecord,
-    FormDifference,
-    Row,
-)
+from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row
 from tracer.measurement.written import Marks, changes, marks, version
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
@@ -49,7 +44,7 @@ class Comparer:
             are wrong until a run in which lockstep clones them.
         left_out: how many of the reference's values were not to be compared.
         compared_elements: how many elements were compared, each pair of tensors counted once.
-        tolerance: how far pairs may lie apart.
+        tolerance: how far pairs may lie apart, from where it stands on; autocast rounds further.
         roles: what arguments are, as their names say.
         observer: the one of the interventions that is also told of each side's events.
     """
@@ -83,6 +78,7 @@ class Comparer:
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
         calls = CallPair(reference, candidate, self.roles)
+        self.tolerance = self.tolerance.working_in(*calls.autocast_on_one_side())
         if phase is Phase.START:
             answers = [each.before_start(calls) for each in self._interventions]
             record = self._start(calls)
@@ -129,11 +125,10 @@ class Comparer:
 
     def _start(self, calls: CallPair) -> CallRecord:
         reference, candidate = calls.reference, calls.candidate
-        key = calls.key
         parent = _enclosing(reference, self.records)
         if parent is not None:
-            self.records[parent].children.append(key)
-        record = self.records[key] = CallRecord(
+            self.records[parent].children.append(calls.key)
+        record = self.records[calls.key] = CallRecord(
             module=reference.name,
             call=reference.index,
             candidate_module=candidate.name,
@@ -150,11 +145,12 @@ class Comparer:
             form_differences=[],
             children=[],
             start=self._next(),
+            autocast=reference.autocast,
         )
         self._paddings.note(self._around(record), padding_of(reference, self.roles))
         for name, r, c in calls.arguments():
             self._compare_values(record, ValuePath.of_argument(name), r, c)
-        self._given[key] = marks(reference.arguments), marks(candidate.arguments)
+        self._given[calls.key] = marks(reference.arguments), marks(candidate.arguments)
         return record
 
     def _end(self, calls: CallPair, record: CallRecord) -> None:
@@ -255,6 +251,8 @@ class Comparer:
             if found is None:
                 self._differ_in_form(record, path, r, c)
                 return
+        if r.dtype == record.autocast:
+            self.tolerance = self.tolerance.working_in(r.dtype)
         row = Row(
             order=self._next(),
             module=record.module,

@@ -183,6 +183,8 @@ class CallRecord:
         form_differences: what could not be compared, of arguments and outputs.
         children: the paired calls that were made in it, in order.
         start, end: its place in execution order.
+        autocast: the dtype that autocast computes in around the reference's call. It counts once
+            the reference has made a value of that dtype: until then nothing was rounded to it.
     """
 
     module: str
@@ -202,6 +204,7 @@ class CallRecord:
     children: list[CallKey]
     start: int
     end: int = -1
+    autocast: torch.dtype | None = None
 
     @property
     def key(self) -> CallKey:

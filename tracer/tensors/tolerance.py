@@ -1,7 +1,7 @@
 """How far a pair of values may lie apart and still agree."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,7 +24,7 @@ class Tolerance:
         peir: one strict limit for every floating dtype instead of the table, or None for the
             table.
         working: the dtypes that the two models work in. A value that a bfloat16 model passes on in
-            float32 is no more exact than bfloat16.
+            float32 is no more exact than bfloat16. A run adds those that autocast computes in.
     """
 
     peir: float | None = None
@@ -35,6 +35,11 @@ class Tolerance:
             raise UsageError(
                 f"tolerance {self.peir!r}: expected a finite PEIR of at least 0, such as 1e-5"
             )
+
+    def working_in(self, *dtypes: torch.dtype) -> "Tolerance":
+        """The same for models that work in further dtypes."""
+        further = set(dtypes) - set(self.working)
+        return replace(self, working=(*self.working, *further)) if further else self
 
     def limit(self, reference: torch.dtype, candidate: torch.dtype) -> float:
         """The largest PEIR at which a pair of these dtypes agrees."""

@@ -5,6 +5,7 @@ import math
 from collections import UserDict
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -521,3 +522,84 @@ def test_a_padded_llama_agrees_with_another_attention(implementation: str) -> No
     assert comparison.verdict.agrees, comparison.verdict.explanation
     assert all(row.agrees for row in comparison.rows)
     assert comparison.coverage.reference_only == ()
+
+
+class Drops(nn.Module):
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.share = share
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.first(x), self.share, training=True)
+        return x + float(np.random.rand())
+
+
+class TestRandomNumbersInEvaluation:
+    @pytest.mark.parametrize("share", [0.5, 0.0])
+    def test_a_model_that_draws_is_not_called_equal_to_itself(self, share: float) -> None:
+        model = Drops(share).eval()
+        verdict = tracer.compare(model, copy.deepcopy(model), torch.randn(2, 8)).verdict
+        assert verdict.agrees
+        assert "The candidate draws random numbers in evaluation" in verdict.explanation
+        assert "each may differ even from itself" in verdict.explanation
+
+    def test_nothing_is_said_in_training_or_without(self) -> None:
+        net = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+        for train in (True, False):
+            models = [copy.deepcopy(net).train(train) for _ in range(2)]
+            verdict = tracer.compare(*models, torch.randn(2, 8), train=train).verdict
+            assert (verdict.agrees, verdict.beside) == (True, ())
+
+
+class Casts(nn.Module):
+    """A model under autocast, or of which a part is, or whose own code casts down."""
+
+    def __init__(self, *, autocast: bool = False, part: bool = False, casts: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 32))
+        self.third = nn.Linear(32, 32)
+        self.autocast, self.casts = autocast, casts
+        if part:
+            self.second.forward = self.in_part
+
+    def in_part(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.second[0](x).float()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            x = self.second(self.first(x)).float()
+        x = x.bfloat16().float() if self.casts else x
+        return self.third(x)
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "agrees"),
+    [
+        ({}, {"autocast": True}, True),
+        ({"autocast": True}, {}, True),
+        ({"autocast": True}, {"autocast": True}, True),
+        ({}, {"casts": True}, False),
+        ({}, {"part": True}, False),
+    ],
+)
+def test_the_rounding_of_autocast_agrees_and_that_of_a_cast_does_not(
+    reference, candidate, agrees
+) -> None:
+    verdict = tracer.compare(Casts(**reference), Casts(**candidate), torch.randn(4, 32)).verdict
+    assert verdict.agrees is agrees
+
+
+@pytest.mark.parametrize("raising", ["reference", "candidate"])
+def test_models_of_which_one_raises_do_not_agree(raising: str) -> None:
+    class Raises(nn.Linear):
+        def forward(self, x):
+            raise ValueError("no")
+
+    models = {side: nn.Sequential(nn.Linear(4, 4)) for side in ("reference", "candidate")}
+    models[raising][0] = Raises(4, 4)
+    with pytest.raises(ModelRunError) as raised:
+        tracer.compare(**models, inputs=torch.randn(2, 4))
+    assert not raised.value.comparison.verdict.agrees

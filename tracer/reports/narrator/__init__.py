@@ -11,10 +11,12 @@ from functools import singledispatch
 
 from tracer.comparison.noise_floor import NoiseReading
 from tracer.comparison.trace_limits import TraceLimit
+from tracer.diagnosis.discrete import NearTie
+from tracer.diagnosis.finding import RandomDraws
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.isolation.result import Isolation
-from tracer.reports.narrator import isolation, noise, traces, verdict, zoom
+from tracer.reports.narrator import isolation, noise, randomness, ties, traces, verdict, zoom
 
 
 @singledispatch
@@ -49,3 +51,5 @@ lines.register(Zoomed)(zoom.lines)
 lines.register(Isolation)(isolation.lines)
 lines.register(NoiseReading)(noise.lines)
 lines.register(TraceLimit)(traces.lines)
+lines.register(RandomDraws)(randomness.lines)
+lines.register(NearTie)(ties.lines)

@@ -282,6 +282,8 @@ def _largest(worst: Row | None) -> str:
 
 def _ended(ended: Ended) -> list[str]:
     lines = ["The run was ended by the user, before the models came to their end."]
+    if ended.raised:
+        lines = [f"The {ended.raised} raised, before the models came to their end."]
     if ended.first is None:
         rest = "What was compared until then agrees; a whole run says whether the rest does."
     else:
