@@ -8,6 +8,7 @@ Each port takes the reference's weights and computes the same.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,13 @@ def _turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, scale: float, bias=0.0
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    bias: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """Attention over [batch, heads, tokens, size]; the result is [batch, tokens, heads * size]."""
     scores = q @ k.mT * scale + bias
@@ -82,7 +89,7 @@ class _RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x, residual=None):
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         if residual is None:
             return rms_norm(x, x.shape[-1:], self.scale, self.eps)
         x = x + residual
@@ -97,7 +104,7 @@ class _EngineAttention(nn.Module):
         self.wqkv = nn.Linear(width, (heads + 2 * groups) * self.size, bias=False)
         self.wo = nn.Linear(width, width, bias=False)
 
-    def forward(self, positions, hidden):
+    def forward(self, positions: torch.Tensor, hidden: torch.Tensor) -> Any:
         fused = self.wqkv(hidden).view(self.sequences, -1, self.heads + 2 * self.groups, self.size)
         q, k, v = fused.transpose(1, 2).split([self.heads, self.groups, self.groups], 1)
         angles = _angles(int(positions.max()) + 1, self.size)
@@ -113,7 +120,7 @@ class _EngineMLP(nn.Module):
         self.w13 = nn.Linear(width, 2 * inner, bias=False)
         self.w2 = nn.Linear(inner, width, bias=False)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> Any:
         gate, up = self.w13(hidden).chunk(2, -1)
         return self.w2(silu(gate) * up)
 
@@ -127,7 +134,9 @@ class _EngineBlock(nn.Module):
         self.attn = _EngineAttention(width, heads, config.num_key_value_heads, sequences)
         self.ffn = _EngineMLP(width, config.intermediate_size)
 
-    def forward(self, positions, hidden, residual):
+    def forward(
+        self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> Any:
         if residual is None:
             hidden, residual = self.ln_1(hidden), hidden
         else:
@@ -149,7 +158,7 @@ class _LlamaEngine(nn.Module):
         self.ln_f = _RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, input_ids):
+    def forward(self, input_ids: torch.Tensor) -> Any:
         length = input_ids.shape[1]
         positions = torch.arange(length).repeat(self.sequences)
         hidden, residual = self.wte(input_ids.flatten()), None
@@ -195,14 +204,12 @@ class _SplitAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         shape = (*x.shape[:2], self.heads, self.size)
         q, k, v = (m(x).view(shape).transpose(1, 2) for m in (self.query, self.key, self.value))
         turned = self.size // 2
         angles = _angles(x.shape[1], turned)
-        q, k = (
-            torch.cat([_turned(t[..., :turned], angles), t[..., turned:]], -1) for t in (q, k)
-        )
+        q, k = (torch.cat([_turned(t[..., :turned], angles), t[..., turned:]], -1) for t in (q, k))
         return self.out(_attend(q, k, v, causal=True, scale=self.size**-0.5))
 
 
@@ -213,7 +220,7 @@ class _NeoXBlock(nn.Module):
         self.attn = _SplitAttention(width, heads)
         self.fc_in, self.fc_out = nn.Linear(width, inner), nn.Linear(inner, width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return x + self.attn(self.norm_a(x)) + self.fc_out(gelu(self.fc_in(self.norm_b(x))))
 
 
@@ -229,7 +236,7 @@ class _NeoX(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.unembed = nn.Linear(width, config.vocab_size, bias=False)
 
-    def forward(self, input_ids):
+    def forward(self, input_ids: torch.Tensor) -> Any:
         x = self.embed(input_ids)
         for block in self.blocks:
             x = block(x)
@@ -277,7 +284,7 @@ class _Gated(nn.Module):
         self.w3 = nn.Linear(width, inner, bias=False)
         self.w2 = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return self.w2(silu(self.w1(x)) * self.w3(x))
 
     def take(self, mlp: nn.Module) -> None:
@@ -298,7 +305,7 @@ class _Sparse(nn.Module):
         self.always = _Gated(width, inner * config.n_shared_experts)
         self.config = config
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         config, flat = self.config, x.flatten(0, 1)
         scores = linear(flat.float(), self.router.weight.float()).sigmoid()
         grouped = (scores + self.bias).view(len(flat), config.n_group, -1)
@@ -334,7 +341,7 @@ class _Latent(nn.Module):
         self.wkv_b = nn.Linear(rank, heads * (nope + size), bias=False)
         self.wo = nn.Linear(heads * size, width, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         config, (batch, count, _) = self.config, x.shape
         nope, rope, heads = (
             config.qk_nope_head_dim,
@@ -365,7 +372,7 @@ class _DeepseekBlock(nn.Module):
         self.mix = _Latent(config)
         self.feed = _Gated(width, config.intermediate_size) if dense else _Sparse(config)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         x = x + self.mix(self.norm_1(x))
         return x + self.feed(self.norm_2(x))
 
@@ -381,7 +388,7 @@ class _Deepseek(nn.Module):
         self.last = _RMSNorm(config.hidden_size)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, input_ids):
+    def forward(self, input_ids: torch.Tensor) -> Any:
         x = self.tok(input_ids)
         for block in self.blocks:
             x = block(x)
@@ -460,7 +467,9 @@ class _T5Attention(nn.Module):
         self.wkv = nn.Linear(config.d_model, 2 * inner, bias=False)
         self.wo = nn.Linear(inner, config.d_model, bias=False)
 
-    def forward(self, x, source, bias, causal):
+    def forward(
+        self, x: torch.Tensor, source: torch.Tensor, bias: torch.Tensor | float, causal: bool
+    ) -> Any:
         q = self.wq(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
         kv = self.wkv(source).unflatten(-1, (2, self.heads, self.size))
         k, v = kv.permute(2, 0, 3, 1, 4)
@@ -484,7 +493,9 @@ class _T5Block(nn.Module):
         self.up = nn.Linear(width, config.d_ff, bias=False)
         self.down = nn.Linear(config.d_ff, width, bias=False)
 
-    def forward(self, x, bias, memory=None):
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor | float, memory: torch.Tensor | None = None
+    ) -> Any:
         normed = self.norm_self(x)
         x = x + self.attend(normed, normed, bias, self.is_decoder)
         if self.is_decoder:
@@ -502,7 +513,7 @@ class _T5Stack(nn.Module):
         )
         self.last = _RMSNorm(config.d_model)
 
-    def forward(self, x, memory=None):
+    def forward(self, x: torch.Tensor, memory: torch.Tensor | None = None) -> Any:
         bias = self.table(self._buckets(x.shape[1])).permute(2, 0, 1)[None]
         for block in self.blocks:
             x = block(x, bias, memory)
@@ -545,7 +556,7 @@ class _T5(nn.Module):
         self.dec = _T5Stack(config, is_decoder=True)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    def forward(self, input_ids, decoder_input_ids):
+    def forward(self, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor) -> Any:
         memory = self.enc(self.tokens(input_ids))
         return {"logits": self.head(self.dec(self.tokens(decoder_input_ids), memory))}
 

@@ -185,7 +185,9 @@ class _FreeRun:
 
 
 def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debugging) -> _FreeRun:
-    """Runs both models, and again as long as values turn out to be edited before they are seen."""
+    """Runs both models, and again where other modules were called than are paired, and as long as
+    values turn out to be edited before they are seen.
+    """
     clone: frozenset[EventKey] = frozenset()
     for run in range(_MOST_RUNS):
         comparer = comparer_of()
@@ -201,9 +203,13 @@ def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debug
         outcome = session.run(comparer, clone, watch)
         if watch is not None and not outcome.ended and outcome.failure is None:
             watch.warn_of_missed()
-        if outcome.ended or comparer.edited <= clone:
+        if outcome.ended:
             break
-        clone |= comparer.edited
+        # What is registered and never run may have been paired instead of what is.
+        is_paired_anew = run == 0 and outcome.failure is None and session.pair_again(outcome)
+        if comparer.edited <= clone and not is_paired_anew:
+            break
+        clone = frozenset() if is_paired_anew else clone | comparer.edited
     return _FreeRun(comparer, outcome, clone)
 
 

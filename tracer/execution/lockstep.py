@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import greenlet
 from torch import nn
 
+from tracer.execution.fusions import Part
 from tracer.execution.hooks import Recorder, hooked
 from tracer.execution.scheduler import RunObserver, Scheduler, Visitor
 from tracer.execution.side import Ended, EventKey, Failure, Run, Side
@@ -54,6 +55,7 @@ def lockstep(
     reference_names: Mapping[int, str],
     candidate_names: Mapping[int, str],
     streams: Mapping[str, str] | None = None,
+    parts: tuple[Mapping[str, Mapping[str, Part]], Mapping[str, Mapping[str, Part]]] = ({}, {}),
     clone: frozenset[EventKey] = frozenset(),
     watch: RunObserver | None = None,
 ) -> Outcome:
@@ -66,6 +68,7 @@ def lockstep(
             share modules, or be one and the same.
         streams: the reference's name by the candidate's of modules whose calls draw from random
             streams of their own in training; by default each side has a single stream.
+        parts: of each side, by a module's name the parts that its calls are seen as, by theirs.
         clone: events whose leaves are cloned when they are held back, because an earlier run
             found that they are edited in place before they can be compared.
         watch: looks on; the debugger.
@@ -85,6 +88,7 @@ def lockstep(
             RandomNumbers(is_training, own_streams),
             visitor.observer,
             reference.event_source() if isinstance(reference, StandIn) else None,
+            parts[0],
         ),
         Side(
             "candidate",
@@ -94,6 +98,7 @@ def lockstep(
             RandomNumbers(is_training, streams),
             visitor.observer,
             candidate.event_source() if isinstance(candidate, StandIn) else None,
+            parts[1],
         ),
     )
 

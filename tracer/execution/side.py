@@ -9,7 +9,16 @@ from typing import Protocol, runtime_checkable
 import greenlet
 
 from tracer.errors import TracerError
-from tracer.execution.hooks import Answer, Call, Phase, Recorder, calling_frame
+from tracer.execution.fusions import Part
+from tracer.execution.hooks import (
+    Answer,
+    Call,
+    NewArguments,
+    NewOutput,
+    Phase,
+    Recorder,
+    calling_frame,
+)
 from tracer.execution.standin import EventSource
 from tracer.execution.state import RandomNumbers, ThreadState
 
@@ -85,6 +94,7 @@ class Side:
         random: RandomNumbers,
         observer: SideObserver | None,
         source: EventSource | None = None,
+        parts: Mapping[str, Mapping[str, Part]] | None = None,
     ) -> None:
         self.label = label
         listener = self._on_event if source is None else source.note
@@ -105,6 +115,11 @@ class Side:
         self._observer = observer if source is None else None
         self.is_replayed = source is not None
         self._pairs = pairs
+        # By a module's name the parts that its calls are seen as, by theirs.
+        self._parts = {
+            name: {own: part for own, part in of_one.items() if own in pairs}
+            for name, of_one in (parts or {}).items()
+        }
         self._reported: list[Call] = []
         self._random = random
         self._ambient = ThreadState.capture()
@@ -138,7 +153,11 @@ class Side:
     def counts(self) -> dict[str, int]:
         """How often each module was called so far."""
         reported = None if self._source is None else self._source.counts()
-        return dict(self.recorder.counts if reported is None else reported)
+        counts = dict(self.recorder.counts if reported is None else reported)
+        for name, parts in self._parts.items():
+            if name in counts:
+                counts.update(dict.fromkeys(parts, counts[name]))
+        return counts
 
     def stop(self) -> None:
         """Ends a model that still stands at an event; its `finally` blocks run."""
@@ -166,6 +185,23 @@ class Side:
             self.finished = True
 
     def _on_event(self, call: Call, phase: Phase) -> Answer:
+        parts = self._parts.get(call.name)
+        return self._meet(call, phase) if not parts else self._meet_parts(call, phase, parts)
+
+    def _meet_parts(self, call: Call, phase: Phase, parts: Mapping[str, Part]) -> Answer:
+        """Stops at the event for one part after the other, and answers with all their answers."""
+        arguments: dict[str, object] = {}
+        for own, part in parts.items():
+            answer = self._meet(part.seen(call, own, phase), phase)
+            if isinstance(answer, NewArguments):
+                arguments.update(answer.values)
+            elif isinstance(answer, NewOutput):
+                call.output = part.put(call.output, answer.value)
+        if phase is Phase.START:
+            return NewArguments(arguments) if arguments else None
+        return NewOutput(call.output)
+
+    def _meet(self, call: Call, phase: Phase) -> Answer:
         name = self._pairs.get(call.name)
         if name is None or self._stopped:
             return None
