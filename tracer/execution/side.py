@@ -191,15 +191,15 @@ class Side:
     def _meet_parts(self, call: Call, phase: Phase, parts: Mapping[str, Part]) -> Answer:
         """Stops at the event for one part after the other, and answers with all their answers."""
         arguments: dict[str, object] = {}
+        output: Answer = None
         for own, part in parts.items():
             answer = self._meet(part.seen(call, own, phase), phase)
             if isinstance(answer, NewArguments):
                 arguments.update(answer.values)
             elif isinstance(answer, NewOutput):
                 call.output = part.put(call.output, answer.value)
-        if phase is Phase.START:
-            return NewArguments(arguments) if arguments else None
-        return NewOutput(call.output)
+                output = NewOutput(call.output)
+        return NewArguments(arguments) if arguments else output
 
     def _meet(self, call: Call, phase: Phase) -> Answer:
         name = self._pairs.get(call.name)
