@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from benchmarks.blind.ports import ports
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tracer
+from benchmarks.blind.ports import ports
 
 
 class Rounded(nn.Module):
