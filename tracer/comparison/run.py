@@ -30,6 +30,7 @@ from tracer.execution.dropout import check_training
 from tracer.execution.lockstep import Outcome
 from tracer.execution.session import Inputs, Session, working_dtype
 from tracer.execution.side import EventKey, Failure
+from tracer.interventions.call_order import reorder_calls
 from tracer.interventions.experiment import Experiment, failure_in_words
 from tracer.isolation.levels import modules_at
 from tracer.isolation.measure import isolated
@@ -139,6 +140,7 @@ def compare(
         session,
         lambda: Comparer(tolerance, roles=roles, progress=progress, sampler=sampler),
         debugging,
+        may_run=confirm and not why_not_run_again(reference, candidate),
     )
     experiment = Experiment(session, tolerance, roles, free.clone)
     comparison = _judged(free, experiment, confirm=confirm)
@@ -184,7 +186,9 @@ class _FreeRun:
     clone: frozenset[EventKey]
 
 
-def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debugging) -> _FreeRun:
+def _run(
+    session: Session, comparer_of: Callable[[], Comparer], debugging: Debugging, *, may_run: bool
+) -> _FreeRun:
     """Runs both models, and again where other modules were called than are paired, and as long as
     values turn out to be edited before they are seen.
     """
@@ -206,7 +210,10 @@ def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debug
         if outcome.ended:
             break
         # What is registered and never run may have been paired instead of what is.
-        is_paired_anew = run == 0 and outcome.failure is None and session.pair_again(outcome)
+        is_paired_anew = outcome.failure is None and (
+            (run == 0 and session.pair_again(outcome))
+            or (may_run and reorder_calls(session, comparer))
+        )
         if comparer.edited <= clone and not is_paired_anew:
             break
         clone = frozenset() if is_paired_anew else clone | comparer.edited

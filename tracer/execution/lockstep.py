@@ -56,6 +56,7 @@ def lockstep(
     candidate_names: Mapping[int, str],
     streams: Mapping[str, str] | None = None,
     parts: tuple[Mapping[str, Mapping[str, Part]], Mapping[str, Mapping[str, Part]]] = ({}, {}),
+    order: Mapping[tuple[str, int], int] | None = None,
     clone: frozenset[EventKey] = frozenset(),
     watch: RunObserver | None = None,
 ) -> Outcome:
@@ -69,6 +70,8 @@ def lockstep(
         streams: the reference's name by the candidate's of modules whose calls draw from random
             streams of their own in training; by default each side has a single stream.
         parts: of each side, by a module's name the parts that its calls are seen as, by theirs.
+        order: the index of the reference's call by the reference's name and the index of the
+            candidate's, where they are called in another order.
         clone: events whose leaves are cloned when they are held back, because an earlier run
             found that they are edited in place before they can be compared.
         watch: looks on; the debugger.
@@ -99,6 +102,7 @@ def lockstep(
             visitor.observer,
             candidate.event_source() if isinstance(candidate, StandIn) else None,
             parts[1],
+            order,
         ),
     )
 

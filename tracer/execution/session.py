@@ -53,6 +53,7 @@ class Session:
         _check_counterparts(self.pairing, reference, candidate)
         self.inputs = _inputs(inputs, reference, candidate)
         self.pairs = self._available_pairs()
+        self.call_order: dict[tuple[str, int], int] = {}
         self.adapt_inputs = _fitting(reference, candidate)
 
     def pair_again(self, outcome: Outcome) -> bool:
@@ -105,6 +106,7 @@ class Session:
                     self.pairing.parts(is_candidate=False),
                     self.pairing.parts(is_candidate=True),
                 ),
+                order=self.call_order,
                 clone=clone,
                 watch=watch,
             )

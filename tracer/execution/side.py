@@ -95,6 +95,7 @@ class Side:
         observer: SideObserver | None,
         source: EventSource | None = None,
         parts: Mapping[str, Mapping[str, Part]] | None = None,
+        order: Mapping[tuple[str, int], int] | None = None,
     ) -> None:
         self.label = label
         listener = self._on_event if source is None else source.note
@@ -120,6 +121,8 @@ class Side:
             name: {own: part for own, part in of_one.items() if own in pairs}
             for name, of_one in (parts or {}).items()
         }
+        # The other side's index of calls that come in another order there, by the own one.
+        self._order = order or {}
         self._reported: list[Call] = []
         self._random = random
         self._ambient = ThreadState.capture()
@@ -146,9 +149,12 @@ class Side:
     def is_inside(self, name: str, index: int) -> bool:
         """Whether the model is in that call of the reference's name."""
         return any(
-            call.index == index and self._pairs.get(call.name) == name
+            self._index(name, call) == index and self._pairs.get(call.name) == name
             for call in (*self.recorder.in_progress(), *self._reported)
         )
+
+    def _index(self, name: str, call: Call) -> int:
+        return self._order.get((name, call.index), call.index)
 
     def counts(self) -> dict[str, int]:
         """How often each module was called so far."""
@@ -209,7 +215,9 @@ class Side:
             self._observer.ends(self.label, name, call)
         with self._ambient.put_back():
             self._random.leave()
-            answer: Answer = self._driver.switch(Event((name, call.index, phase), call))
+            answer: Answer = self._driver.switch(
+                Event((name, self._index(name, call), phase), call)
+            )
             self._random.enter()
         if self._observer is not None and phase is Phase.START:
             self._observer.begins(self.label, name, call)

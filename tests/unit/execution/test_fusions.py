@@ -135,3 +135,40 @@ def test_what_holds_only_some_of_the_rows_is_not_fused(split: Split) -> None:
     other.c = nn.Linear(WIDTH, 3 * WIDTH)
     other.c.weight.data[:WIDTH] = split.q.weight.data
     assert pair(split, other).fusions == ()
+
+
+class Experts(nn.Module):
+    """Three layers, in one parameter or in several modules, of which each row takes one."""
+
+    def __init__(self, weights: torch.Tensor, *, is_one: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        if is_one:
+            self.inside = nn.Module()
+            self.inside.weight = nn.Parameter(weights.clone())
+        else:
+            self.each = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in weights)
+            for expert, weight in zip(self.each, weights, strict=True):
+                expert.weight.data.copy_(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        if hasattr(self, "inside"):
+            return sum(nn.functional.linear(x, weight) for weight in self.inside.weight)
+        return sum(expert(x) for expert in self.each)
+
+
+@pytest.mark.parametrize("is_one", [True, False])
+def test_wrong_rows_of_experts_are_named(is_one: bool) -> None:
+    weights = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    models = [nn.Sequential(Experts(weights, is_one=each)) for each in (is_one, not is_one)]
+    x = torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+    assert tracer.compare(*models, x).verdict.agrees
+    one = models[0 if is_one else 1][0].inside
+    with torch.no_grad():
+        one.weight[1, 2:4] *= -2.0
+    verdict = tracer.compare(*models, x).verdict
+    assert verdict.origin is not None
+    assert (verdict.origin.module, verdict.origin.kind) == ("0", OriginKind.PARAMETER)
+    assert verdict.confirmed
+    assert ("`inside[0.each.1].weight`" if is_one else "`each.1.weight`") in verdict.explanation
