@@ -31,6 +31,7 @@ from tracer.execution.dropout import check_training
 from tracer.execution.lockstep import Outcome
 from tracer.execution.session import Inputs, Session, working_dtype
 from tracer.execution.side import EventKey, Failure
+from tracer.interventions.call_order import reorder_calls
 from tracer.interventions.experiment import Experiment, failure_in_words
 from tracer.interventions.forcing import SameChoices
 from tracer.isolation.levels import modules_at
@@ -147,7 +148,8 @@ def compare(
     def comparer(*interventions: Intervention) -> Comparer:
         return Comparer(tolerance, interventions, roles=roles, progress=progress, sampler=sampler)
 
-    free = _run(session, comparer, debugging)
+    may_run = confirm and not why_not_run_again(reference, candidate)
+    free = _run(session, comparer, debugging, may_run=may_run)
     experiment = Experiment(session, tolerance, roles, free.clone)
     ties: tuple[NearTie, ...] = ()
     is_whole = free.outcome.failure is None and not free.outcome.ended
@@ -155,7 +157,12 @@ def compare(
         ties = near_ties(free.comparer, experiment)
     if ties:
         experiment = experiment.choosing_alike(tie.key for tie in ties)
-        free = _run(session, lambda: comparer(SameChoices(experiment.same_choices)), Debugging())
+        free = _run(
+            session,
+            lambda: comparer(SameChoices(experiment.same_choices)),
+            Debugging(),
+            may_run=False,
+        )
     comparison = _judged(free, experiment, confirm=confirm, strict=strict)
     if ties:
         first, records = first_divergence(free.comparer.rows), free.comparer.records
@@ -203,8 +210,12 @@ class _FreeRun:
     clone: frozenset[EventKey]
 
 
-def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debugging) -> _FreeRun:
-    """Runs both models, and again as long as values turn out to be edited before they are seen."""
+def _run(
+    session: Session, comparer_of: Callable[[], Comparer], debugging: Debugging, *, may_run: bool
+) -> _FreeRun:
+    """Runs both models, and again where other modules were called than are paired, and as long as
+    values turn out to be edited before they are seen.
+    """
     clone: frozenset[EventKey] = frozenset()
     for run in range(_MOST_RUNS):
         comparer = comparer_of()
@@ -220,9 +231,16 @@ def _run(session: Session, comparer_of: Callable[[], Comparer], debugging: Debug
         outcome = session.run(comparer, clone, watch)
         if watch is not None and not outcome.ended and outcome.failure is None:
             watch.warn_of_missed()
-        if outcome.ended or (comparer.edited <= clone and not outcome.shared_draws):
+        if outcome.ended:
             break
-        clone |= comparer.edited
+        # What is registered and never run may have been paired instead of what is.
+        is_paired_anew = outcome.failure is None and (
+            (run == 0 and session.pair_again(outcome))
+            or (may_run and reorder_calls(session, comparer))
+        )
+        if comparer.edited <= clone and not is_paired_anew and not outcome.shared_draws:
+            break
+        clone = frozenset() if is_paired_anew else clone | comparer.edited
     return _FreeRun(comparer, outcome, clone)
 
 

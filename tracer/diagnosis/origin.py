@@ -16,6 +16,7 @@ from tracer.diagnosis.parameters import (
     Setting,
     changed_dtypes,
     changed_parameters,
+    changed_rows,
     changed_settings,
     equal_parameter,
     own_settings,
@@ -284,7 +285,9 @@ class Search:
         )
         if not record.children:
             return changed
-        return {name: change for name, change in changed.items() if change.exchangeable}
+        kept = {name: change for name, change in changed.items() if change.exchangeable}
+        pairing = self.experiment.session.pairing
+        return {**kept, **changed_rows(pairing, record.module, called, self.tolerance)}
 
     def _whose(self, record: CallRecord, name: str) -> str | None:
         """The parameter of the reference's that a wrong one equals."""

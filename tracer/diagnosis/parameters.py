@@ -7,13 +7,15 @@ attributes whose name begins with an underscore, which are the module's own busi
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import torch
 from torch import nn
 
+from tracer.execution.fusions import Part
 from tracer.execution.offload import value_of
+from tracer.execution.pairing import Pairing
 from tracer.execution.torch_internals import as_written
 from tracer.interventions.exchange import attribute_at, plain_attributes
 from tracer.measurement.arguments import scale_between
@@ -135,6 +137,32 @@ def changed_parameters(
     return changed
 
 
+def changed_rows(
+    pairing: Pairing, module: str, called: Collection[str], tolerance: Tolerance
+) -> dict[str, ParameterDifference]:
+    """What differs of parameters that one side has in one module and the other in several, where
+    the outputs of these cannot be compared, by name.
+
+    Args:
+        module: the reference's name of the module that they are in.
+        called: names of modules inside that were called, as for `changed_parameters`.
+    """
+    inside = f"{module}." if module else ""
+    changed = {}
+    for fusion in (each for each in pairing.fusions if not each.has_outputs):
+        others = pairing.reference if fusion.is_candidate else pairing.candidate
+        for name, part in fusion.parts.items():
+            place = name if fusion.is_candidate else fusion.holder
+            own = place.removeprefix(inside)
+            if not place.startswith(inside) or _is_inside(own, called):
+                continue
+            r, c = (others[name], part) if fusion.is_candidate else (part, others[name])
+            for key, difference in changed_parameters(r, c, tolerance).items():
+                label = f"{own}.{key}" if fusion.is_candidate else f"{own}[{name}].{key}"
+                changed[label] = replace(difference, exchangeable=False)
+    return changed
+
+
 def _changed_checksums(
     reference: nn.Module, candidate: nn.Module
 ) -> dict[str, ParameterDifference]:
@@ -186,8 +214,9 @@ def own_settings(reference: nn.Module, candidate: nn.Module) -> list[Setting]:
 
 def _are_related(reference: nn.Module, candidate: nn.Module) -> bool:
     """Whether one is of the other's class, or of one of the same name (as on reloaded code)."""
-    kinds = type(as_written(reference)), type(as_written(candidate))
-    related = issubclass(*kinds) or issubclass(kinds[1], kinds[0])
+    both = (as_written(reference), as_written(candidate))
+    kinds = [type(m.whole if isinstance(m, Part) else m) for m in both]
+    related = issubclass(kinds[0], kinds[1]) or issubclass(kinds[1], kinds[0])
     return related or kinds[0].__name__ == kinds[1].__name__
 
 

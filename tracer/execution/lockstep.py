@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import greenlet
 from torch import nn
 
+from tracer.execution.fusions import Part
 from tracer.execution.hooks import Recorder, hooked
 from tracer.execution.scheduler import RunObserver, Scheduler, Visitor
 from tracer.execution.side import Draws, Ended, EventKey, Failure, Run, Side
@@ -59,6 +60,8 @@ def lockstep(
     reference_names: Mapping[int, str],
     candidate_names: Mapping[int, str],
     streams: Mapping[str, str] | None = None,
+    parts: tuple[Mapping[str, Mapping[str, Part]], Mapping[str, Mapping[str, Part]]] = ({}, {}),
+    order: Mapping[tuple[str, int], int] | None = None,
     clone: frozenset[EventKey] = frozenset(),
     watch: RunObserver | None = None,
     beyond_torch: bool = False,
@@ -72,6 +75,9 @@ def lockstep(
             share modules, or be one and the same.
         streams: the reference's name by the candidate's of modules whose calls draw from random
             streams of their own in training; by default each side has a single stream.
+        parts: of each side, by a module's name the parts that its calls are seen as, by theirs.
+        order: the index of the reference's call by the reference's name and the index of the
+            candidate's, where they are called in another order.
         clone: events whose leaves are cloned when they are held back, because an earlier run
             found that they are edited in place before they can be compared.
         watch: looks on; the debugger.
@@ -93,6 +99,7 @@ def lockstep(
             RandomNumbers(is_training, own_streams, beyond_torch=beyond_torch),
             visitor.observer,
             reference.event_source() if isinstance(reference, StandIn) else None,
+            parts[0],
         ),
         Side(
             "candidate",
@@ -102,6 +109,8 @@ def lockstep(
             RandomNumbers(is_training, streams, beyond_torch=beyond_torch),
             visitor.observer,
             candidate.event_source() if isinstance(candidate, StandIn) else None,
+            parts[1],
+            order,
         ),
     )
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
 from tracer.execution.lockstep import Outcome, lockstep
+from tracer.execution.matching import Called
 from tracer.execution.module_state import may_edit_parameters, module_states_kept
 from tracer.execution.offload import copy_model, unshare_offloaded
 from tracer.execution.pairing import Pairing, pair
@@ -47,17 +48,38 @@ class Session:
         reference, candidate = _apart(reference, candidate)
         self.reference = reference
         self.candidate = candidate
+        self._rename, self._include = rename, [include] if isinstance(include, str) else include
         self.pairing = pair(reference, candidate, rename)
         _check_counterparts(self.pairing, reference, candidate)
         self.inputs = _inputs(inputs, reference, candidate)
-        included = _included(self.pairing, [include] if isinstance(include, str) else include)
-        missing = _unavailable(reference), _unavailable(candidate)
-        self.pairs = {
+        self.pairs = self._available_pairs()
+        self.call_order: dict[tuple[str, int], int] = {}
+        self.adapt_inputs = _fitting(reference, candidate)
+
+    def pair_again(self, outcome: Outcome) -> bool:
+        """Pairs once more, first among what a run has called, if that pairs more of it.
+
+        Returns:
+            Whether there are other pairs now.
+        """
+        called = Called(outcome.reference_calls, outcome.candidate_calls)
+        if all((o in called.candidate) == (r in called.reference) for o, r in self.pairs.items()):
+            return False
+        pairing = pair(self.reference, self.candidate, self._rename, called)
+        if len(pairing.met(called)) <= len(self.pairing.met(called)):
+            return False
+        self.pairing = pairing
+        self.pairs = self._available_pairs()
+        return True
+
+    def _available_pairs(self) -> dict[str, str]:
+        """The pairs that are to be compared, and that both sides report."""
+        missing = _unavailable(self.reference), _unavailable(self.candidate)
+        return {
             own: name
-            for own, name in included.items()
+            for own, name in _included(self.pairing, self._include).items()
             if name not in missing[0] and own not in missing[1]
         }
-        self.adapt_inputs = _fitting(reference, candidate)
         self._beyond_torch = False
 
     @property
@@ -85,6 +107,11 @@ class Session:
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},
                 candidate_names={id(m): name for name, m in self.pairing.candidate.items()},
                 streams=self.pairing.pairs,
+                parts=(
+                    self.pairing.parts(is_candidate=False),
+                    self.pairing.parts(is_candidate=True),
+                ),
+                order=self.call_order,
                 clone=clone,
                 watch=watch,
                 beyond_torch=self._beyond_torch,

@@ -9,7 +9,16 @@ from typing import Protocol, runtime_checkable
 import greenlet
 
 from tracer.errors import TracerError
-from tracer.execution.hooks import Answer, Call, Phase, Recorder, calling_frame
+from tracer.execution.fusions import Part
+from tracer.execution.hooks import (
+    Answer,
+    Call,
+    NewArguments,
+    NewOutput,
+    Phase,
+    Recorder,
+    calling_frame,
+)
 from tracer.execution.standin import EventSource
 from tracer.execution.state import RandomNumbers, ThreadState
 
@@ -102,6 +111,8 @@ class Side:
         random: RandomNumbers,
         observer: SideObserver | None,
         source: EventSource | None = None,
+        parts: Mapping[str, Mapping[str, Part]] | None = None,
+        order: Mapping[tuple[str, int], int] | None = None,
     ) -> None:
         self.label = label
         listener = self._on_event if source is None else source.note
@@ -123,6 +134,13 @@ class Side:
         self._observer = observer if source is None else None
         self.is_replayed = source is not None
         self._pairs = pairs
+        # By a module's name the parts that its calls are seen as, by theirs.
+        self._parts = {
+            name: {own: part for own, part in of_one.items() if own in pairs}
+            for name, of_one in (parts or {}).items()
+        }
+        # The other side's index of calls that come in another order there, by the own one.
+        self._order = order or {}
         self._reported: list[Call] = []
         self._random = random
         self._ambient = ThreadState.capture()
@@ -149,14 +167,21 @@ class Side:
     def is_inside(self, name: str, index: int) -> bool:
         """Whether the model is in that call of the reference's name."""
         return any(
-            call.index == index and self._pairs.get(call.name) == name
+            self._index(name, call) == index and self._pairs.get(call.name) == name
             for call in (*self.recorder.in_progress(), *self._reported)
         )
+
+    def _index(self, name: str, call: Call) -> int:
+        return self._order.get((name, call.index), call.index)
 
     def counts(self) -> dict[str, int]:
         """How often each module was called so far."""
         reported = None if self._source is None else self._source.counts()
-        return dict(self.recorder.counts if reported is None else reported)
+        counts = dict(self.recorder.counts if reported is None else reported)
+        for name, parts in self._parts.items():
+            if name in counts:
+                counts.update(dict.fromkeys(parts, counts[name]))
+        return counts
 
     def stop(self) -> None:
         """Ends a model that still stands at an event; its `finally` blocks run."""
@@ -184,6 +209,23 @@ class Side:
             self.finished = True
 
     def _on_event(self, call: Call, phase: Phase) -> Answer:
+        parts = self._parts.get(call.name)
+        return self._meet(call, phase) if not parts else self._meet_parts(call, phase, parts)
+
+    def _meet_parts(self, call: Call, phase: Phase, parts: Mapping[str, Part]) -> Answer:
+        """Stops at the event for one part after the other, and answers with all their answers."""
+        arguments: dict[str, object] = {}
+        output: Answer = None
+        for own, part in parts.items():
+            answer = self._meet(part.seen(call, own, phase), phase)
+            if isinstance(answer, NewArguments):
+                arguments.update(answer.values)
+            elif isinstance(answer, NewOutput):
+                call.output = part.put(call.output, answer.value)
+                output = NewOutput(call.output)
+        return NewArguments(arguments) if arguments else output
+
+    def _meet(self, call: Call, phase: Phase) -> Answer:
         name = self._pairs.get(call.name)
         if name is None or self._stopped:
             return None
@@ -192,7 +234,9 @@ class Side:
         with self._ambient.put_back():
             if self._random.leave():
                 self._note_drawing(call if phase is Phase.END else call.parent)
-            answer: Answer = self._driver.switch(Event((name, call.index, phase), call))
+            answer: Answer = self._driver.switch(
+                Event((name, self._index(name, call), phase), call)
+            )
             self._random.enter()
         if self._observer is not None and phase is Phase.START:
             self._observer.begins(self.label, name, call)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracer.execution.fusions import Part
 from tracer.execution.offload import load_instead, value_of
 from tracer.execution.torch_internals import as_written, buffers_of, parameters_of
 from tracer.interventions.substitution import device_of
@@ -18,6 +19,8 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
 
     None where that is not possible.
     """
+    if isinstance(candidate, Part) or isinstance(reference, Part):
+        return _exchange_rows(candidate, reference, name)
     owner, _, last = name.rpartition(".")
     try:
         owners = candidate.get_submodule(owner), reference.get_submodule(owner)
@@ -35,6 +38,18 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
         given = given if factor in (1.0, None) else given * factor
         return _put(owners[0], mine, last, _as_parameter(given, found))
     return _exchange_attribute(candidate, reference, name)
+
+
+def _exchange_rows(
+    candidate: nn.Module, reference: nn.Module, name: str
+) -> Callable[[], None] | None:
+    found, value = (dict(m.named_parameters()).get(name) for m in (candidate, reference))
+    if found is None or value is None or found.shape != value.shape:
+        return None
+    given = value_of(reference, name, value).detach().to(found.device, found.dtype)
+    if isinstance(candidate, Part):
+        return candidate.give(name, given)
+    return _put(candidate, parameters_of(candidate), name, _as_parameter(given, found))
 
 
 def _put(

@@ -7,6 +7,8 @@ its own parameters with it, carry a factor over the reference's, it declares tha
 reference that was made in the same way is read back too.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +17,12 @@ from torch import nn
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
+from tracer.measurement.plain_values import is_number
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
+
+# Arguments that could be each other are told apart by as many elements, up to this share.
+_LOOKED_AT = 4096
+_NEAR = 1e-2
 
 
 def read_output(side: str, call: Call) -> object:
@@ -89,19 +96,47 @@ class CallPair:
     def names(self) -> dict[str, str]:
         """The candidate's name of an argument by the reference's.
 
-        By name, else by position; and what is left of attention masks, if it is one on each side.
+        By name; then among those that are alike in what they are, by value where there are several
+        of a size, and by place. What one side leaves out is paired by place alone.
         """
-        reference, candidate = self.reference, self.candidate
-        is_mask = self.roles.is_mask
-        names = {name: name for name in candidate.arguments if name in reference.arguments}
-        for left, right in zip(reference.positional, candidate.positional, strict=False):
-            if left not in names and right not in names.values():
-                names[left] = right
-        masks = [name for name in reference.arguments if is_mask(name) and name not in names]
-        own = [n for n in candidate.arguments if is_mask(n) and n not in names.values()]
-        if len(masks) == len(own) == 1:
-            names[masks[0]] = own[0]
+        reference, candidate = self.reference.arguments, self.candidate.arguments
+        names = {name: name for name in candidate if name in reference}
+
+        if len(names) == len(reference) or len(names) == len(candidate):
+            return names
+        kinds = [
+            {name: self._kind(name, value) for name, value in side.items()}
+            for side in (reference, candidate)
+        ]
+        alike = [
+            (name, own)
+            for name, kind in kinds[0].items()
+            for own in candidate
+            if name not in names and own not in names and kind == kinds[1][own] is not None
+        ]
+        of_a_size = [(n, o) for n, o in alike if _size(reference[n]) == _size(candidate[o])]
+        counts = Counter(name for name, _ in of_a_size)
+        several = [(n, own) for n, own in of_a_size if counts[n] > 1]
+        equal = [(n, own) for n, own in several if _is_near(reference[n], candidate[own])]
+        by_place = zip(self.reference.positional, self.candidate.positional, strict=False)
+        in_place = [(n, o) for n, o in by_place if None in (kinds[0][n], kinds[1][o])]
+        for name, own in (*equal, *of_a_size, *alike, *in_place):
+            if name not in names and own not in names.values():
+                names[name] = own
         return names
+
+    def _kind(self, name: str, value: object) -> tuple[str, bool] | None:
+        """What an argument is; None where it is left out, but for a mask."""
+        if self.roles.is_mask(name):
+            return "mask", False
+        if value is None:
+            return None
+        dtype = getattr(value, "dtype", None)
+        if not isinstance(dtype, torch.dtype):
+            return "number" if is_number(value) else type(value).__name__, False
+        if dtype.is_floating_point or dtype.is_complex:
+            return "activation", False
+        return "indices", "pos" in name.lower()
 
     def arguments(self) -> Iterator[tuple[str, object, object]]:
         """Yields (the reference's parameter name, its value, the candidate's in the same form).
@@ -144,6 +179,22 @@ def _is_switched_on_for_most(call: Call) -> bool:
         root = root.parent
     sizes = [sum(p.numel() for p in each.module.parameters()) for each in (inside, root)]
     return inside is root or 2 * sizes[0] >= sizes[1]
+
+
+def _size(value: object) -> int | None:
+    shape = getattr(value, "shape", None)
+    return None if shape is None else math.prod(shape)
+
+
+def _is_near(r: object, c: object) -> bool:
+    """Whether two tensors of one size hold about the same, as a few of their elements say."""
+    if not isinstance(r, torch.Tensor) or not isinstance(c, torch.Tensor):
+        return False
+    if r.is_meta or c.is_meta or not r.numel():
+        return False
+    step = -(-r.numel() // _LOOKED_AT)
+    left, right = (t.detach().flatten()[::step].double() for t in (r, c))
+    return bool((left - right.to(left.device)).norm() <= _NEAR * left.norm())
 
 
 def scale_between(reference: nn.Module, candidate: nn.Module) -> float | None:

@@ -1,13 +1,13 @@
 """How much of two models a comparison has seen, and why not the rest."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from tracer.execution.hooks import hides_children
 from tracer.execution.lockstep import Outcome
-from tracer.execution.pairing import Pairing
+from tracer.execution.pairing import Pairing, proposed_rules
 from tracer.execution.torch_internals import takes_fused_path
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
@@ -36,6 +36,9 @@ class Coverage:
         recordings: what recordings lack, in words.
         unread_parameters: the reference's names of modules whose own parameters cannot be compared:
             one side reads its output back, and declares no `reference_output_scale`.
+        fused: the modules of one side that hold several of the other's, with those.
+        rename_rules: rules for the candidate's names that say what was found by what modules hold,
+            where that was most of them.
     """
 
     paired_modules: tuple[str, ...]
@@ -50,6 +53,8 @@ class Coverage:
     ended: bool = False
     recordings: tuple[str, ...] = ()
     unread_parameters: tuple[str, ...] = ()
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rename_rules: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
@@ -89,12 +94,17 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         for own, target in pairing.pairs.items()
         if hides_children(pairing.candidate[own]) or hides_children(pairing.reference[target])
     ]
-    for name in pairing.reference:
+    wholes = pairing.held(is_candidate=False), pairing.held(is_candidate=True)
+    references = [
+        name for name in pairing.reference if name not in pairing.parts(is_candidate=False)
+    ]
+    paired |= wholes[0] & set(references)
+    for name in references:
         if name not in paired:
             around = [(target, own) for own, target in hidden]
             reasons.setdefault(name, _why_unseen(name, around, "candidate"))
     for name in pairing.candidate:
-        if name not in pairing.pairs:
+        if name not in pairing.pairs and name not in wholes[1]:
             one_sided.add(name)
             reasons.setdefault(name, _why_unseen(name, hidden, "reference"))
     inside = [
@@ -108,8 +118,8 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
     reasons.update(dict.fromkeys(unseen, _FUSED))
     measured = [row for row in comparer.rows if row.difference is not None]
     return Coverage(
-        paired_modules=tuple(name for name in pairing.reference if name in paired),
-        reference_only=tuple(n for n in (*pairing.reference, *unseen) if n not in paired),
+        paired_modules=tuple(name for name in references if name in paired),
+        reference_only=tuple(n for n in (*references, *unseen) if n not in paired),
         candidate_only=tuple(name for name in pairing.candidate if name in one_sided),
         reasons=reasons,
         compared_calls=len({(row.module, row.call) for row in measured}),
@@ -123,6 +133,8 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
             for own, target in pairing.pairs.items()
             if target in paired and _is_unread(pairing.reference[target], pairing.candidate[own])
         ),
+        fused={fusion.holder: tuple(fusion.parts) for fusion in pairing.fusions},
+        rename_rules=proposed_rules(pairing),
     )
 
 

@@ -32,7 +32,7 @@ from tracer.reports.parts.isolation import introduced, section
 from tracer.reports.parts.ranking import Ranked, ranking
 from tracer.reports.parts.summary import box, scatter
 from tracer.reports.parts.table import shortened, table
-from tracer.reports.parts.unseen import other_forms, unpaired
+from tracer.reports.parts.unseen import fused, other_forms, rename_rules, unpaired
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import dtype_name
 from tracer.text import listed
@@ -287,6 +287,8 @@ def coverage_lines(comparison: Comparison) -> Iterator[RenderableType]:
     """How much was compared, and what was not and why."""
     yield Text(f"coverage: {comparison.coverage}", style="dim")
     yield from _grouped("unpaired", unpaired(comparison))
+    yield from _grouped("fused", fused(comparison))
+    yield from _grouped("paired by what they hold", rename_rules(comparison))
     yield from _grouped("in another form", other_forms(comparison))
     yield ""
 

@@ -25,7 +25,7 @@ from tracer.reports.parts.fold import Fold, around, arrange, is_symptom, number
 from tracer.reports.parts.headline import headline
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import statistic
-from tracer.reports.parts.unseen import other_forms, unpaired
+from tracer.reports.parts.unseen import fused, other_forms, rename_rules, unpaired
 from tracer.text import cut, listed
 
 if TYPE_CHECKING:
@@ -197,6 +197,8 @@ def _coverage(comparison: Comparison) -> str:
     lines = [f"{_escaped(str(comparison.coverage))}."]
     for title, groups in (
         ("Unpaired", unpaired(comparison)),
+        ("Fused", fused(comparison)),
+        ("Paired by what they hold", rename_rules(comparison)),
         ("In another form", other_forms(comparison)),
     ):
         lines += _grouped(title, groups)
