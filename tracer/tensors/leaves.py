@@ -279,7 +279,8 @@ def _is_value(value: object) -> bool:
     if isinstance(value, Enum | type | torch.dtype | torch.device | torch.layout):
         return True
     if isinstance(value, Set):
-        return all(_is_value(part) or is_plain(part) for part in value)
+        parts = (part if isinstance(part, tuple) else (part,) for part in value)
+        return all(_is_value(leaf) or is_plain(leaf) for part in parts for leaf in part)
     if isinstance(value, torch.Tensor | nn.Module) or callable(value) or _is_container(value):
         return False
     return not is_plain(value) and type(value).__eq__ is not object.__eq__
