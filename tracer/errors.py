@@ -52,7 +52,15 @@ class ModelRunError(TracerError):
 
 
 class NothingComparedError(TracerError):
-    """Reference and candidate have nothing in common, so agreement would mean nothing."""
+    """Reference and candidate have nothing in common, so agreement would mean nothing.
+
+    Attributes:
+        comparison: what was compared, with a verdict that does not agree.
+    """
+
+    def __init__(self, message: str, comparison: "Comparison | None" = None) -> None:
+        super().__init__(message)
+        self.comparison = comparison
 
 
 class NotEquivalentError(TracerError, AssertionError):

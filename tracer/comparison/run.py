@@ -171,7 +171,7 @@ def compare(
     if free.outcome.ended:
         return comparison
     raise_failure(free.outcome.failure, comparison)
-    _check_something_compared(comparison, free.outcome)
+    _check_something_compared(comparison, free)
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):
@@ -321,7 +321,9 @@ def _cause(verdict: Verdict) -> str:
     return f"the forward of {module} itself went wrong"
 
 
-def _check_something_compared(comparison: Comparison, outcome: Outcome) -> None:
+def _check_something_compared(comparison: Comparison, free: _FreeRun) -> None:
+    outcome = free.outcome
+    none = replace(comparison, verdict=replace(comparison.verdict, agrees=False))
     compared = [row for row in comparison.rows if row.is_output and row.difference is not None]
     met = any(row.module for row in comparison.rows if row.is_output)
     called, others = (
@@ -333,11 +335,33 @@ def _check_something_compared(comparison: Comparison, outcome: Outcome) -> None:
         raise NothingComparedError(
             "no output of the candidate could be compared with the reference's: none of its "
             f"{len(others) + 1} called modules has an output of the same shape as its counterpart "
-            f"among the reference's {len(called) + 1}. {hint}"
+            f"among the reference's {len(called) + 1}. {hint}",
+            none,
         )
     if called and others and not comparison.verdict.agrees and not met:
         raise NothingComparedError(
             f"the outputs differ, and none of the reference's {len(called)} called modules (such "
             f"as {', '.join(called[:3])}) has a counterpart among the candidate's {len(others)} "
-            f"(such as {', '.join(others[:3])}). {hint}"
+            f"(such as {', '.join(others[:3])}). {hint}",
+            none,
         )
+    unseen = _why_no_verdict(free)
+    if comparison.verdict.agrees and unseen:
+        raise NothingComparedError(
+            f"no verdict: {unseen}; nothing that was compared disagrees, which says nothing of "
+            "what the models return",
+            none,
+        )
+
+
+def _why_no_verdict(free: _FreeRun) -> str:
+    """Why nothing is known of the models' own outputs; empty where they were compared."""
+    comparer, outcome = free.comparer, free.outcome
+    if any(not name for name, _ in (*outcome.unmatched_reference, *outcome.unmatched_candidate)):
+        return "one side called its root module where the other did not"
+    if all(record.module for record in comparer.records.values()) or comparer.left_out:
+        return ""  # its outputs are not asked for, or not in a recording
+    if not comparer.final.compared:
+        kinds = "of a kind that cannot be compared" if comparer.not_comparable else "empty"
+        return f"the models' outputs are {kinds}"
+    return "" if comparer.final.finite else "no element of the models' outputs is finite"

@@ -53,6 +53,7 @@ class Session:
         _check_counterparts(self.pairing, reference, candidate)
         self.inputs = _inputs(inputs, reference, candidate)
         self.pairs = self._available_pairs()
+        self._beyond_torch = False
         self.call_order: dict[tuple[str, int], int] = {}
         self.adapt_inputs = _fitting(reference, candidate)
 
@@ -80,7 +81,6 @@ class Session:
             for own, name in _included(self.pairing, self._include).items()
             if name not in missing[0] and own not in missing[1]
         }
-        self._beyond_torch = False
 
     @property
     def given(self) -> Inputs:

@@ -16,11 +16,13 @@ import torch
 from tracer.execution.hooks import Answer, Call, Phase, definition
 from tracer.execution.side import EventKey, SideObserver
 from tracer.measurement.arguments import CallPair
+from tracer.measurement.final_output import FinalOutput
+from tracer.measurement.gathered import leave_gathered_out
 from tracer.measurement.intervention import Intervention, merged
 from tracer.measurement.layout import in_shape_of, nested_otherwise
 from tracer.measurement.padding import Padding, Paddings, padding_of
 from tracer.measurement.pairs import Measured, Tensor, difference_at, estimated, measured
-from tracer.measurement.plain_values import as_tensor, equal, is_number, summary
+from tracer.measurement.plain_values import as_tensors, equal, is_comparable, is_form, summary
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row
 from tracer.measurement.written import Marks, changes, marks, version
@@ -28,10 +30,10 @@ from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.leaves import LeftOut, describe, is_stateful
 from tracer.tensors.masks import describe_mask
-from tracer.tensors.roles import DEFAULT_ROLES, Roles
+from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 from tracer.tensors.samples import Sample, Sampler
 from tracer.tensors.tolerance import Tolerance
-from tracer.tensors.value_path import OUTPUT, ValuePath
+from tracer.tensors.value_path import OUTPUT, ValueKind, ValuePath
 
 
 class Comparer:
@@ -43,6 +45,8 @@ class Comparer:
         edited: events whose values were edited in place before they could be compared; their rows
             are wrong until a run in which lockstep clones them.
         left_out: how many of the reference's values were not to be compared.
+        not_comparable: how many values of outputs are of a kind that cannot be compared.
+        final: what was compared of the models' own outputs.
         compared_elements: how many elements were compared, each pair of tensors counted once.
         tolerance: how far pairs may lie apart, from where it stands on; autocast rounds further.
         roles: what arguments are, as their names say.
@@ -68,6 +72,8 @@ class Comparer:
         self._progress = progress
         self._sampler = sampler
         self.left_out = 0
+        self.not_comparable = 0
+        self.final = FinalOutput()
         self.compared_elements = 0
         self._order = 0
         self._finished = 0
@@ -106,17 +112,22 @@ class Comparer:
             return None
         return known.row if known.versions == (version(r), version(c)) else None
 
-    def unpadded(self, record: CallRecord, r: Tensor, c: Tensor) -> Difference | None:
+    def unpadded(
+        self, record: CallRecord, r: Tensor, c: Tensor, *, is_kept: bool = False
+    ) -> Difference | None:
         """The difference without padded positions; None where none are known.
 
         What a model computes at a padded position depends on the attention implementation (a row
         of the mask that hides everything has no defined result), and nothing else may depend on
         it. Where several dimensions may be those of positions, it is the one along which least is
         left.
+
+        Args:
+            is_kept: whether it is of a cache, which may have kept the last positions only.
         """
         found = []
         for padding in self.paddings(record):
-            for place in padding.places(tuple(r.shape)):
+            for place in padding.places(tuple(r.shape), is_kept=is_kept):
                 found.append(difference_at(place, r, c))
                 if found[-1] is not None and self.tolerance.agrees(found[-1], r.dtype, c.dtype):
                     return found[-1]
@@ -156,6 +167,9 @@ class Comparer:
     def _end(self, calls: CallPair, record: CallRecord) -> None:
         self._compare_values(record, OUTPUT, *calls.outputs())
         self._compare_written(record, calls)
+        paddings = list(self.paddings(record))
+        if paddings:
+            self.compared_elements -= leave_gathered_out(record, self.records, self.rows, paddings)
         record.end = self._next()
         self._finished += 1
         if self._progress is not None:
@@ -195,7 +209,7 @@ class Comparer:
         only: Set[ValuePath] | None = None,
     ) -> None:
         reference, candidate = (
-            {p: leaf for p, leaf in path.leaves(value) if only is None or p in only}
+            {p: leaf for p, leaf in self._leaves(path, value) if only is None or p in only}
             for value in (r, c)
         )
         names = nested_otherwise(r, c) if only is None else {}
@@ -204,6 +218,8 @@ class Comparer:
                 path.inner(own): candidate.pop(path.inner(other)) for own, other in names.items()
             }
             candidate |= taken
+        is_final = path == OUTPUT and not record.module
+        wrong: dict[ValuePath, object] = {}
         common = False
         if only is None and ((r is None and not candidate) or (c is None and not reference)):
             self._differ_in_form(record, path, r, c)  # None for a cache that is empty yet
@@ -212,21 +228,46 @@ class Comparer:
             if _is_left_out(left) or _is_left_out(right):
                 self.left_out += 1
                 common = True
+            elif not is_comparable(left, leaf_path, candidate):
+                self.not_comparable += 1
+                common = True
             elif isinstance(left, Tensor) and isinstance(right, Tensor):
                 common = True
                 self._compare_tensors(record, leaf_path, left, right)
             elif _is_tensor(left, right) or (leaf_path in candidate and not equal(left, right)):
-                if path == OUTPUT and is_number(left) and is_number(right):
+                numbers = as_tensors(left, right) if path == OUTPUT else None
+                if numbers is not None:
                     common = True
-                    self._compare_tensors(record, leaf_path, *map(as_tensor, (left, right)))
-                else:
-                    self._differ_in_form(record, leaf_path, left, right)
+                    self._compare_tensors(record, leaf_path, *numbers)
+                    continue
+                self._differ_in_form(record, leaf_path, left, right)
+                if not is_form(left, right):
+                    wrong[leaf_path] = left
+            elif leaf_path in candidate:
+                if is_final and left is not None:
+                    common = True
+                    self.final.note_plain()
+            elif left is not None:
+                wrong[leaf_path] = left
         for leaf_path, right in candidate.items():
-            if leaf_path not in reference and isinstance(right, Tensor):
+            is_said = isinstance(right, Tensor) or (is_final and right is not None)
+            if leaf_path not in reference and is_said:
                 self._differ_in_form(record, leaf_path, None, right)
         is_left_otherwise = path != OUTPUT and only is not None and reference and candidate
         if not common and (path == OUTPUT or is_left_otherwise):
             self._judge_form(record, path, reference, candidate)
+        elif is_final:
+            wrong = self.final.wrong(wrong, candidate, self.roles)
+            found = {p: right for p, right in candidate.items() if p in wrong}
+            if wrong:
+                self._add_form(record, next(iter(wrong)), RemarkKind.RETURNED, wrong, found)
+
+    def _leaves(self, path: ValuePath, value: object) -> Iterator[tuple[ValuePath, object]]:
+        """The leaves of a value, of an output everything but the counters of a cache."""
+        for inner, leaf in path.leaves(value, everything=path == OUTPUT):
+            is_part = isinstance(leaf, torch.Tensor | LeftOut) or path != OUTPUT
+            if is_part or not is_any(inner, self.roles.caches):
+                yield inner, leaf
 
     def _compare_tensors(self, record: CallRecord, path: ValuePath, r: Tensor, c: Tensor) -> None:
         earlier = self.known(r, c)
@@ -240,7 +281,8 @@ class Comparer:
             shaped = in_shape_of(r, c)
             if shaped is not None:
                 c, form = shaped[0], (Remark(RemarkKind.FORM, candidate=shaped[1].value),)
-        unpadded = lambda: self.unpadded(record, r, c)  # noqa: E731
+        is_kept = path.kind is ValueKind.WRITTEN or is_any(path, self.roles.caches)
+        unpadded = lambda: self.unpadded(record, r, c, is_kept=is_kept)  # noqa: E731
         if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
             found = estimated(r, c, self.tolerance, unpadded, is_mask=is_mask)
             if found is None:  # what a mask lets through is known only if both are equal
@@ -276,6 +318,8 @@ class Comparer:
         self, record: CallRecord, earlier: Row, path: ValuePath, r: Tensor, c: Tensor
     ) -> None:
         """Enters a pair that was compared before: an output once, an argument by its name."""
+        if path.is_result and not record.module:
+            self.final.note(earlier)
         if not path.is_result:
             record.arguments[path] = earlier
             self._describe(record, earlier, path, r, c)
@@ -302,6 +346,8 @@ class Comparer:
     def _enter(self, record: CallRecord, row: Row, r: Tensor, c: Tensor) -> None:
         """Keeps the row of a pair that was compared."""
         self.compared_elements += row.difference.elements if row.difference is not None else 0
+        if row.is_output and not row.module:
+            self.final.note(row)
         self._remember(r, c, row)
         self._add(record, row)
         if not row.is_output:
@@ -361,6 +407,16 @@ class Comparer:
         ):
             return
         kind = RemarkKind.RETURNED if path == OUTPUT else RemarkKind.LEFT
+        self._add_form(record, path, kind, reference, candidate)
+
+    def _add_form(
+        self,
+        record: CallRecord,
+        path: ValuePath,
+        kind: RemarkKind,
+        reference: Mapping[ValuePath, object],
+        candidate: Mapping[ValuePath, object],
+    ) -> None:
         self._add(
             record,
             Row(

@@ -11,6 +11,7 @@ from tracer.execution.pairing import Pairing, proposed_rules
 from tracer.execution.torch_internals import takes_fused_path
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
+from tracer.tensors.value_path import ValuePath
 
 _FUSED = (
     "hidden: PyTorch computes the module around it in one piece, and with hooks inside otherwise; "
@@ -32,6 +33,9 @@ class Coverage:
             did not make.
         held_bytes_peak: the most memory held back for calls in another order, in bytes.
         left_out: values of a reference told step by step that could not be told apart.
+        not_comparable: values of outputs of a kind that cannot be compared: generators, functions,
+            tensors on the meta device.
+        missing_outputs: the values of the reference's own output that the candidate does not have.
         ended: the user has ended the run before the models came to their end.
         recordings: what recordings lack, in words.
         unread_parameters: the reference's names of modules whose own parameters cannot be compared:
@@ -50,6 +54,8 @@ class Coverage:
     unmatched_calls: tuple[tuple[str, str, int], ...]
     held_bytes_peak: int
     left_out: int = 0
+    not_comparable: int = 0
+    missing_outputs: tuple[ValuePath, ...] = ()
     ended: bool = False
     recordings: tuple[str, ...] = ()
     unread_parameters: tuple[str, ...] = ()
@@ -66,6 +72,11 @@ class Coverage:
             text += f"; {len(self.candidate_only)} modules in the candidate only"
         if self.left_out:
             text += f"; {self.left_out} values left out"
+        if self.not_comparable:
+            text += f"; {self.not_comparable} values not comparable"
+        if self.missing_outputs:
+            text += f"; the candidate does not return {', '.join(self.missing_outputs[:3])}"
+            text += ", ..." if len(self.missing_outputs) > 3 else ""
         if self.unread_parameters:
             text += f"; own parameters not read back in {len(self.unread_parameters)} modules"
         if self.ended:
@@ -127,6 +138,8 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         unmatched_calls=unmatched_calls(outcome),
         held_bytes_peak=outcome.held_bytes_peak,
         left_out=comparer.left_out,
+        not_comparable=comparer.not_comparable,
+        missing_outputs=tuple(comparer.final.missing),
         ended=outcome.ended,
         unread_parameters=tuple(
             target

@@ -22,12 +22,18 @@ class Padding:
     def is_same(self, other: "Padding") -> bool:
         return self.lengths == other.lengths and torch.equal(self.visible, other.visible)
 
-    def places(self, shape: tuple[int, ...]) -> list[tuple[int, torch.Tensor]]:
+    def places(
+        self, shape: tuple[int, ...], *, is_kept: bool = False
+    ) -> list[tuple[int, torch.Tensor]]:
         """Dimensions of a value that may be positions, each with which of them are not padding.
 
         They are looked for along the dimensions of the length of the mask or of the input, but not
         along the last one, of channels or keys. Where heads are as many as positions, only a
         sequence without padding shows that it is not a head that is wrong.
+
+        Args:
+            is_kept: whether it is of a cache, [batch, heads, positions, dim]. That of a sliding
+                window keeps the last ones.
         """
         batch, length = self.visible.shape
         places: list[tuple[int, torch.Tensor]] = []
@@ -37,7 +43,9 @@ class Padding:
                     places.append((dim, self.visible[:, length - shape[dim] :]))
             if len(places) > 1 and not bool(self.visible.all(dim=1).any()):
                 return []
-        if len(shape) > 1 and shape[0] == batch * length:
+            if is_kept and not places and len(shape) == 4 and shape[2] < length:
+                places.append((2, self.visible[:, length - shape[2] :]))
+        if shape and shape[0] == batch * length:
             places.append((0, self.visible.flatten()))
         return places
 

@@ -9,11 +9,16 @@ A `Difference` holds sums and extremes only, so two of them merge: the statistic
 chunk or a rank add up to those of the whole. The pass runs over chunks that stay in cache: float32
 arithmetic inside a chunk, float64 across chunks, and float64 throughout where float32 would lose
 the answer (cancellation, overflow, underflow, non-finite values, integers, complex numbers).
+
+A huge value that both sides have alike (the fill of a mask, or of logits of tokens that do not
+exist) says nothing of the others, next to which any error of theirs is small: what is relative is
+then at least what it is of the rest. It is looked for only in a tensor of which a few elements,
+taken at equal distances, show that there may be one.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +30,12 @@ CHUNK = 131_072
 
 # On an accelerator a chunk only bounds the memory of the pass (float64 temporaries of one chunk).
 DEVICE_CHUNK = 8 * 1024 * 1024
+
+# A fill is at least so large and so many times beyond all else; a tensor has at most so many.
+_FILL, _FAR, _FILLS = 16.0, 32.0, 4
+# What a coarser dtype makes of a fill is the same fill.
+_ALIKE = 2.0**-8
+_SAMPLED = 256
 
 # Squares of float32 values outside this range overflow or lose bits to denormals.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e16
@@ -49,6 +60,8 @@ class Difference:
         mismatched: integers and booleans: elements that are not equal; otherwise: non-finite
             elements without an equal on the other side (NaN equals NaN, inf equals inf).
         peak_index: flat index of the largest |d| in the row-major order of the pairs, -1 if none.
+        rest: the statistics without fills: values far beyond all others that both sides have alike.
+            None where there are none.
 
     Squares of float64 values beyond 1e154 overflow: `stddev` is then infinite, and NaN stands for
     those of `sqnr`, `cosine` and `relative_l2` that cannot be known. Extremes and PEIR still hold.
@@ -69,6 +82,7 @@ class Difference:
     candidate_nonfinite: int = 0
     mismatched: int = 0
     peak_index: int = -1
+    rest: "Difference | None" = None
 
     @classmethod
     def of(cls, reference: torch.Tensor, candidate: torch.Tensor) -> "Difference":
@@ -100,6 +114,8 @@ class Difference:
                 result = result.merge(_of_float32(r, c))
             else:
                 result = result.merge(_of_any(r, c))
+        if _may_have_fills(reference, candidate, result):
+            return replace(result, rest=_rest(reference, candidate))
         return result
 
     def merge(self, other: "Difference") -> "Difference":
@@ -123,6 +139,9 @@ class Difference:
             candidate_nonfinite=self.candidate_nonfinite + other.candidate_nonfinite,
             mismatched=self.mismatched + other.mismatched,
             peak_index=self.elements + other.peak_index if other_is_peak else self.peak_index,
+            rest=(self.rest or self).merge(other.rest or other)
+            if self.rest or other.rest
+            else None,
         )
 
     def __repr__(self) -> str:
@@ -156,7 +175,9 @@ class Difference:
 
     @property
     def interval(self) -> float:
-        """max(reference) - min(reference); 0 without finite pairs."""
+        """max(reference) - min(reference), without fills; 0 without finite pairs."""
+        if self.rest is not None:
+            return self.rest.interval
         return self.reference_max - self.reference_min if self.count else 0.0
 
     @property
@@ -167,6 +188,8 @@ class Difference:
         """
         if self.max == 0.0:
             return 0.0
+        if self.rest is not None:
+            return max(replace(self, rest=None).peir, self.rest.peir)
         if math.isinf(self.interval):
             return 0.5 * self.max / (0.5 * self.reference_max - 0.5 * self.reference_min)
         return self.max / self.interval if self.interval > 0.0 else math.inf
@@ -174,6 +197,8 @@ class Difference:
     @property
     def sqnr(self) -> float:
         """Signal to quantisation noise ratio in dB, 10 log10(sum r^2 / sum d^2)."""
+        if self.rest is not None:
+            return min(replace(self, rest=None).sqnr, self.rest.sqnr)
         if self.sum_square == 0.0:
             return math.inf
         if self.reference_square == 0.0:
@@ -183,6 +208,8 @@ class Difference:
     @property
     def cosine(self) -> float:
         """Cosine similarity; 1 for two zero vectors, 0 where only one of them is zero."""
+        if self.rest is not None:
+            return self.rest.cosine
         if self.reference_square == 0.0 or self.candidate_square == 0.0:
             return 1.0 if self.reference_square == self.candidate_square else 0.0
         norm = math.sqrt(self.reference_square) * math.sqrt(self.candidate_square)
@@ -193,6 +220,8 @@ class Difference:
     @property
     def relative_l2(self) -> float:
         """sqrt(sum d^2 / sum r^2)."""
+        if self.rest is not None:
+            return max(replace(self, rest=None).relative_l2, self.rest.relative_l2)
         if self.sum_square == 0.0:
             return 0.0
         if self.reference_square == 0.0:
@@ -208,6 +237,8 @@ class Difference:
         """
         if self.max == 0.0:
             return 0.0
+        if self.rest is not None:
+            return max(replace(self, rest=None).relative_peak, self.rest.relative_peak)
         if math.isinf(self.interval):
             return self.peir
         scale = max(self.interval, abs(self.reference_min), abs(self.reference_max))
@@ -349,6 +380,52 @@ def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:
         mismatched=int(packed[12]),
         peak_index=int(packed[13]) if count else -1,
     )
+
+
+def _may_have_fills(r: torch.Tensor, c: torch.Tensor, found: Difference) -> bool:
+    """Whether a sample shows few values that are near the largest, and errors may hide by it."""
+    largest = max(abs(found.reference_min), abs(found.reference_max))
+    if not _FILL <= largest < math.inf or not 0.0 < found.max_abs <= largest:
+        return False
+    if not (r.is_floating_point() and c.is_floating_point()):
+        return False
+    stride = r.numel() // _SAMPLED + 1
+    if r.is_contiguous():
+        sample = r.view(-1)[::stride]
+    else:
+        places = torch.arange(0, r.numel(), stride, device=r.device)
+        sample = r[torch.unravel_index(places, r.shape)]
+    values = (sample if sample.dtype == torch.float64 else sample.float()).cpu().numpy()
+    values = np.abs(values)
+    near = values[(values > largest / _FAR) & (values <= largest)]
+    return all(len(set(part.tolist())) <= _FILLS for part in (near[:16], near))
+
+
+def _rest(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
+    """The statistics without fills; None where there are no fills, or nothing else."""
+    left = _without_fills(_to_float64(r.reshape(-1)), _to_float64(c.reshape(-1)))
+    if left is None:
+        return None
+    rest = Difference.of(*left)
+    return rest.rest or rest
+
+
+def _without_fills(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The pairs that are no fills; None where there are no fills, or nothing else."""
+    kept = r.isfinite() & c.isfinite()
+    r, c = r[kept], c[kept]
+    found = None
+    least = math.inf
+    for _ in range(_FILLS):
+        fill = r[r.abs().argmax()].item()
+        least = min(least, abs(fill))
+        kept = (r != fill) | ((c - r).abs() > _ALIKE * abs(fill))
+        r, c = r[kept], c[kept]
+        if least < _FILL or not r.numel():
+            break
+        if float(r.abs().amax()) <= least / _FAR:
+            found = r, c
+    return found
 
 
 def is_inexact(dtype: torch.dtype) -> bool:

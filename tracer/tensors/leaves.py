@@ -9,19 +9,33 @@ leaf for each tensor in them), containers that are registered with PyTorch's pyt
 objects that hold tensors, such as key-value caches.
 """
 
+import array
 import copy
 import dataclasses
-from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import reprlib
+from collections import UserDict, deque
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    Set,
+    ValuesView,
+)
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-# A cache holds layers, which hold tensors; nothing sensible nests much deeper than this.
+# Deeper than this an object is walked at its first place only: where all refer to each other, the
+# ways through them are beyond counting.
 _MAX_OBJECT_DEPTH = 4
+_MAX_DEPTH = 100
 
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None))
 
@@ -34,6 +48,13 @@ class LeftOut:
 
     def __str__(self) -> str:
         return self.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Opaque:
+    """Stands in the place of what has no value that can be compared: a generator, a function."""
+
+    kind: str
 
 
 def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
@@ -49,7 +70,16 @@ def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
     if type(value) is torch.Tensor and not value.is_nested:
         yield path, value
     else:
-        yield from _walk(value, path, (), 0)
+        yield from _walk(value, path, (), 0, set())
+
+
+def all_leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """As `leaves`, and everything else that a value holds.
+
+    Arrays count as tensors, and the public attributes of objects as parts; values that know whether
+    they are equal (sets, dates, dtypes) are leaves, and what cannot be compared is an `Opaque`.
+    """
+    yield from _walk_all(value, path, ())
 
 
 def tensor_leaves(value: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -129,7 +159,9 @@ def children(value: object) -> list[tuple[str, object]]:
     if _is_registered(value):
         parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
         return [(str(index), child) for index, child in enumerate(parts)]
-    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+    slots = (name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name))
+    attributes = {name: getattr(value, name) for name in slots}
+    return list({**attributes, **getattr(value, "__dict__", {})}.items())
 
 
 def is_plain(value: object) -> bool:
@@ -159,6 +191,10 @@ def describe(value: object) -> str:
         return text
     if isinstance(value, LeftOut):
         return str(value)
+    if isinstance(value, Opaque):
+        return value.kind
+    if _is_value(value):
+        return reprlib.repr(value)
     return repr(value) if is_plain(value) else type(value).__name__
 
 
@@ -172,19 +208,94 @@ def _number(value: float) -> str:
 
 
 def _walk(
-    value: object, path: str, above: tuple[int, ...], object_depth: int
+    value: object, path: str, above: tuple[int, ...], object_depth: int, deep: set[int]
 ) -> Iterator[tuple[str, object]]:
     is_leaf = isinstance(value, LeftOut) or (is_plain(value) and not object_depth)
     if is_leaf or (isinstance(value, torch.Tensor) and not value.is_nested):
         yield path, value
         return
-    if id(value) in above or object_depth > _MAX_OBJECT_DEPTH:
+    if id(value) in above or id(value) in deep or len(above) > _MAX_DEPTH:
         return
+    if object_depth > _MAX_OBJECT_DEPTH:
+        deep.add(id(value))
     inside_object = object_depth or not _is_container(value)
     for key, child in children(value):
         yield from _walk(
-            child, f"{path}.{key}", (*above, id(value)), object_depth + bool(inside_object)
+            child, f"{path}.{key}", (*above, id(value)), object_depth + bool(inside_object), deep
         )
+
+
+def _walk_all(value: object, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, object]]:
+    value = _opened(value)
+    if isinstance(value, LeftOut) or is_plain(value):
+        yield path, value
+        return
+    if isinstance(value, torch.Tensor) and not value.is_nested:
+        yield path, value
+        return
+    if id(value) in above:
+        return
+    if len(above) > _MAX_DEPTH:
+        yield path, Opaque(f"what is nested more than {_MAX_DEPTH} deep")
+        return
+    is_empty = not _is_container(value)
+    for key, child in children(value):
+        is_private = key.startswith("_") and not _is_container(value)
+        for leaf_path, leaf in _walk_all(child, f"{path}.{key}", (*above, id(value))):
+            if not is_private or isinstance(leaf, torch.Tensor | LeftOut):
+                is_empty = False
+                yield leaf_path, leaf
+    if is_empty:
+        yield path, value if _is_value(value) else Opaque(type(value).__name__)
+
+
+def _opened(value: object) -> object:
+    """Arrays as tensors, or lists where their elements are no numbers; what holds others as lists.
+
+    Nothing is taken from an iterator, since it would be gone for whoever is to have it.
+    """
+    if isinstance(value, torch.Tensor | type):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ma.MaskedArray):
+        return [np.ma.getmaskarray(value), np.asarray(value.filled())]
+    if isinstance(value, array.array) or hasattr(type(value), "__array__"):
+        found = np.array(value)
+        if found.dtype.kind not in "biufc":
+            return found.tolist()
+        if found.dtype.itemsize > 8 + 8 * (found.dtype.kind == "c"):
+            found = found.astype(np.complex128 if found.dtype.kind == "c" else np.float64)
+        return torch.from_numpy(found.astype(found.dtype.newbyteorder("=")))
+    if isinstance(value, deque | KeysView | ValuesView | ItemsView):
+        return list(value)
+    if isinstance(value, Set) and all(isinstance(part, int | float) for part in value):
+        return sorted(value)
+    return value
+
+
+def _is_value(value: object) -> bool:
+    """Whether it knows if it is equal to another."""
+    if isinstance(value, Enum | type | torch.dtype | torch.device | torch.layout):
+        return True
+    if isinstance(value, Set):
+        parts = (part if isinstance(part, tuple) else (part,) for part in value)
+        return all(_is_value(leaf) or is_plain(leaf) for part in parts for leaf in part)
+    if isinstance(value, torch.Tensor | nn.Module) or callable(value) or _is_container(value):
+        return False
+    return not is_plain(value) and type(value).__eq__ is not object.__eq__
+
+
+def _slots(cls: type) -> Sequence[str]:
+    """The attributes that a class keeps outside the `__dict__` of its objects."""
+    slots = cls.__dict__.get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    mangled = f"_{cls.__name__.lstrip('_')}"
+    return [
+        f"{mangled}{name}" if name.startswith("__") and not name.endswith("__") else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    ]
 
 
 def _snapshot(value: object, above: tuple[int, ...]) -> object:
@@ -251,7 +362,7 @@ def _rebuilt(value: object, parts: Sequence[tuple[str, object]]) -> object:
         if all(old is new for old, new in zip(value, items, strict=True)):
             return value
         # The results of `torch.max` and the like have a constructor of their own.
-        is_result = hasattr(value, "n_sequence_fields")
+        is_result = hasattr(value, "n_sequence_fields") or isinstance(value, torch.Size)
         return type(value)(items) if is_result else tuple.__new__(type(value), items)
     if dataclasses.is_dataclass(value):
         record = copy.copy(value)

@@ -10,7 +10,7 @@ from enum import Enum
 
 import torch
 
-from tracer.tensors.leaves import leaves
+from tracer.tensors.leaves import all_leaves, leaves
 
 
 class ValueKind(Enum):
@@ -90,9 +90,11 @@ class ValuePath(str):
         """The path of what is inside this whole value, or of the whole where that is empty."""
         return ValuePath(self.kind, self.argument, path or None)
 
-    def leaves(self, value: object) -> Iterator[tuple["ValuePath", object]]:
-        """The leaves of the value of this path, each with its own."""
-        for path, leaf in leaves(value, ""):
+    def leaves(
+        self, value: object, *, everything: bool = False
+    ) -> Iterator[tuple["ValuePath", object]]:
+        """The leaves of the value of this path, each with its own; see `leaves`, `all_leaves`."""
+        for path, leaf in all_leaves(value, "") if everything else leaves(value, ""):
             yield self.inner(path.removeprefix(".")), leaf
 
     def tensors(self, value: object) -> dict["ValuePath", torch.Tensor]:

@@ -67,3 +67,10 @@ def test_a_call_knows_what_those_around_it_say() -> None:
     inner = Padding(MASK == 1, frozenset({4, 3}))
     paddings.note(["layer", "root"], inner)
     assert list(paddings.known(["layer", "root"])) == [inner, outer, inner]
+
+
+def test_a_cache_may_have_kept_the_last_positions() -> None:
+    found = Padding(MASK == 1, frozenset({4}))
+    assert found.places((2, 8, 3, 16)) == []
+    ((dim, visible),) = found.places((2, 8, 3, 16), is_kept=True)
+    assert (dim, visible.tolist()) == (2, [[True, True, False], [True, False, False]])

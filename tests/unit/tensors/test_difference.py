@@ -13,6 +13,7 @@ from tracer.errors import ShapeMismatchError, UsageError
 from tracer.tensors.difference import CHUNK, Difference, _of_any
 from tracer.tensors.tolerance import Tolerance
 
+FILLS = (torch.finfo(torch.bfloat16).min, -1e30, 1e30, -1e9, 1e9, -1e4, 1e3)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -355,8 +356,8 @@ def test_squares_beyond_float64_do_not_raise() -> None:
 
 def test_an_interval_beyond_float64_keeps_its_peir() -> None:
     largest = torch.finfo(torch.float64).max
-    reference = torch.tensor([largest, -largest, 0.0], dtype=torch.float64)
-    candidate = torch.tensor([largest, -largest, largest / 2], dtype=torch.float64)
+    reference = torch.tensor([largest, -largest, largest / 4], dtype=torch.float64)
+    candidate = torch.tensor([largest, -largest, -largest / 4], dtype=torch.float64)
     difference = Difference.of(reference, candidate)
     assert difference.peir == pytest.approx(0.25)
     assert difference.relative_peak == pytest.approx(0.25)
@@ -478,3 +479,34 @@ def test_scaling_both_sides_leaves_the_ratios(size: int, factor: float, seed: in
     assert after.sqnr == pytest.approx(before.sqnr, abs=1e-8)
     assert after.cosine == pytest.approx(before.cosine, abs=1e-9)
     assert after.stddev == pytest.approx(before.stddev * factor, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_a_fill_on_both_sides_hides_nothing(data: st.DataObject) -> None:
+    count = data.draw(st.integers(8, 3000))
+    fills = data.draw(st.lists(st.sampled_from(FILLS), min_size=1, max_size=3))
+    filled = data.draw(st.integers(1, count - 4))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    reference = torch.randn(count, generator=generator).to(dtype)
+    noise = 1e-7 * torch.randn(count, generator=generator)
+    places = torch.randperm(count, generator=generator)[:filled]
+    wrong, right = -3 * reference, (reference + noise).to(dtype)
+    values = torch.tensor(fills, dtype=dtype)[torch.arange(filled) % len(fills)]
+    for tensor in (reference, wrong, right):
+        tensor[places] = values
+    tolerance = Tolerance(1e-5 if dtype is torch.float64 else None)
+    assert not tolerance.agrees(Difference.of(reference, wrong), dtype, dtype)
+    assert tolerance.agrees(Difference.of(reference, right), dtype, dtype)
+    coarse = right.bfloat16().float()  # which makes another number of the fill as well
+    assert Tolerance().agrees(Difference.of(reference, coarse), dtype, torch.bfloat16)
+
+
+def test_what_is_left_of_two_filled_tensors_adds_up() -> None:
+    reference = torch.tensor([[1.0, 2.0, -1e9], [3.0, 4.0, 5.0]])
+    candidate = reference + torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    parts = [Difference.of(r, c) for r, c in zip(reference, candidate, strict=True)]
+    merged = parts[0].merge(parts[1])
+    assert (merged.interval, merged.peir, parts[1].rest) == (4.0, 0.25, None)
+    assert merged == Difference.of(reference, candidate)
