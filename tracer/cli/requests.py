@@ -141,7 +141,7 @@ class ModelRequest:
         "--train, and of the weights of random-llama and tiny-qwen3-vl "
         f"(default: {choices.DEFAULT_SEED})",
         default=choices.DEFAULT_SEED,
-        type=int,
+        type=types.seed,
         metavar="N",
     )
     steps: int | None = option(

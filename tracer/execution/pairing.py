@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tracer.limits import LONGEST_NAME, check_rule, time_limit
 from tracer.errors import UsageError, near_names
 from tracer.execution.hooks import visible_modules
 from tracer.execution.offload import own_parameters
@@ -147,16 +148,16 @@ def _renamed(
 ) -> dict[str, str]:
     names = {name: name for name in candidates if name}
     for pattern, replacement in rename.items():
-        try:
-            rule = re.compile(pattern)
+        check_rule(pattern, replacement)
+        rule = re.compile(pattern)
+        with time_limit(f"the rename rule {pattern!r}"):
             changed = {
                 n: rule.sub(replacement, new) for n, new in names.items() if rule.search(new)
             }
-        except re.error as error:
+        if any(len(new) > LONGEST_NAME for new in changed.values()):
             raise UsageError(
-                f"rename rule {pattern!r} -> {replacement!r} is no valid regular expression: "
-                f"{error}; expected REGEX=REPLACEMENT as in Python's re.sub"
-            ) from error
+                f"rename rule {pattern!r} makes names of more than {LONGEST_NAME:,} characters"
+            )
         if not changed:
             raise UsageError(
                 f"rename rule {pattern!r} matches none of the candidate's {len(names)} module "
