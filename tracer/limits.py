@@ -98,9 +98,13 @@ def what_it_is(path: Path) -> str:
         "a directory": stat.S_ISDIR,
         "a pipe": stat.S_ISFIFO,
         "a socket": stat.S_ISSOCK,
-        "a device": lambda found: stat.S_ISCHR(found) or stat.S_ISBLK(found),
+        "a device": _is_device,
     }
     return next((kind for kind, is_kind in kinds.items() if is_kind(mode)), "")
+
+
+def _is_device(mode: int) -> bool:
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def is_text(text: str) -> bool:

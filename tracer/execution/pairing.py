@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tracer.limits import LONGEST_NAME, check_rule, time_limit
 from tracer.errors import UsageError, near_names
 from tracer.execution.hooks import visible_modules
 from tracer.execution.offload import own_parameters
 from tracer.execution.stepping import stages_of
+from tracer.limits import LONGEST_NAME, check_rule, time_limit
 
 # Segments that wrappers put into module names: torch.compile, DataParallel and DDP, FSDP,
 # activation checkpointing, and wrappers that keep what they wrap in an attribute.

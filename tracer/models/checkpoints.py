@@ -145,7 +145,7 @@ def _loader(
             f"{name}: the architecture {architecture!r} is no model of transformers "
             f"{transformers.__version__}; {hint}"
         )
-    return model_class.from_pretrained  # type: ignore[no-any-return]
+    return model_class.from_pretrained  # type: ignore[attr-defined, no-any-return]
 
 
 def _check_weight_files(folder: Path) -> None:
@@ -194,7 +194,9 @@ def _check_config(file: Path) -> None:
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ModelLoadError(f'{file}: "architectures" is {names!r:.80}: expected a list of names')
     if not isinstance(config.get("auto_map") or {}, dict):
-        raise ModelLoadError(f'{file}: "auto_map" is {config["auto_map"]!r:.80}: expected an object')
+        raise ModelLoadError(
+            f'{file}: "auto_map" is {config["auto_map"]!r:.80}: expected an object'
+        )
     levels: list[Any] = [config]
     while levels:
         level = levels.pop()
