@@ -56,6 +56,9 @@ _MODEL = (
 )
 
 
+_SALVAGE = "of a damaged trace use what stands before the damage"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
     """How a model, its inputs and its candidate are made.
@@ -215,6 +218,7 @@ class CompareRequest(ModelRequest):
     reference: str | None = option(
         "a trace of `trace_model record` instead of the model", metavar="TRACE"
     )
+    salvage: bool = switch(_SALVAGE)
     candidate_device: str | None = option(
         "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "
         "without --candidate it is the model itself",
@@ -345,6 +349,7 @@ class ShowRequest(ModelRequest):
     """`trace_model show`."""
 
     model: str = option(f"{_MODEL}; or a trace", default=MISSING, names=("model",), metavar="MODEL")
+    salvage: bool = switch(_SALVAGE)
     include: tuple[str, ...] = repeatable("show matching modules only (repeatable)", metavar="GLOB")
     focus: tuple[str, ...] = repeatable(
         "print the values themselves of matching modules (repeatable)", metavar="GLOB"

@@ -17,7 +17,7 @@ def show(request: ShowRequest, out: TextIO) -> ExitCode:
     """Prints each call with its values; `out` is where JSON goes."""
     globs = request.given("include", "focus")
     if is_trace(request.model):
-        flow = tracer.flow(tracer.open_trace(request.model), **globs)
+        flow = tracer.flow(tracer.open_trace(request.model, salvage=request.salvage), **globs)
     else:
         subject = resolve_model(request)
         flow = tracer.flow(subject.model, subject.inputs, **globs)

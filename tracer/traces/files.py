@@ -13,17 +13,19 @@ contents yet: room for it is kept at the front, and filled when the shard is ful
 The first shards keep little, so that a small trace is small. A trace that has come to its end says
 so in its last line.
 
-Nothing is ever pickled. What lies in a file is checked when it is read: its length when a trace is
-opened, a checksum with each tensor.
+Nothing is ever pickled. What lies in a file is checked when it is read: a checksum of the header,
+and of each line with all before it; the length of the shards; a checksum with each tensor. Traces
+of format 2, whose lines have none, are read too.
 """
 
 import base64
 import binascii
 import json
 import os
+import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -33,11 +35,17 @@ import torch
 
 from tracer.choices import TRACE_HEADER
 from tracer.errors import StorageError
+from tracer.limits import read_json, user_path, what_it_is
 from tracer.tensors.fingerprints import Fingerprint, Shown, raw_bytes
 from tracer.tensors.leaves import dtype_name
+from tracer.traces.checking import check_entry
 from tracer.traces.shards import CONTENTS_BYTES, DTYPES, ShardWriter, shard_name, write_all
 
-FORMAT = 2
+FORMAT = 3
+_OLDEST = 2  # without checksums of lines
+
+# The end of a line or a header with the checksum of what stands before it.
+_CRC = re.compile(rb',\s*"crc": ?"([0-9a-f]{8})"\s*}\s*')
 
 _EVENTS = "events.jsonl"
 _END = "finished"
@@ -49,7 +57,7 @@ def check_new(path: str | Path) -> None:
     Raises:
         StorageError: something is there already, or nothing can be written beside it.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if folder.exists():
         raise StorageError(
             f"{path} exists already: a trace is never overwritten; remove it or choose another name"
@@ -81,16 +89,18 @@ class TraceWriter:
 
     def __init__(self, path: str | Path, header: Mapping[str, object]) -> None:
         check_new(path)
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self.size = self.tensors = 0
         self._pending: list[dict[str, object]] = []
         self._shards = 0
         self._shard: ShardWriter | None = None
         self._failure: StorageError | None = None
+        text = _in_lines({"format": FORMAT, **header}).encode()
+        self._crc = zlib.crc32(text)
         try:
             self.path.mkdir()
             partial = self.path / f"{TRACE_HEADER}.partial"
-            partial.write_text(_in_lines({"format": FORMAT, **header}), "utf-8")
+            partial.write_bytes(text + b',\n "crc": "%08x"\n}\n' % self._crc)
             partial.replace(self.path / TRACE_HEADER)
             self._events = (self.path / _EVENTS).open("xb", buffering=0)
         except OSError as error:
@@ -157,9 +167,10 @@ class TraceWriter:
         """
         self._check()
         line = {**event, "tensors": self._pending} if self._pending else event
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        data = json.dumps(line, separators=(",", ":")).encode()[:-1]
+        self._crc = zlib.crc32(data, self._crc)
         try:
-            write_all(self._events, data)
+            write_all(self._events, data + b',"crc":"%08x"}\n' % self._crc)
         except OSError as error:
             raise self._stopped(error) from error
         self._pending = []
@@ -199,6 +210,8 @@ class TraceReader:
 
     Args:
         path: the folder.
+        salvage: reads what stands before a damage instead of refusing it.
+        checks: makes of the header what checks each event; either raises ValueError.
 
     Raises:
         StorageError: it is no trace, one of a newer format, or damaged.
@@ -207,19 +220,65 @@ class TraceReader:
         header: what the writer was given, and the format.
         events: in execution order.
         is_complete: whether the recording came to its end.
+        damage: what had to be left out, in words; "" for a whole one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
-        self.header = _read_header(self.path)
-        self.events = list(_read_events(self.path / _EVENTS))
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        salvage: bool = False,
+        checks: Callable[[Mapping[str, Any]], Callable[[Mapping[str, Any]], None]] | None = None,
+    ) -> None:
+        self.path = user_path(path)
+        self.header, self._crc = _read_header(self.path)
+        self.events: list[dict[str, Any]] = []
+        self.damage = ""
+        self._entries: dict[int, dict[str, Any]] = {}
+        try:
+            check = None if checks is None else checks(self.header)
+        except ValueError as error:
+            raise _damaged(self.path, TRACE_HEADER, str(error)) from error
+        try:
+            self._read_events(check)
+            self._check_lengths()
+            if salvage:
+                self._check_tensors()
+        except StorageError as error:
+            if not salvage:
+                raise
+            self.damage = str(error)
         self.is_complete = bool(self.events) and self.events[-1].get("event") == _END
         if self.is_complete:
             self.events.pop()
-        self._entries: dict[int, dict[str, Any]] = {
-            entry["id"]: entry for event in self.events for entry in event.get("tensors", ())
-        }
-        self._check_lengths()
+
+    def _read_events(self, check: Callable[[Mapping[str, Any]], None] | None) -> None:
+        """Reads the lines that were written whole; a kill may have cut off the last one."""
+        path = self.path / _EVENTS
+        for number, line in enumerate(_bytes_of(path).split(b"\n")[:-1], start=1):
+            try:
+                event, self._crc = _parsed(line, self._crc, self.header["format"])
+                entries = event.get("tensors", [])
+                if not isinstance(entries, list):
+                    raise ValueError("tensors is no list")
+                for place, entry in enumerate(entries, start=len(self._entries)):
+                    check_entry(entry, place)
+                if check is not None:
+                    check(event)
+            except ValueError as error:
+                raise self._damaged(_EVENTS, f"line {number}: {error}") from error
+            self.events.append(event)
+            self._entries.update((entry["id"], entry) for entry in entries)
+
+    def _check_tensors(self) -> None:
+        """Leaves out the events from the first on whose tensors cannot be read."""
+        for place, event in enumerate(self.events):
+            for entry in event.get("tensors", ()):
+                try:
+                    self.tensor(entry["id"])
+                except StorageError:
+                    del self.events[place:]
+                    raise
 
     def tensor(self, number: int) -> torch.Tensor | Fingerprint:
         """Reads a tensor, or a fingerprint where that is all there is.
@@ -252,8 +311,12 @@ class TraceReader:
             Shown(where, Fingerprint.from_numbers(_unpacked(part), tuple(own), dtype))
             for (where, own, _), part in zip(entry.get("shown", ()), parts[1:], strict=True)
         )
-        whole = Fingerprint.from_numbers(_unpacked(parts[0]), shape, dtype)
-        return replace(whole, shown=tuple(shown))
+        try:
+            whole = Fingerprint.from_numbers(_unpacked(parts[0]), shape, dtype)
+            return replace(whole, shown=tuple(shown))
+        except (ValueError, OverflowError, struct.error) as error:
+            what = f"fingerprint {entry['id']} is not as written"
+            raise self._damaged(_EVENTS, what) from error
 
     def _bytes(self, entry: Mapping[str, Any]) -> bytearray:
         name = shard_name(entry["shard"])
@@ -272,8 +335,9 @@ class TraceReader:
             ends[entry["shard"]] = max(ends.get(entry["shard"], 0), entry["at"] + entry["bytes"])
         for shard, end in ends.items():
             file = self.path / shard_name(shard)
-            if not file.is_file():
-                raise self._damaged(file.name, "it is missing")
+            if found := what_it_is(file):
+                what = "it is missing" if found == "nothing" else f"it is {found}"
+                raise self._damaged(file.name, what)
             if file.stat().st_size < end:
                 raise self._damaged(
                     file.name, f"it is cut off: {file.stat().st_size:,} bytes, expected {end:,}"
@@ -284,7 +348,10 @@ class TraceReader:
 
 
 def _in_lines(header: Mapping[str, object]) -> str:
-    """A header as JSON, with a line for each key, and for each item of what is large in it."""
+    """A header as JSON, with a line for each key, and for each item of what is large in it.
+
+    It is not closed: a checksum comes last.
+    """
     lines = []
     for key, value in header.items():
         text = json.dumps(value, separators=(",", ":"))
@@ -294,7 +361,7 @@ def _in_lines(header: Mapping[str, object]) -> str:
             )
             text = "{\n" + ",\n".join(f"  {item}" for item in items) + "}"
         lines.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    return "{\n" + ",\n".join(lines)
 
 
 def _in_line(fingerprint: Fingerprint, parts: list[bytes]) -> dict[str, object]:
@@ -318,22 +385,24 @@ def _unpacked(data: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(data) // 8}d", data))
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and its checksum, which that of the first line goes on from."""
     if not path.is_dir():
         raise StorageError(
             f"there is no trace {path}: expected a folder that `trace_model record` has made"
         )
-    try:
-        header = json.loads((path / TRACE_HEADER).read_bytes())
-    except FileNotFoundError as error:
+    data = _bytes_of(path / TRACE_HEADER)
+    if not data:
         raise StorageError(
             f"{path} has no {TRACE_HEADER}: it is no trace, or its recording was ended before it "
             "began"
-        ) from error
+        )
+    try:
+        header = read_json(data)
     except ValueError as error:
         raise _damaged(path, TRACE_HEADER, f"it is no JSON ({error})") from error
     found = header.get("format") if isinstance(header, dict) else None
-    if not isinstance(found, int):
+    if type(found) is not int:
         raise _damaged(path, TRACE_HEADER, "it names no format")
     if found > FORMAT:
         raise StorageError(
@@ -341,33 +410,48 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"{header.get('trace_model', 'of another version')}; this version reads up to "
             f"{FORMAT}: install a newer one"
         )
-    if found < FORMAT:
+    if found < _OLDEST:
         raise StorageError(
-            f"the trace {path} is of format {found}, and this version of trace_model reads format "
-            f"{FORMAT} alone: record it again"
+            f"the trace {path} is of format {found}, and this version of trace_model reads formats "
+            f"{_OLDEST} to {FORMAT}: record it again"
         )
-    return dict(header)
-
-
-def _read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines that were written whole; a kill may have cut off the last one."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []  # killed right after the header was written
-    events = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise _damaged(path.parent, path.name, f"line {number} is no JSON ({error})") from error
-        if not isinstance(event, dict):
-            raise _damaged(path.parent, path.name, f"line {number} is no object")
-        events.append(event)
-    return events
+        return _parsed(data, 0, found)
+    except ValueError as error:
+        raise _damaged(path, TRACE_HEADER, str(error)) from error
+
+
+def _parsed(data: bytes, crc: int, form: int) -> tuple[dict[str, Any], int]:
+    """A line or a header without its checksum, and what the next line's goes on from."""
+    value = read_json(data)
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    if form < FORMAT:
+        return value, crc
+    end = next(_CRC.finditer(data, max(0, len(data) - 64)), None)
+    if end is None or end.end() != len(data):
+        raise ValueError("its checksum is missing")
+    crc = zlib.crc32(data[: end.start()], crc)
+    if f"{crc:08x}" != end[1].decode() or value.pop("crc", None) != f"{crc:08x}":
+        raise ValueError("it is not as written: its checksum is another")
+    return value, crc
+
+
+def _bytes_of(path: Path) -> bytes:
+    """A file of a trace; nothing where there is none, as after a kill."""
+    found = what_it_is(path)
+    if found == "nothing":
+        return b""
+    if found:
+        raise _damaged(path.parent, path.name, f"it is {found}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _damaged(path: Path, name: str, what: str) -> StorageError:
     return StorageError(
-        f"the trace {path} is damaged: {name}: {what}; copy or record the trace again"
+        f"the trace {path} is damaged: {name}: {what}; copy or record the trace again, or use "
+        "what stands before with --salvage (salvage=True)"
     )
