@@ -56,14 +56,15 @@ def _check_module(module: Any, files: int) -> None:
         _expect(isinstance(facts, dict), f"point {name!r:.60} is no object")
 
 
-def check_entry(entry: Any, number: int) -> None:
+def check_entry(entry: Any, least: int) -> None:
     """Checks what is said of a tensor: where it lies, or its fingerprint.
 
     Args:
-        number: the one that it must have.
+        least: its number is that or a later one.
     """
+    number = entry.get("id") if isinstance(entry, dict) else None
+    _expect(_is_count(number) and number >= least, f"a tensor has the number {number!r:.60}")
     what = f"tensor {number}"
-    _expect(isinstance(entry, dict) and entry.get("id") == number, f"it does not list {what}")
     dtype, shape = entry.get("dtype"), entry.get("shape")
     _expect(isinstance(dtype, str) and dtype in DTYPES, f"{what} has the dtype {dtype!r:.60}")
     _expect(_is_shape(shape), f"{what} has the shape {shape!r:.60}")
@@ -105,7 +106,8 @@ class EventCheck:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Checks the next one."""
-        self._tensors += len(event.get("tensors", ()))
+        for entry in event.get("tensors", ()):
+            self._tensors = entry["id"] + 1
         kind = event.get("event")
         if kind == "inputs":
             value = event.get("value")

@@ -27,7 +27,7 @@ from tracer.tensors.fingerprints import checksum
 from tracer.tensors.leaves import children, dtype_name
 from tracer.traces.checking import EventCheck, check_header
 from tracer.traces.encoding import Kept, decode, tensor_numbers
-from tracer.traces.files import TraceReader
+from tracer.traces.reading import TraceReader
 
 # Modules that only hold others, by which repeated layers are known.
 CONTAINERS: Mapping[str, type[nn.Module]] = {
