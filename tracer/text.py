@@ -34,6 +34,22 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
+def visible(text: str) -> str:
+    """A text with its control characters as signs: a terminal obeys them, XML and HTML lack them.
+
+    Line breaks and tabs stay.
+    """
+    return text if text.isprintable() else text.translate(_SIGNS)
+
+
+# Of one character for one, so that columns stay aligned; half of a surrogate pair is no character,
+# and marks of direction would show text in another order than it has.
+_SIGNS = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys([*range(0x7F, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "\ufffd"),
+    **dict.fromkeys([0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"),
+}
+
 # How many names of a kind an explanation lists.
 FEW = 3
 

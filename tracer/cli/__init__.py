@@ -10,7 +10,9 @@ Whatever takes time to import is imported after the options have been checked.
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 from tracer.cli.checks import check
 from tracer.cli.exit_codes import ExitCode
@@ -22,7 +24,9 @@ from tracer.cli.requests import (
     Request,
     ShowRequest,
 )
+from tracer.cli.streams import alone, check_open, let_go, say
 from tracer.errors import ModelRunError, TracerError
+from tracer.text import brief, cut
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,37 +38,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     request = None
     try:
+        check_open()
         request = parse(arguments)
         check(request)
-        code = _run(request, shlex.join(["trace_model", *arguments]))
+        with alone(getattr(request, "json", False)) as out:
+            code = _run(request, shlex.join(["trace_model", *arguments]), out)
         sys.stdout.flush()  # here, where a reader that has gone is taken for what it is
         return code
-    except SystemExit as stop:
-        if request is not None:
-            raise
-        return int(stop.code or 0)  # argparse has said why
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`| head`): the interpreter must not try to flush for it at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.WRONG_USE
-    except Exception as error:
-        if not _is_known(error):
-            raise
-        if isinstance(error, ModelRunError) and isinstance(request, CompareRequest):
+    except BaseException as error:
+        if os.environ.get("TRACE_MODEL_DEBUG") == "1" and not isinstance(error, SystemExit):
+            traceback.print_exc()
+        return _exit_code(error, request)
+
+
+def _exit_code(error: BaseException, request: Request | None) -> int:
+    """Says what has ended the work, and returns the exit code for it."""
+    match error:
+        case SystemExit() if request is None:
+            return int(error.code or 0)  # argparse has said why
+        case SystemExit():
+            say(f"code of the model's has ended the program (exit code {error.code})")
+        case KeyboardInterrupt():
+            return ExitCode.INTERRUPTED
+        case BrokenPipeError():  # the reader has gone: `| head`
+            let_go()
+        case ModelRunError() if isinstance(request, CompareRequest):
             _show_compared(error, request)
-        print(f"trace_model: {error}", file=sys.stderr)
-        return ExitCode.WRONG_USE
+            say(str(error))
+        case _ if _is_known(error):
+            say(str(error))
+        case OSError():
+            place = error.filename or "standard output"
+            say(f"{cut(str(place), 80)}: {error.strerror or brief(error)}")
+            let_go()  # it may have been standard output, which is full
+        case _ if _is_out_of_memory(error):
+            say(f"out of memory: {brief(error)}; give a smaller model or inputs, or --offload")
+        case _:
+            say(
+                f"an error of its own, {type(error).__name__}: {brief(error)}; please report it in "
+                "the issues of trace_model, with what it prints under TRACE_MODEL_DEBUG=1"
+            )
+            return ExitCode.INTERNAL_ERROR
+    return ExitCode.WRONG_USE
 
 
-def _run(request: Request, command: str) -> ExitCode:
+def _run(request: Request, command: str, out: TextIO) -> ExitCode:
     """Does what is asked for; the work of each command is imported when it is called."""
     match request:
         case CompareRequest():
             from tracer.cli.compare import compare
 
-            return compare(request, command)
+            return compare(request, command, out)
         case RecordRequest():
             from tracer.cli.record import record
 
@@ -72,7 +96,7 @@ def _run(request: Request, command: str) -> ExitCode:
         case ShowRequest():
             from tracer.cli.show import show
 
-            return show(request)
+            return show(request, out)
         case AblateRequest():
             from tracer.cli.ablate import ablate
 
@@ -88,7 +112,13 @@ def _show_compared(error: ModelRunError, request: CompareRequest) -> None:
         sys.stdout.flush()
 
 
-def _is_known(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had, on the CPU (where PyTorch has no class for it) or a GPU."""
+    is_torchs = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return is_torchs or type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+
+
+def _is_known(error: BaseException) -> bool:
     """Whether an error says in one sentence what the user can do about it."""
     if isinstance(error, TracerError):
         return True

@@ -1,8 +1,7 @@
 """`trace_model compare`: compares, judges, reports."""
 
-import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -22,8 +21,8 @@ from tracer.reports.progress import call_counter
 from tracer.tensors.samples import SAMPLES
 
 
-def compare(request: CompareRequest, command: str) -> ExitCode:
-    """Does the work and returns the exit code."""
+def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
+    """Does the work and returns the exit code; `out` is where JSON goes."""
     former = open_former(request)
     sides = resolve(request)
     debugging, debugger_note = _debugging(request)
@@ -67,7 +66,7 @@ def compare(request: CompareRequest, command: str) -> ExitCode:
         )
     for report in request.report:
         save(comparison, report, run=run)
-    _print(comparison, request, run, captured)
+    _print(comparison, request, run, captured, out)
     return _exit_code(comparison, run, request.fail_on)
 
 
@@ -96,10 +95,14 @@ def _isolation(request: CompareRequest, sides: Sides) -> str | None:
 
 
 def _print(
-    comparison: Comparison, request: CompareRequest, run: Run, captured: Sequence[Captured]
+    comparison: Comparison,
+    request: CompareRequest,
+    run: Run,
+    captured: Sequence[Captured],
+    out: TextIO,
 ) -> None:
     if request.json:
-        sys.stdout.write(json.render(comparison, run))
+        out.write(json.render(comparison, run))
     else:
         console.show(
             comparison, all_rows=request.all, ranked=run.quantized, focus=captured, run=run

@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
         "wrong use or bad input, or a run that was ended at a breakpoint, or a recording that was "
         "ended, before they diverged",
     )
+    INTERNAL_ERROR = 3, "trace_model itself has failed, which is to be reported"
     INTERRUPTED = 130, "the run was interrupted from the keyboard"
 
 

@@ -56,6 +56,9 @@ _MODEL = (
 )
 
 
+_SALVAGE = "of a damaged trace use what stands before the damage"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
     """How a model, its inputs and its candidate are made.
@@ -141,7 +144,7 @@ class ModelRequest:
         "--train, and of the weights of random-llama and tiny-qwen3-vl "
         f"(default: {choices.DEFAULT_SEED})",
         default=choices.DEFAULT_SEED,
-        type=int,
+        type=types.seed,
         metavar="N",
     )
     steps: int | None = option(
@@ -215,6 +218,7 @@ class CompareRequest(ModelRequest):
     reference: str | None = option(
         "a trace of `trace_model record` instead of the model", metavar="TRACE"
     )
+    salvage: bool = switch(_SALVAGE)
     candidate_device: str | None = option(
         "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "
         "without --candidate it is the model itself",
@@ -348,6 +352,7 @@ class ShowRequest(ModelRequest):
     """`trace_model show`."""
 
     model: str = option(f"{_MODEL}; or a trace", default=MISSING, names=("model",), metavar="MODEL")
+    salvage: bool = switch(_SALVAGE)
     include: tuple[str, ...] = repeatable("show matching modules only (repeatable)", metavar="GLOB")
     focus: tuple[str, ...] = repeatable(
         "print the values themselves of matching modules (repeatable)", metavar="GLOB"

@@ -69,8 +69,10 @@ def resolve(request: CompareRequest) -> Sides:
     with status(f"loading {request.model or 'traces'}"):
         from tracer import open_trace
 
-        reference = None if request.reference is None else open_trace(request.reference)
-        candidate = open_trace(request.candidate) if is_trace(request.candidate) else None
+        named = request.reference, request.candidate if is_trace(request.candidate) else None
+        reference, candidate = (
+            None if name is None else open_trace(name, salvage=request.salvage) for name in named
+        )
         quantized = request.candidate == "quantized" or _is_quantized(candidate)
         if reference is not None and candidate is not None:
             _check_focus(request.focus, reference, reference.name)

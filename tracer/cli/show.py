@@ -1,6 +1,6 @@
 """`trace_model show`: prints the data flow of a model or a trace."""
 
-import sys
+from typing import TextIO
 
 import torch
 
@@ -13,16 +13,16 @@ from tracer.reports import dataflow
 from tracer.reports.console import make_console
 
 
-def show(request: ShowRequest) -> ExitCode:
-    """Prints each call with its values."""
+def show(request: ShowRequest, out: TextIO) -> ExitCode:
+    """Prints each call with its values; `out` is where JSON goes."""
     globs = request.given("include", "focus")
     if is_trace(request.model):
-        flow = tracer.flow(tracer.open_trace(request.model), **globs)
+        flow = tracer.flow(tracer.open_trace(request.model, salvage=request.salvage), **globs)
     else:
         subject = resolve_model(request)
         flow = tracer.flow(subject.model, subject.inputs, **globs)
     if request.json:
-        sys.stdout.write(dataflow.render(flow))
+        out.write(dataflow.render(flow))
         return ExitCode.AGREES
     torch.set_printoptions(**dict(request.print_options))
     dataflow.show(flow, width=make_console().width, tree=request.tree)

@@ -6,13 +6,14 @@ turns it into an error of its own.
 
 import argparse
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tracer.errors import UsageError
+from tracer.limits import LARGEST_INTEGER, check_rule, user_path, what_it_is
 from tracer.models.locate import is_trace
 from tracer.reports import check_path
+from tracer.text import cut
 
 
 def tolerance(text: str) -> float:
@@ -32,40 +33,47 @@ def rule(text: str) -> tuple[str, str]:
             f"{text!r}: expected REGEX=REPLACEMENT, such as '^decoder\\.=model.'"
         )
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(
-            f"{pattern!r} is no regular expression: {error}"
-        ) from error
+        check_rule(pattern, replacement)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return pattern, replacement
 
 
-def count(least: int) -> Callable[[str], int]:
+def count(least: int, most: int = LARGEST_INTEGER) -> Callable[[str], int]:
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least} up")
+            raise argparse.ArgumentTypeError(
+                f"{cut(text, 40)!r}: expected a whole number from {least} up"
+            )
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{cut(text, 40)!r}: expected at most {most:,}")
         return value
 
     return convert
 
 
+seed = count(-LARGEST_INTEGER)
+
+
 def file(text: str) -> Path:
-    path = Path(text).expanduser()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    path = user_path(text)
+    found = what_it_is(path)
+    if found:
+        what = f"there is no file {text}" if found == "nothing" else f"{text} is {found}: no file"
+        raise argparse.ArgumentTypeError(what)
     return path
 
 
 # What torch.set_printoptions takes, and of what type.
 PRINT_OPTIONS: Mapping[str, Callable[[str], object]] = {
-    "precision": int,
-    "threshold": float,
-    "edgeitems": int,
-    "linewidth": int,
+    "precision": count(0, 20),
+    "threshold": tolerance,
+    "edgeitems": count(1, 10**6),
+    "linewidth": count(1, 10**6),
     "sci_mode": lambda text: {"true": True, "false": False}[text.lower()],
 }
 
@@ -74,7 +82,7 @@ def print_option(text: str) -> tuple[str, object]:
     key, _, value = text.partition("=")
     try:
         return key, PRINT_OPTIONS[key](value)
-    except (KeyError, ValueError) as error:
+    except (KeyError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected KEY=VALUE with one of {', '.join(PRINT_OPTIONS)}, such as "
             "precision=2 or sci_mode=false"
@@ -82,7 +90,7 @@ def print_option(text: str) -> tuple[str, object]:
 
 
 def baseline(text: str) -> Path:
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not (path.is_file() or is_trace(text)):
         raise argparse.ArgumentTypeError(
             f"there is no file or trace {text}: expected a report that --report FILE.json has "
@@ -100,7 +108,6 @@ def limit(text: str) -> tuple[str, float]:
 
 def report(text: str) -> Path:
     try:
-        check_path(text)
+        return check_path(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return Path(text)

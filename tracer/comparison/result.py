@@ -10,6 +10,7 @@ from tracer.isolation.result import Isolation
 from tracer.measurement.coverage import Coverage
 from tracer.measurement.rows import FormDifference, Row
 from tracer.tensors.leaves import dtype_name
+from tracer.text import visible
 
 if TYPE_CHECKING:
     import pandas
@@ -55,7 +56,10 @@ class Comparison:
         """
         import pandas
 
-        records = [row_values(row) for row in self.rows]
+        records = [
+            {k: visible(v) if isinstance(v, str) else v for k, v in row_values(row).items()}
+            for row in self.rows
+        ]
         return pandas.DataFrame.from_records(records, columns=list(ROW_COLUMNS))
 
     def show(self, *, all_rows: bool = False) -> None:

@@ -267,6 +267,12 @@ class _Standing(pdb.Pdb):
     def stop_here(self, frame: FrameType) -> bool:
         return not self._is_hidden(frame) and bool(super().stop_here(frame))
 
+    def do_run(self, arg: str) -> None:
+        """Not pdb's own, which would leave through both models."""
+        self.message("the models are not run again from here: q ends the run")
+
+    do_restart = do_run
+
     def set_continue(self) -> None:
         super().set_continue()
         if not self.breaks:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tracer.errors import UsageError, near_names
+from tracer.limits import LONGEST_NAME, check_rule, time_limit
 
 # Segments that wrappers put into module names: torch.compile, DataParallel and DDP, FSDP,
 # activation checkpointing, and wrappers that keep what they wrap in an attribute.
@@ -32,16 +33,16 @@ def renamed(
 ) -> dict[str, str]:
     names = {name: name for name in candidates if name}
     for pattern, replacement in rename.items():
-        try:
-            rule = re.compile(pattern)
+        check_rule(pattern, replacement)
+        rule = re.compile(pattern)
+        with time_limit(f"the rename rule {pattern!r}"):
             changed = {
                 n: rule.sub(replacement, new) for n, new in names.items() if rule.search(new)
             }
-        except re.error as error:
+        if any(len(new) > LONGEST_NAME for new in changed.values()):
             raise UsageError(
-                f"rename rule {pattern!r} -> {replacement!r} is no valid regular expression: "
-                f"{error}; expected REGEX=REPLACEMENT as in Python's re.sub"
-            ) from error
+                f"rename rule {pattern!r} makes names of more than {LONGEST_NAME:,} characters"
+            )
         if not changed:
             raise UsageError(
                 f"rename rule {pattern!r} matches none of the candidate's {len(names)} module "

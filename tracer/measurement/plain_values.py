@@ -44,12 +44,12 @@ def as_tensors(left: object, right: object) -> tuple[torch.Tensor, torch.Tensor]
     for value in (left, right):
         if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_meta:
             found.append(value)
-        elif _is_number(value):
+        elif is_number(value):
             found.append(_as_tensor(value).reshape(shape))
     return (found[0], found[1]) if len(found) == 2 and shape.numel() == 1 else None
 
 
-def _is_number(value: object) -> TypeGuard[complex]:
+def is_number(value: object) -> TypeGuard[complex]:
     """Whether it is a number that a tensor can hold."""
     if isinstance(value, int):
         return abs(value) < 2**63

@@ -17,6 +17,7 @@ import torch
 
 from tracer.choices import DEFAULT_CALIBRATE
 from tracer.errors import UsageError
+from tracer.limits import user_path
 from tracer.models.inputs.images import QUESTIONS, crop, from_images, open_image
 from tracer.models.inputs.synthetic import image_and_text
 from tracer.models.inputs.text import InputSpec, random_tokens, tokenize
@@ -175,6 +176,6 @@ def _windows(loaded: "Loaded", file: Path, length: int) -> torch.Tensor:
 
 def _read(file: Path) -> str:
     try:
-        return file.expanduser().read_text(encoding="utf-8")
+        return user_path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the calibration text {file} cannot be read: {brief(error)}") from error

@@ -4,7 +4,7 @@ transformers fills weights that a checkpoint lacks with random values and warns;
 error, as is anything else that would let a comparison run on a model other than the one meant.
 """
 
-import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer.errors import ModelLoadError
+from tracer.errors import ModelLoadError, UsageError
 from tracer.execution.offload import quiet_accelerate
+from tracer.limits import LARGEST_INTEGER, check_memory, read_json
 from tracer.tensors.leaves import dtype_name
 from tracer.text import brief, first_line, listed
 
@@ -49,6 +50,8 @@ def load_pretrained(
     """
     from transformers import AutoConfig
 
+    if isinstance(source, Path):
+        _check_config(source / "config.json")
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     # transformers raises whatever its many parts raise; to the caller it is one error.
@@ -121,27 +124,28 @@ def _loader(
     import transformers
 
     classes = getattr(config, "architectures", None)
-    if not classes:
+    if not isinstance(classes, list | tuple) or not classes:
         raise ModelLoadError(
             f'{name}: config.json names no class under "architectures"; add one, such as '
             '"architectures": ["LlamaForCausalLM"]'
         )
     architecture = str(classes[0])
-    for auto_class, path in (getattr(config, "auto_map", None) or {}).items():
+    own = getattr(config, "auto_map", None)
+    for auto_class, path in own.items() if isinstance(own, Mapping) else ():
         if trust_remote_code and str(path).endswith(f".{architecture}"):
             return getattr(transformers, auto_class).from_pretrained  # type: ignore[no-any-return]
     model_class = getattr(transformers, architecture, None)
-    if model_class is None:
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         hint = (
             "the checkpoint brings code of its own, which --trust-remote-code runs"
-            if getattr(config, "auto_map", None)
+            if own
             else "use a version of transformers that has it"
         )
         raise ModelLoadError(
-            f"{name}: the architecture {architecture!r} is not in transformers "
+            f"{name}: the architecture {architecture!r} is no model of transformers "
             f"{transformers.__version__}; {hint}"
         )
-    return model_class.from_pretrained  # type: ignore[no-any-return]
+    return model_class.from_pretrained  # type: ignore[attr-defined, no-any-return]
 
 
 def _check_weight_files(folder: Path) -> None:
@@ -152,10 +156,13 @@ def _check_weight_files(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(read_json(index.read_bytes())["weight_map"].values())
+            if not all(isinstance(shard, str) for shard in shards):
+                raise TypeError("a file's name is no text")
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             raise ModelLoadError(
-                f"{index}: cannot be read as an index of shards: {error}"
+                f"{index}: cannot be read as an index of shards ({type(error).__name__}: "
+                f'{brief(error)}); expected {{"weight_map": {{"NAME": "FILE.safetensors"}}}}'
             ) from error
         missing = sorted(shards - {file.name for file in files})
         if missing:
@@ -169,6 +176,54 @@ def _check_weight_files(folder: Path) -> None:
                 f"{file}: the weights cannot be read ({brief(error)}); is the file complete? It "
                 f"has {file.stat().st_size:,} bytes"
             ) from error
+
+
+def _check_config(file: Path) -> None:
+    """Checks of a config what transformers would answer by taking all time and memory.
+
+    Raises:
+        ModelLoadError: it is no JSON object, or a number in it is beyond reason.
+    """
+    try:
+        config = read_json(file.read_bytes())
+    except (ValueError, OSError) as error:
+        raise ModelLoadError(f"{file} cannot be read as JSON: {brief(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{file} holds {type(config).__name__}: expected an object")
+    names = config.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ModelLoadError(f'{file}: "architectures" is {names!r:.80}: expected a list of names')
+    if not isinstance(config.get("auto_map") or {}, dict):
+        raise ModelLoadError(
+            f'{file}: "auto_map" is {config["auto_map"]!r:.80}: expected an object'
+        )
+    levels: list[Any] = [config]
+    while levels:
+        level = levels.pop()
+        for key, value in level.items() if isinstance(level, dict) else enumerate(level):
+            if isinstance(value, dict | list):
+                levels.append(value)
+            most = _MOST_LAYERS if _COUNTS.search(str(key)) else LARGEST_INTEGER
+            if isinstance(value, int) and abs(value) > most:
+                raise ModelLoadError(f"{file} says {key} = {value:.3g}: expected at most {most:,}")
+    sizes = sorted(
+        value
+        for part in (config, *(v for v in config.values() if isinstance(v, dict)))
+        for key, value in part.items()
+        if type(value) is int and _SIZES.search(key)
+    )
+    if len(sizes) > 1:
+        what = f"{file}: a weight of {sizes[-2]:,} x {sizes[-1]:,}"
+        try:
+            check_memory(sizes[-2] * sizes[-1], what)
+        except UsageError as error:
+            raise ModelLoadError(str(error)) from error
+
+
+# The numbers of a config that modules are made by, and those that weights are as large as.
+_COUNTS = re.compile(r"(^|_)(n_layers?|layers|num_.*(layers|experts|blocks))$")
+_SIZES = re.compile(r"(^|_)(vocab_size|hidden_size|intermediate_size|hidden_dim|d_model|n_embd)$")
+_MOST_LAYERS = 10_000
 
 
 def _check_report(name: str, kind: str, report: Mapping[str, Any]) -> None:

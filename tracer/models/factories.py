@@ -24,6 +24,7 @@ from torch import nn
 
 from tracer.errors import ModelLoadError, near_names
 from tracer.execution.state import random_state_kept
+from tracer.limits import user_path
 from tracer.models.locate import factory_of
 from tracer.text import brief, listed
 
@@ -87,7 +88,7 @@ def _imported(place: str) -> ModuleType:
     if not place.endswith(".py"):
         _put_first(Path.cwd())
         return importlib.import_module(place)
-    path = Path(place).expanduser().resolve()
+    path = user_path(place).resolve()
     _put_first(path.parent)
     # The same file for both models is imported once, so that their classes are the same.
     digest = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()

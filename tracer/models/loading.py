@@ -28,7 +28,7 @@ from tracer.choices import (
     DTYPES,
     WITH_VOCABULARY,
 )
-from tracer.errors import InputError, UsageError, near_names
+from tracer.errors import InputError, ModelLoadError, UsageError, near_names
 from tracer.execution.offload import (
     compute_on,
     from_disk,
@@ -41,6 +41,7 @@ from tracer.execution.stepping import Stepping as Stepping
 from tracer.execution.stepping import decode_step as decode_step
 from tracer.execution.stepping import ending_in_steps as ending_in_steps
 from tracer.execution.torch_internals import attention_implementation
+from tracer.limits import user_path
 from tracer.models import builtin as tiny
 from tracer.models import factories
 from tracer.models.calibration_data import Calibration as Calibration
@@ -147,7 +148,7 @@ def load(
         batch,
         padding,
         seed,
-        images=tuple(Path(image).expanduser() for image in images),
+        images=tuple(user_path(image) for image in images),
         max_pixels=max_pixels,
         frames=video,
     )
@@ -216,6 +217,11 @@ def _load_built(
 ) -> Loaded:
     """What a function of the user's makes; its attention implementation is its own."""
     built = factories.build(name, request.seed)
+    if any(parameter.is_meta for parameter in built.model.parameters()):
+        raise ModelLoadError(
+            f"{name} makes a model with parameters on the meta device, which have no values: let "
+            "it load its weights"
+        )
     model = built.model if dtype is None else cast(built.model, dtype)
     made, description = given, f"given: {listed(list(given or ()))}"
     if made is None and built.inputs is not None:
@@ -252,8 +258,10 @@ def usable_device(device: str | torch.device) -> torch.device:
         if target.type == "meta":
             raise UsageError("the device 'meta' holds no values to compare: expected cpu or cuda")
         torch.empty(0, device=target)
-    # What an absent device raises depends on its backend: RuntimeError, AssertionError, ...
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except UsageError:
+        raise
+    # What an absent device raises depends on its backend: RuntimeError, ModuleNotFoundError, ...
+    except Exception as error:
         raise UsageError(
             f"device {str(device)!r} cannot be used here: {brief(error)}; this machine has "
             f"{', '.join(_devices())}"

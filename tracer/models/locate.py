@@ -13,14 +13,18 @@ from pathlib import Path
 
 from tracer.choices import BUILT_IN, TRACE_HEADER
 from tracer.errors import ModelLoadError, UsageError, near_names
+from tracer.limits import user_path, what_it_is
 from tracer.text import brief
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Each part begins and ends with a letter or digit, and no two signs follow each other.
+_HUB_ID = re.compile(r"[^\W_]+([._-][^\W_]+)*/[^\W_]+([._-][^\W_]+)*", re.ASCII)
 # A function in a file or a module: "port.py:build", "package.port:build".
 _FACTORY = re.compile(r"(?P<place>.+\.py|[^\W\d]\w*(\.\w+)*):(?P<function>[^\W\d]\w*(\.\w+)*)")
 _HUB_TIMEOUT = 10.0  # seconds
 # The built-in models that are checkpoints, which come with this package.
 _TRAINED: Mapping[str, Path] = {"tiny-llama": Path(__file__).parent / "trained" / "tiny-llama"}
+# The suffixes of what is read of a checkpoint.
+_READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py")
 # What transformers reads the settings of an image processor from; the second since release 5.
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -41,8 +45,9 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
     if (factory := factory_of(name)) is not None:
         _check_place(name, factory[0])
         return name
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
+        _check_files(folder)
         if not (folder / "config.json").is_file():
             raise ModelLoadError(
                 f"{name} is a folder without config.json: expected a checkpoint in transformers' "
@@ -64,6 +69,21 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
     )
 
 
+def _check_files(folder: Path) -> None:
+    """Checks that all that would be read is a file, as a pipe would be waited for.
+
+    Raises:
+        ModelLoadError: something is not, or the folder is closed to us.
+    """
+    try:
+        files = [path for path in folder.iterdir() if path.suffix in _READ]
+    except OSError as error:
+        raise ModelLoadError(f"{folder} cannot be read: {error.strerror}") from error
+    for path in files:
+        if found := what_it_is(path):
+            raise ModelLoadError(f"{path} is {found}: expected a regular file")
+
+
 def factory_of(name: str) -> tuple[str, str] | None:
     """The file or module, and the function in it, of a name such as "port.py:build"."""
     found = _FACTORY.fullmatch(name)
@@ -73,8 +93,9 @@ def factory_of(name: str) -> tuple[str, str] | None:
 def _check_place(name: str, place: str) -> None:
     """Checks that a function's file or module is there, as far as is seen unimported."""
     if place.endswith(".py"):
-        if not Path(place).expanduser().is_file():
-            raise ModelLoadError(f"{name}: there is no file {place}")
+        if found := what_it_is(user_path(place)):
+            what = f"there is no file {place}" if found == "nothing" else f"{place} is {found}"
+            raise ModelLoadError(f"{name}: {what}")
         return
     package = place.partition(".")[0]
     if PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None:
@@ -100,7 +121,7 @@ def check_offload(place: bool | str | Path) -> None:
         )
     if isinstance(place, bool):
         return
-    folder = Path(place).expanduser()
+    folder = user_path(place)
     if not folder.is_dir():
         raise UsageError(f"the directory {folder} for weights does not exist; create it first")
     if not os.access(folder, os.W_OK):
@@ -109,7 +130,7 @@ def check_offload(place: bool | str | Path) -> None:
 
 def is_trace(name: str) -> bool:
     """Whether a name is that of a trace's folder, or of what should be one by its suffix."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     return (folder / TRACE_HEADER).is_file() or folder.suffix == ".trace"
 
 
@@ -119,8 +140,9 @@ def locate_processor(name: str) -> Path | str:
     Raises:
         ModelLoadError: it is neither.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
+        _check_files(folder)
         if not any((folder / file).is_file() for file in _PROCESSOR_FILES):
             raise ModelLoadError(
                 f"{name} is a folder without {' or '.join(_PROCESSOR_FILES)}: expected the folder "

@@ -8,7 +8,6 @@ It is read from the `.json` report of that time, or made of a comparison with a 
 candidate (`Baseline.of`).
 """
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from tracer.comparison.result import Comparison, row_fields
 from tracer.errors import UsageError
+from tracer.limits import read_json, user_path
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.models.locate import is_trace
 from tracer.reports.json import SCHEMA
@@ -119,7 +119,7 @@ class Baseline:
             if coverage["ended"] or coverage.get("recordings"):
                 raise _unfinished(f"the baseline {path}")
             return cls._of(str(path), report["verdict"]["agrees"], _rows(report), coverage)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UsageError(
                 f"the baseline {path} is no report of trace_model, or a damaged one "
                 f"({type(error).__name__}: {brief(error)}); write one with --report FILE.json"
@@ -172,7 +172,7 @@ def open_baseline(path: str | Path) -> Baseline | Recorded:
 def _report(path: Path) -> dict[str, Any]:
     """A JSON report of a schema that is known here."""
     try:
-        report = json.loads(path.expanduser().read_bytes())
+        report = read_json(user_path(path).read_bytes())
     except OSError as error:
         raise UsageError(f"the baseline {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracer.errors import UsageError
+from tracer.limits import user_path, what_it_is
+from tracer.text import visible
 
 if TYPE_CHECKING:
     from tracer.comparison.result import Comparison
@@ -57,15 +60,16 @@ def save(comparison: "Comparison", path: str | Path, *, run: Run | None = None) 
     Raises:
         UsageError: as for `check_path`, or the file cannot be written.
     """
-    check_path(path)
+    target = check_path(path).resolve()
     render: Callable[[Comparison, Run | None], str | bytes] = pkgutil.resolve_name(
         WRITERS[_suffix(path)]
     )
-    target = Path(path).expanduser().resolve()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = _partial(target)
     report = render(comparison, run)
     try:
-        partial.write_bytes(report.encode(errors="replace") if isinstance(report, str) else report)
+        partial.write_bytes(visible(report).encode() if isinstance(report, str) else report)
+        if target.exists():
+            shutil.copymode(target, partial)
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -83,14 +87,18 @@ def known_suffixes() -> str:
     return f"{', '.join(first)} or {last}"
 
 
-def check_path(path: str | Path) -> None:
+def check_path(path: str | Path) -> Path:
     """Checks that a report can be written to a path, before the work for it is done.
 
+    Returns:
+        The path from the root, wherever the working directory moves to.
+
     Raises:
-        UsageError: an unknown suffix, a package that is not installed, or a directory that is
-            missing or closed to us.
+        UsageError: an unknown suffix, a package that is not installed, a directory that is
+            missing or closed to us, something else than a file that can be written, or a name that
+            no file can have.
     """
-    file = Path(path).expanduser()
+    file = user_path(path).absolute()
     if _suffix(path) not in WRITERS:
         raise UsageError(
             f"the report {path} has the suffix {file.suffix!r}: expected {known_suffixes()}"
@@ -108,8 +116,25 @@ def check_path(path: str | Path) -> None:
         raise UsageError(
             f"directory {directory} for the report {path} does not exist; create it first"
         )
-    if not os.access(directory, os.W_OK):
-        raise UsageError(f"directory {directory} of the report {path} is not writable")
+    found = what_it_is(file.resolve())
+    if found and (found != "nothing" or file.is_symlink()):
+        raise UsageError(f"the report {path} is {found}: expected the name of a regular file")
+    # Asked of its bits, as root may write to all.
+    if not found and not (os.access(file, os.W_OK) and file.stat().st_mode & 0o222):
+        raise UsageError(f"the report {path} is read-only: choose another name, or chmod u+w")
+    try:
+        _partial(file.resolve()).touch(exist_ok=True)
+        _partial(file.resolve()).unlink()
+    except OSError as error:
+        raise UsageError(
+            f"directory {directory} of the report {path} is not writable: {error.strerror}"
+        ) from error
+    return file
+
+
+def _partial(target: Path) -> Path:
+    """Where a report is written before it is moved to its place."""
+    return target.with_name(f".trace_model-{os.getpid()}.partial")
 
 
 def _suffix(path: str | Path) -> str:

@@ -14,11 +14,13 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.text import Text
 
 from tracer.comparison.capturing import Captured
@@ -35,7 +37,7 @@ from tracer.reports.parts.table import shortened, table
 from tracer.reports.parts.unseen import fused, other_forms, rename_rules, unpaired
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import dtype_name
-from tracer.text import listed
+from tracer.text import listed, visible
 
 # The width of what is not read on a terminal, where COLUMNS does not say.
 _PLAIN_WIDTH = 200
@@ -136,6 +138,17 @@ class _Console(Console):
         raise
 
 
+@dataclass(frozen=True)
+class _Visible:
+    """Something to print, its control characters as signs that a terminal does not obey."""
+
+    part: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for text, style, control in console.render(self.part, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
 def _print(parts: Iterable[RenderableType], console: Console) -> None:
     """Prints on a terminal at once, and elsewhere as plain text without trailing blanks."""
     if console.is_terminal and not console.options.ascii_only:
@@ -158,7 +171,7 @@ def _print_styled(parts: Iterable[RenderableType], console: Console) -> None:
     for part in parts:
         whole = isinstance(part, Text) and part.no_wrap
         console.print(
-            part, highlight=False, no_wrap=whole, overflow="ellipsis" if whole else "fold"
+            _Visible(part), highlight=False, no_wrap=whole, overflow="ellipsis" if whole else "fold"
         )
 
 

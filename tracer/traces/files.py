@@ -13,34 +13,35 @@ contents yet: room for it is kept at the front, and filled when the shard is ful
 The first shards keep little, so that a small trace is small. A trace that has come to its end says
 so in its last line.
 
-Nothing is ever pickled. What lies in a file is checked when it is read: its length when a trace is
-opened, a checksum with each tensor.
+Nothing is ever pickled. What lies in a file is checked when it is read: a checksum of the header,
+and of each line with all before it; the length of the shards; a checksum with each tensor. Traces
+of format 2, whose lines have none, are read too.
 """
 
 import base64
-import binascii
 import json
 import os
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from tracer.choices import TRACE_HEADER
 from tracer.errors import StorageError
-from tracer.tensors.fingerprints import Fingerprint, Shown, raw_bytes
+from tracer.limits import user_path
+from tracer.tensors.fingerprints import Fingerprint, raw_bytes
 from tracer.tensors.leaves import dtype_name
-from tracer.traces.shards import CONTENTS_BYTES, DTYPES, ShardWriter, shard_name, write_all
+from tracer.traces.shards import CONTENTS_BYTES, ShardWriter, shard_name, write_all
 
-FORMAT = 2
+FORMAT = 3
 
-_EVENTS = "events.jsonl"
-_END = "finished"
+
+EVENTS = "events.jsonl"
+END = "finished"
 
 
 def check_new(path: str | Path) -> None:
@@ -49,7 +50,7 @@ def check_new(path: str | Path) -> None:
     Raises:
         StorageError: something is there already, or nothing can be written beside it.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if folder.exists():
         raise StorageError(
             f"{path} exists already: a trace is never overwritten; remove it or choose another name"
@@ -81,18 +82,20 @@ class TraceWriter:
 
     def __init__(self, path: str | Path, header: Mapping[str, object]) -> None:
         check_new(path)
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self.size = self.tensors = 0
         self._pending: list[dict[str, object]] = []
         self._shards = 0
         self._shard: ShardWriter | None = None
         self._failure: StorageError | None = None
+        text = _in_lines({"format": FORMAT, **header}).encode()
+        self._crc = zlib.crc32(text)
         try:
             self.path.mkdir()
             partial = self.path / f"{TRACE_HEADER}.partial"
-            partial.write_text(_in_lines({"format": FORMAT, **header}), "utf-8")
+            partial.write_bytes(text + b',\n "crc": "%08x"\n}\n' % self._crc)
             partial.replace(self.path / TRACE_HEADER)
-            self._events = (self.path / _EVENTS).open("xb", buffering=0)
+            self._events = (self.path / EVENTS).open("xb", buffering=0)
         except OSError as error:
             raise StorageError(f"the trace {path} cannot be written: {error.strerror}") from error
 
@@ -109,7 +112,7 @@ class TraceWriter:
             if self._failure is None:
                 self._close_shard()
             if kind is None:
-                self.write({"event": _END})
+                self.write({"event": END})
         finally:
             self._events.close()
             if self._shard is not None:
@@ -157,9 +160,10 @@ class TraceWriter:
         """
         self._check()
         line = {**event, "tensors": self._pending} if self._pending else event
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        data = json.dumps(line, separators=(",", ":")).encode()[:-1]
+        self._crc = zlib.crc32(data, self._crc)
         try:
-            write_all(self._events, data)
+            write_all(self._events, data + b',"crc":"%08x"}\n' % self._crc)
         except OSError as error:
             raise self._stopped(error) from error
         self._pending = []
@@ -194,97 +198,11 @@ class TraceWriter:
         return self._failure
 
 
-class TraceReader:
-    """Reads a trace.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        StorageError: it is no trace, one of a newer format, or damaged.
-
-    Attributes:
-        header: what the writer was given, and the format.
-        events: in execution order.
-        is_complete: whether the recording came to its end.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
-        self.header = _read_header(self.path)
-        self.events = list(_read_events(self.path / _EVENTS))
-        self.is_complete = bool(self.events) and self.events[-1].get("event") == _END
-        if self.is_complete:
-            self.events.pop()
-        self._entries: dict[int, dict[str, Any]] = {
-            entry["id"]: entry for event in self.events for entry in event.get("tensors", ())
-        }
-        self._check_lengths()
-
-    def tensor(self, number: int) -> torch.Tensor | Fingerprint:
-        """Reads a tensor, or a fingerprint where that is all there is.
-
-        Raises:
-            StorageError: the file is not as it was written.
-        """
-        entry = self._entries.get(number)
-        if entry is None:
-            raise self._damaged(_EVENTS, f"it does not say where tensor {number} lies")
-        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-        if "fingerprint" in entry:
-            return self._fingerprint(entry, shape, dtype)
-        data = self._bytes(entry)
-        if not data:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=dtype).reshape(shape)
-
-    def _fingerprint(
-        self, entry: Mapping[str, Any], shape: tuple[int, ...], dtype: torch.dtype
-    ) -> Fingerprint:
-        texts = [entry["fingerprint"], *(text for *_, text in entry.get("shown", ()))]
-        try:
-            parts = [base64.b64decode(text) for text in texts]
-        except binascii.Error:
-            parts = []
-        if zlib.crc32(b"".join(parts)) != entry["crc"]:
-            raise self._damaged(_EVENTS, f"fingerprint {entry['id']} is not as written")
-        shown = (
-            Shown(where, Fingerprint.from_numbers(_unpacked(part), tuple(own), dtype))
-            for (where, own, _), part in zip(entry.get("shown", ()), parts[1:], strict=True)
-        )
-        whole = Fingerprint.from_numbers(_unpacked(parts[0]), shape, dtype)
-        return replace(whole, shown=tuple(shown))
-
-    def _bytes(self, entry: Mapping[str, Any]) -> bytearray:
-        name = shard_name(entry["shard"])
-        with (self.path / name).open("rb", buffering=0) as file:
-            file.seek(entry["at"])
-            data = bytearray(file.read(entry["bytes"]))
-        if len(data) != entry["bytes"] or zlib.crc32(data) != entry["crc"]:
-            raise self._damaged(name, f"tensor {entry['id']} is not as written")
-        return data
-
-    def _check_lengths(self) -> None:
-        ends: dict[int, int] = {}
-        for entry in self._entries.values():
-            if "fingerprint" in entry:
-                continue
-            ends[entry["shard"]] = max(ends.get(entry["shard"], 0), entry["at"] + entry["bytes"])
-        for shard, end in ends.items():
-            file = self.path / shard_name(shard)
-            if not file.is_file():
-                raise self._damaged(file.name, "it is missing")
-            if file.stat().st_size < end:
-                raise self._damaged(
-                    file.name, f"it is cut off: {file.stat().st_size:,} bytes, expected {end:,}"
-                )
-
-    def _damaged(self, name: str, what: str) -> StorageError:
-        return _damaged(self.path, name, what)
-
-
 def _in_lines(header: Mapping[str, object]) -> str:
-    """A header as JSON, with a line for each key, and for each item of what is large in it."""
+    """A header as JSON, with a line for each key, and for each item of what is large in it.
+
+    It is not closed: a checksum comes last.
+    """
     lines = []
     for key, value in header.items():
         text = json.dumps(value, separators=(",", ":"))
@@ -294,7 +212,7 @@ def _in_lines(header: Mapping[str, object]) -> str:
             )
             text = "{\n" + ",\n".join(f"  {item}" for item in items) + "}"
         lines.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    return "{\n" + ",\n".join(lines)
 
 
 def _in_line(fingerprint: Fingerprint, parts: list[bytes]) -> dict[str, object]:
@@ -312,62 +230,3 @@ def _in_line(fingerprint: Fingerprint, parts: list[bytes]) -> dict[str, object]:
 def _packed(fingerprint: Fingerprint) -> bytes:
     numbers = fingerprint.numbers
     return struct.pack(f"<{len(numbers)}d", *numbers)
-
-
-def _unpacked(data: bytes) -> list[float]:
-    return list(struct.unpack(f"<{len(data) // 8}d", data))
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise StorageError(
-            f"there is no trace {path}: expected a folder that `trace_model record` has made"
-        )
-    try:
-        header = json.loads((path / TRACE_HEADER).read_bytes())
-    except FileNotFoundError as error:
-        raise StorageError(
-            f"{path} has no {TRACE_HEADER}: it is no trace, or its recording was ended before it "
-            "began"
-        ) from error
-    except ValueError as error:
-        raise _damaged(path, TRACE_HEADER, f"it is no JSON ({error})") from error
-    found = header.get("format") if isinstance(header, dict) else None
-    if not isinstance(found, int):
-        raise _damaged(path, TRACE_HEADER, "it names no format")
-    if found > FORMAT:
-        raise StorageError(
-            f"the trace {path} is of format {found}, made by trace_model "
-            f"{header.get('trace_model', 'of another version')}; this version reads up to "
-            f"{FORMAT}: install a newer one"
-        )
-    if found < FORMAT:
-        raise StorageError(
-            f"the trace {path} is of format {found}, and this version of trace_model reads format "
-            f"{FORMAT} alone: record it again"
-        )
-    return dict(header)
-
-
-def _read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines that were written whole; a kill may have cut off the last one."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []  # killed right after the header was written
-    events = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise _damaged(path.parent, path.name, f"line {number} is no JSON ({error})") from error
-        if not isinstance(event, dict):
-            raise _damaged(path.parent, path.name, f"line {number} is no object")
-        events.append(event)
-    return events
-
-
-def _damaged(path: Path, name: str, what: str) -> StorageError:
-    return StorageError(
-        f"the trace {path} is damaged: {name}: {what}; copy or record the trace again"
-    )

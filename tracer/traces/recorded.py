@@ -25,8 +25,9 @@ from tracer.execution.offload import own_parameters
 from tracer.execution.standin import StandIn
 from tracer.tensors.fingerprints import checksum
 from tracer.tensors.leaves import children, dtype_name
+from tracer.traces.checking import EventCheck, check_header
 from tracer.traces.encoding import Kept, decode, tensor_numbers
-from tracer.traces.files import TraceReader
+from tracer.traces.reading import TraceReader
 
 # Modules that only hold others, by which repeated layers are known.
 CONTAINERS: Mapping[str, type[nn.Module]] = {
@@ -156,13 +157,17 @@ class Checksum:
         return cls(dtype_name(parameter.dtype), tuple(parameter.shape), checksum(parameter))
 
 
-def open_trace(path: str | Path) -> Recorded:
+def open_trace(path: str | Path, *, salvage: bool = False) -> Recorded:
     """Opens a trace, to be compared with a model or with another trace.
+
+    Args:
+        salvage: of a damaged one uses what stands before the damage, as of a recording that was
+            ended early; `file.damage` says what is missing.
 
     Raises:
         StorageError: there is none, it is of a newer format, or it is damaged.
     """
-    file = TraceReader(path)
+    file = TraceReader(path, salvage=salvage, checks=_checks)
     modules = file.header["modules"]
     files = list(file.header["files"])
     top = modules.get("", {"class": file.header["model"]})
@@ -174,6 +179,11 @@ def open_trace(path: str | Path) -> Recorded:
             _put(root, name.split("."), modules[name], files)
     root.train(file.header["training"])
     return root
+
+
+def _checks(header: Mapping[str, Any]) -> EventCheck:
+    check_header(header)
+    return EventCheck(header)
 
 
 def checksums_of(module: nn.Module) -> dict[str, Checksum]:

@@ -12,6 +12,7 @@ from torch import nn
 
 import tracer
 from tests.builders.small_net import Net, X, recorded
+from tests.builders.traces import as_format_2
 from tracer.choices import VALUES
 from tracer.comparison.result import Comparison
 from tracer.errors import (
@@ -297,7 +298,7 @@ class TestAnotherModel:
 
     def test_no_inputs(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a")
-        events = tmp_path / "a" / "events.jsonl"
+        events = as_format_2(tmp_path / "a") / "events.jsonl"
         _, *rest = events.read_bytes().splitlines(keepends=True)
         events.write_bytes(b"".join(rest))
         with pytest.raises(InputError, match="holds no inputs: give what it was recorded with"):

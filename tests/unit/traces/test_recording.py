@@ -42,7 +42,7 @@ def test_what_it_returns_and_the_header(tmp_path, net) -> None:
         "command": "record it",
         "notes": ["by hand"],
         "training": False,
-        "format": 2,
+        "format": 3,
     }
     assert expected.items() <= header.items()
     assert list(header["modules"]) == [name for name, _ in net.named_modules()]

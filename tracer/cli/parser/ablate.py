@@ -39,7 +39,10 @@ def add_options(parser: Parser) -> None:
         help="dtypes of activations and weights (default: uint8/uint8,int16/uint8,int16/uint4)",
     )
     group.add_argument(
-        "--seeds", type=count(1), metavar="N", help="calibration sets, for the spread (default: 3)"
+        "--seeds",
+        type=count(1, 10_000),
+        metavar="N",
+        help="calibration sets, for the spread (default: 3)",
     )
     group.add_argument(
         "--fills",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tracer.errors import InputError, ModelLoadError, UsageError
+from tracer.limits import time_limit
 from tracer.models.builtin import Tokens
 from tracer.text import brief
 
@@ -132,14 +133,23 @@ def encode_chats(
         for token in (processor.image_token, processor.video_token):
             if token in text:
                 raise UsageError(f"the prompt holds {token!r}, for which images are put: remove it")
-    chats = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [*[{"type": "image"}] * len(shown), _text(text)]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for text, shown in zip(texts, images, strict=True)
-    ]
+    try:
+        with time_limit("the chat template"):
+            chats = [
+                processor.apply_chat_template(
+                    [{"role": "user", "content": [*[{"type": "image"}] * len(shown), _text(text)]}],
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
+                for text, shown in zip(texts, images, strict=True)
+            ]
+    except UsageError:
+        raise
+    except Exception as error:  # a template raises what it likes
+        raise InputError(
+            f"the chat template of the processor cannot be used: {type(error).__name__}: "
+            f"{brief(error)}"
+        ) from error
     try:
         made = processor(
             text=chats,

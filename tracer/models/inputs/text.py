@@ -16,6 +16,7 @@ from torch import nn
 
 from tracer.choices import PADDING_SIDES
 from tracer.errors import InputError, ModelLoadError, UsageError, near_names
+from tracer.limits import LARGEST_INTEGER, check_memory, is_text, user_path, what_it_is
 from tracer.tensors.leaves import dtype_name
 from tracer.text import brief, listed
 
@@ -71,6 +72,10 @@ class InputSpec:
         ):
             if number is not None and number < 1:
                 raise UsageError(f"{option} {number}: expected at least 1")
+        if not -LARGEST_INTEGER <= self.seed <= LARGEST_INTEGER:
+            raise UsageError(f"seed {self.seed}: expected a whole number of 64 bits")
+        if self.prompt is not None and not is_text(self.prompt):
+            raise UsageError(f"the prompt {self.prompt!r} is no text in UTF-8: encode it so")
         self._check_images()
 
     def _check_images(self) -> None:
@@ -121,6 +126,7 @@ def from_text(
                 "for random tokens, --inputs FILE.safetensors, or to a Qwen3-VL a --processor"
             )
         length = request.sequence_length or _RANDOM_LENGTH
+        _check_asked(model, length, request)
         drawn = random_tokens(model, (request.batch, length), request.seed).tolist()
         rows = [row[:n] for row, n in zip(drawn, request.lengths(length), strict=True)]
         what = f"random tokens (seed {request.seed})"
@@ -130,6 +136,7 @@ def from_text(
         if not ids:
             raise InputError(f"the prompt {text!r} gives no tokens: expected a text of some length")
         length = request.sequence_length or len(ids)
+        _check_asked(model, length, request)
         rows = [_rotated(ids, 5 * i, n) for i, n in enumerate(request.lengths(length))]
         what = "tokens of the default prompt" if request.prompt is None else "tokens of the prompt"
     made = padded(rows, request.padding, padding_id(model, tokenizer))
@@ -148,12 +155,12 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ModelLoadError(f"{path}: there is no such file of inputs")
+    file = user_path(path)
+    if found := what_it_is(file):
+        raise ModelLoadError(f"{path} is {found}: expected a safetensors file of inputs")
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
         raise ModelLoadError(
             f"{path}: not a safetensors file that can be read ({brief(error)}); write one with "
             "safetensors.torch.save_file({'input_ids': ...}, path)"
@@ -189,7 +196,7 @@ def check(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str) -> No
         _check_ids(model, inputs["input_ids"], name)
     sequence = inputs.get("input_ids", inputs.get("inputs_embeds"))
     if sequence is not None:
-        _check_length(model, sequence, inputs, name)
+        _check_length(model, sequence, inputs)
 
 
 def vocabulary(model: nn.Module) -> int:
@@ -249,6 +256,23 @@ def _rotated(ids: Sequence[int], shift: int, length: int) -> list[int]:
     return [ids[0], *(rest[(shift + i) % len(rest)] for i in range(length - 1))]
 
 
+def _check_asked(model: nn.Module, length: int, request: InputSpec) -> None:
+    """Checks that as many tokens can be held, as lists of Python's to begin with."""
+    check_memory(64 * request.batch * length, f"a batch of {request.batch:,} x {length:,} tokens")
+    _check_positions(model, length, {})
+
+
+def _check_positions(model: nn.Module, length: int, inputs: Mapping[str, torch.Tensor]) -> None:
+    positions = getattr(_text_config(model), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        shorten = {"pixel_values_videos": "fewer frames", "pixel_values": "--max-pixels"}
+        shorter = next((shorten[key] for key in shorten if key in inputs), "--sequence-length")
+        raise InputError(
+            f"a sequence of {length} tokens: {type(model).__name__} has {positions} positions; "
+            f"give a shorter text, or {shorter}"
+        )
+
+
 def _check_ids(model: nn.Module, ids: torch.Tensor, name: str) -> None:
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"input_ids is {dtype_name(ids.dtype)}: expected token ids as int64")
@@ -264,17 +288,10 @@ def _check_ids(model: nn.Module, ids: torch.Tensor, name: str) -> None:
 
 
 def _check_length(
-    model: nn.Module, sequence: torch.Tensor, inputs: Mapping[str, torch.Tensor], name: str
+    model: nn.Module, sequence: torch.Tensor, inputs: Mapping[str, torch.Tensor]
 ) -> None:
     mask = inputs.get("attention_mask")
-    positions = getattr(_text_config(model), "max_position_embeddings", None)
-    if positions is not None and sequence.shape[1] > positions:
-        shorten = {"pixel_values_videos": "fewer frames", "pixel_values": "--max-pixels"}
-        shorter = next((shorten[key] for key in shorten if key in inputs), "--sequence-length")
-        raise InputError(
-            f"a sequence of {sequence.shape[1]} tokens: {name} has {positions} positions; give a "
-            f"shorter text, or {shorter}"
-        )
+    _check_positions(model, sequence.shape[1], inputs)
     if mask is not None and mask.dim() == 2 and mask.shape != sequence.shape[:2]:
         raise InputError(
             f"attention_mask has shape {list(mask.shape)}, and the tokens "

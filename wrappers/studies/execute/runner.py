@@ -6,8 +6,10 @@ independent of each other and of where they run, so that every way gives the sam
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,7 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from typing import Any, Protocol
 
 import torch
@@ -257,7 +260,21 @@ class _Processes:
     @staticmethod
     def _new_pool(workers: int) -> ProcessPoolExecutor:
         # Forked processes would inherit threads of PyTorch that do not exist in them.
-        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        return ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+        )
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent ends, however that does: its end of a pipe closes then."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

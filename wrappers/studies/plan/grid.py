@@ -101,8 +101,8 @@ class File:
             found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise StudyError(f"cannot read {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise StudyError(f"{path} is no TOML: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise StudyError(f"{path} is no TOML that can be read: {error}") from error
         _check_names(path, "section", found, _SECTIONS)
         for name, section in found.items():
             if not isinstance(section, dict):

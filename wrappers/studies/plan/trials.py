@@ -196,7 +196,7 @@ class Results:
     def _parsed(self, line: bytes, number: int, key: str) -> dict[str, Any]:
         try:
             parsed = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StudyError(f"{self.path} is damaged in line {number}: {error}") from error
         if not isinstance(parsed, dict) or key not in parsed:
             raise StudyError(

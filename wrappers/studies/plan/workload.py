@@ -74,6 +74,8 @@ class Workload:
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and name in _OPTIONAL):
                 raise StudyError(f"found {name} {value!r}; expected a text")
+        if self.separator == "":
+            raise StudyError("found an empty separator of documents; expected a text")
         tasks: Any = self.tasks  # a list where it comes from a file
         if not isinstance(tasks, list | tuple) or not all(isinstance(t, str) for t in tasks):
             raise StudyError(f"found tasks {tasks!r}; expected a list of names and files")

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,6 +308,10 @@ def check_path(path: str | Path) -> None:
         )
     if not file.parent.is_dir():
         raise StudyError(f"directory {file.parent} of the report does not exist; create it first")
+    if (file.exists() or file.is_symlink()) and not file.is_file():
+        raise StudyError(f"the report {path} is no regular file: choose another name")
+    if file.exists() and not file.stat().st_mode & 0o222:
+        raise StudyError(f"the report {path} is read-only: choose another name, or chmod u+w")
     if not os.access(file.parent, os.W_OK):
         raise StudyError(f"the folder {file.parent} of the report {path} is not writable")
 
@@ -322,6 +327,8 @@ def save(report: Report, path: str | Path) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_text(WRITERS[target.suffix.lower()](report), encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, partial)
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
