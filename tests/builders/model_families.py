@@ -72,19 +72,11 @@ FEED_FORWARD = {**SIZES, "intermediate_size": 48}
 GROUPED = {**FEED_FORWARD, "num_key_value_heads": 2}
 VISION = {"image_size": 16, "patch_size": 4}
 SEQUENCE_TO_SEQUENCE = {
-    "vocab_size": 99,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    "vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "decoder_start_token_id": 2,
-}
+}  # fmt: skip
 
 
 def hub(model: str, config: str, **sizes: Any) -> Callable[[], nn.Module]:
@@ -96,29 +88,16 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, torch.Tensor], str]
     "bert": (hub("BertModel", "BertConfig", **FEED_FORWARD), TEXT, "encoder.layer.1.output.dense"),
     "gpt2": (
         hub(
-            "GPT2LMHeadModel",
-            "GPT2Config",
-            vocab_size=99,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            bos_token_id=1,
-            eos_token_id=2,
+            "GPT2LMHeadModel", "GPT2Config", vocab_size=99, n_embd=32, n_layer=2, n_head=4,
+            bos_token_id=1, eos_token_id=2,
         ),
         TEXT,
         "transformer.h.1.attn.c_attn",
     ),
     "t5": (
         hub(
-            "T5ForConditionalGeneration",
-            "T5Config",
-            vocab_size=99,
-            d_model=32,
-            d_kv=8,
-            d_ff=48,
-            num_layers=2,
-            num_heads=4,
-            decoder_start_token_id=0,
+            "T5ForConditionalGeneration", "T5Config", vocab_size=99, d_model=32, d_kv=8, d_ff=48,
+            num_layers=2, num_heads=4, decoder_start_token_id=0,
         ),
         {**TEXT, "decoder_input_ids": IDS},
         "decoder.block.1.layer.1.EncDecAttention.k",
@@ -130,11 +109,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, torch.Tensor], str]
     ),
     "whisper": (
         hub(
-            "WhisperForConditionalGeneration",
-            "WhisperConfig",
-            **SEQUENCE_TO_SEQUENCE,
-            num_mel_bins=8,
-            max_source_positions=20,
+            "WhisperForConditionalGeneration", "WhisperConfig", **SEQUENCE_TO_SEQUENCE,
+            num_mel_bins=8, max_source_positions=20,
         ),
         {"input_features": SOUND, "decoder_input_ids": IDS},
         "model.encoder.conv2",
@@ -156,11 +132,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, torch.Tensor], str]
     ),
     "mamba": (
         hub(
-            "MambaForCausalLM",
-            "MambaConfig",
-            vocab_size=99,
-            hidden_size=32,
-            num_hidden_layers=2,
+            "MambaForCausalLM", "MambaConfig", vocab_size=99, hidden_size=32, num_hidden_layers=2,
             state_size=4,
         ),
         {"input_ids": IDS},
@@ -170,4 +142,4 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, torch.Tensor], str]
     "recurrent": (Recurrent, {"x": ROWS}, "gru"),
     "residual": (Residual, {"x": IMAGES}, "norm_second"),
     "spectral": (Spectral, {"x": ROWS}, "phase"),
-}
+}  # fmt: skip

@@ -29,14 +29,9 @@ class Elsewhere(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor, requires_grad: bool = False) -> "Elsewhere":
         return torch.Tensor._make_wrapper_subclass(
-            cls,
-            held.shape,
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            layout=held.layout,
-            requires_grad=requires_grad,
-        )
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
+            dtype=held.dtype, layout=held.layout, requires_grad=requires_grad,
+        )  # fmt: skip
 
     def __init__(self, held: torch.Tensor, requires_grad: bool = False) -> None:
         self.held = held

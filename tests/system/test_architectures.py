@@ -260,10 +260,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 8)),
         PLAIN,
     ),
-    "attention": (
-        lambda: nn.MultiheadAttention(16, 2, batch_first=True),
-        (OTHERS, STATES, STATES),
-    ),
+    "attention": (lambda: nn.MultiheadAttention(16, 2, batch_first=True), (OTHERS, STATES, STATES)),
     "encoder layers": (
         lambda: nn.TransformerEncoder(encoder_layer(), 2),
         {"src": STATES, "src_key_padding_mask": HIDDEN},
@@ -273,9 +270,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         {"src": STATES},
     ),
     "decoder layers": (
-        lambda: nn.TransformerDecoder(
-            nn.TransformerDecoderLayer(16, 2, 24, batch_first=True), num_layers=2
-        ),
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(
+            16, 2, 24, batch_first=True,
+        ), num_layers=2),
         {
             "tgt": OTHERS,
             "memory": STATES,
@@ -286,7 +283,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         lambda: nn.Sequential(nn.Linear(16, 8), nn.GELU()),
         torch.nested.nested_tensor([STATES[0], OTHERS[0]], layout=torch.jagged),
     ),
-}
+}  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors:UserWarning",
@@ -336,16 +333,13 @@ def test_copies_agree_in_full_and_compute_what_they_do_untraced(name: str) -> No
     assert tracer.compare(model, model, inputs, train=model.training).verdict.agrees
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        *((name, "bfloat16") for name in ("bert", "bart", "mamba", "unet", "packed lstm")),
-        *((name, "float64") for name in ("t5", "gemma3", "residual in training", "encoder layers")),
-        *((name, "eager attention") for name in ("bert", "gpt2", "bart", "whisper", "mixtral")),
-        *((name, "compiled") for name in ("vit", "spectral", "unrolled")),
-        *((name, "parallel") for name in ("gpt2", "structured")),
-    ],
-)
+@pytest.mark.parametrize(("name", "change"), [
+    *((name, "bfloat16") for name in ("bert", "bart", "mamba", "unet", "packed lstm")),
+    *((name, "float64") for name in ("t5", "gemma3", "residual in training", "encoder layers")),
+    *((name, "eager attention") for name in ("bert", "gpt2", "bart", "whisper", "mixtral")),
+    *((name, "compiled") for name in ("vit", "spectral", "unrolled")),
+    *((name, "parallel") for name in ("gpt2", "structured")),
+])  # fmt: skip
 def test_right_pairs_agree(name: str, change: str) -> None:
     model, inputs = build(name)
     candidate = CHANGES[change](copy.deepcopy(model))

@@ -64,17 +64,10 @@ X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module")
 def llama():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=64,
-            max_position_embeddings=64,
-        )
-    ).eval()
+    return LlamaForCausalLM(LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=64, max_position_embeddings=64,
+    )).eval()  # fmt: skip
 
 
 # --- prepare
@@ -155,15 +148,12 @@ def test_overrides_reach_their_points(net):
     assert specs["seldom.act_out"] == no_quantization()
 
 
-@pytest.mark.parametrize(
-    ("path", "advice"),
-    [
-        ("blocks.0.wieght", "did you mean blocks.0.weight"),
-        ("block.0.act_in", "did you mean blocks.0.act_in"),
-        ("blocks.0", "did you mean"),
-        ("zzzzzzzzzzzzzzzzzzzzzzzz", "there are first.weight, first.act_in"),
-    ],
-)
+@pytest.mark.parametrize(("path", "advice"), [
+    ("blocks.0.wieght", "did you mean blocks.0.weight"),
+    ("block.0.act_in", "did you mean blocks.0.act_in"),
+    ("blocks.0", "did you mean"),
+    ("zzzzzzzzzzzzzzzzzzzzzzzz", "there are first.weight, first.act_in"),
+])  # fmt: skip
 def test_an_override_of_nothing_lists_near_names(net, path, advice):
     with pytest.raises(
         UnknownOverrideError, match=rf"'{path}' names no quantization point; {advice}"
@@ -314,14 +304,9 @@ def test_a_causal_lm_keeps_what_transformers_does_with_it(llama):
 def test_tied_weights_stay_tied():
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=32,
-        tie_word_embeddings=True,
-    )
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=32, tie_word_embeddings=True,
+    )  # fmt: skip
     wrapped = prepare(LlamaForCausalLM(config).eval(), PTQConfig())
     assert wrapped.lm_head.weight is wrapped.model.embed_tokens.weight
 

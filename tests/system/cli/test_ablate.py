@@ -22,14 +22,11 @@ def ablate(*arguments: object) -> int:
     return main(["ablate", *map(str, arguments)])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--report x.pdf", "has the suffix '.pdf'"),
-        ("--results none/x.jsonl", " none "),
-        ("--fills 3", "these settings make no PTQConfig"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ("--report x.pdf", "has the suffix '.pdf'"),
+    ("--results none/x.jsonl", " none "),
+    ("--fills 3", "these settings make no PTQConfig"),
+])  # fmt: skip
 def test_wrong_use(refused, tmp_path, monkeypatch, arguments: str, message: str):
     monkeypatch.chdir(tmp_path)
     assert message in refused("ablate", "mask-fill", "tiny-llama", *arguments.split())

@@ -35,25 +35,22 @@ def agrees(report: dict) -> bool:
 
 
 class TestWrongUse:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("tiny-llama --device quux", "device 'quux' cannot be used here"),
-            ("tiny-llama --focus model.layers.*.self_atn", "layers.3.self_attn'"),
-            ("tiny-llama --sequence-length 600", "600 tokens: tiny-llama has 512"),
-            ("tiny-llama --candidate quantized --weight uint99", "not 99"),
-            ("tiny-qwen3-vl --prompt Hi.", "to a Qwen3-VL a --processor"),
-            ("tiny-qwen3-vl --variant decode", "no wrapper in the variant 'decode'"),
-            (
-                "tiny-llama --variant decode --sequence-length 1",
-                "a row has 1 tokens, of which 1 would be decode steps",
-            ),
-            (
-                "tiny-llama --steps 5 --sequence-length 6 --batch 3",
-                "a row has 4 tokens, of which 5 would be decode steps",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("tiny-llama --device quux", "device 'quux' cannot be used here"),
+        ("tiny-llama --focus model.layers.*.self_atn", "layers.3.self_attn'"),
+        ("tiny-llama --sequence-length 600", "600 tokens: tiny-llama has 512"),
+        ("tiny-llama --candidate quantized --weight uint99", "not 99"),
+        ("tiny-qwen3-vl --prompt Hi.", "to a Qwen3-VL a --processor"),
+        ("tiny-qwen3-vl --variant decode", "no wrapper in the variant 'decode'"),
+        (
+            "tiny-llama --variant decode --sequence-length 1",
+            "a row has 1 tokens, of which 1 would be decode steps",
+        ),
+        (
+            "tiny-llama --steps 5 --sequence-length 6 --batch 3",
+            "a row has 4 tokens, of which 5 would be decode steps",
+        ),
+    ])  # fmt: skip
     def test_before_anything_is_compared(self, refused, arguments: str, message: str):
         assert message in refused("compare", *arguments.split())
 
@@ -347,21 +344,11 @@ class TestTrouble:
 class TestProcess:
     MAIN = "import sys; from tracer.cli import main; code = main(sys.argv[1:]); "
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            "",
-            "--help",
-            "--version",
-            "compare --help",
-            "compare tiny-lama",
-            "compare tiny-llama --focsu",
-            "compare tiny-llama --candidate sdpa --weight uint4",
-            "compare tiny-llama --report out.pdf",
-            "compare nowhere.py:build",
-            "ablate --help",
-        ],
-    )
+    @pytest.mark.parametrize("arguments", [
+        "", "--help", "--version", "compare --help", "compare tiny-lama",
+        "compare tiny-llama --focsu", "compare tiny-llama --candidate sdpa --weight uint4",
+        "compare tiny-llama --report out.pdf", "compare nowhere.py:build", "ablate --help",
+    ])  # fmt: skip
     def test_nothing_heavy_is_imported_for_help_and_wrong_use(self, arguments: str):
         end = f"print('HEAVY', [name for name in {HEAVY} if name in sys.modules])"
         command = [sys.executable, "-c", self.MAIN + end, *arguments.split()]

@@ -14,14 +14,9 @@ from tracer.cli import main
 
 PORT = Path(__file__).parents[3] / "examples" / "compare_a_port.py"
 SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "max_position_embeddings": 64,
-}
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
 # Dropout, and batch normalisation, whose running statistics each pass in training mode moves.
 NET = """
 import torch
@@ -96,17 +91,12 @@ def test_a_port_is_paired_by_value(compare, monkeypatch) -> None:
     assert sorted(missing) == ["model", *activations, "model.rotary_emb"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "stories260K/hf --candidate bfloat16",
-        "stories260K/hf --candidate sdpa",
-        "stories260K/hf --variant prefill --batch 3",
-        "stories260K/hf --variant prefill_reference --batch 3",
-        "wikitext2-llama/hf --candidate float16",
-        "wikitext2-llama/hf --candidate eager",
-    ],
-)
+@pytest.mark.parametrize("options", [
+    "stories260K/hf --candidate bfloat16", "stories260K/hf --candidate sdpa",
+    "stories260K/hf --variant prefill --batch 3",
+    "stories260K/hf --variant prefill_reference --batch 3",
+    "wikitext2-llama/hf --candidate float16", "wikitext2-llama/hf --candidate eager",
+])  # fmt: skip
 def test_real_checkpoints(compare, shared_data: Path, options: str) -> None:
     assert compare(*f"{shared_data / options} --sequence-length 16".split()).code == 0
 

@@ -42,13 +42,10 @@ class TestRecord:
         assert "as expected of a quantised candidate" in ran.out
         assert compare("tiny-llama", "--candidate", out, "--tolerance", 1e-3).code == 1
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("--out nowhere/a.trace", "it first"),
-            ("--out a --include x", "matches none of the 59"),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("--out nowhere/a.trace", "it first"),
+        ("--out a --include x", "matches none of the 59"),
+    ])  # fmt: skip
     def test_wrong_use(self, tmp_path, monkeypatch, refused, arguments: str, message: str) -> None:
         monkeypatch.chdir(tmp_path)
         assert message in refused("record", "tiny-llama", *arguments.split())
@@ -65,15 +62,10 @@ class TestCompare:
         assert ran.report["coverage"]["recordings"] == []
         assert all(row["peir"] == 0.0 for row in ran.report["rows"])
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            "tiny-llama --candidate TRACE",
-            "TRACE --candidate tiny-llama",
-            "TRACE --candidate TRACE",
-            "tiny-llama --reference TRACE --candidate wrapped",
-        ],
-    )
+    @pytest.mark.parametrize("arguments", [
+        "tiny-llama --candidate TRACE", "TRACE --candidate tiny-llama", "TRACE --candidate TRACE",
+        "tiny-llama --reference TRACE --candidate wrapped",
+    ])  # fmt: skip
     def test_on_the_other_side_and_on_both(self, trace: Path, compare, arguments: str) -> None:
         ran = compare(*arguments.replace("TRACE", str(trace)).split())
         assert (ran.code, ran.err) == (0, "")
@@ -133,14 +125,11 @@ class TestCompare:
         assert run("record", "tiny-qwen3-vl", "--out", out).code == 0
         assert compare("tiny-qwen3-vl", "--reference", out).code == 0
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("tiny-llama --reference none.trace", "there is no trace none.trace"),
-            ("tiny-llama --reference TRACE --prompt x", "--prompt says what the"),
-            ("tiny-llama --reference TRACE --noise-floor", "it is a recording"),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("tiny-llama --reference none.trace", "there is no trace none.trace"),
+        ("tiny-llama --reference TRACE --prompt x", "--prompt says what the"),
+        ("tiny-llama --reference TRACE --noise-floor", "it is a recording"),
+    ])  # fmt: skip
     def test_wrong_use(self, trace: Path, refused, arguments: str, message: str) -> None:
         given = arguments.replace("TRACE", str(trace)).split()
         assert message in refused("compare", *given)
@@ -215,12 +204,9 @@ class TestShow:
             expected = loaded.model(**loaded.inputs).logits.double().mean().item()
         assert math.isclose(mean, expected, rel_tol=1e-9)
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("tiny-llama --include none", "matches none of the 59 modules"),
-            ("none.trace", "there is no trace none.trace"),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("tiny-llama --include none", "matches none of the 59 modules"),
+        ("none.trace", "there is no trace none.trace"),
+    ])  # fmt: skip
     def test_wrong_use(self, refused, arguments: str, message: str) -> None:
         assert message in refused("show", *arguments.split())

@@ -122,10 +122,8 @@ def test_parts_are_past_and_new_and_empty_slots_in_this_order(make, lengths):
         sizes = {part.kind: part.key.shape[2] for part in parts}
         slots = 12 if make is static_cache else before + length
         wanted = {
-            PartKind.PAST: before,
-            PartKind.NEW: length,
-            PartKind.EMPTY: slots - before - length,
-        }
+            PartKind.PAST: before, PartKind.NEW: length, PartKind.EMPTY: slots - before - length,
+        }  # fmt: skip
         assert sizes == {kind: size for kind, size in wanted.items() if size}
         assert len(parts) == len(sizes)
         new = next(part for part in parts if part.kind is PartKind.NEW)
@@ -141,11 +139,9 @@ def filled(cache):
     return cache
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: filled(DynamicCache()), lambda: filled(static_cache()), lambda: StepCache({0: PAST})],
-    ids=["dynamic", "static", "step"],
-)
+@pytest.mark.parametrize("make", [
+    lambda: filled(DynamicCache()), lambda: filled(static_cache()), lambda: StepCache({0: PAST}),
+], ids=["dynamic", "static", "step"])  # fmt: skip
 def test_parts_of_scaled_keys_are_those_of_the_cache_times_the_factor(make):
     factor, key, value = 0.3, states(3, seed=4), states(3, seed=5)
     plain = update_in_parts(make(), key / factor, value, 0)

@@ -13,15 +13,9 @@ from tests.builders.attention import (
 )
 
 BATCHED_POINTS = [
-    "scale",
-    "logits_raw",
-    "logits",
-    "mask_add",
-    "softmax",
-    "attn_out",
-    "attn_out_h",
+    "scale", "logits_raw", "logits", "mask_add", "softmax", "attn_out", "attn_out_h",
     "attn_weights",
-]
+]  # fmt: skip
 
 
 def reference(q, k, v, mask, scaling):
@@ -34,16 +28,10 @@ def reference(q, k, v, mask, scaling):
 
 
 @FORMS
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {},
-        {"heads": 3, "kv_heads": 3},
-        {"heads": 6, "kv_heads": 1},
-        {"batch": 1, "query": 1, "key": 1},
-        {"batch": 3, "query": 1, "key": 9},
-    ],
-)
+@pytest.mark.parametrize("sizes", [
+    {}, {"heads": 3, "kv_heads": 3}, {"heads": 6, "kv_heads": 1},
+    {"batch": 1, "query": 1, "key": 1}, {"batch": 3, "query": 1, "key": 9},
+])  # fmt: skip
 def test_equals_softmax_attention_in_float64(attend, sizes):
     q, k, v, mask = example(**sizes)
     output, weights = reference(q, k, v, mask, 0.3)

@@ -224,15 +224,9 @@ def test_masks_after_a_past_reach_down_to_it(family, variant, make, monkeypatch)
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 @each_family
 @each_variant
-@pytest.mark.parametrize(
-    ("part", "kind"),
-    [
-        ("model", "none"),
-        ("layer", "4-D bool"),
-        ("attention", "2-D int64"),
-        ("attention", "4-D -inf"),
-    ],
-)
+@pytest.mark.parametrize(("part", "kind"), [
+    ("model", "none"), ("layer", "4-D bool"), ("attention", "2-D int64"), ("attention", "4-D -inf"),
+])  # fmt: skip
 def test_exported_graphs_carry_it(family, variant, part, kind):
     module, inputs = part_of(quantised(family, variant), part)
     mask = KINDS[kind]

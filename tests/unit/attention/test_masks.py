@@ -30,14 +30,9 @@ PROPERTY = settings(deadline=None, max_examples=60)
 
 def config(implementation="eager", *, causal=True):
     config = LlamaConfig(
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        is_causal=causal,
-    )
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, is_causal=causal,
+    )  # fmt: skip
     config._attn_implementation = implementation
     return config
 
@@ -160,34 +155,23 @@ def patterns(shape):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(
-    given_masks(),
-    st.sampled_from(["eager", "sdpa"]),
-    st.sampled_from(FLOAT_DTYPES),
-    st.sampled_from([int, torch.as_tensor]),
-    st.booleans(),
-)
+    given_masks(), st.sampled_from(["eager", "sdpa"]), st.sampled_from(FLOAT_DTYPES),
+    st.sampled_from([int, torch.as_tensor]), st.booleans(),
+)  # fmt: skip
 def test_what_is_visible_is_what_transformers_shows(given, implementation, dtype, count, causal):
     plain = given.plain
     if plain is not None and plain.ndim == 4 and implementation == "eager":
         plain = torch.where(plain, 0.0, torch.finfo(torch.float32).min)
     expected = visible_in_transformers(
-        plain,
-        given.batch_size,
-        given.query_length,
-        given.cache,
-        implementation=implementation,
+        plain, given.batch_size, given.query_length, given.cache, implementation=implementation,
         causal=causal,
-    )
+    )  # fmt: skip
     extent = cache_extent(given.cache, given.query_length)
     additive = MaskBuilder(FILL).additive(
-        given.mask,
-        batch_size=given.batch_size,
-        query_length=given.query_length,
-        past_length=count(extent.past_length),
-        key_length=extent.key_length,
-        dtype=dtype,
+        given.mask, batch_size=given.batch_size, query_length=given.query_length,
+        past_length=count(extent.past_length), key_length=extent.key_length, dtype=dtype,
         causal=causal,
-    )
+    )  # fmt: skip
     assert additive.dtype == dtype
     assert additive.shape[0] in (1, given.batch_size)
     assert additive.shape[1:] == (1, given.query_length, extent.key_length)
@@ -237,23 +221,13 @@ def test_a_short_padding_mask_leaves_the_cached_keys_visible():
     assert torch.equal(masks.additive(short, **sizes), masks.additive(full, **sizes))
 
 
-@pytest.mark.parametrize(
-    ("mask", "found"),
-    [
-        (torch.ones(4), "[4]"),
-        (torch.ones(2, 4, 6), "[2, 4, 6]"),
-        (torch.ones(3, 6), "[3, 6]"),
-        (torch.ones(2, 5), "[2, 5]"),
-        (torch.ones(2, 7), "[2, 7]"),
-        (torch.ones(2, 1, 1, 6), "[2, 1, 1, 6]"),
-        (torch.ones(2, 4, 4, 6), "[2, 4, 4, 6]"),
-        (torch.ones(2, 1, 4, 4), "[2, 1, 4, 4]"),
-        (torch.ones(3, 1, 4, 6), "[3, 1, 4, 6]"),
-        (torch.ones(2, 1, 4, 6, 1), "[2, 1, 4, 6, 1]"),
-        (torch.ones(0), "[0]"),
-        (torch.tensor(1), "[]"),
-    ],
-)
+@pytest.mark.parametrize(("mask", "found"), [
+    (torch.ones(4), "[4]"), (torch.ones(2, 4, 6), "[2, 4, 6]"), (torch.ones(3, 6), "[3, 6]"),
+    (torch.ones(2, 5), "[2, 5]"), (torch.ones(2, 7), "[2, 7]"),
+    (torch.ones(2, 1, 1, 6), "[2, 1, 1, 6]"), (torch.ones(2, 4, 4, 6), "[2, 4, 4, 6]"),
+    (torch.ones(2, 1, 4, 4), "[2, 1, 4, 4]"), (torch.ones(3, 1, 4, 6), "[3, 1, 4, 6]"),
+    (torch.ones(2, 1, 4, 6, 1), "[2, 1, 4, 6, 1]"), (torch.ones(0), "[0]"), (torch.tensor(1), "[]"),
+])  # fmt: skip
 def test_a_wrong_shape_is_refused_with_what_was_found_and_expected(mask, found):
     with pytest.raises(ModelInputError, match="expected") as error:
         MaskBuilder(FILL).additive(mask, batch_size=2, query_length=4, past_length=2)

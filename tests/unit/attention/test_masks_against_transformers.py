@@ -34,12 +34,9 @@ BATCHES = {
     "padded anywhere": ["01011010", "00111100", "11111111"],
 }
 PASTS = {
-    "no cache": (None, 0),
-    "dynamic": ("dynamic", 4),
-    "dynamic, one new": ("dynamic", 7),
-    "static, empty": ("static", 0),
-    "static": ("static", 4),
-}
+    "no cache": (None, 0), "dynamic": ("dynamic", 4), "dynamic, one new": ("dynamic", 7),
+    "static, empty": ("static", 0), "static": ("static", 4),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,10 @@ def tables(length, head_dim, dtype):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.integers(1, 3),
-    st.integers(1, 5),
-    st.integers(1, 6),
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 6),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     st.integers(0, 1000),
-)
+)  # fmt: skip
 def test_both_forms_equal_transformers(heads, length, half, dtype, seed):
     torch.manual_seed(seed)
     x = torch.randn(2, heads, length, 2 * half).to(dtype)

@@ -159,19 +159,16 @@ def test_a_report_over_the_baseline(capsys, monkeypatch, tmp_path: Path) -> None
 
 
 class TestRequests:
-    @pytest.mark.parametrize(
-        ("given", "sides"),
-        [
-            ("m", ("m", None, "wrapped")),
-            ("m --candidate-device cpu", ("m", None, "itself")),
-            ("m --candidate sdpa", ("m", None, "sdpa")),
-            ("m --reference a.trace", ("m", "a.trace", "itself")),
-            ("m --reference a.trace --candidate sdpa", ("m", "a.trace", "sdpa")),
-            ("m --candidate b.trace", ("m", None, "b.trace")),
-            ("a.trace --candidate m", ("m", "a.trace", "itself")),
-            ("a.trace --candidate b.trace", (None, "a.trace", "b.trace")),
-        ],
-    )
+    @pytest.mark.parametrize(("given", "sides"), [
+        ("m", ("m", None, "wrapped")),
+        ("m --candidate-device cpu", ("m", None, "itself")),
+        ("m --candidate sdpa", ("m", None, "sdpa")),
+        ("m --reference a.trace", ("m", "a.trace", "itself")),
+        ("m --reference a.trace --candidate sdpa", ("m", "a.trace", "sdpa")),
+        ("m --candidate b.trace", ("m", None, "b.trace")),
+        ("a.trace --candidate m", ("m", "a.trace", "itself")),
+        ("a.trace --candidate b.trace", (None, "a.trace", "b.trace")),
+    ])  # fmt: skip
     def test_sides(self, given: str, sides: tuple[str | None, ...]) -> None:
         request = parse(["compare", *given.split()])
         assert isinstance(request, CompareRequest)

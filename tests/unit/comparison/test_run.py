@@ -35,14 +35,9 @@ def _seed() -> None:
 def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-    )
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
 
@@ -72,17 +67,9 @@ class Named(nn.Module):
 
 
 class TestInputs:
-    @pytest.mark.parametrize(
-        "inputs",
-        [
-            X,
-            (X,),
-            (X, 2.0),
-            {"x": X},
-            {"x": X, "shift": torch.ones(8)},
-            UserDict(x=X, scale=3.0),
-        ],
-    )
+    @pytest.mark.parametrize("inputs", [
+        X, (X,), (X, 2.0), {"x": X}, {"x": X, "shift": torch.ones(8)}, UserDict(x=X, scale=3.0),
+    ])  # fmt: skip
     def test_a_tensor_a_tuple_or_a_mapping(self, inputs) -> None:
         model = Named()
         comparison = compare(model, copy.deepcopy(model), inputs)

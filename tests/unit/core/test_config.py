@@ -26,21 +26,17 @@ specs = st.one_of(
 keywords = st.sampled_from([{"dtype": "int8"}, {"observer": "ema", "options": {"momentum": 0.5}}])
 names = st.sampled_from(["layers", "0", "q_proj", "weight", "act_in"])
 configs = st.builds(
-    PTQConfig,
-    activation=specs,
-    weight=specs,
-    overrides=st.dictionaries(
-        st.lists(names, min_size=1, max_size=4).map(".".join), specs | keywords, max_size=4
-    ),
+    PTQConfig, activation=specs, weight=specs,
+    overrides=st.dictionaries(st.lists(names, min_size=1, max_size=4).map(
+        ".".join,
+    ), specs | keywords, max_size=4),
     model_args=st.dictionaries(
-        names,
-        st.integers() | st.text('aé"\n', max_size=4) | st.lists(st.booleans()) | st.none(),
+        names, st.integers() | st.text('aé"\n', max_size=4) | st.lists(st.booleans()) | st.none(),
         max_size=3,
     ),
-    strict_wrap=st.booleans(),
-    attention_mask_fill_value=st.floats(-1e30, -1),
+    strict_wrap=st.booleans(), attention_mask_fill_value=st.floats(-1e30, -1),
     variant=st.sampled_from(["prefill", "prefill_reference", "decode"]),
-)
+)  # fmt: skip
 
 
 @settings(deadline=None)
@@ -102,34 +98,31 @@ def test_json_that_is_no_config(text):
 # --- configs
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"activation": "uint8"}, r"activation must be a QuantSpec such as affine\('uint8'\)"),
-        ({"weight": None}, "weight must be a QuantSpec"),
-        ({"strict_wrap": 1}, "strict_wrap must be True or False"),
-        ({"variant": ""}, "variant must be a name"),
-        ({"attention_mask_fill_value": 0.0}, "below zero"),
-        ({"attention_mask_fill_value": -math.inf}, "finite"),
-        ({"attention_mask_fill_value": math.nan}, "finite"),
-        ({"attention_mask_fill_value": True}, "finite"),
-        ({"attention_mask_fill_value": "-120"}, "finite"),
-        ({"overrides": [("a", affine("int8"))]}, "must be a mapping"),
-        ({"overrides": {"a": {"weight": "int8"}}}, "the override 'a.weight' is 'int8'"),
-        ({"overrides": {"a": {"weight": {"dtpye": "int8"}}}}, "'a.weight.dtpye' is 'int8'"),
-        ({"overrides": {"a": {"weight": {"dtype": "int8", "bits": 4}}}}, "'a.weight.dtype' is"),
-        ({"overrides": {"a": {}}}, "the override 'a' is"),
-        ({"overrides": {"a": {"w": {"dtype": "int99"}}}}, "the override 'a.w': an integer type"),
-        ({"overrides": {"a": {"w": {"qscheme": "rows"}}}}, "the override 'a.w': unknown qscheme"),
-        ({"overrides": {"a": {"w": {"observer": "log"}}}}, "the override 'a.w': unknown observer"),
-        ({"overrides": {1: affine("int8")}}, "keys must be strings"),
-        (
-            {"overrides": {"a.weight": affine("int8"), "a": {"weight": affine("int4")}}},
-            "two overrides for the same point: a.weight",
-        ),
-        ({"model_args": {"f": print}}, "expected None, bool"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"activation": "uint8"}, r"activation must be a QuantSpec such as affine\('uint8'\)"),
+    ({"weight": None}, "weight must be a QuantSpec"),
+    ({"strict_wrap": 1}, "strict_wrap must be True or False"),
+    ({"variant": ""}, "variant must be a name"),
+    ({"attention_mask_fill_value": 0.0}, "below zero"),
+    ({"attention_mask_fill_value": -math.inf}, "finite"),
+    ({"attention_mask_fill_value": math.nan}, "finite"),
+    ({"attention_mask_fill_value": True}, "finite"),
+    ({"attention_mask_fill_value": "-120"}, "finite"),
+    ({"overrides": [("a", affine("int8"))]}, "must be a mapping"),
+    ({"overrides": {"a": {"weight": "int8"}}}, "the override 'a.weight' is 'int8'"),
+    ({"overrides": {"a": {"weight": {"dtpye": "int8"}}}}, "'a.weight.dtpye' is 'int8'"),
+    ({"overrides": {"a": {"weight": {"dtype": "int8", "bits": 4}}}}, "'a.weight.dtype' is"),
+    ({"overrides": {"a": {}}}, "the override 'a' is"),
+    ({"overrides": {"a": {"w": {"dtype": "int99"}}}}, "the override 'a.w': an integer type"),
+    ({"overrides": {"a": {"w": {"qscheme": "rows"}}}}, "the override 'a.w': unknown qscheme"),
+    ({"overrides": {"a": {"w": {"observer": "log"}}}}, "the override 'a.w': unknown observer"),
+    ({"overrides": {1: affine("int8")}}, "keys must be strings"),
+    (
+        {"overrides": {"a.weight": affine("int8"), "a": {"weight": affine("int4")}}},
+        "two overrides for the same point: a.weight",
+    ),
+    ({"model_args": {"f": print}}, "expected None, bool"),
+])  # fmt: skip
 def test_a_config_that_cannot_be(fields, message):
     with pytest.raises(ConfigError, match=message):
         PTQConfig(**fields)
@@ -157,15 +150,10 @@ def test_a_child_has_everything_and_what_lies_below_it():
     config = PTQConfig(
         weight=affine("uint4"),
         overrides={
-            "a.b.weight": affine("int8"),
-            "ab.weight": affine("int4"),
-            "a.x": affine("int4"),
+            "a.b.weight": affine("int8"), "ab.weight": affine("int4"), "a.x": affine("int4"),
         },
-        attention_mask_fill_value=-77.0,
-        model_args={"grid": 3},
-        variant="decode",
-        strict_wrap=True,
-    )
+        attention_mask_fill_value=-77.0, model_args={"grid": 3}, variant="decode", strict_wrap=True,
+    )  # fmt: skip
     child = config.child("a").child("b")
     assert child.scope == "a.b"
     assert dict(child.overrides) == {"weight": affine("int8")}

@@ -109,12 +109,8 @@ def test_a_none_child_stays_none():
 def test_points_of_a_model_by_name():
     model = prepare(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), PTQConfig())
     assert [(module, name) for module, name, _ in iter_points(model)] == [
-        ("0", "weight"),
-        ("0", "act_in"),
-        ("0", "act_out"),
-        ("1", "act_in"),
-        ("1", "act_out"),
-    ]
+        ("0", "weight"), ("0", "act_in"), ("0", "act_out"), ("1", "act_in"), ("1", "act_out"),
+    ]  # fmt: skip
     assert [name for name, _ in iter_wrappers(model)] == ["0", "1"]
 
 

@@ -198,16 +198,12 @@ def test_integers_are_refused(name, x):
 @pytest.mark.parametrize(
     "x",
     [
-        torch.tensor(2.0),
-        torch.randn(4, 6).T,
-        torch.randn(1, 3).expand(4, 3),
-        torch.randn(5).bfloat16(),
-        torch.randn(5).half(),
-        torch.randn(5).double(),
+        torch.tensor(2.0), torch.randn(4, 6).T, torch.randn(1, 3).expand(4, 3),
+        torch.randn(5).bfloat16(), torch.randn(5).half(), torch.randn(5).double(),
         torch.randn(5, requires_grad=True),
     ],
     ids=["0-d", "transposed", "expanded", "bfloat16", "float16", "float64", "with gradient"],
-)
+)  # fmt: skip
 def test_any_floating_tensor_is_observed_and_left_alone(name, x):
     before = x.detach().clone()
     observer = affine_observer(name)
@@ -234,22 +230,19 @@ def test_identity_and_microscaling_need_no_data():
     assert IdentityQuantizer().fake_quantize(x) is x
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("minmax", {"momentum": 0.5}, "no option 'momentum'; its options: none"),
-        ("ema", {"momentum": 1.0}, r"\[0, 1\)"),
-        ("ema", {"momentum": "0.5"}, r"\[0, 1\)"),
-        ("ema", {"mommentum": 0.5}, "its options: momentum"),
-        ("percentile", {"percentile": 50}, r"\(50, 100\]"),
-        ("percentile", {"capacity": 1}, "at least 2"),
-        ("percentile", {"seed": 1.5}, "seed must be an integer"),
-        ("mx", {"element": "fp4"}, "unknown element format 'fp4'"),
-        ("mx", {"block_size": 0}, "positive"),
-        ("mx", {"block_axis": "last"}, "axis must be an integer"),
-        ("histogram", {}, "unknown observer 'histogram'"),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("minmax", {"momentum": 0.5}, "no option 'momentum'; its options: none"),
+    ("ema", {"momentum": 1.0}, r"\[0, 1\)"),
+    ("ema", {"momentum": "0.5"}, r"\[0, 1\)"),
+    ("ema", {"mommentum": 0.5}, "its options: momentum"),
+    ("percentile", {"percentile": 50}, r"\(50, 100\]"),
+    ("percentile", {"capacity": 1}, "at least 2"),
+    ("percentile", {"seed": 1.5}, "seed must be an integer"),
+    ("mx", {"element": "fp4"}, "unknown element format 'fp4'"),
+    ("mx", {"block_size": 0}, "positive"),
+    ("mx", {"block_axis": "last"}, "axis must be an integer"),
+    ("histogram", {}, "unknown observer 'histogram'"),
+])  # fmt: skip
 def test_options_are_checked_when_made(name, options, message):
     with pytest.raises(ConfigError, match=message):
         build_observer(name, options=options)

@@ -80,14 +80,9 @@ def test_by_path():
     assert lookup(nn.Bilinear, "prefill") is Common
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "torch.nn.LinearOfThePast",
-        "torch.nn.modules.of_the_past.Linear",
-        "torch.nn.functional.linear",
-    ],
-)
+@pytest.mark.parametrize("path", [
+    "torch.nn.LinearOfThePast", "torch.nn.modules.of_the_past.Linear", "torch.nn.functional.linear",
+])  # fmt: skip
 def test_a_class_that_is_gone_raises(path):
     with pytest.raises(StaleWrapperError, match=path):
         register(path)

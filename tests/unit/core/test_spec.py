@@ -33,21 +33,18 @@ def test_names_and_values_mean_the_same():
     )
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"dtype": "float8"}, "unknown integer type"),
-        ({"dtype": "uint8", "qscheme": "per_tensor_symmetric"}, "cannot be per_tensor_symmetric"),
-        ({"dtype": "uint8", "qscheme": "per_row"}, "unknown qscheme"),
-        ({"dtype": "uint8", "observer": "histogram"}, "choose one of minmax, ema"),
-        ({"dtype": "uint8", "observer": "ema", "options": {"beta": 1}}, "no option 'beta'"),
-        ({"dtype": "uint8", "observer": "ema", "options": {"momentum": 2}}, "momentum"),
-        ({"dtype": "uint8", "observer": "identity"}, "has no integer type"),
-        ({"observer": "mx", "qscheme": "per_tensor_asymmetric"}, "has no integer type"),
-        ({}, "needs a dtype"),
-        ({"dtype": "uint8", "options": {"x": object()}}, "expected None, bool"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"dtype": "float8"}, "unknown integer type"),
+    ({"dtype": "uint8", "qscheme": "per_tensor_symmetric"}, "cannot be per_tensor_symmetric"),
+    ({"dtype": "uint8", "qscheme": "per_row"}, "unknown qscheme"),
+    ({"dtype": "uint8", "observer": "histogram"}, "choose one of minmax, ema"),
+    ({"dtype": "uint8", "observer": "ema", "options": {"beta": 1}}, "no option 'beta'"),
+    ({"dtype": "uint8", "observer": "ema", "options": {"momentum": 2}}, "momentum"),
+    ({"dtype": "uint8", "observer": "identity"}, "has no integer type"),
+    ({"observer": "mx", "qscheme": "per_tensor_asymmetric"}, "has no integer type"),
+    ({}, "needs a dtype"),
+    ({"dtype": "uint8", "options": {"x": object()}}, "expected None, bool"),
+])  # fmt: skip
 def test_a_spec_that_cannot_be(fields, message):
     with pytest.raises(ConfigError, match=message):
         QuantSpec(**fields)

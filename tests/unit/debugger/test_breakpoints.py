@@ -617,17 +617,14 @@ class TestDiff:
         assert diff(left, right).mean == pytest.approx(0.5)
         assert diff(left, right).elements == 32
 
-    @pytest.mark.parametrize(
-        ("left", "right", "said"),
-        [
-            (X, X[0], r"value: the reference has shape \(2, 8\)"),
-            ({"a": X}, {"b": X}, r"only the (first|second) holds value\.[ab] \(float32 \[2, 8\]"),
-            ([X, X], [X], r"only the first holds value\.1"),
-            ([X, 1], [X, 2], r"value\.1 is 1 and 2; expected two tensors"),
-            (X, None, r"value is float32 .* and None; expected two tensors"),
-            ("a", "a", "found 'a' and 'a'; expected tensors"),
-        ],
-    )
+    @pytest.mark.parametrize(("left", "right", "said"), [
+        (X, X[0], r"value: the reference has shape \(2, 8\)"),
+        ({"a": X}, {"b": X}, r"only the (first|second) holds value\.[ab] \(float32 \[2, 8\]"),
+        ([X, X], [X], r"only the first holds value\.1"),
+        ([X, 1], [X, 2], r"value\.1 is 1 and 2; expected two tensors"),
+        (X, None, r"value is float32 .* and None; expected two tensors"),
+        ("a", "a", "found 'a' and 'a'; expected tensors"),
+    ])  # fmt: skip
     def test_what_cannot_be_compared(self, left: object, right: object, said: str) -> None:
         with pytest.raises((UsageError, ShapeMismatchError), match=said):
             diff(left, right)
@@ -665,13 +662,9 @@ class TestInATerminal:
             for name in ("CI", "PYTHONBREAKPOINT"):
                 environment.pop(name, None)
             child = pexpect.spawn(
-                *(sys.executable, ["examples/find_the_mask_bug.py", *arguments]),
-                env=environment,
-                cwd=str(ROOT),
-                encoding="utf-8",
-                timeout=40,
-                dimensions=(50, 160),
-            )
+                *(sys.executable, ["examples/find_the_mask_bug.py", *arguments]), env=environment,
+                cwd=str(ROOT), encoding="utf-8", timeout=40, dimensions=(50, 160),
+            )  # fmt: skip
             child.expect("The wrapped model as it was")
             return child
 
@@ -701,15 +694,10 @@ class TestInATerminal:
             ("print('type', candidate.attention_mask.dtype)", r"type torch\.int64"),
             ("diff(reference.attn_output, cand_call.arguments['input'])", r"peir=0\.\d+, mism"),
             ("diff(reference.attention_mask, candidate.attention_mask)", "ShapeMismatchError"),
-            ("u", "attention_of_that_time"),
-            ("p attention_mask.dtype", r"torch\.int64"),
-            ("u", "_attend"),
-            ("d", "attention_of_that_time"),
-            ("d", "attend"),
-            ("n", "--Return--"),
-            ("c", r"layers\.1\.self_attn\.o_proj`, call 0, starts"),
-            ("q", "ended by the user"),
-        )
+            ("u", "attention_of_that_time"), ("p attention_mask.dtype", r"torch\.int64"),
+            ("u", "_attend"), ("d", "attention_of_that_time"), ("d", "attend"), ("n", "--Return--"),
+            ("c", r"layers\.1\.self_attn\.o_proj`, call 0, starts"), ("q", "ended by the user"),
+        )  # fmt: skip
         assert termios.tcgetattr(child.child_fd) == terminal
         self.end(child)
 

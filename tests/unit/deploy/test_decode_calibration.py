@@ -211,15 +211,12 @@ class TestInputs:
         with pytest.raises(ModelInputError, match="a prompt has 6 tokens, and 6 are"):
             next(inputs)
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"source": "floats"}, "the source 'floats'; expected 'float' or 'quantized'"),
-            ({"source": None}, "the source None"),
-            ({"steps": 0}, "found 0 steps; expected at least 1"),
-            ({"steps": -2}, "found -2 steps"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"source": "floats"}, "the source 'floats'; expected 'float' or 'quantized'"),
+        ({"source": None}, "the source None"),
+        ({"steps": 0}, "found 0 steps; expected at least 1"),
+        ({"steps": -2}, "found -2 steps"),
+    ])  # fmt: skip
     def test_options_out_of_range_are_refused_at_once(self, options, message):
         model = tiny()
         with pytest.raises(ModelInputError, match=message):

@@ -172,14 +172,11 @@ class TestPt2:
             moved = inputs | {"visual_pos_masks": inputs["visual_pos_masks"].flip(1)}
             assert_same(outputs(module, moved), outputs(read, moved))
 
-    @pytest.mark.parametrize(
-        ("bits", "variant", "grids"),
-        [
-            ("float", "prefill", [[1, 4, 6]]),
-            ("int16", "prefill", [[1, 2, 2], [1, 2, 4]]),
-            ("float", "prefill_reference", [[1, 2, 4], [2, 2, 2]]),
-        ],
-    )
+    @pytest.mark.parametrize(("bits", "variant", "grids"), [
+        ("float", "prefill", [[1, 4, 6]]),
+        ("int16", "prefill", [[1, 2, 2], [1, 2, 4]]),
+        ("float", "prefill_reference", [[1, 2, 4], [2, 2, 2]]),
+    ])  # fmt: skip
     def test_qwen3_vl_vision(self, bits, variant, grids, tmp_path):
         module, pixels = qwen3_vl_vision(BITS[bits], grids, variant)
         export(module, pixels, tmp_path / "a.pt2")
@@ -386,16 +383,13 @@ class TestRefusals:
     """What Circle has no type for is refused before anything is done, whether tico is there or
     not."""
 
-    @pytest.mark.parametrize(
-        ("activation", "weight", "count", "named"),
-        [
-            ("int8", "uint8", 12, r"mlp\.act_in \(int8\), .*mlp\.gate_proj\.act_in \(int8\)"),
-            ("uint8", "int8", 3, r"mlp\.gate_proj\.weight \(int8\), .*up_proj\.weight \(int8\)"),
-            ("int16", "int4", 3, r"gate_proj\.weight \(int4\)"),
-            ("uint16", "uint8", 12, r"act_in \(uint16\)"),
-            ("uint8", "uint2", 3, r"gate_proj\.weight \(uint2\)"),
-        ],
-    )
+    @pytest.mark.parametrize(("activation", "weight", "count", "named"), [
+        ("int8", "uint8", 12, r"mlp\.act_in \(int8\), .*mlp\.gate_proj\.act_in \(int8\)"),
+        ("uint8", "int8", 3, r"mlp\.gate_proj\.weight \(int8\), .*up_proj\.weight \(int8\)"),
+        ("int16", "int4", 3, r"gate_proj\.weight \(int4\)"),
+        ("uint16", "uint8", 12, r"act_in \(uint16\)"),
+        ("uint8", "uint2", 3, r"gate_proj\.weight \(uint2\)"),
+    ])  # fmt: skip
     def test_integer_types(self, activation, weight, count, named, tmp_path):
         mlp, states = quantised_mlp(affine(activation), affine(weight))
         with pytest.raises(ExportError, match=rf"{count} quantization points: .*{named}") as error:
@@ -529,15 +523,10 @@ def tico():
 @pytest.mark.slow
 @pytest.mark.usefixtures("tico")
 class TestCircle:
-    @pytest.mark.parametrize(
-        ("part", "variant"),
-        [
-            ("MLP", "prefill"),
-            ("attention", "prefill"),
-            ("layer", "decode"),
-            ("causal LM", "prefill_reference"),
-        ],
-    )
+    @pytest.mark.parametrize(("part", "variant"), [
+        ("MLP", "prefill"), ("attention", "prefill"), ("layer", "decode"),
+        ("causal LM", "prefill_reference"),
+    ])  # fmt: skip
     def test_float_llama(self, part, variant, tmp_path):
         module, inputs, expected = case(part, variant, None)
         circle = exported(module, inputs, tmp_path)
@@ -552,16 +541,11 @@ class TestCircle:
         # Against the float model itself, which does not know of the fill value.
         assert peir(expected, circle.run(inputs)[0]) < 1e-5
 
-    @pytest.mark.parametrize(
-        ("part", "variant", "activation", "weight"),
-        [
-            ("MLP", "prefill", "uint8", "uint8"),
-            ("MLP", "prefill", "int16", "uint4"),
-            ("attention", "prefill", "uint8", "uint8"),
-            ("layer", "decode", "uint8", "uint4"),
-            ("causal LM", "decode", "int16", "uint8"),
-        ],
-    )
+    @pytest.mark.parametrize(("part", "variant", "activation", "weight"), [
+        ("MLP", "prefill", "uint8", "uint8"), ("MLP", "prefill", "int16", "uint4"),
+        ("attention", "prefill", "uint8", "uint8"), ("layer", "decode", "uint8", "uint4"),
+        ("causal LM", "decode", "int16", "uint8"),
+    ])  # fmt: skip
     def test_quantised_llama(self, part, variant, activation, weight, tmp_path):
         module, inputs, expected = case(part, variant, (activation, weight))
         circle = exported(module, inputs, tmp_path)
@@ -703,14 +687,11 @@ class TestConversionErrors:
             export(Cumulative(), torch.ones(2, 4), tmp_path / "a.circle")
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize(
-        ("other", "said"),
-        [
-            (lambda x: x * 1.001, r"output 0 is off by 1\.00e-03; .* between 0\.00e\+00 and 1"),
-            (lambda x: x[:1], r"the shapes \[\[1, 4\]\], and those of the model have \[\[2, 4\]\]"),
-            (lambda x: (x, x), r"the shapes \[\[2, 4\], \[2, 4\]\]"),
-        ],
-    )
+    @pytest.mark.parametrize(("other", "said"), [
+        (lambda x: x * 1.001, r"output 0 is off by 1\.00e-03; .* between 0\.00e\+00 and 1"),
+        (lambda x: x[:1], r"the shapes \[\[1, 4\]\], and those of the model have \[\[2, 4\]\]"),
+        (lambda x: (x, x), r"the shapes \[\[2, 4\], \[2, 4\]\]"),
+    ])  # fmt: skip
     def test_a_file_that_computes_something_else_is_not_written(
         self, other, said, tmp_path, monkeypatch
     ):

@@ -119,16 +119,12 @@ class TestGreedy:
         found = runtime(model, "float", capacity=12).generate(ids, mask, max_new_tokens=5)
         assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"tie_word_embeddings": True},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16, "attention_bias": True},
-            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
-        ],
-        ids=lambda changes: next(iter(changes)),
-    )
+    @pytest.mark.parametrize("changes", [
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 1},
+        {"head_dim": 16, "attention_bias": True},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ], ids=lambda changes: next(iter(changes)))  # fmt: skip
     def test_configurations(self, changes):
         model, ids, mask = tiny(**changes), tokens(2, 6), padding(2, 6, "right")
         found = runtime(model, "prefill", capacity=16).generate(ids, mask, max_new_tokens=10)
@@ -269,17 +265,10 @@ class TestStaticShapes:
 
 class TestSampling:
     @EACH_PAIR
-    @pytest.mark.parametrize(
-        "limits",
-        [
-            {},
-            {"temperature": 0.7},
-            {"top_k": 5},
-            {"top_p": 0.8},
-            {"temperature": 1.5, "top_k": 20, "top_p": 0.9},
-        ],
-        ids=lambda limits: "-".join(limits) or "none",
-    )
+    @pytest.mark.parametrize("limits", [
+        {}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8},
+        {"temperature": 1.5, "top_k": 20, "top_p": 0.9},
+    ], ids=lambda limits: "-".join(limits) or "none")  # fmt: skip
     def test_draws_what_transformers_draws_from_the_same_seed(self, pair, limits):
         model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
         torch.manual_seed(7)
@@ -309,46 +298,33 @@ class TestSampling:
         shares = torch.bincount(drawn, minlength=4) / 20_000
         assert (shares - probabilities).abs().max() < 0.015  # 4 standard deviations
 
-    @pytest.mark.parametrize(
-        ("limits", "kept"),
-        [
-            ({"top_k": 2}, [0, 1]),
-            ({"top_k": 9}, [0, 1, 2, 3]),
-            ({"top_p": 0.81}, [0, 1, 2]),
-            ({"top_p": 0.79}, [0, 1]),
-            ({"top_p": 1e-6}, [0]),
-            ({"temperature": 1e-3}, [0]),
-            ({"temperature": 0.1, "top_p": 0.99}, [0]),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize(("limits", "kept"), [
+        ({"top_k": 2}, [0, 1]), ({"top_k": 9}, [0, 1, 2, 3]), ({"top_p": 0.81}, [0, 1, 2]),
+        ({"top_p": 0.79}, [0, 1]), ({"top_p": 1e-6}, [0]), ({"temperature": 1e-3}, [0]),
+        ({"temperature": 0.1, "top_p": 0.99}, [0]),
+    ], ids=str)  # fmt: skip
     def test_limits_keep_the_likeliest(self, limits, kept):
         logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2_000, 4)
         drawn = Sampling(**limits).chooser(torch.device("cpu"))(logits)
         assert drawn.unique().tolist() == kept
 
-    @pytest.mark.parametrize(
-        "limits",
-        [{"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}],
-        ids=str,
-    )
+    @pytest.mark.parametrize("limits", [
+        {"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1},
+    ], ids=str)  # fmt: skip
     def test_limits_out_of_range_are_refused(self, limits):
         with pytest.raises(ModelInputError, match="expected a temperature above 0"):
             Sampling(**limits)
 
 
 class TestPrompts:
-    @pytest.mark.parametrize(
-        ("ids", "mask", "message"),
-        [
-            (torch.zeros(2, 0, dtype=torch.int64), None, "a prompt holds no tokens"),
-            (torch.zeros(0, 2, dtype=torch.int64), None, "a prompt holds no tokens"),
-            (tokens(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "a prompt holds no tokens"),
-            (tokens(2, 3), torch.ones(2, 4), r"of shape \[2, 4\] for prompts of shape \[2, 3\]"),
-            (tokens(2, 3), torch.ones(2, 1, 3, 3), r"of shape \[2, 1, 3, 3\]"),
-            (tokens(1, 3)[0], None, r"input_ids of shape \[3\]; expected \[batch, sequence\]"),
-        ],
-    )
+    @pytest.mark.parametrize(("ids", "mask", "message"), [
+        (torch.zeros(2, 0, dtype=torch.int64), None, "a prompt holds no tokens"),
+        (torch.zeros(0, 2, dtype=torch.int64), None, "a prompt holds no tokens"),
+        (tokens(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "a prompt holds no tokens"),
+        (tokens(2, 3), torch.ones(2, 4), r"of shape \[2, 4\] for prompts of shape \[2, 3\]"),
+        (tokens(2, 3), torch.ones(2, 1, 3, 3), r"of shape \[2, 1, 3, 3\]"),
+        (tokens(1, 3)[0], None, r"input_ids of shape \[3\]; expected \[batch, sequence\]"),
+    ])  # fmt: skip
     def test_that_cannot_be_run_are_refused(self, ids, mask, message):
         with pytest.raises(ModelInputError, match=message):
             Runtime(tiny(), capacity=8).generate(ids, mask, max_new_tokens=2)

@@ -68,16 +68,13 @@ def check(reference, candidate, inputs, mistakes):
     assert verdict.explanation.count("Confirmed:") == len(mistakes)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("mask of a window", "one bad channel", "logits scaled"),
-        ("position ids off by one", "gate not activated", "bias added"),
-        ("rotate-half sign", "norm weight plus one", "last norm left out"),
-        ("embedding of another row", "mask of a window", "norm taken out"),
-        ("another rope base", "attention scale missing", "two heads of v_proj exchanged"),
-    ],
-)
+@pytest.mark.parametrize("names", [
+    ("mask of a window", "one bad channel", "logits scaled"),
+    ("position ids off by one", "gate not activated", "bias added"),
+    ("rotate-half sign", "norm weight plus one", "last norm left out"),
+    ("embedding of another row", "mask of a window", "norm taken out"),
+    ("another rope base", "attention scale missing", "two heads of v_proj exchanged"),
+])  # fmt: skip
 def test_three_mistakes_are_named_in_one_run(names) -> None:
     reference, inputs = tiny_llama()
     candidate = copy.deepcopy(reference)

@@ -95,14 +95,11 @@ def test_tensors_in_attributes_and_objects(pair) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("scale", "difference"),
-    [
-        (Scale(torch.ones(2)), parts(factor=forms("float32 [], all 0.5", "float32 [2], all 1"))),
-        (Plain(), forms("Scale", "Plain")),
-        (torch.ones(2), forms("Scale", "Tensor")),
-    ],
-)
+@pytest.mark.parametrize(("scale", "difference"), [
+    (Scale(torch.ones(2)), parts(factor=forms("float32 [], all 0.5", "float32 [2], all 1"))),
+    (Plain(), forms("Scale", "Plain")),
+    (torch.ones(2), forms("Scale", "Tensor")),
+])  # fmt: skip
 def test_objects_of_a_different_implementation(pair, scale, difference) -> None:
     reference, candidate = pair
     candidate.points["input"].scale = scale
@@ -232,10 +229,8 @@ def test_settings(pair) -> None:
     ]
     assert own_settings(reference, candidate) == own
     assert changed_settings(reference, candidate) == [
-        Setting("training", "True", "False"),
-        Setting("points.input.scale.axis", "0", "1"),
-        *own,
-    ]
+        Setting("training", "True", "False"), Setting("points.input.scale.axis", "0", "1"), *own,
+    ]  # fmt: skip
 
 
 def test_other_classes_are_settings_too(pair) -> None:

@@ -73,14 +73,11 @@ class TestWindows:
             Window(0, (2, 3, 4), 2),
         ]
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"window": 1}, "found a window of 1 tokens; expected at least 2"),
-            ({"window": 4, "stride": 0}, "found a stride of 0 .* expected from 1 to 3"),
-            ({"window": 4, "stride": 4}, "found a stride of 4 .* expected from 1 to 3"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"window": 1}, "found a window of 1 tokens; expected at least 2"),
+        ({"window": 4, "stride": 0}, "found a stride of 0 .* expected from 1 to 3"),
+        ({"window": 4, "stride": 4}, "found a stride of 4 .* expected from 1 to 3"),
+    ])  # fmt: skip
     def test_refused(self, options, message):
         with pytest.raises(ModelInputError, match=message):
             windows([[1, 2, 3]], bos=BOS, **options)
@@ -163,16 +160,13 @@ class TestPerplexity:
         assert found.value == math.inf
         assert Perplexity((2.0, 4.0), (1, 2), 2).value == math.exp(2.0)
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"window": 129}, "a window of 129 tokens for a model of 128 positions"),
-            ({"texts": [[5, 96]]}, "found token 96 for a model of 96 tokens: .* another tokenizer"),
-            ({"texts": [[5, -1]]}, "found token -1"),
-            ({"texts": []}, "found 0 documents without a token to score"),
-            ({"batch": 0}, "found a batch of 0"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"window": 129}, "a window of 129 tokens for a model of 128 positions"),
+        ({"texts": [[5, 96]]}, "found token 96 for a model of 96 tokens: .* another tokenizer"),
+        ({"texts": [[5, -1]]}, "found token -1"),
+        ({"texts": []}, "found 0 documents without a token to score"),
+        ({"batch": 0}, "found a batch of 0"),
+    ])  # fmt: skip
     def test_refused(self, model, options, message):
         with pytest.raises(ModelInputError, match=message):
             perplexity(model, **{"texts": [[5, 6]], "bos": BOS, **options})

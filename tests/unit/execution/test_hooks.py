@@ -126,24 +126,21 @@ class Opaque(nn.Module):
         return hidden_states
 
 
-@pytest.mark.parametrize(
-    ("module", "args", "kwargs", "expected"),
-    [
-        (Everything(), (X, 2), {"d": 4}, {"a": X, "b": 2, "d": 4}),
-        (Everything(), (X,), {"b": 2, "d": 4, "z": 9}, {"a": X, "b": 2, "d": 4, "z": 9}),
-        (
-            Everything(),
-            (X, 2, 3, 7, 8),
-            {"d": 4},
-            {"a": X, "b": 2, "c": 3, "args.0": 7, "args.1": 8, "d": 4},
-        ),
-        (Anything(), (X, 1), {"k": 2}, {"args.0": X, "args.1": 1, "k": 2}),
-        (Decorated(), (X, None), {}, {"hidden_states": X, "attention_mask": None}),
-        (Decorated(), (), {"hidden_states": X}, {"hidden_states": X}),
-        (Opaque(), (X,), {}, {"args.0": X}),
-        (nn.Linear(2, 2), (X,), {}, {"input": X}),
-    ],
-)
+@pytest.mark.parametrize(("module", "args", "kwargs", "expected"), [
+    (Everything(), (X, 2), {"d": 4}, {"a": X, "b": 2, "d": 4}),
+    (Everything(), (X,), {"b": 2, "d": 4, "z": 9}, {"a": X, "b": 2, "d": 4, "z": 9}),
+    (
+        Everything(),
+        (X, 2, 3, 7, 8),
+        {"d": 4},
+        {"a": X, "b": 2, "c": 3, "args.0": 7, "args.1": 8, "d": 4},
+    ),
+    (Anything(), (X, 1), {"k": 2}, {"args.0": X, "args.1": 1, "k": 2}),
+    (Decorated(), (X, None), {}, {"hidden_states": X, "attention_mask": None}),
+    (Decorated(), (), {"hidden_states": X}, {"hidden_states": X}),
+    (Opaque(), (X,), {}, {"args.0": X}),
+    (nn.Linear(2, 2), (X,), {}, {"input": X}),
+])  # fmt: skip
 def test_arguments_have_their_parameters_names(module, args, kwargs, expected) -> None:
     call = recorded(module, lambda: module(*args, **kwargs)).call("")
     assert call.arguments == expected
@@ -198,13 +195,9 @@ def test_the_line_in_comprehensions_lambdas_and_generators() -> None:
     recording = recorded(module, lambda: module(X))
     lines = [str(call.caller) for call in recording.started if call.name == "child"]
     assert lines == [
-        line_of(run, "# comprehension"),
-        line_of(run, "# comprehension"),
-        line_of(run, "# lambda"),
-        line_of(run, "# map"),
-        line_of(run, "# generator"),
-        line_of(run, "# generator"),
-    ]
+        line_of(run, "# comprehension"), line_of(run, "# comprehension"), line_of(run, "# lambda"),
+        line_of(run, "# map"), line_of(run, "# generator"), line_of(run, "# generator"),
+    ]  # fmt: skip
 
 
 def test_children_of_a_sequential_are_called_where_it_is_called() -> None:
@@ -282,17 +275,9 @@ def test_calls_are_counted_and_know_their_parents() -> None:
     recording = recorded(model, lambda: model(X))
     start, end = Phase.START, Phase.END
     assert recording.events == [
-        ("", 0, start),
-        ("a", 0, start),
-        ("a", 0, end),
-        ("b", 0, start),
-        ("b.0", 0, start),
-        ("b.0", 0, end),
-        ("b", 0, end),
-        ("a", 1, start),
-        ("a", 1, end),
-        ("", 0, end),
-    ]
+        ("", 0, start), ("a", 0, start), ("a", 0, end), ("b", 0, start), ("b.0", 0, start),
+        ("b.0", 0, end), ("b", 0, end), ("a", 1, start), ("a", 1, end), ("", 0, end),
+    ]  # fmt: skip
     assert recording.call("b.0").parent is recording.call("b")
     assert recording.call("b").parent is recording.call("")
     assert recording.call("").parent is None
@@ -656,23 +641,20 @@ def signed(x):
 signed.__signature__ = inspect.signature(lambda given, other: None)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        Takes(),
-        Decorated(),
-        nn.Linear(2, 2),
-        nn.MultiheadAttention(4, 2),
-        replaced(lambda x, y=1: x),
-        replaced(decorated(Takes().forward)),
-        replaced(functools.partial(Takes().forward, 1)),
-        replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
-        replaced(signed),
-        replaced(torch.relu),
-        replaced(len),
-        torch.compile(Takes(), backend="eager"),
-    ],
-)
+@pytest.mark.parametrize("module", [
+    Takes(),
+    Decorated(),
+    nn.Linear(2, 2),
+    nn.MultiheadAttention(4, 2),
+    replaced(lambda x, y=1: x),
+    replaced(decorated(Takes().forward)),
+    replaced(functools.partial(Takes().forward, 1)),
+    replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
+    replaced(signed),
+    replaced(torch.relu),
+    replaced(len),
+    torch.compile(Takes(), backend="eager"),
+])  # fmt: skip
 def test_positional_parameters_are_those_of_the_signature(module: nn.Module) -> None:
     forward = getattr(module, "_orig_mod", module).forward
     try:

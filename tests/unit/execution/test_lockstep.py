@@ -112,17 +112,9 @@ class TestOrder:
         outcome = walked(Net(in_order), Net(in_order), watcher)
         start, end = Phase.START, Phase.END
         assert watcher.seen == [
-            ("", 0, start),
-            ("a", 0, start),
-            ("a", 0, end),
-            ("b", 0, start),
-            ("b.0", 0, start),
-            ("b.0", 0, end),
-            ("b.1", 0, start),
-            ("b.1", 0, end),
-            ("b", 0, end),
-            ("", 0, end),
-        ]
+            ("", 0, start), ("a", 0, start), ("a", 0, end), ("b", 0, start), ("b.0", 0, start),
+            ("b.0", 0, end), ("b.1", 0, start), ("b.1", 0, end), ("b", 0, end), ("", 0, end),
+        ]  # fmt: skip
         assert outcome.failure is None
         assert outcome.held_bytes_peak == 0
         assert outcome.reference_calls == outcome.candidate_calls
@@ -146,14 +138,9 @@ class TestOrder:
 
         walked(counted("reference"), counted("candidate"), Watcher(look))
         assert progress[:7] == [
-            "root start",
-            "candidate before a",
-            "reference before a",
-            "a start",
-            "a end",
-            "candidate after a",
-            "reference after a",
-        ]
+            "root start", "candidate before a", "reference before a", "a start", "a end",
+            "candidate after a", "reference after a",
+        ]  # fmt: skip
 
     def test_the_other_order_on_the_other_side(self) -> None:
         reference = Net(lambda net, x: net.a(x) + net.b(x))

@@ -177,15 +177,9 @@ def recorded(model: nn.Module, folder: Path) -> object:
 @pytest.mark.parametrize("kind", ZOO)
 @pytest.mark.parametrize(
     "look",
-    [
-        compared(),
-        compared(noise_floor=True),
-        compared(isolate="leaves"),
-        with_itself,
-        recorded,
-    ],
+    [compared(), compared(noise_floor=True), compared(isolate="leaves"), with_itself, recorded],
     ids=["compare", "noise floor", "isolate", "with itself", "record"],
-)
+)  # fmt: skip
 def test_nothing_of_a_model_changes(
     kind: type[nn.Module], look: Callable[[nn.Module, Path], object], tmp_path: Path
 ) -> None:

@@ -38,18 +38,10 @@ INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 def make_llama(*, tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        attention_bias=True,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        attention_bias=True, tie_word_embeddings=tied, pad_token_id=0, attn_implementation="eager",
+    )  # fmt: skip
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -94,17 +94,10 @@ def test_equal_names_are_pairs(model: Model) -> None:
     assert pairing.by_value == frozenset()
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        "module",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "base_model.model",
-        "wrapped",
-        "module.wrapped",
-    ],
-)
+@pytest.mark.parametrize("prefix", [
+    "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_model.model", "wrapped",
+    "module.wrapped",
+])  # fmt: skip
 def test_wrappers_are_seen_through(model: Model, prefix: str) -> None:
     candidate = Under(prefix, copy.deepcopy(model))
     pairing = pair(model, candidate)
@@ -233,19 +226,11 @@ class TestValues:
         assert "layers.0.w1" in pairing.by_value
 
     @pytest.mark.filterwarnings("error")
-    @pytest.mark.parametrize(
-        "parameter",
-        [
-            torch.tensor([1 + 2j, 3.0]),
-            torch.tensor([1, 200], dtype=torch.uint8),
-            torch.tensor([True, False]),
-            torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
-            torch.tensor([1.0, torch.nan, torch.inf]),
-            torch.empty(0, 3),
-            torch.tensor(2.5),
-        ],
-        ids=lambda p: f"{p.dtype}{list(p.shape)}",
-    )
+    @pytest.mark.parametrize("parameter", [
+        torch.tensor([1 + 2j, 3.0]), torch.tensor([1, 200], dtype=torch.uint8),
+        torch.tensor([True, False]), torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
+        torch.tensor([1.0, torch.nan, torch.inf]), torch.empty(0, 3), torch.tensor(2.5),
+    ], ids=lambda p: f"{p.dtype}{list(p.shape)}")  # fmt: skip
     def test_parameters_of_any_dtype(self, parameter: torch.Tensor) -> None:
         def holder(name: str) -> nn.Module:
             inner = nn.Module()

@@ -35,14 +35,11 @@ def test_inputs_in_every_form(inputs: object, given: object) -> None:
     assert Session(net(), net(), inputs, None, "*").given == given
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (None, "inputs are a NoneType; expected a dict"),
-        ([X], "inputs are a list; expected a dict"),
-        ({"inptu": X}, "'inptu', which forward of Sequential does not take.*'input'"),
-    ],
-)
+@pytest.mark.parametrize(("inputs", "message"), [
+    (None, "inputs are a NoneType; expected a dict"),
+    ([X], "inputs are a list; expected a dict"),
+    ({"inptu": X}, "'inptu', which forward of Sequential does not take.*'input'"),
+])  # fmt: skip
 def test_inputs_that_are_refused(inputs: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Session(net(), net(), inputs, None, "*")

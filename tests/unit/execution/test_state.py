@@ -92,16 +92,12 @@ def test_what_modules_keep_is_put_back() -> None:
     assert not hasattr(model[1], "new")
 
 
-@pytest.mark.parametrize(
-    "guard",
-    [
-        torch.no_grad,
-        torch.inference_mode,
-        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-        lambda: torch.device("meta"),
-    ],
-    ids=["no_grad", "inference_mode", "autocast", "device"],
-)
+@pytest.mark.parametrize("guard", [
+    torch.no_grad,
+    torch.inference_mode,
+    lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    lambda: torch.device("meta"),
+], ids=["no_grad", "inference_mode", "autocast", "device"])  # fmt: skip
 def test_a_state_is_in_force_for_a_while(guard: Callable[[], object]) -> None:
     outside = ThreadState.capture()
     with guard():

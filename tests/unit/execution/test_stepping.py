@@ -74,25 +74,22 @@ class TestLayout:
         assert made["attention_mask"].tolist() == [[1, 1, 1]]
         assert made["input_ids"].tolist() == [[5, 6, 7]]
 
-    @pytest.mark.parametrize(
-        ("inputs", "message"),
-        [
-            ({"pixels": torch.ones(1, 3)}, "found pixels; decode steps take input_ids"),
-            ({"input_ids": torch.ones(3)}, r"found input_ids of shape \[3\]"),
-            (
-                {"input_ids": torch.ones(1, 3), "attention_mask": torch.ones(1, 1, 3, 3)},
-                r"an attention_mask of shape \[1, 1, 3, 3\]",
-            ),
-            ({"input_ids": torch.ones(1, 2)}, "a row has 2 tokens, of which 2 would be decode"),
-            (
-                {
-                    "input_ids": torch.ones(2, 4),
-                    "attention_mask": torch.tensor([[1] * 4, [0, 0, 1, 1]]),
-                },
-                "a row has 2 tokens, of which 2",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("inputs", "message"), [
+        ({"pixels": torch.ones(1, 3)}, "found pixels; decode steps take input_ids"),
+        ({"input_ids": torch.ones(3)}, r"found input_ids of shape \[3\]"),
+        (
+            {"input_ids": torch.ones(1, 3), "attention_mask": torch.ones(1, 1, 3, 3)},
+            r"an attention_mask of shape \[1, 1, 3, 3\]",
+        ),
+        ({"input_ids": torch.ones(1, 2)}, "a row has 2 tokens, of which 2 would be decode"),
+        (
+            {
+                "input_ids": torch.ones(2, 4),
+                "attention_mask": torch.tensor([[1] * 4, [0, 0, 1, 1]]),
+            },
+            "a row has 2 tokens, of which 2",
+        ),
+    ])  # fmt: skip
     def test_refused(self, inputs: dict[str, torch.Tensor], message: str):
         with pytest.raises(InputError, match=message):
             ending_in_steps(inputs, 2)
@@ -227,10 +224,8 @@ class TestCalls:
         comparison = tracer.compare(first, second, inputs)
         assert comparison.verdict.agrees
         assert calls_of_heads(comparison) == [
-            ("prefill.lm_head", 0),
-            ("decode.lm_head", 0),
-            ("decode.lm_head", 1),
-        ]
+            ("prefill.lm_head", 0), ("decode.lm_head", 0), ("decode.lm_head", 1),
+        ]  # fmt: skip
 
     def test_two_models_as_the_reference_of_one(self, loaded):
         model = loaded["left"].model

@@ -44,31 +44,19 @@ def attention_arguments(case, model, hidden_states):
 
 @CASES
 class TestQuantisationOff:
-    @pytest.mark.parametrize(
-        ("implementation", "batch", "length", "side"),
-        [
-            ("eager", 1, 1, None),
-            ("sdpa", 1, 7, None),
-            ("eager", 3, 16, "left"),
-            ("sdpa", 3, 16, "left"),
-            ("eager", 3, 16, "right"),
-            ("sdpa", 3, 16, None),
-            ("eager", 1, 97, None),
-        ],
-    )
+    @pytest.mark.parametrize(("implementation", "batch", "length", "side"), [
+        ("eager", 1, 1, None), ("sdpa", 1, 7, None), ("eager", 3, 16, "left"),
+        ("sdpa", 3, 16, "left"), ("eager", 3, 16, "right"), ("sdpa", 3, 16, None),
+        ("eager", 1, 97, None),
+    ])  # fmt: skip
     def test_every_module_equals_the_float_model(self, case, implementation, batch, length, side):
         model, wrapped = case.pair(implementation)
         assert_modules_agree(model, wrapped, LIMIT, **case.family.inputs(batch, length, side))
 
-    @pytest.mark.parametrize(
-        ("implementation", "dtype"),
-        [
-            ("eager", torch.float64),
-            ("sdpa", torch.float64),
-            ("eager", torch.bfloat16),
-            ("sdpa", torch.float16),
-        ],
-    )
+    @pytest.mark.parametrize(("implementation", "dtype"), [
+        ("eager", torch.float64), ("sdpa", torch.float64), ("eager", torch.bfloat16),
+        ("sdpa", torch.float16),
+    ])  # fmt: skip
     def test_dtypes(self, case, implementation, dtype):
         model, wrapped = case.pair(implementation, dtype=dtype)
         # float32 inside the softmax and the norms limits float64; the others have their own step.
@@ -175,15 +163,12 @@ class TestQuantisationOff:
 
 @CASES
 class TestCache:
-    @pytest.mark.parametrize(
-        ("implementation", "kind", "cuts"),
-        [
-            ("eager", "dynamic", (5, 8, 9, 12)),
-            ("sdpa", "none at first", (5, 8, 9, 12)),
-            ("eager", "static", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
-            ("sdpa", "dynamic", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
-        ],
-    )
+    @pytest.mark.parametrize(("implementation", "kind", "cuts"), [
+        ("eager", "dynamic", (5, 8, 9, 12)),
+        ("sdpa", "none at first", (5, 8, 9, 12)),
+        ("eager", "static", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
+        ("sdpa", "dynamic", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
+    ])  # fmt: skip
     def test_steps_and_chunks_equal_one_forward(self, case, implementation, kind, cuts):
         model, wrapped = case.pair(implementation)
         ids, mask = tokens(3, 12), padding(3, 12, "left")

@@ -34,17 +34,13 @@ class TestQuantisationOff:
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
             {
                 "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 1e4,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 32,
-                }
+                    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+                },
             },
         ],
         ids=lambda changes: str(changes.get("rope_parameters", changes)).split(",")[0],
-    )
+    )  # fmt: skip
     def test_configurations(self, variant, changes):
         model = tiny(**changes)
         if changes.get("attention_bias"):
@@ -77,17 +73,13 @@ class TestAsTheFloatModel:
 
     @VARIANTS
     @IMPLEMENTATIONS
-    @pytest.mark.parametrize(
-        "how",
-        [
-            {"do_sample": False},
-            {"do_sample": False, "use_cache": False},
-            {"do_sample": False, "cache_implementation": "static"},
-            {"do_sample": True, "top_k": 10},
-            {"do_sample": False, "num_beams": 3},
-        ],
-        ids=lambda how: "-".join(how),
-    )
+    @pytest.mark.parametrize("how", [
+        {"do_sample": False},
+        {"do_sample": False, "use_cache": False},
+        {"do_sample": False, "cache_implementation": "static"},
+        {"do_sample": True, "top_k": 10},
+        {"do_sample": False, "num_beams": 3},
+    ], ids=lambda how: "-".join(how))  # fmt: skip
     def test_generates_the_same_tokens(self, variant, implementation, how):
         model = tiny(implementation)
         inputs = {"input_ids": tokens(3, 8), "attention_mask": padding(3, 8, "left")}
@@ -160,12 +152,8 @@ class TestStructure:
         assert set(layer.self_attn.points) == ATTENTION_POINTS | extra
         assert set(layer.mlp.points) == {"act_in", "mul"}
         assert set(layer.points) == {
-            "attn_mask",
-            "cos",
-            "sin",
-            "attn_residual_out",
-            "mlp_residual_out",
-        }
+            "attn_mask", "cos", "sin", "attn_residual_out", "mlp_residual_out",
+        }  # fmt: skip
         assert set(wrapped.model.points) == {"causal_mask", "cos", "sin"}
         assert not wrapped.points
 

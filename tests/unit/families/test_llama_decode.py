@@ -63,14 +63,9 @@ class TestVariant:
 
     def test_a_family_without_it_says_which_variants_it_has(self):
         config = Qwen3VLTextConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-        )
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        )  # fmt: skip
         with pytest.raises(
             MissingWrapperError,
             match=r"Qwen3VLTextAttention has no wrapper in the variant 'decode'; "
@@ -133,17 +128,13 @@ class TestQuantisationOff:
             calls.append(recorded)
         assert_calls_agree(*calls, LIMIT)
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"attention_bias": True, "mlp_bias": True},
-            {"num_key_value_heads": 4},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16},
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
-        ],
-        ids=lambda changes: next(iter(changes)),
-    )
+    @pytest.mark.parametrize("changes", [
+        {"attention_bias": True, "mlp_bias": True},
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1},
+        {"head_dim": 16},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+    ], ids=lambda changes: next(iter(changes)))  # fmt: skip
     def test_configurations(self, changes):
         model = tiny(**changes)
         for name, parameter in model.named_parameters():
@@ -156,25 +147,18 @@ class TestQuantisationOff:
             assert peir(expected, wrapped(ids[:, 19:], past_key_values=cache).logits) <= LIMIT
 
     @IMPLEMENTATIONS
-    @pytest.mark.parametrize(
-        "how",
-        [{}, {"cache_implementation": "static"}, {"do_sample": True, "top_k": 9}, {"num_beams": 3}],
-        ids=lambda how: "-".join(how) or "greedy",
-    )
+    @pytest.mark.parametrize("how", [
+        {}, {"cache_implementation": "static"}, {"do_sample": True, "top_k": 9}, {"num_beams": 3},
+    ], ids=lambda how: "-".join(how) or "greedy")  # fmt: skip
     def test_generates_the_same_tokens(self, implementation, how):
         model = tiny(implementation)
         options = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, **how}
         generated = []
         for candidate in (model, wrap(model, "decode")):
             torch.manual_seed(0)
-            generated.append(
-                candidate.generate(
-                    tokens(3, 8),
-                    attention_mask=padding(3, 8, "left"),
-                    pad_token_id=0,
-                    **options,
-                )
-            )
+            generated.append(candidate.generate(
+                tokens(3, 8), attention_mask=padding(3, 8, "left"), pad_token_id=0, **options,
+            ))  # fmt: skip
         assert torch.equal(*generated)
 
 

@@ -56,14 +56,10 @@ def test_nothing_is_replaced(models) -> None:
     assert agreeing(run) == {"first": True, "second": False, "": False}
 
 
-@pytest.mark.parametrize(
-    "replacements",
-    [
-        Replacements(arguments={("second", 0): "input"}),
-        Replacements(handed=("", "input")),
-        Replacements(output=("second", 0)),
-    ],
-)
+@pytest.mark.parametrize("replacements", [
+    Replacements(arguments={("second", 0): "input"}), Replacements(handed=("", "input")),
+    Replacements(output=("second", 0)),
+])  # fmt: skip
 def test_a_value_is_replaced(models, replacements: Replacements) -> None:
     models[1].shift = 0.5
     trial, run = tried(models, replacements)

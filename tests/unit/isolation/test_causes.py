@@ -280,14 +280,9 @@ class TestQuantised:
     def test_prefill_and_decode_count_together(self):
         loaded = models.load("tiny-llama", batch=2)
         candidate = models.candidate(
-            loaded,
-            "quantized",
-            variant="decode",
-            steps=2,
-            weight="uint4",
-            activation="int16",
+            loaded, "quantized", variant="decode", steps=2, weight="uint4", activation="int16",
             calibration=models.calibration(loaded, count=1),
-        )
+        )  # fmt: skip
         reference = tracer.Stepping(loaded.model, steps=2)
         inputs = models.ending_in_steps(loaded.inputs, 2)
         item = worst(reference, candidate, inputs=inputs)

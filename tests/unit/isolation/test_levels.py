@@ -73,10 +73,8 @@ def test_blocks_of_text_and_images():
         *mergers,
     ]
     assert chosen("layers", model) == [
-        *(f"{text}.{i}" for i in range(2)),
-        *(f"{vision}.{i}" for i in range(2)),
-        *mergers,
-    ]
+        *(f"{text}.{i}" for i in range(2)), *(f"{vision}.{i}" for i in range(2)), *mergers,
+    ]  # fmt: skip
 
 
 def test_a_glob_names_modules_of_the_reference():
@@ -85,13 +83,10 @@ def test_a_glob_names_modules_of_the_reference():
     assert chosen("1*", model) == ["1", "1.mlp", "1.mlp.0", "1.mlp.1", "1.norm"]
 
 
-@pytest.mark.parametrize(
-    ("level", "message"),
-    [
-        ("2.mlp", "'2.mlp' matches none of the 11 modules .* did you mean .*'1.mlp'"),
-        ("leafs", "expected leaves, blocks, layers, or a glob .*; did you mean 'leaves'"),
-    ],
-)
+@pytest.mark.parametrize(("level", "message"), [
+    ("2.mlp", "'2.mlp' matches none of the 11 modules .* did you mean .*'1.mlp'"),
+    ("leafs", "expected leaves, blocks, layers, or a glob .*; did you mean 'leaves'"),
+])  # fmt: skip
 def test_a_glob_that_matches_nothing(level: str, message: str):
     model = nn.Sequential(Block(), Block())
     with pytest.raises(UsageError, match=message):

@@ -95,11 +95,9 @@ class TestIntroduced:
         model = chain(6, 5, 4, 3)
         found = isolation(model, scaled(model, m0=1.3, m2=0.6), X)
         assert [(i.module, i.share) for i in found.modules] == [
-            ("2", EXACT(0.16 / 0.25, rel=1e-5)),
-            ("0", EXACT(0.09 / 0.25, rel=1e-5)),
-            ("", 0.0),
+            ("2", EXACT(0.16 / 0.25, rel=1e-5)), ("0", EXACT(0.09 / 0.25, rel=1e-5)), ("", 0.0),
             ("1", 0.0),
-        ]
+        ]  # fmt: skip
 
     def test_linear_layers_of_a_quantised_model_by_hand(self, llama, quantized):
         candidate = quantized(weight="uint4", activation="int16")
@@ -225,13 +223,10 @@ class Own(nn.Module):
 
 
 class TestOwnLines:
-    @pytest.mark.parametrize(
-        ("wrong", "value", "error"),
-        [
-            ({"before": 2.2}, "inner.first.kwargs.input", 0.1),
-            ({"between": 2.4}, "inner.second.kwargs.input", 0.2),
-        ],
-    )
+    @pytest.mark.parametrize(("wrong", "value", "error"), [
+        ({"before": 2.2}, "inner.first.kwargs.input", 0.1),
+        ({"between": 2.4}, "inner.second.kwargs.input", 0.2),
+    ])  # fmt: skip
     def test_what_a_module_hands_to_those_that_it_calls(self, wrong, value, error):
         reference, candidate = (
             nn.Sequential(nn.Identity(), nn.ModuleDict({"inner": own})["inner"])

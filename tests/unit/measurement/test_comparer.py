@@ -93,17 +93,11 @@ def test_a_call_whose_start_was_not_seen_is_not_compared() -> None:
     assert (comparer.rows, notes.seen) == ([], [("before_end", 0)])
 
 
-@pytest.mark.parametrize(
-    ("answers", "expected"),
-    [
-        ((None, None), None),
-        ((NewOutput(1), None, NewOutput(2)), NewOutput(2)),
-        (
-            (NewArguments({"a": 1, "b": 1}), NewArguments({"b": 2})),
-            NewArguments({"a": 1, "b": 2}),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("answers", "expected"), [
+    ((None, None), None),
+    ((NewOutput(1), None, NewOutput(2)), NewOutput(2)),
+    ((NewArguments({"a": 1, "b": 1}), NewArguments({"b": 2})), NewArguments({"a": 1, "b": 2})),
+])  # fmt: skip
 def test_answers_are_merged(answers: tuple[Answer, ...], expected: Answer) -> None:
     assert merged(answers) == expected
 
@@ -120,16 +114,10 @@ class Reshaped(nn.Module):
         raise AssertionError("what is not declared is not asked for")
 
 
-@pytest.mark.parametrize(
-    ("modules", "expected"),
-    [
-        ((nn.Identity(), nn.Identity()), 1.0),
-        ((nn.Identity(), Scaled()), 4.0),
-        ((Scaled(), nn.Identity()), 0.25),
-        ((Scaled(), Scaled()), 1.0),
-        ((nn.Identity(), Reshaped()), None),
-        ((Reshaped(), Reshaped()), 1.0),
-    ],
-)
+@pytest.mark.parametrize(("modules", "expected"), [
+    ((nn.Identity(), nn.Identity()), 1.0), ((nn.Identity(), Scaled()), 4.0),
+    ((Scaled(), nn.Identity()), 0.25), ((Scaled(), Scaled()), 1.0),
+    ((nn.Identity(), Reshaped()), None), ((Reshaped(), Reshaped()), 1.0),
+])  # fmt: skip
 def test_the_scale_between_two_modules(modules, expected: float | None) -> None:
     assert scale_between(*modules) == expected

@@ -224,11 +224,9 @@ def test_a_number_beside_a_tensor_is_part_of_the_result(left: float, right: floa
     verdict = compare(*models, X).verdict
     assert not verdict.agrees
     assert (verdict.symptom.module, verdict.symptom.value) == ("a", "output.loss")
-    assert (verdict.origin.module, verdict.origin.kind, verdict.confirmed) == (
-        "a",
-        "computation",
-        True,
-    )
+    assert (
+        verdict.origin.module, verdict.origin.kind, verdict.confirmed,
+    )  == ("a", "computation", True)  # fmt: skip
 
 
 def test_numbers_have_the_tolerance_of_the_dtype_that_the_models_work_in() -> None:
@@ -314,18 +312,15 @@ def with_masks(left: object, right: object) -> Comparison:
 
 
 class TestMasks:
-    @pytest.mark.parametrize(
-        ("left", "right"),
-        [
-            (causal(4, -math.inf), causal(4, -120.0)),
-            (causal(4, torch.finfo(torch.float32).min), causal(4, -1e4)),
-            (causal(4, -math.inf), causal(4, 0.0) == 0),
-            (torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool)),
-            (torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4)),
-            (causal(4, -120.0), causal(4, -120.0).expand(2, 3, 4, 4)),
-            (causal(4, -120.0), causal(4, -40.0, torch.bfloat16)),
-        ],
-    )
+    @pytest.mark.parametrize(("left", "right"), [
+        (causal(4, -math.inf), causal(4, -120.0)),
+        (causal(4, torch.finfo(torch.float32).min), causal(4, -1e4)),
+        (causal(4, -math.inf), causal(4, 0.0) == 0),
+        (torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool)),
+        (torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4)),
+        (causal(4, -120.0), causal(4, -120.0).expand(2, 3, 4, 4)),
+        (causal(4, -120.0), causal(4, -40.0, torch.bfloat16)),
+    ])  # fmt: skip
     def test_the_same_meaning_agrees(self, left: torch.Tensor, right: torch.Tensor) -> None:
         if right.dtype == torch.bool and right.dim() == 4:
             right = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
@@ -336,15 +331,12 @@ class TestMasks:
         assert row.note == "compared by what they let through"
         assert comparison.verdict.agrees
 
-    @pytest.mark.parametrize(
-        ("left", "right"),
-        [
-            (causal(4, -120.0), causal(4, 0.0)),
-            (causal(4, -120.0), causal(4, -5.0)),
-            (causal(4, -5.0), causal(4, -7.0)),
-            (torch.ones(2, 4, dtype=torch.int64), torch.tensor([[1, 1, 1, 0]] * 2)),
-        ],
-    )
+    @pytest.mark.parametrize(("left", "right"), [
+        (causal(4, -120.0), causal(4, 0.0)),
+        (causal(4, -120.0), causal(4, -5.0)),
+        (causal(4, -5.0), causal(4, -7.0)),
+        (torch.ones(2, 4, dtype=torch.int64), torch.tensor([[1, 1, 1, 0]] * 2)),
+    ])  # fmt: skip
     def test_another_meaning_is_flagged_and_is_no_symptom(self, left, right) -> None:
         comparison = with_masks(left, right)
         row = rows_of(comparison, "a")["kwargs.attention_mask"]
@@ -681,12 +673,8 @@ def test_the_order_of_rows_is_the_order_of_execution() -> None:
     model = Calls(how, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
     comparison = compare(model, copy.deepcopy(model), X)
     assert [(row.module, row.value) for row in comparison.rows] == [
-        ("", "kwargs.x"),
-        ("a", "kwargs.input"),
-        ("a", "output"),
-        ("b", "kwargs.input"),
-        ("b", "output"),
-        ("", "output"),
-    ]
+        ("", "kwargs.x"), ("a", "kwargs.input"), ("a", "output"), ("b", "kwargs.input"),
+        ("b", "output"), ("", "output"),
+    ]  # fmt: skip
     orders = [row.order for row in comparison.rows]
     assert orders == sorted(set(orders))

@@ -207,10 +207,8 @@ class TestPhotos:
         data = calibration(photographed, count=3, text=text)
         asked = [self.question(photographed, batch, 0).split() for batch in data.batches[1:]]
         assert [(words[0], words[-1]) for words in asked] == [
-            ("word0", "word23"),
-            ("word24", "word29"),
-            ("word0", "word23"),
-        ]
+            ("word0", "word23"), ("word24", "word29"), ("word0", "word23"),
+        ]  # fmt: skip
         assert data.description.endswith(f"of the images and passages of {text} (seed 0)")
         text.write_text(" \n")
         with pytest.raises(UsageError, match="has no words"):

@@ -130,14 +130,9 @@ class TestCandidates:
 
     def test_another_head_on_a_model_with_wrappers(self):
         config = LlamaConfig(
-            vocab_size=16,
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            pad_token_id=0,
-        )
+            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
+        )  # fmt: skip
         model = LlamaForSequenceClassification(config).eval()
         inputs = {"input_ids": torch.tensor([[3, 1, 4]])}
         made = candidate(Loaded("other", model, inputs), "wrapped")
@@ -157,13 +152,10 @@ class TestCandidates:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("names", "options"),
-    [
-        (["chelsea.png", "rocket.jpg"], {"prompt": "Which of them flies?"}),
-        (["chelsea.png", "camera.png"], {"batch": 2, "padding": "left"}),
-    ],
-)
+@pytest.mark.parametrize(("names", "options"), [
+    (["chelsea.png", "rocket.jpg"], {"prompt": "Which of them flies?"}),
+    (["chelsea.png", "camera.png"], {"batch": 2, "padding": "left"}),
+])  # fmt: skip
 def test_candidates_of_photos_agree(photos, processor_folder, names, options):
     images = [photos[name] for name in names]
     options = options | {"processor": processor_folder, "max_pixels": 20_000}

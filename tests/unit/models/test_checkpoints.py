@@ -188,14 +188,11 @@ class TestLocate:
         assert (locate("tiny-llama") / "model.safetensors").is_file()
         assert locate("organisation/name") == "organisation/name"
 
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("tiny-lama", "unknown model 'tiny-lama': .*tiny-qwen3-vl.*did you mean 'tiny-llama'"),
-            ("./nowhere", "there is no folder of that name"),
-            ("a/b/c", "a hub id has the form organisation/name"),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "message"), [
+        ("tiny-lama", "unknown model 'tiny-lama': .*tiny-qwen3-vl.*did you mean 'tiny-llama'"),
+        ("./nowhere", "there is no folder of that name"),
+        ("a/b/c", "a hub id has the form organisation/name"),
+    ])  # fmt: skip
     def test_nowhere(self, name: str, message: str):
         with pytest.raises(ModelLoadError, match=message):
             locate(name)
@@ -214,16 +211,13 @@ class TestLocate:
 
 
 class TestHub:
-    @pytest.mark.parametrize(
-        ("raised", "message"),
-        [
-            (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
-            (GatedRepoError, "its owner grants access"),
-            (RepositoryNotFoundError, "no such repository, or a private one"),
-            (EntryNotFoundError("no file"), "has no config.json, so it is no checkpoint"),
-            (OSError("Name or service not known"), "cannot be reached .Name or service not known"),
-        ],
-    )
+    @pytest.mark.parametrize(("raised", "message"), [
+        (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
+        (GatedRepoError, "its owner grants access"),
+        (RepositoryNotFoundError, "no such repository, or a private one"),
+        (EntryNotFoundError("no file"), "has no config.json, so it is no checkpoint"),
+        (OSError("Name or service not known"), "cannot be reached .Name or service not known"),
+    ])  # fmt: skip
     def test_errors_are_explained(self, raised, message: str, monkeypatch):
         def fail(*args: object, **kwargs: object) -> None:
             # The hub's own errors want a response, of which nothing is looked at here.

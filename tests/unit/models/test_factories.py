@@ -87,21 +87,18 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestNames:
-    @pytest.mark.parametrize(
-        ("name", "parts"),
-        [
-            ("port.py:build", ("port.py", "build")),
-            ("/a folder/the port.py:Kinds.small", ("/a folder/the port.py", "Kinds.small")),
-            ("port:build", ("port", "build")),
-            ("package.port:build", ("package.port", "build")),
-            ("organisation/name", None),
-            ("tiny-llama", None),
-            ("C:\\models\\llama", None),
-            ("port.py:", None),
-            ("port.py:1", None),
-            ("package/port:build", None),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "parts"), [
+        ("port.py:build", ("port.py", "build")),
+        ("/a folder/the port.py:Kinds.small", ("/a folder/the port.py", "Kinds.small")),
+        ("port:build", ("port", "build")),
+        ("package.port:build", ("package.port", "build")),
+        ("organisation/name", None),
+        ("tiny-llama", None),
+        ("C:\\models\\llama", None),
+        ("port.py:", None),
+        ("port.py:1", None),
+        ("package/port:build", None),
+    ])  # fmt: skip
     def test_of_a_function(self, name: str, parts: tuple[str, str] | None) -> None:
         assert factory_of(name) == parts
 
@@ -148,22 +145,19 @@ class TestBuild:
         assert not torch.equal(weights[0], weights[2])
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.parametrize(
-        ("name", "said"),
-        [
-            ("alon", "there is no 'alon'; did you mean 'alone'"),
-            ("Kinds.large", "there is no 'large'"),
-            ("number", "is a int: expected a function"),
-            ("needs", r"TypeError: needs\(\) missing 1 required positional argument: 'width'"),
-            ("fails", r"cannot be called: KeyError: 'weights', at .*port\.py:\d+"),
-            ("ends", "cannot be called: SystemExit: no"),
-            ("nothing", "returned a NoneType: expected an nn.Module, or a pair"),
-            ("three", "returned a tuple: expected"),
-            ("listed", "returned inputs of type list"),
-            ("numbers", "returned x that are no tensors"),
-            ("empty", "returned no inputs"),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "said"), [
+        ("alon", "there is no 'alon'; did you mean 'alone'"),
+        ("Kinds.large", "there is no 'large'"),
+        ("number", "is a int: expected a function"),
+        ("needs", r"TypeError: needs\(\) missing 1 required positional argument: 'width'"),
+        ("fails", r"cannot be called: KeyError: 'weights', at .*port\.py:\d+"),
+        ("ends", "cannot be called: SystemExit: no"),
+        ("nothing", "returned a NoneType: expected an nn.Module, or a pair"),
+        ("three", "returned a tuple: expected"),
+        ("listed", "returned inputs of type list"),
+        ("numbers", "returned x that are no tensors"),
+        ("empty", "returned no inputs"),
+    ])  # fmt: skip
     def test_what_is_no_model(self, port: str, name: str, said: str) -> None:
         with pytest.raises(tracer.ModelLoadError, match=said):
             build(f"{port}:{name}", 0)

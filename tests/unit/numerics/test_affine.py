@@ -195,12 +195,9 @@ def even_few_elements(monkeypatch):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    scale=st.floats(1e-12, 1e30).map(np.float32).map(float),
-    dtype=st.sampled_from(TYPES),
-    zero=st.floats(0, 1),
-    kind=st.sampled_from(list(BITS)),
-)
+    seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-12, 1e30).map(np.float32).map(float),
+    dtype=st.sampled_from(TYPES), zero=st.floats(0, 1), kind=st.sampled_from(list(BITS)),
+)  # fmt: skip
 def test_the_bits_of_torch_for_any_bits(seed, scale, dtype, zero, kind):
     generator = torch.Generator().manual_seed(seed)
     zero_point = dtype.qmin + round(zero * (dtype.qmax - dtype.qmin))

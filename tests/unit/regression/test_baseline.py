@@ -95,11 +95,9 @@ class TestRead:
 
     def test_what_is_not_finite(self, make_row, make_comparison, tmp_path):
         rows = [
-            make_row("shape", None),
-            make_row("equal", 0.0),
-            make_row("nan", math.nan),
+            make_row("shape", None), make_row("equal", 0.0), make_row("nan", math.nan),
             make_row("mask", 0.5, value="kwargs.mask"),
-        ]
+        ]  # fmt: skip
         make_comparison(rows).save(tmp_path / "main.json")
         figures = {
             key[0]: value for key, value in Baseline.read(tmp_path / "main.json").figures.items()
@@ -146,33 +144,24 @@ class TestRead:
         with pytest.raises(UsageError, match=r"main.json is no JSON, or it is cut off .*--report"):
             Baseline.read(saved)
 
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (b"", "is no JSON, or it is cut off"),
-            (b"\xff\xfe", "is no JSON, or it is cut off"),
-            (b"[]", "is no report of trace_model: it names no schema"),
-            (b'{"schema": "1"}', "it names no schema"),
-            (b'{"schema": 1}', r"or a damaged one \(KeyError: 'coverage'\)"),
-            (b'{"schema": 99}', "is of schema 99, and this version reads up to 2: install"),
-        ],
-    )
+    @pytest.mark.parametrize(("content", "message"), [
+        (b"", "is no JSON, or it is cut off"),
+        (b"\xff\xfe", "is no JSON, or it is cut off"),
+        (b"[]", "is no report of trace_model: it names no schema"),
+        (b'{"schema": "1"}', "it names no schema"),
+        (b'{"schema": 1}', r"or a damaged one \(KeyError: 'coverage'\)"),
+        (b'{"schema": 99}', "is of schema 99, and this version reads up to 2: install"),
+    ])  # fmt: skip
     def test_other_files(self, tmp_path, content: bytes, message: str):
         path = tmp_path / "other.json"
         path.write_bytes(content)
         with pytest.raises(UsageError, match=message):
             Baseline.read(path)
 
-    @pytest.mark.parametrize(
-        ("place", "value"),
-        [
-            (("rows", -1, "sqnr"), "much"),
-            (("rows", -1, "peir"), None),
-            (("rows",), 3),
-            (("coverage",), []),
-            (("coverage", "paired_modules"), None),
-        ],
-    )
+    @pytest.mark.parametrize(("place", "value"), [
+        (("rows", -1, "sqnr"), "much"), (("rows", -1, "peir"), None), (("rows",), 3),
+        (("coverage",), []), (("coverage", "paired_modules"), None),
+    ])  # fmt: skip
     def test_damaged(self, saved, place, value):
         report = json.loads(saved.read_text())
         inner = report

@@ -181,15 +181,10 @@ class TestEstimates:
         after = make_comparison([make_row("a", 0.1 * factor)])
         return gate(after, before, differences_expected=True)
 
-    @pytest.mark.parametrize(
-        ("factor", "expected"),
-        [
-            (2.1 * 1.25, {}),
-            (2.15 * 1.25, {"a": "worse"}),
-            (0.63 / 1.25, {}),
-            (0.6 / 1.25, {"a": "better"}),
-        ],
-    )
+    @pytest.mark.parametrize(("factor", "expected"), [
+        (2.1 * 1.25, {}), (2.15 * 1.25, {"a": "worse"}), (0.63 / 1.25, {}),
+        (0.6 / 1.25, {"a": "better"}),
+    ])  # fmt: skip
     def test_only_what_goes_beyond(self, make_row, make_comparison, factor, expected):
         assert kinds(self.decided(make_row, make_comparison, factor)) == expected
 
@@ -289,15 +284,12 @@ class TestLimits:
         assert decided.limits[0].worst == math.inf
         assert not decided.passes
 
-    @pytest.mark.parametrize(
-        ("limits", "message"),
-        [
-            ({"lm_haed": 0.1}, "lm_haed=0.1 matches none of the 2 modules .* mean 'lm_head'"),
-            ({"*": math.nan}, "expected a finite PEIR of at least 0"),
-            ({"*": -0.1}, "expected a finite PEIR of at least 0"),
-            ({"*": math.inf}, "expected a finite PEIR of at least 0"),
-        ],
-    )
+    @pytest.mark.parametrize(("limits", "message"), [
+        ({"lm_haed": 0.1}, "lm_haed=0.1 matches none of the 2 modules .* mean 'lm_head'"),
+        ({"*": math.nan}, "expected a finite PEIR of at least 0"),
+        ({"*": -0.1}, "expected a finite PEIR of at least 0"),
+        ({"*": math.inf}, "expected a finite PEIR of at least 0"),
+    ])  # fmt: skip
     def test_that_are_none(self, now, limits, message):
         with pytest.raises(UsageError, match=message):
             gate(now({"lm_head": 0.1, "": 0.1}), max_peir=limits)
@@ -306,16 +298,13 @@ class TestLimits:
 class TestFailOn:
     """Each level holds what those after it do."""
 
-    @pytest.mark.parametrize(
-        ("fail_on", "counted"),
-        [
-            ("divergence", ["regression", "coverage", "divergence"]),
-            ("regression", ["regression", "coverage"]),
-            ("coverage", ["coverage"]),
-            ("never", []),
-            (None, ["regression", "coverage"]),
-        ],
-    )
+    @pytest.mark.parametrize(("fail_on", "counted"), [
+        ("divergence", ["regression", "coverage", "divergence"]),
+        ("regression", ["regression", "coverage"]),
+        ("coverage", ["coverage"]),
+        ("never", []),
+        (None, ["regression", "coverage"]),
+    ])  # fmt: skip
     def test_levels(self, then, now, fail_on, counted):
         before = then(peirs={"a": 0.1, "b": 0.1, "c": 0.0})
         decided = gate(now({"a": 0.1, "b": 0.4}), before, fail_on=fail_on)
@@ -331,14 +320,11 @@ class TestFailOn:
         assert decided.fail_on == "divergence"
         assert gate(now({"a": 0.5}), fail_on="never").passes
 
-    @pytest.mark.parametrize(
-        ("fail_on", "message"),
-        [
-            ("regression", "checked against a baseline or limits, and there are none"),
-            ("coverage", "checked against a baseline, and there is none"),
-            ("worse", "expected one of divergence, regression, coverage, never"),
-        ],
-    )
+    @pytest.mark.parametrize(("fail_on", "message"), [
+        ("regression", "checked against a baseline or limits, and there are none"),
+        ("coverage", "checked against a baseline, and there is none"),
+        ("worse", "expected one of divergence, regression, coverage, never"),
+    ])  # fmt: skip
     def test_nothing_to_hold_it_against(self, now, fail_on, message):
         with pytest.raises(UsageError, match=message):
             gate(now({"a": 0.5}), fail_on=fail_on)

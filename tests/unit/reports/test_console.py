@@ -229,13 +229,10 @@ def _curve_lines(rows: list[Row]) -> list[str]:
 class TestRanking:
     def test_by_growth_with_exact_inputs_first(self, make_row):
         rows = [
-            make_row("embed", 0.01, input_peir=0.0),
-            make_row("a", 0.02, input_peir=0.01),
-            make_row("b", 0.06, input_peir=0.01),
-            make_row("c", 0.01, input_peir=0.02),
-            make_row("same", 0.0, input_peir=0.0),
-            make_row("unknown", 0.5, input_peir=None),
-        ]
+            make_row("embed", 0.01, input_peir=0.0), make_row("a", 0.02, input_peir=0.01),
+            make_row("b", 0.06, input_peir=0.01), make_row("c", 0.01, input_peir=0.02),
+            make_row("same", 0.0, input_peir=0.0), make_row("unknown", 0.5, input_peir=None),
+        ]  # fmt: skip
         found = ranking(rows)
         assert [item.module for item in found] == ["embed", "b", "a", "c"]
         assert [item.growth for item in found] == [math.inf, *map(pytest.approx, (6.0, 2.0, 0.5))]
@@ -263,15 +260,9 @@ class TestRanking:
 def isolated(module: str, share: float, **fields: object) -> IsolatedModule:
     """A module that introduces a PEIR of 0.125 at its only call."""
     defaults = {
-        "value": "output",
-        "own_lines": False,
-        "depth": 0,
-        "input_peir": 0.25,
-        "peir": 0.5,
-        "introduced_peir": 0.125,
-        "introduced": 0.0625,
-        "share": share,
-    }
+        "value": "output", "own_lines": False, "depth": 0, "input_peir": 0.25, "peir": 0.5,
+        "introduced_peir": 0.125, "introduced": 0.0625, "share": share,
+    }  # fmt: skip
     causes = fields.pop("causes", ())
     call = IsolatedCall(module, fields.pop("call", 0), **(defaults | fields))
     return IsolatedModule(module, call, 1 + call.call, share, causes)
@@ -443,20 +434,11 @@ class TestFocus:
         assert re.search(r"candidate +2\.62 +1\.19 +1 +4  1, 2, 3\.5, 4", text)
         assert "furthest apart at [1, 0]: 3 and 3.5, PEIR 1.67e-01" in text
 
-    @pytest.mark.parametrize(
-        "tensor",
-        [
-            torch.empty(0, 3),
-            torch.tensor(2.5),
-            torch.tensor([True, False]),
-            torch.tensor([1, 2]),
-            torch.tensor([1 + 2j]),
-            torch.tensor([math.nan, math.inf]),
-            torch.arange(12.0).view(3, 4).t(),
-            torch.ones(3, dtype=torch.bfloat16),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize("tensor", [
+        torch.empty(0, 3), torch.tensor(2.5), torch.tensor([True, False]), torch.tensor([1, 2]),
+        torch.tensor([1 + 2j]), torch.tensor([math.nan, math.inf]),
+        torch.arange(12.0).view(3, 4).t(), torch.ones(3, dtype=torch.bfloat16),
+    ], ids=str)  # fmt: skip
     def test_tensors_of_every_kind(self, agreeing, tensor):
         assert "values of m, call 3" in shown(
             agreeing, focus=[Captured("m", 3, ValuePath.of_argument("x"), tensor, tensor.clone())]

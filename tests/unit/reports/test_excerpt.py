@@ -51,14 +51,11 @@ def test_no_source(location: str | None):
     assert excerpt(location).marked is None
 
 
-@pytest.mark.parametrize(
-    ("kind", "argument", "words"),
-    [
-        (OriginKind.ARGUMENT, "mask", "`a.b` passes a wrong `mask`"),
-        (OriginKind.PARAMETER, None, "`a.b` has wrong parameters"),
-        (OriginKind.COMPUTATION, None, "`a.b` computes a wrong result"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "argument", "words"), [
+    (OriginKind.ARGUMENT, "mask", "`a.b` passes a wrong `mask`"),
+    (OriginKind.PARAMETER, None, "`a.b` has wrong parameters"),
+    (OriginKind.COMPUTATION, None, "`a.b` computes a wrong result"),
+])  # fmt: skip
 def test_origins_in_words(kind: OriginKind, argument: str | None, words: str):
     assert origin_in_words(Origin("a.b", argument, kind, None, None)) == words
 

@@ -93,14 +93,10 @@ class TestSchema:
         comparison = make_comparison([make_row("embed", 0.5, input_peir=0.0)])
         assert strict(render(comparison, run))["ranking"] == [
             {
-                "module": "embed",
-                "call": 0,
-                "value": "output",
-                "input_peir": 0.0,
-                "peir": 0.5,
+                "module": "embed", "call": 0, "value": "output", "input_peir": 0.0, "peir": 0.5,
                 "growth": "inf",
-            }
-        ]
+            },
+        ]  # fmt: skip
 
     def test_isolation_takes_the_place_of_the_ranking(self, make_row, make_comparison):
         call = IsolatedCall("embed", 0, "output", False, 0, None, 0.5, 0.25, math.inf, 1.0)
@@ -122,18 +118,11 @@ class TestSchema:
         ]
         assert isolation["calls"] == [
             {
-                "module": "embed",
-                "call": 0,
-                "value": "output",
-                "own_lines": False,
-                "depth": 0,
-                "input_peir": None,
-                "peir": 0.5,
-                "introduced_peir": 0.25,
-                "introduced": "inf",
+                "module": "embed", "call": 0, "value": "output", "own_lines": False, "depth": 0,
+                "input_peir": None, "peir": 0.5, "introduced_peir": 0.25, "introduced": "inf",
                 "share": 1.0,
-            }
-        ]
+            },
+        ]  # fmt: skip
         (module,) = isolation["modules"]
         assert module["worst"] == isolation["calls"][0]
         assert module["causes"] == [
@@ -223,17 +212,14 @@ class TestJsonSchema:
         comparison = make_comparison([make_row("embed", 0.5, input_peir=0.0)])
         assert self.check(comparison, run)["ranking"]
 
-    @pytest.mark.parametrize(
-        ("place", "value"),
-        [
-            (("rows", 0, "peir"), "much"),
-            (("rows", 0, "call"), -1),
-            (("rows", 0, "shape"), None),
-            (("verdict", "origin", "kind"), "magic"),
-            (("coverage", "unmatched_calls"), [["candidate", "b", 1]]),
-            (("schema",), 1),
-        ],
-    )
+    @pytest.mark.parametrize(("place", "value"), [
+        (("rows", 0, "peir"), "much"),
+        (("rows", 0, "call"), -1),
+        (("rows", 0, "shape"), None),
+        (("verdict", "origin", "kind"), "magic"),
+        (("coverage", "unmatched_calls"), [["candidate", "b", 1]]),
+        (("schema",), 1),
+    ])  # fmt: skip
     def test_it_refuses_what_is_wrong(self, make_row, make_comparison, place, value):
         report = document(make_comparison([make_row("a", 0.5)]))
         inner = report
@@ -279,18 +265,15 @@ class TestSave:
         assert link.is_symlink()
         assert strict(target.read_text())["schema"] == SCHEMA
 
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("report.pdf", r"suffix '\.pdf': expected \.html, \.json, .* or \.parquet"),
-            ("report", r"suffix '': expected \.html"),
-            (
-                "missing/report.json",
-                "directory .*missing for the report .* does not exist; create it first",
-            ),
-            ("folder.json", "is a directory"),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "message"), [
+        ("report.pdf", r"suffix '\.pdf': expected \.html, \.json, .* or \.parquet"),
+        ("report", r"suffix '': expected \.html"),
+        (
+            "missing/report.json",
+            "directory .*missing for the report .* does not exist; create it first",
+        ),
+        ("folder.json", "is a directory"),
+    ])  # fmt: skip
     def test_paths_that_cannot_be(self, tmp_path: Path, name: str, message: str):
         (tmp_path / "folder.json").mkdir()
         with pytest.raises(UsageError, match=message):

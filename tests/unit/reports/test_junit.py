@@ -144,9 +144,7 @@ class TestText:
             candidate[2].bias[1] += 1.0
         suite = suite_of(tracer.compare(reference, candidate, torch.randn(3, 4)))
         assert outcomes(suite) == {
-            "(root).(root)": "skipped",
-            "(root).0": "passed",
-            "(root).1": "passed",
+            "(root).(root)": "skipped", "(root).0": "passed", "(root).1": "passed",
             "(root).2": "failure",
-        }
+        }  # fmt: skip
         assert "its `bias` differs" in suite.find(".//failure").text

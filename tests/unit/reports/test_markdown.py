@@ -123,14 +123,9 @@ class TestContent:
 
 
 HOSTILE = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "[click](javascript:alert(1))",
-    "a|b|c",
-    "`` ``` ```` `",
-    "**bold** __x__ ~~y~~",
-    "x\n\n# heading\n\n```\n</details>",
-]
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[click](javascript:alert(1))",
+    "a|b|c", "`` ``` ```` `", "**bold** __x__ ~~y~~", "x\n\n# heading\n\n```\n</details>",
+]  # fmt: skip
 
 
 class TestEscaping:

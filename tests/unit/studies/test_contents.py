@@ -301,10 +301,8 @@ class TestGrid:
         report = report_of(grid, known)
         assert report.plots[0].ticks == ("1", "2", "3", "4")
         assert [row[0] for row in report.tables[0].rows[:3]] == [
-            "float model",
-            f"1. {names[0]}",
-            f"2. {names[1]}",
-        ]
+            "float model", f"1. {names[0]}", f"2. {names[1]}",
+        ]  # fmt: skip
         assert report.tables[0].best == 1
 
     def test_the_baseline_has_failed(self, known: Results):

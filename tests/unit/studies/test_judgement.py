@@ -23,14 +23,9 @@ class TestSpread:
         assert math.isnan(Spread.of([1.0]).deviation)
         assert str(Spread.of([1.0])) == "1.0000"
 
-    @pytest.mark.parametrize(
-        ("figures", "mean"),
-        [
-            ([1.0, math.inf], math.inf),
-            ([math.inf, -math.inf], math.nan),
-            ([1.0, math.nan], math.nan),
-        ],
-    )
+    @pytest.mark.parametrize(("figures", "mean"), [
+        ([1.0, math.inf], math.inf), ([math.inf, -math.inf], math.nan), ([1.0, math.nan], math.nan),
+    ])  # fmt: skip
     def test_what_is_not_finite(self, figures, mean):
         spread = Spread.of(figures)
         assert spread.mean == pytest.approx(mean, nan_ok=True)
@@ -104,17 +99,14 @@ class TestDifference:
         assert (difference.low, difference.high) == (-math.inf, math.inf)
         assert not difference.is_clear
 
-    @pytest.mark.parametrize(
-        ("one", "other", "is_clear"),
-        [
-            ((math.inf, math.inf), (1.0, 1.0), True),
-            ((1.0, 1.0), (math.inf, math.inf), True),
-            ((math.inf, 1.0), (1.0, 1.1), False),
-            ((math.inf, 1.0), (1.0, math.inf), False),
-            ((math.inf, math.inf), (math.inf, math.inf), False),
-            ((math.nan, 1.0), (1.0, 1.0), False),
-        ],
-    )
+    @pytest.mark.parametrize(("one", "other", "is_clear"), [
+        ((math.inf, math.inf), (1.0, 1.0), True),
+        ((1.0, 1.0), (math.inf, math.inf), True),
+        ((math.inf, 1.0), (1.0, 1.1), False),
+        ((math.inf, 1.0), (1.0, math.inf), False),
+        ((math.inf, math.inf), (math.inf, math.inf), False),
+        ((math.nan, 1.0), (1.0, 1.0), False),
+    ])  # fmt: skip
     def test_what_is_not_finite(self, one, other, is_clear):
         assert Difference.of(by_seed(*one), by_seed(*other)).is_clear == is_clear
 

@@ -34,11 +34,9 @@ def test_dtypes_that_differ():
 
 def test_overrides_keep_their_globs():
     tables = [{}, {"*.mlp": {"weight": {"dtype": "int16"}}}, {"lm_head": {"weight": "int16"}}]
-    assert labels([{"overrides": table} for table in tables], ["overrides"]) == [
-        "none",
-        "*.mlp weight=int16",
-        "lm_head weight=int16",
-    ]
+    assert labels(
+        [{"overrides": table} for table in tables], ["overrides"],
+    )  == ["none", "*.mlp weight=int16", "lm_head weight=int16"]  # fmt: skip
 
 
 def test_settings_that_are_the_same_in_all_are_left_out():

@@ -72,13 +72,10 @@ class TestPrefill:
         assert off(without) == inside
         assert off(alone) == paths(alone) - inside
 
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
-            ({"leave_out": "model.layers.9"}, "has no wrapped module 'model.layers.9'"),
-        ],
-    )
+    @pytest.mark.parametrize(("settings", "message"), [
+        ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
+        ({"leave_out": "model.layers.9"}, "has no wrapped module 'model.layers.9'"),
+    ])  # fmt: skip
     def test_names_that_are_not_there(self, loaded: LoadedWorkload, settings, message):
         with pytest.raises(StudyError, match=message):
             prefill_model(loaded, Trial(settings, 0))
@@ -127,15 +124,12 @@ def scales(model: torch.nn.Module) -> dict[str, list[float]]:
 
 
 class TestOnAModel:
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
-            ({"only": "layers.0"}, "no wrapped module 'layers.0', such as model, "),
-            ({"variant": "prefil"}, "do not fit the model: .* has no wrapper in the variant"),
-            ({"source": "float", "steps": 24}, "24 steps of calibration sequences of 24 tokens"),
-        ],
-    )
+    @pytest.mark.parametrize(("settings", "message"), [
+        ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
+        ({"only": "layers.0"}, "no wrapped module 'layers.0', such as model, "),
+        ({"variant": "prefil"}, "do not fit the model: .* has no wrapper in the variant"),
+        ({"source": "float", "steps": 24}, "24 steps of calibration sequences of 24 tokens"),
+    ])  # fmt: skip
     def test_settings_that_do_not_fit(self, loaded: LoadedWorkload, settings, message):
         with pytest.raises(StudyError, match=message):
             check_on(loaded, [Trial({}, 0), Trial(settings, 0)])

@@ -30,16 +30,12 @@ def report() -> Report:
     trial = Trial({"weight": "uint8", "overrides": {"a": 1}}, 0)
     metrics = {"loss": 0.96, "layer_l2": [0.1, 0.2], "tokens": [3, 4]}
     return Report(
-        title="study",
-        question="Which?",
-        reading=("-80 has the least loss.",),
+        title="study", question="Which?", reading=("-80 has the least loss.",),
         tables=(Table("uint8/uint8", columns, rows, best=1),),
         plots=(Plot("by value", "fill value", "perplexity", {"a": points, "b": points}),),
-        failures=(),
-        method="Each was calibrated on 3 sets.",
-        head=HEAD,
+        failures=(), method="Each was calibrated on 3 sets.", head=HEAD,
         results=(Result(trial, metrics, "", 1.5), Result(replace(trial, seed=1), {}, "E: x", 1.0)),
-    )
+    )  # fmt: skip
 
 
 class Checked(HTMLParser):

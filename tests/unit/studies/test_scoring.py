@@ -191,13 +191,10 @@ def test_the_sequences_that_are_compared(loaded: LoadedWorkload):
     assert (found[:, 0] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [
-        ({"alias": "a", "acc_norm,none": 0.2, "acc,none": 0.5}, ("t", 0.5)),
-        ({"alias": "a", "ppl_stderr,none": 0.1, "ppl,none": 3.0}, ("t ppl", 3.0)),
-    ],
-)
+@pytest.mark.parametrize(("scores", "expected"), [
+    ({"alias": "a", "acc_norm,none": 0.2, "acc,none": 0.5}, ("t", 0.5)),
+    ({"alias": "a", "ppl_stderr,none": 0.1, "ppl,none": 3.0}, ("t ppl", 3.0)),
+])  # fmt: skip
 def test_the_score_of_a_task(scores, expected):
     assert _score("t", scores) == expected
 

@@ -103,13 +103,10 @@ class TestResults:
         Results(tmp_path / "r.jsonl", HEAD)
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize(
-        ("head", "message"),
-        [
-            (HEAD | {"study": "t"}, r"another study \(study 's', and now 't'\)"),
-            (HEAD | {"workload": {"model": "n", "tasks": ["a"]}}, "model 'm', and now 'n'"),
-        ],
-    )
+    @pytest.mark.parametrize(("head", "message"), [
+        (HEAD | {"study": "t"}, r"another study \(study 's', and now 't'\)"),
+        (HEAD | {"workload": {"model": "n", "tasks": ["a"]}}, "model 'm', and now 'n'"),
+    ])  # fmt: skip
     def test_results_of_another_study_stay(self, tmp_path: Path, head, message):
         path = tmp_path / "r.jsonl"
         Results(path, HEAD).add(Result(trial()))
@@ -118,19 +115,16 @@ class TestResults:
             Results(path, head)
         assert path.read_bytes() == before
 
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("hello\n", "damaged in line 1"),
-            ('{"a": 1}\n', "holds no results of a study"),
-            ("[1]\n", "holds no results of a study"),
-            ("hello", "holds no results of a study: give another file"),
-            ('{"trial": {}}\n', "see its line 1, which has no 'format'"),
-            ('{"format": 99}\n', "has format 99, and this version reads up to 1"),
-            ('{"format": "1"}\n', "damaged in line 1: format is '1'"),
-            (LINE | {"environment": 5}, "damaged in line 1: environment is 5"),
-        ],
-    )
+    @pytest.mark.parametrize(("text", "message"), [
+        ("hello\n", "damaged in line 1"),
+        ('{"a": 1}\n', "holds no results of a study"),
+        ("[1]\n", "holds no results of a study"),
+        ("hello", "holds no results of a study: give another file"),
+        ('{"trial": {}}\n', "see its line 1, which has no 'format'"),
+        ('{"format": 99}\n', "has format 99, and this version reads up to 1"),
+        ('{"format": "1"}\n', "damaged in line 1: format is '1'"),
+        (LINE | {"environment": 5}, "damaged in line 1: environment is 5"),
+    ])  # fmt: skip
     def test_other_files_stay(self, tmp_path: Path, text, message):
         path = tmp_path / "r.jsonl"
         written = text if isinstance(text, str) else json.dumps(text) + "\n"
@@ -139,19 +133,16 @@ class TestResults:
             Results(path, HEAD)
         assert path.read_text() == written
 
-    @pytest.mark.parametrize(
-        ("line", "message"),
-        [
-            ({"trial": 5}, "must be a mapping"),
-            ({"trial": {"settings": {}}}, "'seed'"),
-            ({"trial": {"settings": {}, "seed": "0"}}, "seed is '0'"),
-            ({"trial": {"settings": 5, "seed": 0}}, "settings is 5"),
-            ({"trial": {"settings": {}, "seed": 0}, "metric": {}}, "'metric'"),
-            ({"trial": {"settings": {}, "seed": 0}, "metrics": []}, r"metrics is \[\]"),
-            ({"trial": {"settings": {}, "seed": 0}, "error": None}, "error is None"),
-            ({"trial": {"settings": {}, "seed": 0}, "seconds": "1"}, "seconds is '1'"),
-        ],
-    )
+    @pytest.mark.parametrize(("line", "message"), [
+        ({"trial": 5}, "must be a mapping"),
+        ({"trial": {"settings": {}}}, "'seed'"),
+        ({"trial": {"settings": {}, "seed": "0"}}, "seed is '0'"),
+        ({"trial": {"settings": 5, "seed": 0}}, "settings is 5"),
+        ({"trial": {"settings": {}, "seed": 0}, "metric": {}}, "'metric'"),
+        ({"trial": {"settings": {}, "seed": 0}, "metrics": []}, r"metrics is \[\]"),
+        ({"trial": {"settings": {}, "seed": 0}, "error": None}, "error is None"),
+        ({"trial": {"settings": {}, "seed": 0}, "seconds": "1"}, "seconds is '1'"),
+    ])  # fmt: skip
     def test_lines_that_are_no_results(self, tmp_path: Path, line, message):
         path = tmp_path / "r.jsonl"
         Results(path, HEAD).add(Result(trial()))

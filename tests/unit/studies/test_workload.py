@@ -65,20 +65,14 @@ class TestLoad:
         assert other.checksum != loaded.checksum
         assert _load.__wrapped__(replace(workload, tokens=100)).checksum != loaded.checksum
 
-    @pytest.mark.parametrize(
-        ("changed", "message"),
-        [
-            ({"model": "random-llama"}, "has no tokenizer"),
-            ({"text": "/none.txt"}, "cannot read the text /none.txt"),
-            (
-                {"tokens": 10_000},
-                r"the rest of .*text.txt has \d+ tokens to calibrate on; expected at",
-            ),
-            ({"window": 65}, "found window 65 for a model of 64 positions"),
-            ({"calibration_length": 65}, "found calibration_length 65 for a model of 64 positions"),
-            ({"checksum": "0" * 64}, "has other contents here than where the study was begun"),
-        ],
-    )
+    @pytest.mark.parametrize(("changed", "message"), [
+        ({"model": "random-llama"}, "has no tokenizer"),
+        ({"text": "/none.txt"}, "cannot read the text /none.txt"),
+        ({"tokens": 10_000}, r"the rest of .*text.txt has \d+ tokens to calibrate on; expected at"),
+        ({"window": 65}, "found window 65 for a model of 64 positions"),
+        ({"calibration_length": 65}, "found calibration_length 65 for a model of 64 positions"),
+        ({"checksum": "0" * 64}, "has other contents here than where the study was begun"),
+    ])  # fmt: skip
     def test_what_cannot_be(self, workload: Workload, changed, message):
         with pytest.raises(StudyError, match=message):
             load(replace(workload, **changed))
@@ -88,20 +82,17 @@ class TestLoad:
         with pytest.raises(ModelInputError, match="there is no task file"):
             load(replace(workload, tasks=(str(tmp_path / "none.yaml"),)))
 
-    @pytest.mark.parametrize(
-        ("changed", "message"),
-        [
-            ({"tokens": "many"}, "found tokens 'many'; expected a whole number from 1 up"),
-            ({"tokens": 300.5}, "found tokens 300.5; expected a whole number"),
-            ({"window": True}, "found window True; expected a whole number from 2 up"),
-            ({"prompts": -1}, "found prompts -1; expected a whole number from 0 up"),
-            ({"new_tokens": None}, "found new_tokens None; expected a whole number"),
-            ({"text": 3}, "found text 3; expected a text"),
-            ({"model": None}, "found model None; expected a text"),
-            ({"tasks": "arc_easy"}, "found tasks 'arc_easy'; expected a list"),
-            ({"tasks": [1]}, r"found tasks \[1\]; expected a list"),
-        ],
-    )
+    @pytest.mark.parametrize(("changed", "message"), [
+        ({"tokens": "many"}, "found tokens 'many'; expected a whole number from 1 up"),
+        ({"tokens": 300.5}, "found tokens 300.5; expected a whole number"),
+        ({"window": True}, "found window True; expected a whole number from 2 up"),
+        ({"prompts": -1}, "found prompts -1; expected a whole number from 0 up"),
+        ({"new_tokens": None}, "found new_tokens None; expected a whole number"),
+        ({"text": 3}, "found text 3; expected a text"),
+        ({"model": None}, "found model None; expected a text"),
+        ({"tasks": "arc_easy"}, "found tasks 'arc_easy'; expected a list"),
+        ({"tasks": [1]}, r"found tasks \[1\]; expected a list"),
+    ])  # fmt: skip
     def test_values_of_other_types(self, workload: Workload, changed, message):
         with pytest.raises(StudyError, match=message):
             replace(workload, **changed)

@@ -18,17 +18,9 @@ INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 COMPLEX = (torch.complex64, torch.complex128)
 EXACT_FIELDS = (
-    "elements",
-    "count",
-    "min_abs",
-    "max_abs",
-    "reference_min",
-    "reference_max",
-    "reference_nonfinite",
-    "candidate_nonfinite",
-    "mismatched",
-    "peak_index",
-)
+    "elements", "count", "min_abs", "max_abs", "reference_min", "reference_max",
+    "reference_nonfinite", "candidate_nonfinite", "mismatched", "peak_index",
+)  # fmt: skip
 SUM_FIELDS = ("sum_abs", "sum_square", "reference_square", "candidate_square", "product")
 
 
@@ -95,13 +87,10 @@ def exactly_equal(left: Difference, right: Difference, rel: float = 1e-12) -> No
 
 
 # float32 arithmetic inside a chunk: a few units in the last place of float32.
-@pytest.mark.parametrize(
-    ("dtype", "rel"),
-    [
-        *((d, 1e-12) for d in (torch.float64, *INTEGERS, *UNSIGNED, torch.bool, *COMPLEX)),
-        *((d, 2e-6) for d in (torch.float32, torch.bfloat16, torch.float16)),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "rel"), [
+    *((d, 1e-12) for d in (torch.float64, *INTEGERS, *UNSIGNED, torch.bool, *COMPLEX)),
+    *((d, 2e-6) for d in (torch.float32, torch.bfloat16, torch.float16)),
+])  # fmt: skip
 def test_every_statistic_equals_a_float64_computation(dtype: torch.dtype, rel: float) -> None:
     reference, candidate = drawn(dtype, (7, 31, 3), 1), drawn(dtype, (7, 31, 3), 2)
     difference = Difference.of(reference, candidate)
@@ -300,12 +289,9 @@ def test_a_constant_reference_has_peir_zero_or_infinity() -> None:
     assert missed.peir == math.inf
     assert missed.relative_peak == pytest.approx(5e-4, rel=1e-3)
     zero = Difference.of(torch.zeros(5), torch.full((5,), 1e-30))
-    assert (zero.peir, zero.relative_peak, zero.sqnr, zero.cosine) == (
-        math.inf,
-        math.inf,
-        -math.inf,
-        0.0,
-    )
+    assert (
+        zero.peir, zero.relative_peak, zero.sqnr, zero.cosine,
+    )  == (math.inf, math.inf, -math.inf, 0.0)  # fmt: skip
     assert zero.relative_l2 == math.inf
 
 

@@ -135,20 +135,11 @@ class TestFingerprint:
             expected = [1.0 if low[i // 8] >> (7 - i % 8) & 1 else -1.0 for i in range(16)]
             assert list(Fingerprint.of(x).projections) == expected
 
-    @pytest.mark.parametrize(
-        "tensor",
-        [
-            torch.arange(24).reshape(2, 3, 4),
-            torch.tensor([True, False, True]),
-            drawn(7, 6, 8).to(torch.bfloat16),
-            torch.complex(drawn(8, 5), drawn(9, 5)),
-            torch.empty(0, 3),
-            torch.tensor(2.5),
-            drawn(10, 6, 8).t(),
-            drawn(11, 4, 4).to_sparse(),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize("tensor", [
+        torch.arange(24).reshape(2, 3, 4), torch.tensor([True, False, True]),
+        drawn(7, 6, 8).to(torch.bfloat16), torch.complex(drawn(8, 5), drawn(9, 5)),
+        torch.empty(0, 3), torch.tensor(2.5), drawn(10, 6, 8).t(), drawn(11, 4, 4).to_sparse(),
+    ], ids=str)  # fmt: skip
     def test_equal_tensors_have_equal_ones(self, tensor: torch.Tensor) -> None:
         one, two = Fingerprint.of(tensor), Fingerprint.of(tensor.clone())
         assert one == two

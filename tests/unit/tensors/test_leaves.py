@@ -309,13 +309,9 @@ def test_a_snapshot_of_a_cycle_ends() -> None:
 def test_plain_values_are_leaves_of_containers_only() -> None:
     value = {"a": [1, 2.5, None, "text", True, 1j], "b": Box(4)}
     assert list(leaves(value, "v")) == [
-        ("v.a.0", 1),
-        ("v.a.1", 2.5),
-        ("v.a.2", None),
-        ("v.a.3", "text"),
-        ("v.a.4", True),
+        ("v.a.0", 1), ("v.a.1", 2.5), ("v.a.2", None), ("v.a.3", "text"), ("v.a.4", True),
         ("v.a.5", 1j),
-    ]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", True, 2.5])
@@ -364,26 +360,23 @@ def test_a_parameter_is_a_leaf() -> None:
     assert list(found(nn.Parameter(torch.ones(2)))) == ["v"]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (torch.tensor([1.5, -2.0]), "float32 [2], from -2 to 1.5"),
-        (torch.ones(2, 3, dtype=torch.int64), "int64 [2, 3], all 1"),
-        (torch.tensor(True), "bool [], all True"),
-        (torch.empty(0, 4), "float32 [0, 4]"),
-        (torch.tensor([math.nan, 1.0]), "float32 [2], from nan to nan"),
-        (torch.tensor([1j]), "complex64 [1]"),
-        (torch.tensor([1, 3], dtype=torch.uint16), "uint16 [2], from 1 to 3"),
-        (torch.tensor([1, 3], dtype=torch.uint64), "uint64 [2], from 1 to 3"),
-        (torch.tensor([1.0, 3.0]).to(torch.float8_e4m3fn), "float8_e4m3fn [2], from 1 to 3"),
-        (torch.tensor([0.0, 3.0]).to_sparse(), "float32 [2], from 0 to 3"),
-        (torch.empty(2, device="meta"), "float32 [2]"),
-        (None, "None"),
-        (3, "3"),
-        ("text", "'text'"),
-        (filled_cache(), "DynamicCache"),
-    ],
-)
+@pytest.mark.parametrize(("value", "text"), [
+    (torch.tensor([1.5, -2.0]), "float32 [2], from -2 to 1.5"),
+    (torch.ones(2, 3, dtype=torch.int64), "int64 [2, 3], all 1"),
+    (torch.tensor(True), "bool [], all True"),
+    (torch.empty(0, 4), "float32 [0, 4]"),
+    (torch.tensor([math.nan, 1.0]), "float32 [2], from nan to nan"),
+    (torch.tensor([1j]), "complex64 [1]"),
+    (torch.tensor([1, 3], dtype=torch.uint16), "uint16 [2], from 1 to 3"),
+    (torch.tensor([1, 3], dtype=torch.uint64), "uint64 [2], from 1 to 3"),
+    (torch.tensor([1.0, 3.0]).to(torch.float8_e4m3fn), "float8_e4m3fn [2], from 1 to 3"),
+    (torch.tensor([0.0, 3.0]).to_sparse(), "float32 [2], from 0 to 3"),
+    (torch.empty(2, device="meta"), "float32 [2]"),
+    (None, "None"),
+    (3, "3"),
+    ("text", "'text'"),
+    (filled_cache(), "DynamicCache"),
+])  # fmt: skip
 def test_leaves_in_words(value: object, text: str) -> None:
     assert describe(value) == text
 
@@ -393,24 +386,11 @@ def test_a_copied_cache_is_found_at_the_same_paths() -> None:
     assert list(found(copy.deepcopy(cache))) == list(found(cache))
 
 
-@pytest.mark.parametrize(
-    ("value", "stateful"),
-    [
-        (DynamicCache(), True),
-        ([], True),
-        ({}, True),
-        (UserDict(), True),
-        ((), False),
-        (torch.ones(1), False),
-        (Plain(1), False),
-        (1.0, False),
-        ("x", False),
-        (None, False),
-        (nn.Linear(1, 1), False),
-        (len, False),
-        (Plain, False),
-    ],
-)
+@pytest.mark.parametrize(("value", "stateful"), [
+    (DynamicCache(), True), ([], True), ({}, True), (UserDict(), True), ((), False),
+    (torch.ones(1), False), (Plain(1), False), (1.0, False), ("x", False), (None, False),
+    (nn.Linear(1, 1), False), (len, False), (Plain, False),
+])  # fmt: skip
 def test_what_others_may_find_something_in(value: object, stateful: bool) -> None:
     assert is_stateful(value) is stateful
 

@@ -99,18 +99,15 @@ def test_one_unreadable_mask_makes_no_pair() -> None:
     assert visible_pair(readable - 5.0, readable) is None
 
 
-@pytest.mark.parametrize(
-    ("mask", "words"),
-    [
-        (additive(causal(3)[None, None], -120.0), "additive mask, causal"),
-        (torch.ones(2, 3, dtype=torch.int64), "mask, hides nothing"),
-        (torch.tensor([[1, 0], [1, 1]]), "mask, hides 1 of 4 positions"),
-        (torch.zeros(1, 1, 2, 3), "additive mask, hides nothing"),
-        (torch.tensor([[[[0.0, -5.0]]]]), "from -5 to 0"),
-        (None, "None"),
-        (torch.ones(3), "float32 [3], all 1"),
-    ],
-)
+@pytest.mark.parametrize(("mask", "words"), [
+    (additive(causal(3)[None, None], -120.0), "additive mask, causal"),
+    (torch.ones(2, 3, dtype=torch.int64), "mask, hides nothing"),
+    (torch.tensor([[1, 0], [1, 1]]), "mask, hides 1 of 4 positions"),
+    (torch.zeros(1, 1, 2, 3), "additive mask, hides nothing"),
+    (torch.tensor([[[[0.0, -5.0]]]]), "from -5 to 0"),
+    (None, "None"),
+    (torch.ones(3), "float32 [3], all 1"),
+])  # fmt: skip
 def test_masks_in_words(mask: object, words: str) -> None:
     assert describe_mask(mask).endswith(words)
 

@@ -11,18 +11,10 @@ import tracer
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("attention_mask", True),
-        ("Mask.0", True),
-        ("masks.full_attention", True),
-        ("batch.key_padding_mask", True),
-        ("hidden_states", False),
-        ("", False),
-        (None, False),
-    ],
-)
+@pytest.mark.parametrize(("path", "expected"), [
+    ("attention_mask", True), ("Mask.0", True), ("masks.full_attention", True),
+    ("batch.key_padding_mask", True), ("hidden_states", False), ("", False), (None, False),
+])  # fmt: skip
 def test_masks(path: str | None, expected: bool) -> None:
     assert DEFAULT_ROLES.is_mask(path) is expected
 

@@ -53,15 +53,9 @@ def test_a_limit_that_is_none_is_refused(limit: float) -> None:
         Tolerance(limit)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "working", "expected"),
-    [
-        (torch.bfloat16, (), True),
-        (torch.bfloat16, (torch.bfloat16,), False),
-        (torch.float64, (), False),
-        (torch.int64, (), False),
-        (None, (), False),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "working", "expected"), [
+    (torch.bfloat16, (), True), (torch.bfloat16, (torch.bfloat16,), False),
+    (torch.float64, (), False), (torch.int64, (), False), (None, (), False),
+])  # fmt: skip
 def test_what_is_coarser_than_both_models(dtype, working, expected: bool) -> None:
     assert Tolerance(working=working).is_coarse(dtype, torch.float32) is expected

@@ -99,11 +99,9 @@ class TestFlow:
     def test_the_calls(self, net: Net) -> None:
         flow = tracer.flow(net, X)
         assert [(c.module, c.call, c.depth, c.module_class) for c in flow.calls] == [
-            ("", 0, 0, "Net"),
-            ("first", 0, 1, "Linear"),
-            ("second", 0, 1, "Linear"),
+            ("", 0, 0, "Net"), ("first", 0, 1, "Linear"), ("second", 0, 1, "Linear"),
             ("second", 1, 1, "Linear"),
-        ]
+        ]  # fmt: skip
         assert (flow.model, flow.is_complete, flow.points) == ("Net", True, {})
         assert flow.calls[0].caller is None
         assert flow.calls[1].caller.file == __file__
@@ -117,17 +115,13 @@ class TestFlow:
     def test_arguments_by_position_and_by_keyword(self, net: Net) -> None:
         call = tracer.flow(net, {"x": X, "note": "hello", "flag": False}).calls[0]
         assert [(v.path, v.kind, v.text) for v in call.arguments] == [
-            ("x", "keyword", ""),
-            ("note", "keyword", "'hello'"),
-            ("flag", "keyword", "False"),
-        ]
+            ("x", "keyword", ""), ("note", "keyword", "'hello'"), ("flag", "keyword", "False"),
+        ]  # fmt: skip
         assert [v.kind for v in tracer.flow(net, X).calls[0].arguments] == ["argument"]
         assert [(v.path, v.text) for v in call.outputs] == [
-            ("output.y", ""),
-            ("output.name", "'hello'"),
-            ("output.again", ""),
+            ("output.y", ""), ("output.name", "'hello'"), ("output.again", ""),
             ("output.nothing", "None"),
-        ]
+        ]  # fmt: skip
 
     def test_what_was_written(self) -> None:
         call = tracer.flow(Writing(), X).calls[1]
@@ -327,12 +321,9 @@ class TestJson:
         document = json.loads(render(tracer.flow(net, X, focus="second")))
         assert (document["schema"], document["model"], document["is_complete"]) == (1, "Net", True)
         call = document["calls"][2]
-        assert (call["module"], call["call"], call["depth"], call["ended"]) == (
-            "second",
-            0,
-            1,
-            True,
-        )
+        assert (
+            call["module"], call["call"], call["depth"], call["ended"],
+        )  == ("second", 0, 1, True)  # fmt: skip
         assert call["caller"].startswith(f"{__file__}:")
         with torch.no_grad():
             expected = net.second(net.first(X))

@@ -55,29 +55,25 @@ def round_trip(value: object) -> object:
     return decode(encoded, kept.__getitem__)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        X,
-        None,
-        (X, None, [Y, 3]),
-        {"a": X, "b": {"c": (Y,)}},
-        OrderedDict(a=X),
-        BaseModelOutput(last_hidden_state=X, hidden_states=(X, Y)),
-        Pair(X, 2),
-        Record(X, "text"),
-        Hidden(X),
-        cache(),
-        Holder(),
-        torch.max(Y, dim=0),
-        [],
-        (),
-        {"flag": True, "ratio": 0.5, "big": 2**70, "nothing": None},
-        torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged),
-        (1 + 2j, b"\x00\xff", float("inf"), "text"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
+@pytest.mark.parametrize("value", [
+    X,
+    None,
+    (X, None, [Y, 3]),
+    {"a": X, "b": {"c": (Y,)}},
+    OrderedDict(a=X),
+    BaseModelOutput(last_hidden_state=X, hidden_states=(X, Y)),
+    Pair(X, 2),
+    Record(X, "text"),
+    Hidden(X),
+    cache(),
+    Holder(),
+    torch.max(Y, dim=0),
+    [],
+    (),
+    {"flag": True, "ratio": 0.5, "big": 2**70, "nothing": None},
+    torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged),
+    (1 + 2j, b"\x00\xff", float("inf"), "text"),
+], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_the_leaves_are_the_same(value: object) -> None:
     before, after = dict(leaves(value, "v")), dict(leaves(round_trip(value), "v"))
     assert before.keys() == after.keys()

@@ -20,17 +20,11 @@ from tracer.traces.shards import can_store
 
 X = torch.ones(3)
 TENSORS = (
-    torch.arange(6.0).reshape(2, 3),
-    torch.arange(6).reshape(3, 2).t(),
-    torch.tensor([True, False]),
-    torch.tensor(2.5, dtype=torch.bfloat16),
-    torch.ones(3, dtype=torch.float16),
-    torch.empty(0, 4),
-    torch.tensor([1 + 2j], dtype=torch.complex64),
-    torch.tensor([1 + 2j], dtype=torch.complex128),
-    torch.ones(2, dtype=torch.float8_e4m3fn),
-    torch.ones(5, dtype=torch.uint16),
-)
+    torch.arange(6.0).reshape(2, 3), torch.arange(6).reshape(3, 2).t(), torch.tensor([True, False]),
+    torch.tensor(2.5, dtype=torch.bfloat16), torch.ones(3, dtype=torch.float16), torch.empty(0, 4),
+    torch.tensor([1 + 2j], dtype=torch.complex64), torch.tensor([1 + 2j], dtype=torch.complex128),
+    torch.ones(2, dtype=torch.float8_e4m3fn), torch.ones(5, dtype=torch.uint16),
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -131,15 +131,12 @@ class TestRecordedCandidate:
             verdict.explanation
         )
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"isolate": "leaves"}, "isolate: the candidate is a recording"),
-            ({"breakpoints": "*"}, "the debugger stands in the candidate's code"),
-            ({"post_mortem": True}, "the debugger stands in the candidate's code"),
-            ({"zoom": ""}, "zoom looks at the operations of both models"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"isolate": "leaves"}, "isolate: the candidate is a recording"),
+        ({"breakpoints": "*"}, "the debugger stands in the candidate's code"),
+        ({"post_mortem": True}, "the debugger stands in the candidate's code"),
+        ({"zoom": ""}, "zoom looks at the operations of both models"),
+    ])  # fmt: skip
     def test_what_cannot_be_asked_for(self, tmp_path, net, options, message) -> None:
         trace = recorded(net, X, tmp_path / "a")
         with pytest.raises(UsageError, match=message):

@@ -32,18 +32,10 @@ def test_what_it_returns_and_the_header(tmp_path, net) -> None:
     for key in ("trace_model", "torch", "transformers", "safetensors", "python", "platform"):
         assert header[key]
     expected = {
-        "name": "a net",
-        "model": "Net",
-        "dtype": "float32",
-        "device": "cpu",
-        "values": "all",
-        "include": ["*"],
-        "seed": 4,
-        "command": "record it",
-        "notes": ["by hand"],
-        "training": False,
-        "format": 2,
-    }
+        "name": "a net", "model": "Net", "dtype": "float32", "device": "cpu", "values": "all",
+        "include": ["*"], "seed": 4, "command": "record it", "notes": ["by hand"],
+        "training": False, "format": 2,
+    }  # fmt: skip
     assert expected.items() <= header.items()
     assert list(header["modules"]) == [name for name, _ in net.named_modules()]
     assert type(trace).__name__ == "Net"
@@ -119,13 +111,10 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(outputs[-1]["logits"], expected)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"values": "some"}, "expected one of all, outputs, fingerprints"),
-        ({"include": "nothing.*"}, "matches none of the 5 modules that the model has"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"values": "some"}, "expected one of all, outputs, fingerprints"),
+    ({"include": "nothing.*"}, "matches none of the 5 modules that the model has"),
+])  # fmt: skip
 def test_what_cannot_be_asked_for(tmp_path, net, options, message) -> None:
     with pytest.raises(UsageError, match=message):
         tracer.record(net, X, tmp_path / "a", **options)

@@ -47,83 +47,55 @@ def names(case: Case, culprit: Any) -> tuple[str, str | None, str | None, str | 
     )
 
 
-@pytest.mark.parametrize(
-    ("rule", "reference", "candidate", "expected"),
-    [
-        pytest.param(
-            rules.nothing_unmatched,
-            lambda x, w: x.bmm(w).sigmoid(),
-            lambda x, w: x,
-            ("missing", None, "bmm", None),
-            id="an argument is returned",
-        ),
-        pytest.param(
-            rules.wrong_factor,
-            lambda x, w: (x @ w * 0.5).softmax(-1),
-            lambda x, w: (x @ w * 0.25).softmax(-1),
-            ("wrong", "mul", "mul", None),
-            id="another factor",
-        ),
-        pytest.param(
-            rules.wrong_factor,
-            lambda x, w: (x @ w * 0.5).softmax(-1),
-            lambda x, w: (x @ w).softmax(-1),
-            ("missing", "_softmax", "mul", "_unsafe_view"),
-            id="no factor",
-        ),
-        pytest.param(
-            rules.wrong_order_than_expected,
-            lambda x, w: x.sigmoid() @ w,
-            lambda x, w: x.sigmoid().mT @ w,
-            ("wrong", "transpose", "bmm", None),
-            id="transposed",
-        ),
-        pytest.param(
-            rules.returned_as_it_is,
-            lambda x, w: x.sigmoid() + w,
-            lambda x, w: x.sigmoid(),
-            ("missing", "sigmoid", "add", "sigmoid"),
-            id="the last one left out",
-        ),
-        pytest.param(
-            rules.left_out,
-            lambda x, w: (x.sigmoid() + w).softmax(-1),
-            lambda x, w: x.sigmoid().softmax(-1),
-            ("missing", "_softmax", "add", "sigmoid"),
-            id="one in the middle left out",
-        ),
-        pytest.param(
-            rules.left_out,
-            lambda x, w: (x.sigmoid() + w).softmax(-1),
-            lambda x, w: (x.sigmoid() + torch.zeros(6)).softmax(-1),
-            ("wrong", "zeros", "add", None),
-            id="made neutral",
-        ),
-        pytest.param(
-            rules.first_unmatched,
-            lambda x, w: x.sigmoid() @ w,
-            lambda x, w: x.tanh() @ w,
-            ("wrong", "tanh", "sigmoid", None),
-            id="another operation",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("rule", "reference", "candidate", "expected"), [
+    pytest.param(
+        rules.nothing_unmatched, lambda x, w: x.bmm(w).sigmoid(), lambda x, w: x,
+        ("missing", None, "bmm", None), id="an argument is returned",
+    ),
+    pytest.param(
+        rules.wrong_factor, lambda x, w: (x @ w * 0.5).softmax(-1), lambda x,
+        w: (x @ w * 0.25).softmax(-1), ("wrong", "mul", "mul", None), id="another factor",
+    ),
+    pytest.param(
+        rules.wrong_factor, lambda x, w: (x @ w * 0.5).softmax(-1), lambda x,
+        w: (x @ w).softmax(-1), ("missing", "_softmax", "mul", "_unsafe_view"), id="no factor",
+    ),
+    pytest.param(
+        rules.wrong_order_than_expected, lambda x, w: x.sigmoid() @ w, lambda x,
+        w: x.sigmoid().mT @ w, ("wrong", "transpose", "bmm", None), id="transposed",
+    ),
+    pytest.param(
+        rules.returned_as_it_is, lambda x, w: x.sigmoid() + w, lambda x, w: x.sigmoid(),
+        ("missing", "sigmoid", "add", "sigmoid"), id="the last one left out",
+    ),
+    pytest.param(
+        rules.left_out, lambda x, w: (x.sigmoid() + w).softmax(-1), lambda x,
+        w: x.sigmoid().softmax(-1), ("missing", "_softmax", "add", "sigmoid"),
+        id="one in the middle left out",
+    ),
+    pytest.param(
+        rules.left_out, lambda x, w: (x.sigmoid() + w).softmax(-1), lambda x,
+        w: (x.sigmoid() + torch.zeros(6)).softmax(-1), ("wrong", "zeros", "add", None),
+        id="made neutral",
+    ),
+    pytest.param(
+        rules.first_unmatched, lambda x, w: x.sigmoid() @ w, lambda x, w: x.tanh() @ w,
+        ("wrong", "tanh", "sigmoid", None), id="another operation",
+    ),
+])  # fmt: skip
 def test_rules(rule: Any, reference: Compute, candidate: Compute, expected: Any) -> None:
     both = case(reference, candidate)
     assert names(both, rule(both)) == expected
 
 
-@pytest.mark.parametrize(
-    ("rule", "candidate"),
-    [
-        pytest.param(rules.nothing_unmatched, lambda x, w: x.tanh() @ w, id="something is"),
-        pytest.param(rules.wrong_factor, lambda x, w: x.tanh() @ w, id="no factor"),
-        pytest.param(rules.wrong_order_than_expected, lambda x, w: x.tanh() @ w, id="in order"),
-        pytest.param(rules.wrong_order, lambda x, w: x.tanh() @ w, id="nothing rearranged"),
-        pytest.param(rules.returned_as_it_is, lambda x, w: x.tanh() @ w, id="not returned"),
-        pytest.param(rules.left_out, lambda x, w: x.sigmoid() @ (w + 1), id="the same kind"),
-    ],
-)
+@pytest.mark.parametrize(("rule", "candidate"), [
+    pytest.param(rules.nothing_unmatched, lambda x, w: x.tanh() @ w, id="something is"),
+    pytest.param(rules.wrong_factor, lambda x, w: x.tanh() @ w, id="no factor"),
+    pytest.param(rules.wrong_order_than_expected, lambda x, w: x.tanh() @ w, id="in order"),
+    pytest.param(rules.wrong_order, lambda x, w: x.tanh() @ w, id="nothing rearranged"),
+    pytest.param(rules.returned_as_it_is, lambda x, w: x.tanh() @ w, id="not returned"),
+    pytest.param(rules.left_out, lambda x, w: x.sigmoid() @ (w + 1), id="the same kind"),
+])  # fmt: skip
 def test_rules_that_do_not_apply(rule: Any, candidate: Compute) -> None:
     assert rule(case(lambda x, w: x.sigmoid() @ w, candidate)) is None
 
@@ -155,38 +127,29 @@ def masked(sign: int) -> Compute:
     return lambda x, w: torch.add((x @ w).relu(), mask, alpha=sign).softmax(-1)
 
 
-@pytest.mark.parametrize(
-    ("reference", "candidate", "expected"),
-    [
-        pytest.param(halves, other_halves, ("wrong", "cat", "cat", None), id="order of a cat"),
-        pytest.param(
-            lambda x, w: x.sigmoid().mT.exp() @ w,
-            lambda x, w: x.sigmoid().exp() @ w,
-            ("missing", "exp", "transpose", "sigmoid"),
-            id="not transposed",
-        ),
-        pytest.param(
-            lambda x, w: x.pow(2).mean(-1, keepdim=True).exp() * w,
-            lambda x, w: x.pow(2).sum(-1, keepdim=True).exp() * w,
-            ("wrong", "sum", "mean", None),
-            id="a sum for a mean",
-        ),
-        pytest.param(rows(1), rows(2), ("wrong", "arange", "arange", None), id="whole numbers"),
-        pytest.param(masked(1), masked(-1), ("wrong", "add", "add", None), id="the mask's sign"),
-        pytest.param(
-            lambda x, w: product(x.sigmoid(), w.tanh()),
-            lambda x, w: exchanged_product(x.sigmoid(), w.tanh()),
-            ("wrong", "bmm", "bmm", None),
-            id="operands exchanged",
-        ),
-        pytest.param(
-            lambda x, w: x.exp().sin().sigmoid() + w,
-            lambda x, w: x.exp().sin().sigmoid(),
-            ("missing", "sigmoid", "add", "sigmoid"),
-            id="returned as it is",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("reference", "candidate", "expected"), [
+    pytest.param(halves, other_halves, ("wrong", "cat", "cat", None), id="order of a cat"),
+    pytest.param(
+        lambda x, w: x.sigmoid().mT.exp() @ w, lambda x, w: x.sigmoid().exp() @ w,
+        ("missing", "exp", "transpose", "sigmoid"), id="not transposed",
+    ),
+    pytest.param(
+        lambda x, w: x.pow(2).mean(-1, keepdim=True).exp() * w, lambda x,
+        w: x.pow(2).sum(-1, keepdim=True).exp() * w, ("wrong", "sum", "mean", None),
+        id="a sum for a mean",
+    ),
+    pytest.param(rows(1), rows(2), ("wrong", "arange", "arange", None), id="whole numbers"),
+    pytest.param(masked(1), masked(-1), ("wrong", "add", "add", None), id="the mask's sign"),
+    pytest.param(
+        lambda x, w: product(x.sigmoid(), w.tanh()), lambda x,
+        w: exchanged_product(x.sigmoid(), w.tanh()), ("wrong", "bmm", "bmm", None),
+        id="operands exchanged",
+    ),
+    pytest.param(
+        lambda x, w: x.exp().sin().sigmoid() + w, lambda x, w: x.exp().sin().sigmoid(),
+        ("missing", "sigmoid", "add", "sigmoid"), id="returned as it is",
+    ),
+])  # fmt: skip
 def test_the_same_operations(reference: Compute, candidate: Compute, expected: Any) -> None:
     both = case(reference, candidate)
     assert names(both, same_operations(both)) == expected

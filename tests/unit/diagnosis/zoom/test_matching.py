@@ -21,22 +21,19 @@ def found(value: Tensor, *others: Tensor, paddings: tuple[Padding, ...] = ()) ->
     return match([value], others, LIMIT, paddings)[0]
 
 
-@pytest.mark.parametrize(
-    ("value", "is_whole", "is_ordered"),
-    [
-        pytest.param(X.clone(), True, True, id="whole"),
-        pytest.param(X.reshape(8, 48), True, True, id="reshaped"),
-        pytest.param(X.transpose(1, 2), True, False, id="permuted"),
-        pytest.param(X.transpose(1, 2).flatten(2), True, False, id="permuted and reshaped"),
-        pytest.param(X.permute(3, 1, 0, 2), True, False, id="all dimensions permuted"),
-        pytest.param(X[:, 2], False, True, id="head"),
-        pytest.param(X[1], False, True, id="sequence"),
-        pytest.param(X[:, :, 3].clone(), False, True, id="position"),
-        pytest.param(X[..., 4:], False, True, id="half"),
-        pytest.param(X[:, 1].mT, False, False, id="head transposed"),
-        pytest.param(X.double(), True, True, id="float64"),
-    ],
-)
+@pytest.mark.parametrize(("value", "is_whole", "is_ordered"), [
+    pytest.param(X.clone(), True, True, id="whole"),
+    pytest.param(X.reshape(8, 48), True, True, id="reshaped"),
+    pytest.param(X.transpose(1, 2), True, False, id="permuted"),
+    pytest.param(X.transpose(1, 2).flatten(2), True, False, id="permuted and reshaped"),
+    pytest.param(X.permute(3, 1, 0, 2), True, False, id="all dimensions permuted"),
+    pytest.param(X[:, 2], False, True, id="head"),
+    pytest.param(X[1], False, True, id="sequence"),
+    pytest.param(X[:, :, 3].clone(), False, True, id="position"),
+    pytest.param(X[..., 4:], False, True, id="half"),
+    pytest.param(X[:, 1].mT, False, False, id="head transposed"),
+    pytest.param(X.double(), True, True, id="float64"),
+])  # fmt: skip
 def test_forms(value: Tensor, is_whole: bool, is_ordered: bool) -> None:
     best = found(value, random(7, 5), X)[0]
     assert best == Match(1, 1.0, is_whole, is_ordered)
@@ -66,16 +63,13 @@ def test_exact_ones_come_first() -> None:
     assert {m.other for m in matches if not m.is_exact} == {0}
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(torch.zeros(3, 4), id="zeros"),
-        pytest.param(torch.full((3, 4), 0.5), id="constant"),
-        pytest.param(torch.tensor([1.0, 2.0]), id="tiny"),
-        pytest.param(torch.tensor(3.0), id="scalar"),
-        pytest.param(torch.empty(0, 4), id="empty"),
-    ],
-)
+@pytest.mark.parametrize("value", [
+    pytest.param(torch.zeros(3, 4), id="zeros"),
+    pytest.param(torch.full((3, 4), 0.5), id="constant"),
+    pytest.param(torch.tensor([1.0, 2.0]), id="tiny"),
+    pytest.param(torch.tensor(3.0), id="scalar"),
+    pytest.param(torch.empty(0, 4), id="empty"),
+])  # fmt: skip
 def test_values_that_tell_nothing(value: Tensor) -> None:
     assert not found(value, value.clone())
 

@@ -42,34 +42,31 @@ def planted(group: str, name: str, **options: Any) -> tuple[Any, Comparison]:
 
 
 # Of each kind of mistake one, and those that once were charged to an innocent line.
-@pytest.mark.parametrize(
-    ("group", "name", "kind"),
-    [
-        ("Llama", "softmax over the queries", "wrong"),
-        ("Llama", "attention scale applied twice", "wrong"),
-        ("Llama", "rotate-half sign", "wrong"),
-        ("Llama", "KV head order of the values", "wrong"),
-        ("Llama", "heads not transposed back", "missing"),
-        ("Llama", "scale of the tables", "wrong"),
-        ("Llama", "attention under autocast", "wrong"),
-        ("Llama", "another mask of the same meaning, and a scale", "wrong"),
-        ("Llama", "attention scale missing", "missing"),
-        ("Llama", "mask dropped inside attention", "missing"),
-        ("Llama", "attention residual left out", "missing"),
-        ("Llama", "norm taken out", "missing"),
-        ("Llama", "mask edited for the layers after", "edit"),
-        ("Llama, ported", "halves turned for neighbours", "wrong"),
-        ("Llama, generation", "cache not read", "wrong"),
-        ("Llama, generation", "another order of heads in the cache", "wrong"),
-        ("Qwen3-VL, vision", "merged channel by channel", "wrong"),
-        ("wrapped Llama, prefill", "attention scale", "wrong"),
-        ("wrapped Llama, prefill", "KV head order", "wrong"),
-        ("wrapped Llama, prefill", "tables of the position before", "wrong"),
-        ("wrapped Qwen3-VL, prefill", "queries and keys exchanged", "wrong"),
-        ("quantised Llama, prefill", "rounding down", "wrong"),
-        ("quantised Llama, prefill", "point of the product left out", "missing"),
-    ],
-)
+@pytest.mark.parametrize(("group", "name", "kind"), [
+    ("Llama", "softmax over the queries", "wrong"),
+    ("Llama", "attention scale applied twice", "wrong"),
+    ("Llama", "rotate-half sign", "wrong"),
+    ("Llama", "KV head order of the values", "wrong"),
+    ("Llama", "heads not transposed back", "missing"),
+    ("Llama", "scale of the tables", "wrong"),
+    ("Llama", "attention under autocast", "wrong"),
+    ("Llama", "another mask of the same meaning, and a scale", "wrong"),
+    ("Llama", "attention scale missing", "missing"),
+    ("Llama", "mask dropped inside attention", "missing"),
+    ("Llama", "attention residual left out", "missing"),
+    ("Llama", "norm taken out", "missing"),
+    ("Llama", "mask edited for the layers after", "edit"),
+    ("Llama, ported", "halves turned for neighbours", "wrong"),
+    ("Llama, generation", "cache not read", "wrong"),
+    ("Llama, generation", "another order of heads in the cache", "wrong"),
+    ("Qwen3-VL, vision", "merged channel by channel", "wrong"),
+    ("wrapped Llama, prefill", "attention scale", "wrong"),
+    ("wrapped Llama, prefill", "KV head order", "wrong"),
+    ("wrapped Llama, prefill", "tables of the position before", "wrong"),
+    ("wrapped Qwen3-VL, prefill", "queries and keys exchanged", "wrong"),
+    ("quantised Llama, prefill", "rounding down", "wrong"),
+    ("quantised Llama, prefill", "point of the product left out", "missing"),
+])  # fmt: skip
 def test_the_planted_line_is_named(group: str, name: str, kind: str) -> None:
     mistake, comparison = planted(group, name)
     zoomed = comparison.zoomed
@@ -80,16 +77,13 @@ def test_the_planted_line_is_named(group: str, name: str, kind: str) -> None:
     assert zoomed.explanation in comparison.verdict.explanation
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("attention scale missing", "* scaling"),
-        ("mask dropped inside attention", "attn_weights + attention_mask"),
-        ("attention residual left out", "residual + hidden_states"),
-        ("second norm left out", "self.post_attention_layernorm(hidden_states)"),
-        ("last norm left out", "self.norm(hidden_states)"),
-    ],
-)
+@pytest.mark.parametrize(("name", "expected"), [
+    ("attention scale missing", "* scaling"),
+    ("mask dropped inside attention", "attn_weights + attention_mask"),
+    ("attention residual left out", "residual + hidden_states"),
+    ("second norm left out", "self.post_attention_layernorm(hidden_states)"),
+    ("last norm left out", "self.norm(hidden_states)"),
+])  # fmt: skip
 def test_the_references_line_is_named(name: str, expected: str) -> None:
     zoomed = planted("Llama", name)[1].zoomed
     assert zoomed is not None
@@ -264,17 +258,14 @@ def wrong_constant(self: Any, x: Tensor, mask: Tensor) -> Tensor:
     return torch.sigmoid(self.first(x)) * self.second(x) * kept + 0.5 * x
 
 
-@pytest.mark.parametrize(
-    ("wrong", "kind", "text"),
-    [
-        (bias_forgotten, "missing", "return gate * self.second(x)"),
-        (in_place, "wrong", "gate[:, 0] = 0.0"),
-        (by_data, "wrong", "gate.data.clamp_(max=0.5)"),
-        (to_memory, "wrong", "torch.sub(gate, self.second(x), out=out)"),
-        (by_own_function, "wrong", "return x.square() + x"),
-        (wrong_constant, "wrong", "kept = torch.arange(6) > 0"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "kind", "text"), [
+    (bias_forgotten, "missing", "return gate * self.second(x)"),
+    (in_place, "wrong", "gate[:, 0] = 0.0"),
+    (by_data, "wrong", "gate.data.clamp_(max=0.5)"),
+    (to_memory, "wrong", "torch.sub(gate, self.second(x), out=out)"),
+    (by_own_function, "wrong", "return x.square() + x"),
+    (wrong_constant, "wrong", "kept = torch.arange(6) > 0"),
+])  # fmt: skip
 def test_small_mistakes(wrong: Callable[..., Tensor], kind: str, text: str) -> None:
     assert zoomed_text(wrong) == (kind, text)
 

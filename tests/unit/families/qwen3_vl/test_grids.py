@@ -121,20 +121,10 @@ class TestFixedGrids:
         assert fixed_grids(PTQConfig(), 2) is None
         assert fixed_grids(PTQConfig(model_args={"grid_thw": None}), 2) is None
 
-    @pytest.mark.parametrize(
-        "grids",
-        [
-            4,
-            "1x4x6",
-            [1, 4, 6],
-            [[1, 4]],
-            [[1, 4, 6, 1]],
-            [[1, 4, 6.0]],
-            [[1, 4, "6"]],
-            [[True, 4, 6]],
-            {"image": [[1, 4, 6]]},
-        ],
-    )
+    @pytest.mark.parametrize("grids", [
+        4, "1x4x6", [1, 4, 6], [[1, 4]], [[1, 4, 6, 1]], [[1, 4, 6.0]], [[1, 4, "6"]],
+        [[True, 4, 6]], {"image": [[1, 4, 6]]},
+    ])  # fmt: skip
     def test_something_else_is_refused(self, grids):
         with pytest.raises(ConfigError, match=r"expected \[\[time, height, width\], \.\.\.\]"):
             fixed_grids(PTQConfig(model_args={"grid_thw": grids}), 2)

@@ -42,18 +42,14 @@ from wrappers.errors import ConfigError, ModelInputError, UnknownOverrideError
 
 class TestQuantisationOff:
     @VARIANTS
-    @pytest.mark.parametrize(
-        "positions",
-        [
-            torch.arange(5, 13)[None],
-            torch.stack((torch.arange(8), torch.arange(4, 12))),
-            torch.arange(5, 13)[None, None],
-            grids(1, 8),
-            grids(2, 8),
-            torch.cat((torch.arange(8).expand(1, 2, 8), grids(2, 8))),
-        ],
-        ids=lambda positions: "x".join(map(str, positions.shape)),
-    )
+    @pytest.mark.parametrize("positions", [
+        torch.arange(5, 13)[None],
+        torch.stack((torch.arange(8), torch.arange(4, 12))),
+        torch.arange(5, 13)[None, None],
+        grids(1, 8),
+        grids(2, 8),
+        torch.cat((torch.arange(8).expand(1, 2, 8), grids(2, 8))),
+    ], ids=lambda positions: "x".join(map(str, positions.shape)))  # fmt: skip
     def test_positions_of_every_form(self, variant, positions):
         model = tiny()
         inputs = {"input_ids": tokens(2, 8), "position_ids": positions}

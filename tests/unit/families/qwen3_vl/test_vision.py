@@ -49,11 +49,9 @@ from wrappers.layers.convolutions import QuantConv3d
 
 class TestQuantisationOff:
     @VARIANTS
-    @pytest.mark.parametrize(
-        ("implementation", "grids"),
-        [("eager", ONE), ("sdpa", SEVERAL), ("eager", VIDEO), ("sdpa", MIXED)],
-        ids=["one", "several", "video", "mixed"],
-    )
+    @pytest.mark.parametrize(("implementation", "grids"), [
+        ("eager", ONE), ("sdpa", SEVERAL), ("eager", VIDEO), ("sdpa", MIXED),
+    ], ids=["one", "several", "video", "mixed"])  # fmt: skip
     def test_every_module_is_paired_and_equals_the_float_model(
         self, variant, implementation, grids
     ):

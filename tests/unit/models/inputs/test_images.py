@@ -110,17 +110,14 @@ class TestFromImages:
 
 
 class TestRequest:
-    @pytest.mark.parametrize(
-        ("fields", "message"),
-        [
-            ({"images": (), "max_pixels": 5000}, "max pixels go with images"),
-            ({"max_pixels": 0}, "max pixels 0: expected at least 1"),
-            ({"images": (), "frames": 0}, "video 0: expected at least 1"),
-            ({"frames": 2}, "a synthetic clip does not go with --image"),
-            ({"sequence_length": 20}, "a sequence length does not go with --image"),
-            ({"batch": 3}, "2 images in a batch of 3: expected one for each sequence, or one"),
-        ],
-    )
+    @pytest.mark.parametrize(("fields", "message"), [
+        ({"images": (), "max_pixels": 5000}, "max pixels go with images"),
+        ({"max_pixels": 0}, "max pixels 0: expected at least 1"),
+        ({"images": (), "frames": 0}, "video 0: expected at least 1"),
+        ({"frames": 2}, "a synthetic clip does not go with --image"),
+        ({"sequence_length": 20}, "a sequence length does not go with --image"),
+        ({"batch": 3}, "2 images in a batch of 3: expected one for each sequence, or one"),
+    ])  # fmt: skip
     def test_refused(self, fields: dict[str, object], message: str):
         with pytest.raises(UsageError, match=message):
             InputSpec(**{"images": (Path("a.png"), Path("b.png"))} | fields)

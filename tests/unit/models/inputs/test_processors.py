@@ -40,14 +40,10 @@ def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
 
 class TestEncode:
     # Counted with the processor of Qwen3-VL-2B-Instruct.
-    @pytest.mark.parametrize(
-        ("name", "grid", "length"),
-        [
-            ("chelsea.png", [1, 18, 28], 140),
-            ("rocket.jpg", [1, 26, 40], 274),
-            ("camera.png", [1, 32, 32], 270),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "grid", "length"), [
+        ("chelsea.png", [1, 18, 28], 140), ("rocket.jpg", [1, 26, 40], 274),
+        ("camera.png", [1, 32, 32], 270),
+    ])  # fmt: skip
     def test_grids_and_lengths_of_photos(self, processor, photos, name: str, grid, length: int):
         with Image.open(photos[name]) as image:
             made = encode_chats(processor, [QUESTION], [[image.convert("RGB")]])
@@ -211,16 +207,13 @@ class TestCheck:
     def test_one_that_fits(self, model, processor):
         check_processor(model, processor, "tiny")
 
-    @pytest.mark.parametrize(
-        ("part", "field", "message"),
-        [
-            ("vision_config", "patch_size", "patch size 16, and tiny has 17"),
-            ("vision_config", "temporal_patch_size", "temporal patch size 2, and tiny has 3"),
-            ("vision_config", "spatial_merge_size", "merge size 2, and tiny has 3"),
-            (None, "image_token_id", "image token 151655, and tiny has 151656"),
-            (None, "video_token_id", "video token 151656, and tiny has 151657"),
-        ],
-    )
+    @pytest.mark.parametrize(("part", "field", "message"), [
+        ("vision_config", "patch_size", "patch size 16, and tiny has 17"),
+        ("vision_config", "temporal_patch_size", "temporal patch size 2, and tiny has 3"),
+        ("vision_config", "spatial_merge_size", "merge size 2, and tiny has 3"),
+        (None, "image_token_id", "image token 151655, and tiny has 151656"),
+        (None, "video_token_id", "video token 151656, and tiny has 151657"),
+    ])  # fmt: skip
     def test_one_that_does_not(self, model, processor, monkeypatch, part, field, message: str):
         config = copy.deepcopy(model.config)
         owner = config if part is None else getattr(config, part)

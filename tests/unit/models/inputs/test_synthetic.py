@@ -114,14 +114,9 @@ class TestClip:
 
 class TestPatches:
     @given(
-        st.integers(1, 2),
-        st.integers(1, 5),
-        st.integers(1, 3),
-        st.integers(1, 3),
-        st.integers(1, 2),
-        st.integers(1, 3),
-        st.integers(1, 3),
-    )
+        st.integers(1, 2), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3),
+        st.integers(1, 2), st.integers(1, 3), st.integers(1, 3),
+    )  # fmt: skip
     @settings(deadline=None, max_examples=30)
     def test_each_pixel_is_where_a_loop_puts_it(
         self, clips, count, rows, columns, merge, size, time

@@ -30,14 +30,11 @@ class Letters:
 
 
 class TestRequest:
-    @pytest.mark.parametrize(
-        ("fields", "message"),
-        [
-            ({"batch": 0}, "batch 0: expected at least 1"),
-            ({"sequence_length": -1}, "sequence length -1: expected at least 1"),
-            ({"padding": "both"}, "padding 'both': expected right or left"),
-        ],
-    )
+    @pytest.mark.parametrize(("fields", "message"), [
+        ({"batch": 0}, "batch 0: expected at least 1"),
+        ({"sequence_length": -1}, "sequence length -1: expected at least 1"),
+        ({"padding": "both"}, "padding 'both': expected right or left"),
+    ])  # fmt: skip
     def test_refused(self, fields: dict[str, object], message: str):
         with pytest.raises(UsageError, match=message):
             InputSpec(**fields)
@@ -163,26 +160,20 @@ class TestCheck:
         with pytest.raises(InputError, match=message):
             check(llama, inputs, "tiny")
 
-    @pytest.mark.parametrize(
-        "inputs",
-        [
-            {"input_ids": IDS},
-            {"input_ids": IDS.int(), "attention_mask": torch.ones(1, 3, dtype=torch.bool)},
-            {"input_ids": IDS, "attention_mask": torch.zeros(1, 1, 3, 3)},
-            {"inputs_embeds": torch.ones(1, 3, 64)},
-        ],
-    )
+    @pytest.mark.parametrize("inputs", [
+        {"input_ids": IDS},
+        {"input_ids": IDS.int(), "attention_mask": torch.ones(1, 3, dtype=torch.bool)},
+        {"input_ids": IDS, "attention_mask": torch.zeros(1, 1, 3, 3)},
+        {"inputs_embeds": torch.ones(1, 3, 64)},
+    ])  # fmt: skip
     def test_accepted(self, llama, inputs: dict[str, torch.Tensor]):
         check(llama, inputs, "tiny")
 
-    @pytest.mark.parametrize(
-        ("given", "advice"),
-        [
-            ((), "--sequence-length"),
-            (("pixel_values",), "--max-pixels"),
-            (("pixel_values", "pixel_values_videos"), "fewer frames"),
-        ],
-    )
+    @pytest.mark.parametrize(("given", "advice"), [
+        ((), "--sequence-length"),
+        (("pixel_values",), "--max-pixels"),
+        (("pixel_values", "pixel_values_videos"), "fewer frames"),
+    ])  # fmt: skip
     def test_what_would_shorten_a_sequence(self, given, advice: str):
         inputs = {"input_ids": IDS.repeat(1, 200)} | {name: torch.ones(1, 1) for name in given}
         with pytest.raises(InputError, match=f"has 512 positions; .* or {advice}$"):
