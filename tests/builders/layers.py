@@ -34,10 +34,7 @@ LAYERS = {
     "layer norm": (lambda: nn.LayerNorm(16), randn(3, 5, 16)),
     "layer norm of two dimensions": (lambda: nn.LayerNorm((5, 16)), randn(3, 5, 16)),
     "layer norm without bias": (lambda: nn.LayerNorm(16, bias=False), randn(3, 16)),
-    "layer norm without weight": (
-        lambda: nn.LayerNorm(16, elementwise_affine=False),
-        randn(3, 16),
-    ),
+    "layer norm without weight": (lambda: nn.LayerNorm(16, elementwise_affine=False), randn(3, 16)),
     "relu": (nn.ReLU, randn(3, 16)),
     "relu in place": (lambda: nn.ReLU(inplace=True), randn(3, 16)),
     "sigmoid": (nn.Sigmoid, randn(3, 16)),

@@ -4,9 +4,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 import wrappers
-from tests.builders.agreement import (
-    redrawn,
-)
+from tests.builders.agreement import redrawn
 from tests.builders.qwen3_vl import SIZES
 
 IMAGE, VIDEO, START, END = 92, 93, 94, 95  # tokens; others are text, 0 pads

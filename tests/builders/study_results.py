@@ -1,11 +1,6 @@
 """Results of studies as if their trials had been run."""
 
-from wrappers.studies import (
-    DecodeCalibration,
-    MaskFill,
-    Result,
-    Results,
-)
+from wrappers.studies import DecodeCalibration, MaskFill, Result, Results
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 PAIR = ("uint8", "uint8")

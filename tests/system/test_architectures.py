@@ -285,9 +285,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     ),
 }  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The PyTorch API of nested tensors:UserWarning",
-)
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 
 
 def build(name: str) -> tuple[nn.Module, Any]:

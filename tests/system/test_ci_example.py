@@ -64,7 +64,7 @@ class TestCommands:
         assert "71 outputs in common with examples/ci/baseline.json: none has changed" in summary
         assert (tmp_path / "comment.arguments").read_text().split()[:3] == ["pr", "comment", "7"]
         assert {path.suffix for path in tmp_path.glob("trace_model.*")} == {
-            *(".md", ".html", ".xml", ".json"),
+            *(".md", ".html", ".xml", ".json")
         }
 
     def test_a_regression_fails(self, tmp_path):

@@ -3,7 +3,6 @@
 import copy
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,9 +184,7 @@ def build():
 
 class TestCommandLine:
     @pytest.mark.parametrize("is_itself", [True, False])
-    def test_the_candidate_is_there(
-        self, capsys, monkeypatch, tmp_path: Path, is_itself: bool
-    ) -> None:
+    def test_the_candidate_is_there(self, capsys, monkeypatch, tmp_path, is_itself):
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setenv("COLUMNS", "400")
         (tmp_path / "net.py").write_text(FACTORY)

@@ -17,12 +17,7 @@ from wrappers.core import registry
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    *arguments: str,
-) -> str:
+def run(name, monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     return capsys.readouterr().out

@@ -52,9 +52,7 @@ def tokens():
 @functools.cache
 def quantised(family, variant, activation="uint8"):
     config = wrappers.PTQConfig(
-        activation=wrappers.affine(activation),
-        variant=variant,
-        attention_mask_fill_value=FILL,
+        activation=wrappers.affine(activation), variant=variant, attention_mask_fill_value=FILL
     )
     wrapped = wrappers.prepare(FAMILIES[family](), config)
     wrappers.calibrate(wrapped, [{"input_ids": tokens(), "attention_mask": PADDING}])

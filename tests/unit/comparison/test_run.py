@@ -15,12 +15,7 @@ import tracer
 from tracer.comparison.capturing import capture
 from tracer.comparison.result import ROW_COLUMNS, Comparison
 from tracer.comparison.run import compare
-from tracer.errors import (
-    InputError,
-    ModelRunError,
-    NothingComparedError,
-    UsageError,
-)
+from tracer.errors import InputError, ModelRunError, NothingComparedError, UsageError
 from tracer.tensors.difference import Difference
 from tracer.tensors.tolerance import Tolerance
 

@@ -10,11 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrappers.core.observers import (
-    OBSERVERS,
-    AffineObserver,
-    build_observer,
-)
+from wrappers.core.observers import OBSERVERS, AffineObserver, build_observer
 from wrappers.core.quantizers import IdentityQuantizer
 from wrappers.errors import ConfigError, TensorError, UnseenObserverError
 from wrappers.numerics.affine import AffineQParams, affine_qparams

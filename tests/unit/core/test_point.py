@@ -4,18 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from wrappers import (
-    PTQConfig,
-    affine,
-    calibrate,
-    convert,
-    no_quantization,
-    prepare,
-)
-from wrappers.errors import (
-    ModeError,
-    QParamsError,
-)
+from wrappers import PTQConfig, affine, calibrate, convert, no_quantization, prepare
+from wrappers.errors import ModeError, QParamsError
 
 
 def linear(**fields):

@@ -5,12 +5,7 @@ import torch
 from torch import nn
 
 from tests.builders.layers import layer
-from wrappers import (
-    PTQConfig,
-    calibrate,
-    convert,
-    prepare,
-)
+from wrappers import PTQConfig, calibrate, convert, prepare
 from wrappers.layers.linear import QuantLinear
 
 

@@ -83,15 +83,7 @@ class Session:
         self._capsys = capsys
         self.printed = ""
 
-    def __call__(
-        self,
-        commands: str,
-        candidate: nn.Module,
-        *,
-        reference: nn.Module | None = None,
-        inputs: object = X,
-        **options: object,
-    ) -> Comparison:
+    def __call__(self, commands, candidate, *, reference=None, inputs=X, **options):
         lines = "".join(f"{command}\n" for command in commands.split("; "))
         self._monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         try:

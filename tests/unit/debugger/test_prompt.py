@@ -183,7 +183,7 @@ class TestPrompt:
         assert printed[4] == "2\n"
         assert result == 40
         assert [frame.f_code.co_name for frame in talk.opened] == [
-            *("helper", "helper", "helper", "outer"),
+            *("helper", "helper", "helper", "outer")
         ]
 
     def test_hidden_frames(self, talk) -> None:

@@ -592,8 +592,7 @@ class TestCircle:
         assert_same(outputs(module, inputs), circle.run(inputs), limit)
 
     @pytest.mark.parametrize(
-        ("bits", "variant"),
-        [("float", "prefill_reference"), ("int16", "prefill")],
+        ("bits", "variant"), [("float", "prefill_reference"), ("int16", "prefill")]
     )
     def test_qwen3_vl_vision(self, bits, variant, tmp_path):
         module, pixels = qwen3_vl_vision(BITS[bits], [[1, 4, 6]], variant)
@@ -612,10 +611,7 @@ class TestCircle:
         assert circle.inputs == [("input_ids", "INT64", [1, 24])]
         assert_same(outputs(wrapped, inputs), circle.run(prompts[0]), limit=2e-6)
 
-    @pytest.mark.parametrize(
-        ("variant", "activation"),
-        [("prefill", None), ("decode", "int16")],
-    )
+    @pytest.mark.parametrize(("variant", "activation"), [("prefill", None), ("decode", "int16")])
     def test_the_fill_value_is_in_the_file(self, variant, activation, tmp_path):
         module, inputs, _ = case("attention", variant, activation and (activation, "uint8"))
         circle = exported(module, inputs, tmp_path)

@@ -7,13 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.builders.agreement import IMPLEMENTATIONS, padding, peir
-from tests.builders.llama import (
-    real_model,
-    real_text,
-    tiny,
-    tokens,
-    wrap,
-)
+from tests.builders.llama import real_model, real_text, tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
 from wrappers.deploy.runtime import Prompts, Runtime, Sampling, Slots
 from wrappers.errors import CacheFullError, ModelInputError
@@ -417,8 +411,7 @@ class TestSlots:
 
 
 REAL = pytest.mark.parametrize(
-    ("name", "prompt_length", "new_tokens"),
-    [("stories260K", 5, 256), ("wikitext2-llama", 16, 240)],
+    ("name", "prompt_length", "new_tokens"), [("stories260K", 5, 256), ("wikitext2-llama", 16, 240)]
 )
 
 

@@ -223,10 +223,7 @@ def test_settings(pair) -> None:
     candidate.eps, candidate.sections = 1e-5, [2, 2]
     candidate.points["input"].scale = Scale(torch.tensor(0.5), axis=1)
     candidate.train(False)
-    own = [
-        Setting("eps", "1e-06", "1e-05"),
-        Setting("sections", "[2, 1, 1]", "[2, 2]"),
-    ]
+    own = [Setting("eps", "1e-06", "1e-05"), Setting("sections", "[2, 1, 1]", "[2, 2]")]
     assert own_settings(reference, candidate) == own
     assert changed_settings(reference, candidate) == [
         Setting("training", "True", "False"), Setting("points.input.scale.axis", "0", "1"), *own,

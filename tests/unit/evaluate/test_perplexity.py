@@ -15,13 +15,7 @@ from tests.builders.documents import BOS, loss_by_hand, texts_of
 from tests.builders.llama import real_model, tiny, wrap
 from tracer.models.loading import load
 from wrappers.errors import ModelInputError
-from wrappers.evaluate import (
-    Perplexity,
-    Window,
-    documents,
-    perplexity,
-    windows,
-)
+from wrappers.evaluate import Perplexity, Window, documents, perplexity, windows
 
 
 @pytest.fixture(scope="module")

@@ -46,11 +46,7 @@ class Recording:
         return next(c for c in self.started if (c.name, c.index) == (name, index))
 
 
-def recorded(
-    model: nn.Module,
-    run: Callable[[], object],
-    answer: Callable[[Call, Phase], Answer] | None = None,
-) -> Recording:
+def recorded(model, run, answer=None):
     recording = Recording()
 
     def listener(call: Call, phase: Phase) -> Answer:
@@ -172,10 +168,7 @@ def test_the_line_is_the_callers() -> None:
 def test_the_line_of_a_call_over_several_lines() -> None:
     def run(child, x):
         return child(  # here
-            torch.add(
-                x,
-                1,
-            ),
+            torch.add(x, 1)
         )
 
     module = Parent(nn.Identity(), run)

@@ -23,7 +23,7 @@ from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Answer, Call, NewOutput, Phase
-from tracer.execution.lockstep import Outcome, lockstep
+from tracer.execution.lockstep import lockstep
 from tracer.execution.side import EventKey
 from tracer.measurement.rows import Row
 from tracer.tensors.difference import Difference
@@ -70,13 +70,7 @@ class Watcher:
         self.edited[key] = paths
 
 
-def walked(
-    reference: nn.Module,
-    candidate: nn.Module,
-    watcher: Watcher,
-    x: object = X,
-    clone: frozenset[EventKey] = frozenset(),
-) -> Outcome:
+def walked(reference, candidate, watcher, x=X, clone=frozenset()):
     names = {name: name for name, _ in reference.named_modules()}
     return lockstep(
         reference,
@@ -436,9 +430,7 @@ class TestExceptions:
     @pytest.mark.parametrize(
         ("error", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (SystemExit, ModelRunError)]
     )
-    def test_an_interrupt_goes_through_and_an_exit_is_an_error(
-        self, side: str, error: type[BaseException], seen: type[BaseException]
-    ) -> None:
+    def test_an_interrupt_goes_through_and_an_exit_is_an_error(self, side, error, seen):
         models = {"reference": Net(in_order), "candidate": Net(in_order)}
 
         def interrupted(net: Net, x: torch.Tensor) -> torch.Tensor:

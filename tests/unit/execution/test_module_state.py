@@ -180,9 +180,7 @@ def recorded(model: nn.Module, folder: Path) -> object:
     [compared(), compared(noise_floor=True), compared(isolate="leaves"), with_itself, recorded],
     ids=["compare", "noise floor", "isolate", "with itself", "record"],
 )  # fmt: skip
-def test_nothing_of_a_model_changes(
-    kind: type[nn.Module], look: Callable[[nn.Module, Path], object], tmp_path: Path
-) -> None:
+def test_nothing_of_a_model_changes(kind, look, tmp_path):
     model = made(kind)
     before = photograph(model)
     look(model, tmp_path)
@@ -229,9 +227,7 @@ LIBRARY: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("make", LIBRARY.values(), ids=LIBRARY)
-def test_modules_of_pytorch_stay_as_they_were(
-    make: Callable[[], nn.Module], training: bool
-) -> None:
+def test_modules_of_pytorch_stay_as_they_were(make, training):
     torch.manual_seed(0)
     model = make().train(training)
     before = photograph(model)
@@ -293,9 +289,7 @@ def test_a_hook_of_the_users_that_exits_names_its_module(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("stop", "code"), [("sys.exit(0)", 2), ("raise KeyboardInterrupt", 130)])
 @pytest.mark.parametrize("where", ["forward", "factory"])
-def test_the_exit_code_is_ours(
-    stop: str, code: int, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_code_is_ours(stop, code, where, tmp_path, capsys):
     file = tmp_path / "made.py"
     file.write_text(
         "import sys, torch\n"

@@ -76,9 +76,7 @@ class TestRightPairs:
 
     @pytest.mark.parametrize("length", [8, 64], ids=["heads", "hidden"])
     @pytest.mark.parametrize("side", SIDES)
-    def test_a_sequence_as_long_as_another_dimension_raises_no_false_alarm(
-        self, side: str, length: int
-    ):
+    def test_a_sequence_as_long_as_another_dimension_raises_no_false_alarm(self, side, length):
         lengths = torch.tensor([length, length - 2, length - 3])[:, None]
         places = torch.arange(length)
         visible = places < lengths if side == "right" else places >= length - lengths

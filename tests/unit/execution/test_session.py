@@ -85,5 +85,5 @@ class TestRunAlone:
 def test_modules_of_two_stages_go_by_stage() -> None:
     assert list(named_modules(net())) == ["", "0", "1"]
     assert list(named_modules(Stepping(nn.Tanh(), nn.Tanh(), steps=1)))[-2:] == [
-        *("prefill", "decode"),
+        *("prefill", "decode")
     ]

@@ -9,12 +9,7 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Call, Phase
-from tracer.execution.state import (
-    RandomNumbers,
-    ThreadState,
-    module_states_kept,
-    random_state_kept,
-)
+from tracer.execution.state import RandomNumbers, ThreadState, module_states_kept, random_state_kept
 
 
 def draws() -> tuple[float, float, float]:

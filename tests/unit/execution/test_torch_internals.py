@@ -4,7 +4,6 @@ import inspect
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import pytest
@@ -49,9 +48,7 @@ def test_function_modes_are_taken_off_and_put_back() -> None:
 def test_dispatch_modes_are_taken_off_and_put_back() -> None:
     # Broken: see how `TorchDispatchMode.__enter__` pushes itself.
     class Passes(internals.TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Callable[..., Any], _: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_dispatch__(self, func, _, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
 
     with Passes() as mode:

@@ -182,10 +182,7 @@ class TestRealModels:
         for length in (1, 33, longest):
             assert_modules_agree(model, wrapped, 1e-5, input_ids=text[:, :length])
         for side in ("left", "right"):
-            inputs = {
-                "input_ids": text[:, :96].view(3, 32),
-                "attention_mask": padding(3, 32, side),
-            }
+            inputs = {"input_ids": text[:, :96].view(3, 32), "attention_mask": padding(3, 32, side)}
             assert_modules_agree(model, wrapped, 1e-5, **inputs)
 
     @MODELS

@@ -311,10 +311,7 @@ class TestQuantisationOn:
     @pytest.mark.parametrize("query_length", [1, 3])
     def test_attention_equals_an_independent_computation(self, activation, weight, query_length):
         model, ids = tiny(), tokens(1, 16 + query_length, seed=9)
-        specs = {
-            "activation": wrappers.affine(activation),
-            "weight": wrappers.affine(weight),
-        }
+        specs = {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
         wrapped = wrap(model, "decode", **specs)
         wrappers.calibrate_decode(model, wrapped, [tokens(2, 24)], steps=8, source="float")
         wrappers.convert(wrapped)

@@ -10,7 +10,6 @@ from tracer.execution.session import Session
 from tracer.interventions.experiment import Experiment, Run
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.trial import Replacements, Trial
-from tracer.measurement.rows import Row
 from tracer.tensors.tolerance import Tolerance
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -34,9 +33,7 @@ def models() -> tuple[Net, Net]:
     return reference, copy.deepcopy(reference)
 
 
-def tried(
-    models, replacements: Replacements, watch: Row | None = None, forced: bool = False
-) -> tuple[Trial, Run]:
+def tried(models, replacements, watch=None, forced=False):
     experiment = Experiment(Session(*models, X, None, "*"), Tolerance())
     trial = Trial(replacements, watch, experiment.modules[0])
     try:

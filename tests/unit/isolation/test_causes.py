@@ -11,7 +11,6 @@ import tracer
 from tracer import models
 from tracer.errors import ModelRunError
 from tracer.isolation.causes import switches_of
-from tracer.isolation.result import IsolatedModule
 from wrappers import PTQConfig, affine, calibrate, convert, prepare
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
@@ -86,9 +85,7 @@ def right(candidate: nn.Module) -> nn.Module:
     return model
 
 
-def worst(
-    reference: nn.Module, candidate: nn.Module, level: str = "leaves", inputs: object = X
-) -> IsolatedModule:
+def worst(reference, candidate, level="leaves", inputs=X):
     """The module that introduces most."""
     found = tracer.compare(
         reference, candidate, inputs, confirm=False, isolate=level, train=reference.training
@@ -254,10 +251,7 @@ class TestQuantised:
         assert (cause.point, cause.kind) == ("weight", "int4 weight")
         assert cause.before == pytest.approx(item.worst.introduced)
         assert cause.after < 0.01 * cause.before
-        for level, point in (
-            ("blocks", "up_proj.weight"),
-            ("layers", "mlp.up_proj.weight"),
-        ):
+        for level, point in (("blocks", "up_proj.weight"), ("layers", "mlp.up_proj.weight")):
             item = worst(loaded.model, candidate, level, loaded.inputs)
             assert item.causes[0].point == point
             assert item.causes[0].after < 0.05 * item.causes[0].before

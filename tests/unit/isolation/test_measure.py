@@ -35,9 +35,7 @@ def quantized(llama: Loaded) -> Callable[..., nn.Module]:
     return make
 
 
-def isolation(
-    reference: nn.Module, candidate: nn.Module, inputs: object, level: str = "leaves", **options
-) -> Isolation:
+def isolation(reference, candidate, inputs, level="leaves", **options):
     found = tracer.compare(
         reference, candidate, inputs, confirm=False, isolate=level, **options
     ).isolation

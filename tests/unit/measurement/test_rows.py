@@ -366,11 +366,7 @@ class Hook(nn.Module):
 class Padded(nn.Module):
     """Computes a value of the shape that the test asks for from ids and their mask."""
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, shape, change=None):
         super().__init__()
         self.value = Hook(change)
         self.shape = shape
@@ -403,13 +399,7 @@ def flattened(mask: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda value: value + 3.0 * (mask == 0).flatten()[:, None]
 
 
-def padded_row(
-    shape: tuple[int, ...],
-    change: Callable[[torch.Tensor], torch.Tensor],
-    mask: torch.Tensor = PADDING,
-    ids: torch.Tensor = IDS,
-    **others: torch.Tensor,
-) -> Row:
+def padded_row(shape, change, mask=PADDING, ids=IDS, **others):
     inputs = {"input_ids": ids, "attention_mask": mask, **others}
     comparison = compare(Padded(shape), Padded(shape, change), inputs, confirm=False)
     row = rows_of(comparison, "value")["output"]

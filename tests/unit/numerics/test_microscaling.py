@@ -68,8 +68,7 @@ def test_every_number_of_a_format_is_kept(element):
 
 
 @pytest.mark.parametrize(
-    ("element", "dtype"),
-    [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)],
+    ("element", "dtype"), [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)]
 )
 def test_eight_bit_floats_round_as_torch_does(element, dtype):
     largest = torch.finfo(dtype).max

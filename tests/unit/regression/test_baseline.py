@@ -116,8 +116,7 @@ class TestRead:
         assert [f.unmatched for f in Baseline.of(comparison).figures.values()] == [0]
 
     @pytest.mark.parametrize(
-        ("note", "estimated"),
-        [("", False), ("a; b", False), ("estimated from fingerprints", True)],
+        ("note", "estimated"), [("", False), ("a; b", False), ("estimated from fingerprints", True)]
     )
     def test_the_remarks_of_the_first_schema_were_text(self, saved, note, estimated):
         report = json.loads(saved.read_text()) | {"schema": 1}

@@ -69,8 +69,7 @@ class TestWorse:
         assert gate(now({"a": 0.9e-5}), then(peirs={"a": 1e-9})).changes == ()
 
     @pytest.mark.parametrize(
-        ("factor", "expected"),
-        [(0.99, {}), (1.01, {"a": "worse"}), (0.99**2, {})],
+        ("factor", "expected"), [(0.99, {}), (1.01, {"a": "worse"}), (0.99**2, {})]
     )
     def test_growing_beyond_the_margin(self, then, now, factor, expected):
         decided = gate(now({"a": 0.1 * RELATIVE_L2_MARGIN * factor}), then(peirs={"a": 0.1}))

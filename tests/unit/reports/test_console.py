@@ -129,14 +129,7 @@ class TestShortened:
 class TestFold:
     def test_open_around_the_divergence_and_folded_elsewhere(self, diverging):
         items = arrange(diverging.rows, diverging.verdict.symptom)
-        assert labels(items) == [
-            *LAYERS[:2],
-            "…",
-            *LAYERS[13:20],
-            "…",
-            "lm_head",
-            "",
-        ]
+        assert labels(items) == [*LAYERS[:2], "…", *LAYERS[13:20], "…", "lm_head", ""]
 
     def test_a_fold_counts_and_measures(self, diverging):
         text = shown(diverging)
@@ -181,7 +174,7 @@ class TestFold:
 
     def test_numbers_have_three_digits(self):
         assert [number(x) for x in (0.0, 1.23456e-7, 12345.0, math.inf)] == [
-            *("0", "1.23e-07", "1.23e+04", "inf"),
+            *("0", "1.23e-07", "1.23e+04", "inf")
         ]
 
 
@@ -325,7 +318,7 @@ class TestIsolation:
         section = text.split("where the error is introduced (leaves)")[1].split("\n\n")[0]
         _, heads, first, second, third, *_, rest = section.splitlines()[0:14]
         assert re.split(r"\s{2,}", heads.strip()) == [
-            *("share", "PEIR in", "PEIR out", "own PEIR", "own L2", "module"),
+            *("share", "PEIR in", "PEIR out", "own PEIR", "own L2", "module")
         ]
         assert first.split() == [
             *("50.0%", "2.50e-01", "5.00e-01", "1.25e-01", "6.25e-02"),

@@ -180,7 +180,7 @@ class TestReports:
         assert set(found) == set(schema["properties"]["gate"]["anyOf"][0]["properties"])
         assert not found["passes"]
         assert [reason["level"] for reason in found["reasons"]] == [
-            *("regression", "regression", "coverage"),
+            *("regression", "regression", "coverage")
         ]
         assert [change["kind"] for change in found["changes"]] == ["worse", "gone"]
         assert set(found["changes"][0]) == set(schema["$defs"]["change"]["properties"])
@@ -247,7 +247,7 @@ class TestReports:
         (card,) = page.xpath("//section[@id='gate']")
         assert card.xpath("./h2")[0].text == "Gate: fails (--fail-on regression)"
         assert [row.xpath("string(./td[1])") for row in card.xpath(".//tbody/tr")] == [
-            *("worse", "gone"),
+            *("worse", "gone")
         ]
         assert card.xpath(".//tbody/tr[1]/td[2]/button/@data-module") == ["<b>"]
         assert page.body.get("class") == "diverges"

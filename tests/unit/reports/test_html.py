@@ -274,9 +274,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
 def show(page: browser.Page, tmp_path: Path) -> Iterator[object]:
     """Writes and opens a report; afterwards nothing may have been fetched, or gone wrong."""
 
-    def opened(
-        comparison: tracer.Comparison, run: Run | None = None, **how: object
-    ) -> browser.Page:
+    def opened(comparison, run=None, **how):
         file = tmp_path / "report.html"
         save(comparison, file, run=run)
         page.requests.clear()
@@ -405,7 +403,7 @@ class TestBrowser:
         page = show(make_comparison(rows))
         lines = "document.querySelectorAll('.values tbody tr')"
         assert page.run(f"[...{lines}].map(line => line.innerText.split('\\t')[0])") == [
-            *("#0 kwargs.x", "#0 output.0", "#1 output.0", "#1 output.1"),
+            *("#0 kwargs.x", "#0 output.0", "#1 output.0", "#1 output.1")
         ]
         page.run(f"{lines}[3].click()")
         assert "shape [1]; candidate [2]" in text(page, ".figures")

@@ -41,14 +41,14 @@ class TestSchema:
         ]
         assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
         assert list(report["verdict"]["origin"]) == [
-            *("module", "argument", "kind", "reference_line", "candidate_line"),
+            *("module", "argument", "kind", "reference_line", "candidate_line")
         ]
         assert set(report["coverage"]) >= {
             *("paired_modules", "reference_only", "candidate_only", "reasons"),
             *("compared_calls", "compared_elements", "unmatched_calls", "held_bytes_peak"),
         }
         assert set(report["environment"]) == {
-            *("trace_model", "python", "torch", "transformers", "platform"),
+            *("trace_model", "python", "torch", "transformers", "platform")
         }
 
     def test_rows_are_those_of_the_frame(self, make_row, make_comparison):
@@ -114,7 +114,7 @@ class TestSchema:
         assert report["ranking"] is None
         isolation = report["isolation"]
         assert list(isolation) == [
-            *("level", "calls", "modules", "recoveries", "unforced", "explanation"),
+            *("level", "calls", "modules", "recoveries", "unforced", "explanation")
         ]
         assert isolation["calls"] == [
             {

@@ -10,12 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from wrappers.studies import (
-    LoadedWorkload,
-    Results,
-    Workload,
-    load,
-)
+from wrappers.studies import LoadedWorkload, Results, Workload, load
 
 WORDS = [f"w{number}" for number in range(40)]
 

@@ -15,15 +15,7 @@ from tests.builders.study_results import (
     metrics,
     study,
 )
-from wrappers.studies import (
-    DecodeCalibration,
-    Grid,
-    Result,
-    Results,
-    report_of,
-    save,
-    show,
-)
+from wrappers.studies import DecodeCalibration, Grid, Result, Results, report_of, save, show
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 

@@ -2,19 +2,8 @@
 
 import math
 
-from tests.builders.study_results import (
-    LOSSES,
-    PAIR,
-    fill_in,
-    metrics,
-    study,
-)
-from wrappers.studies import (
-    MaskFill,
-    Result,
-    Results,
-    report_of,
-)
+from tests.builders.study_results import LOSSES, PAIR, fill_in, metrics, study
+from wrappers.studies import MaskFill, Result, Results, report_of
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 

@@ -108,9 +108,7 @@ class TestFile:
             made.on(loaded.model)
 
 
-def test_before_its_first_trial_there_is_nothing_to_say(
-    file, loaded: LoadedWorkload, tmp_path: Path
-):
+def test_before_its_first_trial_there_is_nothing_to_say(file, loaded, tmp_path):
     grid = File.read(file(SENSITIVITY)).on(loaded.model)
     known = Results(tmp_path / "r.jsonl", {"study": "s", "workload": {}})
     assert report_of(grid, known).reading == ("No trial has ended yet.",)

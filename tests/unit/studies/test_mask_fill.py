@@ -1,9 +1,7 @@
 """The study of fill values: what it wants next, given what is known."""
 
 from tests.builders.study_results import LOSSES, PAIR, fill_in, study
-from wrappers.studies import (
-    Results,
-)
+from wrappers.studies import Results
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 

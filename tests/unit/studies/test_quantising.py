@@ -10,11 +10,7 @@ from wrappers.core.point import Mode
 from wrappers.core.quantizers import IdentityQuantizer
 from wrappers.errors import StudyError
 from wrappers.studies import LoadedWorkload, Trial
-from wrappers.studies.execute.quantising import (
-    check_on,
-    decode_model,
-    prefill_model,
-)
+from wrappers.studies.execute.quantising import check_on, decode_model, prefill_model
 
 
 def off(model: torch.nn.Module) -> set[str]:
@@ -88,9 +84,7 @@ class TestDecode:
         prefill = prefill_model(loaded, trial)
         made = decode_model(loaded, trial, prefill)
         config = wrappers.PTQConfig(
-            activation=wrappers.affine("uint8"),
-            weight=wrappers.affine("uint8"),
-            variant="decode",
+            activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"), variant="decode"
         )
         expected = wrappers.prepare(loaded.model, config)
         past = loaded.model if source == "float" else prefill

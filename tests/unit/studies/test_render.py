@@ -110,8 +110,7 @@ class TestFiles:
         assert len(list(tmp_path.iterdir())) == 3
 
     @pytest.mark.parametrize(
-        ("name", "message"),
-        [("r.pdf", "has the suffix '.pdf'"), ("none/r.md", "create it first")],
+        ("name", "message"), [("r.pdf", "has the suffix '.pdf'"), ("none/r.md", "create it first")]
     )
     def test_files_that_cannot_be(self, report: Report, tmp_path: Path, name, message):
         with pytest.raises(StudyError, match=message):

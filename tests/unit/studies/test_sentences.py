@@ -1,19 +1,7 @@
 """What a study found, in sentences."""
 
-from tests.builders.study_results import (
-    LOSSES,
-    PAIR,
-    SEEDS,
-    fill_in,
-    metrics,
-    study,
-)
-from wrappers.studies import (
-    MaskFill,
-    Result,
-    Results,
-    report_of,
-)
+from tests.builders.study_results import LOSSES, PAIR, SEEDS, fill_in, metrics, study
+from wrappers.studies import MaskFill, Result, Results, report_of
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 

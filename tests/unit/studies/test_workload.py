@@ -54,9 +54,7 @@ class TestLoad:
         assert {len(ids) for ids in found.texts} == {63}
         assert tokens <= sum(map(len, found.texts)) < tokens + 2 * 63
 
-    def test_the_checksum_knows_the_model_and_the_texts(
-        self, workload: Workload, loaded: LoadedWorkload
-    ):
+    def test_the_checksum_knows_the_model_and_the_texts(self, workload, loaded):
         other = _load.__wrapped__(workload)
         assert other.checksum == loaded.checksum
         with torch.no_grad():

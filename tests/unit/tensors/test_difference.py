@@ -46,9 +46,7 @@ def float64(tensor: torch.Tensor) -> np.ndarray:
     return np.array(values, dtype=np.complex128 if tensor.is_complex() else np.float64)
 
 
-def check(
-    difference: Difference, reference: torch.Tensor, candidate: torch.Tensor, rel: float = 1e-12
-) -> None:
+def check(difference, reference, candidate, rel=1e-12):
     """Holds every statistic of finite tensors against NumPy in float64."""
     r, c = float64(reference), float64(candidate)
     d = np.abs(r - c)
@@ -208,9 +206,7 @@ def test_empty_tensors(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "shapes", [((3, 1), (3, 4)), ((4,), (1, 4)), ((), (1,)), ((2, 0), (0, 2)), ((2, 3), (3, 2))]
 )
-def test_shapes_that_differ_raise_and_never_broadcast(
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-) -> None:
+def test_shapes_that_differ_raise_and_never_broadcast(shapes):
     with pytest.raises(ShapeMismatchError, match="never broadcasts") as caught:
         Difference.of(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
     assert str(shapes[0]) in str(caught.value)
@@ -406,9 +402,7 @@ def pairs_of_lists(draw: st.DrawFn) -> tuple[list[float], list[float]]:
 
 @settings(deadline=None, max_examples=150)
 @given(pairs_of_lists(), st.data())
-def test_any_split_merges_to_the_whole(
-    pair: tuple[list[float], list[float]], data: st.DataObject
-) -> None:
+def test_any_split_merges_to_the_whole(pair, data):
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     reference, candidate = (torch.tensor(values, dtype=dtype) for values in pair)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(reference)), max_size=4)))

@@ -87,9 +87,7 @@ def test_one_mask_for_all_heads_means_the_same_as_one_for_each() -> None:
 @pytest.mark.parametrize(
     "shapes", [((2, 3), (1, 1, 2, 3)), ((1, 3), (1, 4)), ((2, 1, 3, 3), (3, 1, 3, 3))]
 )
-def test_masks_of_other_rank_or_length_are_no_pair(
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-) -> None:
+def test_masks_of_other_rank_or_length_are_no_pair(shapes):
     assert visible_pair(*(torch.ones(s, dtype=torch.bool) for s in shapes)) is None
 
 

@@ -168,9 +168,7 @@ class TestWrongUse:
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["*--trace-report out.txt: the directory cannot be created: *"])
 
-    def test_a_folder_that_is_closed(
-        self, suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_that_is_closed(self, suite, pytester, monkeypatch):
         monkeypatch.setattr("os.access", lambda path, mode: False)
         result = suite(FAILING, "--trace-report", "out")
         assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -261,7 +261,7 @@ class TestPrinted:
     def test_the_table(self, net: Net) -> None:
         text = list(lines(tracer.flow(net, X), width=120))
         assert text[0].split() == [
-            *("value", "dtype", "and", "shape", "mean", "min", "max", "stddev"),
+            *("value", "dtype", "and", "shape", "mean", "min", "max", "stddev")
         ]
         assert text[1] == "the root (Net)"
         number = Moments.of(X)

@@ -274,10 +274,7 @@ except StorageError as error:
             raise OSError(28, "No space left on device")
 
         message = "cannot be written on: No space left on device; the 2 tensors"
-        with (
-            pytest.raises(StorageError, match=message),
-            TraceWriter(tmp_path / "a", {}) as writer,
-        ):
+        with pytest.raises(StorageError, match=message), TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(TENSORS[0])})
             number = writer.add(TENSORS[1])
             monkeypatch.setattr(storage, "write_all", full)

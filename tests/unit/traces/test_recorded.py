@@ -14,13 +14,7 @@ import tracer
 from tests.builders.small_net import Net, X, recorded
 from tracer.choices import VALUES
 from tracer.comparison.result import Comparison
-from tracer.errors import (
-    InputError,
-    ModelRunError,
-    NothingComparedError,
-    StorageError,
-    UsageError,
-)
+from tracer.errors import InputError, ModelRunError, NothingComparedError, StorageError, UsageError
 from tracer.execution.hooks import Phase
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import Row

@@ -90,10 +90,7 @@ def test_a_part_of_the_modules(tmp_path, net) -> None:
     trace = recorded(net, X, tmp_path / "a", include=["block.*"])
     assert set(trace.called) == {"block.first", "block.second"}
     coverage = tracer.compare(trace, net).coverage
-    assert set(coverage.paired_modules) - {"", "block", "last"} == {
-        "block.first",
-        "block.second",
-    }
+    assert set(coverage.paired_modules) - {"", "block", "last"} == {"block.first", "block.second"}
     assert {coverage.reasons[n] for n in coverage.reference_only} == {"not recorded"}
 
 

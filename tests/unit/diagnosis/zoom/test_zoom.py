@@ -143,12 +143,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize(("source", "change", "module", "least"), RIGHT)
-def test_a_right_module_in_another_form_has_no_culprit(
-    source: Callable[[], tuple[nn.Module, Inputs]],
-    change: Callable[[Any], Any],
-    module: str,
-    least: float,
-) -> None:
+def test_a_right_module_in_another_form_has_no_culprit(source, change, module, least):
     reference, inputs = source()
     comparison = tracer.compare(reference, change(reference), inputs, zoom=module)
     zoomed = comparison.zoomed

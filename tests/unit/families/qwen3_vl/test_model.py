@@ -10,20 +10,9 @@ from torch import nn
 
 import tracer
 import wrappers
-from tests.builders.agreement import (
-    IMPLEMENTATIONS,
-    VARIANTS,
-    assert_modules_agree,
-    peir,
-)
+from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, assert_modules_agree, peir
 from tests.builders.qwen3_vl import FACTOR
-from tests.builders.qwen3_vl_whole import (
-    EXAMPLES,
-    IMAGE,
-    VIDEO,
-    tiny,
-    wrap,
-)
+from tests.builders.qwen3_vl_whole import EXAMPLES, IMAGE, VIDEO, tiny, wrap
 from wrappers.core.point import Mode
 from wrappers.errors import ModelInputError, UnseenObserverError
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from transformers import DynamicCache, StaticCache
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextRMSNorm,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 import wrappers
 from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, assert_modules_agree, peir
@@ -367,10 +365,7 @@ def model_64(model, inputs, fill):
 
 
 def specs(activation, weight):
-    return {
-        "activation": wrappers.affine(activation),
-        "weight": wrappers.affine(weight),
-    }
+    return {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
 
 
 class TestQuantisationOn:

@@ -39,10 +39,7 @@ from tests.builders.qwen3_vl_vision import (
 )
 from tracer.models.loading import load
 from wrappers.errors import ConfigError, ModelInputError, WrapError
-from wrappers.families.qwen3_vl.vision import (
-    LinearPatchProjection,
-    QuantQwen3VLVisionModel,
-)
+from wrappers.families.qwen3_vl.vision import LinearPatchProjection, QuantQwen3VLVisionModel
 from wrappers.families.qwen3_vl.vision_attention import QuantQwen3VLVisionAttentionPrefill
 from wrappers.layers.convolutions import QuantConv3d
 
@@ -404,10 +401,7 @@ class TestQuantisationOn:
         expected = run(model, **inputs(MIXED))
         errors = []
         for activation, weight in (("int16", "int16"), ("int16", "uint8"), ("uint8", "uint8")):
-            config = {
-                "activation": wrappers.affine(activation),
-                "weight": wrappers.affine(weight),
-            }
+            config = {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
             quantised = wrappers.convert(calibrated(model, variant, **config))
             output = run(quantised, **inputs(MIXED))
             errors.append(peir(expected.pooler_output, output.pooler_output))

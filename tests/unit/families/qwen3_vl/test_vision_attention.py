@@ -132,10 +132,7 @@ def test_segments_of_nothing_are_nothing(variant):
 )
 def test_attention_equals_an_independent_computation(variant, activation, weight):
     model = tiny()
-    config = {
-        "activation": wrappers.affine(activation),
-        "weight": wrappers.affine(weight),
-    }
+    config = {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
     attention = wrap(model.blocks[0].attn, variant, **config)
     wrappers.calibrate(attention, [attention_inputs(MIXED, seed) for seed in (4, 5)])
     wrappers.convert(attention)
