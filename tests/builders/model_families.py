@@ -91,21 +91,18 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, torch.Tensor], str]
             "GPT2LMHeadModel", "GPT2Config", vocab_size=99, n_embd=32, n_layer=2, n_head=4,
             bos_token_id=1, eos_token_id=2,
         ),
-        TEXT,
-        "transformer.h.1.attn.c_attn",
+        TEXT, "transformer.h.1.attn.c_attn",
     ),
     "t5": (
         hub(
             "T5ForConditionalGeneration", "T5Config", vocab_size=99, d_model=32, d_kv=8, d_ff=48,
             num_layers=2, num_heads=4, decoder_start_token_id=0,
         ),
-        {**TEXT, "decoder_input_ids": IDS},
-        "decoder.block.1.layer.1.EncDecAttention.k",
+        {**TEXT, "decoder_input_ids": IDS}, "decoder.block.1.layer.1.EncDecAttention.k",
     ),
     "bart": (
         hub("BartForConditionalGeneration", "BartConfig", **SEQUENCE_TO_SEQUENCE),
-        {**TEXT, "decoder_input_ids": IDS},
-        "model.decoder.layers.1.encoder_attn.v_proj",
+        {**TEXT, "decoder_input_ids": IDS}, "model.decoder.layers.1.encoder_attn.v_proj",
     ),
     "whisper": (
         hub(
@@ -117,26 +114,22 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, torch.Tensor], str]
     ),
     "vit": (
         hub("ViTForImageClassification", "ViTConfig", **{**FEED_FORWARD, **VISION}),
-        {"pixel_values": IMAGES},
-        "classifier",
+        {"pixel_values": IMAGES}, "classifier",
     ),
     "mixtral": (
         hub("MixtralForCausalLM", "MixtralConfig", **GROUPED, num_local_experts=4),
-        TEXT,
-        "model.layers.1.mlp.experts",
+        TEXT, "model.layers.1.mlp.experts",
     ),
     "gemma3": (
         hub("Gemma3ForCausalLM", "Gemma3TextConfig", **GROUPED, head_dim=8, sliding_window=4),
-        TEXT,
-        "model.layers.1.self_attn.q_norm",
+        TEXT, "model.layers.1.self_attn.q_norm",
     ),
     "mamba": (
         hub(
             "MambaForCausalLM", "MambaConfig", vocab_size=99, hidden_size=32, num_hidden_layers=2,
             state_size=4,
         ),
-        {"input_ids": IDS},
-        "backbone.layers.1.mixer.out_proj",
+        {"input_ids": IDS}, "backbone.layers.1.mixer.out_proj",
     ),
     "torch encoder": (Encoder, {"x": ROWS}, "encoder.layers.1.linear2"),
     "recurrent": (Recurrent, {"x": ROWS}, "gru"),

@@ -242,19 +242,15 @@ def encoder_layer() -> nn.TransformerEncoderLayer:
 
 # The model and its inputs; a name that ends in "in training" is run in that mode.
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    "unet": (UNet, (PIXELS, torch.tensor([3, 7]))),
-    "residual": (Residual, PIXELS),
+    "unet": (UNet, (PIXELS, torch.tensor([3, 7]))), "residual": (Residual, PIXELS),
     "residual in training": (Residual, PIXELS),
     "packed lstm": (lambda: Packed(nn.LSTM), (IDS, torch.tensor([10, 6]))),
     "packed gru": (lambda: Packed(nn.GRU), (IDS, torch.tensor([5, 10]))),
-    "unrolled": (Unrolled, STATES),
-    "spectral": (Spectral, STATES),
+    "unrolled": (Unrolled, STATES), "spectral": (Spectral, STATES),
     "adapted": (lambda: nn.Sequential(Adapted(nn.Linear(8, 8)), nn.Tanh()), PLAIN),
     "table": (lambda: nn.Sequential(Table(), Table()), IDS),
-    "structured": (Structured, PLAIN),
-    "generated": (Generated, {}),
-    "parametrized": (parametrized, PLAIN),
-    "with hooks": (with_hooks, PLAIN),
+    "structured": (Structured, PLAIN), "generated": (Generated, {}),
+    "parametrized": (parametrized, PLAIN), "with hooks": (with_hooks, PLAIN),
     "quantized": (quantized, PLAIN),
     "dropout in training": (
         lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 8)),
@@ -274,8 +270,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
             16, 2, 24, batch_first=True,
         ), num_layers=2),
         {
-            "tgt": OTHERS,
-            "memory": STATES,
+            "tgt": OTHERS, "memory": STATES,
             "tgt_mask": nn.Transformer.generate_square_subsequent_mask(5),
         },
     ),

@@ -91,8 +91,7 @@ def test_snippets_run(page, monkeypatch, capsys, tmp_path) -> None:
 
 
 def test_snippets_of_the_readme_run(monkeypatch, capsys, tmp_path) -> None:
-    names = run(README, monkeypatch, tmp_path)
-    assert names["comparison"].verdict.agrees
+    assert run(README, monkeypatch, tmp_path)["comparison"].verdict.agrees
     assert (tmp_path / "report.json").is_file()
 
 

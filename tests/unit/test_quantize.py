@@ -312,8 +312,7 @@ def test_tied_weights_stay_tied():
 
 
 def test_the_rotary_embedding_stays_what_it_is(llama):
-    wrapped = prepare(llama, PTQConfig())
-    assert type(wrapped.model.rotary_emb) is type(llama.model.rotary_emb)
+    assert type(prepare(llama, PTQConfig()).model.rotary_emb) is type(llama.model.rotary_emb)
 
 
 def test_a_quantised_causal_lm_is_saved_and_restored(llama, tmp_path):

@@ -54,8 +54,7 @@ class TestConfig:
         # Again: nothing is run, and the report is the same.
         assert ablate(*options) == 0
         again = capsys.readouterr()
-        assert again.err == ""
-        assert again.out == printed.out
+        assert (again.err, again.out) == ("", printed.out)
         # With other options it is another study, and what is there stays.
         before = (tmp_path / "grid.jsonl").read_bytes()
         assert ablate(*options, "--tokens", 30) == 2

@@ -172,8 +172,7 @@ class TestOutcome:
     def test_what_is_isolated(self, compare):
         quantized = "tiny-llama", "--candidate", "quantized", "--calibrate", 1
         isolation = compare(*quantized, "--isolate", "blocks", "--what-if", 1).report["isolation"]
-        assert isolation["level"] == "blocks"
-        assert len(isolation["calls"]) == 8
+        assert (isolation["level"], len(isolation["calls"])) == ("blocks", 8)
         (recovery,) = isolation["recoveries"]
         assert recovery["modules"] == [isolation["modules"][0]["module"]]
         report = compare(*quantized, "--isolate", "none").report
@@ -244,8 +243,7 @@ class TestOptions:
 
     def test_json_is_the_report_and_holds_how_to_run_it_again(self, compare):
         ran = compare(*SDPA, "--map", r"^(\w+)=\1", "--json")
-        assert (ran.code, ran.err) == (0, "")
-        assert json.loads(ran.out) == ran.report
+        assert ((ran.code, ran.err), json.loads(ran.out)) == ((0, ""), ran.report)
         command = shlex.split(ran.report["run"]["command"])
         assert command[:3] == ["trace_model", "compare", "tiny-llama"]
         assert r"^(\w+)=\1" in command
@@ -260,8 +258,7 @@ class TestOptions:
     def test_a_report_of_every_kind(self, compare, tmp_path: Path):
         paths = [tmp_path / f"report{suffix}" for suffix in WRITERS]
         ran = compare(*SDPA, *(word for path in paths for word in ("--report", path)))
-        assert ran.code == 0
-        assert sorted(tmp_path.iterdir()) == sorted(paths)
+        assert (ran.code, sorted(tmp_path.iterdir())) == (0, sorted(paths))
         assert json.loads((tmp_path / "report.json").read_text()) == ran.report
         page = (tmp_path / "report.html").read_text()
         data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
@@ -334,8 +331,7 @@ class TestTrouble:
             raise error
 
         monkeypatch.setattr(models, "load", functools.partial(load, KeyboardInterrupt))
-        assert main(["compare", "tiny-llama"]) == 130
-        assert capsys.readouterr() == ("", "")
+        assert (main(["compare", "tiny-llama"]), capsys.readouterr()) == (130, ("", ""))
         monkeypatch.setattr(models, "load", functools.partial(load, ZeroDivisionError))
         with pytest.raises(ZeroDivisionError):  # with its traceback
             main(["compare", "tiny-llama"])
@@ -366,5 +362,4 @@ class TestProcess:
         process.stdout.close()
         errors = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=120) == 2
-        assert errors == ""
+        assert (process.wait(timeout=120), errors) == (2, "")

@@ -55,8 +55,7 @@ def test_at_the_end_where_it_diverges(at_prompt, tmp_path: Path) -> None:
         for row in rows
         if row["module"].endswith("_proj") and row["value"] == "output" and not row["agrees"]
     ]
-    assert stops == wrong[: len(stops)]
-    assert len(stops) == 6
+    assert (stops, len(stops)) == (wrong[: len(stops)], 6)
     assert "(Pdb) True" in out
 
 

@@ -27,8 +27,7 @@ class TestRecord:
         less = ("--values", "fingerprints", "--include", "*.mlp", "--include", "lm_head")
         assert run("record", "tiny-llama", "--out", out, *less).code == 0
         recorded = tracer.open_trace(out)
-        assert recorded.values == "fingerprints"
-        assert len(recorded.called) == 5
+        assert (recorded.values, len(recorded.called)) == ("fingerprints", 5)
 
     def test_a_candidate_instead_of_the_model(self, tmp_path: Path, run, compare) -> None:
         out = tmp_path / "a.trace"
@@ -110,8 +109,7 @@ class TestCompare:
         out = tmp_path / "steps.trace"
         assert run("record", "tiny-llama", "--out", out, "--steps", 2).code == 0
         ran = compare("tiny-llama", "--reference", out, "--steps", 2)
-        assert ran.code == 0
-        assert {row["call"] for row in ran.report["rows"]} == {0, 1, 2}
+        assert (ran.code, {row["call"] for row in ran.report["rows"]}) == (0, {0, 1, 2})
 
     def test_a_decode_step_is_compared_in_python(self, tmp_path: Path, run, refused) -> None:
         out = tmp_path / "decode.trace"
@@ -131,8 +129,7 @@ class TestCompare:
         ("tiny-llama --reference TRACE --noise-floor", "it is a recording"),
     ])  # fmt: skip
     def test_wrong_use(self, trace: Path, refused, arguments: str, message: str) -> None:
-        given = arguments.replace("TRACE", str(trace)).split()
-        assert message in refused("compare", *given)
+        assert message in refused("compare", *arguments.replace("TRACE", str(trace)).split())
 
 
 @pytest.mark.slow
@@ -155,8 +152,7 @@ class TestShow:
     def test_a_model_and_a_trace(self, trace, monkeypatch, run, width, form) -> None:
         monkeypatch.setenv("COLUMNS", str(width))
         live, again = run("show", "tiny-llama", "--batch", 2, *form), run("show", trace, *form)
-        assert (live.code, live.err, again.code) == (0, "", 0)
-        assert again.out == live.out
+        assert ((live.code, live.err, again.code), again.out) == ((0, "", 0), live.out)
         assert all(len(line) <= width for line in live.out.splitlines())
 
     def test_points_of_fingerprints_have_no_figure_for_each_channel(self, tmp_path, run) -> None:

@@ -46,8 +46,7 @@ def test_the_legacy_form_becomes_a_cache_with_the_same_states(outer, inner):
 
 
 def test_an_empty_legacy_form_is_an_empty_cache():
-    cache = as_cache(())
-    assert cache_extent(cache, 4) == CacheExtent(past_length=0, key_length=4)
+    assert cache_extent(as_cache(()), 4) == CacheExtent(past_length=0, key_length=4)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +72,7 @@ def test_extent_of_a_static_cache_counts_its_empty_slots():
     cache = StaticCache(CONFIG, max_cache_len=9)
     cache.update(states(3), states(3), 0)
     extent = cache_extent(cache, 2)
-    assert int(extent.past_length) == 3
-    assert extent.key_length == 9
+    assert (int(extent.past_length), extent.key_length) == (3, 9)
 
 
 def test_a_cache_that_dropped_its_first_positions_is_refused():

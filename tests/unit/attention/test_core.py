@@ -88,11 +88,9 @@ def test_batched_reaches_every_point_once_with_whole_tensors():
         return x
 
     batched(q, k, v, mask, 0.3, quantize=record, observed_masks=[mask])
-    assert list(shapes) == BATCHED_POINTS
-    assert shapes["scale"] == ()
+    assert (list(shapes), shapes["scale"]) == (BATCHED_POINTS, ())
     assert {shapes[p] for p in ("logits_raw", "logits", "mask_add", "softmax")} == {(2, 4, 5, 7)}
-    assert shapes["attn_out"] == (2, 4, 5, 6)
-    assert shapes["attn_out_h"] == (2, 5, 24)
+    assert (shapes["attn_out"], shapes["attn_out_h"]) == ((2, 4, 5, 6), (2, 5, 24))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -145,8 +143,7 @@ def test_unwanted_weights_are_neither_kept_nor_quantised(attend):
         points.append(point)
         return x
 
-    result = attend(*example(), 0.3, quantize=record, keep_weights=False)
-    assert result.weights is None
+    assert attend(*example(), 0.3, quantize=record, keep_weights=False).weights is None
     assert "attn_weights" not in points
 
 

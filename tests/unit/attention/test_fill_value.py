@@ -27,17 +27,13 @@ MASK_POINTS = {"attn_mask", "causal_mask", "attention_mask"}
 PADDING = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
 VISIBLE = PADDING.bool()[:, None, None, :] & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 KINDS = {
-    "none": None,
-    "2-D bool": PADDING.bool(),
-    "2-D int64": PADDING,
-    "2-D float32": PADDING.float(),
-    "4-D bool": VISIBLE,
-    "4-D int64": VISIBLE.long(),
+    "none": None, "2-D bool": PADDING.bool(), "2-D int64": PADDING, "2-D float32": PADDING.float(),
+    "4-D bool": VISIBLE, "4-D int64": VISIBLE.long(),
     "4-D -inf": torch.where(VISIBLE, 0.0, -math.inf),
     "4-D least": torch.where(VISIBLE, 0.0, torch.finfo(torch.float32).min),
     "4-D -1e4": torch.where(VISIBLE, 0.0, -1e4),
     "4-D float16": torch.where(VISIBLE, 0.0, -math.inf).half(),
-}
+}  # fmt: skip
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_variant = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])

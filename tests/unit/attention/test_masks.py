@@ -260,8 +260,7 @@ def test_hidden_rows_are_those_with_nothing_to_see():
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_hidden_rows_of_a_quantised_mask(bits):
     masks = MaskBuilder(FILL)
-    padding = torch.tensor([[0, 0, 1, 1]])
-    additive = masks.additive(padding, batch_size=1, query_length=4)
+    additive = masks.additive(torch.tensor([[0, 0, 1, 1]]), batch_size=1, query_length=4)
     scale = -FILL / (2**bits - 1)
     quantised = torch.fake_quantize_per_tensor_affine(additive, scale, 2**bits - 1, 0, 2**bits - 1)
     assert torch.equal(masks.hidden_rows(quantised), masks.hidden_rows(additive))
@@ -271,8 +270,7 @@ def test_hidden_rows_of_a_quantised_mask(bits):
 def test_a_row_that_is_low_throughout_is_not_hidden(value):
     masks = MaskBuilder(FILL)
     given = torch.tensor([[value, -math.inf], [value, value]])[None, None]
-    additive = masks.additive(given, batch_size=1, query_length=2)
-    assert not masks.hidden_rows(additive).any()
+    assert not masks.hidden_rows(masks.additive(given, batch_size=1, query_length=2)).any()
 
 
 def test_hidden_rows_with_a_fill_value_that_the_dtype_rounds():

@@ -18,15 +18,11 @@ from tracer.errors import TracerError
 RATIO = "expected a ratio of at least 0"
 WHOLE = "expected a whole number from 1 up"
 COMPARE = {
-    "": "arguments are required: MODEL",
-    "tiny-llama --focsu x": "did you mean '--focus'",
+    "": "arguments are required: MODEL", "tiny-llama --focsu x": "did you mean '--focus'",
     "tiny-llama --foc x": "unknown option or argument '--foc'",
-    "tiny-llama --tolerance -1": f"'-1': {RATIO}",
-    "tiny-llama --tolerance nan": f"'nan': {RATIO}",
-    "tiny-llama --tolerance small": f"'small': {RATIO}",
-    "tiny-llama --batch 0": WHOLE,
-    "tiny-llama --steps 0": WHOLE,
-    "tiny-qwen3-vl --max-pixels 0": WHOLE,
+    "tiny-llama --tolerance -1": f"'-1': {RATIO}", "tiny-llama --tolerance nan": f"'nan': {RATIO}",
+    "tiny-llama --tolerance small": f"'small': {RATIO}", "tiny-llama --batch 0": WHOLE,
+    "tiny-llama --steps 0": WHOLE, "tiny-qwen3-vl --max-pixels 0": WHOLE,
     "tiny-llama --calibrate -1": "expected a whole number from 0 up",
     "tiny-llama --dtype int8": "invalid choice: 'int8'",
     "tiny-llama --map model": "expected REGEX=REPLACEMENT",
@@ -34,8 +30,7 @@ COMPARE = {
     "tiny-llama --inputs none.safetensors": "there is no file none",
     "tiny-qwen3-vl --image none.png": "there is no file none.png",
     "tiny-llama --report out.pdf": "suffix '.pdf': expected .html",
-    "tiny-llama --report none/out.json": "it first",
-    "tiny-lama": "did you mean 'tiny-llama'",
+    "tiny-llama --report none/out.json": "it first", "tiny-lama": "did you mean 'tiny-llama'",
     "tiny-llama --candidate sdap": "did you mean 'sdpa'",
     "tiny-llama --candidate sdpa --variant x": "--variant goes",
     "tiny-llama --calibrate 3": "goes with --candidate quantized",
@@ -75,7 +70,7 @@ COMPARE = {
     "tiny-llama --debugger pdb": "--debugger goes with --break GLOB or --post-mortem",
     "tiny-llama --break * --json": "choose one, or write the report with --report",
     "tiny-llama --break * --break-at middle": "invalid choice: 'middle'",
-}
+}  # fmt: skip
 OTHERS = {
     "comapre tiny-llama": "invalid choice: 'comapre'",
     "record tiny-llama": "required: --out",
@@ -180,8 +175,7 @@ class TestRequests:
         given = ["--max-peir", "a=1", "--max-peir", "b=0.5", "--map", "x=y", "--report", "o.json"]
         request = parse(["compare", "m", *given, "--batch", "2", "--seed", "3"])
         assert request.max_peir == (("a", 1.0), ("b", 0.5))
-        assert request.map == (("x", "y"),)
-        assert request.report == (Path("o.json"),)
+        assert (request.map, request.report) == ((("x", "y"),), (Path("o.json"),))
         assert request.making_inputs == ("batch",)
         assert request.given("batch", "padding", "image", "seed") == {"batch": 2, "seed": 3}
         options = parse(["show", "m", "--print-options", "sci_mode=false"])

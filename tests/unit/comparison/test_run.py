@@ -131,11 +131,9 @@ class TestInputs:
                 return x + 1 if x is y else x - 1
 
         reference = Same()
-        comparison = compare(reference, copy.deepcopy(reference), (X, X))
-        assert comparison.verdict.agrees
+        assert compare(reference, copy.deepcopy(reference), (X, X)).verdict.agrees
         captured = capture(reference, reference, (X, X), include="*")
-        output = next(c for c in captured if c.value == "output")
-        assert torch.equal(output.reference, X + 1)
+        assert torch.equal(next(c for c in captured if c.value == "output").reference, X + 1)
 
     def test_gradients_are_neither_needed_nor_made(self, model: nn.Module) -> None:
         x = X.clone().requires_grad_()
@@ -185,8 +183,7 @@ class TestModelsAreLeftAsTheyAre:
         assert "everything agrees" in verdict.explanation
         assert model.state is state
         assert torch.equal(state, torch.zeros(4, 8))
-        assert set(vars(model)) == names
-        assert model.layer.weight._version == version
+        assert (set(vars(model)), model.layer.weight._version) == (names, version)
 
     def test_buffers_that_nothing_edits_are_not_written_to(self) -> None:
         model = Named()
@@ -208,8 +205,7 @@ class TestModelsAreLeftAsTheyAre:
             {name: id(value) for name, value in m.named_parameters()} for m in (model, candidate)
         ]
         values = [p.clone() for m in (model, candidate) for p in m.parameters()]
-        comparison = compare(model, candidate, X)
-        assert comparison.verdict.confirmed
+        assert compare(model, candidate, X).verdict.confirmed
         after = [
             {name: id(value) for name, value in m.named_parameters()} for m in (model, candidate)
         ]
@@ -254,8 +250,7 @@ class TestCoverage:
         assert coverage.reasons == {}
         assert coverage.compared_calls == 5
         # The input, and the outputs of `0`, `1.0` and `1.1`; those of `1` and the root are 1.1's.
-        assert coverage.compared_elements == 4 * 32
-        assert coverage.unmatched_calls == ()
+        assert (coverage.compared_elements, coverage.unmatched_calls) == (4 * 32, ())
         assert str(coverage) == "5 of 5 modules, 5 calls, 128 elements compared"
 
     def test_modules_on_one_side_only_are_named_with_the_reason(self, model: nn.Module) -> None:
@@ -263,8 +258,7 @@ class TestCoverage:
         candidate[1][0] = nn.Sequential()
         candidate.extra = nn.Identity()
         coverage = compare(model, candidate, X, confirm=False).coverage
-        assert coverage.reference_only == ()
-        assert coverage.candidate_only == ("extra",)
+        assert (coverage.reference_only, coverage.candidate_only) == ((), ("extra",))
         assert coverage.reasons == {"extra": "the reference has no such module"}
         coverage = compare(candidate, model, X, confirm=False).coverage
         assert coverage.reference_only == ("extra",)
@@ -397,8 +391,7 @@ def test_the_statistics_are_those_of_an_untraced_run(model: nn.Sequential) -> No
     comparison = compare(model, candidate, X)
     with torch.no_grad():
         expected = Difference.of(model(X), candidate(X))
-    last = [row for row in comparison.rows if row.module == ""][-1]
-    assert last.difference == expected
+    assert [row for row in comparison.rows if row.module == ""][-1].difference == expected
     assert not comparison.verdict.agrees
 
 
@@ -416,8 +409,7 @@ class TestFrame:
         row, kept = frame.iloc[-1], comparison.rows[-1]
         assert (row["module"], row["value"], row["shape"]) == ("", "output", (4, 8))
         assert row["peir"] == kept.difference.peir
-        assert row["stddev"] == kept.difference.stddev
-        assert row["dtype"] == "float32"
+        assert (row["stddev"], row["dtype"]) == (kept.difference.stddev, "float32")
         assert list(frame["agrees"]) == [r.agrees for r in comparison.rows]
 
     def test_rows_without_numbers(self, model: nn.Sequential) -> None:

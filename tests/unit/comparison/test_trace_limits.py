@@ -35,9 +35,7 @@ def recorded(tmp_path):
 
 
 @pytest.mark.parametrize(("values", "seed", "kinds"), [
-    ("all", 0, []),
-    ("all", 1, [TraceLimitKind.OTHER_PARAMETERS]),
-    ("outputs", 0, []),
+    ("all", 0, []), ("all", 1, [TraceLimitKind.OTHER_PARAMETERS]), ("outputs", 0, []),
     ("outputs", 1, [TraceLimitKind.OTHER_PARAMETERS, TraceLimitKind.OUTPUTS]),
     ("fingerprints", 0, [TraceLimitKind.FINGERPRINTS]),
 ])  # fmt: skip

@@ -43,8 +43,7 @@ configs = st.builds(
 @given(config=configs)
 def test_json_there_and_back(config):
     back = PTQConfig.from_json(config.to_json())
-    assert back == config
-    assert hash(back) == hash(config)
+    assert (back, hash(back)) == (config, hash(config))
     assert PTQConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -74,8 +73,7 @@ def test_the_callers_dict_is_not_kept():
 def test_defaults():
     config = PTQConfig()
     assert config.activation == config.weight == affine("uint8")
-    assert config.attention_mask_fill_value == -120.0
-    assert config.variant == "prefill"
+    assert (config.attention_mask_fill_value, config.variant) == (-120.0, "prefill")
     assert not config.strict_wrap
 
 
@@ -155,8 +153,7 @@ def test_a_child_has_everything_and_what_lies_below_it():
         attention_mask_fill_value=-77.0, model_args={"grid": 3}, variant="decode", strict_wrap=True,
     )  # fmt: skip
     child = config.child("a").child("b")
-    assert child.scope == "a.b"
-    assert dict(child.overrides) == {"weight": affine("int8")}
+    assert (child.scope, dict(child.overrides)) == ("a.b", {"weight": affine("int8")})
     assert child.attention_mask_fill_value == -77.0
     assert (child.variant, child.strict_wrap, child.model_args["grid"]) == ("decode", True, 3)
     assert child.weight.dtype == UINT4

@@ -298,8 +298,7 @@ def test_gradients_reach_the_parameters():
 
 def test_inference_tensors_work():
     with torch.inference_mode():
-        source = nn.Linear(6, 4)
-        wrapper = prepare(source, PTQConfig())
+        wrapper = prepare(nn.Linear(6, 4), PTQConfig())
         calibrate(wrapper, [X])
         quantized = convert(wrapper)
         assert torch.equal(quantized(X), quantized(X))

@@ -77,8 +77,7 @@ def test_the_first_tensor_sets_the_moving_average():
         observer.observe(torch.tensor([next_low, next_high]))
         low = 0.75 * low + 0.25 * next_low
         high = 0.75 * high + 0.25 * next_high
-    assert float(observer.minimum) == low
-    assert float(observer.maximum) == high
+    assert (float(observer.minimum), float(observer.maximum)) == (low, high)
 
 
 def test_the_momentum_is_nine_tenths():

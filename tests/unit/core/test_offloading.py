@@ -49,8 +49,7 @@ def test_a_folded_scale_is_in_what_is_loaded(models) -> None:
     assert torch.equal(offloaded(X), kept(X))
     assert torch.equal(models[1](X), models[0](X))  # the float model has none of it
     loaded = offloaded[2]._hf_hook.weights_map
-    assert set(loaded) == {"weight", "bias"}
-    assert len(loaded) == 2
+    assert (set(loaded), len(loaded)) == ({"weight", "bias"}, 2)
 
 
 def test_quantised_weights_are_not_kept(models) -> None:

@@ -644,13 +644,10 @@ class TestInATerminal:
 
         def started(*arguments: str) -> "pexpect.spawn[str]":
             environment = {
-                **os.environ,
-                "HOME": str(tmp_path),
-                "TERM": "xterm",
-                "PYTHONPATH": str(ROOT),
+                **os.environ, "HOME": str(tmp_path), "TERM": "xterm", "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
                 "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
-            }
+            }  # fmt: skip
             for name in ("CI", "PYTHONBREAKPOINT"):
                 environment.pop(name, None)
             child = pexpect.spawn(

@@ -616,8 +616,7 @@ class TestCircle:
         module, inputs, _ = case("attention", variant, activation and (activation, "uint8"))
         circle = exported(module, inputs, tmp_path)
         if activation is None:
-            assert circle.floats.count(FILL) == 1
-            assert min(circle.floats) == FILL
+            assert (circle.floats.count(FILL), min(circle.floats)) == (1, FILL)
             return
         (mask,) = [
             tensor
@@ -629,8 +628,7 @@ class TestCircle:
         assert scale * (least - zero_point) == pytest.approx(FILL, rel=1e-6)
 
     def test_a_weight_of_ones_has_the_type_of_its_spec(self, tmp_path):
-        model = tiny()
-        norm = wrap(model, "prefill").model.norm
+        norm = wrap(tiny(), "prefill").model.norm
         assert (norm.weight == 1).all()
         states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1))
         wrappers.calibrate(norm, [states])

@@ -144,8 +144,7 @@ class TestGreedy:
 class TestEnds:
     def test_a_sequence_ends_with_its_last_token_and_is_padded(self):
         model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
-        free = generated(model, ids, mask, max_new_tokens=12)
-        eos = int(free[1, 3])
+        eos = int(generated(model, ids, mask, max_new_tokens=12)[1, 3])
         expected = generated(model, ids, mask, max_new_tokens=12, eos_token_id=eos, pad_token_id=95)
         found = runtime(model, "prefill", capacity=30).generate(
             ids, mask, max_new_tokens=12, eos_token_id=eos, pad_token_id=95
@@ -226,8 +225,7 @@ class TestCapacity:
 class TestStaticShapes:
     @EACH_PAIR
     def test_every_step_has_the_same_shapes_and_buffers(self, pair):
-        model = tiny()
-        generator = runtime(model, pair, capacity=20)
+        generator = runtime(tiny(), pair, capacity=20)
         watch = RunObserver(generator.decode)
         generator.generate(tokens(3, 8), padding(3, 8, "left"), max_new_tokens=10)
         assert len(watch.shapes) == 9
@@ -287,8 +285,7 @@ class TestSampling:
 
     def test_draws_as_often_as_the_probabilities_say(self):
         probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-        choose = Sampling().chooser(torch.device("cpu"))
-        drawn = choose(probabilities.log().expand(20_000, 4))
+        drawn = Sampling().chooser(torch.device("cpu"))(probabilities.log().expand(20_000, 4))
         shares = torch.bincount(drawn, minlength=4) / 20_000
         assert (shares - probabilities).abs().max() < 0.015  # 4 standard deviations
 
@@ -299,8 +296,7 @@ class TestSampling:
     ], ids=str)  # fmt: skip
     def test_limits_keep_the_likeliest(self, limits, kept):
         logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2_000, 4)
-        drawn = Sampling(**limits).chooser(torch.device("cpu"))(logits)
-        assert drawn.unique().tolist() == kept
+        assert Sampling(**limits).chooser(torch.device("cpu"))(logits).unique().tolist() == kept
 
     @pytest.mark.parametrize("limits", [
         {"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1},
@@ -336,8 +332,7 @@ class TestPacking:
         ids = torch.arange(1, 5).expand(4, 4)
         mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 1]])
         prompts = Prompts.packed({"input_ids": ids, "attention_mask": mask})
-        assert prompts.lengths.tolist() == [3, 2, 1, 2]
-        assert prompts.longest == 3
+        assert (prompts.lengths.tolist(), prompts.longest) == ([3, 2, 1, 2], 3)
         inputs = prompts.inputs()
         assert (inputs["input_ids"] * inputs["attention_mask"]).tolist() == [
             [1, 2, 3],
@@ -374,8 +369,7 @@ class TestSlots:
     def test_hold_the_prompts_and_zeros(self):
         slots = self.slots([4, 2, 3], capacity=5)
         assert self.contents(slots) == [[1, 2, 3, 4, 0], [1, 2, 0, 0, 0], [1, 2, 3, 0, 0]]
-        assert slots.lengths.tolist() == [4, 2, 3]
-        assert slots.capacity == 5
+        assert (slots.lengths.tolist(), slots.capacity) == ([4, 2, 3], 5)
 
     def test_keys_get_the_factor_of_their_layer(self):
         cache, ones = DynamicCache(), torch.ones(1, 1, 2, 1)

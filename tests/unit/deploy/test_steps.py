@@ -87,8 +87,7 @@ class TestQuantisationOff:
     def test_dtypes(self, dtype):
         model = tiny(dtype=dtype)
         reference = FloatStep(model, "causal LM", tokens(2, 9), 8)
-        wrapped = wrap(model, "decode")
-        step, given = arguments(model, wrapped, "causal LM", reference, 8)
+        step, given = arguments(model, wrap(model, "decode"), "causal LM", reference, 8)
         with torch.no_grad():
             output, *new = step(*given)
         assert {states.dtype for states in (output, *new)} == {dtype}
@@ -227,14 +226,12 @@ class TestStructure:
     @pytest.mark.parametrize(
         "take",
         [
-            lambda model: model.model.layers[0].self_attn,
-            lambda model: model,
+            lambda model: model.model.layers[0].self_attn, lambda model: model,
             lambda model: wrap(model, "decode").model.layers[0].mlp,
-            lambda model: wrap(model, "decode").model.layers,
-            lambda model: nn.Linear(2, 2),
+            lambda model: wrap(model, "decode").model.layers, lambda model: nn.Linear(2, 2),
         ],
         ids=["float-attention", "float-model", "mlp", "list-of-layers", "linear"],
-    )
+    )  # fmt: skip
     def test_what_has_no_graph_is_refused(self, take):
         module = take(tiny())
         with pytest.raises(WrapError, match=f"^{type(module).__name__} has no graph of a step"):

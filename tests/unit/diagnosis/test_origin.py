@@ -167,8 +167,7 @@ class TestCaches:
     def test_the_references_own_is_left_alone_by_the_trial(self) -> None:
         reference, candidate = pair(steps=3)
         candidate.given = lambda layer, memory: memory if layer.index else None
-        comparison = tracer.compare(reference, candidate, X)
-        assert comparison.verdict.confirmed
+        assert tracer.compare(reference, candidate, X).verdict.confirmed
         assert tracer.compare(reference, copy.deepcopy(reference), X).verdict.agrees
 
 

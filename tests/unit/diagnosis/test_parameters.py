@@ -194,8 +194,7 @@ class TestDeclaredForms:
 
     def test_the_factor_is_applied_on_exchange(self) -> None:
         wrong = with_weights(Doubled, self.weight, 2 * self.bias)
-        undo = exchange(wrong, self.reference(), "weight")
-        assert undo is not None
+        assert exchange(wrong, self.reference(), "weight") is not None
         assert torch.equal(wrong.weight, 2 * self.weight)
         assert isinstance(wrong.weight, nn.Parameter)
 
@@ -205,8 +204,7 @@ class TestDeclaredForms:
         with torch.no_grad():
             both[1].weight[1] *= 1.5
         assert list(changed(*both)) == ["weight"]
-        undo = exchange(both[1], both[0], "weight")
-        assert undo is not None
+        assert exchange(both[1], both[0], "weight") is not None
         assert torch.equal(both[0].weight, both[1].weight)
 
     def test_what_another_form_does_to_the_parameters_is_not_known(self) -> None:

@@ -57,8 +57,7 @@ class TestCheck:
     def test_a_model_with_itself_and_wrapped(self, model):
         for other in (model, wrap(model, "prefill")):
             check = generation_check(model, other, PROMPTS, max_new_tokens=8)
-            assert check.equal_share == 1.0
-            assert check.identical == 3
+            assert (check.equal_share, check.identical) == (1.0, 3)
             assert check.first_different == (None, None, None)
             assert check.repetition[0] == check.repetition[1]
             assert check.degenerate[0] == check.degenerate[1]
@@ -124,13 +123,11 @@ class TestMeasures:
     ])  # fmt: skip
     def test_where_two_texts_part(self, reference, candidate, first, equal):
         texts = Continuation(reference, candidate)
-        assert texts.first_different == first
-        assert texts.equal == equal
+        assert (texts.first_different, texts.equal) == (first, equal)
 
     def test_shares_are_of_the_longer_text(self):
         check = GenerationCheck((Continuation((1, 2, 3, 4), (1, 2)), Continuation((5, 6), (5, 7))))
-        assert check.equal_share == 3 / 6
-        assert check.identical == 0
+        assert (check.equal_share, check.identical) == (3 / 6, 0)
         assert check.first_different == (2, 1)
 
     @pytest.mark.parametrize(("text", "share"), [

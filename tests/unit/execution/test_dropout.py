@@ -59,14 +59,11 @@ class Siblings(nn.Module):
 
 class TestActiveDropout:
     @pytest.mark.parametrize(("module", "found"), [
-        (nn.Dropout(0.25), Dropout("0", "p", 0.25)),
-        (nn.AlphaDropout(0.1), Dropout("0", "p", 0.1)),
+        (nn.Dropout(0.25), Dropout("0", "p", 0.25)), (nn.AlphaDropout(0.1), Dropout("0", "p", 0.1)),
         (nn.Dropout2d(1), Dropout("0", "p", 1)),
         (nn.MultiheadAttention(4, 2, dropout=0.1), Dropout("0", "dropout", 0.1)),
         (nn.LSTM(4, 4, num_layers=2, dropout=0.1), Dropout("0", "dropout", 0.1)),
-        (nn.Dropout(0.0), None),
-        (nn.GRU(4, 4), None),
-        (nn.MultiheadAttention(4, 2), None),
+        (nn.Dropout(0.0), None), (nn.GRU(4, 4), None), (nn.MultiheadAttention(4, 2), None),
         (nn.Linear(4, 4), None),
     ])  # fmt: skip
     def test_of_torch(self, module: nn.Module, found: Dropout | None) -> None:

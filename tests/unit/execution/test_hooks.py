@@ -126,21 +126,17 @@ class Opaque(nn.Module):
     (Everything(), (X, 2), {"d": 4}, {"a": X, "b": 2, "d": 4}),
     (Everything(), (X,), {"b": 2, "d": 4, "z": 9}, {"a": X, "b": 2, "d": 4, "z": 9}),
     (
-        Everything(),
-        (X, 2, 3, 7, 8),
-        {"d": 4},
+        Everything(), (X, 2, 3, 7, 8), {"d": 4},
         {"a": X, "b": 2, "c": 3, "args.0": 7, "args.1": 8, "d": 4},
     ),
     (Anything(), (X, 1), {"k": 2}, {"args.0": X, "args.1": 1, "k": 2}),
     (Decorated(), (X, None), {}, {"hidden_states": X, "attention_mask": None}),
     (Decorated(), (), {"hidden_states": X}, {"hidden_states": X}),
-    (Opaque(), (X,), {}, {"args.0": X}),
-    (nn.Linear(2, 2), (X,), {}, {"input": X}),
+    (Opaque(), (X,), {}, {"args.0": X}), (nn.Linear(2, 2), (X,), {}, {"input": X}),
 ])  # fmt: skip
 def test_arguments_have_their_parameters_names(module, args, kwargs, expected) -> None:
     call = recorded(module, lambda: module(*args, **kwargs)).call("")
-    assert call.arguments == expected
-    assert call.positional == tuple(expected)[: len(args)]
+    assert (call.arguments, call.positional) == (expected, tuple(expected)[: len(args)])
 
 
 def test_an_argument_is_kept_by_reference() -> None:
@@ -298,8 +294,7 @@ def test_a_module_with_two_names_goes_by_its_first() -> None:
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     recording = recorded(model, lambda: model(X))
-    assert recording.names() == ["", "0", "1", "0"]
-    assert recording.call("0", 1).index == 1
+    assert (recording.names(), recording.call("0", 1).index) == (["", "0", "1", "0"], 1)
 
 
 def test_modules_outside_the_names_are_not_seen() -> None:
@@ -542,8 +537,7 @@ def test_the_call_of_a_module_that_takes_no_hooks_is_seen(kind: str) -> None:
     assert next(iter(call.arguments.values())) is X
     assert str(call.caller) == line_of(Parent.forward, "self.child(x)")
     assert call.parent is recording.call("")
-    assert hooks_of(model) == before
-    assert child.__dict__.keys() == attributes.keys()
+    assert (hooks_of(model), child.__dict__.keys()) == (before, attributes.keys())
     assert child._compiled_call_impl is attributes.get("_compiled_call_impl")
 
     def answer(call: Call, phase: Phase) -> Answer:
@@ -561,8 +555,7 @@ def test_an_exception_in_a_compiled_module_ends_its_call() -> None:
     child.compile(backend="eager")
     model = Catches(child)
     recording = recorded(model, lambda: model(X))
-    ended = [event[0] for event in recording.events if event[2] is Phase.END]
-    assert ended == ["fallback", ""]
+    assert [event[0] for event in recording.events if event[2] is Phase.END] == ["fallback", ""]
 
 
 # Threads, and nothing changed.
@@ -635,18 +628,10 @@ signed.__signature__ = inspect.signature(lambda given, other: None)
 
 
 @pytest.mark.parametrize("module", [
-    Takes(),
-    Decorated(),
-    nn.Linear(2, 2),
-    nn.MultiheadAttention(4, 2),
-    replaced(lambda x, y=1: x),
-    replaced(decorated(Takes().forward)),
-    replaced(functools.partial(Takes().forward, 1)),
+    Takes(), Decorated(), nn.Linear(2, 2), nn.MultiheadAttention(4, 2), replaced(lambda x, y=1: x),
+    replaced(decorated(Takes().forward)), replaced(functools.partial(Takes().forward, 1)),
     replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
-    replaced(signed),
-    replaced(torch.relu),
-    replaced(len),
-    torch.compile(Takes(), backend="eager"),
+    replaced(signed), replaced(torch.relu), replaced(len), torch.compile(Takes(), backend="eager"),
 ])  # fmt: skip
 def test_positional_parameters_are_those_of_the_signature(module: nn.Module) -> None:
     forward = getattr(module, "_orig_mod", module).forward

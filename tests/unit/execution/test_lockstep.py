@@ -195,8 +195,7 @@ class TestOrder:
         rows = rows_of(compare(reference, candidate, X))
         with torch.no_grad():
             expected = Difference.of(reference.b(X), candidate.b(X))
-        assert rows["b", 0].difference == expected
-        assert rows["a", 0].difference.max == 0.0
+        assert (rows["b", 0].difference, rows["a", 0].difference.max) == (expected, 0.0)
 
 
 def _b_first(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -521,10 +520,8 @@ class Modes:
 def state() -> dict[str, object]:
     """What a model could leave switched on."""
     return {
-        "grad": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "dtype": torch.get_default_dtype(),
-        "autocast": torch.is_autocast_enabled("cpu"),
+        "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+        "dtype": torch.get_default_dtype(), "autocast": torch.is_autocast_enabled("cpu"),
         "autocast dtype": torch.get_autocast_dtype("cpu"),
         "autocast cache": torch.is_autocast_cache_enabled(),
         "device": torch.empty(0).device,
@@ -532,7 +529,7 @@ def state() -> dict[str, object]:
         "functions": len(torch.overrides._get_current_function_mode_stack()),
         "operators": len(torch.utils._python_dispatch._get_current_dispatch_mode_stack()),
         "context": VARIABLE.get(),
-    }
+    }  # fmt: skip
 
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="outside")
@@ -558,16 +555,13 @@ def variable(value: str) -> Iterator[None]:
 
 
 STATES: dict[str, Callable[[], object]] = {
-    "grad": torch.no_grad,
-    "inference": torch.inference_mode,
+    "grad": torch.no_grad, "inference": torch.inference_mode,
     "dtype": lambda: default_dtype(torch.float64),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "autocast without cache": lambda: torch.autocast("cpu", cache_enabled=False),
-    "device": lambda: torch.device("meta"),
-    "functions": Modes.Functions,
-    "operators": Modes.Operators,
-    "context": lambda: variable("inside"),
-}
+    "device": lambda: torch.device("meta"), "functions": Modes.Functions,
+    "operators": Modes.Operators, "context": lambda: variable("inside"),
+}  # fmt: skip
 
 
 class TestNothingLeaks:
@@ -684,8 +678,7 @@ class TestNothingLeaks:
             inside = state()
             assert walked(Net(plain), Net(careless), Watcher()).failure is None
             assert state() == inside
-        assert seen == [inside]
-        assert state() == outside
+        assert (seen, state()) == ([inside], outside)
 
     def test_different_casts_of_a_shared_parameter(self) -> None:
         def under(dtype: torch.dtype) -> Callable[..., torch.Tensor]:

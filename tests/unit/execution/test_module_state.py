@@ -210,19 +210,17 @@ LIBRARY: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: nn.BatchNorm1d(4),
     "cumulative batch norm": lambda: nn.BatchNorm1d(4, momentum=None),
     "instance norm": lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
-    "layer norm": lambda: nn.LayerNorm(4),
-    "group norm": lambda: nn.GroupNorm(2, 4),
+    "layer norm": lambda: nn.LayerNorm(4), "group norm": lambda: nn.GroupNorm(2, 4),
     "rms norm": lambda: nn.RMSNorm(4),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
     "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
-    "random relu": lambda: nn.RReLU(),
-    "prelu": lambda: nn.PReLU(),
+    "random relu": lambda: nn.RReLU(), "prelu": lambda: nn.PReLU(),
     "convolution": lambda: nn.Conv1d(2, 2, 1),
     "encoder layer": lambda: nn.TransformerEncoderLayer(4, 2, 4, 0.0, batch_first=True),
     "nested": lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ELU())),
     "shared": lambda: nn.Sequential(*[nn.Linear(4, 4)] * 2),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -334,8 +332,7 @@ def test_the_fused_path_of_an_encoder_layer_is_kept(tmp_path: Path) -> None:
     with torch.no_grad():
         plain = layer(src)
     tracer.record(layer, {"src": src}, tmp_path / "run.trace")
-    recording = tracer.open_trace(tmp_path / "run.trace")
-    comparison = tracer.compare(recording, layer)
+    comparison = tracer.compare(tracer.open_trace(tmp_path / "run.trace"), layer)
     assert comparison.verdict.agrees
     assert "self_attn" in comparison.coverage.reference_only
     both = tracer.compare(layer, copy.deepcopy(layer), {"src": src})
@@ -358,8 +355,7 @@ def test_two_threads_compare_one_model() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [True] * 6
-    assert photograph(model) == before
+    assert (found, photograph(model)) == ([True] * 6, before)
 
 
 def test_parameters_are_copied_only_where_they_may_be_edited() -> None:

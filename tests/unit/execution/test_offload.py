@@ -271,8 +271,7 @@ class TestDispatchedByTheUser:
     def test_modules_that_both_sides_share(self) -> None:
         """One side is through with a parameter of the outer module before the other is."""
         model = in_memory(Weighted().eval(), Path())
-        x = torch.randn(2, 4)
-        verdict = tracer.compare(model, model, x).verdict
+        verdict = tracer.compare(model, model, torch.randn(2, 4)).verdict
         assert verdict.explanation == "The models agree: every compared value is equal."
         assert model.weight.is_meta
 

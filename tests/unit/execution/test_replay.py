@@ -45,8 +45,7 @@ class TestRightPairs:
         coverage = comparison.coverage
         assert len(coverage.paired_modules) == len(list(model.modules()))
         assert coverage.reference_only == coverage.candidate_only == ()
-        assert coverage.unmatched_calls == ()
-        assert coverage.left_out == 0
+        assert (coverage.unmatched_calls, coverage.left_out) == ((), 0)
         heads = [row for row in comparison.rows if row.module == "lm_head" and row.is_output]
         assert [row.call for row in heads] == list(range(17))
         vocabulary = model.config.vocab_size
@@ -80,8 +79,7 @@ class TestRightPairs:
         lengths = torch.tensor([length, length - 2, length - 3])[:, None]
         places = torch.arange(length)
         visible = places < lengths if side == "right" else places >= length - lengths
-        generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(1, 500, (3, length), generator=generator)
+        ids = torch.randint(1, 500, (3, length), generator=torch.Generator().manual_seed(1))
         model = load("tiny-llama").model
         inputs = {"input_ids": ids, "attention_mask": visible.long()}
         comparison = tracer.compare(Stepped(model, steps=3), wrapped(model, 3), inputs)
@@ -90,8 +88,7 @@ class TestRightPairs:
         assert f"{comparison.coverage.left_out} values left out" in str(comparison.coverage)
 
     def test_a_batch_as_large_as_it_is_long(self):
-        generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(1, 500, (12, 12), generator=generator)
+        ids = torch.randint(1, 500, (12, 12), generator=torch.Generator().manual_seed(1))
         mask = (torch.arange(12) >= torch.arange(12)[:, None] % 5).long()
         model = load("tiny-llama").model
         inputs = {"input_ids": ids, "attention_mask": mask}

@@ -182,8 +182,7 @@ class TestCalls:
         wrong = made.get_submodule(f"{stage}.{path}")
         wrong.weight = torch.nn.Parameter(wrong.weight.detach() * 1.5)
         verdict = tracer.compare(Stepping(model, steps=3), made, inputs).verdict
-        assert verdict.origin.module == path
-        assert verdict.origin.kind == "parameter"
+        assert (verdict.origin.module, verdict.origin.kind) == (path, "parameter")
         assert verdict.symptom.call == call
         assert verdict.confirmed
 

@@ -126,8 +126,7 @@ class TestQuantisationOff:
         for candidate in (wrapped, model):
             model.zero_grad()
             loss_of(case, candidate, inputs).backward()
-            table = case.family.decoder(model).embed_tokens.weight
-            gradients.append(table.grad.clone())
+            gradients.append(case.family.decoder(model).embed_tokens.weight.grad.clone())
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
     def test_dropout_in_training_is_that_of_the_float_model(self, case):
@@ -257,8 +256,7 @@ class TestFolding:
     def test_what_cannot_be_folded_into_is_refused(self, case):
         model = case.family.tiny()
         attention = case.family.decoder(model).layers[1].self_attn
-        own = getattr(attention, case.family.folded)
-        other = type("Adapter", (type(own),), {})
+        other = type("Adapter", (type(getattr(attention, case.family.folded)),), {})
         adapter = other(8) if case.family.folded == "k_norm" else other(32, 16, bias=False)
         setattr(attention, case.family.folded, adapter)
         with pytest.raises(WrapError, match=rf"layers\.1\.self_attn\.{case.family.folded} is a A"):

@@ -23,11 +23,8 @@ class TestQuantisationOff:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"attention_bias": True, "mlp_bias": True},
-            {"tie_word_embeddings": True},
-            {"num_key_value_heads": 4},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16},
+            {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True},
+            {"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"head_dim": 16},
             {"hidden_act": "gelu"},
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
@@ -74,11 +71,9 @@ class TestAsTheFloatModel:
     @VARIANTS
     @IMPLEMENTATIONS
     @pytest.mark.parametrize("how", [
-        {"do_sample": False},
-        {"do_sample": False, "use_cache": False},
+        {"do_sample": False}, {"do_sample": False, "use_cache": False},
         {"do_sample": False, "cache_implementation": "static"},
-        {"do_sample": True, "top_k": 10},
-        {"do_sample": False, "num_beams": 3},
+        {"do_sample": True, "top_k": 10}, {"do_sample": False, "num_beams": 3},
     ], ids=lambda how: "-".join(how))  # fmt: skip
     def test_generates_the_same_tokens(self, variant, implementation, how):
         model = tiny(implementation)

@@ -129,10 +129,8 @@ class TestQuantisationOff:
         assert_calls_agree(*calls, LIMIT)
 
     @pytest.mark.parametrize("changes", [
-        {"attention_bias": True, "mlp_bias": True},
-        {"num_key_value_heads": 4},
-        {"num_key_value_heads": 1},
-        {"head_dim": 16},
+        {"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1}, {"head_dim": 16},
         {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
     ], ids=lambda changes: next(iter(changes)))  # fmt: skip
     def test_configurations(self, changes):
@@ -200,15 +198,13 @@ class TestCachesOfTransformers:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda model: None,
-            lambda model: (),
-            lambda model: DynamicCache(),
+            lambda model: None, lambda model: (), lambda model: DynamicCache(),
             lambda model: DynamicCache(config=model.config),
             lambda model: StaticCache(model.config, max_cache_len=12),
             lambda model: StaticCache(model.config, max_cache_len=20),
         ],
         ids=["none", "legacy", "dynamic", "dynamic-by-config", "static-full", "static"],
-    )
+    )  # fmt: skip
     def test_prefill_then_steps_equal_one_forward(self, variant, make):
         model, ids = tiny(), tokens(2, 12)
         with torch.no_grad():

@@ -83,8 +83,7 @@ def test_an_argument_is_spared(models) -> None:
             return output
 
     models[1].first.__class__ = Edits
-    given = torch.Tensor(X)
-    session = Session(*models, given, None, "*")
+    session = Session(*models, torch.Tensor(X), None, "*")
     trial = Trial(Replacements(spared=(("first", 0), ("input",))), None, {})
     run = Experiment(session, Tolerance()).must_rerun(trial)
     assert trial.applied

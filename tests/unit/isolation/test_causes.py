@@ -163,8 +163,7 @@ def test_all_calls_count_together():
     reference = Twice(right(candidate.wrong))
     (cause,) = worst(reference, candidate).causes
     y = reference(X)
-    assert cause.before == pytest.approx(relative_l2(y, y + 0.25))
-    assert cause.after == 0.0
+    assert (cause.before, cause.after) == (pytest.approx(relative_l2(y, y + 0.25)), 0.0)
 
 
 def test_outputs_that_are_no_floats_do_not_count():
@@ -278,10 +277,8 @@ class TestQuantised:
             calibration=models.calibration(loaded, count=1),
         )  # fmt: skip
         reference = tracer.Stepping(loaded.model, steps=2)
-        inputs = models.ending_in_steps(loaded.inputs, 2)
-        item = worst(reference, candidate, inputs=inputs)
+        item = worst(reference, candidate, inputs=models.ending_in_steps(loaded.inputs, 2))
         assert item.calls == 3
         points = [cause.point for cause in item.causes]
-        assert points[0] == "weight"
-        assert len(set(points)) == len(points)
+        assert (points[0], len(set(points))) == ("weight", len(points))
         assert item.causes[0].after < 0.01 * item.causes[0].before

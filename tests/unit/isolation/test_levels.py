@@ -43,16 +43,14 @@ def test_a_model_that_is_a_list_itself():
 
 
 def test_of_lists_in_lists_the_outermost_counts():
-    expert = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    layer = nn.ModuleDict({"experts": expert})
+    layer = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
     model = nn.ModuleDict({"layers": nn.ModuleList([layer])})
     assert chosen("layers", model) == ["layers.0"]
     assert chosen("blocks", model) == ["layers.0.experts"]
 
 
 def test_lists_of_lists():
-    stage = nn.ModuleList([Block(), Block()])
-    model = nn.ModuleDict({"stages": nn.ModuleList([stage])})
+    model = nn.ModuleDict({"stages": nn.ModuleList([nn.ModuleList([Block(), Block()])])})
     assert chosen("layers", model) == ["stages.0.0", "stages.0.1"]
     assert chosen("blocks", model) == ["stages.0.0.mlp", "stages.0.1.mlp"]
 

@@ -238,8 +238,7 @@ class TestOwnLines:
 
     def test_what_it_makes_of_what_they_return(self):
         reference, candidate = Own(), Own(after=1.5)
-        found = isolation(reference, candidate, X)
-        worst = found.modules[0].worst
+        worst = isolation(reference, candidate, X).modules[0].worst
         assert (worst.module, worst.value) == ("", "output")
         with torch.no_grad():
             assert worst.introduced == EXACT(relative_l2(reference(X), candidate(X)), rel=1e-5)
@@ -279,8 +278,7 @@ class TestNesting:
         ):
             (alone,) = isolation(llama.model, candidate, llama.inputs, glob).calls
             together = call_of(nested, glob)
-            assert together.depth == depth
-            assert together.introduced == alone.introduced
+            assert (together.depth, together.introduced) == (depth, alone.introduced)
             assert together.introduced_peir == alone.introduced_peir
         for depth in range(3):
             assert math.fsum(c.share for c in nested.calls if c.depth == depth) == EXACT(1.0)
@@ -351,8 +349,7 @@ class TestWhatIf:
 
     def test_the_model_itself_is_not_swapped(self):
         found = isolation(Own(), Own(after=1.5), X, what_if=1)
-        assert found.modules[0].module == ""
-        assert found.recoveries == ()
+        assert (found.modules[0].module, found.recoveries) == ("", ())
 
     def test_a_number_that_cannot_be(self):
         model = chain(6, 5)
@@ -376,8 +373,7 @@ class TestRuns:
             tracer.compare(*pair, confirm=False, isolate=level) for level in (None, "leaves")
         )
         assert plain.isolation is None
-        assert isolated.rows == plain.rows
-        assert isolated.verdict == plain.verdict
+        assert (isolated.rows, isolated.verdict) == (plain.rows, plain.verdict)
 
     def test_a_form_that_cannot_be_replaced_is_told(self):
         class Rolled(nn.Linear):
@@ -414,8 +410,7 @@ class TestRuns:
 
     def test_frame(self):
         model = chain(6, 5, 4)
-        found = isolation(model, scaled(model, m0=1.1), X)
-        frame = found.to_frame()
+        frame = isolation(model, scaled(model, m0=1.1), X).to_frame()
         assert list(frame.columns) == [
             *("module", "call", "value", "own_lines", "depth", "input_peir", "peir"),
             *("introduced_peir", "introduced", "share"),
@@ -457,8 +452,7 @@ def test_a_part_of_an_output_that_nobody_uses_does_not_count(hands_on: bool) -> 
     reference = Attended(hands_on).eval()
     candidate = copy.deepcopy(reference)
     candidate.attention.sharpness = 1.5
-    x = torch.randn(3, 4)
-    found = tracer.compare(reference, candidate, x, isolate="leaves").isolation
+    found = tracer.compare(reference, candidate, torch.randn(3, 4), isolate="leaves").isolation
     call = next(call for call in found.calls if call.module == "attention")
     assert (call.introduced > 0.1) is hands_on
     assert call.value == ("output.1" if hands_on else "output.0")

@@ -79,8 +79,7 @@ class TestComparedOnce:
         # The input and three outputs; the root's own output is that of its last child.
         assert len(compared) == 4
         assert comparison.coverage.compared_elements == 32 + 32 + 32 + 12
-        outputs = [row.module for row in comparison.rows if row.is_output]
-        assert outputs == ["0", "1", "2", ""]
+        assert [row.module for row in comparison.rows if row.is_output] == ["0", "1", "2", ""]
         assert comparison.coverage.compared_calls == 4
 
     def test_a_mask_goes_to_every_layer(self, compared) -> None:
@@ -92,10 +91,8 @@ class TestComparedOnce:
         model = Calls(how, a=Passes(), b=Passes(), c=Passes())
         mask = torch.zeros(1, 1, 4, 4)
         inputs = {"x": X, "attention_mask": mask}
-        comparison = compare(model, copy.deepcopy(model), inputs)
-        assert comparison.verdict.agrees
-        masks = [pair for pair in compared if pair[0].dtype == torch.bool]
-        assert len(masks) == 1
+        assert compare(model, copy.deepcopy(model), inputs).verdict.agrees
+        assert len([pair for pair in compared if pair[0].dtype == torch.bool]) == 1
 
     def test_a_tensor_that_was_edited_is_compared_again(self, compared) -> None:
         def how(model, x):
@@ -164,26 +161,18 @@ class TestComparedOnce:
 
 
 OUTPUTS = {
-    "None": (None, None),
-    "int": (3, 3),
-    "float NaN": (math.nan, math.nan),
-    "bool and int": (True, 1),
-    "nearly equal floats": (0.1 + 0.2, 0.3),
-    "str": ("text", "text"),
+    "None": (None, None), "int": (3, 3), "float NaN": (math.nan, math.nan),
+    "bool and int": (True, 1), "nearly equal floats": (0.1 + 0.2, 0.3), "str": ("text", "text"),
     "dict of lists": ({"a": [X, None]}, {"a": [X.clone(), None]}),
     "tuple and list": ((X, X + 1), [X.clone(), X + 1]),
     "empty tuple": ((), ()),
     "int tensors": (torch.arange(3), torch.arange(3)),
     "int tensors of other widths": (torch.arange(3), torch.arange(3, dtype=torch.int32)),
-    "bool tensors": (X > 0, X > 0),
-    "sparse and dense": (X.to_sparse(), X.clone()),
-    "complex": (X + 1j, X + 1j),
-    "0-d": (X.sum(), X.sum()),
-    "empty tensor": (X[:0], X[:0]),
-    "NaN at the same places": (X.sqrt(), X.sqrt()),
-    "dtype": (X, X.double()),
+    "bool tensors": (X > 0, X > 0), "sparse and dense": (X.to_sparse(), X.clone()),
+    "complex": (X + 1j, X + 1j), "0-d": (X.sum(), X.sum()), "empty tensor": (X[:0], X[:0]),
+    "NaN at the same places": (X.sqrt(), X.sqrt()), "dtype": (X, X.double()),
     "expanded": (X[:1].expand(4, 8), X[:1].expand(4, 8).contiguous()),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
@@ -339,8 +328,7 @@ class TestMasks:
     ])  # fmt: skip
     def test_another_meaning_is_flagged_and_is_no_symptom(self, left, right) -> None:
         comparison = with_masks(left, right)
-        row = rows_of(comparison, "a")["kwargs.attention_mask"]
-        assert not row.agrees
+        assert not rows_of(comparison, "a")["kwargs.attention_mask"].agrees
         assert comparison.verdict.agrees
         assert "let different positions through" in comparison.verdict.explanation
 
@@ -440,8 +428,7 @@ class TestPadding:
     def test_a_mask_that_covers_a_past(self) -> None:
         """Four cached positions and four new ones: the new ones are the last of the mask."""
         left = PADDING.flip(1)
-        new = left[:, 4:]
-        assert padded_row((3, 4, 16), at_padding(new, 1), left, IDS[:, :4]).agrees
+        assert padded_row((3, 4, 16), at_padding(left[:, 4:], 1), left, IDS[:, :4]).agrees
         assert not padded_row((3, 4, 16), at_padding(left[:, :4], 1), left, IDS[:, :4]).agrees
 
     @pytest.mark.parametrize("form", [torch.bool, torch.int32, torch.float32])
@@ -502,8 +489,7 @@ class TestPadding:
     def test_other_inputs_do_not_lend_their_length(self) -> None:
         """A longer or an unrelated input is no sequence of this mask."""
         others = {"pixel_values": torch.rand(3, 3, 4, 4), "features": torch.rand(3, 20, 2)}
-        change = at_padding(PADDING[:, 5:], 1)
-        assert not padded_row((3, 3, 16), change, **others).agrees
+        assert not padded_row((3, 3, 16), at_padding(PADDING[:, 5:], 1), **others).agrees
         assert not padded_row((3, 20, 16), lambda value: value + 1.0, **others).agrees
         assert padded_row((3, 8, 16), at_padding(PADDING, 1), **others).agrees
 
@@ -523,8 +509,7 @@ class TestPadding:
     def test_a_decoder_as_long_as_the_encoder_is_not_excused(self, length: int) -> None:
         """Its positions are none of the mask's, and the shapes do not tell them apart."""
         others = {"decoder_input_ids": torch.zeros(3, length, dtype=torch.long)}
-        row = padded_row((3, 8, 16), at_padding(PADDING, 1), **others)
-        assert row.agrees is (length != 8)
+        assert padded_row((3, 8, 16), at_padding(PADDING, 1), **others).agrees is (length != 8)
 
     @pytest.mark.parametrize("is_pair", [True, False])
     def test_labels_are_the_decoders_in_an_encoder_decoder_model(self, is_pair: bool) -> None:
@@ -532,8 +517,7 @@ class TestPadding:
         for model in models:
             model.config = SimpleNamespace(is_encoder_decoder=is_pair)
         inputs = {"input_ids": IDS, "attention_mask": PADDING, "labels": IDS}
-        comparison = compare(*models, inputs, confirm=False)
-        assert comparison.verdict.agrees is not is_pair
+        assert compare(*models, inputs, confirm=False).verdict.agrees is not is_pair
 
     def test_masks_of_calls_inside_excuse_in_them_and_around_them(self) -> None:
         """A model that generates hands on fewer positions than it was given."""
@@ -568,8 +552,7 @@ class TestPadding:
 
     def test_nonfinite_values_at_padded_positions_are_excused(self) -> None:
         change = at_padding(PADDING, 1)
-        row = padded_row((3, 8, 16), lambda v: torch.where(change(v) == v, v, math.nan))
-        assert row.agrees
+        assert padded_row((3, 8, 16), lambda v: torch.where(change(v) == v, v, math.nan)).agrees
 
 
 class Makes(Padded):
@@ -607,8 +590,7 @@ class TestDeclaredForms:
 
     def test_a_reference_that_declares_them_too_is_read_back_as_well(self) -> None:
         how = lambda model, x: model.a(x * 2.0).T / 8.0  # noqa: E731
-        both = [Calls(how, a=self.Scaled()) for _ in range(2)]
-        comparison = compare(*both, X)
+        comparison = compare(*[Calls(how, a=self.Scaled()) for _ in range(2)], X)
         assert comparison.verdict.agrees
         row = rows_of(comparison, "a")["output"]
         assert row.difference.max == 0.0

@@ -15,8 +15,7 @@ from tracer.models.locate import locate
 class TestBuiltIn:
     def test_each_is_listed_and_built(self):
         trained = [name for name in BUILT_IN if isinstance(locate(name), Path)]
-        assert trained == ["tiny-llama"]
-        assert list(BUILT_IN) == [*trained, *TINY]
+        assert (trained, list(BUILT_IN)) == (["tiny-llama"], [*trained, *TINY])
 
     @pytest.mark.parametrize("name", TINY)
     def test_a_seed_gives_the_same_model_and_inputs(self, name: str):

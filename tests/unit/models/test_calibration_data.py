@@ -139,18 +139,14 @@ class TestSyntheticImages:
                 name: tensor.shape for name, tensor in loaded.inputs.items()
             }
         for name in {"input_ids", "pixel_values", "pixel_values_videos"} & loaded.inputs.keys():
-            kinds = {tuple(batch[name].flatten().tolist()) for batch in data.batches}
-            assert len(kinds) == 4
+            assert len({tuple(batch[name].flatten().tolist()) for batch in data.batches}) == 4
         assert data.description == (
             "the inputs themselves and 3 like them with other random tokens and pixels (seed 0)"
         )
 
     def test_given_ones_stay_alone(self):
-        inputs = load("tiny-qwen3-vl").inputs
-        loaded = load("tiny-qwen3-vl", inputs=inputs)
-        data = calibration(loaded)
-        assert len(data.batches) == 1
-        assert data.description == "the inputs themselves"
+        data = calibration(load("tiny-qwen3-vl", inputs=load("tiny-qwen3-vl").inputs))
+        assert (len(data.batches), data.description) == (1, "the inputs themselves")
 
     def test_text_alone_does_not_do(self, tmp_path: Path):
         with pytest.raises(UsageError, match="text alone cannot calibrate it"):
@@ -190,10 +186,8 @@ class TestPhotos:
             "questions (seed 0)"
         )
         asked = [self.question(photographed, batch, 0) for batch in data.batches]
-        assert asked[0] == "Describe this image."
-        assert len(set(asked)) == 4
-        sums = {float(batch["pixel_values"].double().sum()) for batch in data.batches}
-        assert len(sums) == 4
+        assert (asked[0], len(set(asked))) == ("Describe this image.", 4)
+        assert len({float(batch["pixel_values"].double().sum()) for batch in data.batches}) == 4
         for batch in data.batches:
             assert batch["image_grid_thw"].shape == (2, 3)
             tokens = int((batch["mm_token_type_ids"] == 1).sum())

@@ -180,8 +180,7 @@ def test_casting_leaves_integers_and_unsaved_buffers(llama):
 
 def test_a_copy_shares_tied_weights_once():
     layer = torch.nn.Linear(3, 3)
-    model = torch.nn.Sequential(layer, torch.nn.ReLU(), layer)
-    copy_model = share_parameters(model)
+    copy_model = share_parameters(torch.nn.Sequential(layer, torch.nn.ReLU(), layer))
     assert copy_model[0] is copy_model[2]
     assert copy_model[0] is not layer
     assert copy_model[0].weight is layer.weight

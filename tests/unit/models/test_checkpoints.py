@@ -183,8 +183,7 @@ class TestTokenizer:
 
 class TestLocate:
     def test_a_folder_a_name_and_a_hub_id(self, saved: Path):
-        assert locate(str(saved)) == saved
-        assert locate("random-llama") == "random-llama"
+        assert (locate(str(saved)), locate("random-llama")) == (saved, "random-llama")
         assert (locate("tiny-llama") / "model.safetensors").is_file()
         assert locate("organisation/name") == "organisation/name"
 

@@ -92,12 +92,8 @@ class TestNames:
         ("/a folder/the port.py:Kinds.small", ("/a folder/the port.py", "Kinds.small")),
         ("port:build", ("port", "build")),
         ("package.port:build", ("package.port", "build")),
-        ("organisation/name", None),
-        ("tiny-llama", None),
-        ("C:\\models\\llama", None),
-        ("port.py:", None),
-        ("port.py:1", None),
-        ("package/port:build", None),
+        ("organisation/name", None), ("tiny-llama", None), ("C:\\models\\llama", None),
+        ("port.py:", None), ("port.py:1", None), ("package/port:build", None),
     ])  # fmt: skip
     def test_of_a_function(self, name: str, parts: tuple[str, str] | None) -> None:
         assert factory_of(name) == parts
@@ -147,16 +143,13 @@ class TestBuild:
 
     @pytest.mark.parametrize(("name", "said"), [
         ("alon", "there is no 'alon'; did you mean 'alone'"),
-        ("Kinds.large", "there is no 'large'"),
-        ("number", "is a int: expected a function"),
+        ("Kinds.large", "there is no 'large'"), ("number", "is a int: expected a function"),
         ("needs", r"TypeError: needs\(\) missing 1 required positional argument: 'width'"),
         ("fails", r"cannot be called: KeyError: 'weights', at .*port\.py:\d+"),
         ("ends", "cannot be called: SystemExit: no"),
         ("nothing", "returned a NoneType: expected an nn.Module, or a pair"),
-        ("three", "returned a tuple: expected"),
-        ("listed", "returned inputs of type list"),
-        ("numbers", "returned x that are no tensors"),
-        ("empty", "returned no inputs"),
+        ("three", "returned a tuple: expected"), ("listed", "returned inputs of type list"),
+        ("numbers", "returned x that are no tensors"), ("empty", "returned no inputs"),
     ])  # fmt: skip
     def test_what_is_no_model(self, port: str, name: str, said: str) -> None:
         with pytest.raises(tracer.ModelLoadError, match=said):

@@ -153,8 +153,7 @@ def test_shapes_of_scale_and_zero_point_must_agree():
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(TYPES))
 def test_codes_and_back_is_fake_quantisation(seed, dtype):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(5, 7, generator=generator) * 10
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)) * 10
     parameters = affine_qparams(x.min() / 2, x.max() / 2, dtype, ASYMMETRIC)
     codes = quantize(x, parameters)
     assert codes.dtype == torch.int32
@@ -228,20 +227,13 @@ def test_the_bits_of_torch_for_zero_infinities_and_nan():
 def layouts():
     base = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0)) * 30
     return {
-        "contiguous": base,
-        "transposed": base.transpose(0, 2),
-        "heads": base.view(4, 6, 2, 4).transpose(1, 2),
-        "first half": base[..., :4],
-        "second half": base[..., 4:],
-        "every other": base[:, ::2],
-        "column": base[:, :, 3],
-        "expanded": base[:1].expand(5, 6, 8),
-        "flipped": base.flip(0),
-        "0-d": base[0, 0, 0],
-        "one": base[:1, :1, :1],
-        "empty": base[:0],
+        "contiguous": base, "transposed": base.transpose(0, 2),
+        "heads": base.view(4, 6, 2, 4).transpose(1, 2), "first half": base[..., :4],
+        "second half": base[..., 4:], "every other": base[:, ::2], "column": base[:, :, 3],
+        "expanded": base[:1].expand(5, 6, 8), "flipped": base.flip(0), "0-d": base[0, 0, 0],
+        "one": base[:1, :1, :1], "empty": base[:0],
         "channels last": base.view(4, 2, 3, 8).to(memory_format=torch.channels_last),
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("may_overwrite", [False, True])

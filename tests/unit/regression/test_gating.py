@@ -299,9 +299,7 @@ class TestFailOn:
 
     @pytest.mark.parametrize(("fail_on", "counted"), [
         ("divergence", ["regression", "coverage", "divergence"]),
-        ("regression", ["regression", "coverage"]),
-        ("coverage", ["coverage"]),
-        ("never", []),
+        ("regression", ["regression", "coverage"]), ("coverage", ["coverage"]), ("never", []),
         (None, ["regression", "coverage"]),
     ])  # fmt: skip
     def test_levels(self, then, now, fail_on, counted):
@@ -315,8 +313,7 @@ class TestFailOn:
     def test_without_a_baseline_divergence_fails(self, now):
         assert gate(now({"a": 0.0})).passes
         decided = gate(now({"a": 0.5}))
-        assert levels(decided) == ["divergence"]
-        assert decided.fail_on == "divergence"
+        assert (levels(decided), decided.fail_on) == (["divergence"], "divergence")
         assert gate(now({"a": 0.5}), fail_on="never").passes
 
     @pytest.mark.parametrize(("fail_on", "message"), [
@@ -418,8 +415,7 @@ def test_a_symptom_without_a_row_is_never_excused(make_row, make_comparison):
     comparison = make_comparison([make_row("a", 0.5), make_row("b", 0.4)])
     assert gate(comparison, max_peir={"b": 0.5}).diverges
     assert not gate(comparison, max_peir={"*": 0.5}).diverges
-    symptom = Symptom("a", 0, "output", math.inf)
-    unseen = replace(comparison.verdict, symptom=symptom)
+    unseen = replace(comparison.verdict, symptom=Symptom("a", 0, "output", math.inf))
     comparison = replace(make_comparison([make_row("a")]), verdict=unseen)
     assert gate(comparison, max_peir={"*": 0.5}).diverges
 

@@ -145,10 +145,8 @@ class TestFold:
 
     def test_where_all_agree_the_largest_are_open(self, agreeing):
         items = arrange(agreeing.rows, None)
-        largest = max(agreeing.rows, key=lambda row: row.peir)
-        assert largest.module in labels(items)
-        assert labels(items)[:2] == LAYERS[:2]
-        assert labels(items)[-1] == ""
+        assert max(agreeing.rows, key=lambda row: row.peir).module in labels(items)
+        assert (labels(items)[:2], labels(items)[-1]) == (LAYERS[:2], "")
         assert "…" in labels(items)
 
     def test_few_rows_are_all_shown(self, make_row):
@@ -166,8 +164,7 @@ class TestFold:
     @settings(deadline=None)
     def test_no_row_is_lost_or_moved(self, peirs: list[float]):
         rows = [_row(i, peir) for i, peir in enumerate(peirs)]
-        symptom = next((row for row in rows if not row.agrees), None)
-        items = arrange(rows, symptom)
+        items = arrange(rows, next((row for row in rows if not row.agrees), None))
         flat = [r for item in items for r in (item.rows if isinstance(item, Fold) else (item,))]
         assert flat == rows
         assert all(len(item.rows) > 1 for item in items if isinstance(item, Fold))
@@ -199,8 +196,7 @@ class TestCurve:
     def test_zero_and_infinity_have_lines_of_their_own(self, make_row):
         rows = [make_row("a", 0.0), make_row("b", 1e-3), make_row("c", None)]
         ticks = [line.split("┤")[0].strip() for line in _curve_lines(rows)]
-        assert ticks[0] == "inf"
-        assert ticks[-1] == "0"
+        assert (ticks[0], ticks[-1]) == ("inf", "0")
 
     def test_colours_only_if_asked_for(self, diverging):
         assert ESCAPE in curve(diverging.rows, width=80, height=12, colour=True)
@@ -292,12 +288,10 @@ class TestIsolation:
 
     @pytest.mark.parametrize("width", [80, 200])
     def test_the_table_has_a_column_of_introduced_error(self, diverging, isolation, width: int):
-        comparison = replace(diverging, isolation=isolation)
-        text = shown(comparison, width=width)
+        text = shown(replace(diverging, isolation=isolation), width=width)
         header, *lines = text.splitlines()
         assert "PEIR own PEIR" in re.sub(" +", " ", header)
-        first = next(line for line in lines if "▶" in line)
-        assert re.search(r"5\.00e-01 +1\.25e-01", first)
+        assert re.search(r"5\.00e-01 +1\.25e-01", next(line for line in lines if "▶" in line))
         assert "own PEIR" not in shown(diverging, width=width)
 
     def test_rows_of_other_modules_and_arguments_have_none(
@@ -351,8 +345,7 @@ class TestIsolation:
         ]
 
     def test_where_there_is_no_error(self, agreeing):
-        nothing = Isolation("layers", (), ())
-        text = shown(replace(agreeing, isolation=nothing))
+        text = shown(replace(agreeing, isolation=Isolation("layers", (), ())))
         assert "where the error is introduced" not in text
         assert text.rstrip().endswith("No module introduces an error of its own.")
 
@@ -418,8 +411,7 @@ class TestCoverage:
 class TestFocus:
     def test_values_of_both_sides(self, agreeing):
         reference = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-        candidate = torch.tensor([[1.0, 2.0], [3.5, 4.0]])
-        focus = [Captured("mlp", 0, OUTPUT, reference, candidate)]
+        focus = [Captured("mlp", 0, OUTPUT, reference, torch.tensor([[1.0, 2.0], [3.5, 4.0]]))]
         text = shown(agreeing, focus=focus)
         assert "values of mlp, call 0" in text
         assert "output, float32 [2, 2]" in text
@@ -503,5 +495,4 @@ class TestPlainText:
 def test_show_is_the_method_of_a_comparison(diverging, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     diverging.show(all_rows=True)
-    text = capsys.readouterr().out
-    assert "…" not in text.split("\n\n")[0].replace("model…", "")
+    assert "…" not in capsys.readouterr().out.split("\n\n")[0].replace("model…", "")

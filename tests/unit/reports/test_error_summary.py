@@ -73,8 +73,7 @@ class TestBox:
         assert found == pytest.approx((1e-9, 1e-7 / float(reference.max() - reference.min())), 1e-3)
 
     def test_a_constant_reference(self):
-        text = shown(torch.ones(4), torch.ones(4) + 1)
-        assert re.search(r"output\s+1\s+inf %", text)
+        assert re.search(r"output\s+1\s+inf %", shown(torch.ones(4), torch.ones(4) + 1))
 
     def test_shapes_that_differ(self):
         with pytest.raises(ShapeMismatchError):
@@ -97,8 +96,7 @@ class TestNotFinite:
         reference[0, 0] = -math.inf
         text = shown(reference, quantized)
         assert "output: 128 of 256 values are not finite" in text
-        assert figures(text) == figures(clean)
-        assert drawing(text) == drawing(clean)
+        assert (figures(text), drawing(text)) == (figures(clean), drawing(clean))
 
     def test_nothing_is_left(self):
         text = shown(torch.full((3,), math.nan), torch.ones(3))
@@ -146,8 +144,7 @@ class TestScatter:
         assert f"{value:.3g}" in text
 
     def test_many_values_are_thinned_out_and_the_extremes_kept(self):
-        generator = torch.Generator().manual_seed(0)
-        reference = torch.randn(300_000, generator=generator)
+        reference = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
         quantized = reference.clone()
         reference[123_457], quantized[123_457] = 100.0, -100.0
         text = scatter(reference, quantized, width=60, height=24)

@@ -42,8 +42,7 @@ def test_a_file_that_was_edited_is_read_again(file: Path):
 @pytest.mark.parametrize("location", ["/nowhere/model.py:3", "{file}:31", "{file}:99"])
 def test_what_cannot_be_read(file: Path, location: str):
     found = excerpt(location.format(file=file))
-    assert found.lines == ()
-    assert found.marked == int(location.rpartition(":")[2])
+    assert (found.lines, found.marked) == ((), int(location.rpartition(":")[2]))
 
 
 @pytest.mark.parametrize("location", [None, "built-in"])
@@ -65,8 +64,7 @@ NOTHING = Ended(None)
 
 def test_every_origin():
     first, second = (Origin(name, None, OriginKind.COMPUTATION, None, None) for name in "ab")
-    verdict = Verdict(False, None, first, False, NOTHING)
-    assert origins(verdict) == (first,)
+    assert origins(Verdict(False, None, first, False, NOTHING)) == (first,)
     both = Verdict(False, None, first, False, NOTHING, origins=(first, second))
     assert origins(both) == (first, second)
     assert origins(Verdict(True, None, None, False, NOTHING)) == ()

@@ -150,8 +150,7 @@ class TestSection:
         assert sum(line.startswith("  worse") for line in lines) == 10
 
     def test_estimates_are_marked(self, judged):
-        comparison = judged({"a": 0.9}, {"a": 0.1}, remarks=ESTIMATED)
-        (change,) = comparison.gate.changes
+        (change,) = judged({"a": 0.9}, {"a": 0.1}, remarks=ESTIMATED).gate.changes
         assert figures(change) == ("~8.94e-02", "8.05e-01", "~1.00e-01", "9.00e-01")
 
     def test_names(self, judged):

@@ -58,21 +58,18 @@ class TestSchema:
         assert set(rows[0]) == {*frame.columns, "remarks"}
         for column in ("module", "call", "value", "peir", "mean", "max", "agrees"):
             assert [row[column] for row in rows] == frame[column].tolist()
-        assert rows[0]["shape"] == [1, 3]
-        assert rows[0]["dtype"] == "float32"
+        assert (rows[0]["shape"], rows[0]["dtype"]) == ([1, 3], "float32")
 
     def test_numbers_that_are_not_finite_are_strings(self, make_row, make_comparison):
         row = make_row("a", None, limit=math.nan)
         report = strict(render(make_comparison([row, make_row("b", 0.0)])))
-        assert report["rows"][0]["peir"] == "inf"
-        assert report["rows"][0]["limit"] == "nan"
+        assert (report["rows"][0]["peir"], report["rows"][0]["limit"]) == ("inf", "nan")
         assert report["rows"][0]["mean"] is None
         assert report["rows"][1]["sqnr"] == "inf"
 
     def test_the_rest_of_a_comparison(self, make_row, make_comparison):
         form = FormDifference(3, "model", 0, "kwargs.attention_mask", "None", "float32 [1]")
-        comparison = make_comparison([make_row("a")], form_differences=(form,))
-        report = strict(render(comparison))
+        report = strict(render(make_comparison([make_row("a")], form_differences=(form,))))
         assert report["verdict"]["agrees"] is True
         assert report["verdict"]["symptom"] is None
         assert report["run"] is None
@@ -109,8 +106,7 @@ class TestSchema:
             (("norm", 0),),
         )
         run = Run("a", "b", quantized=True, differences_expected=True)
-        comparison = make_comparison([make_row("embed", 0.5)], isolation=found)
-        report = strict(render(comparison, run))
+        report = strict(render(make_comparison([make_row("embed", 0.5)], isolation=found), run))
         assert report["ranking"] is None
         isolation = report["isolation"]
         assert list(isolation) == [
@@ -213,9 +209,7 @@ class TestJsonSchema:
         assert self.check(comparison, run)["ranking"]
 
     @pytest.mark.parametrize(("place", "value"), [
-        (("rows", 0, "peir"), "much"),
-        (("rows", 0, "call"), -1),
-        (("rows", 0, "shape"), None),
+        (("rows", 0, "peir"), "much"), (("rows", 0, "call"), -1), (("rows", 0, "shape"), None),
         (("verdict", "origin", "kind"), "magic"),
         (("coverage", "unmatched_calls"), [["candidate", "b", 1]]),
         (("schema",), 1),
@@ -253,8 +247,7 @@ class TestSave:
         with pytest.raises(UsageError, match="cannot be written: No space left on device"):
             save(make_comparison([make_row("a")]), path)
         monkeypatch.undo()
-        assert path.read_text() == "before"
-        assert list(tmp_path.iterdir()) == [path]
+        assert (path.read_text(), list(tmp_path.iterdir())) == ("before", [path])
 
     def test_a_link_stays_a_link(self, tmp_path: Path, make_row, make_comparison):
         target = tmp_path / "target.json"

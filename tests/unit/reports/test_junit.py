@@ -126,8 +126,7 @@ class TestText:
         run = Run("tiny", "sdpa", ("3 tokens",), "trace_model compare tiny")
         suite = suite_of(make_comparison([make_row("a")]), run)
         found = {item.get("name"): item.get("value") for item in suite.iter("property")}
-        assert found["torch"] == torch.__version__
-        assert found["note"] == "3 tokens"
+        assert (found["torch"], found["note"]) == (torch.__version__, "3 tokens")
         assert found["command"] == "trace_model compare tiny"
         assert found["coverage"].startswith("1 of 1 modules")
 

@@ -61,8 +61,7 @@ class TestContent:
         masks = [make_row(f"m{i}", 0.5, value="kwargs.attention_mask") for i in range(60)]
         comparison = make_comparison([*masks, make_row("first", 0.5), make_row("last", 0.5)])
         symptom = replace(comparison.verdict.symptom, module="first", value="output")
-        verdict = replace(comparison.verdict, symptom=symptom)
-        text = render(replace(comparison, verdict=verdict))
+        text = render(replace(comparison, verdict=replace(comparison.verdict, symptom=symptom)))
         assert "| ▶ | `first` |" in text
         assert "| ✗ | `m59` |" in text
         assert "`m39`" not in text
@@ -150,8 +149,7 @@ class TestEscaping:
         assert page.count("<h2>") == 1
         assert page.count("<details>") == page.count("</details>") == 1
         assert page.count("<table>") == 1
-        cells = {row.count("<td") for row in page.split("<tr>") if "<td" in row}
-        assert cells == {9}
+        assert {row.count("<td") for row in page.split("<tr>") if "<td" in row} == {9}
 
     def test_bold_and_links_stay_text(self, make_row, make_comparison):
         run = Run("**a** [b](c)", "d", ("**e**",))

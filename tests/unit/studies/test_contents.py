@@ -77,8 +77,7 @@ class TestMaskFill:
             known.add(Result(trial, metrics(math.nan, 0)))
         report = report_of(study(), known)
         assert "none has a finite loss: keep -120" in " ".join(report.reading)
-        assert report.plots == ()
-        assert {table.best for table in report.tables} == {None}
+        assert (report.plots, {table.best for table in report.tables}) == ((), {None})
         show(report)
 
     def test_before_a_trial_has_ended(self, known: Results):
@@ -247,8 +246,7 @@ class TestDecodeCalibration:
         made = DecodeCalibration(pairs=[PAIR], seeds=SEEDS, sizes=(2,))
         fill_in_decode(made, known, lambda trial: {"loss": 1.0, "float_past_loss": 2.0})
         report = report_of(made, known)
-        assert len(report.reading) == 2
-        assert report.tables[0].rows[0][0] == "float"
+        assert (len(report.reading), report.tables[0].rows[0][0]) == (2, "float")
         show(report)
 
 

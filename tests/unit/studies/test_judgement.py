@@ -100,10 +100,8 @@ class TestDifference:
         assert not difference.is_clear
 
     @pytest.mark.parametrize(("one", "other", "is_clear"), [
-        ((math.inf, math.inf), (1.0, 1.0), True),
-        ((1.0, 1.0), (math.inf, math.inf), True),
-        ((math.inf, 1.0), (1.0, 1.1), False),
-        ((math.inf, 1.0), (1.0, math.inf), False),
+        ((math.inf, math.inf), (1.0, 1.0), True), ((1.0, 1.0), (math.inf, math.inf), True),
+        ((math.inf, 1.0), (1.0, 1.1), False), ((math.inf, 1.0), (1.0, math.inf), False),
         ((math.inf, math.inf), (math.inf, math.inf), False),
         ((math.nan, 1.0), (1.0, 1.0), False),
     ])  # fmt: skip
@@ -130,8 +128,7 @@ class TestChoose:
 
     def test_no_difference_keeps_the_default(self):
         choice = choose({"a": by_seed(1.0, 1.0, 1.0), "b": by_seed(0.5, 1.4, 1.0)}, default="a")
-        assert (choice.best, choice.chosen) == ("b", "a")
-        assert choice.alike == ("b", "a")
+        assert ((choice.best, choice.chosen), choice.alike) == (("b", "a"), ("b", "a"))
 
     def test_a_sure_and_negligible_difference_keeps_the_default(self):
         figures = {"a": by_seed(1.0, 1.1, 1.2), "b": by_seed(0.9995, 1.0995, 1.1994)}
@@ -188,16 +185,14 @@ class TestChoose:
         # Over the seeds that both have, b is worse by 0.095.
         figures = {"a": {0: 1.4, 1: 3.0, 2: 1.4}, "b": {0: 1.5, 2: 1.49}, "c": {}}
         choice = choose(figures, default="a")
-        assert choice.order == ("a",)
-        assert choice.incomplete == {"b": 1, "c": 3}
+        assert (choice.order, choice.incomplete) == (("a",), {"b": 1, "c": 3})
         assert in_words(choice).endswith(
             "; b is left out: it has no result for 1 of 3 seeds"
             "; c is left out: it has no result for any seed of a."
         )
 
     def test_all_are_compared_over_the_seeds_of_the_default(self):
-        figures = {"a": {0: 1.4, 2: 1.4}, "b": {0: 1.3, 1: 9.0, 2: 1.3}}
-        choice = choose(figures, default="a")
+        choice = choose({"a": {0: 1.4, 2: 1.4}, "b": {0: 1.3, 1: 9.0, 2: 1.3}}, default="a")
         assert (choice.chosen, choice.spread.mean) == ("b", pytest.approx(1.3))
 
     def test_a_default_without_figures(self):

@@ -11,8 +11,7 @@ def test_the_default_is_always_tried():
 
 def test_the_search_then_the_finalists(known: Results):
     first = study().wanted(known)
-    assert {t.settings["variant"] for t in first} == {SEARCH}
-    assert len(first) == 9
+    assert ({t.settings["variant"] for t in first}, len(first)) == ({SEARCH}, 9)
     fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.5})
     last = [t for t in study().wanted(known) if t.settings["variant"] == FAITHFUL]
     fills = {t.settings["attention_mask_fill_value"] for t in last}

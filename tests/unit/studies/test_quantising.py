@@ -65,8 +65,7 @@ class TestPrefill:
         alone = prefill_model(loaded, Trial({"only": "model.layers.1.mlp"}, 0))
         inside = {path for path in paths(without) if path.startswith("model.layers.1.mlp.")}
         assert inside
-        assert off(without) == inside
-        assert off(alone) == paths(alone) - inside
+        assert (off(without), off(alone)) == (inside, paths(alone) - inside)
 
     @pytest.mark.parametrize(("settings", "message"), [
         ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),

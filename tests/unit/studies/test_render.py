@@ -92,8 +92,7 @@ class TestFiles:
     def test_csv(self, report: Report):
         rows = list(csv.DictReader(io.StringIO(table_of_results(report))))
         assert [row["seed"] for row in rows] == ["0", "1"]
-        assert float(rows[0]["loss"]) == 0.96
-        assert rows[0]["overrides"] == '{"a": 1}'
+        assert (float(rows[0]["loss"]), rows[0]["overrides"]) == (0.96, '{"a": 1}')
         assert (rows[1]["loss"], rows[1]["error"]) == ("", "E: x")
         for row in rows:
             assert (row["command"], row["torch"]) == ("trace_model ablate x", "2.1")

@@ -95,8 +95,7 @@ class TestRun:
 
     def test_a_trial_that_fails_is_kept_and_the_others_go_on(self, quick, tmp_path, monkeypatch):
         monkeypatch.setattr("wrappers.studies.execute.runner.measure", measured_but(0))
-        results = results_of(Few(fills=(-60.0,)), quick, tmp_path / "r.jsonl")
-        failed, done = results
+        failed, done = results_of(Few(fills=(-60.0,)), quick, tmp_path / "r.jsonl")
         assert failed.error == "RuntimeError: no memory for that"
         assert failed.metrics == {}
         assert done.metrics == {"loss": 1.0}

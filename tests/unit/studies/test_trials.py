@@ -21,8 +21,7 @@ class TestTrial:
         assert trial().key == Trial({"weight": "uint8", "fill": -1.0}, 0).key
 
     def test_other_settings_and_seeds_are_others(self):
-        keys = {trial(fill, seed).key for fill in (-1.0, -2.0) for seed in (0, 1)}
-        assert len(keys) == 4
+        assert len({trial(fill, seed).key for fill in (-1.0, -2.0) for seed in (0, 1)}) == 4
 
 
 class TestResults:
@@ -35,10 +34,8 @@ class TestResults:
         made.add(Result(trial(seed=1), error="ValueError: no", seconds=1.0))
         again = Results(path, HEAD)
         first, second = again.of([trial(), trial(seed=1)])
-        assert first.number("loss") == 1.5
-        assert first.number("worst") == math.inf
-        assert first.metrics["layers"][0] == 0.1
-        assert second.error == "ValueError: no"
+        assert (first.number("loss"), first.number("worst")) == (1.5, math.inf)
+        assert (first.metrics["layers"][0], second.error) == (0.1, "ValueError: no")
         assert again.missing([trial(), trial(seed=2), trial(seed=2)]) == [trial(seed=2)]
 
     def test_each_line_is_strict_json(self, tmp_path: Path):
@@ -191,13 +188,11 @@ class TestLocked:
 
     def test_what_is_being_written_is_left_to_its_writer(self, tmp_path: Path):
         path = tmp_path / "r.jsonl"
-        made = Results(path, HEAD)
-        made.add(Result(trial()))
+        Results(path, HEAD).add(Result(trial()))
         with path.open("a") as file:
             file.write('{"trial": ')
         before = path.read_bytes()
-        assert len(Results(path, HEAD)) == 1
-        assert path.read_bytes() == before
+        assert (len(Results(path, HEAD)), path.read_bytes()) == (1, before)
 
     def test_a_system_without_locks(self, tmp_path: Path, monkeypatch):
         monkeypatch.setattr("wrappers.studies.plan.trials.fcntl", None)

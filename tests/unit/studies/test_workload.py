@@ -14,8 +14,7 @@ class TestLoad:
         scored = sum(map(len, loaded.texts))
         assert 80 < scored <= 150
         text = Path(loaded.workload.text).read_text().replace("|", " ").split()
-        assert scored + len(loaded.calibration) == len(text)
-        assert loaded.bos == 0
+        assert (scored + len(loaded.calibration), loaded.bos) == (len(text), 0)
 
     def test_one_document_is_divided(self, workload: Workload):
         found = load(replace(workload, separator=None, tokens=100))
@@ -24,8 +23,7 @@ class TestLoad:
     def test_a_text_to_calibrate_on(self, workload: Workload, tmp_path: Path):
         other = tmp_path / "other.txt"
         other.write_text("w3 " * 50)
-        found = load(replace(workload, calibration_text=str(other)))
-        assert set(found.calibration) == {5}
+        assert set(load(replace(workload, calibration_text=str(other))).calibration) == {5}
 
     def test_calibration_sets(self, loaded: LoadedWorkload):
         sets = [loaded.calibration_set(seed, 5) for seed in (0, 0, 1)]
@@ -43,8 +41,7 @@ class TestLoad:
         found = load(own)
         assert torch.equal(torch.random.get_rng_state(), state)
         again = _load.__wrapped__(own)
-        assert found.texts == again.texts
-        assert found.checksum == again.checksum
+        assert (found.texts, found.checksum) == (again.texts, again.checksum)
         assert len({tuple(ids) for ids in found.texts}) > 1
         assert len(found.calibration) > 24
 

@@ -137,21 +137,19 @@ def test_sizes_around_the_chunk(size: int) -> None:
 
 BASE = drawn(torch.float32, (6, 10, 8, 4))
 FORMS = {
-    "transposed": lambda: BASE.transpose(0, 2),
-    "sliced": lambda: BASE[:, ::3, 1:],
+    "transposed": lambda: BASE.transpose(0, 2), "sliced": lambda: BASE[:, ::3, 1:],
     "every other row": lambda: BASE[::2],
     "expanded": lambda: BASE[:1, :1].expand(6, 10, 8, 4),
     "expanded scalar": lambda: torch.tensor(3.5).expand(4, 5),
     "channels last": lambda: BASE.to(memory_format=torch.channels_last),
-    "0-d": lambda: BASE.sum(),
-    "one element": lambda: BASE[0, 0, 0, :1],
+    "0-d": lambda: BASE.sum(), "one element": lambda: BASE[0, 0, 0, :1],
     "negative view": lambda: torch.view_as_complex(drawn(torch.float32, (5, 2))).conj().imag,
     "conjugate view": lambda: torch.view_as_complex(drawn(torch.float32, (5, 2))).conj(),
     "sparse": lambda: BASE[0, 0].relu().to_sparse(),
     "sparse rows": lambda: BASE[0, 0].relu().to_sparse_csr(),
     "requires grad": lambda: BASE.clone().requires_grad_() * 2,
     "parameter": lambda: torch.nn.Parameter(BASE[0].clone()),
-}
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -249,8 +247,7 @@ def test_nothing_finite_at_all(value: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", UNSIGNED)
 def test_unsigned_integers_never_wrap(dtype: torch.dtype) -> None:
     reference = torch.tensor([0, 1, 200], dtype=dtype)
-    candidate = torch.tensor([1, 0, 255], dtype=dtype)
-    difference = Difference.of(reference, candidate)
+    difference = Difference.of(reference, torch.tensor([1, 0, 255], dtype=dtype))
     assert (difference.max, difference.mean, difference.mismatched) == (55.0, 19.0, 3)
 
 
@@ -361,8 +358,7 @@ def test_zero_vectors() -> None:
     assert Difference.of(zero, zero.clone()).cosine == 1.0
     assert Difference.of(zero, one).cosine == 0.0
     assert Difference.of(one, zero).cosine == 0.0
-    assert Difference.of(one, zero).sqnr == 0.0
-    assert Difference.of(zero, -zero).max == 0.0
+    assert (Difference.of(one, zero).sqnr, Difference.of(zero, -zero).max) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8, torch.int64, torch.bool, torch.complex64])

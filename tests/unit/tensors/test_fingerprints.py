@@ -96,8 +96,7 @@ class TestBounds:
         c = r.clone()
         c[-1] += 3.0
         found = Fingerprint.of(r).estimate(Fingerprint.of(c))
-        true = Difference.of(r, c).relative_l2
-        assert 0 < found.low <= true <= found.high
+        assert 0 < found.low <= Difference.of(r, c).relative_l2 <= found.high
 
 
 class TestFingerprint:
@@ -115,8 +114,7 @@ class TestFingerprint:
         found = Fingerprint.of(drawn(6))
         stored = torch.tensor(found.numbers, dtype=torch.float64)
         assert len(raw_bytes(stored)) == 176
-        again = Fingerprint.from_numbers(stored.tolist(), found.shape, found.dtype)
-        assert again == found
+        assert Fingerprint.from_numbers(stored.tolist(), found.shape, found.dtype) == found
 
     def test_the_signs_are_the_same_everywhere(self) -> None:
         """Those of splitmix64, worked out in Python's integers."""
@@ -153,8 +151,7 @@ class TestFingerprint:
         x = torch.arange(1000)
         y = x.clone()
         y[500] += 1
-        difference = Fingerprint.of(x).difference(Fingerprint.of(y))
-        assert difference.mismatched == 1
+        assert Fingerprint.of(x).difference(Fingerprint.of(y)).mismatched == 1
         large = torch.tensor([2**60])  # float64 cannot tell it from the next one
         assert not Fingerprint.of(large).equals(Fingerprint.of(large + 4096))
 
@@ -168,8 +165,7 @@ class TestFingerprint:
         x = drawn(12, 100)
         x[3], x[4], x[5] = math.nan, math.inf, -math.inf
         found = Fingerprint.of(x)
-        assert found.nonfinite == 3
-        assert found.most == x[x.isfinite()].max().item()
+        assert (found.nonfinite, found.most) == (3, x[x.isfinite()].max().item())
         y = x.clone()
         y[6] = math.nan
         difference = found.difference(Fingerprint.of(y))
@@ -182,8 +178,7 @@ class TestFingerprint:
     def test_zeros(self) -> None:
         zero, one = Fingerprint.of(torch.zeros(5)), Fingerprint.of(torch.ones(5))
         assert zero.estimate(one).relative_l2 == math.inf
-        assert zero.estimate(one).cosine == 0.0
-        assert zero.estimate(zero).cosine == 1.0
+        assert (zero.estimate(one).cosine, zero.estimate(zero).cosine) == (0.0, 1.0)
 
     def test_the_estimated_difference_is_about_the_true_one(self) -> None:
         r = drawn(13, 20_000)
@@ -198,8 +193,7 @@ class TestFingerprint:
         r = drawn(15)
         c = r.clone()
         c[0] = 50.0
-        difference = Fingerprint.of(r).difference(Fingerprint.of(c))
-        assert difference.max >= 50.0 - r.max().item()
+        assert Fingerprint.of(r).difference(Fingerprint.of(c)).max >= 50.0 - r.max().item()
 
 
 def test_checksums_tell_bytes_apart() -> None:

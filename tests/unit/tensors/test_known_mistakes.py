@@ -115,8 +115,7 @@ def test_another_tensor_has_no_name() -> None:
 
 
 def test_two_mistakes_at_once_have_no_simple_name() -> None:
-    candidate = one_channel(one_head(R))
-    assert known_mistakes(R, candidate, LIMIT) == []
+    assert known_mistakes(R, one_channel(one_head(R)), LIMIT) == []
 
 
 def test_fits_come_best_first() -> None:
@@ -125,17 +124,14 @@ def test_fits_come_best_first() -> None:
 
 
 NOTHING_TO_FIT = {
-    "equal": (R, R.clone()),
-    "empty": (torch.empty(0, 3), torch.empty(0, 3)),
+    "equal": (R, R.clone()), "empty": (torch.empty(0, 3), torch.empty(0, 3)),
     "integers": (torch.arange(6), torch.arange(6) + 1),
     "booleans": (torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)),
     "complex": (torch.ones(3, dtype=torch.complex64), torch.zeros(3, dtype=torch.complex64)),
-    "sparse": (R[0].to_sparse(), R[0].to_sparse()),
-    "NaN": (R, torch.full_like(R, torch.nan)),
-    "infinity": (torch.full_like(R, torch.inf), R),
-    "another size": (R, R[:, :5]),
+    "sparse": (R[0].to_sparse(), R[0].to_sparse()), "NaN": (R, torch.full_like(R, torch.nan)),
+    "infinity": (torch.full_like(R, torch.inf), R), "another size": (R, R[:, :5]),
     "a zero reference": (torch.zeros(8, 8), activation(8, 8)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NOTHING_TO_FIT)

@@ -227,10 +227,8 @@ def test_replacing_leaves_keeps_the_type_and_leaves_the_original(kind: str) -> N
 def test_what_belongs_to_a_container_is_kept() -> None:
     assert replace_leaves(Names("title", tensor()), "v", {"v.0": 1}).title == "title"
     replaced = replace_leaves(deque([tensor()], maxlen=3), "v", {"v.0": 1})
-    assert replaced == deque([1], maxlen=3)
-    assert replaced.maxlen == 3
-    defaults = replace_leaves(defaultdict(list, a=tensor()), "v", {"v.a": 1})
-    assert defaults["absent"] == []
+    assert (replaced, replaced.maxlen) == (deque([1], maxlen=3), 3)
+    assert replace_leaves(defaultdict(list, a=tensor()), "v", {"v.a": 1})["absent"] == []
     plain = replace_leaves(Plain(tensor(), label="kept"), "v", {"v.value": 1})
     assert plain == Plain(1, label="kept")
     frozen = Frozen(tensor())
@@ -333,8 +331,7 @@ def test_cycles_are_walked_once() -> None:
     box = Box([tensor(1)])
     box.me = box
     box.value.append(box)
-    assert list(found(looped)) == ["v.0"]
-    assert list(found(box)) == ["v.value.0"]
+    assert (list(found(looped)), list(found(box))) == (["v.0"], ["v.value.0"])
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
@@ -363,18 +360,14 @@ def test_a_parameter_is_a_leaf() -> None:
 @pytest.mark.parametrize(("value", "text"), [
     (torch.tensor([1.5, -2.0]), "float32 [2], from -2 to 1.5"),
     (torch.ones(2, 3, dtype=torch.int64), "int64 [2, 3], all 1"),
-    (torch.tensor(True), "bool [], all True"),
-    (torch.empty(0, 4), "float32 [0, 4]"),
+    (torch.tensor(True), "bool [], all True"), (torch.empty(0, 4), "float32 [0, 4]"),
     (torch.tensor([math.nan, 1.0]), "float32 [2], from nan to nan"),
     (torch.tensor([1j]), "complex64 [1]"),
     (torch.tensor([1, 3], dtype=torch.uint16), "uint16 [2], from 1 to 3"),
     (torch.tensor([1, 3], dtype=torch.uint64), "uint64 [2], from 1 to 3"),
     (torch.tensor([1.0, 3.0]).to(torch.float8_e4m3fn), "float8_e4m3fn [2], from 1 to 3"),
     (torch.tensor([0.0, 3.0]).to_sparse(), "float32 [2], from 0 to 3"),
-    (torch.empty(2, device="meta"), "float32 [2]"),
-    (None, "None"),
-    (3, "3"),
-    ("text", "'text'"),
+    (torch.empty(2, device="meta"), "float32 [2]"), (None, "None"), (3, "3"), ("text", "'text'"),
     (filled_cache(), "DynamicCache"),
 ])  # fmt: skip
 def test_leaves_in_words(value: object, text: str) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tracer.tensors.masks import describe_mask, is_mask_name, visible_pair, visible_positions
+from tracer.tensors.masks import describe_mask, visible_pair, visible_positions
 
 
 def causal(size: int) -> torch.Tensor:
@@ -77,8 +77,7 @@ def test_complex_numbers_have_no_reading() -> None:
 def test_one_mask_for_all_heads_means_the_same_as_one_for_each() -> None:
     visible = causal(3)
     few = additive(visible[None, None], -120.0)
-    many = additive(visible.expand(2, 4, 3, 3), -math.inf)
-    pair = visible_pair(few, many)
+    pair = visible_pair(few, additive(visible.expand(2, 4, 3, 3), -math.inf))
     assert pair is not None
     assert pair[0].shape == pair[1].shape == (2, 4, 3, 3)
     assert torch.equal(*pair)
@@ -113,11 +112,3 @@ def test_masks_in_words(mask: object, words: str) -> None:
 def test_a_causal_mask_of_a_query_that_follows_a_past() -> None:
     mask = torch.ones(2, 5, dtype=torch.bool).tril(3)[None, None]
     assert describe_mask(mask).endswith("causal")
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [("attention_mask", True), ("causal_mask.0", True), ("Mask", True), ("position_ids", False)],
-)
-def test_masks_go_by_their_names(path: str, expected: bool) -> None:
-    assert is_mask_name(path) is expected

@@ -51,8 +51,7 @@ def test_models_that_agree() -> None:
 
 class TestText:
     def test_the_verdict_is_the_first_line(self, wrong) -> None:
-        first = str(wrong).splitlines()[0]
-        assert first.startswith("diverges at down, argument input, PEIR ")
+        assert str(wrong).splitlines()[0].startswith("diverges at down, argument input, PEIR ")
 
     def test_the_explanation(self, wrong) -> None:
         text = " ".join(str(wrong).split())

@@ -187,8 +187,7 @@ def test_suites_that_do_not_use_it_import_nothing(pytester: pytest.Pytester) -> 
             assert "torch" not in sys.modules
         """
     )
-    result = pytester.runpytest_subprocess(*SLIM, "-q", "-W", "error")
-    result.assert_outcomes(passed=1)
+    pytester.runpytest_subprocess(*SLIM, "-q", "-W", "error").assert_outcomes(passed=1)
 
 
 def test_the_plugin_alone_imports_no_torch() -> None:

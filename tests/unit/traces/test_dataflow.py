@@ -145,8 +145,7 @@ class TestFlow:
         live = tracer.flow(loaded.model, loaded.inputs)
         tracer.record(loaded.model, loaded.inputs, tmp_path / "a", values=values)
         again = tracer.flow(tracer.open_trace(tmp_path / "a"))
-        assert again.model == live.model
-        assert len(again.calls) == len(live.calls)
+        assert (again.model, len(again.calls)) == (live.model, len(live.calls))
         for old, new in zip(live.calls, again.calls, strict=True):
             for name in ("module", "call", "module_class", "depth", "caller", "ended"):
                 assert getattr(old, name) == getattr(new, name)

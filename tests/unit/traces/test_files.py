@@ -59,8 +59,7 @@ class TestRoundTrip:
         found = Fingerprint.of(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
         with TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(found)})
-        assert writer.size == 176
-        assert TraceReader(tmp_path / "a").tensor(0) == found
+        assert (writer.size, TraceReader(tmp_path / "a").tensor(0)) == (176, found)
 
     def test_a_fingerprint_of_what_is_not_padding(self, tmp_path: Path) -> None:
         x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
@@ -157,8 +156,7 @@ class TestDamage:
             TraceReader(written)
 
     def test_a_newer_format(self, written: Path) -> None:
-        header = {"format": 99, "trace_model": "7.1"}
-        (written / "header.json").write_text(json.dumps(header))
+        (written / "header.json").write_text(json.dumps({"format": 99, "trace_model": "7.1"}))
         with pytest.raises(StorageError, match=r"format 99, made by trace_model 7.1.*up to 2"):
             TraceReader(written)
 

@@ -38,10 +38,8 @@ class TestSameAsTheModel:
         loaded = load(name)
         other = candidate(loaded, kind)
         live = tracer.compare(loaded.model, other, loaded.inputs)
-        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
-        again = tracer.compare(trace, other)
-        assert places(again) == places(live)
-        assert again.coverage == live.coverage
+        again = tracer.compare(recorded(loaded.model, loaded.inputs, tmp_path / "a"), other)
+        assert (places(again), again.coverage) == (places(live), live.coverage)
         assert again.verdict.agrees == live.verdict.agrees
         assert again.form_differences == live.form_differences
 
@@ -82,8 +80,7 @@ class TestSameAsTheModel:
         live = tracer.compare(net, broken, X).verdict
         again = tracer.compare(recorded(net, X, tmp_path / "a"), broken).verdict
         assert again.confirmed
-        assert again.symptom == live.symptom
-        assert again.origin == live.origin
+        assert (again.symptom, again.origin) == (live.symptom, live.origin)
         assert again.origin.kind == "parameter"
         assert "`weight` differs (its checksum is not the recorded one)" in again.explanation
         assert "1 of 6 parameters are not those recorded: `block.second.weight`" in (
@@ -99,8 +96,7 @@ class TestSameAsTheModel:
         other.__class__ = Doubled
         live = tracer.compare(net, other, X).verdict
         again = tracer.compare(recorded(net, X, tmp_path / "a"), other).verdict
-        assert again.confirmed == live.confirmed
-        assert again.origin == live.origin
+        assert (again.confirmed, again.origin) == (live.confirmed, live.origin)
         assert again.origin.reference_line == live.origin.reference_line
         assert "parameters are not those recorded" not in again.explanation
 
@@ -137,8 +133,7 @@ class TestRecordedCandidate:
             tracer.compare(net, trace, **options)
 
     def test_the_noise_floor_of_the_reference(self, tmp_path, net) -> None:
-        trace = recorded(net, X, tmp_path / "a")
-        comparison = tracer.compare(net, trace, noise_floor=True)
+        comparison = tracer.compare(net, recorded(net, X, tmp_path / "a"), noise_floor=True)
         assert any(row.floor for row in comparison.rows)
 
 
@@ -166,12 +161,10 @@ class TestRecordedReference:
         assert "may come from what calls it" in comparison.verdict.explanation
         assert all(row.is_output for row in comparison.rows)
         assert comparison.coverage.left_out == 5  # what each of the modules was given
-        agreeing = tracer.compare(trace, net)
-        assert "may come from" not in agreeing.verdict.explanation
+        assert "may come from" not in tracer.compare(trace, net).verdict.explanation
 
     def test_values_are_captured(self, tmp_path, net) -> None:
-        trace = recorded(net, X, tmp_path / "a")
-        kept = tracer.capture(trace, net, include="block.first")
+        kept = tracer.capture(recorded(net, X, tmp_path / "a"), net, include="block.first")
         assert [k.value for k in kept] == ["kwargs.input", "output"]
         assert torch.equal(kept[1].reference, net.block.first(X))
 
@@ -245,15 +238,13 @@ class TestFingerprints:
         loaded = load("tiny-llama", batch=2)
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         assert tracer.compare(trace, loaded.model).coverage.left_out == 0
-        other = tracer.compare(trace, candidate(loaded, "wrapped"))
-        assert other.coverage.left_out > 0
+        assert tracer.compare(trace, candidate(loaded, "wrapped")).coverage.left_out > 0
 
     def test_a_missing_output_is_no_agreement(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a", values="fingerprints")
         silent = copy.deepcopy(net)
         silent.last.forward = lambda x: None
-        verdict = tracer.compare(trace, silent).verdict
-        assert verdict.symptom.module == "last"
+        assert tracer.compare(trace, silent).verdict.symptom.module == "last"
 
 
 class TestAnotherModel:
@@ -349,13 +340,11 @@ class TestEndedEarly:
         trace = self.cut(tmp_path / "a", 5)
         for models in ((trace, net), (net, trace)):
             coverage = tracer.compare(*models).coverage
-            assert coverage.held_bytes_peak == 0
-            assert coverage.unmatched_calls == ()
+            assert (coverage.held_bytes_peak, coverage.unmatched_calls) == (0, ())
 
     def test_a_mistake_before_the_end_is_found(self, tmp_path, net, broken) -> None:
         recorded(net, X, tmp_path / "a")
-        trace = self.cut(tmp_path / "a", 7)
-        verdict = tracer.compare(trace, broken).verdict
+        verdict = tracer.compare(self.cut(tmp_path / "a", 7), broken).verdict
         assert verdict.symptom.module == "block.second"
 
     @pytest.mark.slow
@@ -376,8 +365,7 @@ for values in sys.argv[2:]:
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
 """
-        command = [sys.executable, "-c", script, str(tmp_path), *VALUES]
-        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, "-c", script, str(tmp_path), *VALUES], check=True)
         loaded = load("tiny-llama", batch=2)
         for values in VALUES:
             trace = open_trace(tmp_path / values)

@@ -81,8 +81,7 @@ def test_an_edit_in_place_is_another_value(tmp_path: Path) -> None:
 def test_values_are_let_go_after_their_last_use(tmp_path: Path) -> None:
     deep = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
     playback = Playback(recorded(deep, X, tmp_path / "a"))
-    most = max(len(playback._alive) for _ in playback.events())
-    assert most <= 3
+    assert max(len(playback._alive) for _ in playback.events()) <= 3
     assert not playback._alive
 
 

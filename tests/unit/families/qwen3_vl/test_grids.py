@@ -69,8 +69,7 @@ def test_interpolation_equals_torch_on_each_image(grids_and_merge_size, side):
             image, size=(height, width), mode="bilinear", align_corners=True
         )
         blocks = resized.view(3, height // merge, merge, width // merge, merge)
-        patches = blocks.permute(1, 3, 2, 4, 0).reshape(-1, 3)
-        expected.append(patches.repeat(frames, 1))
+        expected.append(blocks.permute(1, 3, 2, 4, 0).reshape(-1, 3).repeat(frames, 1))
     layout = GridLayout.of(grids, merge_size=merge, side=side)
     with torch.no_grad():
         found = interpolated(table, layout)

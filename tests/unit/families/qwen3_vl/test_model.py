@@ -208,9 +208,7 @@ class TestAsTheFloatModel:
 
     @VARIANTS
     @pytest.mark.parametrize("options", [
-        {"logits_to_keep": 2},
-        {"logits_to_keep": torch.tensor([0, 3])},
-        {"use_cache": False},
+        {"logits_to_keep": 2}, {"logits_to_keep": torch.tensor([0, 3])}, {"use_cache": False},
         {"return_dict": False, "use_cache": False},
         {"output_hidden_states": True, "output_attentions": True},
     ], ids="-".join)  # fmt: skip

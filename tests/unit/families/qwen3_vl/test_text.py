@@ -43,9 +43,7 @@ class TestQuantisationOff:
     @pytest.mark.parametrize("positions", [
         torch.arange(5, 13)[None],
         torch.stack((torch.arange(8), torch.arange(4, 12))),
-        torch.arange(5, 13)[None, None],
-        grids(1, 8),
-        grids(2, 8),
+        torch.arange(5, 13)[None, None], grids(1, 8), grids(2, 8),
         torch.cat((torch.arange(8).expand(1, 2, 8), grids(2, 8))),
     ], ids=lambda positions: "x".join(map(str, positions.shape)))  # fmt: skip
     def test_positions_of_every_form(self, variant, positions):
@@ -76,19 +74,14 @@ class TestQuantisationOff:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"attention_bias": True},
-            {"num_key_value_heads": 4},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16},
-            {"hidden_act": "gelu"},
-            {"rms_norm_eps": 0.3},
-            {"is_causal": False},
+            {"attention_bias": True}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1},
+            {"head_dim": 16}, {"hidden_act": "gelu"}, {"rms_norm_eps": 0.3}, {"is_causal": False},
             {"rope_parameters": rope("default", mrope_section=[1, 2, 1])},
             {"rope_parameters": rope("linear", factor=2.0)},
             {"rope_parameters": rope("yarn", factor=4.0)},
         ],
         ids=lambda changes: str(changes.get("rope_parameters", changes)).split(", 'mrope_i")[0],
-    )
+    )  # fmt: skip
     def test_configurations(self, variant, changes):
         model = tiny(**changes)
         inputs = {"input_ids": tokens(2, 8), "position_ids": grids(2, 8)}

@@ -42,8 +42,7 @@ class TestImageAndText:
 
     def test_image_tokens_are_as_many_as_patches_say(self, qwen):
         made, description = image_and_text(qwen, InputSpec(batch=2))
-        images = made["mm_token_type_ids"].sum(1)
-        assert images.tolist() == [64, 64]
+        assert made["mm_token_type_ids"].sum(1).tolist() == [64, 64]
         assert made["image_grid_thw"].prod(1).tolist() == [256, 256]
         assert made["pixel_values"].shape == (512, 3 * 2 * 16 * 16)
         assert made["pixel_values"].abs().max() <= 1
@@ -59,8 +58,7 @@ class TestImageAndText:
 
     def test_text_keeps_clear_of_the_tokens_with_a_meaning(self):
         tokens = Tokens(vocabulary=40, padding=0, image=30, video=20, vision_start=6, vision_end=11)
-        model = build("tiny-qwen3-vl", 0, tokens=tokens)
-        made, _ = image_and_text(model, InputSpec(frames=3))
+        made, _ = image_and_text(build("tiny-qwen3-vl", 0, tokens=tokens), InputSpec(frames=3))
         ids = made["input_ids"][0]
         assert set(ids.tolist()) - {30, 20, 6, 11} == set(range(1, 6))
         assert int((ids == 6).sum()) == int((ids == 11).sum()) == 3

@@ -43,8 +43,7 @@ class TestRequest:
     @settings(deadline=None)
     def test_lengths_are_longest_first_and_differ_where_there_is_room(self, longest: int, n: int):
         lengths = InputSpec(batch=n).lengths(longest)
-        assert len(lengths) == n
-        assert lengths[0] == longest
+        assert (len(lengths), lengths[0]) == (n, longest)
         assert lengths == sorted(lengths, reverse=True)
         assert min(lengths) >= 1
         if longest >= 2 * n:
@@ -182,5 +181,4 @@ class TestCheck:
 
 def test_random_tokens_use_the_whole_vocabulary(llama):
     drawn = random_tokens(llama, (100, 100), seed=0)
-    assert vocabulary(llama) == 512
-    assert drawn.unique().tolist() == list(range(512))
+    assert (vocabulary(llama), drawn.unique().tolist()) == (512, list(range(512)))
