@@ -5,6 +5,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from wrappers import PTQConfig, calibrate, convert, prepare
+
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -81,3 +83,19 @@ def by_torch(x, low, high, levels=255):
     scale = (max(high, 0.0) - min(low, 0.0)) / levels
     zero_point = round(-min(low, 0.0) / scale)
     return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, levels)
+
+
+def linear(**fields):
+    """A float linear layer of 6 to 4 and its wrapper."""
+    torch.manual_seed(0)
+    source = nn.Linear(6, 4)
+    return source, prepare(source, PTQConfig(**fields))
+
+
+def quantized_linear(**fields):
+    source, wrapper = linear(**fields)
+    calibrate(wrapper, [torch.randn(32, 6)])
+    return source, convert(wrapper)
+
+
+X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))

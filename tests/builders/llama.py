@@ -31,6 +31,10 @@ def wrap(model, variant, **config):
     return wrappers.prepare(model, wrappers.PTQConfig(variant=variant, **config))
 
 
+def specs(activation, weight):
+    return {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
+
+
 def tokens(batch, length, seed=1):
     return torch.randint(3, 96, (batch, length), generator=torch.Generator().manual_seed(seed))
 

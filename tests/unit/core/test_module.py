@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from tests.builders.layers import X, linear, quantized_linear
 from wrappers import (
     Mode,
     PTQConfig,
@@ -32,23 +33,6 @@ from wrappers.errors import (
     UnseenObserverError,
     WrapError,
 )
-
-
-def linear(**fields):
-    """A float linear layer of 6 to 4 and its wrapper."""
-    torch.manual_seed(0)
-    source = nn.Linear(6, 4)
-    return source, prepare(source, PTQConfig(**fields))
-
-
-def quantized_linear(**fields):
-    source, wrapper = linear(**fields)
-    calibrate(wrapper, [torch.randn(32, 6)])
-    return source, convert(wrapper)
-
-
-X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-
 
 # --- wrapping
 
@@ -190,22 +174,18 @@ def test_quantised_is_what_torch_computes_from_the_ranges_seen():
         torch.testing.assert_close(quantized(X), expected)
 
 
-def test_the_input_is_never_written_into():
-    _, wrapper = quantized_linear()
+def test_quantising_off_and_on_again_never_writes_into_the_input():
+    source, wrapper = quantized_linear()
     x = X.clone()
     with torch.no_grad():
-        wrapper(x)
-    assert torch.equal(x, X)
-
-
-def test_quantising_off_and_on_again():
-    source, wrapper = quantized_linear()
-    with torch.no_grad():
-        first = wrapper(X)
+        first = wrapper(x)
         wrapper.mode = Mode.NO_QUANT
-        assert torch.equal(wrapper(X), source(X))
+        assert torch.equal(wrapper(x), source(X))
         wrapper.mode = Mode.QUANT
-        assert torch.equal(wrapper(X), first)
+        assert torch.equal(wrapper(x), first)
+    assert torch.equal(x, X)
+    with pytest.raises(ModeError, match="expected a Mode"):
+        wrapper.mode = "quant"
 
 
 def test_calibrating_again_forgets():
@@ -245,12 +225,6 @@ def test_weights_alone_need_no_calibration():
     weight = quantized.points["weight"].quantizer.fake_quantize(source.weight.detach())
     with torch.no_grad():
         assert torch.equal(quantized(X), F.linear(X, weight, source.bias))
-
-
-def test_a_mode_is_a_mode():
-    _, wrapper = linear()
-    with pytest.raises(ModeError, match="expected a Mode"):
-        wrapper.mode = "quant"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -302,9 +276,6 @@ def test_inference_tensors_work():
         calibrate(wrapper, [X])
         quantized = convert(wrapper)
         assert torch.equal(quantized(X), quantized(X))
-
-
-# --- loaded parameters
 
 
 # --- copies, moves, files
@@ -379,9 +350,6 @@ def test_moving_to_a_gpu():
     torch.testing.assert_close(output, expected, atol=1.1 * step, rtol=0)
 
 
-# --- folding
-
-
 # --- switches
 
 
@@ -413,16 +381,12 @@ def test_a_point_that_is_switched_off_is_left_out():
     assert torch.equal(before, act_out(F.linear(act_in(X), weight(source.weight), source.bias)))
 
 
-def test_a_switch_is_put_back_after_an_error():
+def test_a_switch_is_put_back_after_an_error_and_one_that_there_is_not_is_named():
     _, wrapper = quantized_linear()
     before = wrapper(X)
     with pytest.raises(RuntimeError), wrapper.disabled("weight"):
         wrapper(X[:, :2])
     assert torch.equal(wrapper(X), before)
-
-
-def test_a_switch_that_there_is_not():
-    _, wrapper = quantized_linear()
     missing = pytest.raises(PointError, match="has no point 'wight'; it has weight, act_in")
     with missing, wrapper.disabled("wight"):
         pass

@@ -2,21 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
 
-from tests.builders.layers import layer
+from tests.builders.layers import X, layer, linear
 from wrappers import PTQConfig, calibrate, convert, prepare
 from wrappers.layers.linear import QuantLinear
-
-
-def linear(**fields):
-    """A float linear layer of 6 to 4 and its wrapper."""
-    torch.manual_seed(0)
-    source = nn.Linear(6, 4)
-    return source, prepare(source, PTQConfig(**fields))
-
-
-X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
 
 def test_a_folded_scale_leaves_the_float_model_alone_and_is_declared():

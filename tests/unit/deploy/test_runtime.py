@@ -35,18 +35,16 @@ def generated(model, input_ids, mask=None, **how):
     return output[:, input_ids.shape[1] :]
 
 
-def generated_alone(model, input_ids, mask, **how):
-    """Likewise, each row by itself and without its padding."""
-    rows = [row[visible.bool()][None] for row, visible in zip(input_ids, mask, strict=True)]
-    return torch.cat([generated(model, row, **how) for row in rows])
+def assert_as_alone(model, pair, capacity, ids, mask, count):
+    """A runtime gives of each row what transformers gives of it alone, without its padding."""
+    found = runtime(model, pair, capacity).generate(ids, mask, max_new_tokens=count)
+    assert found.dtype == torch.int64
+    rows = [row[visible.bool()][None] for row, visible in zip(ids, mask, strict=True)]
+    assert torch.equal(found, torch.cat([generated(model, r, max_new_tokens=count) for r in rows]))
 
 
-def with_hole(length):
-    """Masks with padding between tokens."""
-    mask = torch.ones(3, length, dtype=torch.int64)
-    mask[1, 2:4] = 0
-    mask[2, 1::2] = 0
-    return mask
+# Padding between tokens.
+WITH_HOLES = torch.tensor([[1] * 8, [1, 1, 0, 0, 1, 1, 1, 1], [1, 0] * 4])
 
 
 class RunObserver:
@@ -80,10 +78,8 @@ class TestGreedy:
     def test_prompts_of_different_lengths_give_what_each_gives_alone(
         self, pair, implementation, side
     ):
-        model, ids, mask = tiny(implementation), tokens(3, 8), padding(3, 8, side)
-        found = runtime(model, pair, capacity=17).generate(ids, mask, max_new_tokens=10)
-        assert found.dtype == torch.int64
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=10))
+        model = tiny(implementation)
+        assert_as_alone(model, pair, 17, tokens(3, 8), padding(3, 8, side), 10)
 
     @EACH_PAIR
     def test_a_batch_padded_on_the_left_gives_what_generate_gives(self, pair):
@@ -91,27 +87,26 @@ class TestGreedy:
         found = runtime(model, pair, capacity=30).generate(ids, mask, max_new_tokens=10)
         assert torch.equal(found, generated(model, ids, mask, max_new_tokens=10))
 
-    @pytest.mark.parametrize("side", ["left", "right"])
-    @pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.float32])
-    def test_padding_masks_of_any_dtype(self, side, kind):
-        model, ids, mask = tiny(), tokens(2, 6), padding(2, 6, side)
-        found = runtime(model, "prefill", capacity=12).generate(
-            ids, mask.to(kind), max_new_tokens=5
-        )
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+    @pytest.mark.parametrize("mask", [
+        *(padding(3, 8, side).to(kind) for side in ("left", "right")
+          for kind in (torch.bool, torch.int32, torch.float32)),
+        WITH_HOLES,
+    ])  # fmt: skip
+    def test_padding_of_any_dtype_and_between_tokens(self, mask):
+        assert_as_alone(tiny(), "prefill", 12, tokens(3, 8), mask, 5)
 
-    def test_padding_between_tokens_is_as_if_it_were_not_there(self):
-        model, ids, mask = tiny(), tokens(3, 8), with_hole(8)
-        found = runtime(model, "prefill", capacity=12).generate(ids, mask, max_new_tokens=5)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+    @pytest.mark.parametrize("visible", [slice(6, None), slice(4)])
+    def test_padding_takes_no_room(self, visible):
+        mask = torch.zeros(1, 10, dtype=torch.int64)
+        mask[:, visible] = 1
+        assert_as_alone(tiny(), "prefill", 6, tokens(1, 10), mask, 3)
 
     def test_padding_on_the_left_in_float64(self):
         # transformers' eager attention makes NaN of a query in float64 that may look at nothing.
         model, ids, mask = tiny("eager", dtype=torch.float64), tokens(3, 8), padding(3, 8, "left")
         with torch.no_grad():
             assert model(ids, attention_mask=mask).logits.isnan().any()
-        found = runtime(model, "float", capacity=12).generate(ids, mask, max_new_tokens=5)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+        assert_as_alone(model, "float", 12, ids, mask, 5)
 
     @pytest.mark.parametrize("changes", [
         {"tie_word_embeddings": True},
@@ -120,22 +115,15 @@ class TestGreedy:
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
     ], ids=lambda changes: next(iter(changes)))  # fmt: skip
     def test_configurations(self, changes):
-        model, ids, mask = tiny(**changes), tokens(2, 6), padding(2, 6, "right")
-        found = runtime(model, "prefill", capacity=16).generate(ids, mask, max_new_tokens=10)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=10))
+        assert_as_alone(tiny(**changes), "prefill", 16, tokens(2, 6), padding(2, 6, "right"), 10)
 
-    def test_one_token_takes_no_step(self):
+    def test_one_token_takes_no_step_and_none_needs_gradients(self):
         model = tiny()
         prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
         watch = RunObserver(decode)
         found = Runtime(prefill, decode, capacity=6).generate(tokens(2, 6), max_new_tokens=1)
         assert torch.equal(found, generated(model, tokens(2, 6), max_new_tokens=1))
         assert not watch.shapes
-
-    def test_needs_no_gradients_and_leaves_none(self):
-        model = tiny()
-        decode = wrap(model, "decode")
-        watch = RunObserver(decode)
         Runtime(model, decode, capacity=9).generate(tokens(2, 6), max_new_tokens=3)
         assert not any(states.requires_grad for pair in watch.past.values() for states in pair)
         assert torch.is_grad_enabled()
@@ -165,8 +153,8 @@ class TestEnds:
     def test_a_sequence_that_has_ended_takes_no_room(self):
         model, ids, mask = tiny(), tokens(2, 12), torch.ones(2, 12, dtype=torch.int64)
         mask[1, 4:] = 0
-        free = generated_alone(model, ids, mask, max_new_tokens=9)
-        eos = int(free[0, 1])
+        free = [generated(model, row, max_new_tokens=9)[0] for row in (ids[:1], ids[1:, :4])]
+        eos = int(free[0][1])
         assert eos not in free[1]
         found = runtime(model, "prefill", capacity=13).generate(
             ids, mask, max_new_tokens=9, eos_token_id=eos
@@ -197,29 +185,19 @@ class TestCapacity:
             Runtime(model, capacity=6).generate(ids, max_new_tokens=2)
         assert torch.equal(caught.value.tokens, expected)
 
-    def test_the_longest_sequence_fills_it(self):
+    def test_what_does_not_fit_is_refused(self):
         model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "right")
         with pytest.raises(CacheFullError, match=r"has 10 positions .* after 3 of 9 new tokens"):
             runtime(model, "prefill", capacity=10).generate(ids, mask, max_new_tokens=9)
-
-    @pytest.mark.parametrize("side", ["left", "right"])
-    def test_padding_takes_no_room(self, side):
-        model, ids = tiny(), tokens(1, 10)
-        mask = torch.zeros(1, 10, dtype=torch.int64)
-        mask[:, slice(6, None) if side == "left" else slice(4)] = 1
-        found = runtime(model, "prefill", capacity=6).generate(ids, mask, max_new_tokens=3)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=3))
-
-    def test_a_prompt_longer_than_it_is_refused(self):
-        with pytest.raises(
-            ModelInputError, match="a prompt has 7 tokens, and the cache a capacity of 6"
-        ):
-            Runtime(tiny(), capacity=6).generate(tokens(2, 7), max_new_tokens=1)
-
-    @pytest.mark.parametrize("capacity", [0, -3])
-    def test_must_be_positive(self, capacity):
-        with pytest.raises(ModelInputError, match=f"capacity of {capacity}; expected at least 1"):
-            Runtime(tiny(), capacity=capacity)
+        with pytest.raises(ModelInputError, match="has 7 tokens, and the cache a capacity of 6"):
+            Runtime(model, capacity=6).generate(tokens(2, 7), max_new_tokens=1)
+        for count in (0, -3):
+            said = f"capacity of {count}; expected at least 1"
+            with pytest.raises(ModelInputError, match=said):
+                Runtime(model, capacity=count)
+            said = f"max_new_tokens of {count}; expected at least 1"
+            with pytest.raises(ModelInputError, match=said):
+                Runtime(model, capacity=8).generate(tokens(1, 3), max_new_tokens=count)
 
 
 class TestStaticShapes:
@@ -319,13 +297,6 @@ class TestPrompts:
         with pytest.raises(ModelInputError, match=message):
             Runtime(tiny(), capacity=8).generate(ids, mask, max_new_tokens=2)
 
-    @pytest.mark.parametrize("count", [0, -1])
-    def test_no_new_tokens_are_refused(self, count):
-        with pytest.raises(
-            ModelInputError, match=f"max_new_tokens of {count}; expected at least 1"
-        ):
-            Runtime(tiny(), capacity=8).generate(tokens(1, 3), max_new_tokens=count)
-
 
 class TestPacking:
     def test_padding_goes_to_the_end(self):
@@ -334,20 +305,14 @@ class TestPacking:
         prompts = Prompts.packed({"input_ids": ids, "attention_mask": mask})
         assert (prompts.lengths.tolist(), prompts.longest) == ([3, 2, 1, 2], 3)
         inputs = prompts.inputs()
-        assert (inputs["input_ids"] * inputs["attention_mask"]).tolist() == [
-            [1, 2, 3],
-            [3, 4, 0],
-            [1, 0, 0],
-            [2, 4, 0],
-        ]
+        rows = (inputs["input_ids"] * inputs["attention_mask"]).tolist()
+        assert rows == [[1, 2, 3], [3, 4, 0], [1, 0, 0], [2, 4, 0]]
 
     def test_without_a_mask_nothing_is_padding(self):
         prompts = Prompts.packed(tokens(2, 5))
         assert torch.equal(prompts.input_ids, tokens(2, 5))
         assert prompts.lengths.tolist() == [5, 5]
         assert prompts.inputs()["attention_mask"].all()
-
-    def test_without_token_ids_is_refused(self):
         with pytest.raises(ModelInputError, match="a prompt holds ids, mask; expected input_ids"):
             Prompts.packed({"ids": tokens(1, 2), "mask": tokens(1, 2)})
 
@@ -446,8 +411,7 @@ class TestRealModels:
     def test_prompts_of_different_lengths(self, shared_data, real, side):
         model, *_ = real(*REAL.args[1][0])
         ids, mask = real_text(shared_data, "stories260K", 96).view(4, 24), padding(4, 24, side)
-        found = runtime(model, "prefill", capacity=64).generate(ids, mask, max_new_tokens=40)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=40))
+        assert_as_alone(model, "prefill", 64, ids, mask, 40)
 
     @pytest.mark.parametrize("pair", ["float", "prefill", "prefill_reference"])
     def test_bfloat16(self, shared_data, pair):

@@ -1,6 +1,5 @@
 """Calls: arguments by name, the caller's line, indices, exceptions, and hooks that go away."""
 
-import contextlib
 import functools
 import inspect
 import threading
@@ -149,29 +148,6 @@ def test_an_argument_is_kept_by_reference() -> None:
 # The caller's line.
 
 
-def test_the_line_is_the_callers() -> None:
-    def run(child, x):
-        y = x + 1
-        return child(y)  # here
-
-    module = Parent(nn.Identity(), run)
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(run, "# here")
-    assert call.caller.function.endswith("run")
-    assert not call.caller.is_in_torch
-
-
-def test_the_line_of_a_call_over_several_lines() -> None:
-    def run(child, x):
-        return child(  # here
-            torch.add(x, 1)
-        )
-
-    module = Parent(nn.Identity(), run)
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(run, "# here")
-
-
 def test_the_line_in_comprehensions_lambdas_and_generators() -> None:
     def run(child, x):
         a = [child(y) for y in x]  # comprehension
@@ -187,16 +163,6 @@ def test_the_line_in_comprehensions_lambdas_and_generators() -> None:
         line_of(run, "# comprehension"), line_of(run, "# comprehension"), line_of(run, "# lambda"),
         line_of(run, "# map"), line_of(run, "# generator"), line_of(run, "# generator"),
     ]  # fmt: skip
-
-
-def test_children_of_a_sequential_are_called_where_it_is_called() -> None:
-    def run(child, x):
-        return child(x)  # here
-
-    module = Parent(nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity())), run)
-    recording = recorded(module, lambda: module(X))
-    for name in ("child", "child.0", "child.1", "child.1.0"):
-        assert str(recording.call(name).caller) == line_of(run, "# here")
 
 
 def test_the_line_of_a_helper_in_another_file() -> None:
@@ -223,19 +189,34 @@ class Runner:
         return child(x)  # here
 
 
-def test_a_modules_own_call_method_is_not_its_caller() -> None:
-    def run(child, x):
-        return child(x)  # here
-
-    module = Parent(CallsBefore(), run)
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(run, "# here")
+def plainly(child, x):
+    y = x + 1
+    return child(y)  # here
 
 
-def test_another_objects_call_method_is() -> None:
-    module = Parent(CallsBefore(), Runner())
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(Runner.__call__, "# here")
+def over_lines(child, x):
+    return child(  # here
+        torch.add(x, 1)
+    )
+
+
+NESTED = nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity()))
+
+
+@pytest.mark.parametrize(("child", "run", "caller", "names"), [
+    (nn.Identity(), plainly, plainly, ["child"]),
+    (nn.Identity(), over_lines, over_lines, ["child"]),
+    (NESTED, plainly, plainly, ["child", "child.0", "child.1", "child.1.0"]),
+    (CallsBefore(), plainly, plainly, ["child"]),
+    (CallsBefore(), Runner(), Runner.__call__, ["child"]),
+])  # fmt: skip
+def test_the_line_is_the_callers(child, run, caller, names) -> None:
+    module = Parent(child, run)
+    recording = recorded(module, lambda: module(X))
+    for name in names:
+        found = recording.call(name).caller
+        assert str(found) == line_of(caller, "# here")
+        assert found.function.endswith(caller.__name__) and not found.is_in_torch
 
 
 def test_where_a_forward_is_defined() -> None:
@@ -583,26 +564,14 @@ def test_a_recorder_sees_only_what_is_given_to_it() -> None:
 
 
 def test_outputs_are_bit_identical_under_hooks() -> None:
-    torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    x = torch.randn(2, 5, 16)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
-        torch.manual_seed(1)
-        expected = model(x)
-    results: list[torch.Tensor] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        recorded(model, lambda: results.append(model(x)))
-    assert torch.equal(results[0], expected)
-
-
-def decorated(function):
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        return function(*args, **kwargs)
-
-    return wrapper
+    x, results = torch.randn(2, 5, 16), []
+    run = lambda: results.append(model(x))  # noqa: E731
+    for how in (run, lambda: recorded(model, run)):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            how()
+    assert torch.equal(*results)
 
 
 class Takes(nn.Module):
@@ -610,8 +579,8 @@ class Takes(nn.Module):
         return first
 
 
-class Decorated(Takes):
-    forward = decorated(decorated(Takes.forward))
+class DecoratedToo(Takes):
+    forward = logged(logged(Takes.forward))
 
 
 def replaced(forward: object) -> nn.Module:
@@ -628,8 +597,9 @@ signed.__signature__ = inspect.signature(lambda given, other: None)
 
 
 @pytest.mark.parametrize("module", [
-    Takes(), Decorated(), nn.Linear(2, 2), nn.MultiheadAttention(4, 2), replaced(lambda x, y=1: x),
-    replaced(decorated(Takes().forward)), replaced(functools.partial(Takes().forward, 1)),
+    Takes(), DecoratedToo(), nn.Linear(2, 2), nn.MultiheadAttention(4, 2),
+    replaced(lambda x, y=1: x),
+    replaced(logged(Takes().forward)), replaced(functools.partial(Takes().forward, 1)),
     replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
     replaced(signed), replaced(torch.relu), replaced(len), torch.compile(Takes(), backend="eager"),
 ])  # fmt: skip

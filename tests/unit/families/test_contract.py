@@ -14,7 +14,7 @@ from tests.builders.agreement import (
     with_checkpointing,
 )
 from tests.builders.in_float64 import assert_on_the_same_steps, attention_64, mlp_64
-from tests.builders.llama import tokens
+from tests.builders.llama import specs, tokens
 from tests.builders.text_families import CASES, FOLDED
 from wrappers.errors import ModelInputError, WrapError
 
@@ -24,10 +24,6 @@ FACTOR = 8**-0.5
 
 def states(*shape, seed=2):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def loss_of(case, model, inputs):
-    return case.family.result(model(**inputs, use_cache=False)).square().mean()
 
 
 def attention_arguments(case, model, hidden_states):
@@ -98,18 +94,19 @@ class TestQuantisationOff:
         assert len(found) == len(expected)
         assert peir(expected[0], found[0]) < LIMIT
 
-    def test_gradients_equal_those_of_the_float_model(self, case):
-        model, wrapped = case.pair()
-        inputs = case.family.inputs(2, 9, "right")
+    @pytest.mark.parametrize("prepared", [lambda model: model, with_checkpointing])
+    def test_gradients_equal_those_of_the_float_model(self, case, prepared):
+        model, inputs = prepared(case.family.tiny()), case.family.inputs(2, 9, "right")
         leaves = list(inputs.get("deepstack_visual_embeds", ()))
         for leaf in leaves:
             leaf.requires_grad_()
         gradients = []
-        for candidate in (model, wrapped):
+        for candidate in (model, case.wrap(model)):
             parameters = dict(candidate.named_parameters()) | dict(enumerate(leaves))
             for parameter in parameters.values():
                 parameter.grad = None
-            loss_of(case, candidate, inputs).backward()
+            output = candidate(**inputs, use_cache=False)
+            case.family.result(output).square().mean().backward()
             gradients.append({name: p.grad.clone() for name, p in parameters.items()})
         expected, found = gradients
         assert found.keys() == expected.keys()
@@ -118,16 +115,6 @@ class TestQuantisationOff:
                 gradient = gradient * FACTOR  # d loss / d W of what was multiplied into W
             assert expected[name].abs().max() > 0
             torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
-
-    def test_gradient_checkpointing(self, case):
-        model = with_checkpointing(case.family.tiny())
-        wrapped, inputs = case.wrap(model), case.family.inputs(2, 9)
-        gradients = []
-        for candidate in (wrapped, model):
-            model.zero_grad()
-            loss_of(case, candidate, inputs).backward()
-            gradients.append(case.family.decoder(model).embed_tokens.weight.grad.clone())
-        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
     def test_dropout_in_training_is_that_of_the_float_model(self, case):
         if case.variant != "prefill_reference":
@@ -271,10 +258,9 @@ class TestQuantisationOn:
     def test_attention_equals_an_independent_computation(self, case, which):
         activation, weight = case.family.specs[which]
         model, ids = case.family.tiny(), tokens(2, 24)
-        specs = {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
-        attention = case.layer(
-            case.quantized([case.family.inputs(2, 24)], model, **specs)
-        ).self_attn
+        given = [case.family.inputs(2, 24)]
+        wrapped = case.quantized(given, model, **specs(activation, weight))
+        attention = case.layer(wrapped).self_attn
         layer = case.layer(model)
         with torch.no_grad():
             embedded = case.family.decoder(model).embed_tokens(ids[:1])

@@ -5,13 +5,21 @@ import torch
 from torch import nn
 
 import wrappers
-from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, assert_modules_agree, padding, peir
+from tests.builders.agreement import (
+    EACH_VARIANT,
+    IMPLEMENTATIONS,
+    VARIANTS,
+    assert_modules_agree,
+    padding,
+    peir,
+)
 from tests.builders.llama import (
     ATTENTION_POINTS,
     MODELS,
     calibrated,
     real_model,
     real_text,
+    specs,
     tiny,
     tokens,
     wrap,
@@ -68,7 +76,7 @@ class TestQuantisationOff:
 class TestAsTheFloatModel:
     """What users do with a LlamaForCausalLM."""
 
-    @VARIANTS
+    @EACH_VARIANT
     @IMPLEMENTATIONS
     @pytest.mark.parametrize("how", [
         {"do_sample": False}, {"do_sample": False, "use_cache": False},
@@ -116,12 +124,8 @@ class TestAsTheFloatModel:
             expected = model(ids).logits
             errors = []
             for activation, weight in (("int16", "uint8"), ("uint8", "uint8"), ("uint8", "uint4")):
-                config = {
-                    "activation": wrappers.affine(activation),
-                    "weight": wrappers.affine(weight),
-                }
-                quantized = wrappers.convert(calibrated(model, variant, [ids], **config))
-                errors.append(peir(expected, quantized(ids).logits))
+                wrapped = calibrated(model, variant, [ids], **specs(activation, weight))
+                errors.append(peir(expected, wrappers.convert(wrapped)(ids).logits))
         assert errors == sorted(errors)
         assert 1e-5 < errors[0] < 0.02
         assert errors[1] < 0.2
@@ -198,13 +202,8 @@ class TestRealModels:
             reference = model(text, labels=text)
             errors, losses = [], []
             for activation, weight in (("int16", "uint8"), ("uint8", "uint8")):
-                config = {
-                    "activation": wrappers.affine(activation),
-                    "weight": wrappers.affine(weight),
-                }
-                output = wrappers.convert(calibrated(model, variant, [text], **config))(
-                    text, labels=text
-                )
+                wrapped = calibrated(model, variant, [text], **specs(activation, weight))
+                output = wrappers.convert(wrapped)(text, labels=text)
                 errors.append(peir(reference.logits, output.logits))
                 losses.append(float(output.loss - reference.loss))
         assert errors[0] < errors[1] < 0.5

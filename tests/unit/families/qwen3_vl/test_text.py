@@ -17,7 +17,7 @@ from tests.builders.in_float64 import (
     mlp_64,
     norm_64,
 )
-from tests.builders.llama import ATTENTION_POINTS
+from tests.builders.llama import ATTENTION_POINTS, specs
 from tests.builders.qwen3_vl import (
     DEEPSTACK,
     at_all_positions,
@@ -355,10 +355,6 @@ def model_64(model, inputs, fill):
             hidden = hidden.clone()
             hidden[visual] = q(model, hidden[visual] + features, f"deepstack_sum_{i}")
     return norm_64(model.norm, hidden)
-
-
-def specs(activation, weight):
-    return {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
 
 
 class TestQuantisationOn:
