@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import tracer
+from tests.builders.comparing import agreed
 from tests.builders.second_device import DEVICE, Elsewhere, second_device
 from tracer.cli import main
 
@@ -103,8 +104,7 @@ class TestOnTwoDevices:
         reference, candidate = pair(NOTHING, there)
         assert isinstance((candidate if there else reference).head.weight, Elsewhere)
         options = {"isolate": "leaves", "what_if": 1, "noise_floor": True, "samples": 8}
-        comparison = tracer.compare(reference, candidate, inputs(reference), **options)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(reference, candidate, inputs(reference), **options)
         assert all(row.error == 0.0 for row in comparison.rows)
         assert all(row.sample is not None for row in comparison.rows if row.is_output)
         assert not [note for note in comparison.verdict.explanation.splitlines() if "not" in note]
@@ -161,8 +161,7 @@ class TestOnTwoDevices:
 
 def test_another_dtype_as_well() -> None:
     reference, candidate = pair(NOTHING, candidate_is_there=True)
-    comparison = tracer.compare(reference, candidate.bfloat16(), X)
-    assert comparison.verdict.agrees, comparison.verdict.explanation
+    comparison = agreed(reference, candidate.bfloat16(), X)
     assert {row.candidate_dtype for row in comparison.rows if row.is_output} == {torch.bfloat16}
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaModel
 
 import tracer
+from tests.builders.comparing import agreed
 from tracer.execution.dropout import Dropout, active_dropout
 
 X = torch.linspace(-1.0, 1.0, 24).reshape(3, 8)
@@ -135,8 +136,7 @@ class TestAlike:
         model = trained(make)
         candidate = copy.deepcopy(model)
         candidate.set_attn_implementation(attention)
-        comparison = tracer.compare(model, candidate, TOKENS, train=True)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(model, candidate, TOKENS, train=True)
         assert model.training
         if attention == "eager":
             assert all(row.error == 0.0 for row in comparison.rows)
@@ -149,8 +149,7 @@ class TestAlike:
         assert torch.equal(output.reference, output.candidate)
 
     def test_calls_in_another_order(self) -> None:
-        comparison = tracer.compare(Siblings("ab"), Siblings("ba"), X, train=True)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(Siblings("ab"), Siblings("ba"), X, train=True)
         assert all(row.error == 0.0 for row in comparison.rows)
 
     def test_draws_in_between(self) -> None:
@@ -162,8 +161,7 @@ class TestAlike:
 
     def test_modules_that_are_not_compared_draw_alike_too(self) -> None:
         both = Siblings("ab"), Siblings("ba")
-        comparison = tracer.compare(*both, X, train=True, include=["a", "b"])
-        assert comparison.verdict.agrees
+        comparison = agreed(*both, X, train=True, include=["a", "b"])
         assert {row.module for row in comparison.rows} == {"a", "b"}
 
     def test_other_names(self) -> None:
@@ -173,8 +171,7 @@ class TestAlike:
             candidate.first(x) - candidate.second(x), 0.5
         )
         rename = {"^first": "a", "^second": "b"}
-        comparison = tracer.compare(Siblings(), candidate, X, train=True, rename=rename)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        agreed(Siblings(), candidate, X, train=True, rename=rename)
 
     def test_each_call_of_a_module_draws_other_numbers(self) -> None:
         class Twice(nn.Module):
@@ -204,8 +201,7 @@ class TestAlike:
                         torch.rand(1)
                 return self.drop(x)
 
-        comparison = tracer.compare(Careful(0), Careful(2), X, train=True, include="drop")
-        assert comparison.verdict.agrees
+        agreed(Careful(0), Careful(2), X, train=True, include="drop")
 
     def test_another_seed_drops_other_elements(self) -> None:
         model = nn.Sequential(nn.Dropout(0.5))
@@ -259,8 +255,7 @@ def test_the_noise_floor_and_isolation_draw_alike() -> None:
     model = trained(bert)
     candidate = copy.deepcopy(model).bfloat16()
     options = {"train": True, "noise_floor": True, "isolate": "leaves", "what_if": 1}
-    comparison = tracer.compare(model, candidate, TOKENS, **options)
-    assert comparison.verdict.agrees, comparison.verdict.explanation
+    comparison = agreed(model, candidate, TOKENS, **options)
     floors = [row.floor for row in comparison.rows if row.floor is not None]
     assert floors
     assert max(floors) < 1e-4

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig
 
+from tests.builders.comparing import agreed, doing
 from tests.builders.hooks import hooks_of
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
@@ -85,6 +86,19 @@ def walked(reference, candidate, watcher, x=X, clone=frozenset()):
     )
 
 
+def outputs_of(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What a model and its copy give side by side."""
+    outputs: list[torch.Tensor] = []
+
+    def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
+        if reference.name == "" and phase is Phase.END:
+            outputs.extend((reference.output, candidate.output))
+        return None
+
+    walked(model, copy.deepcopy(model), Watcher(look), x)
+    return outputs
+
+
 def in_order(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.b(net.a(x))
 
@@ -138,8 +152,7 @@ class TestOrder:
 
     def test_the_other_order_on_the_other_side(self) -> None:
         reference = Net(lambda net, x: net.a(x) + net.b(x))
-        candidate = copy.deepcopy(reference)
-        candidate.how = _b_first
+        candidate = doing(reference, _b_first)
         watcher = Watcher()
         outcome = walked(reference, candidate, watcher)
         assert sorted(watcher.seen, key=str) == sorted(_all_events(reference), key=str)
@@ -149,24 +162,17 @@ class TestOrder:
 
     def test_a_module_called_more_often_on_one_side(self) -> None:
         once = Net(in_order)
-        twice = copy.deepcopy(once)
-        twice.how = lambda net, x: (in_order(net, x), net.a(x))[0]
-        comparison = compare(once, twice, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.unmatched_calls == (("candidate", "a", 1),)
-        comparison = compare(twice, once, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.unmatched_calls == (("reference", "a", 1),)
+        twice = doing(once, lambda net, x: (in_order(net, x), net.a(x))[0])
+        for side, models in (("candidate", (once, twice)), ("reference", (twice, once))):
+            assert agreed(*models, X).coverage.unmatched_calls == ((side, "a", 1),)
 
     def test_a_module_that_one_side_never_calls(self) -> None:
         both = Net(in_order)
-        one = copy.deepcopy(both)
-        one.how = lambda net, x: net.b[1](net.b[0](net.a(x)))
-        comparison = compare(both, one, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.unmatched_calls == (("reference", "b", 0),)
-        assert comparison.coverage.reference_only == ("b",)
-        assert comparison.coverage.reasons["b"] == "called by the reference, not by the candidate"
+        one = doing(both, lambda net, x: net.b[1](net.b[0](net.a(x))))
+        coverage = agreed(both, one, X).coverage
+        assert coverage.unmatched_calls == (("reference", "b", 0),)
+        assert coverage.reference_only == ("b",)
+        assert coverage.reasons["b"] == "called by the reference, not by the candidate"
 
     def test_repeated_calls_in_blocks_that_wait(self) -> None:
         """The end of one call of a block forgets nothing of the block's next call."""
@@ -179,10 +185,8 @@ class TestOrder:
             return net.b(net.b(x)) + late
 
         reference = Net(blocks_first)
-        candidate = copy.deepcopy(reference)
-        candidate.how = block_last
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        candidate = doing(reference, block_last)
+        comparison = agreed(reference, candidate, X)
         assert comparison.coverage.unmatched_calls == ()
         expected = {("b.0", 0), ("b.0", 1), ("b.1", 1), ("b", 1), ("a", 0)}
         assert expected <= rows_of(comparison).keys()
@@ -263,10 +267,8 @@ class TestEditsInPlace:
                 return net.b(x) + kept
 
         reference = Net(edited)
-        candidate = copy.deepcopy(reference)
-        candidate.how = _b_first
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        candidate = doing(reference, _b_first)
+        comparison = agreed(reference, candidate, X)
         assert rows_of(comparison)["a", 0].difference.max == 0.0
 
     def test_a_list_that_grows_while_a_call_waits(self) -> None:
@@ -290,10 +292,8 @@ class TestEditsInPlace:
 
         reference = Net(collect_first)
         reference.collect = Collects()
-        candidate = copy.deepcopy(reference)
-        candidate.how = collect_last
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        candidate = doing(reference, collect_last)
+        comparison = agreed(reference, candidate, X)
         assert comparison.form_differences == ()
 
     def test_a_cache_that_is_filled_while_a_call_waits(self) -> None:
@@ -316,18 +316,15 @@ class TestEditsInPlace:
 
         reference = Net(attend_first)
         reference.attend = Attends()
-        candidate = copy.deepcopy(reference)
-        candidate.how = attend_last
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        candidate = doing(reference, attend_last)
+        comparison = agreed(reference, candidate, X)
         assert all(row.agrees for row in comparison.rows)
 
 
 class TestSharing:
     def test_a_model_against_itself(self) -> None:
         model = Net(in_order)
-        comparison = compare(model, model, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, model, X)
         assert all(row.difference.max == 0.0 for row in comparison.rows)
         assert comparison.coverage.compared_calls == 5
 
@@ -354,8 +351,7 @@ class TestSharing:
     def test_a_compiled_candidate_that_shares_all_modules(self) -> None:
         reference = Net(in_order)
         before = hooks_of(reference)
-        comparison = compare(reference, torch.compile(reference, backend="eager"), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, torch.compile(reference, backend="eager"), X)
         assert comparison.coverage.paired_modules == ("",)
         reason = comparison.coverage.reasons["a"]
         assert reason == "hidden: the root of the candidate is compiled, scripted or fused"
@@ -403,8 +399,7 @@ class TestExceptions:
 
         reference = Net(careful)
         _make_fail(reference, "b.0")
-        comparison = compare(reference, copy.deepcopy(reference), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, copy.deepcopy(reference), X)
         assert {("a", 0), ("a", 1)} <= rows_of(comparison).keys()
 
     def test_an_exception_that_only_the_candidate_catches(self) -> None:
@@ -420,8 +415,7 @@ class TestExceptions:
         reference = Net(careful, depth=6)
         candidate = copy.deepcopy(reference)
         _make_fail(candidate, "b.0")
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, candidate, X)
         assert ("layers.5", 0) in rows_of(comparison)
         assert comparison.coverage.held_bytes_peak <= 6 * X.numel() * 4
 
@@ -708,16 +702,8 @@ class TestRandomNumbers:
         model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8))
         torch.manual_seed(3)
         expected = model(X)
-        outputs: list[torch.Tensor] = []
-
-        def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
-            if reference.name == "" and phase is Phase.END:
-                outputs.extend((reference.output, candidate.output))
-            return None
-
         torch.manual_seed(3)
-        walked(model, copy.deepcopy(model), Watcher(look))
-        assert all(torch.equal(output, expected) for output in outputs)
+        assert all(torch.equal(output, expected) for output in outputs_of(model, X))
 
     def test_generators_are_as_before_afterwards(self) -> None:
         def draws(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -732,8 +718,7 @@ class TestRandomNumbers:
         random.seed(1)
         np.random.seed(1)
         torch.manual_seed(1)
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), X)
         assert rows_of(comparison)["", 0].difference.max == 0.0
         assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == expected
 
@@ -758,16 +743,7 @@ class TestWhatModelsCompute:
         x = torch.randn(2, 5, 16)
         with torch.no_grad():
             expected = model(x)
-        outputs: list[torch.Tensor] = []
-
-        def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
-            if reference.name == "" and phase is Phase.END:
-                outputs.extend((reference.output, candidate.output))
-            return None
-
-        with torch.no_grad():
-            walked(model, copy.deepcopy(model), Watcher(look), x)
-        assert all(torch.equal(output, expected) for output in outputs)
+            assert all(torch.equal(output, expected) for output in outputs_of(model, x))
 
     def test_an_answer_goes_to_the_candidate_alone(self) -> None:
         def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
@@ -793,10 +769,8 @@ class TestWhatModelsCompute:
             return net.a(results[0])
 
         reference = Net(threaded)
-        candidate = copy.deepcopy(reference)
-        candidate.how = lambda net, x: net.a(net.b(x))
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        candidate = doing(reference, lambda net, x: net.a(net.b(x)))
+        comparison = agreed(reference, candidate, X)
         assert ("b", 0) not in rows_of(comparison)
         assert rows_of(comparison)["a", 0].agrees
 
@@ -809,8 +783,7 @@ class TestWhatModelsCompute:
             return torch.stack(list(parts()))
 
         model = Net(generated)
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), X)
         assert {("a", 0), ("b", 0)} <= rows_of(comparison).keys()
 
     def test_a_model_that_calls_itself(self) -> None:
@@ -823,8 +796,7 @@ class TestWhatModelsCompute:
                 return self.leaf(self(x, depth - 1)) if depth else x
 
         model = Recursive()
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), X)
         assert {("leaf", 2), ("", 3)} <= rows_of(comparison).keys()
         assert comparison.coverage.held_bytes_peak == 0
 
@@ -852,8 +824,7 @@ class TestMemory:
             return net.b(net.a(x))
 
         model = Net(deep, depth=24)
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), X)
         # Two on each side: what the next layer takes and what it gives.
         assert most <= 4
         assert comparison.coverage.held_bytes_peak == 0
@@ -886,8 +857,7 @@ class TestMemory:
         for depth in (2, 12):
             models = {"full": stack(depth, Layer), "short": stack(depth, Shortcut)}
             order = ("full", "short") if side == "reference" else ("short", "full")
-            comparison = compare(models[order[0]], models[order[1]], X)
-            assert comparison.verdict.agrees
+            comparison = agreed(models[order[0]], models[order[1]], X)
             called = {call[1] for call in comparison.coverage.unmatched_calls}
             assert f"{depth - 1}.inner.1.1" in called
             peaks[depth] = comparison.coverage.held_bytes_peak
@@ -910,8 +880,7 @@ class TestMemory:
             models = [Net(once, depth=depth)]
             models.insert(side == "candidate", copy.deepcopy(models[0]))
             models[side == "candidate"].how = twice
-            comparison = compare(*models, X)
-            assert comparison.verdict.agrees
+            comparison = agreed(*models, X)
             assert comparison.coverage.unmatched_calls == ((side, "a", 1),)
             assert (f"layers.{depth - 1}", 0) in rows_of(comparison)
             peaks[depth] = comparison.coverage.held_bytes_peak
@@ -924,10 +893,8 @@ class TestMemory:
             return sum(layer(x) for layer in reversed(net.layers)) + net.a(x)
 
         reference = Net(lambda net, x: net.a(x) + sum(layer(x) for layer in net.layers), depth=80)
-        candidate = copy.deepcopy(reference)
-        candidate.how = backwards
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        candidate = doing(reference, backwards)
+        comparison = agreed(reference, candidate, X)
         assert comparison.coverage.unmatched_calls == ()
         assert {(f"layers.{i}", 0) for i in range(80)} <= rows_of(comparison).keys()
 
@@ -937,7 +904,6 @@ def test_a_scripted_candidate() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(copy.deepcopy(model))
-        comparison = compare(model, scripted, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, scripted, X)
         assert comparison.coverage.compared_calls == 1
         assert compare(scripted, model, X).verdict.agrees

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tracer
+from tests.builders.comparing import agreed
 from tracer.cli import main
 from tracer.errors import ModelRunError, TracerError, UsageError
 from tracer.execution.module_state import ModuleStates, may_edit_parameters, module_states_kept
@@ -165,9 +166,7 @@ def compared(**options: Any) -> Callable[[nn.Module, Path], object]:
 
 
 def with_itself(model: nn.Module, _: Path) -> object:
-    comparison = tracer.compare(model, model, X)
-    assert comparison.verdict.agrees
-    return comparison
+    return agreed(model, model, X)
 
 
 def recorded(model: nn.Module, folder: Path) -> object:
@@ -332,8 +331,7 @@ def test_the_fused_path_of_an_encoder_layer_is_kept(tmp_path: Path) -> None:
     with torch.no_grad():
         plain = layer(src)
     tracer.record(layer, {"src": src}, tmp_path / "run.trace")
-    comparison = tracer.compare(tracer.open_trace(tmp_path / "run.trace"), layer)
-    assert comparison.verdict.agrees
+    comparison = agreed(tracer.open_trace(tmp_path / "run.trace"), layer)
     assert "self_attn" in comparison.coverage.reference_only
     both = tracer.compare(layer, copy.deepcopy(layer), {"src": src})
     assert "self_attn" in both.coverage.reference_only

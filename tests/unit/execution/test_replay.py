@@ -5,6 +5,7 @@ import torch
 
 import tracer
 import wrappers
+from tests.builders.comparing import agreed
 from tracer.errors import ModelRunError, UsageError
 from tracer.execution.hooks import Call, Phase
 from tracer.execution.replay import Replay
@@ -38,8 +39,7 @@ class TestRightPairs:
     @pytest.mark.parametrize("side", SIDES)
     def test_prefill_and_decode_agree(self, loaded, side: str):
         model, inputs = loaded[side].model, loaded[side].inputs
-        comparison = tracer.compare(Stepped(model, steps=16), wrapped(model, 16), inputs)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(Stepped(model, steps=16), wrapped(model, 16), inputs)
         assert all(row.agrees for row in comparison.rows)
         assert comparison.form_differences == ()
         coverage = comparison.coverage
@@ -82,8 +82,7 @@ class TestRightPairs:
         ids = torch.randint(1, 500, (3, length), generator=torch.Generator().manual_seed(1))
         model = load("tiny-llama").model
         inputs = {"input_ids": ids, "attention_mask": visible.long()}
-        comparison = tracer.compare(Stepped(model, steps=3), wrapped(model, 3), inputs)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(Stepped(model, steps=3), wrapped(model, 3), inputs)
         assert comparison.coverage.left_out > 0
         assert f"{comparison.coverage.left_out} values left out" in str(comparison.coverage)
 
@@ -92,8 +91,7 @@ class TestRightPairs:
         mask = (torch.arange(12) >= torch.arange(12)[:, None] % 5).long()
         model = load("tiny-llama").model
         inputs = {"input_ids": ids, "attention_mask": mask}
-        comparison = tracer.compare(Stepped(model, steps=3), wrapped(model, 3), inputs)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(Stepped(model, steps=3), wrapped(model, 3), inputs)
         assert comparison.coverage.left_out == 0
 
 

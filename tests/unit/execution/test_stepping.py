@@ -7,6 +7,7 @@ import torch
 
 import tracer
 import wrappers
+from tests.builders.comparing import agreed
 from tracer.errors import InputError, UsageError
 from tracer.execution.pairing import pair
 from tracer.execution.stepping import Stepping, decode_step, ending_in_steps
@@ -155,8 +156,7 @@ class TestCalls:
         reference = Stepping(model, steps=8)
         prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
         for made in (Stepping(prefill, decode, steps=8), Stepping(decode, steps=8)):
-            comparison = tracer.compare(reference, made, inputs)
-            assert comparison.verdict.agrees, comparison.verdict.explanation
+            comparison = agreed(reference, made, inputs)
             assert all(row.agrees for row in comparison.rows)
             coverage = comparison.coverage
             assert len(coverage.paired_modules) == len(list(model.modules()))
@@ -220,8 +220,7 @@ class TestCalls:
         first, second = (
             Stepping(copy.deepcopy(model), wrap(model, "decode"), steps=2) for _ in range(2)
         )
-        comparison = tracer.compare(first, second, inputs)
-        assert comparison.verdict.agrees
+        comparison = agreed(first, second, inputs)
         assert calls_of_heads(comparison) == [
             ("prefill.lm_head", 0), ("decode.lm_head", 0), ("decode.lm_head", 1),
         ]  # fmt: skip
@@ -267,8 +266,7 @@ class TestCandidates:
         alone = candidate(loaded, "sdpa", steps=3)
         assert alone.prefill is alone.decode
         for other in (made, alone):
-            found = tracer.compare(Stepping(loaded.model, steps=3), other, loaded.inputs)
-            assert found.verdict.agrees
+            agreed(Stepping(loaded.model, steps=3), other, loaded.inputs)
 
     def test_quantised_on_decode_steps_after_a_float_prefill(self):
         loaded = load("tiny-llama", batch=2)

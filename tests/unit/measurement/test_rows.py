@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.builders.comparing import agreed, doing
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import ModelRunError
@@ -72,6 +73,16 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.
     return pairs
 
 
+def clean(model, x):
+    return model.b(model.a(x))
+
+
+def edits(model, x):
+    y = model.a(x)
+    y.add_(1.0)
+    return model.b(y)
+
+
 class TestComparedOnce:
     def test_a_hidden_state_is_an_output_here_and_an_input_there(self, compared) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
@@ -95,34 +106,17 @@ class TestComparedOnce:
         assert len([pair for pair in compared if pair[0].dtype == torch.bool]) == 1
 
     def test_a_tensor_that_was_edited_is_compared_again(self, compared) -> None:
-        def how(model, x):
-            y = model.a(x)
-            y.add_(1.0)
-            return model.b(y)
-
-        model = Calls(how, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+        model = Calls(edits, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
         compare(model, copy.deepcopy(model), X)
         assert len(compared) == 4  # x, a's output, the same tensor edited, b's output
 
     def test_one_side_edited_is_enough(self) -> None:
-        def clean(model, x):
-            y = model.a(x)
-            return model.b(y)
-
-        def edits(model, x):
-            y = model.a(x)
-            y.add_(1.0)
-            return model.b(y)
-
         reference = Calls(clean, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
-        candidate = copy.deepcopy(reference)
-        candidate.how = edits
+        candidate = doing(reference, edits)
         comparison = compare(reference, candidate, X)
         assert not comparison.verdict.agrees
-        assert (comparison.verdict.symptom.module, comparison.verdict.symptom.value) == (
-            "b",
-            "kwargs.input",
-        )
+        symptom = comparison.verdict.symptom
+        assert (symptom.module, symptom.value) == ("b", "kwargs.input")
 
     def test_new_tensors_at_old_addresses_are_compared(self) -> None:
         """`id` is used again by Python; only the living tensor counts."""
@@ -149,12 +143,7 @@ class TestComparedOnce:
     def test_inference_tensors_are_always_compared(self, compared) -> None:
         """They have no version that would tell of an edit."""
 
-        def how(model, x):
-            with torch.inference_mode():
-                y = model.a(x)
-                y.add_(1.0)
-                return model.b(y)
-
+        how = torch.inference_mode()(edits)
         model = Calls(how, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
         assert compare(model, copy.deepcopy(model), X).verdict.agrees
         assert len(compared) >= 5
@@ -179,8 +168,7 @@ OUTPUTS = {
 def test_outputs_that_agree(kind: str) -> None:
     left, right = OUTPUTS[kind]
     how = lambda model, x: (model.a(x), x)[1]  # noqa: E731
-    comparison = compare(Calls(how, a=Returns(left)), Calls(how, a=Returns(right)), X)
-    assert comparison.verdict.agrees, comparison.verdict.explanation
+    comparison = agreed(Calls(how, a=Returns(left)), Calls(how, a=Returns(right)), X)
     assert all(row.agrees for row in comparison.rows)
 
 
@@ -245,8 +233,7 @@ def test_outputs_that_do_not_agree(kind: str) -> None:
 
 def test_a_second_output_that_is_missing_is_a_difference_of_form() -> None:
     how = lambda model, x: (model.a(x), x)[1]  # noqa: E731
-    comparison = compare(Calls(how, a=Returns((X, X + 1))), Calls(how, a=Returns((X, None))), X)
-    assert comparison.verdict.agrees
+    comparison = agreed(Calls(how, a=Returns((X, X + 1))), Calls(how, a=Returns((X, None))), X)
     form = comparison.form_differences[0]
     assert (form.module, form.value, form.candidate) == ("a", "output.1", "None")
     assert form.reference.startswith("float32 [4, 8], from 0 to 2")
@@ -256,9 +243,11 @@ class TestArguments:
     def test_they_are_paired_by_name_however_they_are_passed(self) -> None:
         how = lambda model, x: model.a(x, None, flag=True)  # noqa: E731
         other = lambda model, x: model.a(attention_mask=None, flag=True, x=x)  # noqa: E731
-        comparison = compare(Calls(how, a=Passes()), Calls(other, a=Passes()), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(Calls(how, a=Passes()), Calls(other, a=Passes()), X)
         assert comparison.form_differences == ()
+        other = lambda model, x: model.a(x, None, flag=False)  # noqa: E731
+        (form,) = agreed(Calls(how, a=Passes()), Calls(other, a=Passes()), X).form_differences
+        assert (form.value, form.reference, form.candidate) == ("kwargs.flag", "True", "False")
 
     def test_positional_ones_of_other_names_are_paired_by_place(self) -> None:
         class Renamed(nn.Module):
@@ -271,20 +260,11 @@ class TestArguments:
         assert comparison.verdict.symptom.module == "a"
         assert comparison.form_differences == ()
 
-    def test_other_flags_are_a_difference_of_form(self) -> None:
-        how = lambda model, x: model.a(x, flag=True)  # noqa: E731
-        other = lambda model, x: model.a(x, flag=False)  # noqa: E731
-        comparison = compare(Calls(how, a=Passes()), Calls(other, a=Passes()), X)
-        assert comparison.verdict.agrees
-        form = comparison.form_differences[0]
-        assert (form.value, form.reference, form.candidate) == ("kwargs.flag", "True", "False")
-
     def test_a_tensor_on_one_side_only_is_a_difference_of_form(self) -> None:
         how = lambda model, x: model.a(x)  # noqa: E731
         other = lambda model, x: model.a(x, extra=(x,))  # noqa: E731
         for models in ((how, other), (other, how)):
-            comparison = compare(*(Calls(m, a=Passes()) for m in models), X)
-            assert comparison.verdict.agrees
+            comparison = agreed(*(Calls(m, a=Passes()) for m in models), X)
             assert [form.value for form in comparison.form_differences] == ["kwargs.extra.0"]
 
 
@@ -415,11 +395,6 @@ class TestPadding:
         assert row.difference.max == 0.0
         assert row.difference.elements == math.prod(shape) * 16 // 24
 
-    def test_tokens_in_one_row_are_excused(self) -> None:
-        row = padded_row((24, 16), flattened(PADDING))
-        assert row.agrees
-        assert row.difference.elements == 16 * 16
-
     def test_padding_on_the_left(self) -> None:
         left = PADDING.flip(1)
         assert padded_row((3, 8, 16), at_padding(left, 1), left).agrees
@@ -431,9 +406,18 @@ class TestPadding:
         assert padded_row((3, 4, 16), at_padding(left[:, 4:], 1), left, IDS[:, :4]).agrees
         assert not padded_row((3, 4, 16), at_padding(left[:, :4], 1), left, IDS[:, :4]).agrees
 
-    @pytest.mark.parametrize("form", [torch.bool, torch.int32, torch.float32])
-    def test_the_mask_may_be_of_any_form(self, form: torch.dtype) -> None:
-        assert padded_row((3, 8, 16), at_padding(PADDING, 1), PADDING.to(form)).agrees
+    def test_the_mask_may_be_of_any_form_but_shows_or_hides_something(self) -> None:
+        change = at_padding(PADDING, 1)
+        for form in (torch.bool, torch.int32, torch.float32):
+            assert padded_row((3, 8, 16), change, PADDING.to(form)).agrees
+        for mask in (torch.ones_like(PADDING), torch.zeros_like(PADDING)):
+            assert not padded_row((3, 8, 16), change, mask).agrees
+
+    def test_tokens_in_one_row_and_nonfinite_values_are_excused(self) -> None:
+        row = padded_row((24, 16), flattened(PADDING))
+        assert row.agrees and row.difference.elements == 16 * 16
+        change = at_padding(PADDING, 1)
+        assert padded_row((3, 8, 16), lambda v: torch.where(change(v) == v, v, math.nan)).agrees
 
     @pytest.mark.parametrize("shape", [(3, 8, 16), (3, 8), (3, 4, 8, 16), (3, 8, 8), (3, 8, 8, 8)])
     @pytest.mark.parametrize("sequence", [0, 1, 2])
@@ -455,31 +439,23 @@ class TestPadding:
         assert not padded_row((24, 16), change).agrees
 
     @pytest.mark.parametrize("mask", [PADDING, PADDING[1:2], PADDING[2:]])
-    def test_a_wrong_channel_stays(self, mask: torch.Tensor) -> None:
+    def test_a_wrong_channel_or_head_stays(self, mask: torch.Tensor) -> None:
         """Even where it is the number of a padded position."""
-
-        def change(value: torch.Tensor) -> torch.Tensor:
-            value[..., 7] += 3.0
-            return value
-
         batch = len(mask)
-        for shape in ((batch, 8, 8), (batch, 8, 16), (batch, 4, 8, 8)):
+        for shape, where in (
+            ((batch, 8, 8), (..., 7)), ((batch, 8, 16), (..., 7)), ((batch, 4, 8, 8), (..., 7)),
+            ((batch, 8, 8, 16), (slice(None), 7)),
+        ):  # fmt: skip
+
+            def change(value: torch.Tensor, where: object = where) -> torch.Tensor:
+                value[where] += 3.0
+                return value
+
             assert not padded_row(shape, change, mask, IDS[:batch]).agrees
 
-    @pytest.mark.parametrize("mask", [PADDING, PADDING[1:2], PADDING[2:]])
-    def test_a_wrong_head_stays(self, mask: torch.Tensor) -> None:
-        def change(value: torch.Tensor) -> torch.Tensor:
-            value[:, 7] += 3.0
-            return value
-
-        batch = len(mask)
-        assert not padded_row((batch, 8, 8, 16), change, mask, IDS[:batch]).agrees
-
-    def test_attention_to_a_padded_key_stays(self) -> None:
+    def test_attention_to_a_padded_key_and_a_wrong_batch_order_stay(self) -> None:
         """A visible query that looks at padding is a mask that was dropped."""
         assert not padded_row((3, 4, 8, 8), at_padding(PADDING, 3)).agrees
-
-    def test_a_wrong_batch_order_stays(self) -> None:
         assert not padded_row((3, 8, 16), lambda value: value.flip(0)).agrees
 
     def test_values_of_another_length_stay(self) -> None:
@@ -500,10 +476,6 @@ class TestPadding:
         change = at_padding(PADDING, 1)
         comparison = compare(Padded((3, 8, 16)), Padded((3, 8, 16), change), inputs, confirm=False)
         assert not comparison.verdict.agrees
-
-    @pytest.mark.parametrize("mask", [torch.ones_like(PADDING), torch.zeros_like(PADDING)])
-    def test_a_mask_that_shows_or_hides_all_excuses_nothing(self, mask: torch.Tensor) -> None:
-        assert not padded_row((3, 8, 16), at_padding(PADDING, 1), mask).agrees
 
     @pytest.mark.parametrize("length", [8, 5])
     def test_a_decoder_as_long_as_the_encoder_is_not_excused(self, length: int) -> None:
@@ -531,8 +503,7 @@ class TestPadding:
             for change in (lambda value: value, at_padding(left[:, 2:], 1))
         )
         inputs = {"input_ids": IDS, "attention_mask": left}
-        comparison = compare(reference, candidate, inputs)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(reference, candidate, inputs)
         head = rows_of(comparison, "head")["kwargs.x"]
         assert head.note.startswith("at padded positions PEIR")
         candidate.body.value.change = at_padding(left[:, :6], 1)
@@ -549,10 +520,6 @@ class TestPadding:
         comparison = compare(reference, candidate, {"input_ids": IDS})
         assert rows_of(comparison, "body")["output"].agrees
         assert not rows_of(comparison, "head")["kwargs.x"].agrees
-
-    def test_nonfinite_values_at_padded_positions_are_excused(self) -> None:
-        change = at_padding(PADDING, 1)
-        assert padded_row((3, 8, 16), lambda v: torch.where(change(v) == v, v, math.nan)).agrees
 
 
 class Makes(Padded):
@@ -584,14 +551,12 @@ class TestDeclaredForms:
     def test_they_are_honoured(self) -> None:
         reference = Calls(lambda model, x: model.a(x * 1.0) * 1.0, a=Passes())
         candidate = Calls(lambda model, x: model.a(x * 2.0).T / 8.0, a=self.Scaled())
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(reference, candidate, X)
         assert all(row.agrees for row in comparison.rows)
 
     def test_a_reference_that_declares_them_too_is_read_back_as_well(self) -> None:
         how = lambda model, x: model.a(x * 2.0).T / 8.0  # noqa: E731
-        comparison = compare(*[Calls(how, a=self.Scaled()) for _ in range(2)], X)
-        assert comparison.verdict.agrees
+        comparison = agreed(*[Calls(how, a=self.Scaled()) for _ in range(2)], X)
         row = rows_of(comparison, "a")["output"]
         assert row.difference.max == 0.0
         assert row.difference.reference_max == X.max().item()
@@ -608,8 +573,7 @@ class TestDeclaredForms:
         mask = torch.zeros(4, 8)
         reference = Calls(lambda model, x: model.a(x, attention_mask=mask), a=TakesToo())
         candidate = Calls(lambda model, x: model.a(x, mask), a=Takes())
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, candidate, X)
         assert rows_of(comparison, "a")["kwargs.attention_mask"].agrees
         candidate.how = lambda model, x: model.a(x, mask - 40.0)
         verdict = compare(reference, candidate, X).verdict
@@ -617,12 +581,8 @@ class TestDeclaredForms:
         assert verdict.confirmed
 
     def test_an_undeclared_change_of_form_diverges(self) -> None:
-        class Undeclared(nn.Module):
-            def forward(self, x):
-                return x * 4.0
-
         reference = Calls(lambda model, x: model.a(x), a=Passes())
-        candidate = Calls(lambda model, x: model.a(x) / 4.0, a=Undeclared())
+        candidate = Calls(lambda model, x: model.a(x) / 4.0, a=Hook(lambda value: value * 4.0))
         comparison = compare(reference, candidate, X)
         assert comparison.verdict.symptom.module == "a"
         assert comparison.verdict.mistakes[0] == "scaled by 4"

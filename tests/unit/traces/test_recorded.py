@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import tracer
+from tests.builders.comparing import agreed
 from tests.builders.small_net import Net, X, recorded
 from tracer.choices import VALUES
 from tracer.comparison.result import Comparison
@@ -58,8 +59,7 @@ class TestSameAsTheModel:
     def test_a_real_checkpoint(self, tmp_path: Path, shared_data: Path) -> None:
         loaded = load(shared_data / "stories260K" / "hf")
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
-        again = tracer.compare(trace, loaded.model)
-        assert again.verdict.agrees
+        again = agreed(trace, loaded.model)
         assert all(row.peir == 0.0 for row in again.rows)
         assert len(again.coverage.paired_modules) == len(list(loaded.model.modules()))
 
@@ -207,8 +207,7 @@ class TestFingerprints:
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         fused = recorded(other, loaded.inputs, tmp_path / "b", values="fingerprints")
         for models in ((trace, other), (loaded.model, fused), (trace, fused)):
-            found = tracer.compare(*models)
-            assert found.verdict.agrees
+            found = agreed(*models)
             left_out = [r for r in found.rows if r.has(RemarkKind.PADDED)]
             assert {(r.module, r.value) for r in left_out} == {(r.module, r.value) for r in noted}
             assert all(row.has(RemarkKind.ESTIMATED) for row in left_out)
