@@ -249,13 +249,11 @@ class TestPlaces:
         assert pairing.pairs == {"": "", "fc": "fc", "relu": "act", "final": "out"}
         assert pairing.by_value == {"relu", "final"}
 
-    def test_another_class_is_no_counterpart(self) -> None:
-        reference = nn.Sequential(OrderedDict(act=nn.ReLU()))
-        assert pair(reference, nn.Sequential(OrderedDict(other=nn.Tanh()))).pairs == {"": ""}
-
-    def test_another_shape_is_no_counterpart(self) -> None:
-        reference = nn.Sequential(OrderedDict(a=nn.Linear(3, 3)))
-        assert pair(reference, nn.Sequential(OrderedDict(b=nn.Linear(3, 4)))).pairs == {"": ""}
+    @pytest.mark.parametrize(("one", "other"), [
+        (nn.ReLU(), nn.Tanh()), (nn.Linear(3, 3), nn.Linear(3, 4)),
+    ])  # fmt: skip
+    def test_another_class_or_shape_is_no_counterpart(self, one, other) -> None:
+        assert pair(nn.ModuleDict({"a": one}), nn.ModuleDict({"b": other})).pairs == {"": ""}
 
     def test_an_extra_module_does_not_shift_the_others(self, model: Model) -> None:
         torch.manual_seed(1)

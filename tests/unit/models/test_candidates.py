@@ -46,8 +46,6 @@ class TestCandidates:
         assert qwen.model.config.text_config._attn_implementation == "eager"
         assert storages(made) == storages(qwen.model)
         assert compare(qwen.model, made, qwen.inputs).verdict.agrees
-
-    def test_eager_against_sdpa(self):
         loaded = load("tiny-llama", attn_implementation="sdpa")
         made = candidate(loaded, "eager")
         assert made.config._attn_implementation == "eager"
@@ -134,16 +132,15 @@ class TestCandidates:
         assert isinstance(made.model.layers[0].self_attn, wrappers.QuantModule)
         assert compare(model, made, inputs).verdict.agrees
 
-    def test_unknown(self, llama):
-        with pytest.raises(ModelLoadError, match=r"unknown candidate 'quantised'.*'quantized'"):
-            candidate(llama, "quantised")
+    @pytest.mark.parametrize(("kind", "options", "error", "said"), [
+        ("quantised", {}, ModelLoadError, r"unknown candidate 'quantised'.*'quantized'"),
+        ("quantized", {"activation": "uint99"}, wrappers.errors.WrappersError, "not 99"),
+        ("wrapped", {"variant": "prefil"}, wrappers.errors.WrappersError, "'prefil'"),
+    ])  # fmt: skip
+    def test_unknown(self, llama, kind, options, error, said):
+        with pytest.raises(error, match=said):
+            candidate(llama, kind, **options)
         assert "quantized" in CANDIDATES
-
-    def test_unknown_types_and_variants(self, llama):
-        with pytest.raises(wrappers.errors.WrappersError, match="not 99"):
-            candidate(llama, "quantized", activation="uint99")
-        with pytest.raises(wrappers.errors.WrappersError, match="'prefil'"):
-            candidate(llama, "wrapped", variant="prefil")
 
 
 @pytest.mark.slow

@@ -98,13 +98,13 @@ class TestNames:
     def test_of_a_function(self, name: str, parts: tuple[str, str] | None) -> None:
         assert factory_of(name) == parts
 
-    def test_a_file_that_is_not_there(self) -> None:
-        with pytest.raises(tracer.ModelLoadError, match=r"there is no file nowhere\.py"):
-            locate("nowhere.py:build")
-
-    def test_a_module_that_is_not_there(self) -> None:
-        with pytest.raises(tracer.ModelLoadError, match="no module 'nowhere', neither installed"):
-            locate("nowhere.port:build")
+    @pytest.mark.parametrize(("name", "said"), [
+        ("nowhere.py:build", r"there is no file nowhere\.py"),
+        ("nowhere.port:build", "no module 'nowhere', neither installed"),
+    ])  # fmt: skip
+    def test_what_is_not_there(self, name: str, said: str) -> None:
+        with pytest.raises(tracer.ModelLoadError, match=said):
+            locate(name)
 
 
 class TestBuild:
@@ -112,10 +112,8 @@ class TestBuild:
         built = build(f"{port}:alone", 0)
         assert built.inputs is None
         assert built.model.layer.in_features == 8
-
-    def test_a_function_with_inputs(self, port: str) -> None:
-        built = build(f"{port}:with_inputs", 0)
-        assert {name: value.shape for name, value in built.inputs.items()} == {"x": (2, 8)}
+        inputs = build(f"{port}:with_inputs", 0).inputs
+        assert {name: value.shape for name, value in inputs.items()} == {"x": (2, 8)}
 
     def test_a_class_a_method_and_a_model(self, port: str) -> None:
         widths = [
@@ -170,29 +168,25 @@ class TestLoad:
         assert not loaded.model.training
         assert loaded.inputs["x"].shape == (2, 8)
         assert loaded.notes == (f"inputs: of {port}:with_inputs: x",)
-
-    def test_other_inputs(self, port: str) -> None:
+        with pytest.raises(tracer.UsageError, match="there are no wrappers for Net"):
+            tracer.models.candidate(loaded, "wrapped")
         given = {"x": torch.zeros(1, 8)}
         assert tracer.models.load(f"{port}:with_inputs", inputs=given).inputs["x"].shape == (1, 8)
 
-    def test_inputs_that_nobody_gives(self, port: str) -> None:
-        with pytest.raises(tracer.InputError, match="makes a Net, whose inputs are not known"):
-            tracer.models.load(f"{port}:alone")
+    @pytest.mark.parametrize(("name", "options", "error", "said"), [
+        ("alone", {}, tracer.InputError, "makes a Net, whose inputs are not known"),
+        ("with_inputs", {"batch": 2}, tracer.UsageError, "makes its own inputs"),
+        ("alone", {"video": 2}, tracer.UsageError, "are for checkpoints"),
+        ("alone", {"offload": True}, tracer.UsageError, "are for checkpoints"),
+        ("with_tokens", {"inputs": {"x": torch.ones(1)}}, tracer.InputError, "takes no input 'x'"),
+    ])  # fmt: skip
+    def test_what_does_not_go_with_it(self, port: str, name, options, error, said) -> None:
+        with pytest.raises(error, match=said):
+            tracer.models.load(f"{port}:{name}", **options)
 
     def test_tokens_for_a_model_of_transformers(self, port: str) -> None:
         loaded = tracer.models.load(f"{port}:with_tokens", batch=2, sequence_length=4)
         assert loaded.inputs["input_ids"].shape == (2, 4)
-        with pytest.raises(tracer.InputError, match="takes no input 'x'"):
-            tracer.models.load(f"{port}:with_tokens", inputs={"x": torch.ones(1)})
-
-    def test_a_prompt_beside_its_own_inputs(self, port: str) -> None:
-        with pytest.raises(tracer.UsageError, match="makes its own inputs"):
-            tracer.models.load(f"{port}:with_inputs", batch=2)
-
-    def test_images_and_weights_on_disk_are_for_checkpoints(self, port: str) -> None:
-        for options in ({"video": 2}, {"offload": True}):
-            with pytest.raises(tracer.UsageError, match="are for checkpoints"):
-                tracer.models.load(f"{port}:alone", **options)
 
     def test_the_reference_is_cast_and_the_candidate_is_not(self, port: str) -> None:
         loaded = tracer.models.load(f"{port}:wide")
@@ -206,8 +200,3 @@ class TestLoad:
         loaded = tracer.models.load(f"{port}:without_parameters")
         candidate = tracer.models.candidate(loaded, f"{port}:without_parameters")
         assert tracer.compare(loaded.model, candidate, loaded.inputs).verdict.agrees
-
-    def test_there_are_no_wrappers_for_it(self, port: str) -> None:
-        loaded = tracer.models.load(f"{port}:with_inputs")
-        with pytest.raises(tracer.UsageError, match="there are no wrappers for Net"):
-            tracer.models.candidate(loaded, "wrapped")

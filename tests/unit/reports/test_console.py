@@ -60,11 +60,9 @@ def labels(items: Sequence[Row | Fold]) -> list[str]:
 
 
 class TestTable:
-    def test_the_statistics_are_the_first_columns(self, diverging):
+    def test_the_statistics_come_first_and_a_wide_one_has_everything(self, diverging):
         header = shown(diverging).splitlines()[0].split()
         assert header == ["module", "mean", "min", "max", "stddev", "PEIR"]
-
-    def test_a_wide_one_has_everything(self, diverging):
         text = shown(diverging, width=200)
         header = text.splitlines()[0]
         assert re.split(r"\s{2,}", header.strip()) == [
@@ -97,16 +95,14 @@ class TestTable:
         assert "  model.layers.10.attention .1 " in text
         assert "▶ …10.attention (attention_mask) " in text
 
-    def test_what_could_not_be_computed_is_a_dash(self, make_row, make_comparison):
+    def test_two_dtypes_and_what_could_not_be_computed(self, make_row, make_comparison):
+        row = make_row("linear", candidate_dtype=torch.bfloat16)
+        assert "float32→bfloat16" in shown(make_comparison([row]), width=200)
         note = "shape [2]; candidate [3]"
         text = shown(make_comparison([make_row("linear", None, note=note)]), width=200)
         line = next(line for line in text.splitlines() if "linear" in line)
         assert line.split()[:6] == ["▶", "linear", "-", "-", "-", "-"]
         assert note in line
-
-    def test_dtypes_that_differ_are_both_shown(self, make_row, make_comparison):
-        row = make_row("linear", candidate_dtype=torch.bfloat16)
-        assert "float32→bfloat16" in shown(make_comparison([row]), width=200)
 
 
 class TestShortened:
@@ -114,7 +110,7 @@ class TestShortened:
         name = "model.layers.0.self_attn.q_proj"
         assert shortened(name, 31) == name
         assert shortened(name, 24) == "model…0.self_attn.q_proj"
-        assert shortened(name, 18) == "…0.self_attn.q_proj"[:0] + "…self_attn.q_proj"
+        assert shortened(name, 18) == "…self_attn.q_proj"
         assert shortened(name, 5) == "…proj"
 
     @given(st.lists(st.text("abc0", max_size=8), min_size=1, max_size=6), st.integers(1, 60))
@@ -131,17 +127,13 @@ class TestFold:
         items = arrange(diverging.rows, diverging.verdict.symptom)
         assert labels(items) == [*LAYERS[:2], "…", *LAYERS[13:20], "…", "lm_head", ""]
 
-    def test_a_fold_counts_and_measures(self, diverging):
+    def test_a_fold_counts_and_measures(self, diverging, make_row):
         text = shown(diverging)
         assert "… 11 rows agree, PEIR at most 4.00e-07" in text
         assert "… 10 rows differ, PEIR 5.00e-01" in text
-
-    def test_a_mixed_fold_says_both(self, make_row):
         fold = Fold((make_row("a"), make_row("b", 0.5), make_row("c", 0.25)))
-        assert (
-            str(fold)
-            == "… 1 row agree, all of them equal; 2 rows differ, PEIR 2.50e-01 to 5.00e-01"
-        )
+        said = "… 1 row agree, all of them equal; 2 rows differ, PEIR 2.50e-01 to 5.00e-01"
+        assert str(fold) == said
 
     def test_where_all_agree_the_largest_are_open(self, agreeing):
         items = arrange(agreeing.rows, None)
@@ -149,16 +141,14 @@ class TestFold:
         assert (labels(items)[:2], labels(items)[-1]) == (LAYERS[:2], "")
         assert "…" in labels(items)
 
-    def test_few_rows_are_all_shown(self, make_row):
-        rows = [make_row(str(i)) for i in range(12)]
-        assert arrange(rows, None) == rows
-
     def test_arguments_that_agree_are_hidden_unless_all_is_asked_for(self, make_row):
         output, argument = make_row("a"), make_row("a", value="kwargs.x")
         wrong = make_row("a", 0.5, value="kwargs.y")
         rows = [argument, wrong, output]
         assert arrange(rows, None) == [wrong, output]
         assert arrange(rows, None, all_rows=True) == rows
+        few = [make_row(str(i)) for i in range(12)]
+        assert arrange(few, None) == few
 
     @given(st.lists(st.floats(0, 1), max_size=60))
     @settings(deadline=None)
@@ -192,14 +182,12 @@ class TestCurve:
         assert {"1e0", "1e-3"} <= set(re.findall(r"1e-?\d+", text))
         assert ESCAPE not in text
         assert max(map(len, text.splitlines())) <= 80
+        assert ESCAPE in curve(diverging.rows, width=80, height=12, colour=True)
 
     def test_zero_and_infinity_have_lines_of_their_own(self, make_row):
         rows = [make_row("a", 0.0), make_row("b", 1e-3), make_row("c", None)]
         ticks = [line.split("┤")[0].strip() for line in _curve_lines(rows)]
         assert (ticks[0], ticks[-1]) == ("inf", "0")
-
-    def test_colours_only_if_asked_for(self, diverging):
-        assert ESCAPE in curve(diverging.rows, width=80, height=12, colour=True)
 
     def test_nothing_to_draw(self, make_row):
         assert curve([make_row(str(i), 0.0) for i in range(9)], width=80, height=12) == ""
@@ -418,6 +406,8 @@ class TestFocus:
         assert re.search(r"reference +2\.5 +1\.12 +1 +4  1, 2, 3, 4", text)
         assert re.search(r"candidate +2\.62 +1\.19 +1 +4  1, 2, 3\.5, 4", text)
         assert "furthest apart at [1, 0]: 3 and 3.5, PEIR 1.67e-01" in text
+        focus = [Captured("m", 0, OUTPUT, torch.ones(2), torch.ones(3))]
+        assert "output, float32 [2], candidate float32 [3]" in shown(agreeing, focus=focus)
 
     @pytest.mark.parametrize("tensor", [
         torch.empty(0, 3), torch.tensor(2.5), torch.tensor([True, False]), torch.tensor([1, 2]),
@@ -428,10 +418,6 @@ class TestFocus:
         assert "values of m, call 3" in shown(
             agreeing, focus=[Captured("m", 3, ValuePath.of_argument("x"), tensor, tensor.clone())]
         )
-
-    def test_other_shapes(self, agreeing):
-        focus = [Captured("m", 0, OUTPUT, torch.ones(2), torch.ones(3))]
-        assert "output, float32 [2], candidate float32 [3]" in shown(agreeing, focus=focus)
 
 
 class TestPlainText:
@@ -449,6 +435,9 @@ class TestPlainText:
         monkeypatch.setenv("COLUMNS", "80")
         show(diverging)
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+        for columns, width in (("123", 123), ("wide", 200)):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert make_console().width == width
 
     def test_no_color(self, diverging, monkeypatch):
         monkeypatch.setenv("NO_COLOR", "1")
@@ -473,23 +462,14 @@ class TestPlainText:
         assert "> model.layers.3.self_attn.o_proj" in text
         assert "?" not in text
 
-    def test_head(self, agreeing):
+    def test_a_head_and_an_unfinished_comparison_without_a_verdict(self, agreeing):
         run = Run("tiny (float32)", "wrapped", ("inputs: 3 tokens",))
-        assert shown(agreeing, run=run).startswith(
-            "tiny (float32) against wrapped\ninputs: 3 tokens\n\n"
-        )
-
-    def test_an_unfinished_comparison_has_a_table_and_no_verdict(self, agreeing):
+        head = "tiny (float32) against wrapped\ninputs: 3 tokens\n\n"
+        assert shown(agreeing, run=run).startswith(head)
         page = io.StringIO()
         show_rows(agreeing, console=Console(file=page, width=80))
         assert "model.layers.0.self_attn.q_proj" in page.getvalue()
         assert "agrees" not in page.getvalue()
-
-    def test_a_console_is_made_for_standard_output(self, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "123")
-        assert make_console().width == 123
-        monkeypatch.setenv("COLUMNS", "wide")
-        assert make_console().width == 200
 
 
 def test_show_is_the_method_of_a_comparison(diverging, capsys, monkeypatch):

@@ -18,8 +18,6 @@ class TestSpread:
         assert (spread.mean, spread.count) == (pytest.approx(7 / 3), 3)
         assert spread.deviation == pytest.approx(statistics.stdev([1, 2, 4]))
         assert str(spread) == "2.3333 ± 1.5 over 3 seeds"
-
-    def test_one_figure_has_none(self):
         assert math.isnan(Spread.of([1.0]).deviation)
         assert str(Spread.of([1.0])) == "1.0000"
 
@@ -64,8 +62,6 @@ class TestStudent:
     def test_many_degrees_are_normal(self, degrees):
         normal = statistics.NormalDist().inv_cdf(0.9975)
         assert student(0.9975, degrees) == pytest.approx(normal, rel=1e-3)
-
-    def test_the_middle(self):
         assert student(0.5, 3) == pytest.approx(0.0, abs=1e-12)
 
 
@@ -77,9 +73,7 @@ class TestDifference:
         assert difference.high - 2.0 == pytest.approx(4.3026527 / math.sqrt(3))
         assert not difference.is_clear
         assert str(difference) == "+2.0000 [-0.4841, +4.4841]"
-
-    def test_comparisons_that_share_the_five_percent(self):
-        # Five of them: each at 99 %, t(2) = 9.9248.
+        # Five comparisons share the 5 %: each at 99 %, t(2) = 9.9248.
         difference = Difference.of(by_seed(2, 4, 6), by_seed(1, 2, 3), comparisons=5)
         assert difference.high - 2.0 == pytest.approx(9.9248432 / math.sqrt(3))
 
@@ -138,20 +132,16 @@ class TestChoose:
         assert "by 0.0005 only, which is negligible" in in_words(choice)
 
     def test_the_default_is_best(self):
+        assert choose({"b": by_seed(1.0), "a": by_seed(1.0)}, default="a").best == "a"
+        choice = choose({"a": by_seed(1.0, 1.0)}, default="a")
+        assert "it is the default, and there is nothing to compare it with." in in_words(choice)
+        assert extremes_in_words(choice) == "a is the baseline: nothing to compare it with."
         choice = choose({"a": by_seed(1.0, 1.0), "b": by_seed(2.0, 2.1)}, default="a")
         assert (choice.best, choice.chosen, choice.over_default) == ("a", "a", None)
         assert in_words(choice) == (
             "a has the least loss, 1.0000 ± 0 over 2 seeds; it is the default; the next, b, is "
             "+1.0500 [+0.4147, +1.6853] above; all others are clearly worse."
         )
-
-    def test_the_default_alone(self):
-        choice = choose({"a": by_seed(1.0, 1.0)}, default="a")
-        assert "it is the default, and there is nothing to compare it with." in in_words(choice)
-        assert extremes_in_words(choice) == "a is the baseline: nothing to compare it with."
-
-    def test_a_tie_goes_to_the_default(self):
-        assert choose({"b": by_seed(1.0), "a": by_seed(1.0)}, default="a").best == "a"
 
     def test_one_seed_keeps_the_default(self):
         choice = choose({"a": by_seed(1.0), "b": by_seed(0.5)}, default="a")
