@@ -154,12 +154,9 @@ def test_links_resolve(page) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_in_the_navigation() -> None:
+def test_pages_and_the_readme() -> None:
     pages = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert sorted(pages) == sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md"))
-
-
-def test_the_readme_is_short() -> None:
     assert README.stat().st_size < 10_000
 
 

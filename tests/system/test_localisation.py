@@ -95,14 +95,11 @@ def test_a_right_pair_agrees(pair: Pair) -> None:
     assert verdict.origin is None
 
 
-def test_what_is_planted_stays_in_the_candidate() -> None:
+def test_what_is_planted_and_its_names() -> None:
     for name, source in (("random-llama", tiny_llama), ("tiny-qwen3-vl", tiny_qwen3_vl)):
         reference, _ = source()
         fresh = tiny.build(name, 0).state_dict()
         assert all(torch.equal(fresh[key], value) for key, value in reference.state_dict().items())
-
-
-def test_names_are_unique_within_a_group() -> None:
     for group in groups():
         assert len({mistake.name for mistake in group.mistakes}) == len(group.mistakes)
     assert len({(pair.group, pair.name) for pair in CLEAN}) == len(CLEAN)

@@ -114,20 +114,14 @@ def test_all_wrappers_start_switched_off(net):
     torch.testing.assert_close(wrapped(X), net(X))
 
 
-def test_strict_wrapping_names_the_module_and_what_has_a_wrapper(net):
+def test_what_cannot_be_wrapped(net):
     with pytest.raises(
         MissingWrapperError, match=r"^norm owns parameters: .*GroupNorm has no wrapper; .*Linear"
     ):
         prepare(net, PTQConfig(strict_wrap=True))
-
-
-def test_a_wrapped_model_is_not_wrapped_again(net):
     wrapped = prepare(net, PTQConfig())
     with pytest.raises(WrapError, match="first is a QuantLinear: the model is wrapped already"):
         prepare(wrapped, PTQConfig())
-
-
-def test_a_model_without_anything_to_wrap_is_an_error():
     with pytest.raises(WrapError, match="nothing in Sequential has a wrapper"):
         prepare(nn.Sequential(nn.GroupNorm(2, 6)), PTQConfig())
 
@@ -201,17 +195,11 @@ def test_progress_sees_every_batch(net):
     assert len(seen) == 2
 
 
-def test_no_inputs_are_an_error(net):
+def test_what_cannot_be_calibrated(net):
     with pytest.raises(ModelInputError, match="no calibration inputs"):
         calibrate(prepare(net, PTQConfig()), iter(()))
-
-
-def test_an_input_of_no_known_form_is_an_error(net):
     with pytest.raises(ModelInputError, match="not str"):
         calibrate(prepare(net, PTQConfig()), ["a prompt"])
-
-
-def test_a_float_model_cannot_be_calibrated_or_converted(net):
     with pytest.raises(ModeError, match="give the model that prepare"):
         calibrate(net, [X])
     with pytest.raises(ModeError, match="give the model that prepare"):

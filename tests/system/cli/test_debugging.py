@@ -82,14 +82,11 @@ def test_ended_before_anything_differed(at_prompt, tmp_path: Path) -> None:
     assert "model.norm" in written["coverage"]["reference_only"]
 
 
-def test_ended_after_something_differed(at_prompt) -> None:
+def test_ended_early(at_prompt) -> None:
     code, out, _ = at_prompt("q", "--tolerance", 0, "--break", "model.layers.3")
     assert code == 1
     assert "diverges at model.layers.0.self_attn.k_proj" in out
     assert "The run was ended by the user" in out
-
-
-def test_ended_where_differences_are_expected(at_prompt) -> None:
     options = ("--candidate", "quantized", "--calibrate", "1", "--break", "model.layers.3")
     code, out, _ = at_prompt("q", *options)
     assert code == 2

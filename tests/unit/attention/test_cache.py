@@ -57,18 +57,12 @@ def test_anything_else_is_refused_by_its_type(wrong):
         as_cache(wrong)
 
 
-def test_extent_without_a_cache_is_the_query_itself():
+def test_extents_of_caches():
     assert cache_extent(None, 5) == CacheExtent(past_length=0, key_length=5)
-
-
-def test_extent_of_a_dynamic_cache():
     cache = DynamicCache()
     assert cache_extent(cache, 5) == CacheExtent(past_length=0, key_length=5)
     cache.update(states(3), states(3), 0)
     assert cache_extent(cache, 2) == CacheExtent(past_length=3, key_length=5)
-
-
-def test_extent_of_a_static_cache_counts_its_empty_slots():
     cache = StaticCache(CONFIG, max_cache_len=9)
     cache.update(states(3), states(3), 0)
     extent = cache_extent(cache, 2)

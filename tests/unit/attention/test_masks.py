@@ -235,14 +235,11 @@ def test_a_wrong_shape_is_refused_with_what_was_found_and_expected(mask, found):
     assert "[2, 6]" in str(error.value) or "[2, 4 or 6]" in str(error.value)
 
 
-def test_a_complex_mask_is_refused():
+def test_what_is_no_mask_is_refused():
     with pytest.raises(ModelInputError, match="complex64"):
         MaskBuilder(FILL).additive(
             torch.ones(1, 3, dtype=torch.complex64), batch_size=1, query_length=3
         )
-
-
-def test_more_positions_than_keys_are_refused():
     with pytest.raises(ModelInputError, match="do not fit into 4 keys"):
         MaskBuilder(FILL).additive(None, batch_size=1, query_length=3, past_length=2, key_length=4)
 

@@ -204,11 +204,9 @@ class TestRequests:
 
 
 class TestHelp:
-    def test_without_arguments(self, capsys):
+    def test_without_arguments_and_version(self, capsys):
         assert main([]) == 2
         assert capsys.readouterr().out.startswith("usage: trace_model")
-
-    def test_version(self, capsys):
         assert main(["--version"]) == 0
         assert capsys.readouterr().out == f"trace_model {tracer.__version__}\n"
 

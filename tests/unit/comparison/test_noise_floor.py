@@ -112,16 +112,13 @@ def test_what_is_not_finite_in_float64_is_said() -> None:
     assert f"{unmeasured.nonfinite} values are finite on one side only" in said
 
 
-def test_a_model_that_does_not_run_in_float64_has_the_floor_of_perturbed_inputs(x) -> None:
+def test_the_floor_of_models_that_do_not_run_in_float64(x, reference) -> None:
     torch.manual_seed(0)
     floor = measure_noise(Fixed().eval(), x, "*")
     assert floor.unmeasured[0].run is NoiseRun.FLOAT64
     assert "RuntimeError" in floor.unmeasured[0].error
     assert "in float64 was not measured everywhere" in tracer.explain(floor.read(()))
     assert floor.peir["", 0, "output"] > 0
-
-
-def test_a_model_that_cannot_be_copied_has_it_too(reference, x) -> None:
     reference.held = (number for number in range(3))
     floor = measure_noise(reference, x, "*")
     assert "TypeError" in floor.unmeasured[0].error

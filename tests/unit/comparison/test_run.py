@@ -282,12 +282,10 @@ class TestCoverage:
         assert coverage.candidate_only == ("1", "1.0")
         assert set(coverage.reasons.values()) == {"called by the candidate, not by the reference"}
 
-    def test_data_parallel_prefixes(self, model: nn.Module) -> None:
+    def test_data_parallel_prefixes_and_rename_rules(self, model: nn.Module) -> None:
         coverage = compare(model, nn.DataParallel(copy.deepcopy(model)), X).coverage
         assert coverage.paired_modules == ("", "0", "1", "1.0", "1.1")
         assert coverage.candidate_only == ("module",)
-
-    def test_rename_rules(self, model: nn.Module) -> None:
         candidate = nn.Module()
         candidate.first, candidate.second = copy.deepcopy(model[0]), copy.deepcopy(model[1])
         candidate.forward = lambda input: candidate.second(candidate.first(input))  # noqa: A006
@@ -296,11 +294,9 @@ class TestCoverage:
 
 
 class TestNothingCompared:
-    def test_no_output_of_the_same_shape(self) -> None:
+    def test_outputs_of_models_with_nothing_in_common(self) -> None:
         with pytest.raises(NothingComparedError, match="no output of the candidate could"):
             compare(nn.Linear(8, 4), nn.Linear(8, 3), X)
-
-    def test_wrong_outputs_of_models_without_a_module_in_common(self) -> None:
         reference = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
         candidate = nn.ModuleDict({"other": nn.Bilinear(8, 8, 8)})
         candidate.forward = lambda input: candidate["other"](input, input)  # noqa: A006
@@ -342,8 +338,6 @@ class TestOptions:
         comparison = compare(model, copy.deepcopy(model), X, include=["0", "1.1"])
         assert {row.module for row in comparison.rows} == {"0", "1.1"}
         assert {row.module for row in compare(model, model, X).rows} == {"", "0", "1", "1.0", "1.1"}
-
-    def test_a_glob_that_matches_nothing(self, model: nn.Module) -> None:
         with pytest.raises(UsageError, match=r"'2\.\*' matches none of the 5 modules"):
             compare(model, model, X, include=["0", "2.*"])
 
@@ -427,13 +421,11 @@ class TestCapture:
             assert torch.equal(captured[1].reference, model(X))
             assert torch.equal(captured[1].candidate, candidate(X))
 
-    def test_later_edits_do_not_reach_them(self) -> None:
+    def test_later_edits_and_models_that_raise(self, model: nn.Module) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True))
         captured = capture(model, copy.deepcopy(model), X, include="0")
         with torch.no_grad():
             assert torch.equal(captured[1].reference, model[0](X))
-
-    def test_a_model_that_raises(self, model: nn.Module) -> None:
         with pytest.raises(ModelRunError):
             capture(model, model, torch.ones(3, 5), include="*")
 

@@ -54,37 +54,31 @@ def test_copies_are_equal(config):
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_nothing_can_be_changed():
+def test_a_config_is_frozen():
     config = PTQConfig(model_args={"grids": [[1, 4, 4]]})
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.variant = "decode"
     with pytest.raises(TypeError):
         config.model_args["grids"] = ()
     assert config.model_args["grids"] == ((1, 4, 4),)
-
-
-def test_the_callers_dict_is_not_kept():
     overrides = {"a": {"weight": affine("int8")}}
     config = PTQConfig(overrides=overrides)
     overrides["a"]["weight"] = affine("uint4")
     assert config.overrides["a.weight"] == affine("int8")
 
 
-def test_defaults():
+def test_defaults_and_unknown_keywords():
     config = PTQConfig()
     assert config.activation == config.weight == affine("uint8")
     assert (config.attention_mask_fill_value, config.variant) == (-120.0, "prefill")
     assert not config.strict_wrap
-
-
-# --- specs
-
-
-def test_unknown_keywords_of_a_spec_and_a_config_name_the_known_ones():
     with pytest.raises(ConfigError, match=r"no 'bits'; it has dtype, qscheme, observer, options"):
         QuantSpec.from_dict({"bits": 8})
     with pytest.raises(ConfigError, match=r"no 'scope'; it has activation, weight"):
         PTQConfig.from_dict({"scope": "x"})
+
+
+# --- specs
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"uint8"'])

@@ -72,14 +72,11 @@ def test_training_or_not_is_taken_along(training):
     assert source.training is training
 
 
-def test_a_forward_replaced_on_the_instance_is_refused():
+def test_children_and_forwards_that_are_replaced():
     source = nn.Sequential(nn.Linear(2, 2))
     source[0].forward = lambda x: x
     with pytest.raises(WrapError, match=r"^0 \(Linear\) has its forward replaced"):
         prepare(source, PTQConfig())
-
-
-def test_a_none_child_stays_none():
     source = nn.Sequential(nn.Linear(2, 2))
     source.register_module("extra", None)
     copied = shallow_copy(source, nn.Sequential, PTQConfig(), lambda child, _: child)
@@ -116,19 +113,13 @@ def wrap_nothing(module, _):
     return module
 
 
-def test_an_unknown_point_is_an_error_in_every_mode():
+def test_points_that_are_declared_wrong(monkeypatch):
     wrapper = Broken.from_float(nn.ReLU(), PTQConfig(), wrap_nothing)
     with pytest.raises(PointError, match="Broken has no point 'act_out'; it has act_in"):
         wrapper(X)
-
-
-def test_a_point_declared_twice_is_an_error(monkeypatch):
     monkeypatch.setattr(Broken, "twice", True)
     with pytest.raises(PointError, match="declares the point 'act_in' twice"):
         Broken.from_float(nn.ReLU(), PTQConfig(), wrap_nothing)
-
-
-def test_per_channel_where_there_are_no_channels_names_the_point():
     config = PTQConfig(activation=affine("uint8", qscheme="per_channel_asymmetric"))
     with pytest.raises(ConfigError, match=r"^0: the point 'act_in' has no axis of channels"):
         prepare(nn.Sequential(nn.ReLU()), config)
@@ -237,23 +228,14 @@ def test_a_damaged_parameter_is_an_error(value):
         calibrate(wrapped, [X])
 
 
-def test_a_tensor_that_is_not_floating_point_at_a_point_is_refused():
+def test_what_does_not_fit_a_point_is_refused():
     wrapped = prepare(nn.ReLU(), PTQConfig())
     with pytest.raises(TypeError, match="floating-point"):
         calibrate(wrapped, [torch.arange(3)])
-
-
-# --- parameters in quantised mode
-
-
-def test_scales_of_another_number_of_channels_are_refused():
     _, wrapper = quantized_linear()
     wrapper.points["weight"].load_qparams(torch.ones(3))
     with pytest.raises(QParamsError, match=r"3 scales along dimension 0 do not fit .*\(4, 6\)"):
         wrapper(X)
-
-
-def test_an_override_that_does_not_go_with_its_spec_names_the_module():
     with pytest.raises(ConfigError, match=r"^0: uint8 cannot be per_tensor_symmetric"):
         prepare(
             nn.Sequential(nn.ReLU()),
@@ -261,16 +243,16 @@ def test_an_override_that_does_not_go_with_its_spec_names_the_module():
         )
 
 
-def test_gradients_reach_the_parameters():
+# --- parameters in quantised mode
+
+
+def test_gradients_and_inference_tensors():
     source, wrapper = quantized_linear()
     with torch.no_grad():
         wrapper(X)
     wrapper(X).sum().backward()
     assert source.weight.grad is not None
     assert source.weight.grad.any()
-
-
-def test_inference_tensors_work():
     with torch.inference_mode():
         wrapper = prepare(nn.Linear(6, 4), PTQConfig())
         calibrate(wrapper, [X])

@@ -111,25 +111,19 @@ def test_percentiles_of_a_sample_are_close_and_reproducible():
     assert float(scales[0]) == pytest.approx((high - low) / 255, rel=0.05)
 
 
-def test_another_seed_is_another_sample():
+def test_the_sample_of_a_percentile():
     scales = set()
     for seed in range(3):
         observer = affine_observer("percentile", percentile=90.0, capacity=64, seed=seed)
         observer.observe(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
         scales.add(float(observer.quantizer().scale))
     assert len(scales) == 3
-
-
-def test_all_of_a_hundred_percent_is_the_exact_range():
     observer = affine_observer("percentile", percentile=100, capacity=16)
     x = torch.randn(10_000)
     x[17], x[4711] = 50.0, -60.0
     observer.observe(x)
     expected = affine_qparams(torch.tensor(-60.0), torch.tensor(50.0), UINT8, PER_TENSOR)
     assert same(observer.quantizer(), expected)
-
-
-def test_one_value_is_a_constant():
     observer = affine_observer("percentile")
     observer.observe(torch.tensor(0.3))
     assert float(observer.quantizer().scale) == pytest.approx(0.3)

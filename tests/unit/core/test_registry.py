@@ -50,16 +50,16 @@ def test_a_missing_variant_lists_those_of_the_class():
         lookup(Float, "other")
 
 
-def test_a_missing_class_lists_the_classes():
+def test_looking_up():
     with pytest.raises(MissingWrapperError, match=r"Float has no wrapper; .*torch\.nn.*Linear"):
         lookup(Float, "prefill")
-
-
-def test_a_class_matches_only_itself():
     register(Float)(Common)
     assert has_wrapper(Float)
     assert not has_wrapper(FloatChild)
     assert not has_wrapper(Common)
+    assert lookup(nn.Linear, "prefill") is QuantLinear
+    register("torch.nn.Bilinear")(Common)
+    assert lookup(nn.Bilinear, "prefill") is Common
 
 
 def test_a_duplicate_raises_and_the_same_again_does_not():
@@ -72,12 +72,6 @@ def test_a_duplicate_raises_and_the_same_again_does_not():
 
 def test_the_decorator_gives_the_class_back():
     assert register(Float)(Common) is Common
-
-
-def test_by_path():
-    assert lookup(nn.Linear, "prefill") is QuantLinear
-    register("torch.nn.Bilinear")(Common)
-    assert lookup(nn.Bilinear, "prefill") is Common
 
 
 @pytest.mark.parametrize("path", [

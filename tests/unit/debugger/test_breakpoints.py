@@ -120,12 +120,10 @@ class TestWhere:
         assert "-> result = self.second(double)" in at_prompt.printed
         assert at_prompt.answers[:2] == ["torch.Size([2, 8])", "False"]
 
-    def test_the_root_is_called_by_the_tracer(self, at_prompt) -> None:
+    def test_the_root_is_called_by_the_tracer_and_the_others_in_turn(self, at_prompt) -> None:
         at_prompt("p tuple(candidate.args[0].shape); c", Net(), breakpoints=[""])
         assert "-> return model(*args, **kwargs)" in at_prompt.printed
         assert at_prompt.answers[0] == "(2, 8)"
-
-    def test_each_breakpoint_in_turn(self, at_prompt) -> None:
         at_prompt("c; c; c; c", Net(), breakpoints=["inner.*", "last"])
         stops = re.findall(r"`([\w.]+)`, call \d, starts", at_prompt.printed)
         assert stops == ["inner.first", "inner.second", "last"]
@@ -350,15 +348,13 @@ class TestStepping:
         assert "forward()" in after[3]
         assert "plain()\n-> return self.last(x)" in after[4]
 
-    def test_step_goes_into_a_module_past_torch(self, at_prompt) -> None:
+    def test_step_goes_into_modules_and_over_the_rest(self, at_prompt) -> None:
         at_prompt("s; s; r; c", Net(), breakpoints=["inner"])
         assert "--Call--" in at_prompt.answers[0]
         assert "forward()\n-> def forward(self, x):" in at_prompt.answers[0]
         assert "-> half = self.first(x) * self.factor" in at_prompt.answers[1]
         assert "--Return--" in at_prompt.answers[2]
         assert "forward()->tensor(" in at_prompt.answers[2]
-
-    def test_step_over_what_has_no_lines_of_a_model(self, at_prompt) -> None:
         at_prompt("s; c", Net(), breakpoints=["inner.second"])
         assert "finish()\n-> return result + 1" in at_prompt.answers[0]
 
@@ -369,12 +365,10 @@ class TestStepping:
         assert all(file == __file__ for file, _ in where)
         assert "*** Oldest frame" in at_prompt.answers[3]
 
-    def test_a_breakpoint_on_the_way(self, at_prompt) -> None:
+    def test_breakpoints_on_the_way(self, at_prompt) -> None:
         at_prompt("n; p reference.double.shape; c", Net(), breakpoints=["inner", "inner.second"])
         assert "`inner.second`, call 0, starts" in at_prompt.answers[0]
         assert at_prompt.answers[1] == "torch.Size([2, 8])"
-
-    def test_a_line_breakpoint(self, at_prompt) -> None:
         line = Inner.finish.__code__.co_firstlineno + 3
         at_prompt(f"b {__file__}:{line}; c; p result.shape; clear 1; c", Net(), breakpoints="inner")
         assert "finish()\n-> return result + 1" in at_prompt.answers[1]
@@ -425,12 +419,10 @@ class TestQuitting:
         assert comparison.verdict.symptom.module == "inner.second"
         assert not comparison.verdict.confirmed
 
-    def test_before_anything_was_compared(self, at_prompt) -> None:
+    def test_before_anything_was_compared_and_without_an_answer(self, at_prompt) -> None:
         comparison = at_prompt("q", Net(), breakpoints=[""])
         self.check(comparison)
         assert not [row for row in comparison.rows if row.is_output]
-
-    def test_the_end_of_the_input(self, at_prompt) -> None:
         self.check(at_prompt("p 1", Net(), breakpoints=["last"]))
 
     @pytest.mark.parametrize("command", ["n", "s", "r"])
@@ -525,12 +517,10 @@ class TestPostMortem:
         assert "hook()\n-> raise ValueError" in at_prompt.printed
         assert at_prompt.answers[1:3] == ["None", "the reference stands at no call"]
 
-    def test_not_asked_for(self, at_prompt) -> None:
+    def test_not_asked_for_or_not_needed(self, at_prompt) -> None:
         with pytest.raises(ModelRunError):
             at_prompt("q", Net(self.raising), breakpoints=["drop"])
         assert at_prompt.printed == ""
-
-    def test_nothing_raises(self, at_prompt) -> None:
         assert at_prompt("q", Net(), post_mortem=True).verdict.agrees
         assert at_prompt.printed == ""
 
@@ -557,11 +547,9 @@ class TestRefused:
         with pytest.raises(UsageError, match=r"expected '(start|always)' or"):
             Breakpoint("*", **words)
 
-    def test_another_debugger(self, at_prompt, never) -> None:
+    def test_another_debugger_and_nobody_to_answer(self, at_prompt, never, monkeypatch) -> None:
         with pytest.raises(UsageError, match="debugger 'gdb': expected ipdb or pdb"):
             at_prompt("q", never, reference=never, breakpoints=["last"], debugger="gdb")
-
-    def test_nobody_to_answer(self, at_prompt, never, monkeypatch) -> None:
         monkeypatch.setenv("CI", "true")
         with pytest.raises(UsageError, match="CI is set and standard input is no terminal"):
             at_prompt("q", never, reference=never, post_mortem=True)
@@ -600,10 +588,8 @@ class TestAnotherFunction:
 
 
 class TestDiff:
-    def test_of_tensors(self) -> None:
+    def test_of_tensors_and_nested_values(self) -> None:
         assert diff(X, X + 1) == Difference.of(X, X + 1)
-
-    def test_of_nested_values(self) -> None:
         left, right = {"a": (X, None), "b": [X]}, {"a": (X, None), "b": [X + 1]}
         assert diff(left, right) == Difference.of(X, X).merge(Difference.of(X, X + 1))
         assert diff(left, right).mean == pytest.approx(0.5)

@@ -104,14 +104,12 @@ class TestChoice:
 
 
 class TestNames:
-    def test_they_come_and_go(self, monkeypatch) -> None:
+    def test_they_come_and_go_also_after_an_exception(self, monkeypatch) -> None:
         monkeypatch.setattr(builtins, "already", 1, raising=False)
         with in_builtins({"already": 2, "brought_along": 3}):
             assert (already, brought_along) == (2, 3)  # noqa: F821
         assert builtins.already == 1
         assert not hasattr(builtins, "brought_along")
-
-    def test_also_after_an_exception(self) -> None:
         with pytest.raises(KeyboardInterrupt), in_builtins({"brought_along": 3}):
             raise KeyboardInterrupt
         assert not hasattr(builtins, "brought_along")
@@ -196,6 +194,4 @@ class TestPrompt:
             talk("q")
         with pytest.raises(Ended):
             talk("n; q")
-
-    def test_ended_is_no_ordinary_exception(self) -> None:
         assert not issubclass(Ended, Exception)

@@ -342,14 +342,12 @@ class TestModels:
             export(module, torch.ones(2, 4), tmp_path / "a.pt2")
         assert not module._forward_hooks
 
-    def test_inputs_that_do_not_fit(self, tmp_path):
+    def test_inputs_and_outputs_that_do_not_fit(self, tmp_path):
         module, inputs, _ = case("attention", "decode", None)
         with pytest.raises(ModelInputError, match="1 tensors of the past"):
             export(module, inputs[:5], tmp_path / "a.pt2")
         with pytest.raises(ModelInputError, match="not int"):
             export(module, 3, tmp_path / "a.pt2")
-
-    def test_outputs_that_are_no_tensors(self, tmp_path):
         _, wrapped, prompts = llama("prefill", None)
         with pytest.raises(ExportError, match=r"found DynamicCache .* use_cache=False"):
             export(wrapped, {"input_ids": prompts[0]}, tmp_path / "a.pt2")
@@ -397,12 +395,10 @@ class TestRefusals:
         assert "It takes uint4, uint8, int16" in str(error.value)
         assert not list(tmp_path.iterdir())
 
-    def test_microscaling(self, tmp_path):
+    def test_microscaling_and_one_point_are_enough(self, tmp_path):
         mlp, states = quantised_mlp(affine("uint8"), microscaling(block_size=8))
         with pytest.raises(ExportError, match=r"gate_proj\.weight \(microscaling\)"):
             export(mlp, states, tmp_path / "a.circle")
-
-    def test_one_point_is_enough(self, tmp_path):
         overrides = {"model.layers.0.mlp.mul": affine("int8")}
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"), overrides=overrides)
         with pytest.raises(ExportError, match=r"1 quantization points: model\.layers\.0\.mlp\.mul"):

@@ -331,12 +331,10 @@ class TestSlots:
         assert torch.equal(values * -2, keys)  # the factor is on the keys alone
         return (keys / 2)[:, 0, :, 0].int().tolist()
 
-    def test_hold_the_prompts_and_zeros(self):
+    def test_hold_the_prompts_with_the_factor_of_their_layer(self):
         slots = self.slots([4, 2, 3], capacity=5)
         assert self.contents(slots) == [[1, 2, 3, 4, 0], [1, 2, 0, 0, 0], [1, 2, 3, 0, 0]]
         assert (slots.lengths.tolist(), slots.capacity) == ([4, 2, 3], 5)
-
-    def test_keys_get_the_factor_of_their_layer(self):
         cache, ones = DynamicCache(), torch.ones(1, 1, 2, 1)
         for layer in range(3):
             cache.update(ones, ones, layer)

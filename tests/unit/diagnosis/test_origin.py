@@ -400,15 +400,13 @@ class TestAgreement:
         assert "  `layers.0.norm`: its `eps` is 1e-05 in the reference and 1.0000001e-05" in text
         assert text.endswith("  and 3 more")
 
-    def test_a_coarser_dtype_is_told(self) -> None:
+    def test_a_coarser_dtype_is_told_of_values_alone(self) -> None:
         reference, candidate = pair()
         own = candidate.head.forward
         candidate.head.forward = lambda x: own(x).bfloat16()
         text = judged(reference, candidate).explanation
         assert "2 values of the candidate are of a coarser dtype" in text
         assert "first output of `head`, bfloat16 for float32." in text
-
-    def test_a_model_in_a_coarser_dtype_is_not_told_of_each_value(self) -> None:
         reference, candidate = pair()
         assert "coarser" not in judged(reference, candidate.bfloat16()).explanation
 

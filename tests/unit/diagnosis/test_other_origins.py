@@ -127,16 +127,13 @@ def test_what_follows_a_value_that_has_to_stay_is_no_origin(reference, x) -> Non
     assert [origin.module for origin in verdict.origins] == ["first"]
 
 
-def test_without_a_second_run_there_is_one(reference, x) -> None:
+def test_without_a_second_run_or_a_divergence(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     with torch.no_grad():
         candidate.second.bias += 1.0
         candidate.first.weight[1] *= 2.0
     verdict = tracer.compare(reference, candidate, x, confirm=False).verdict
     assert verdict.origins == (verdict.origin,)
-
-
-def test_an_agreement_has_none(reference, x) -> None:
     assert tracer.compare(reference, copy.deepcopy(reference), x).verdict.origins == ()
 
 

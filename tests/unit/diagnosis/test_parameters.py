@@ -186,13 +186,11 @@ class TestDeclaredForms:
     def reference(self) -> nn.Linear:
         return with_weights(nn.Linear, self.weight, self.bias)
 
-    def test_a_declared_factor_is_expected_and_no_other(self) -> None:
+    def test_a_declared_factor_is_expected_and_applied(self) -> None:
         right = with_weights(Doubled, 2 * self.weight, 2 * self.bias)
         assert changed(self.reference(), right) == {}
         wrong = with_weights(Doubled, 4 * self.weight, self.bias)
         assert list(changed(self.reference(), wrong)) == ["weight", "bias"]
-
-    def test_the_factor_is_applied_on_exchange(self) -> None:
         wrong = with_weights(Doubled, self.weight, 2 * self.bias)
         assert exchange(wrong, self.reference(), "weight") is not None
         assert torch.equal(wrong.weight, 2 * self.weight)
@@ -207,11 +205,9 @@ class TestDeclaredForms:
         assert exchange(both[1], both[0], "weight") is not None
         assert torch.equal(both[0].weight, both[1].weight)
 
-    def test_what_another_form_does_to_the_parameters_is_not_known(self) -> None:
+    def test_forms_of_parameters(self) -> None:
         for weight in (self.weight.flip(0), self.weight + 1.0):
             assert changed(self.reference(), with_weights(Reversed, weight, self.bias)) == {}
-
-    def test_both_may_be_of_that_form(self) -> None:
         both = [with_weights(Reversed, self.weight + i, self.bias) for i in range(2)]
         assert list(changed(*both)) == ["weight"]
 
@@ -238,14 +234,11 @@ def test_other_classes_are_settings_too(pair) -> None:
     assert changed_settings(nn.Linear(2, 2), Doubled(2, 2)) == []
 
 
-def test_dtypes() -> None:
+def test_dtypes_and_equal_parameters() -> None:
     assert changed_dtypes(nn.Linear(2, 2), nn.Linear(2, 2)) == []
     assert changed_dtypes(nn.Linear(2, 2), nn.Linear(2, 2, bias=False).half()) == [
         Setting("weight", "float32", "float16")
     ]
-
-
-def test_equal_parameter() -> None:
     modules = dict(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).named_modules())
     assert equal_parameter(modules["1"].weight.detach().clone(), modules) == "1.weight"
     assert equal_parameter(torch.zeros(3, 3), modules) is None

@@ -205,13 +205,11 @@ class TestDocuments:
             tokenizer("a cat\nran", add_special_tokens=False)["input_ids"]
         ]
 
-    def test_a_long_text_is_tokenised_in_parts(self, tokenizer):
+    def test_long_texts_and_none(self, tokenizer):
         text = "".join(f"Line {i} is about a cat, and {i % 7} dogs.\n" for i in range(900))
         assert len(text) > 20_000
         [found] = documents(text, tokenizer)
         assert tokenizer.decode(found) == text
-
-    def test_no_text(self, tokenizer):
         with pytest.raises(ModelInputError, match="found no text among 5 characters"):
             documents("<x>\n ", tokenizer, separator="<x>")
 

@@ -72,19 +72,15 @@ class TestActiveDropout:
         assert next(active_dropout(model.train()), None) == found
         assert not any(active_dropout(model.eval()))
 
-    def test_where_an_attribute_says_so(self) -> None:
+    def test_rates_of_modules(self) -> None:
         model = llama().train()
         assert next(active_dropout(model)) == Dropout(
             "layers.0.self_attn", "attention_dropout", 0.3
         )
         assert len(list(active_dropout(model))) == 2
-
-    def test_a_single_recurrent_layer_drops_nothing(self) -> None:
         module = nn.GRU(4, 4, num_layers=2, dropout=0.1)
         module.num_layers = 1
         assert not any(active_dropout(module))
-
-    def test_flags_and_other_numbers_are_no_rates(self) -> None:
         model = nn.Linear(4, 4)
         model.drop_last, model.dropouts, model.rate, model.drop_prob = True, 3, 0.5, None
         assert not any(active_dropout(model))
@@ -97,13 +93,9 @@ class TestRefused:
             tracer.UsageError, match=r"`a\.1` drops out \(p 0\.5\) in the reference"
         ):
             tracer.compare(model, copy.deepcopy(model), X)
-
-    def test_in_the_candidate_alone(self) -> None:
         model = Siblings()
         with pytest.raises(tracer.UsageError, match=r"in the candidate, .* call \.eval\(\)"):
             tracer.compare(copy.deepcopy(model).eval(), model, X)
-
-    def test_training_that_nothing_is_in(self) -> None:
         model = Siblings().eval()
         with pytest.raises(tracer.UsageError, match="neither model is in training mode"):
             tracer.compare(model, copy.deepcopy(model), X, train=True)
@@ -152,14 +144,12 @@ class TestAlike:
         comparison = agreed(Siblings("ab"), Siblings("ba"), X, train=True)
         assert all(row.error == 0.0 for row in comparison.rows)
 
-    def test_draws_in_between(self) -> None:
+    def test_draws_in_between_and_in_modules_that_are_not_compared(self) -> None:
         comparison = tracer.compare(Siblings(), Siblings(draws=5), X, train=True)
         # What the root draws before its own dropout is part of its own lines.
         assert comparison.verdict.origin is not None
         assert comparison.verdict.origin.module == ""
         assert all(row.agrees for row in comparison.rows if row.module)
-
-    def test_modules_that_are_not_compared_draw_alike_too(self) -> None:
         both = Siblings("ab"), Siblings("ba")
         comparison = agreed(*both, X, train=True, include=["a", "b"])
         assert {row.module for row in comparison.rows} == {"a", "b"}

@@ -137,13 +137,11 @@ class TestVerdicts:
         assert found.zoomed == kept.zoomed
         assert found.zoomed.explanation in found.verdict.explanation
 
-    def test_the_noise_floor(self, saved) -> None:
+    def test_the_noise_floor_and_a_quantised_candidate(self, saved) -> None:
         kept = compared(saved(), "bfloat16", offload=False, noise_floor=True)
         found = compared(saved(), "bfloat16", offload=True, noise_floor=True)
         assert [row.floor for row in found.rows] == [row.floor for row in kept.rows]
         assert max(row.floor or 0.0 for row in found.rows) > 0.0
-
-    def test_quantised(self, saved) -> None:
         kept = compared(saved(), "quantized", offload=False, isolate="leaves", confirm=False)
         found = compared(saved(), "quantized", offload=True, isolate="leaves", confirm=False)
         assert max(row.peir for row in kept.rows) > 1e-3

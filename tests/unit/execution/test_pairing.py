@@ -119,13 +119,10 @@ def test_wrappers_in_the_middle_are_seen_through(model: Model) -> None:
     assert "layers.0.q_proj" not in pairing.pairs.values()
 
 
-def test_the_reference_may_be_wrapped(model: Model) -> None:
+def test_the_reference_may_be_wrapped_and_exact_names_come_first(model: Model) -> None:
     pairing = pair(nn.DataParallel(copy.deepcopy(model)), model)
     check(pairing)
     assert pairing.pairs["layers.0.norm"] == "module.layers.0.norm"
-
-
-def test_an_exact_name_comes_before_one_seen_through() -> None:
     reference = nn.ModuleDict({"a": nn.Linear(2, 2), "module": nn.ModuleDict({"a": nn.ReLU()})})
     pairing = pair(reference, copy.deepcopy(reference))
     assert pairing.pairs == {name: name for name, _ in reference.named_modules()}
@@ -144,19 +141,13 @@ class TestRules:
         assert set(pairing.pairs) == set(dict(candidate.named_modules()))
         assert pairing.by_value == {"blocks"}
 
-    def test_a_rule_that_matches_nothing(self, model: Model) -> None:
+    def test_what_is_no_rule(self, model: Model) -> None:
         with pytest.raises(UsageError, match="matches none of the candidate's 11 module names"):
             pair(model, copy.deepcopy(model), {"blocks": "layers"})
-
-    def test_a_rule_that_is_no_regular_expression(self, model: Model) -> None:
         with pytest.raises(UsageError, match="no valid regular expression"):
             pair(model, copy.deepcopy(model), {"layers.(": "x"})
-
-    def test_a_replacement_with_a_group_that_is_not_there(self, model: Model) -> None:
         with pytest.raises(UsageError, match="no valid regular expression"):
             pair(model, copy.deepcopy(model), {"layers": r"\2"})
-
-    def test_a_rule_that_leads_nowhere(self, model: Model) -> None:
         with pytest.raises(UsageError, match=r"no name it makes.*did you mean 'layers'"):
             pair(model, copy.deepcopy(model), {"^layers": "layer"})
 
@@ -202,15 +193,13 @@ class TestValues:
         check(pairing)
         assert pairing.pairs == {"": "", "b": "key", "a": "query"}
 
-    def test_the_order_does_not_matter(self) -> None:
+    def test_the_order_matters_only_for_equal_values(self) -> None:
         torch.manual_seed(0)
         layers = [nn.Linear(5, 5) for _ in range(6)]
         reference = nn.ModuleDict({f"r{i}": layer for i, layer in enumerate(layers)})
         order = [3, 0, 5, 1, 4, 2]
         candidate = nn.ModuleDict({f"c{i}": copy.deepcopy(layers[i]) for i in order})
         assert pair(reference, candidate).pairs == {"": "", **{f"c{i}": f"r{i}" for i in order}}
-
-    def test_equal_values_are_paired_in_order(self) -> None:
         reference = nn.ModuleDict({"a": nn.LayerNorm(4), "b": nn.LayerNorm(4)})
         candidate = nn.ModuleDict({"x": nn.LayerNorm(4), "y": nn.LayerNorm(4)})
         assert pair(reference, candidate).pairs == {"": "", "x": "a", "y": "b"}

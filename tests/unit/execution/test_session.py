@@ -16,12 +16,9 @@ def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.Tanh()).to(dtype)
 
 
-def test_pairs_are_those_whose_names_match() -> None:
+def test_names_and_dtypes() -> None:
     assert Session(net(), net(), X, None, "*").pairs == {"": "", "0": "0", "1": "1"}
     assert Session(net(), net(), X, None, ["0"]).pairs == {"0": "0"}
-
-
-def test_floats_take_the_dtype_of_the_candidate() -> None:
     fits = Session(net(), net(torch.bfloat16), X, None, "*").adapt_inputs
     assert fits(X).dtype == torch.bfloat16
     assert fits(X.double()).dtype == torch.float64  # not what the reference works in
@@ -50,14 +47,11 @@ def test_a_lazy_module_is_run_before() -> None:
         Session(net(), nn.Sequential(nn.LazyLinear(4), nn.Tanh()), X, None, "*")
 
 
-def test_globs() -> None:
+def test_globs_and_the_dtype_of_most_parameters() -> None:
     names = ["", "layers.0.mlp", "layers.1.mlp", "norm"]
     assert matching("layers.*.mlp", names) == ["layers.0.mlp", "layers.1.mlp"]
     with pytest.raises(UsageError, match=r"'\*\.mpl' matches none of the 4 .* mean '\*mlp'"):
         matching("*.mpl", names)
-
-
-def test_the_dtype_of_most_parameters() -> None:
     mixed = nn.Sequential(nn.Linear(64, 64).bfloat16(), nn.LayerNorm(64))
     assert working_dtype(mixed) == torch.bfloat16
     assert working_dtype(nn.Tanh()) is None

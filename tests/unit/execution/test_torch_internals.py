@@ -118,13 +118,10 @@ def test_the_fused_path_of_an_encoder_layer_is_known() -> None:
     assert not internals.takes_fused_path(nn.MultiheadAttention(8, 2))
 
 
-def test_operators_say_what_they_write_to() -> None:
+def test_operators_and_views() -> None:
     # Broken: see how `torch.library` reads the schema of an operator.
     assert internals.written_arguments(torch.ops.aten.add_.Tensor) == [(0, "self")]
     assert internals.written_arguments(torch.ops.aten.add.Tensor) == []
-
-
-def test_views_share_memory_and_copies_do_not() -> None:
     # Broken: any number that two tensors of one storage share, whose storage may be empty, does.
     tensor = torch.zeros(4)
     assert internals.memory_of(tensor) == internals.memory_of(tensor[1:])

@@ -183,14 +183,12 @@ class TestIntroduced:
         assert found.modules[0].module == "lm_head"
         assert found.modules[0].share > 0.999
 
-    def test_causes_that_are_not_asked_for(self, llama, quantized):
+    def test_causes_of_a_quantised_candidate_where_asked_for(self, llama, quantized):
         inputs = llama.inputs
         found = isolation(llama.model, quantized(), inputs, causes=False)
         assert found.modules[0].share > 0
         assert not any(item.causes for item in found.modules)
         assert any(item.causes for item in isolation(llama.model, quantized(), inputs).modules)
-
-    def test_float_candidates_have_no_causes(self, llama):
         found = isolation(llama.model, models.candidate(llama, "bfloat16"), llama.inputs)
         linear = call_of(found, "model.layers.1.mlp.down_proj")
         assert 1e-4 < linear.introduced < 2**-7  # roundings of a bfloat16, of 8 bits
@@ -341,17 +339,13 @@ class TestWhatIf:
                 after = peir(model(X), mixed(X)), relative_l2(model(X), mixed(X))
             assert (recovery.after, recovery.after_l2) == EXACT(after, rel=1e-4)
 
-    def test_it_isolates_leaves_by_itself(self):
+    def test_what_is_swapped(self):
         model = chain(6, 5, 3)
         found = tracer.compare(model, scaled(model, m1=1.1), X, what_if=1).isolation
         assert found is not None
         assert found.level == "leaves"
-
-    def test_the_model_itself_is_not_swapped(self):
         found = isolation(Own(), Own(after=1.5), X, what_if=1)
         assert (found.modules[0].module, found.recoveries) == ("", ())
-
-    def test_a_number_that_cannot_be(self):
         model = chain(6, 5)
         with pytest.raises(UsageError, match="what_if -1: expected how many modules"):
             tracer.compare(model, model, X, what_if=-1)

@@ -109,8 +109,6 @@ class TestComparedOnce:
         model = Calls(edits, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
         compare(model, copy.deepcopy(model), X)
         assert len(compared) == 4  # x, a's output, the same tensor edited, b's output
-
-    def test_one_side_edited_is_enough(self) -> None:
         reference = Calls(clean, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
         candidate = doing(reference, edits)
         comparison = compare(reference, candidate, X)
@@ -395,13 +393,11 @@ class TestPadding:
         assert row.difference.max == 0.0
         assert row.difference.elements == math.prod(shape) * 16 // 24
 
-    def test_padding_on_the_left(self) -> None:
+    def test_padding_on_the_left_also_over_a_past(self) -> None:
         left = PADDING.flip(1)
         assert padded_row((3, 8, 16), at_padding(left, 1), left).agrees
         assert not padded_row((3, 8, 16), at_padding(PADDING, 1), left).agrees
-
-    def test_a_mask_that_covers_a_past(self) -> None:
-        """Four cached positions and four new ones: the new ones are the last of the mask."""
+        # Four cached positions and four new ones: the new ones are the last of the mask.
         left = PADDING.flip(1)
         assert padded_row((3, 4, 16), at_padding(left[:, 4:], 1), left, IDS[:, :4]).agrees
         assert not padded_row((3, 4, 16), at_padding(left[:, :4], 1), left, IDS[:, :4]).agrees
@@ -458,12 +454,10 @@ class TestPadding:
         assert not padded_row((3, 4, 8, 8), at_padding(PADDING, 3)).agrees
         assert not padded_row((3, 8, 16), lambda value: value.flip(0)).agrees
 
-    def test_values_of_another_length_stay(self) -> None:
+    def test_values_and_inputs_of_another_length(self) -> None:
         for shape in ((3, 5, 16), (3, 10, 16), (2, 8, 16), (3, 1, 16), (5,), (3,), ()):
             assert not padded_row(shape, lambda value: value + 1.0).agrees
-
-    def test_other_inputs_do_not_lend_their_length(self) -> None:
-        """A longer or an unrelated input is no sequence of this mask."""
+        # A longer or an unrelated input is no sequence of this mask.
         others = {"pixel_values": torch.rand(3, 3, 4, 4), "features": torch.rand(3, 20, 2)}
         assert not padded_row((3, 3, 16), at_padding(PADDING[:, 5:], 1), **others).agrees
         assert not padded_row((3, 20, 16), lambda value: value + 1.0, **others).agrees
@@ -548,13 +542,11 @@ class TestDeclaredForms:
         def to_reference_input(self, name, value):
             return value / 2.0 if name == "x" else value
 
-    def test_they_are_honoured(self) -> None:
+    def test_they_are_honoured_on_both_sides(self) -> None:
         reference = Calls(lambda model, x: model.a(x * 1.0) * 1.0, a=Passes())
         candidate = Calls(lambda model, x: model.a(x * 2.0).T / 8.0, a=self.Scaled())
         comparison = agreed(reference, candidate, X)
         assert all(row.agrees for row in comparison.rows)
-
-    def test_a_reference_that_declares_them_too_is_read_back_as_well(self) -> None:
         how = lambda model, x: model.a(x * 2.0).T / 8.0  # noqa: E731
         comparison = agreed(*[Calls(how, a=self.Scaled()) for _ in range(2)], X)
         row = rows_of(comparison, "a")["output"]

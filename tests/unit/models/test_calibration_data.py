@@ -144,11 +144,9 @@ class TestSyntheticImages:
             "the inputs themselves and 3 like them with other random tokens and pixels (seed 0)"
         )
 
-    def test_given_ones_stay_alone(self):
+    def test_what_is_given_alone(self, tmp_path: Path):
         data = calibration(load("tiny-qwen3-vl", inputs=load("tiny-qwen3-vl").inputs))
         assert (len(data.batches), data.description) == (1, "the inputs themselves")
-
-    def test_text_alone_does_not_do(self, tmp_path: Path):
         with pytest.raises(UsageError, match="text alone cannot calibrate it"):
             calibration(load("tiny-qwen3-vl"), text=tmp_path / "text.txt")
 

@@ -68,13 +68,11 @@ class TestCandidates:
 
         assert error("int16", "uint8") < error("uint8", "uint8") < error("uint8", "uint4")
 
-    def test_variants(self, llama):
+    def test_variants_and_a_path(self, llama, tmp_path: Path):
         one, other = (
             candidate(llama, "wrapped", variant=v) for v in ("prefill", "prefill_reference")
         )
         assert type(one.model.layers[0].self_attn) is not type(other.model.layers[0].self_attn)
-
-    def test_a_path(self, llama, tmp_path: Path):
         llama.model.save_pretrained(tmp_path)
         made = candidate(llama, str(tmp_path))
         assert compare(llama.model, made, llama.inputs).verdict.agrees
@@ -167,15 +165,12 @@ def test_agrees_wrapped_and_fused(shared_data: Path, name: str, options):
         assert compare(loaded.model, candidate(loaded, kind), loaded.inputs).verdict.agrees
 
 
-def test_casting_leaves_integers_and_unsaved_buffers(llama):
+def test_casts_and_copies(llama):
     model = copy.deepcopy(llama.model)
     model.register_buffer("steps", torch.tensor([3]))
     cast(model, torch.float16)
     assert model.steps.dtype == torch.int64
     assert model.lm_head.weight.dtype == torch.float16
-
-
-def test_a_copy_shares_tied_weights_once():
     layer = torch.nn.Linear(3, 3)
     copy_model = share_parameters(torch.nn.Sequential(layer, torch.nn.ReLU(), layer))
     assert copy_model[0] is copy_model[2]

@@ -115,22 +115,20 @@ class TestBuild:
         inputs = build(f"{port}:with_inputs", 0).inputs
         assert {name: value.shape for name, value in inputs.items()} == {"x": (2, 8)}
 
-    def test_a_class_a_method_and_a_model(self, port: str) -> None:
+    def test_classes_methods_and_models(self, port: str) -> None:
         widths = [
             build(f"{port}:{name}", 0).model.layer.in_features
             for name in ("Net", "Kinds.small", "ready")
         ]
         assert widths == [8, 2, 3]
+        one, two = (build(f"{port}:{name}", 0).model for name in ("alone", "with_inputs"))
+        assert type(one) is type(two)
 
     def test_a_module_of_the_working_directory(self, port: str, monkeypatch) -> None:
         monkeypatch.chdir(Path(port).parent)
         monkeypatch.delitem(sys.modules, "port", raising=False)
         assert locate("port:alone") == "port:alone"
         assert isinstance(build("port:alone", 0).model, nn.Module)
-
-    def test_classes_are_the_same_for_both_models(self, port: str) -> None:
-        one, two = (build(f"{port}:{name}", 0).model for name in ("alone", "with_inputs"))
-        assert type(one) is type(two)
 
     def test_weights_are_those_of_the_seed(self, port: str) -> None:
         before = torch.get_rng_state()

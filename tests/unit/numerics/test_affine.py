@@ -135,12 +135,9 @@ def test_a_scale_that_is_none_is_an_error(scale):
         qparams(scale)
 
 
-def test_a_zero_point_outside_of_the_codes_is_an_error():
+def test_zero_points_that_do_not_fit():
     with pytest.raises(QParamsError, match=r"\[0, 255\]"):
         qparams(1.0, 256)
-
-
-def test_shapes_of_scale_and_zero_point_must_agree():
     with pytest.raises(QParamsError, match=r"0-d"):
         AffineQParams(torch.ones(3), torch.zeros(3), DType.parse("int8"))
     with pytest.raises(QParamsError, match=r"\[channels\]"):
@@ -253,14 +250,11 @@ def test_any_layout_and_size(monkeypatch, layout, kind, chunk, may_overwrite):
         assert torch.equal(x, before)
 
 
-def test_nan_in_a_later_chunk():
+def test_chunks_and_owned_tensors():
     x = torch.randn(CHUNK + 10)
     x[-1] = math.nan
     parameters = qparams(0.1, 3)
     assert same_bits(fake_quantize(x, parameters), by_torch(x, parameters))
-
-
-def test_an_owned_tensor_is_written_into():
     x = torch.randn(64)
     assert fake_quantize(x, qparams(0.1), may_overwrite=True) is x
 

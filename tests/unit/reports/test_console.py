@@ -189,12 +189,10 @@ class TestCurve:
         ticks = [line.split("┤")[0].strip() for line in _curve_lines(rows)]
         assert (ticks[0], ticks[-1]) == ("inf", "0")
 
-    def test_nothing_to_draw(self, make_row):
+    def test_what_is_drawn(self, make_row):
         assert curve([make_row(str(i), 0.0) for i in range(9)], width=80, height=12) == ""
         assert curve([make_row("a", 0.5), make_row("b", 0.5)], width=80, height=12) == ""
         assert curve([], width=80, height=12) == ""
-
-    def test_a_call_is_one_point(self, make_row):
         rows = [make_row(m, p, value=f"output.{i}") for m in "abc" for i, p in ((0, 0.1), (1, 0.2))]
         assert curve(rows, width=80, height=12).count("•") == 3
 
@@ -214,15 +212,13 @@ class TestRanking:
         assert [item.module for item in found] == ["embed", "b", "a", "c"]
         assert [item.growth for item in found] == [math.inf, *map(pytest.approx, (6.0, 2.0, 0.5))]
 
-    def test_a_model_around_ranked_modules_is_left_out(self, make_row):
+    def test_what_is_ranked(self, make_row):
         rows = [
             make_row("model.embed", 0.01, input_peir=0.0),
             make_row("model", 0.5, input_peir=0.0),
             make_row("", 0.5, input_peir=0.0),
         ]
         assert [item.module for item in ranking(rows)] == ["model.embed"]
-
-    def test_the_worst_output_of_a_call_counts(self, make_row):
         rows = [make_row("a", p, value=f"output.{p}", input_peir=0.1) for p in (0.1, 0.4, 0.2)]
         assert [item.value for item in ranking(rows)] == ["output.0.4"]
 
@@ -352,12 +348,10 @@ class TestVerdict:
         text = shown(make_comparison(rows))
         assert "diverges at attention, argument attention_mask, call 1, PEIR 5.00e-01" in text
 
-    def test_a_quantised_candidate_is_expected_to_differ(self, diverging):
+    def test_a_quantised_candidate_differs_unless_limited(self, diverging):
         text = " ".join(shown(diverging, ranked=True).split())
         assert "as expected of a quantised candidate" in text
         assert "output.logits of the model ends at PEIR 2.50e-01, SQNR" in text
-
-    def test_a_limit_makes_a_quantised_candidate_fail_like_any_other(self, diverging):
         run = Run("a", "b", quantized=True, differences_expected=False)
         text = shown(diverging, ranked=True, run=run)
         assert "as expected" not in text
@@ -439,14 +433,12 @@ class TestPlainText:
             monkeypatch.setenv("COLUMNS", columns)
             assert make_console().width == width
 
-    def test_no_color(self, diverging, monkeypatch):
+    def test_colours(self, diverging, monkeypatch):
         monkeypatch.setenv("NO_COLOR", "1")
         page = io.StringIO()
         show(diverging, console=Console(file=page, force_terminal=True, width=100))
         assert "╭" in page.getvalue()
         assert not re.search(r"\x1b\[[\d;]*3[0-7]", page.getvalue())
-
-    def test_colours_on_a_terminal(self, diverging, monkeypatch):
         monkeypatch.delenv("NO_COLOR", raising=False)
         page = io.StringIO()
         console = Console(file=page, force_terminal=True, color_system="standard", width=100)

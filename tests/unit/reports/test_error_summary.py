@@ -64,22 +64,20 @@ class TestBox:
         assert "Quantization Error Summary: attention" in printed
         assert all(line == line.rstrip() for line in printed.splitlines())
 
-    def test_small_errors_are_not_rounded_away(self):
+    def test_small_errors_and_half_precision(self):
         reference = pair()[0].double()
         found = figures(shown(reference, reference + 1e-9))["output"]
         assert found == pytest.approx((1e-9, 1e-7 / float(reference.max() - reference.min())), 1e-3)
+        reference, _ = pair()
+        mean, _ = figures(shown(reference, reference.bfloat16()))["output"]
+        expected = (reference - reference.bfloat16().float()).abs().mean()
+        assert mean == pytest.approx(expected.item(), rel=1e-3)
 
     def test_shapes_that_differ(self):
         with pytest.raises(ShapeMismatchError):
             shown(torch.ones(4), torch.ones(5))
         with pytest.raises(ShapeMismatchError):
             shown(torch.ones(4), torch.ones(4), extra={"new key": (torch.ones(2), torch.ones(3))})
-
-    def test_half_precision_on_one_side(self):
-        reference, _ = pair()
-        mean, _ = figures(shown(reference, reference.bfloat16()))["output"]
-        expected = (reference - reference.bfloat16().float()).abs().mean()
-        assert mean == pytest.approx(expected.item(), rel=1e-3)
 
 
 class TestNotFinite:
@@ -112,14 +110,12 @@ class TestScatter:
         for (first, _), (_, below) in itertools.pairwise(columns):
             assert first - 1 <= below <= first
 
-    def test_a_value_that_is_off_is_off_the_diagonal(self):
+    def test_values_off_the_diagonal_and_the_ruler(self):
         reference = torch.linspace(-1, 1, 100)
         quantized = reference.clone()
         quantized[0] = 1.0
         top = drawing(shown(reference, quantized))
         assert any(row.strip().startswith(POINT) and row.strip() != POINT for row in top[:3])
-
-    def test_the_ruler_spans_both(self):
         text = scatter(torch.tensor([0.0, 1.0]), torch.tensor([-4.0, 2.0]), width=60, height=24)
         numbers = [float(n) for n in re.findall(r"^ *(-?[\d.]+)┤", text, re.MULTILINE)]
         assert max(numbers) == 2.0 and min(numbers) == -4.0

@@ -203,14 +203,12 @@ class TestData:
                 assert values == pytest.approx(getattr(kept, side), abs=2e-4 * scale)
             assert drawn["counts"] == list(kept.counts)
 
-    def test_pairs_that_are_not_finite_are_left_out(self):
+    def test_samples_of_pairs_that_are_finite(self, make_row, make_comparison):
         model = nn.Identity()
         values = torch.tensor([0.0, float("inf"), float("nan"), 1.0])
         data = data_of(page_of(tracer.compare(model, model, values, samples=SAMPLES)))
         (drawn,) = data["samples"].values()
         assert len(base64.b64decode(drawn["reference"])) == 4
-
-    def test_without_samples(self, make_row, make_comparison):
         assert data_of(page_of(make_comparison([make_row("a")])))["samples"] == {}
 
 
@@ -223,14 +221,12 @@ class TestSafety:
         (policy,) = page.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")
         assert policy.startswith("default-src 'none';")
 
-    def test_hostile_texts_stay_texts(self, make_row, make_comparison):
+    def test_hostile_texts_and_backquotes_stay_texts(self, make_row, make_comparison):
         page = page_of(*hostile(make_row, make_comparison))
         assert (len(page.xpath("//script")), page.xpath("//img")) == (2, [])
         assert HOSTILE.split("`")[0] in page.get_element_by_id("verdict").text_content()
         assert HOSTILE in data_of(page)["texts"]
         assert "{{ 7*7 }}" in page.text_content()
-
-    def test_a_lone_backquote_is_a_backquote(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5)])
         verdict = said(comparison.verdict, "a ` <b> of\n`c` and `<d>`")
         first, second = page_of(replace(comparison, verdict=verdict)).find_class("explanation")[0]

@@ -89,18 +89,14 @@ class TestOutcomes:
             "not seen: no such module",
         ]
 
-    def test_a_difference_that_is_expected_passes(self, make_row, make_comparison):
+    def test_without_a_pass(self, make_row, make_comparison):
         run = Run("a", "b", quantized=True, differences_expected=True)
         suite = suite_of(make_comparison([make_row("a", 0.5)]), run)
         assert outcomes(suite) == {"(root).a": "passed"}
-
-    def test_a_run_that_was_ended_is_an_error(self, make_row, make_comparison):
         ended = Verdict(False, None, None, False, Ended(None))
         suite = suite_of(make_comparison([make_row("a")], verdict=ended))
         assert outcomes(suite) == {"(root).a": "passed", "(root).verdict": "error"}
         assert suite.find(".//error").text == ended.explanation
-
-    def test_without_an_origin_the_symptom_fails(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a"), make_row("b", 0.5), make_row("c", 0.5)])
         verdict = replace(comparison.verdict, origin=None)
         found = outcomes(suite_of(replace(comparison, verdict=verdict)))

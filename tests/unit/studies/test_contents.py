@@ -82,8 +82,6 @@ class TestMaskFill:
 
     def test_before_a_trial_has_ended(self, known: Results):
         assert report_of(study(), known).reading == ("No trial has ended yet.",)
-
-    def test_all_have_failed(self, known: Results):
         for trial in study().wanted(known):
             known.add(Result(trial, error="ValueError: x"))
         report = report_of(study(), known)
@@ -100,13 +98,11 @@ class TestMaskFill:
         )
         assert report.tables[0].rows[1][2] == ""
 
-    def test_the_default_has_not_ended(self, known: Results):
+    def test_the_default_and_the_method(self, known: Results):
         known.add(Result(study().wanted(known)[0], metrics(1.0, 0)))
         assert report_of(study(), known).reading == (
             "uint8/uint8, prefill_reference: the default, -120, has no results yet.",
         )
-
-    def test_the_method(self, known: Results):
         method = report_of(study(), known).method
         assert "on 3 calibration sets (one for each seed) of 8 sequences" in method
         assert "share 5 % (Bonferroni)" in method

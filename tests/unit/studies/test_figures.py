@@ -45,15 +45,12 @@ def test_only_what_is_wanted_now(known: Results):
     assert {result.trial.seed for result in report.results} == {0, 1}
 
 
-def test_values_that_are_close_have_each_a_row(known: Results):
+def test_rows_of_values_that_are_close_or_beyond(known: Results):
     made = MaskFill(fills=(-100.0, -100.00001), pairs=[PAIR], seeds=(0,))
     for trial in made.wanted(known):
         known.add(Result(trial, metrics(1.0, 0)))
     names = [row[0] for row in report_of(made, known).tables[0].rows]
     assert names == ["float model", "-100", "-100.00001", "-120"]
-
-
-def test_a_perplexity_beyond_all_numbers(known: Results):
     losses = LOSSES | {(v, -40.0): 800.0 for v in (SEARCH, FAITHFUL)}
     fill_in(study(), known, losses)
     report = report_of(study(), known)

@@ -77,18 +77,14 @@ class TestDifference:
         difference = Difference.of(by_seed(2, 4, 6), by_seed(1, 2, 3), comparisons=5)
         assert difference.high - 2.0 == pytest.approx(9.9248432 / math.sqrt(3))
 
-    def test_what_all_seeds_share_falls_out(self):
+    def test_common_seeds_alone_count(self):
         luck = [0.0, 5.0, -3.0]
         one = by_seed(*(1.0 + x for x in luck))
         other = by_seed(*(x + noise for x, noise in zip(luck, (0.01, -0.01, 0.0), strict=True)))
         assert Difference.of(one, other).is_clear
-
-    def test_only_common_seeds_count(self):
         assert Difference.of({0: 1.0, 1: 2.0}, {1: 1.0, 2: 9.0}).count == 1
         with pytest.raises(ValueError, match="no seed in common"):
             Difference.of({0: 1.0}, {1: 1.0})
-
-    def test_one_seed_says_nothing(self):
         difference = Difference.of({0: 1.0}, {0: 9.0})
         assert (difference.low, difference.high) == (-math.inf, math.inf)
         assert not difference.is_clear
@@ -113,18 +109,14 @@ class TestDifference:
 
 
 class TestChoose:
-    def test_a_clear_winner(self):
+    def test_a_clear_winner_or_none(self):
         choice = choose({"a": by_seed(1.0, 2.0, 3.0), "b": by_seed(0.5, 1.51, 2.49)}, default="a")
         assert (choice.best, choice.chosen, choice.alike) == ("b", "b", ("b",))
         assert "clearly better than the default, by 0.5000 [0.4752, 0.5248]: choose b" in (
             in_words(choice)
         )
-
-    def test_no_difference_keeps_the_default(self):
         choice = choose({"a": by_seed(1.0, 1.0, 1.0), "b": by_seed(0.5, 1.4, 1.0)}, default="a")
         assert ((choice.best, choice.chosen), choice.alike) == (("b", "a"), ("b", "a"))
-
-    def test_a_sure_and_negligible_difference_keeps_the_default(self):
         figures = {"a": by_seed(1.0, 1.1, 1.2), "b": by_seed(0.9995, 1.0995, 1.1994)}
         choice = choose(figures, default="a")
         assert choice.over_default.is_clear
@@ -143,12 +135,10 @@ class TestChoose:
             "+1.0500 [+0.4147, +1.6853] above; all others are clearly worse."
         )
 
-    def test_one_seed_keeps_the_default(self):
+    def test_the_best_of_many_has_to_be_surer(self):
         choice = choose({"a": by_seed(1.0), "b": by_seed(0.5)}, default="a")
         assert choice.chosen == "a"
         assert "0.5000 below the default with one seed" in in_words(choice)
-
-    def test_the_best_of_many_has_to_be_surer(self):
         figures = {"a": by_seed(1.0, 1.0, 1.0), "b": by_seed(0.95, 0.96, 0.97)}
         assert choose(figures, default="a").chosen == "b"
         many = figures | {f"c{number}": by_seed(2.0, 2.0, 2.0) for number in range(9)}
@@ -181,11 +171,9 @@ class TestChoose:
             "; c is left out: it has no result for any seed of a."
         )
 
-    def test_all_are_compared_over_the_seeds_of_the_default(self):
+    def test_the_seeds_of_the_default(self):
         choice = choose({"a": {0: 1.4, 2: 1.4}, "b": {0: 1.3, 1: 9.0, 2: 1.3}}, default="a")
         assert (choice.chosen, choice.spread.mean) == ("b", pytest.approx(1.3))
-
-    def test_a_default_without_figures(self):
         with pytest.raises(KeyError):
             choose({"b": by_seed(1.0)}, default="a")
         with pytest.raises(KeyError):
@@ -197,14 +185,12 @@ class TestChoose:
         assert (choice.order, choice.chosen, choice.alike) == (("a",), "a", ("a",))
         assert in_words(choice).endswith("; b is left out: its figures are not finite.")
 
-    def test_a_default_that_is_not_finite(self):
+    def test_what_is_not_finite(self):
         figures = {"a": by_seed(math.nan, 1.0), "b": by_seed(1.2, 1.1), "c": by_seed(1.0, 1.1)}
         choice = choose(figures, default="a")
         assert (choice.best, choice.chosen, choice.over) == ("c", "c", {})
         assert "that of the default, a, is not finite: choose c" in in_words(choice)
         assert extremes_in_words(choice) == "a is the baseline: its figures are not finite."
-
-    def test_none_is_finite(self):
         figures = {"a": by_seed(math.nan, math.nan), "b": by_seed(math.inf, 1.0)}
         choice = choose(figures, default="a")
         assert (choice.order, choice.chosen) == (("a",), "a")

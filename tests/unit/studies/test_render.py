@@ -99,10 +99,8 @@ class TestFiles:
             assert (row["checksum"], row["workload_tokens"]) == ("c0ffee", "64")
         assert rows[0]["tokens"] == "[3, 4]"
 
-    def test_no_results(self, report: Report):
+    def test_no_results_and_each_suffix(self, report: Report, tmp_path: Path):
         assert table_of_results(replace(report, results=())).startswith("model,text,")
-
-    def test_each_suffix(self, report: Report, tmp_path: Path):
         for suffix, write in {".md": markdown, ".html": page, ".csv": table_of_results}.items():
             save(report, tmp_path / f"r{suffix}")
             assert (tmp_path / f"r{suffix}").read_text() == write(report)
@@ -165,12 +163,10 @@ class TestPlots:
         assert "second" not in text
         assert "third" in text
 
-    def test_one_point(self, report: Report):
+    def test_points_and_figures_of_any_size(self, report: Report):
         plot = Plot("t", "x", "y", {"a": [(3.0, 1.0, 0.0)]})
         assert "3" in text_plot(plot)
         assert "<circle" in page(replace(report, plots=(plot,)))
-
-    def test_figures_of_any_size(self, report: Report):
         for high in (1e-300, 1e300):
             plot = Plot("t", "x", "y", {"a": [(0.0, high, high / 10), (1.0, 2 * high, 0.0)]})
             assert text_plot(plot)

@@ -78,12 +78,10 @@ class TestPrefill:
         ]
         assert prefill_metrics["layer_l2"] == pytest.approx(errors, rel=1e-4)
 
-    def test_the_generation_check(self, prefill_metrics):
+    def test_the_generation_check(self, prefill_metrics, loaded: LoadedWorkload):
         assert 0 <= prefill_metrics["equal"] <= 1
         assert 0 <= prefill_metrics["first_different"] <= 6
         assert "tasks" not in prefill_metrics
-
-    def test_no_generation_check(self, loaded: LoadedWorkload):
         quick = replace(loaded, workload=replace(loaded.workload, new_tokens=0))
         assert "equal" not in measure(quick, Trial({}, 0))
 

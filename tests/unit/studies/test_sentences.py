@@ -27,12 +27,9 @@ def test_variants_that_differ_in_nothing_sure(known: Results):
     assert report_of(made, known).reading[-1].endswith("which is not clear in either.")
 
 
-def test_a_best_that_differs_by_next_to_nothing_is_no_disagreement(known: Results):
+def test_disagreement(known: Results):
     fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.8799, (FAITHFUL, -80.0): 0.8801})
     assert not any("the variants differ" in line for line in report_of(study(), known).reading)
-
-
-def test_what_is_clearly_worse_is_told(known: Results):
     fill_in(study(), known, LOSSES)
     line = next(r for r in report_of(study(), known).reading if SEARCH in r and "least" in r)
     assert line.endswith(

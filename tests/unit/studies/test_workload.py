@@ -10,13 +10,11 @@ from wrappers.studies.plan.workload import _load, batches
 
 
 class TestLoad:
-    def test_whole_documents_are_scored_and_the_rest_calibrates(self, loaded: LoadedWorkload):
+    def test_documents_are_scored_or_calibrate(self, loaded: LoadedWorkload, workload: Workload):
         scored = sum(map(len, loaded.texts))
         assert 80 < scored <= 150
         text = Path(loaded.workload.text).read_text().replace("|", " ").split()
         assert (scored + len(loaded.calibration), loaded.bos) == (len(text), 0)
-
-    def test_one_document_is_divided(self, workload: Workload):
         found = load(replace(workload, separator=None, tokens=100))
         assert [len(ids) for ids in found.texts] == [100]
 
@@ -92,10 +90,8 @@ class TestLoad:
         with pytest.raises(StudyError, match=message):
             replace(workload, **changed)
 
-    def test_its_own_checksum(self, workload: Workload, loaded: LoadedWorkload):
+    def test_its_own_checksum_and_prompts(self, workload: Workload, loaded: LoadedWorkload):
         assert load(replace(workload, checksum=loaded.checksum)) is load(workload)
-
-    def test_prompts_are_no_calibration(self, loaded: LoadedWorkload):
         scored = [token for ids in loaded.texts for token in ids]
         for prompt in loaded.prompts:
             assert prompt[0] == loaded.bos

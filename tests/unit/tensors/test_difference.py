@@ -165,13 +165,10 @@ def test_forms_of_tensors(form: str) -> None:
     assert (equal.max, equal.peir, equal.sqnr) == (0.0, 0.0, math.inf)
 
 
-def test_inference_tensors() -> None:
+def test_inference_tensors_and_mode() -> None:
     with torch.inference_mode():
         reference, candidate = drawn(torch.float32, (9,), 1), drawn(torch.float32, (9,), 2)
     check(Difference.of(reference, candidate), reference, candidate, 2e-6)
-
-
-def test_under_inference_mode() -> None:
     reference, candidate = drawn(torch.float32, (9,), 1), drawn(torch.float32, (9,), 2)
     with torch.inference_mode():
         assert Difference.of(reference, candidate) == Difference.of(reference, candidate)
@@ -261,16 +258,13 @@ def test_extremes_of_int64_neither_overflow_nor_round() -> None:
     assert Difference.of(reference[:1], candidate[:1]).max == 1.0
 
 
-def test_extremes_of_uint64_neither_wrap_nor_round() -> None:
+def test_large_unsigned_and_rounded_integers() -> None:
     reference = torch.tensor([2**64 - 1, 2**63, 0], dtype=torch.uint64)
     candidate = torch.tensor([2**64 - 2, 2**63 + 1, 2**64 - 1], dtype=torch.uint64)
     difference = Difference.of(reference, candidate)
     assert (difference.min, difference.max, difference.mismatched) == (1.0, 2.0**64, 3)
     signed = Difference.of(reference[1:2], torch.tensor([-1]))
     assert (signed.max, signed.mismatched) == (2.0**63 + 1, 1)
-
-
-def test_large_integers_that_round_to_one_float_are_told_apart() -> None:
     difference = Difference.of(torch.tensor([2**60 + 1]), torch.tensor([2**60]))
     assert (difference.max, difference.mismatched) == (1.0, 1)
 
@@ -370,15 +364,12 @@ def test_the_path_of_devices_equals_the_path_of_the_cpu(dtype: torch.dtype) -> N
     exactly_equal(Difference.of(reference, small), _of_any(reference, small), rel=2e-6)
 
 
-def test_the_inputs_are_left_as_they_are() -> None:
+def test_what_is_frozen() -> None:
     reference, candidate = drawn(torch.float32, (64,), 1), drawn(torch.float32, (64,), 2)
     copies = reference.clone(), candidate.clone()
     Difference.of(reference, candidate)
     assert torch.equal(reference, copies[0])
     assert torch.equal(candidate, copies[1])
-
-
-def test_a_difference_is_a_frozen_value() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Difference().count = 3  # type: ignore[misc]
 

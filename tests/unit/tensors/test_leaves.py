@@ -348,12 +348,9 @@ def test_a_nested_tensor_has_a_leaf_for_each_tensor_in_it(layout: torch.layout) 
         torch.testing.assert_close(leaf, 2 * part)
 
 
-def test_a_tensor_at_two_places_is_found_at_both() -> None:
+def test_leaves_found_twice_and_parameters() -> None:
     shared = tensor()
     assert list(found((shared, {"again": shared}))) == ["v.0", "v.1.again"]
-
-
-def test_a_parameter_is_a_leaf() -> None:
     assert list(found(nn.Parameter(torch.ones(2)))) == ["v"]
 
 

@@ -38,19 +38,10 @@ def test_zeros_and_ones_of_any_integer(dtype: torch.dtype) -> None:
     assert visible_positions(mask).tolist() == [[True, True, False]]
 
 
-def test_floats_of_zero_and_one_in_a_padding_mask() -> None:
+def test_floats_of_zero_and_one() -> None:
     assert visible_positions(torch.tensor([[1.0, 0.0]])).tolist() == [[True, False]]
-
-
-def test_the_same_floats_in_an_additive_mask_have_no_reading() -> None:
     assert visible_positions(torch.tensor([[[[1.0, 0.0]]]])) is None
-
-
-def test_zeros_added_to_logits_hide_nothing() -> None:
     assert bool(visible_positions(torch.zeros(1, 1, 2, 2)).all())
-
-
-def test_masks_that_were_added_up_still_hide() -> None:
     mask = torch.tensor([[[[0.0, -240.0, -120.0]]]])
     assert visible_positions(mask).tolist() == [[[[True, False, False]]]]
 
@@ -60,17 +51,11 @@ def test_values_that_neither_show_nor_hide_have_no_reading(weak: float) -> None:
     assert visible_positions(torch.tensor([[[[0.0, weak, -math.inf]]]])) is None
 
 
-def test_a_position_bias_is_not_read_as_a_mask() -> None:
+def test_what_has_no_reading() -> None:
     distance = -torch.arange(40.0).repeat(40, 1)[None, None]
     assert visible_positions(distance) is None
-
-
-def test_other_integers_have_no_reading() -> None:
     assert visible_positions(torch.tensor([[0, 1, 2]])) is None
     assert visible_positions(torch.tensor([[0, -1]])) is None
-
-
-def test_complex_numbers_have_no_reading() -> None:
     assert visible_positions(torch.zeros(2, 2, dtype=torch.complex64)) is None
 
 

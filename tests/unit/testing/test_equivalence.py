@@ -50,10 +50,8 @@ def test_models_that_agree() -> None:
 
 
 class TestText:
-    def test_the_verdict_is_the_first_line(self, wrong) -> None:
+    def test_the_verdict_and_the_explanation(self, wrong) -> None:
         assert str(wrong).splitlines()[0].startswith("diverges at down, argument input, PEIR ")
-
-    def test_the_explanation(self, wrong) -> None:
         text = " ".join(str(wrong).split())
         assert "It is introduced in the forward of the root module itself" in text
         assert "Its `factor` is 1.0 in the reference and 1.5 in the candidate." in text
@@ -97,12 +95,10 @@ def test_the_error_is_an_assertion_and_holds_the_comparison(wrong) -> None:
 
 
 class TestLimit:
-    def test_a_peir(self) -> None:
+    def test_a_peir_or_a_tolerance(self) -> None:
         peir = failure(Mlp(), mistaken(), X).comparison.verdict.symptom.peir
         assert tracer.assert_equivalent(Mlp(), mistaken(), X, peir=1.01 * peir + 0.2)
         failure(Mlp(), mistaken(), X, peir=0.5 * peir)
-
-    def test_a_tolerance(self) -> None:
         assert tracer.assert_equivalent(Mlp(), mistaken(), X, peir=Tolerance(1.0))
 
     def test_a_quantised_candidate_needs_one(self) -> None:
@@ -134,8 +130,6 @@ class TestCoverage:
     def test_nothing_in_common(self) -> None:
         with pytest.raises(tracer.NothingComparedError):
             tracer.assert_equivalent(Mlp(), nn.Linear(8, 4), X)
-
-    def test_a_glob_that_matches_nothing(self) -> None:
         with pytest.raises(tracer.UsageError, match="matches none"):
             tracer.assert_equivalent(Mlp(), Mlp(), X, include="layers.*")
 

@@ -79,17 +79,13 @@ class TestMoments:
             assert values == pytest.approx([e.item() for e in expected], abs=1e-7)
             assert found.nonfinite == 0
 
-    def test_of_complex_numbers(self) -> None:
+    def test_of_complex_and_infinite_numbers(self) -> None:
         tensor = torch.tensor([1 + 2j, 3 - 4j])
         for found in (Moments.of(tensor), Moments.of(Fingerprint.of(tensor))):
             assert (found.mean, found.min, found.max) == (0.5, -4.0, 3.0)
-
-    def test_without_finite_elements(self) -> None:
         for tensor in (torch.tensor([math.nan, math.inf]), torch.empty(0)):
             for found in (Moments.of(tensor), Moments.of(Fingerprint.of(tensor))):
                 assert found == Moments(None, None, None, None, tensor.numel())
-
-    def test_what_is_not_finite_is_counted(self) -> None:
         tensor = torch.tensor([1.0, math.nan, 3.0])
         for found in (Moments.of(tensor), Moments.of(Fingerprint.of(tensor))):
             assert found == Moments(2.0, 1.0, 3.0, 1.0, 1)

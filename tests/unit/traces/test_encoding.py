@@ -78,12 +78,9 @@ def test_what_can_be_written_to_is_told_apart(value: object) -> None:
     assert is_stateful(round_trip(value)) == is_stateful(value) or isinstance(value, Hidden)
 
 
-def test_what_holds_no_tensor_leaves_nothing() -> None:
+def test_what_holds_no_tensor() -> None:
     for value in (Colour.RED, Colour, len, DynamicCache(), torch.float32):
         assert not list(leaves(round_trip(value), "v"))
-
-
-def test_what_was_left_out_says_so_again() -> None:
     assert round_trip({"a": LeftOut("too large")}) == {"a": LeftOut("too large")}
 
 

@@ -76,8 +76,6 @@ class TestRoundTrip:
         with TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(X)})
         assert sum(file.stat().st_size for file in (tmp_path / "a").iterdir()) < 4500
-
-    def test_fingerprints_need_no_shard(self, tmp_path: Path) -> None:
         with TraceWriter(tmp_path / "a", {}) as writer:
             for number in range(100):
                 writer.write({"id": writer.add(Fingerprint.of(X + number))})
@@ -122,11 +120,9 @@ class TestPlace:
             TraceWriter(written, {})
         assert TraceReader(written).is_complete
 
-    def test_a_missing_folder(self, tmp_path: Path) -> None:
+    def test_where_nothing_can_be_written(self, tmp_path: Path, monkeypatch) -> None:
         with pytest.raises(StorageError, match=r"the directory .* does not exist; create it first"):
             check_new(tmp_path / "a" / "b.trace")
-
-    def test_a_closed_folder(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(os, "access", lambda *_: False)
         with pytest.raises(StorageError, match="is not writable"):
             check_new(tmp_path / "b.trace")
@@ -141,11 +137,9 @@ class TestPlace:
 
 
 class TestDamage:
-    def test_no_folder(self, tmp_path: Path) -> None:
+    def test_no_folder_or_another(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="there is no trace"):
             TraceReader(tmp_path / "none")
-
-    def test_another_folder(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"has no header.json: it is no trace"):
             TraceReader(tmp_path)
 

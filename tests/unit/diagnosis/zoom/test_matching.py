@@ -50,14 +50,11 @@ def test_factors(factor: float) -> None:
     assert not half.is_exact
 
 
-def test_rounding_is_allowed_and_more_is_not() -> None:
+def test_rounding_is_allowed_and_exact_ones_come_first() -> None:
     assert found(X * (1 + 1e-7), X)[0].is_exact
     changed = X.clone()
     changed[0, 0, 0, 0] += 1e-2
     assert not found(changed, X)
-
-
-def test_exact_ones_come_first() -> None:
     matches = found(X, 2 * X, X, X[:, :2])
     assert [m.other for m in matches][:1] == [1]
     assert {m.other for m in matches if not m.is_exact} == {0}
@@ -86,14 +83,11 @@ def test_another_order_within_a_dimension_is_another_value(order: str) -> None:
     assert not found(changed[order], X, X[:, :2].repeat_interleave(2, 1))
 
 
-def test_integers_and_complex_numbers() -> None:
+def test_values_of_other_kinds() -> None:
     ids = torch.arange(40).view(4, 10)
     assert found(ids[2], ids)[0].is_exact
     turned = torch.view_as_complex(random(5, 2))
     assert found(turned, turned.clone())[0].is_exact
-
-
-def test_non_finite_values() -> None:
     hidden = X.masked_fill(X > 1, -torch.inf)
     assert found(hidden, hidden.clone())[0].is_exact
     assert not found(hidden, X.masked_fill(X > 1, torch.nan))
@@ -132,14 +126,11 @@ def test_factor_between() -> None:
     assert factor_between(torch.zeros(4), torch.zeros(4), LIMIT) is None
 
 
-def test_same_and_rearranged() -> None:
+def test_rearrangements_and_nothing_to_match() -> None:
     assert is_same(X.view(-1), X, LIMIT)
     assert not is_same(X.mT, X, LIMIT)
     assert not is_same(X[0], X, LIMIT)
     assert is_rearranged(X.roll(1, 1), X, LIMIT)
     assert not is_rearranged(X + 0.1, X, LIMIT)
     assert not is_rearranged(X[0], X, LIMIT)
-
-
-def test_nothing_to_match() -> None:
     assert (match([X], [], LIMIT, ()), match([], [X], LIMIT, ())) == ([[]], [])

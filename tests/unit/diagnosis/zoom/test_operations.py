@@ -134,20 +134,15 @@ def test_edits_of_what_came_from_outside() -> None:
     assert torch.equal(recording.values[0], X)
 
 
-def test_data_shares_memory_and_its_origin() -> None:
+def test_what_shares_memory_and_what_counts() -> None:
     recording = recorded(lambda: (X + 1).data * 2)
     assert recording.makers_of(recording.steps[-1].inputs) >= {0}
 
-
-def test_constants_masks_and_integers_count() -> None:
     def compute() -> Tensor:
         hidden = torch.ones(3, 4, dtype=torch.bool).tril()
         return torch.where(hidden, X, torch.arange(4))
 
     assert {"ones", "tril", "arange", "where"} <= set(names(recorded(compute)))
-
-
-def test_out_variants_write() -> None:
     out = torch.empty(3, 4)
     recording = recorded(lambda: torch.add(X, X, out=out) * 1)
     assert torch.equal(recording.values[recording.steps[-1].inputs[0]], 2 * X)

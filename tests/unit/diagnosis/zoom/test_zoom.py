@@ -334,11 +334,9 @@ def test_nothing_is_recorded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestRefusals:
-    def test_an_unknown_module(self) -> None:
+    def test_unknown_and_compiled_modules(self) -> None:
         with pytest.raises(tracer.UsageError, match=r"zoom 'gat': .* did you mean 'gate'"):
             tracer.compare(*pair(right), zoom="gat")
-
-    def test_a_compiled_module(self) -> None:
         reference, candidate, inputs = pair(right)
         candidate.gate.first = torch.compile(candidate.gate.first, backend="eager")
         with pytest.raises(tracer.UsageError, match="cannot be recorded"):
@@ -354,13 +352,11 @@ class TestRefusals:
         assert comparison.zoomed is None
         assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
 
-    def test_one_forward_for_all_steps(self) -> None:
+    def test_calls_that_there_are_not(self) -> None:
         reference, inputs = one_forward(tiny_llama, 2)()
         candidate = generation(tiny_llama, 2)()[0]
         with pytest.raises(tracer.UsageError, match="all positions at once"):
             tracer.compare(reference, candidate, inputs, zoom=LLAMA)
-
-    def test_a_module_that_is_not_called(self) -> None:
         reference, candidate, inputs = pair(right)
         for model in (reference, candidate):
             model.spare = nn.Linear(2, 2)
