@@ -191,13 +191,10 @@ def test_the_rooms_are_those_of_the_import_contract() -> None:
     assert shown == [layer.split(" | ") for contract in layers for layer in contract]
 
 
-def test_the_report_schema_page_has_every_key() -> None:
+def test_figures_of_the_pages() -> None:
     page = (DOCS / "reference" / "report-schema.md").read_text(encoding="utf-8")
     schema = json.loads((ROOT / "tracer" / "reports" / "report.schema.json").read_text())
     assert re.findall(r"^\| `(\w+)` \|", page, re.M) == list(schema["properties"])
-
-
-def test_the_tolerances_are_those_of_the_code() -> None:
     page = (DOCS / "explanation" / "tolerances.md").read_text(encoding="utf-8")
     limits = tracer.Tolerance()
     for names, limit in re.findall(r"^\| ([a-z0-9, ]+) \| ([\d.e-]+) \|$", page, re.M):

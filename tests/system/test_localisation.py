@@ -129,14 +129,12 @@ class TestBenchmark:
         assert found == ["3", *shares, "1", "100.0 %", "0", "0"]
         assert "      -  " in lines[1]
 
-    def test_missed(self) -> None:
+    def test_what_was_missed(self) -> None:
         assert localisation.missed(self.outcomes("one weight")) == "Nothing was missed."
         text = localisation.missed(self.outcomes("logits in bfloat16", wrong=True), markdown=True)
         assert text.splitlines()[1] == "|---|---|---|---|---|"
         assert "| Llama | elsewhere | `model.norm`: parameter | `lm_head`: parameter |" in text
         assert "the agreement says so" in text
-
-    def test_missed_lines(self) -> None:
         outcomes = self.outcomes("norm eps", "attention scale")
         assert localisation.missed_lines(outcomes) == "No exact line was missed."
         lost = [replace(outcome, line_is_right=False) for outcome in outcomes[:1]]
@@ -148,12 +146,10 @@ class TestBenchmark:
         outcomes = list(localisation.run(None, "Llama", "norm eps"))
         assert [(o.group, o.name, o.is_right) for o in outcomes] == [("Llama", "norm eps", True)]
 
-    def test_a_model_that_raises(self) -> None:
+    def test_models_that_raise(self) -> None:
         outcome = self.outcomes("MLP loaded in bfloat16")[0]
         assert outcome.is_right
         assert "the candidate raised RuntimeError" in outcome.raised
-
-    def test_a_reference_that_raises_is_no_agreement(self) -> None:
         reference, inputs = tiny_llama()
         broken: Any = {**inputs, "input_ids": inputs["input_ids"] + 10_000}
         pair = Pair("right", "out of the vocabulary", lambda: (reference, reference, broken))

@@ -38,13 +38,10 @@ def test_each_name_is_there(name: str) -> None:
         assert value.__doc__
 
 
-def test_every_error_is_a_tracer_error() -> None:
+def test_public_names_and_errors() -> None:
     for name in PUBLIC:
         if name.endswith("Error"):
             assert issubclass(getattr(tracer, name), tracer.TracerError)
-
-
-def test_names_that_are_there() -> None:
     with pytest.raises(AttributeError, match="module 'tracer' has no attribute 'compar'"):
         tracer.compar  # noqa: B018
     names: dict[str, object] = {}

@@ -155,20 +155,17 @@ def test_an_override_of_nothing_lists_near_names(net, path, advice):
         prepare(net, PTQConfig(overrides={path: affine("int8")}))
 
 
-def test_a_single_layer_can_be_prepared():
+def test_a_single_layer_and_inputs_of_every_form(net):
     wrapped = prepare(nn.Linear(6, 2), PTQConfig(overrides={"weight": affine("int8")}))
     assert wrapped.points["weight"].spec == affine("int8")
-
-
-# --- calibrate
-
-
-def test_inputs_of_every_form(net):
     wrapped = prepare(net, PTQConfig())
     calibrate(wrapped, [X, (X,), [X, True], {"x": X, "seldom": True}])
     assert wrapped.seldom.points["act_in"].observer.seen == 2 * X.numel()
     assert wrapped.blocks[0].points["act_in"].observer.seen == 4 * X.numel()
     assert {module.mode for _, module in iter_wrappers(wrapped)} == {Mode.CALIBRATE}
+
+
+# --- calibrate
 
 
 def test_calibrating_records_no_gradients(net):
@@ -206,7 +203,7 @@ def test_what_cannot_be_calibrated(net):
         convert(net)
 
 
-def test_nan_in_the_data_is_left_out_and_told(net):
+def test_what_is_damaged_is_told(net):
     wrapped, clean = prepare(net, PTQConfig()), prepare(net, PTQConfig())
     dirty = X.clone()
     dirty[0] = math.nan
@@ -214,9 +211,6 @@ def test_nan_in_the_data_is_left_out_and_told(net):
         calibrate(wrapped, [(dirty, True)])
     calibrate(clean, [(X[1:], True)])
     assert torch.equal(convert(wrapped)(X), convert(clean)(X))
-
-
-def test_a_damaged_checkpoint_is_an_error(net):
     with torch.no_grad():
         net.seldom.bias[0] = math.nan
         net.blocks[0].weight[0, 0] = math.inf
@@ -240,14 +234,11 @@ def test_points_that_saw_nothing_are_all_named_and_nothing_changes(net):
     assert convert(wrapped) is wrapped
 
 
-def test_a_point_that_is_never_quantised_may_see_nothing(net):
+def test_points_that_see_nothing_and_many_names(net, llama):
     overrides = {"seldom": {"act_in": no_quantization(), "act_out": no_quantization()}}
     wrapped = prepare(net, PTQConfig(overrides=overrides))
     calibrate(wrapped, [X])
     convert(wrapped)
-
-
-def test_many_names_are_cut_short(llama):
     with pytest.raises(UnseenObserverError, match=r"and \d+ more\. Calibrate"):
         convert(prepare(llama, PTQConfig()))
 

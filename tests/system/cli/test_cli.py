@@ -265,15 +265,13 @@ class TestOptions:
         assert (tmp_path / "report.md").read_text().startswith("## ✅ agrees")
         assert 'failures="0"' in (tmp_path / "report.xml").read_text()
 
-    def test_focus_prints_values(self, compare):
+    def test_what_is_printed_in_full(self, compare):
         ran = compare(*SDPA, "--focus", "model.layers.0.mlp", "--focus", "*.1.mlp.act_fn")
         assert ran.code == 0
         assert "values of model.layers.0.mlp, call 0" in ran.out
         assert "values of model.layers.1.mlp.act_fn, call 0" in ran.out
         assert "first values" in ran.out
         assert "values of model.layers.0.self_attn" not in ran.out
-
-    def test_all_prints_every_row(self, compare):
         ran = compare(*SDPA, "--all")
         table = ran.out.split("\n\n")[1]
         assert len(table.splitlines()) == 2 + len(ran.report["rows"])

@@ -121,13 +121,10 @@ def test_kept_closed(at_prompt, monkeypatch) -> None:
     assert "(Pdb)" not in out
 
 
-def test_a_breakpoint_at_no_module(at_prompt) -> None:
+def test_breakpoints_that_are_never_reached(at_prompt) -> None:
     code, out, err = at_prompt("q", "--break", "*.o_prj")
     assert (code, out) == (2, "")
     assert "did you mean '*o_proj'" in err
-
-
-def test_a_breakpoint_at_what_is_never_called_is_reported(at_prompt) -> None:
     with pytest.warns(UserWarning, match="'model.layers' was never reached: model.layers was not"):
         code, out, _ = at_prompt("q", "--candidate", "sdpa", "--break", "model.layers")
     assert code == 0

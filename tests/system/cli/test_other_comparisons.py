@@ -66,13 +66,11 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestCheckpoints:
-    def test_two_of_one_architecture(self, compare, checkpoints: Path) -> None:
+    def test_two_of_one_architecture_or_of_two(self, compare, checkpoints: Path) -> None:
         report = compare(checkpoints / "llama", "--candidate", checkpoints / "tuned").report
         origin = report["verdict"]["origin"]
         assert (origin["module"], origin["kind"]) == ("model.layers.1.mlp.gate_proj", "parameter")
         assert report["verdict"]["confirmed"]
-
-    def test_another_architecture_with_the_same_weights(self, compare, checkpoints: Path) -> None:
         ran = compare(checkpoints / "llama", "--candidate", checkpoints / "mistral")
         assert ran.code == 0
         assert re.search(r"coverage: (\d+) of \1 modules", ran.out)
@@ -125,10 +123,8 @@ class TestTraining:
 
         assert rows(1) == rows(2) != rows(1, "--seed", "1")
 
-    def test_without_it_nothing_drops_out(self, compare, net: str) -> None:
+    def test_without_dropout(self, compare, net: str) -> None:
         assert compare(f"{net}:build", "--candidate", f"{net}:other").code == 0
-
-    def test_a_model_without_dropout(self, compare) -> None:
         arguments = ("--candidate", "sdpa", "--sequence-length", "4", "--train")
         ran = compare("tiny-llama", *arguments)
         assert ran.code == 0

@@ -21,8 +21,6 @@ class TestRecord:
         assert header["command"] == f"trace_model record random-llama --out {out} --seed 5"
         assert header["name"] == "random-llama"
         assert any(note.startswith("inputs:") for note in header["notes"])
-
-    def test_less(self, tmp_path: Path, run) -> None:
         out = tmp_path / "a.trace"
         less = ("--values", "fingerprints", "--include", "*.mlp", "--include", "lm_head")
         assert run("record", "tiny-llama", "--out", out, *less).code == 0

@@ -187,15 +187,12 @@ def test_the_extent_of_a_step(past, length):
     assert cache.get_seq_length() == length  # also where layer 0 is not among them
 
 
-def test_a_step_without_a_past_has_only_what_is_new():
+def test_steps_over_a_cache():
     cache = StepCache()
     key, value = states(5), states(5, seed=1)
     (part,) = update_in_parts(cache, key, value, 7)
     assert part.kind is PartKind.NEW
     assert cache.new[7] == (key, value)
-
-
-def test_a_layer_that_writes_twice_in_one_step_is_an_error():
     cache = StepCache({0: PAST})
     cache.update(states(1), states(1), 0)
     with pytest.raises(ModelInputError, match="layer 0 wrote to the cache of a step twice"):

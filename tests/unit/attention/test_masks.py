@@ -206,14 +206,11 @@ def test_an_additive_mask_stays_within_the_fill_value_and_zero(values):
     assert torch.equal(additive[within], mask[within])
 
 
-def test_a_mask_given_before_is_given_back_unchanged():
+def test_masks_given_before_and_short_ones():
     masks = MaskBuilder(FILL)
     padding = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]])
     once = masks.additive(padding, batch_size=2, query_length=4)
     assert torch.equal(masks.additive(once, batch_size=2, query_length=4), once)
-
-
-def test_a_short_padding_mask_leaves_the_cached_keys_visible():
     masks = MaskBuilder(FILL)
     short = torch.tensor([[0, 1, 1], [1, 1, 0]])
     full = torch.cat([torch.ones(2, 4, dtype=torch.int64), short], dim=1)

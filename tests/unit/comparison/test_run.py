@@ -67,8 +67,7 @@ class TestInputs:
     ])  # fmt: skip
     def test_a_tensor_a_tuple_or_a_mapping(self, inputs) -> None:
         model = Named()
-        comparison = agreed(model, copy.deepcopy(model), inputs)
-        assert comparison.coverage.compared_calls == 2
+        assert agreed(model, copy.deepcopy(model), inputs).coverage.compared_calls == 2
 
     @pytest.mark.parametrize("inputs", [[X], None, 3, "text", {1, 2}])
     def test_other_types_are_refused(self, model: nn.Module, inputs: object) -> None:
@@ -133,14 +132,12 @@ class TestInputs:
         captured = capture(reference, reference, (X, X), include="*")
         assert torch.equal(next(c for c in captured if c.value == "output").reference, X + 1)
 
-    def test_gradients_are_neither_needed_nor_made(self, model: nn.Module) -> None:
+    def test_gradients_and_dtypes(self, model: nn.Module) -> None:
         x = X.clone().requires_grad_()
         captured = capture(model, copy.deepcopy(model), x * 2, include="*")
         assert not any(c.reference.requires_grad or c.candidate.requires_grad for c in captured)
         assert all(p.grad is None for p in model.parameters())
         assert compare(model, copy.deepcopy(model), x).verdict.agrees
-
-    def test_floats_are_cast_to_the_candidates_dtype(self) -> None:
         reference = Named()
         candidate = copy.deepcopy(reference).bfloat16()
         comparison = agreed(reference, candidate, {"x": X, "shift": torch.arange(8)})
@@ -158,8 +155,6 @@ class TestModelsAreLeftAsTheyAre:
             after = model.state_dict()
             assert all(torch.equal(after[name], value) for name, value in before.items())
             assert model.training
-
-    def test_batch_normalisation_in_training_mode_agrees(self) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True)).train()
         comparison = agreed(model, copy.deepcopy(model), X)
         assert all(row.difference.max == 0.0 for row in comparison.rows)
@@ -181,14 +176,12 @@ class TestModelsAreLeftAsTheyAre:
         assert torch.equal(state, torch.zeros(4, 8))
         assert (set(vars(model)), model.layer.weight._version) == (names, version)
 
-    def test_buffers_that_nothing_edits_are_not_written_to(self) -> None:
+    def test_buffers_also_after_a_failure(self) -> None:
         model = Named()
         model.register_buffer("table", torch.ones(3))
         model.eval()
         compare(model, copy.deepcopy(model), {"x": X})
         assert model.table._version == 0
-
-    def test_after_a_failure_too(self) -> None:
         model = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(3, 3)).train()
         with pytest.raises(ModelRunError):
             compare(model, copy.deepcopy(model), X)
@@ -308,8 +301,7 @@ class TestNothingCompared:
         reference = nn.Sequential(nn.Tanh())
         candidate = nn.ModuleDict({"other": nn.Identity()})
         candidate.forward = lambda input: torch.tanh(candidate["other"](input))  # noqa: A006
-        comparison = agreed(reference, candidate, X)
-        assert comparison.coverage.paired_modules == ("",)
+        assert agreed(reference, candidate, X).coverage.paired_modules == ("",)
 
     def test_a_counterpart_of_another_shape_is_a_divergence(self, model: nn.Module) -> None:
         class Narrow(nn.Sequential):
@@ -323,8 +315,7 @@ class TestNothingCompared:
         assert comparison.verdict.symptom.peir == math.inf
 
     def test_models_without_any_module(self) -> None:
-        comparison = agreed(nn.Identity(), nn.Identity(), X)
-        assert comparison.coverage.compared_elements == 32
+        assert agreed(nn.Identity(), nn.Identity(), X).coverage.compared_elements == 32
         nothing = nn.Identity()
         nothing.forward = lambda x: None
         with pytest.raises(NothingComparedError):

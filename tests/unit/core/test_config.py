@@ -120,7 +120,7 @@ def test_a_config_that_cannot_be(fields, message):
         PTQConfig(**fields)
 
 
-def test_dot_paths_and_nesting_are_the_same():
+def test_dot_paths_and_keywords():
     spec = affine("int8")
     nested = {"model": {"layers": {"0": {"mlp": {"weight": spec, "act_in": {"dtype": "int16"}}}}}}
     mixed = {
@@ -128,9 +128,6 @@ def test_dot_paths_and_nesting_are_the_same():
         "model.layers.0.mlp.act_in": {"dtype": "int16"},
     }
     assert PTQConfig(overrides=nested) == PTQConfig(overrides=mixed)
-
-
-def test_keywords_by_name_or_value_are_the_same():
     by_value = PTQConfig(
         overrides={"a.w": {"dtype": UINT8, "qscheme": QScheme.PER_TENSOR_ASYMMETRIC}}
     )
@@ -176,7 +173,7 @@ def test_model_args_that_cannot_be_added():
         PTQConfig().with_model_args(layers=object())
 
 
-def test_precedence_override_then_default_then_role():
+def test_what_an_override_changes():
     role, default, override = affine("uint8"), affine("int16"), affine("int4")
     config = PTQConfig(activation=role, weight=affine("uint4"))
     assert config.spec_for("act_in") == role
@@ -184,9 +181,6 @@ def test_precedence_override_then_default_then_role():
     assert config.spec_for("act_in", default=default) == default
     overridden = PTQConfig(activation=role, overrides={"act_in": override})
     assert overridden.spec_for("act_in", default=default) == override
-
-
-def test_keywords_change_the_default_and_a_spec_replaces_it_whole():
     default = affine("int8", observer="ema", momentum=0.5)
     by_keyword = PTQConfig(overrides={"act_in": {"dtype": "int4"}})
     assert by_keyword.spec_for("act_in", default=default) == affine(

@@ -69,7 +69,7 @@ def test_per_channel_is_per_tensor_of_each_channel(name, axis):
         assert found.zero_point[channel] == alone.quantizer().zero_point
 
 
-def test_the_first_tensor_sets_the_moving_average():
+def test_the_moving_average():
     observer = affine_observer("ema", momentum=0.75)
     low, high = -1.0, 3.0
     observer.observe(torch.tensor([low, high]))
@@ -78,9 +78,6 @@ def test_the_first_tensor_sets_the_moving_average():
         low = 0.75 * low + 0.25 * next_low
         high = 0.75 * high + 0.25 * next_high
     assert (float(observer.minimum), float(observer.maximum)) == (low, high)
-
-
-def test_the_momentum_is_nine_tenths():
     observer = affine_observer("ema")
     observer.observe(torch.tensor([0.0, 1.0]))
     observer.observe(torch.tensor([0.0, 2.0]))
@@ -203,14 +200,11 @@ def test_any_floating_tensor_is_observed_and_left_alone(name, x):
     assert float(observer.minimum) == pytest.approx(float(before.min()))
 
 
-def test_the_number_of_channels_must_not_change():
+def test_channels_and_observers_that_need_no_data():
     observer = affine_observer("minmax", axis=0)
     observer.observe(torch.randn(3, 2))
     with pytest.raises(TensorError, match="4 channels along dimension 0 after 3"):
         observer.observe(torch.randn(4, 2))
-
-
-def test_identity_and_microscaling_need_no_data():
     assert build_observer("identity").quantizer() == IdentityQuantizer()
     assert build_observer("mx", options={"element": "fp4_e2m1"}).quantizer() == MXQuantizer(
         "fp4_e2m1"

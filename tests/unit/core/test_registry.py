@@ -62,15 +62,12 @@ def test_looking_up():
     assert lookup(nn.Bilinear, "prefill") is Common
 
 
-def test_a_duplicate_raises_and_the_same_again_does_not():
+def test_duplicates_and_the_decorator():
     register(Float)(Common)
     register(Float)(Common)
     with pytest.raises(DuplicateWrapperError, match=r"already has the wrapper .*Common"):
         register(Float)(Exact)
     assert lookup(Float, "x") is Common
-
-
-def test_the_decorator_gives_the_class_back():
     assert register(Float)(Common) is Common
 
 

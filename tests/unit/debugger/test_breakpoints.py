@@ -108,12 +108,10 @@ def at_prompt(monkeypatch, capsys) -> Iterator[Session]:
 
 
 class TestWhere:
-    def test_in_the_calling_frame_at_the_line_of_the_call(self, at_prompt) -> None:
+    def test_in_the_calling_frame_with_an_output_at_the_end(self, at_prompt) -> None:
         at_prompt("c", Net(), breakpoints="inner.second")
         assert "`inner.second`, call 0, starts." in at_prompt.printed
         assert "finish()\n-> result = self.second(double)" in at_prompt.printed
-
-    def test_at_the_end_there_is_an_output(self, at_prompt) -> None:
         point = Breakpoint("inner.second", at="end")
         at_prompt("p cand_call.output.shape; p 'result' in locals(); c", Net(), breakpoints=[point])
         assert "call 0, ends." in at_prompt.printed
@@ -128,25 +126,21 @@ class TestWhere:
         stops = re.findall(r"`([\w.]+)`, call \d, starts", at_prompt.printed)
         assert stops == ["inner.first", "inner.second", "last"]
 
-    def test_diverged_arguments(self, at_prompt) -> None:
+    def test_diverged_arguments_and_outputs(self, at_prompt) -> None:
         at_prompt("c; c; c", scaled(), breakpoints=[Breakpoint("*", when="diverged")])
         stops = re.findall(
             r"`([\w.]+)`, call \d, starts; different: (\w+) \(PEIR", at_prompt.printed
         )
         assert stops == [("inner.second", "input"), ("last", "input")]
-
-    def test_diverged_outputs(self, at_prompt) -> None:
         point = Breakpoint("*", at="end", when="diverged")
         at_prompt("c; c; c; c", scaled(), breakpoints=[point])
         stops = re.findall(r"(`[\w.]+`|root module), call \d, ends; different", at_prompt.printed)
         assert stops == ["`inner.second`", "`inner`", "`last`", "root module"]
 
-    def test_nothing_diverges(self, at_prompt) -> None:
+    def test_nothing_diverges_and_only_the_first_run_stops(self, at_prompt) -> None:
         comparison = at_prompt("q", Net(), breakpoints=[Breakpoint("*", when="diverged")])
         assert at_prompt.printed == ""
         assert comparison.verdict.agrees
-
-    def test_only_the_first_run_stops(self, at_prompt) -> None:
         comparison = at_prompt("c", scaled(), breakpoints=["inner.second"])
         assert comparison.verdict.confirmed  # which took more runs
         assert at_prompt.printed.count("starts") == 1
@@ -248,12 +242,10 @@ class TestAtHand:
         assert at_prompt.answers[:2] == ["tensor(16)", "True"]
         assert float(at_prompt.answers[2]) == pytest.approx(off, rel=1e-6)
 
-    def test_the_variables_of_callers_in_the_same_module(self, at_prompt) -> None:
+    def test_the_variables_of_callers_in_the_same_module_alone(self, at_prompt) -> None:
         """`x` is one of `forward`, which called `finish`."""
         at_prompt("p reference.x.equal(candidate.x); c", Net(), breakpoints=["inner.second"])
         assert at_prompt.answers[0] == "True"
-
-    def test_not_those_of_another_module(self, at_prompt) -> None:
         at_prompt("reference.doubel; reference.how; c", Net(), breakpoints=["inner.second"])
         assert "in Inner.finish at tests/unit/debugger/test_breakpoints.py:" in at_prompt.answers[0]
         assert "has no variable 'doubel'; it has" in at_prompt.answers[0]
@@ -412,14 +404,12 @@ class TestQuitting:
         assert comparison.coverage.reasons["last"] == "the run was ended before it was called"
         assert "last" in comparison.coverage.reference_only
 
-    def test_a_divergence_so_far(self, at_prompt) -> None:
+    def test_what_was_compared_until_then(self, at_prompt) -> None:
         candidate = scaled()
         comparison = at_prompt("q", candidate, breakpoints=["last"])
         self.check(comparison, candidate)
         assert comparison.verdict.symptom.module == "inner.second"
         assert not comparison.verdict.confirmed
-
-    def test_before_anything_was_compared_and_without_an_answer(self, at_prompt) -> None:
         comparison = at_prompt("q", Net(), breakpoints=[""])
         self.check(comparison)
         assert not [row for row in comparison.rows if row.is_output]

@@ -174,8 +174,6 @@ class TestInputs:
         wrappers.calibrate_decode(prefill, wrap(model, "decode"), PROMPTS, steps=2, source="float")
         assert modes(prefill) == {Mode.CALIBRATE}
         assert_same_ranges(untouched, prefill)
-
-    def test_it_observes_again_where_the_prefill_failed(self):
         model = tiny()
         prefill = wrap(model, "prefill")
         wrappers.calibrate(prefill, [tokens(2, 8)])

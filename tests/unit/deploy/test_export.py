@@ -642,15 +642,13 @@ class TestCircle:
         assert found == {tuple(layer.points["weight"].qparams.scale.tolist()) for layer in layers}
         assert {tensor.quantization.quantizedDimension for tensor in weights} == {0}
 
-    def test_the_command_line_verifies_it(self, tmp_path, capsys):
+    def test_the_command_line_verifies_it_and_nothing_is_printed(self, tmp_path, capsys, caplog):
         from tico.circle.cli.main import main
 
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"))
         export(mlp, states, tmp_path / "a.circle")
         assert main(["verify", str(tmp_path / "a.circle")]) == 0
         assert "verification succeeded" in capsys.readouterr().out
-
-    def test_nothing_is_printed(self, tmp_path, capsys, caplog):
         module, inputs, _ = case("attention", "decode", BITS["uint8"])
         caplog.set_level(logging.INFO, "wrappers.deploy.export")
         export(module, inputs, tmp_path / "a.circle")
@@ -661,14 +659,13 @@ class TestCircle:
 @pytest.mark.slow
 @pytest.mark.usefixtures("tico")
 class TestConversionErrors:
-    def test_types_that_do_not_go_together(self, tmp_path):
+    def test_what_circle_does_not_have(self, tmp_path):
         overrides = {"model.layers.0.mlp.mul": affine("int16")}
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"), overrides=overrides)
         with pytest.raises(ExportError, match=r"tico cannot convert .*: Unsupported dtype"):
             export(mlp, states, tmp_path / "a.circle")
         assert not list(tmp_path.iterdir())
 
-    def test_an_operator_that_circle_does_not_have(self, tmp_path):
         class Cumulative(nn.Module):
             def forward(self, x):
                 return x.cumprod(-1)

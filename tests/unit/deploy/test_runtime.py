@@ -78,8 +78,7 @@ class TestGreedy:
     def test_prompts_of_different_lengths_give_what_each_gives_alone(
         self, pair, implementation, side
     ):
-        model = tiny(implementation)
-        assert_as_alone(model, pair, 17, tokens(3, 8), padding(3, 8, side), 10)
+        assert_as_alone(tiny(implementation), pair, 17, tokens(3, 8), padding(3, 8, side), 10)
 
     @EACH_PAIR
     def test_a_batch_padded_on_the_left_gives_what_generate_gives(self, pair):
@@ -307,8 +306,6 @@ class TestPacking:
         inputs = prompts.inputs()
         rows = (inputs["input_ids"] * inputs["attention_mask"]).tolist()
         assert rows == [[1, 2, 3], [3, 4, 0], [1, 0, 0], [2, 4, 0]]
-
-    def test_without_a_mask_nothing_is_padding(self):
         prompts = Prompts.packed(tokens(2, 5))
         assert torch.equal(prompts.input_ids, tokens(2, 5))
         assert prompts.lengths.tolist() == [5, 5]
@@ -342,13 +339,11 @@ class TestSlots:
         assert [keys.unique().item() for keys, _ in slots.layers] == [2, 1, 3]
         assert [values.unique().item() for _, values in slots.layers] == [1, 1, 1]
 
-    def test_mask_shows_what_is_in_use_and_the_new_key(self):
+    def test_masks_and_earlier_positions(self):
         mask = self.slots([3, 1], capacity=4).mask(torch.float32)
         assert mask.shape == (2, 1, 1, 5)
         assert (mask[:, 0, 0] == 0).int().tolist() == [[1, 1, 1, 0, 1], [1, 0, 0, 0, 1]]
         assert mask.unique().tolist() == [torch.finfo(torch.float32).min, 0]
-
-    def test_are_as_they_were_some_positions_earlier(self):
         slots = self.slots([4, 3], capacity=5)
         earlier = slots.without_last(2)
         assert self.contents(earlier) == [[1, 2, 0, 0, 0], [1, 0, 0, 0, 0]]

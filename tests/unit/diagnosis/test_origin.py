@@ -123,7 +123,7 @@ class TestCaches:
         assert "What `layers.0` leaves in its argument `memory` is wrong." in text
         assert "It matches a known mistake: scaled by 2" in text
 
-    def test_another_entry_is_a_divergence(self) -> None:
+    def test_another_entry_is_a_divergence_and_an_unread_one_none(self) -> None:
         reference, candidate = pair(steps=2)
         candidate.layers[0].index = 7
         module, found, _, text = judged(reference, candidate)
@@ -131,8 +131,6 @@ class TestCaches:
         assert "left written.memory.seen.0 (float32 [2, 3, 8]" in text
         assert "candidate written.memory.seen.7 (float32 [2, 3, 8]" in text
         assert "Its `index` is 0 in the reference and 7 in the candidate." in text
-
-    def test_a_cache_that_only_one_side_writes_is_none(self) -> None:
         reference, candidate = pair()
         candidate.given = lambda layer, memory: Memory()
         assert judged(reference, candidate).agrees
@@ -262,15 +260,13 @@ class TestMasks:
 
 
 class TestWhatModulesHold:
-    def test_a_tensor_in_an_attribute_of_who_hands_on(self) -> None:
+    def test_tensors_in_attributes_and_of_others(self) -> None:
         reference, candidate = pair()
         candidate.scale = torch.tensor(0.7)
         module, found, confirmed, text = judged(reference, candidate)
         assert (module, found, confirmed) == ("", "parameter", True)
         assert "its `scale` differs (0.5 against 0.7)" in text
         assert torch.equal(candidate.scale, torch.tensor(0.7))
-
-    def test_a_parameter_that_is_anothers(self) -> None:
         reference, candidate = pair()
         candidate.layers[0].mix.load_state_dict(reference.layers[1].mix.state_dict())
         text = judged(reference, candidate)[3]

@@ -134,16 +134,13 @@ def test_exchange_and_back(pair, name) -> None:
     assert point.scale is scale
 
 
-def test_the_exchanged_object_is_a_copy(pair) -> None:
+def test_what_is_exchanged(pair) -> None:
     reference, candidate = pair
     undo = exchange(candidate, reference, "points.input.scale")
     given = candidate.points["input"].scale
     assert given is not reference.points["input"].scale
     assert given.factor is not reference.points["input"].scale.factor
     assert undo is not None
-
-
-def test_nothing_to_exchange(pair) -> None:
     assert exchange(*pair, "linear.nothing") is None
     assert exchange(*pair, "nothing.weight") is None
     wider = Holder()
@@ -212,7 +209,7 @@ class TestDeclaredForms:
         assert list(changed(*both)) == ["weight"]
 
 
-def test_settings(pair) -> None:
+def test_settings_and_classes(pair) -> None:
     reference, candidate = pair
     candidate.eps, candidate.sections = 1e-5, [2, 2]
     candidate.points["input"].scale = Scale(torch.tensor(0.5), axis=1)
@@ -222,9 +219,6 @@ def test_settings(pair) -> None:
     assert changed_settings(reference, candidate) == [
         Setting("training", "True", "False"), Setting("points.input.scale.axis", "0", "1"), *own,
     ]  # fmt: skip
-
-
-def test_other_classes_are_settings_too(pair) -> None:
     reference, candidate = pair
     candidate.points["input"].scale = Plain()
     assert changed_settings(reference, candidate) == [

@@ -100,13 +100,11 @@ class TestRefused:
         with pytest.raises(tracer.UsageError, match="neither model is in training mode"):
             tracer.compare(model, copy.deepcopy(model), X, train=True)
 
-    def test_a_recording(self, tmp_path) -> None:
+    def test_recordings_and_two_devices(self, tmp_path) -> None:
         model = nn.Linear(8, 8)
         tracer.record(model, X, tmp_path / "run.trace")
         with pytest.raises(tracer.UsageError, match="random numbers are not known"):
             tracer.compare(tracer.open_trace(tmp_path / "run.trace"), model, train=True)
-
-    def test_two_kinds_of_devices(self) -> None:
         model = Siblings()
         other = copy.deepcopy(model).to("meta")
         other.a = nn.Linear(8, 8)

@@ -262,23 +262,20 @@ class Recursive(nn.Module):
         return self(x, depth - 1) if depth else self.leaf(x)
 
 
-def test_a_module_that_calls_itself() -> None:
+def test_modules_that_call_themselves_or_have_two_names() -> None:
     model = Recursive()
     recording = recorded(model, lambda: model(X))
     assert recording.names() == ["", "", "", "leaf"]
     assert recording.call("leaf").parent is recording.call("", 2)
     assert recording.call("", 2).parent is recording.call("", 1)
     assert [event[:2] for event in recording.events[-3:]] == [("", 2), ("", 1), ("", 0)]
-
-
-def test_a_module_with_two_names_goes_by_its_first() -> None:
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     recording = recorded(model, lambda: model(X))
     assert (recording.names(), recording.call("0", 1).index) == (["", "0", "1", "0"], 1)
 
 
-def test_modules_outside_the_names_are_not_seen() -> None:
+def test_modules_outside_and_without_a_recorder() -> None:
     model, stranger = Twice(), nn.Identity()
     names = {id(model.a): "a"}
     seen: list[str] = []
@@ -286,9 +283,6 @@ def test_modules_outside_the_names_are_not_seen() -> None:
     with hooked([model, stranger], lambda: recorder):
         model(stranger(X))
     assert seen == ["a", "a", "a", "a"]
-
-
-def test_calls_that_belong_to_no_recorder_are_not_seen() -> None:
     model = Twice()
     expected = model(X)
     with hooked([model], lambda: None):

@@ -160,13 +160,11 @@ class TestOrder:
         assert outcome.unmatched_reference == outcome.unmatched_candidate == ()
         assert compare(reference, candidate, X).verdict.agrees
 
-    def test_a_module_called_more_often_on_one_side(self) -> None:
+    def test_calls_that_one_side_makes(self) -> None:
         once = Net(in_order)
         twice = doing(once, lambda net, x: (in_order(net, x), net.a(x))[0])
         for side, models in (("candidate", (once, twice)), ("reference", (twice, once))):
             assert agreed(*models, X).coverage.unmatched_calls == ((side, "a", 1),)
-
-    def test_a_module_that_one_side_never_calls(self) -> None:
         both = Net(in_order)
         one = doing(both, lambda net, x: net.b[1](net.b[0](net.a(x))))
         coverage = agreed(both, one, X).coverage
@@ -185,8 +183,7 @@ class TestOrder:
             return net.b(net.b(x)) + late
 
         reference = Net(blocks_first)
-        candidate = doing(reference, block_last)
-        comparison = agreed(reference, candidate, X)
+        comparison = agreed(reference, doing(reference, block_last), X)
         assert comparison.coverage.unmatched_calls == ()
         expected = {("b.0", 0), ("b.0", 1), ("b.1", 1), ("b", 1), ("a", 0)}
         assert expected <= rows_of(comparison).keys()
@@ -267,8 +264,7 @@ class TestEditsInPlace:
                 return net.b(x) + kept
 
         reference = Net(edited)
-        candidate = doing(reference, _b_first)
-        comparison = agreed(reference, candidate, X)
+        comparison = agreed(reference, doing(reference, _b_first), X)
         assert rows_of(comparison)["a", 0].difference.max == 0.0
 
     def test_a_list_that_grows_while_a_call_waits(self) -> None:
@@ -292,9 +288,7 @@ class TestEditsInPlace:
 
         reference = Net(collect_first)
         reference.collect = Collects()
-        candidate = doing(reference, collect_last)
-        comparison = agreed(reference, candidate, X)
-        assert comparison.form_differences == ()
+        assert agreed(reference, doing(reference, collect_last), X).form_differences == ()
 
     def test_a_cache_that_is_filled_while_a_call_waits(self) -> None:
         class Attends(nn.Module):
@@ -316,17 +310,21 @@ class TestEditsInPlace:
 
         reference = Net(attend_first)
         reference.attend = Attends()
-        candidate = doing(reference, attend_last)
-        comparison = agreed(reference, candidate, X)
+        comparison = agreed(reference, doing(reference, attend_last), X)
         assert all(row.agrees for row in comparison.rows)
 
 
 class TestSharing:
-    def test_a_model_against_itself(self) -> None:
+    def test_models_against_themselves_and_tied_weights(self) -> None:
         model = Net(in_order)
         comparison = agreed(model, model, X)
         assert all(row.difference.max == 0.0 for row in comparison.rows)
         assert comparison.coverage.compared_calls == 5
+        reference = Net(in_order)
+        reference.b[0].weight = reference.a.weight
+        candidate = copy.deepcopy(reference)
+        assert candidate.b[0].weight is candidate.a.weight
+        assert compare(reference, candidate, X).verdict.agrees
 
     def test_shared_modules_serve_both_sides(self) -> None:
         reference = Net(in_order)
@@ -356,13 +354,6 @@ class TestSharing:
         reason = comparison.coverage.reasons["a"]
         assert reason == "hidden: the root of the candidate is compiled, scripted or fused"
         assert hooks_of(reference) == before
-
-    def test_tied_weights(self) -> None:
-        reference = Net(in_order)
-        reference.b[0].weight = reference.a.weight
-        candidate = copy.deepcopy(reference)
-        assert candidate.b[0].weight is candidate.a.weight
-        assert compare(reference, candidate, X).verdict.agrees
 
 
 class TestExceptions:
@@ -718,8 +709,7 @@ class TestRandomNumbers:
         random.seed(1)
         np.random.seed(1)
         torch.manual_seed(1)
-        comparison = agreed(model, copy.deepcopy(model), X)
-        assert rows_of(comparison)["", 0].difference.max == 0.0
+        assert rows_of(agreed(model, copy.deepcopy(model), X))["", 0].difference.max == 0.0
         assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == expected
 
     def test_generators_are_as_before_after_a_failure(self) -> None:
@@ -769,8 +759,7 @@ class TestWhatModelsCompute:
             return net.a(results[0])
 
         reference = Net(threaded)
-        candidate = doing(reference, lambda net, x: net.a(net.b(x)))
-        comparison = agreed(reference, candidate, X)
+        comparison = agreed(reference, doing(reference, lambda net, x: net.a(net.b(x))), X)
         assert ("b", 0) not in rows_of(comparison)
         assert rows_of(comparison)["a", 0].agrees
 
@@ -783,8 +772,7 @@ class TestWhatModelsCompute:
             return torch.stack(list(parts()))
 
         model = Net(generated)
-        comparison = agreed(model, copy.deepcopy(model), X)
-        assert {("a", 0), ("b", 0)} <= rows_of(comparison).keys()
+        assert {("a", 0), ("b", 0)} <= rows_of(agreed(model, copy.deepcopy(model), X)).keys()
 
     def test_a_model_that_calls_itself(self) -> None:
         class Recursive(nn.Module):
@@ -893,8 +881,7 @@ class TestMemory:
             return sum(layer(x) for layer in reversed(net.layers)) + net.a(x)
 
         reference = Net(lambda net, x: net.a(x) + sum(layer(x) for layer in net.layers), depth=80)
-        candidate = doing(reference, backwards)
-        comparison = agreed(reference, candidate, X)
+        comparison = agreed(reference, doing(reference, backwards), X)
         assert comparison.coverage.unmatched_calls == ()
         assert {(f"layers.{i}", 0) for i in range(80)} <= rows_of(comparison).keys()
 
@@ -904,6 +891,5 @@ def test_a_scripted_candidate() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(copy.deepcopy(model))
-        comparison = agreed(model, scripted, X)
-        assert comparison.coverage.compared_calls == 1
+        assert agreed(model, scripted, X).coverage.compared_calls == 1
         assert compare(scripted, model, X).verdict.agrees

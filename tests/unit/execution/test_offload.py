@@ -200,13 +200,11 @@ class TestLoad:
             models.load(empty, offload=place)
         assert list(place.iterdir()) == []
 
-    def test_it_computes_where_it_is_told(self, saved) -> None:
+    def test_where_it_computes(self, saved) -> None:
         loaded = models.load(saved(), inputs=INPUTS, offload=True)
         assert execution_device(loaded.model) == torch.device("cpu")
         assert execution_device(make_llama()) == torch.device("cpu")
         assert execution_device(nn.Identity()) == torch.device("cpu")
-
-    def test_it_cannot_be_compiled(self, saved) -> None:
         loaded = models.load(saved(), inputs=INPUTS, offload=True)
         with pytest.raises(UsageError, match="cannot be compiled"):
             models.candidate(loaded, "compile")

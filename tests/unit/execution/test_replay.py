@@ -91,8 +91,7 @@ class TestRightPairs:
         mask = (torch.arange(12) >= torch.arange(12)[:, None] % 5).long()
         model = load("tiny-llama").model
         inputs = {"input_ids": ids, "attention_mask": mask}
-        comparison = agreed(Stepped(model, steps=3), wrapped(model, 3), inputs)
-        assert comparison.coverage.left_out == 0
+        assert agreed(Stepped(model, steps=3), wrapped(model, 3), inputs).coverage.left_out == 0
 
 
 class TestWrongPairs:
@@ -159,13 +158,11 @@ class TestParts:
         assert torch.equal(steps[1], mask[..., 4:5, :5])
         assert torch.equal(steps[2], mask[..., 5:6, :6])
 
-    def test_a_mask_of_keys(self):
+    def test_masks_of_keys_and_what_cannot_be_told_apart(self):
         mask = torch.randn(2, 6)
         steps = [step["attention_mask"] for step in self.told(attention_mask=mask)]
         assert [step.shape[1] for step in steps] == [4, 5, 6]
         assert torch.equal(steps[1], mask[:, :5])
-
-    def test_what_cannot_be_told_apart(self):
         step = self.told(
             weights=torch.randn(2, 6, 6), other=torch.randn(2, 3), channels=torch.randn(2, 3, 6)
         )[1]

@@ -42,12 +42,9 @@ def test_inputs_that_are_refused(inputs: object, message: str) -> None:
         Session(net(), net(), inputs, None, "*")
 
 
-def test_a_lazy_module_is_run_before() -> None:
+def test_lazy_modules_globs_and_dtypes() -> None:
     with pytest.raises(UsageError, match=r"the candidate holds '0\.weight', which has no shape"):
         Session(net(), nn.Sequential(nn.LazyLinear(4), nn.Tanh()), X, None, "*")
-
-
-def test_globs_and_the_dtype_of_most_parameters() -> None:
     names = ["", "layers.0.mlp", "layers.1.mlp", "norm"]
     assert matching("layers.*.mlp", names) == ["layers.0.mlp", "layers.1.mlp"]
     with pytest.raises(UsageError, match=r"'\*\.mpl' matches none of the 4 .* mean '\*mlp'"):

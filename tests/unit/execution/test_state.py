@@ -46,15 +46,13 @@ class TestRandomNumbers:
                 numbers.leave()
         assert all(torch.equal(torch.cat(values), expected) for values in drawn)
 
-    def test_a_call_in_training_has_a_stream_of_its_own(self) -> None:
+    def test_streams_of_calls_in_training(self) -> None:
         numbers = RandomNumbers(True, {"a": "a", "b": "b"})
         renamed = RandomNumbers(True, {"other name": "b"})
         first, second = self.in_call(numbers, "a"), self.in_call(numbers, "a", 1)
         torch.rand(5)  # what is drawn in between changes nothing
         assert self.in_call(numbers, "a") == first != second
         assert self.in_call(renamed, "other name") == self.in_call(numbers, "b")
-
-    def test_the_stream_around_a_call_goes_on_after_it(self) -> None:
         numbers = RandomNumbers(True, {"a": "a"})
         with random_state_kept():
             expected = draws()

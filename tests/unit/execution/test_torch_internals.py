@@ -118,7 +118,7 @@ def test_the_fused_path_of_an_encoder_layer_is_known() -> None:
     assert not internals.takes_fused_path(nn.MultiheadAttention(8, 2))
 
 
-def test_operators_and_views() -> None:
+def test_operators_views_and_dictionaries() -> None:
     # Broken: see how `torch.library` reads the schema of an operator.
     assert internals.written_arguments(torch.ops.aten.add_.Tensor) == [(0, "self")]
     assert internals.written_arguments(torch.ops.aten.add.Tensor) == []
@@ -126,9 +126,6 @@ def test_operators_and_views() -> None:
     tensor = torch.zeros(4)
     assert internals.memory_of(tensor) == internals.memory_of(tensor[1:])
     assert internals.memory_of(tensor) != internals.memory_of(tensor.clone())
-
-
-def test_modules_keep_parameters_and_buffers_in_dictionaries() -> None:
     # Broken: these are what `named_parameters` and `named_buffers` read; see there.
     module = nn.BatchNorm1d(2)
     assert internals.parameters_of(module)["weight"] is module.weight

@@ -111,12 +111,9 @@ def test_each_switch_by_hand():
     ]
 
 
-def test_a_switch_that_changes_little_is_no_cause():
+def test_switches():
     candidate = Wrong(factor=1.0001, offset=0.25)
     assert [cause.point for cause in worst(right(candidate), candidate).causes] == ["offset"]
-
-
-def test_switches_of_modules_inside_have_their_names():
     model = nn.Sequential(Around(Wrong()), nn.Linear(6, 6))
     assert [(switch.point, switch.is_own) for switch in switches_of(model[0])] == [
         *(("factor", True), ("offset", True)),

@@ -110,8 +110,7 @@ class TestComparedOnce:
         compare(model, copy.deepcopy(model), X)
         assert len(compared) == 4  # x, a's output, the same tensor edited, b's output
         reference = Calls(clean, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
-        candidate = doing(reference, edits)
-        comparison = compare(reference, candidate, X)
+        comparison = compare(reference, doing(reference, edits), X)
         assert not comparison.verdict.agrees
         symptom = comparison.verdict.symptom
         assert (symptom.module, symptom.value) == ("b", "kwargs.input")
@@ -141,8 +140,7 @@ class TestComparedOnce:
     def test_inference_tensors_are_always_compared(self, compared) -> None:
         """They have no version that would tell of an edit."""
 
-        how = torch.inference_mode()(edits)
-        model = Calls(how, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+        model = Calls(torch.inference_mode()(edits), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
         assert compare(model, copy.deepcopy(model), X).verdict.agrees
         assert len(compared) >= 5
 
@@ -497,8 +495,7 @@ class TestPadding:
             for change in (lambda value: value, at_padding(left[:, 2:], 1))
         )
         inputs = {"input_ids": IDS, "attention_mask": left}
-        comparison = agreed(reference, candidate, inputs)
-        head = rows_of(comparison, "head")["kwargs.x"]
+        head = rows_of(agreed(reference, candidate, inputs), "head")["kwargs.x"]
         assert head.note.startswith("at padded positions PEIR")
         candidate.body.value.change = at_padding(left[:, :6], 1)
         assert not compare(reference, candidate, inputs).verdict.agrees
@@ -565,8 +562,7 @@ class TestDeclaredForms:
         mask = torch.zeros(4, 8)
         reference = Calls(lambda model, x: model.a(x, attention_mask=mask), a=TakesToo())
         candidate = Calls(lambda model, x: model.a(x, mask), a=Takes())
-        comparison = agreed(reference, candidate, X)
-        assert rows_of(comparison, "a")["kwargs.attention_mask"].agrees
+        assert rows_of(agreed(reference, candidate, X), "a")["kwargs.attention_mask"].agrees
         candidate.how = lambda model, x: model.a(x, mask - 40.0)
         verdict = compare(reference, candidate, X).verdict
         assert (verdict.origin.module, verdict.origin.argument) == ("", "attention_mask")

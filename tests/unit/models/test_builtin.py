@@ -53,13 +53,11 @@ class TestBuiltIn:
         assert spread
         assert all(0.05 < value < 20 for value in spread.values()), spread
 
-    def test_modes_and_reference_attention(self, llama, qwen):
+    def test_modes_attention_and_notes(self, llama, qwen):
         for loaded in (llama, qwen):
             assert not loaded.model.training
             assert loaded.model.config._attn_implementation == "eager"
         assert qwen.model.config.vision_config._attn_implementation == "eager"
-
-    def test_notes_tell_what_was_chosen(self, llama):
         length = llama.inputs["input_ids"].shape[1]
         assert llama.notes == (f"inputs: {length} tokens of the default prompt",)
         random = load("random-llama")

@@ -35,8 +35,6 @@ class TestTokens:
         assert data.description == (
             "the inputs themselves and 3 random sequences of 32 tokens (seed 0)"
         )
-
-    def test_none_besides_the_inputs(self, llama):
         data = calibration(llama, count=0)
         assert data.batches == (llama.inputs,)
         assert data.description == "the inputs themselves"
@@ -112,14 +110,12 @@ class TestOwnText:
     def test_none(self, trained):
         assert calibration(trained, count=0).description == "the inputs themselves"
 
-    def test_a_model_that_cannot_write(self, trained):
+    def test_models_that_do_not_write(self, trained):
         broken = replace(trained, model=copy.deepcopy(trained.model))
         with torch.no_grad():
             broken.model.lm_head.weight[0] = math.nan
         with pytest.raises(UsageError, match="tiny-llama computes logits that are not finite"):
             calibration(broken)
-
-    def test_a_model_that_does_not_write_gets_random_tokens(self, trained):
         config = LlamaConfig(
             vocab_size=512, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
         )

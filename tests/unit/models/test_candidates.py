@@ -59,7 +59,6 @@ class TestCandidates:
             r, c = (model(**llama.inputs).logits for model in (llama.model, made))
         assert 1e-3 < (r - c).abs().max() / (r.max() - r.min()) < 0.5
 
-    def test_the_finer_types_come_closer(self, llama):
         def error(activation: str, weight: str) -> float:
             made = candidate(llama, "quantized", activation=activation, weight=weight)
             with torch.no_grad():
@@ -77,14 +76,12 @@ class TestCandidates:
         made = candidate(llama, str(tmp_path))
         assert compare(llama.model, made, llama.inputs).verdict.agrees
 
-    def test_a_path_whose_vocabulary_is_too_small(self, llama, tmp_path: Path):
+    def test_what_cannot_be_made(self, llama, tmp_path: Path, monkeypatch):
         small = copy.deepcopy(llama.model)
         small.resize_token_embeddings(int(llama.inputs["input_ids"].max()))
         small.save_pretrained(tmp_path)
         with pytest.raises(InputError, match="has a vocabulary of"):
             candidate(llama, str(tmp_path))
-
-    def test_compile_needs_a_compiler(self, llama, monkeypatch):
         monkeypatch.setattr("shutil.which", lambda name: None)
         with pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
             candidate(llama, "compile")

@@ -66,12 +66,10 @@ class TestWhole:
         assert next(model.parameters()).dtype == torch.float32
         assert notes == ("loaded in float32; the checkpoint is bfloat16",)
 
-    def test_weights_that_nobody_wants_are_noted(self, checkpoint: Path):
+    def test_what_is_said_of_weights(self, checkpoint: Path, capfd):
         change_weights(checkpoint, lambda weights: weights.update(extra=torch.ones(2)))
         _, notes = load_pretrained("it", checkpoint, torch.float32)
         assert notes == ("weights in the checkpoint that LlamaForCausalLM has no use for: extra",)
-
-    def test_nothing_is_said_on_the_way(self, checkpoint: Path, capfd):
         change_weights(checkpoint, lambda weights: weights.pop("lm_head.weight"))
         with pytest.raises(ModelLoadError):
             load(checkpoint)

@@ -182,9 +182,12 @@ class TestLoad:
         with pytest.raises(error, match=said):
             tracer.models.load(f"{port}:{name}", **options)
 
-    def test_tokens_for_a_model_of_transformers(self, port: str) -> None:
+    def test_other_models_of_a_user(self, port: str) -> None:
         loaded = tracer.models.load(f"{port}:with_tokens", batch=2, sequence_length=4)
         assert loaded.inputs["input_ids"].shape == (2, 4)
+        loaded = tracer.models.load(f"{port}:without_parameters")
+        candidate = tracer.models.candidate(loaded, f"{port}:without_parameters")
+        assert tracer.compare(loaded.model, candidate, loaded.inputs).verdict.agrees
 
     def test_the_reference_is_cast_and_the_candidate_is_not(self, port: str) -> None:
         loaded = tracer.models.load(f"{port}:wide")
@@ -193,8 +196,3 @@ class TestLoad:
         assert candidate.layer.weight.dtype == torch.float64
         as_built = tracer.models.load(f"{port}:wide", dtype="auto")
         assert as_built.model.layer.weight.dtype == as_built.inputs["x"].dtype == torch.float64
-
-    def test_a_model_without_parameters(self, port: str) -> None:
-        loaded = tracer.models.load(f"{port}:without_parameters")
-        candidate = tracer.models.candidate(loaded, f"{port}:without_parameters")
-        assert tracer.compare(loaded.model, candidate, loaded.inputs).verdict.agrees

@@ -132,12 +132,10 @@ class TestImages:
             with pytest.raises(UsageError, match="is a LlamaForCausalLM: images, a processor"):
                 load(llama, **options)
 
-    def test_a_processor_of_another_model(self, photos, processor_folder, tmp_path: Path):
+    def test_files_that_do_not_fit(self, photos, processor_folder, tmp_path: Path):
         load("tiny-qwen3-vl").model.save_pretrained(tmp_path)
         with pytest.raises(UsageError, match=f"image token 151655, and {tmp_path} has 508"):
             load(tmp_path, images=[photos["camera.png"]], processor=processor_folder)
-
-    def test_not_an_image_is_found_before_anything_is_loaded(self, tmp_path: Path):
         (tmp_path / "a.png").write_text("a text")
         with pytest.raises(InputError, match=r"a.png: not an image"):
             load("organisation/none", images=[tmp_path / "a.png"])

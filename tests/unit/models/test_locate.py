@@ -60,14 +60,11 @@ def test_functions(name: str, parts: tuple[str, str] | None) -> None:
     assert factory_of(name) == parts
 
 
-def test_traces_go_by_their_header_or_their_suffix(folder: Path) -> None:
+def test_traces_and_processors(folder: Path) -> None:
     (folder / "empty" / TRACE_HEADER).write_text("{}")
     assert is_trace("empty")
     assert is_trace("absent.trace")
     assert not is_trace("checkpoint")
-
-
-def test_processors() -> None:
     assert locate_processor("checkpoint") == Path("checkpoint")
     assert locate_processor("organisation/name") == "organisation/name"
     for name, message in (("empty", "without preprocessor_config.json"), ("none", "no processor")):

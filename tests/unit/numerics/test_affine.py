@@ -93,12 +93,14 @@ def test_a_constant_is_represented_exactly(dtype, value):
         assert torch.equal(fake_quantize(constant, found), constant)
 
 
-def test_the_whole_of_float32_has_a_finite_scale():
+def test_the_ends_of_float32_and_unsigned_symmetric():
     limit = torch.finfo(torch.float32)
     found = affine_qparams(
         torch.tensor(limit.min), torch.tensor(limit.max), DType.parse("uint8"), ASYMMETRIC
     )
     assert float(found.scale) == pytest.approx(2 * limit.max / 255)
+    with pytest.raises(ConfigError, match="uint8 cannot be per_tensor_symmetric"):
+        affine_qparams(torch.tensor(-1.0), torch.tensor(1.0), DType.parse("uint8"), SYMMETRIC)
 
 
 def test_per_channel_parameters_are_those_of_each_channel():
@@ -109,11 +111,6 @@ def test_per_channel_parameters_are_those_of_each_channel():
         alone = affine_qparams(low[channel], high[channel], dtype, ASYMMETRIC)
         assert found.scale[channel] == alone.scale
         assert found.zero_point[channel] == alone.zero_point
-
-
-def test_unsigned_symmetric_is_an_error():
-    with pytest.raises(ConfigError, match="uint8 cannot be per_tensor_symmetric"):
-        affine_qparams(torch.tensor(-1.0), torch.tensor(1.0), DType.parse("uint8"), SYMMETRIC)
 
 
 @pytest.mark.parametrize(
@@ -307,15 +304,12 @@ class Rounded(torch.nn.Module):
         return fake_quantize(x, qparams(0.1, 100))
 
 
-def test_an_exported_graph_holds_torchs_operator():
+def test_exports_and_moves():
     x = torch.randn(8)
     program = torch.export.export(Rounded(), (x,))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert any("fake_quantize_per_tensor_affine" in target for target in targets)
     assert torch.equal(program.module()(x), Rounded()(x))
-
-
-def test_moving_to_where_it_is_changes_nothing():
     parameters = qparams(0.1)
     assert parameters.to(torch.device("cpu")) is parameters
 

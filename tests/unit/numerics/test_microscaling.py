@@ -93,16 +93,13 @@ def test_blocks_run_along_the_axis(axis):
     assert torch.equal(found, along.movedim(-1, axis))
 
 
-def test_nan_stays_infinities_saturate_and_neither_has_a_part_in_the_scale():
+def test_what_is_not_finite_and_the_ends_of_float32():
     x = torch.tensor([math.nan, math.inf, -math.inf, 1.0, 0.3])
     found = microscale(x, "fp4_e2m1", block_size=5)
     alone = microscale(x[3:], "fp4_e2m1", block_size=2)
     assert math.isnan(found[0])
     assert found[1:3].tolist() == [1.5, -1.5]  # 6 times the scale of 1/4
     assert torch.equal(found[3:], alone)
-
-
-def test_the_ends_of_float32():
     limit = torch.finfo(torch.float32)
     x = torch.tensor([limit.max, -limit.max, limit.smallest_normal, 1e-45])
     found = microscale(x, "fp8_e4m3", block_size=1)

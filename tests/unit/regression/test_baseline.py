@@ -192,10 +192,8 @@ class TestOpen:
         with pytest.raises(UsageError, match=r"then.trace is of a run that did not come to its"):
             open_baseline(tmp_path / "then.trace")
 
-    def test_no_trace(self, tmp_path):
+    def test_no_trace_and_a_home_folder(self, tmp_path, saved, monkeypatch):
         with pytest.raises(StorageError, match="there is no trace"):
             open_baseline(tmp_path / "none.trace")
-
-    def test_a_home_folder_is_found(self, saved, monkeypatch):
         monkeypatch.setenv("HOME", str(saved.parent))
         assert Baseline.read(Path("~") / saved.name).figures

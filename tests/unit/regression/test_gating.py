@@ -50,15 +50,13 @@ def now(make_row, make_comparison):
 class TestWorse:
     """Two models that should agree."""
 
-    def test_as_it_was(self, then, now):
+    def test_as_it_was_or_beyond_the_tolerance(self, then, now):
         peirs = {"a": 1e-7, "b": 0.5, "c": math.nan, "d": None}
         decided = gate(now(peirs), then(peirs=peirs))
         assert decided.passes
         assert (decided.outputs, decided.changes, decided.reasons) == (4, (), ())
         assert decided.diverges
         assert [reason.level for reason in decided.let_pass] == ["divergence"]
-
-    def test_leaving_the_tolerance(self, then, now):
         decided = gate(now({"a": 1.01e-5, "b": 0.0}), then(peirs={"a": 0.99e-5, "b": 0.0}))
         assert kinds(decided) == {"a": "worse"}
         assert str(decided.reasons[0]).startswith(
@@ -367,13 +365,11 @@ class TestPlanted:
         if not decided.passes:
             assert decided.reasons[0].where.startswith("`down`, relative L2 ")
 
-    def test_a_weight_that_was_changed(self, pair):
+    def test_weights_and_layers_that_were_changed(self, pair):
         candidate = self.coarse(pair[0])
         with torch.no_grad():
             candidate.up.weight[3] *= 1.5
         assert self.decided(pair, candidate).reasons[0].where.split("`")[1] == "up"
-
-    def test_a_layer_that_is_left_out(self, pair):
         candidate = self.coarse(pair[0])
         candidate.skips = True
         decided = self.decided(pair, candidate)

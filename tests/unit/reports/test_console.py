@@ -123,19 +123,15 @@ class TestShortened:
 
 
 class TestFold:
-    def test_open_around_the_divergence_and_folded_elsewhere(self, diverging):
+    def test_what_is_open_and_what_is_folded(self, diverging, make_row, agreeing):
         items = arrange(diverging.rows, diverging.verdict.symptom)
         assert labels(items) == [*LAYERS[:2], "…", *LAYERS[13:20], "…", "lm_head", ""]
-
-    def test_a_fold_counts_and_measures(self, diverging, make_row):
         text = shown(diverging)
         assert "… 11 rows agree, PEIR at most 4.00e-07" in text
         assert "… 10 rows differ, PEIR 5.00e-01" in text
         fold = Fold((make_row("a"), make_row("b", 0.5), make_row("c", 0.25)))
         said = "… 1 row agree, all of them equal; 2 rows differ, PEIR 2.50e-01 to 5.00e-01"
         assert str(fold) == said
-
-    def test_where_all_agree_the_largest_are_open(self, agreeing):
         items = arrange(agreeing.rows, None)
         assert max(agreeing.rows, key=lambda row: row.peir).module in labels(items)
         assert (labels(items)[:2], labels(items)[-1]) == (LAYERS[:2], "")
@@ -184,12 +180,10 @@ class TestCurve:
         assert max(map(len, text.splitlines())) <= 80
         assert ESCAPE in curve(diverging.rows, width=80, height=12, colour=True)
 
-    def test_zero_and_infinity_have_lines_of_their_own(self, make_row):
+    def test_zero_infinity_and_what_is_drawn(self, make_row):
         rows = [make_row("a", 0.0), make_row("b", 1e-3), make_row("c", None)]
         ticks = [line.split("┤")[0].strip() for line in _curve_lines(rows)]
         assert (ticks[0], ticks[-1]) == ("inf", "0")
-
-    def test_what_is_drawn(self, make_row):
         assert curve([make_row(str(i), 0.0) for i in range(9)], width=80, height=12) == ""
         assert curve([make_row("a", 0.5), make_row("b", 0.5)], width=80, height=12) == ""
         assert curve([], width=80, height=12) == ""
@@ -335,15 +329,13 @@ class TestIsolation:
 
 
 class TestVerdict:
-    def test_last_and_in_words(self, diverging, agreeing):
+    def test_last_in_words_with_the_argument(self, diverging, agreeing, make_row, make_comparison):
         assert (
             shown(diverging)
             .split("\n\n")[-1]
             .startswith("diverges at model.layers.3.self_attn.o_proj, PEIR 5.00e-01\nFirst visible")
         )
         assert shown(agreeing).split("\n\n")[-1].startswith("agrees\nThe models agree.")
-
-    def test_an_argument_is_named(self, make_row, make_comparison):
         rows = [make_row("attention", 0.5, value="kwargs.attention_mask", call=1)]
         text = shown(make_comparison(rows))
         assert "diverges at attention, argument attention_mask, call 1, PEIR 5.00e-01" in text
@@ -372,13 +364,11 @@ class TestCoverage:
         ) in text
         assert "unpaired: called by the candidate only: a, call 1\n" in text
 
-    def test_a_few_reasons_then_a_count(self, make_row, make_comparison):
+    def test_reasons_and_forms_are_grouped(self, make_row, make_comparison):
         reasons = {f"extra.{i}": f"reason {i}" for i in range(8)}
         coverage = Coverage(("a",), (), tuple(reasons), reasons, 1, 3, (), 0)
         text = shown(make_comparison([make_row("a")], coverage=coverage))
         assert "unpaired: reason 4: extra.4\nunpaired: 3 more\n" in text
-
-    def test_other_forms_are_grouped(self, make_row, make_comparison):
         forms = tuple(
             FormDifference(i, f"layers.{i}", 0, "kwargs.attention_mask", "float32 [1]", "None")
             for i in range(5)

@@ -129,15 +129,13 @@ class TestScatter:
         assert text.count(POINT) == 1
         assert f"{value:.3g}" in text
 
-    def test_many_values_are_thinned_out_and_the_extremes_kept(self):
+    def test_many_values_and_figures_drawn_before(self):
         reference = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
         quantized = reference.clone()
         reference[123_457], quantized[123_457] = 100.0, -100.0
         text = scatter(reference, quantized, width=60, height=24)
         bottom = [line for line in text.splitlines() if POINT in line][-1]
         assert bottom.rstrip("│ ").endswith(POINT) and bottom.count(POINT) == 1
-
-    def test_figures_drawn_before_and_after_are_their_own(self):
         first, second = pair(1), pair(2)
         alone = scatter(*first, width=60, height=24)
         scatter(*second, width=40, height=10)

@@ -27,13 +27,10 @@ def test_the_lines_around(file: Path, line: int, numbers: range):
     assert found.place.endswith(f"model.py:{line}")
 
 
-def test_indentation_in_common_is_taken_away(tmp_path: Path):
+def test_indentation_and_files_that_were_edited(tmp_path: Path, file: Path):
     path = tmp_path / "a.py"
     path.write_text("    if x:\n\n        y\f = 1\n    z\n")
     assert excerpt(f"{path}:1").lines == ((1, "if x:"), (2, ""), (3, "    y\f = 1"), (4, "z"))
-
-
-def test_a_file_that_was_edited_is_read_again(file: Path):
     assert excerpt(f"{file}:1").lines[0] == (1, "line 1")
     file.write_text("other and longer\n")
     assert excerpt(f"{file}:1").lines == ((1, "other and longer"),)

@@ -51,7 +51,7 @@ class TestSchema:
             *("trace_model", "python", "torch", "transformers", "platform")
         }
 
-    def test_rows_are_those_of_the_frame(self, make_row, make_comparison):
+    def test_rows_and_numbers(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.25), make_row("b")])
         rows = strict(render(comparison))["rows"]
         frame = comparison.to_frame()
@@ -59,8 +59,6 @@ class TestSchema:
         for column in ("module", "call", "value", "peir", "mean", "max", "agrees"):
             assert [row[column] for row in rows] == frame[column].tolist()
         assert (rows[0]["shape"], rows[0]["dtype"]) == ([1, 3], "float32")
-
-    def test_numbers_that_are_not_finite_are_strings(self, make_row, make_comparison):
         row = make_row("a", None, limit=math.nan)
         report = strict(render(make_comparison([row, make_row("b", 0.0)])))
         assert (report["rows"][0]["peir"], report["rows"][0]["limit"]) == ("inf", "nan")
@@ -79,13 +77,11 @@ class TestSchema:
         assert report["environment"]["torch"] == torch.__version__
         assert report["environment"]["trace_model"] == tracer.__version__
 
-    def test_how_to_run_it_again(self, make_row, make_comparison):
+    def test_how_to_run_it_again_and_a_ranking(self, make_row, make_comparison):
         run = Run("tiny-llama", "sdpa", ("inputs: 3 tokens",), "trace_model compare tiny-llama")
         report = strict(render(make_comparison([make_row("a")]), run))
         assert report["run"]["command"] == "trace_model compare tiny-llama"
         assert report["run"]["notes"] == ["inputs: 3 tokens"]
-
-    def test_a_quantised_candidate_is_ranked(self, make_row, make_comparison):
         run = Run("a", "b", quantized=True, differences_expected=True)
         comparison = make_comparison([make_row("embed", 0.5, input_peir=0.0)])
         assert strict(render(comparison, run))["ranking"] == [

@@ -38,12 +38,10 @@ def outcomes(suite: etree._Element) -> dict[str, str]:
 
 
 class TestOutcomes:
-    def test_agreement_passes(self, make_row, make_comparison):
+    def test_what_passes_and_what_fails(self, make_row, make_comparison):
         suite = suite_of(make_comparison([make_row("a"), make_row("a.b"), make_row("")]))
         assert outcomes(suite) == {"(root).a": "passed", "a.b": "passed", "(root).(root)": "passed"}
         assert "The models agree." in suite.find("system-out").text
-
-    def test_the_origin_fails_and_what_inherits_is_skipped(self, make_row, make_comparison):
         rows = [make_row("a"), make_row("a.b", 0.5), make_row("c", 0.25), make_row("c", 0.0)]
         suite = suite_of(make_comparison(rows))
         assert outcomes(suite) == {"(root).a": "passed", "a.b": "failure", "(root).c": "skipped"}

@@ -44,13 +44,11 @@ class TestContent:
         assert "- 3 tokens" in text
         assert "torch" in text.splitlines()[-1]
 
-    def test_agreement(self, make_row, make_comparison):
+    def test_agreement_and_folded_rows(self, make_row, make_comparison):
         text = render(make_comparison([make_row("a")]))
         assert text.startswith("## ✅ agrees")
         assert "### Values" in text
         assert "begins" not in text
-
-    def test_rows_far_from_the_divergence_are_folded(self, make_row, make_comparison):
         rows = [make_row(f"m{i}", 0.5 if i > 60 else 1e-7) for i in range(100)]
         text = render(make_comparison(rows))
         assert re.search(r"_… \d+ rows agree, PEIR at most 1\.00e-07_", text)
@@ -77,13 +75,19 @@ class TestContent:
         assert "     9   line_9()\n    10 > line_10()\n    11   line_11()" in text
         assert text.count("```python") == 1  # the candidate's line is beyond the end of the file
 
-    def test_several_origins(self, make_row, make_comparison):
+    def test_origins_and_rankings(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5)])
         places = tuple(Origin(f"m{i}", None, OriginKind.PARAMETER, None, None) for i in range(7))
         verdict = replace(comparison.verdict, origin=places[0], origins=places)
         text = render(replace(comparison, verdict=verdict))
         assert "### Origin 2 of 7: `m1` has wrong parameters" in text
         assert "### Origin 6 of 7" not in text
+        run = Run("a", "b", quantized=True, differences_expected=True)
+        rows = [make_row("embed", 0.5, input_peir=0.0), make_row("up", 0.75, input_peir=0.5)]
+        text = render(make_comparison(rows), run)
+        assert text.startswith("## ⚠️ diverges at embed, PEIR 5.00e-01, as expected")
+        assert "| `embed` | 0 | 5.00e-01 | inf |" in text
+        assert "Where it begins" not in text
 
     def test_what_modules_introduce(self, make_row, make_comparison):
         calls = [
@@ -95,14 +99,6 @@ class TestContent:
         text = render(replace(comparison, isolation=Isolation("leaves", tuple(calls), modules)))
         assert "| 8.3% | `m1#1` | - | 5.00e-01 | 2.50e-01 | 1.25e-01 |" in text
         assert "… 2 more" in text
-
-    def test_a_quantised_candidate_is_ranked(self, make_row, make_comparison):
-        run = Run("a", "b", quantized=True, differences_expected=True)
-        rows = [make_row("embed", 0.5, input_peir=0.0), make_row("up", 0.75, input_peir=0.5)]
-        text = render(make_comparison(rows), run)
-        assert text.startswith("## ⚠️ diverges at embed, PEIR 5.00e-01, as expected")
-        assert "| `embed` | 0 | 5.00e-01 | inf |" in text
-        assert "Where it begins" not in text
 
     def test_coverage(self, make_row, make_comparison):
         names = [f"n{i}" for i in range(9)]

@@ -72,15 +72,13 @@ class TestMaskFill:
             save(report, tmp_path / f"r{suffix}")
         show(report)
 
-    def test_nothing_is_finite(self, known: Results, capsys):
+    def test_nothing_is_finite_or_ended(self, known: Results, capsys):
         for trial in study().wanted(known):
             known.add(Result(trial, metrics(math.nan, 0)))
         report = report_of(study(), known)
         assert "none has a finite loss: keep -120" in " ".join(report.reading)
         assert (report.plots, {table.best for table in report.tables}) == ((), {None})
         show(report)
-
-    def test_before_a_trial_has_ended(self, known: Results):
         assert report_of(study(), known).reading == ("No trial has ended yet.",)
         for trial in study().wanted(known):
             known.add(Result(trial, error="ValueError: x"))

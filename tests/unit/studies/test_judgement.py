@@ -135,7 +135,7 @@ class TestChoose:
             "+1.0500 [+0.4147, +1.6853] above; all others are clearly worse."
         )
 
-    def test_the_best_of_many_has_to_be_surer(self):
+    def test_the_best_of_many_and_chance(self):
         choice = choose({"a": by_seed(1.0), "b": by_seed(0.5)}, default="a")
         assert choice.chosen == "a"
         assert "0.5000 below the default with one seed" in in_words(choice)
@@ -143,8 +143,6 @@ class TestChoose:
         assert choose(figures, default="a").chosen == "b"
         many = figures | {f"c{number}": by_seed(2.0, 2.0, 2.0) for number in range(9)}
         assert choose(many, default="a").chosen == "a"
-
-    def test_chance_alone_chooses_in_5_percent_at_most(self):
         draw = random.Random(1)
         wrong = 0
         for _ in range(500):
@@ -161,7 +159,7 @@ class TestChoose:
             "; not clearly worse: b, c, d, e, f, g and 2 more."
         )
 
-    def test_a_setting_without_the_bad_seed_is_not_ranked(self):
+    def test_seeds_that_are_missing(self):
         # Over the seeds that both have, b is worse by 0.095.
         figures = {"a": {0: 1.4, 1: 3.0, 2: 1.4}, "b": {0: 1.5, 2: 1.49}, "c": {}}
         choice = choose(figures, default="a")
@@ -170,8 +168,6 @@ class TestChoose:
             "; b is left out: it has no result for 1 of 3 seeds"
             "; c is left out: it has no result for any seed of a."
         )
-
-    def test_the_seeds_of_the_default(self):
         choice = choose({"a": {0: 1.4, 2: 1.4}, "b": {0: 1.3, 1: 9.0, 2: 1.3}}, default="a")
         assert (choice.chosen, choice.spread.mean) == ("b", pytest.approx(1.3))
         with pytest.raises(KeyError):

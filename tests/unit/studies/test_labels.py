@@ -25,7 +25,7 @@ def test_tables_show_what_differs():
     ]
 
 
-def test_what_is_labelled():
+def test_labels():
     assert of_activations("uint8", {"dtype": "int16", "observer": "ema"}) == [
         "uint8",
         "int16, observer=ema",
@@ -34,9 +34,6 @@ def test_what_is_labelled():
     assert labels(
         [{"overrides": table} for table in tables], ["overrides"],
     )  == ["none", "*.mlp weight=int16", "lm_head weight=int16"]  # fmt: skip
-
-
-def test_what_is_left_out():
     combinations = [{"a": "x", "b": "u", "c": 1}, {"a": "y", "b": "u", "c": 2}]
     assert differing(combinations, ["a", "b", "c"]) == ["a", "c"]
     assert labels(combinations, ["a", "b", "c"]) == ["x, 1", "y, 2"]

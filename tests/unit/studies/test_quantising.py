@@ -92,7 +92,7 @@ class TestDecode:
         wrappers.convert(expected)
         assert scales(made) == scales(expected)
 
-    def test_both_see_each_prompt_once(self, loaded: LoadedWorkload):
+    def test_both_see_each_prompt_once_and_all_is_quantised(self, loaded: LoadedWorkload):
         trials = [
             Trial({"source": source, "calibration": 4, "steps": 4}, 1)
             for source in ("float", "quantized", "both")
@@ -100,8 +100,6 @@ class TestDecode:
         prefill = prefill_model(loaded, trials[0])
         found = [scales(decode_model(loaded, trial, prefill)) for trial in trials]
         assert found[2] not in found[:2]
-
-    def test_all_is_quantised(self, loaded: LoadedWorkload):
         trial = Trial({"source": "float", "calibration": 2, "steps": 4}, 1)
         made = decode_model(loaded, trial, prefill_model(loaded, trial))
         assert {wrapper.mode for _, wrapper in iter_wrappers(made)} == {Mode.QUANT}

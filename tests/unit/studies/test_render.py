@@ -64,7 +64,7 @@ class Checked(HTMLParser):
 
 
 class TestFiles:
-    def test_markdown(self, report: Report):
+    def test_markdown_and_its_signs(self, report: Report):
         text = markdown(report)
         assert "### uint8/uint8" in text
         assert "| **-80** | **5.9 ± 0.01** |" in text
@@ -73,8 +73,6 @@ class TestFiles:
         for line in ("- command: `trace_model ablate x`", "- torch: `2.1`", "- checksum: `c0ffee`"):
             assert line in text
         assert "- trials: `2, 2 s in all, one thread each`" in text
-
-    def test_signs_of_markdown(self, report: Report):
         odd = replace(report, tables=(Table("t", ("a|b", "c"), (("x|y", "`"),)),))
         head = HEAD | {"environment": {"command": "a `b`"}}
         text = markdown(replace(odd, head=head))
@@ -82,14 +80,12 @@ class TestFiles:
         assert r"| x\|y | ` |" in text
         assert "- command: `` a `b` ``" in text
 
-    def test_page(self, report: Report):
+    def test_pages_and_tables(self, report: Report):
         read = Checked()
         read.feed(page(replace(report, failures=("{<x>}: E: x",))))
         assert read.stack == []
         for text in ("<m>", "c0ffee", "trace_model ablate x", "{<x>}", "calibrated on 3 sets"):
             assert text in read.text
-
-    def test_csv(self, report: Report):
         rows = list(csv.DictReader(io.StringIO(table_of_results(report))))
         assert [row["seed"] for row in rows] == ["0", "1"]
         assert (float(rows[0]["loss"]), rows[0]["overrides"]) == (0.96, '{"a": 1}')
@@ -147,15 +143,13 @@ class TestTerminal:
 
 
 class TestPlots:
-    def test_names_do_not_run_into_each_other(self):
+    def test_names_have_room(self):
         places = [-240.0, -120.0, -95.0, -90.0, -85.0, -40.0]
         plot = Plot("t", "x", "y", {"a": [(place, 1.0, 0.0) for place in places]})
         *_, ticks, _ = text_plot(plot, width=60).splitlines()
         shown = [float(name) for name in ticks.split()]
         assert {-240.0, -120.0, -40.0} < set(shown) < set(places)
-
-    def test_names_of_the_places_that_are_left(self):
-        """The second of three settings has no finite figure."""
+        # The second of three settings has no finite figure.
         points = [(0.0, 1.0, 0.0), (2.0, 2.0, 0.0)]
         plot = Plot("t", "", "y", {"a": points}, ("first", "second", "third"))
         text = text_plot(plot, width=60)

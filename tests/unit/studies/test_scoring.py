@@ -50,12 +50,10 @@ class TestPrefill:
         assert prefill_metrics["loss"] == pytest.approx(total / count, rel=1e-5)
         assert prefill_metrics["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
 
-    def test_the_float_model_on_the_same_tokens(self, loaded: LoadedWorkload, prefill_metrics):
+    def test_the_float_model_and_its_layers(self, loaded: LoadedWorkload, prefill_metrics):
         expected = evaluate.perplexity(loaded.model, loaded.texts, bos=0)
         assert prefill_metrics["float_loss"] == pytest.approx(expected.loss, rel=1e-6)
         assert expected.tokens == tuple(prefill_metrics["tokens"])
-
-    def test_layers_are_compared_one_by_one(self, prefill_metrics):
         for name in ("weights_peir", "attention_peir", "layer_l2"):
             assert len(prefill_metrics[name]) == LAYERS
             assert all(0 < error < 0.2 for error in prefill_metrics[name]), name

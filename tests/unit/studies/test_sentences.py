@@ -27,7 +27,7 @@ def test_variants_that_differ_in_nothing_sure(known: Results):
     assert report_of(made, known).reading[-1].endswith("which is not clear in either.")
 
 
-def test_disagreement(known: Results):
+def test_disagreement_or_no_difference(known: Results):
     fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.8799, (FAITHFUL, -80.0): 0.8801})
     assert not any("the variants differ" in line for line in report_of(study(), known).reading)
     fill_in(study(), known, LOSSES)
@@ -36,8 +36,6 @@ def test_disagreement(known: Results):
         "clearly worse than -120: -80, +0.0400 [+0.0400, +0.0400]; -40, +0.0800 [+0.0800, +0.0800]."
     )
 
-
-def test_no_difference(known: Results):
     class Noisy(dict):
         def __getitem__(self, place):
             return 1.0

@@ -145,13 +145,11 @@ class TestResults:
         with pytest.raises(StudyError, match=f"damaged in line 3: .*{message}"):
             Results(path, HEAD)
 
-    def test_a_second_head(self, tmp_path: Path):
+    def test_files_that_cannot_go_on(self, tmp_path: Path):
         path = tmp_path / "r.jsonl"
         path.write_text((json.dumps(LINE) + "\n") * 2)
         with pytest.raises(StudyError, match="see its line 2, which has no 'trial'"):
             Results(path, HEAD)
-
-    def test_damage_before_the_last_line(self, tmp_path: Path):
         path = tmp_path / "r.jsonl"
         Results(path, HEAD).add(Result(trial()))
         path.write_text(path.read_text() + "x\n" + json.dumps({"trial": {}}) + "\n")

@@ -18,10 +18,13 @@ class TestLoad:
         found = load(replace(workload, separator=None, tokens=100))
         assert [len(ids) for ids in found.texts] == [100]
 
-    def test_a_text_to_calibrate_on(self, workload: Workload, tmp_path: Path):
+    def test_texts_of_ones_own(self, workload: Workload, tmp_path: Path):
         other = tmp_path / "other.txt"
         other.write_text("w3 " * 50)
         assert set(load(replace(workload, calibration_text=str(other))).calibration) == {5}
+        (tmp_path / "empty.txt").write_text(" \n")
+        with pytest.raises(StudyError, match=r"empty\.txt: found no text"):
+            load(replace(workload, text=str(tmp_path / "empty.txt")))
 
     def test_calibration_sets(self, loaded: LoadedWorkload):
         sets = [loaded.calibration_set(seed, 5) for seed in (0, 0, 1)]
@@ -96,8 +99,3 @@ class TestLoad:
         for prompt in loaded.prompts:
             assert prompt[0] == loaded.bos
             assert any(prompt[1:] == scored[at : at + 15] for at in range(len(scored)))
-
-    def test_an_empty_text(self, workload: Workload, tmp_path: Path):
-        (tmp_path / "empty.txt").write_text(" \n")
-        with pytest.raises(StudyError, match=r"empty\.txt: found no text"):
-            load(replace(workload, text=str(tmp_path / "empty.txt")))

@@ -74,7 +74,7 @@ class TestBounds:
         assert mean == pytest.approx(1.0, abs=0.1)
         assert spread == pytest.approx(0.354, abs=0.1)
 
-    def test_opposite_and_unrelated(self) -> None:
+    def test_known_bounds(self) -> None:
         r = drawn(1)
         found = Fingerprint.of(r).estimate(Fingerprint.of(-r))
         assert found.low <= 2.0 <= found.high * (1 + 1e-12)
@@ -82,9 +82,7 @@ class TestBounds:
         other = Fingerprint.of(r).estimate(Fingerprint.of(drawn(2)))
         assert abs(other.cosine) < 0.6
         assert other.low < math.sqrt(2.0) < other.high
-
-    def test_a_constant_shift_is_bounded_below_exactly(self) -> None:
-        """By Cauchy and Schwarz, from the sums alone."""
+        # By Cauchy and Schwarz, from the sums alone.
         r = drawn(3).double()
         found = Fingerprint.of(r).estimate(Fingerprint.of(r + 0.5))
         true = 0.5 * math.sqrt(SIZE) / r.norm().item()
@@ -100,7 +98,7 @@ class TestBounds:
 
 
 class TestFingerprint:
-    def test_its_moments(self) -> None:
+    def test_its_moments_and_its_size(self) -> None:
         x = drawn(5, 7, 11)
         found = Fingerprint.of(x)
         exact = x.double()
@@ -109,8 +107,6 @@ class TestFingerprint:
         assert (found.least, found.most) == (x.min().item(), x.max().item())
         assert (found.shape, found.dtype, found.nonfinite) == ((7, 11), torch.float32, 0)
         assert str(found) == "float32 [7, 11]"
-
-    def test_it_is_under_200_bytes(self) -> None:
         found = Fingerprint.of(drawn(6))
         stored = torch.tensor(found.numbers, dtype=torch.float64)
         assert len(raw_bytes(stored)) == 176
@@ -173,10 +169,14 @@ class TestFingerprint:
         assert (nothing.least, nothing.most) == (math.inf, -math.inf)
         assert nothing.difference(Fingerprint.of(torch.ones(4))).mismatched == 4
 
-    def test_zeros(self) -> None:
+    def test_zeros_and_extremes(self) -> None:
         zero, one = Fingerprint.of(torch.zeros(5)), Fingerprint.of(torch.ones(5))
         assert zero.estimate(one).relative_l2 == math.inf
         assert (zero.estimate(one).cosine, zero.estimate(zero).cosine) == (0.0, 1.0)
+        r = drawn(15)
+        c = r.clone()
+        c[0] = 50.0
+        assert Fingerprint.of(r).difference(Fingerprint.of(c)).max >= 50.0 - r.max().item()
 
     def test_the_estimated_difference_is_about_the_true_one(self) -> None:
         r = drawn(13, 20_000)
@@ -186,12 +186,6 @@ class TestFingerprint:
             ratio = getattr(estimated, name) / getattr(true, name)
             assert 0.6 < ratio < 2.2, name
         assert estimated.interval == pytest.approx(true.interval)
-
-    def test_extremes_that_moved_bound_the_peak(self) -> None:
-        r = drawn(15)
-        c = r.clone()
-        c[0] = 50.0
-        assert Fingerprint.of(r).difference(Fingerprint.of(c)).max >= 50.0 - r.max().item()
 
 
 def test_checksums_tell_bytes_apart() -> None:

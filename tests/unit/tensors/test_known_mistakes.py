@@ -78,7 +78,7 @@ def test_each_mistake_is_found_under_rounding(mistake: str) -> None:
     assert any(fit.mistake.startswith(words) for fit in fits)
 
 
-def test_dimensions_in_another_order() -> None:
+def test_channels_and_dimensions() -> None:
     r = activation(6, 9)
     assert known_mistakes(r, r.T, LIMIT)[0].mistake == "transposed"
     square = activation(6, 6)
@@ -86,9 +86,6 @@ def test_dimensions_in_another_order() -> None:
     r = activation(2, 3, 4, 5)
     fits = known_mistakes(r, r.permute(0, 2, 3, 1), LIMIT)
     assert [fit.mistake for fit in fits] == ["permuted to dimensions (0, 2, 3, 1)"]
-
-
-def test_channels_that_moved() -> None:
     c = R.clone()
     c[..., [2, 9]] = R[..., [9, 2]]
     fits = known_mistakes(R, c, LIMIT)
@@ -104,12 +101,9 @@ def test_an_unrelated_error_has_no_name(size: float) -> None:
     assert known_mistakes(R, candidate, LIMIT) == []
 
 
-def test_what_has_no_name() -> None:
+def test_fits_come_best_first_or_there_are_none() -> None:
     assert known_mistakes(R, activation(2, 12, 16, seed=6), LIMIT) == []
     assert known_mistakes(R, one_channel(one_head(R)), LIMIT) == []
-
-
-def test_fits_come_best_first() -> None:
     fits = known_mistakes(R, 1.0001 * R, LIMIT)
     assert fits == sorted(fits, key=lambda fit: fit.residual)
 

@@ -224,7 +224,7 @@ def test_replacing_leaves_keeps_the_type_and_leaves_the_original(kind: str) -> N
     assert all(torch.equal(leaf, before[path]) for path, leaf in found(value).items())
 
 
-def test_what_belongs_to_a_container_is_kept() -> None:
+def test_what_is_kept_of_containers_and_outputs() -> None:
     assert replace_leaves(Names("title", tensor()), "v", {"v.0": 1}).title == "title"
     replaced = replace_leaves(deque([tensor()], maxlen=3), "v", {"v.0": 1})
     assert (replaced, replaced.maxlen) == (deque([1], maxlen=3), 3)
@@ -234,9 +234,6 @@ def test_what_belongs_to_a_container_is_kept() -> None:
     frozen = Frozen(tensor())
     replaced_frozen = replace_leaves(frozen, "v", {"v.derived": 1})
     assert (replaced_frozen.value, replaced_frozen.derived) == (frozen.value, 1)
-
-
-def test_a_model_output_answers_by_attribute_and_by_key() -> None:
     output = CausalLMOutputWithPast(logits=tensor(), hidden_states=(tensor(1),))
     replaced = replace_leaves(output, "output", {"output.logits": tensor(9)})
     assert torch.equal(replaced.logits, tensor(9))
@@ -296,15 +293,12 @@ def test_a_snapshot_stays_as_it_is_when_the_value_goes_on() -> None:
     assert found(cache)["v.layers.0.keys"].shape[-2] == 4
 
 
-def test_a_snapshot_of_a_cycle_ends() -> None:
+def test_snapshots_of_cycles_and_plain_values() -> None:
     box = Box(tensor())
     box.me = box
     taken = snapshot(box)
     assert taken is not box
     assert taken.value is box.value
-
-
-def test_plain_values_are_leaves_of_containers_only() -> None:
     value = {"a": [1, 2.5, None, "text", True, 1j], "b": Box(4)}
     assert list(leaves(value, "v")) == [
         ("v.a.0", 1), ("v.a.1", 2.5), ("v.a.2", None), ("v.a.3", "text"), ("v.a.4", True),

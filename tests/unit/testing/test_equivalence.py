@@ -56,11 +56,12 @@ class TestText:
         assert "It is introduced in the forward of the root module itself" in text
         assert "Its `factor` is 1.0 in the reference and 1.5 in the candidate." in text
 
-    def test_the_rows_around_it(self, wrong) -> None:
+    def test_the_rows_and_how_much_was_compared(self, wrong) -> None:
         rows = [line.split() for line in str(wrong).splitlines()]
         assert ["module", "mean", "min", "max", "stddev", "PEIR"] in [row[:6] for row in rows]
         marked = [row for row in rows if row[:1] == ["▶"]]
         assert [row[1] for row in marked] == ["down"]
+        assert str(wrong).splitlines()[-1].startswith("coverage: 3 of 3 modules, 3 calls")
 
     def test_the_lines_of_both_sides(self, wrong) -> None:
         lines = str(wrong).splitlines()
@@ -71,9 +72,6 @@ class TestText:
         marked = [text for text in lines if text.strip().startswith(f"{line} >")]
         assert len(marked) == 2
         assert all("return self.down(torch.relu(hidden))" in text for text in marked)
-
-    def test_how_much_was_compared(self, wrong) -> None:
-        assert str(wrong).splitlines()[-1].startswith("coverage: 3 of 3 modules, 3 calls")
 
     def test_it_fits_beside_the_margin_of_pytest(self) -> None:
         stack = nn.Sequential(*(Mlp() for _ in range(10)))
@@ -113,11 +111,15 @@ class TestLimit:
 
 
 class TestCoverage:
-    def test_too_few_modules(self) -> None:
+    def test_too_few_modules_or_none(self) -> None:
         error = failure(Mlp(), Mlp(), X, min_modules=4)
         assert str(error).startswith("3 modules were compared, and at least 4 were expected\n")
         assert error.comparison.verdict.agrees
         assert tracer.assert_equivalent(Mlp(), Mlp(), X, min_modules=3)
+        with pytest.raises(tracer.NothingComparedError):
+            tracer.assert_equivalent(Mlp(), nn.Linear(8, 4), X)
+        with pytest.raises(tracer.UsageError, match="matches none"):
+            tracer.assert_equivalent(Mlp(), Mlp(), X, include="layers.*")
 
     def test_what_was_not_compared_is_told(self) -> None:
         candidate = Mlp()
@@ -126,12 +128,6 @@ class TestCoverage:
         text = str(failure(Mlp(), candidate, X, min_modules=9))
         assert "unpaired: " in text
         assert "extra" in text
-
-    def test_nothing_in_common(self) -> None:
-        with pytest.raises(tracer.NothingComparedError):
-            tracer.assert_equivalent(Mlp(), nn.Linear(8, 4), X)
-        with pytest.raises(tracer.UsageError, match="matches none"):
-            tracer.assert_equivalent(Mlp(), Mlp(), X, include="layers.*")
 
 
 def test_what_compare_takes(wrong) -> None:

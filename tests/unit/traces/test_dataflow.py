@@ -119,15 +119,13 @@ class TestFlow:
             ("output.nothing", "None"),
         ]  # fmt: skip
 
-    def test_what_was_written(self) -> None:
+    def test_parts_and_what_was_written(self, net: Net) -> None:
         call = tracer.flow(Writing(), X).calls[1]
         assert [(v.path, v.kind) for v in call.outputs] == [
             ("output", "output"),
             ("found.1", "written"),
         ]
         assert [v.path for v in call.arguments] == ["x", "found.0"]
-
-    def test_a_part_and_its_values(self, net: Net) -> None:
         flow = tracer.flow(net, X, include="second", focus="second")
         assert [call.call for call in flow.calls] == [0, 1]
         assert [call.depth for call in flow.calls] == [0, 0]
@@ -216,12 +214,10 @@ class TestQuantizationPoints:
         spread = activation["observed_max"] - activation["observed_min"]
         assert activation["scale"] == pytest.approx(spread / 255)
 
-    def test_before_calibration_there_is_no_range(self) -> None:
+    def test_ranges_before_calibration_and_in_a_trace(self, tmp_path: Path, quantized) -> None:
         wrapped = wrappers.prepare(load("tiny-llama").model, wrappers.PTQConfig())
         facts = wrapped.get_submodule("lm_head").quantization_points()["act_in"]
         assert facts["observed_min"] is facts["scale"] is facts["zero_point"] is None
-
-    def test_a_trace_holds_them(self, tmp_path: Path, quantized) -> None:
         model, inputs = quantized
         tracer.record(model, inputs, tmp_path / "a")
         trace = tracer.open_trace(tmp_path / "a")
@@ -266,14 +262,12 @@ class TestPrinted:
         assert f"called at {Path(__file__).name}:" in line
         assert any(" ".join(line.split()) == "out output.nothing None" for line in text)
 
-    def test_short_names_of_dtypes_where_there_is_little_room(self, net: Net) -> None:
+    def test_short_dtypes_and_what_is_not_finite(self, net: Net) -> None:
         narrow = "\n".join(lines(tracer.flow(net, X), width=80))
         assert "f32 3x8" in narrow
         assert "float32" not in narrow
         flow = tracer.flow(nn.Identity(), torch.tensor(True))
         assert any("bool scalar" in line for line in lines(flow, width=80))
-
-    def test_what_is_not_finite_is_counted(self) -> None:
         flow = tracer.flow(nn.Identity(), torch.tensor([1.0, math.nan]))
         assert any(line.endswith("  1 not finite") for line in lines(flow, width=80))
         flow = tracer.flow(nn.Identity(), torch.tensor([math.nan]))

@@ -78,13 +78,10 @@ def test_what_can_be_written_to_is_told_apart(value: object) -> None:
     assert is_stateful(round_trip(value)) == is_stateful(value) or isinstance(value, Hidden)
 
 
-def test_what_holds_no_tensor() -> None:
+def test_no_tensor_and_a_list_in_itself() -> None:
     for value in (Colour.RED, Colour, len, DynamicCache(), torch.float32):
         assert not list(leaves(round_trip(value), "v"))
     assert round_trip({"a": LeftOut("too large")}) == {"a": LeftOut("too large")}
-
-
-def test_a_list_in_itself() -> None:
     value: list[object] = [X]
     value.append(value)
     again = round_trip(value)

@@ -55,13 +55,11 @@ class TestRoundTrip:
                 tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor,
             )
 
-    def test_a_fingerprint(self, tmp_path: Path) -> None:
+    def test_fingerprints(self, tmp_path: Path) -> None:
         found = Fingerprint.of(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
         with TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(found)})
         assert (writer.size, TraceReader(tmp_path / "a").tensor(0)) == (176, found)
-
-    def test_a_fingerprint_of_what_is_not_padding(self, tmp_path: Path) -> None:
         x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
         parts = tuple(Shown(f"{dim}:x", Fingerprint.of(x[:dim])) for dim in (1, 0))
         found = replace(Fingerprint.of(x), shown=parts)
@@ -100,7 +98,7 @@ class TestRoundTrip:
         for number, tensor in enumerate(TENSORS[:5]):
             assert torch.equal(loaded[str(number)], tensor)
 
-    def test_a_shard_with_more_tensors_than_its_contents_have_room_for(self, tmp_path) -> None:
+    def test_many_tensors_and_no_place(self, tmp_path) -> None:
         with TraceWriter(tmp_path / "a", {}) as writer:
             for number in range(1500):
                 writer.write({"id": writer.add(torch.tensor([number]))})
@@ -108,17 +106,22 @@ class TestRoundTrip:
         assert len(files) > 1
         assert sum(len(load_file(file)) for file in files) == 1500
         assert TraceReader(tmp_path / "a").tensor(1499).item() == 1499
-
-    def test_what_has_no_place(self) -> None:
         assert not can_store(torch.quint8)
         assert all(can_store(tensor.dtype) for tensor in TENSORS)
 
 
 class TestPlace:
-    def test_nothing_is_overwritten(self, written: Path) -> None:
+    def test_nothing_is_overwritten(self, written: Path, tmp_path: Path, monkeypatch) -> None:
         with pytest.raises(StorageError, match="exists already: a trace is never overwritten"):
             TraceWriter(written, {})
         assert TraceReader(written).is_complete
+
+        def refuse(self: Path) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+        with pytest.raises(StorageError, match="cannot be written: Permission denied"):
+            TraceWriter(tmp_path / "b.trace", {})
 
     def test_where_nothing_can_be_written(self, tmp_path: Path, monkeypatch) -> None:
         with pytest.raises(StorageError, match=r"the directory .* does not exist; create it first"):
@@ -126,14 +129,6 @@ class TestPlace:
         monkeypatch.setattr(os, "access", lambda *_: False)
         with pytest.raises(StorageError, match="is not writable"):
             check_new(tmp_path / "b.trace")
-
-    def test_a_folder_that_cannot_be_made(self, tmp_path: Path, monkeypatch) -> None:
-        def refuse(self: Path) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(Path, "mkdir", refuse)
-        with pytest.raises(StorageError, match="cannot be written: Permission denied"):
-            TraceWriter(tmp_path / "b.trace", {})
 
 
 class TestDamage:
@@ -149,12 +144,10 @@ class TestDamage:
         with pytest.raises(StorageError, match=r"is damaged: header.json"):
             TraceReader(written)
 
-    def test_a_newer_format(self, written: Path) -> None:
+    def test_other_formats(self, written: Path) -> None:
         (written / "header.json").write_text(json.dumps({"format": 99, "trace_model": "7.1"}))
         with pytest.raises(StorageError, match=r"format 99, made by trace_model 7.1.*up to 2"):
             TraceReader(written)
-
-    def test_an_older_format(self, written: Path) -> None:
         (written / "header.json").write_text('{"format": 1}')
         with pytest.raises(StorageError, match=r"of format 1, and .* format 2 alone: record it"):
             TraceReader(written)

@@ -58,8 +58,7 @@ class TestSameAsTheModel:
 
     def test_a_real_checkpoint(self, tmp_path: Path, shared_data: Path) -> None:
         loaded = load(shared_data / "stories260K" / "hf")
-        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
-        again = agreed(trace, loaded.model)
+        again = agreed(recorded(loaded.model, loaded.inputs, tmp_path / "a"), loaded.model)
         assert all(row.peir == 0.0 for row in again.rows)
         assert len(again.coverage.paired_modules) == len(list(loaded.model.modules()))
 
@@ -155,15 +154,13 @@ class TestRecordedReference:
         with pytest.raises(UsageError, match="which nothing can be run with"):
             tracer.compare(trace, net, isolate="leaves")
 
-    def test_outputs_alone_leave_open_who_began_it(self, tmp_path, net, broken) -> None:
+    def test_outputs_and_values_alone(self, tmp_path, net, broken) -> None:
         trace = recorded(net, X, tmp_path / "a", values="outputs")
         comparison = tracer.compare(trace, broken)
         assert "may come from what calls it" in comparison.verdict.explanation
         assert all(row.is_output for row in comparison.rows)
         assert comparison.coverage.left_out == 5  # what each of the modules was given
         assert "may come from" not in tracer.compare(trace, net).verdict.explanation
-
-    def test_values_are_captured(self, tmp_path, net) -> None:
         kept = tracer.capture(recorded(net, X, tmp_path / "a"), net, include="block.first")
         assert [k.value for k in kept] == ["kwargs.input", "output"]
         assert torch.equal(kept[1].reference, net.block.first(X))
@@ -207,8 +204,7 @@ class TestFingerprints:
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         fused = recorded(other, loaded.inputs, tmp_path / "b", values="fingerprints")
         for models in ((trace, other), (loaded.model, fused), (trace, fused)):
-            found = agreed(*models)
-            left_out = [r for r in found.rows if r.has(RemarkKind.PADDED)]
+            left_out = [r for r in agreed(*models).rows if r.has(RemarkKind.PADDED)]
             assert {(r.module, r.value) for r in left_out} == {(r.module, r.value) for r in noted}
             assert all(row.has(RemarkKind.ESTIMATED) for row in left_out)
 
@@ -268,13 +264,11 @@ class TestAnotherModel:
         with pytest.raises(StorageError, match="give rename rules"):
             tracer.compare(trace, Renamed().eval())
 
-    def test_other_inputs(self, tmp_path, net) -> None:
+    def test_other_inputs_or_none(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a")
         assert tracer.compare(trace, net, X).verdict.agrees
         with pytest.raises(InputError, match=r"are not those that .* was recorded with"):
             tracer.compare(trace, net, X + 1)
-
-    def test_no_inputs(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a")
         events = tmp_path / "a" / "events.jsonl"
         _, *rest = events.read_bytes().splitlines(keepends=True)
@@ -324,15 +318,13 @@ class TestEndedEarly:
             outputs += len(compared)
         assert outputs > 5
 
-    def test_what_was_not_reached_is_named(self, tmp_path, net) -> None:
+    def test_what_was_not_reached(self, tmp_path, net) -> None:
         recorded(net, X, tmp_path / "a")
         trace = self.cut(tmp_path / "a", 5)  # inputs, root, block, first begins and ends
         coverage = tracer.compare(trace, net).coverage
         reasons = {name: coverage.reasons[name] for name in coverage.reference_only}
         late = "the recording ends before its first call"
         assert reasons == {"block.second": late, "last": late}
-
-    def test_nothing_is_held_for_what_is_not_to_come(self, tmp_path, net) -> None:
         recorded(net, X, tmp_path / "a")
         trace = self.cut(tmp_path / "a", 5)
         for models in ((trace, net), (net, trace)):

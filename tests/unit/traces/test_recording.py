@@ -45,15 +45,12 @@ def test_what_it_returns_and_the_header(tmp_path, net) -> None:
     assert torch.equal(kwargs["x"], X)
 
 
-def test_the_checksum_tells_parameters_apart(tmp_path, net, broken) -> None:
+def test_checksums_and_values_stored_once(tmp_path, net, broken) -> None:
     sums = [
         recorded(model, X, tmp_path / name).header["checksum"]
         for name, model in (("a", net), ("b", copy.deepcopy(net)), ("c", broken))
     ]
     assert sums[0] == sums[1] != sums[2]
-
-
-def test_a_value_is_stored_once(tmp_path, net) -> None:
     made = tracer.record(net, X, tmp_path / "a")
     # The inputs and their copy, the outputs of three linear layers, tanh and its product.
     assert made.tensors == 6
@@ -78,14 +75,11 @@ def test_an_edit_in_place_is_another_value(tmp_path: Path) -> None:
     assert torch.equal(outputs["b"], X + 1)
 
 
-def test_values_are_let_go_after_their_last_use(tmp_path: Path) -> None:
+def test_values_let_go_and_a_part_of_the_modules(tmp_path: Path, net) -> None:
     deep = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
     playback = Playback(recorded(deep, X, tmp_path / "a"))
     assert max(len(playback._alive) for _ in playback.events()) <= 3
     assert not playback._alive
-
-
-def test_a_part_of_the_modules(tmp_path, net) -> None:
     trace = recorded(net, X, tmp_path / "a", include=["block.*"])
     assert set(trace.called) == {"block.first", "block.second"}
     coverage = tracer.compare(trace, net).coverage
@@ -168,16 +162,13 @@ def test_a_cache_among_the_inputs(tmp_path: Path) -> None:
         tracer.compare(trace, loaded.model)
 
 
-def test_module_names_that_are_attributes_too(tmp_path: Path) -> None:
+def test_names_and_files_of_a_trace(tmp_path: Path, net) -> None:
     model = nn.Module()
     model.header = nn.Linear(8, 8)
     model.add_module("name", nn.Linear(8, 8))
     model.forward = lambda x: model.name(model.header(x))
     trace = recorded(model, X, tmp_path / "a")
     assert tracer.compare(trace, model).coverage.paired_modules == ("", "header", "name")
-
-
-def test_nothing_but_json_and_safetensors_is_in_a_trace(tmp_path, net) -> None:
     recorded(net, X, tmp_path / "a")
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert names == ["events.jsonl", "header.json", "values-00000.safetensors"]

@@ -174,16 +174,13 @@ def test_values_that_are_exchanged_where_they_are_made() -> None:
     assert both.steps[found.step].name == "sigmoid"
 
 
-def test_another_form_has_no_alignment() -> None:
+def test_nothing_to_align_and_no_culprit() -> None:
     by_rows = case(
         lambda x, w: x @ w,
         lambda x, w: torch.stack([a @ b for a, b in zip(x, w, strict=True)]).sigmoid(),
     )
     assert align(by_rows.reference.recording, by_rows.candidate.recording) is None
     assert same_operations(by_rows) is None
-
-
-def test_what_is_right_has_no_culprit() -> None:
     both = case(halves, halves, is_wrong=False)
     assert culprit_of(both, edits=False).kind is ZoomKind.NONE
     assert (both.unmatched, both.leading_to_match) == ([], 0)

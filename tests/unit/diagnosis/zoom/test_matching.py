@@ -118,15 +118,12 @@ def test_padded_positions_do_not_count() -> None:
     assert found(other, flat, paddings=(padding,))[0].is_exact
 
 
-def test_factor_between() -> None:
+def test_factors_and_rearrangements() -> None:
     assert factor_between(X * -0.25, X, LIMIT) == pytest.approx(-0.25)
     assert factor_between(X, X, LIMIT) == pytest.approx(1.0)
     assert factor_between(X + 1, X, LIMIT) is None
     assert factor_between(X[0], X, LIMIT) is None
     assert factor_between(torch.zeros(4), torch.zeros(4), LIMIT) is None
-
-
-def test_rearrangements_and_nothing_to_match() -> None:
     assert is_same(X.view(-1), X, LIMIT)
     assert not is_same(X.mT, X, LIMIT)
     assert not is_same(X[0], X, LIMIT)

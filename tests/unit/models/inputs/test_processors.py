@@ -168,10 +168,14 @@ class TestLoad:
         )
         assert torch.equal(one["input_ids"], other["input_ids"])
 
-    def test_no_chat_template(self, folder: Path):
+    def test_what_it_lacks(self, folder: Path):
         (folder / "chat_template.jinja").unlink()
         with pytest.raises(ModelLoadError, match="mute: the processor has no chat template"):
             load_processor("mute", folder)
+        (folder / "preprocessor_config.json").unlink()
+        (folder / "video_preprocessor_config.json").unlink()
+        with pytest.raises(ModelLoadError, match=r"blind: .*(give|expected) the folder or hub id"):
+            load_processor("blind", folder)
 
     def test_no_tokenizer(self, folder: Path):
         for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
@@ -180,12 +184,6 @@ class TestLoad:
             ModelLoadError, match="dumb: the tokenizer lacks the tokens for image, video"
         ):
             load_processor("dumb", folder)
-
-    def test_no_settings_of_images(self, folder: Path):
-        (folder / "preprocessor_config.json").unlink()
-        (folder / "video_preprocessor_config.json").unlink()
-        with pytest.raises(ModelLoadError, match=r"blind: .*(give|expected) the folder or hub id"):
-            load_processor("blind", folder)
 
     def test_another_models_tokenizer(self, folder: Path, shared_data: Path):
         for file in ("vocab.json", "merges.txt"):
@@ -224,13 +222,11 @@ class TestCheck:
 
 
 class TestLocate:
-    def test_a_folder_or_a_hub_id(self, processor_folder: Path, tmp_path: Path):
+    def test_a_folder_a_hub_id_or_neither(self, processor_folder: Path, tmp_path: Path):
         assert locate_processor(str(processor_folder)) == processor_folder
         assert locate_processor("organisation/name") == "organisation/name"
         (tmp_path / "processor_config.json").write_text("{}")
         assert locate_processor(str(tmp_path)) == tmp_path
-
-    def test_neither(self, tmp_path: Path):
         with pytest.raises(ModelLoadError, match=r"folder without preprocessor_config.json or"):
             locate_processor(str(tmp_path))
         with pytest.raises(ModelLoadError, match="no processor 'nowhere': there is no folder"):

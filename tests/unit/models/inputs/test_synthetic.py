@@ -48,11 +48,9 @@ class TestImageAndText:
         assert made["pixel_values"].abs().max() <= 1
         assert "64 of them a synthetic image of 16 x 16 patches" in description
 
-    def test_too_short(self, qwen):
+    def test_what_does_not_fit(self, qwen):
         with pytest.raises(UsageError, match="needs at least 4 tokens, an image"):
             image_and_text(qwen, InputSpec(sequence_length=3))
-
-    def test_no_prompt(self, qwen):
         with pytest.raises(UsageError, match="a prompt goes with --image"):
             image_and_text(qwen, InputSpec(prompt="a cat"))
 
@@ -96,13 +94,11 @@ class TestClip:
         # A step of 2 x 3 tokens moves on by 3, and its end, the next time and start by 5.
         assert times[:, 0].diff().tolist() == [8, 8]
 
-    def test_the_image_stays_the_same(self, qwen):
+    def test_the_image_and_the_room_for_a_clip(self, qwen):
         (with_clip, _), (without, _) = (
             image_and_text(qwen, InputSpec(frames=frames)) for frames in (2, None)
         )
         assert torch.equal(with_clip["pixel_values"], without["pixel_values"])
-
-    def test_a_length_leaves_room_for_the_clip(self, qwen):
         made, _ = image_and_text(qwen, InputSpec(sequence_length=15, frames=2))
         assert made["input_ids"].shape == (1, 15)
         assert made["image_grid_thw"].tolist() == [[1, 2, 2]]

@@ -51,7 +51,7 @@ class TestRequest:
 
 
 class TestFromText:
-    def test_random_tokens_without_a_tokenizer(self, llama):
+    def test_random_tokens_or_a_prompt(self, llama):
         made, description = from_text(llama, None, InputSpec(seed=3))
         assert made["input_ids"].shape == (1, 32)
         assert made["input_ids"].dtype == torch.int64
@@ -61,8 +61,6 @@ class TestFromText:
         assert torch.equal(made["input_ids"], again["input_ids"])
         other, _ = from_text(llama, None, InputSpec(seed=4))
         assert not torch.equal(made["input_ids"], other["input_ids"])
-
-    def test_a_prompt(self, llama):
         made, description = from_text(llama, Letters(), InputSpec(prompt="abc"))
         assert made["input_ids"].tolist() == [[1, 10, 11, 12]]
         assert description == "4 tokens of the prompt"
@@ -89,11 +87,10 @@ class TestFromText:
         assert len({tuple(row[row != Letters.pad_token_id].tolist()) for row in ids}) == 3
         assert f"a batch of 3 with lengths 12, 10, 8, padded on the {padding}" in description
 
-    def test_a_prompt_needs_a_tokenizer(self, llama):
+    def test_prompts_that_cannot_be_taken(self, llama):
         with pytest.raises(UsageError, match="a prompt needs a tokenizer"):
             from_text(llama, None, InputSpec(prompt="abc"))
 
-    def test_a_prompt_without_tokens(self, llama):
         class Nothing(Letters):
             def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
                 return {"input_ids": []}
@@ -101,32 +98,24 @@ class TestFromText:
         with pytest.raises(InputError, match="'' gives no tokens"):
             from_text(llama, Nothing(), InputSpec(prompt=""))
 
-    def test_a_model_that_takes_no_tokens(self, llama, monkeypatch):
+    def test_models_that_take_other_inputs(self, llama, monkeypatch):
         monkeypatch.setattr(type(llama), "main_input_name", "pixel_values")
         with pytest.raises(InputError, match="takes 'pixel_values', which is not made from text"):
             from_text(llama, None, InputSpec())
-
-    def test_an_encoder_decoder_gets_tokens_for_both(self, llama, monkeypatch):
         monkeypatch.setattr(llama.config, "is_encoder_decoder", True, raising=False)
         made, _ = from_text(llama, None, InputSpec())
         assert torch.equal(made["decoder_input_ids"], made["input_ids"])
 
 
 class TestRead:
-    def test_keyword_arguments_come_back(self, tmp_path: Path):
+    def test_files_of_inputs(self, tmp_path: Path):
         save_file({"input_ids": torch.tensor([[1, 2]])}, tmp_path / "inputs.safetensors")
         assert read(tmp_path / "inputs.safetensors")["input_ids"].tolist() == [[1, 2]]
-
-    def test_no_file(self, tmp_path: Path):
         with pytest.raises(ModelLoadError, match="there is no such file of inputs"):
             read(tmp_path / "inputs.safetensors")
-
-    def test_another_file(self, tmp_path: Path):
         (tmp_path / "inputs.safetensors").write_text("a text, and no tensors at all")
         with pytest.raises(ModelLoadError, match="not a safetensors file that can be read"):
             read(tmp_path / "inputs.safetensors")
-
-    def test_no_tensors(self, tmp_path: Path):
         save_file({}, tmp_path / "inputs.safetensors")
         with pytest.raises(InputError, match="holds no tensors"):
             read(tmp_path / "inputs.safetensors")
