@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Call, Phase
-from tracer.execution.state import RandomNumbers, ThreadState, module_states_kept, random_state_kept
+from tracer.execution.state import (
+    RandomNumbers,
+    ThreadState,
+    module_states_kept,
+    random_state_kept,
+)
 
 
 def draws() -> tuple[float, float, float]:
@@ -46,13 +51,15 @@ class TestRandomNumbers:
                 numbers.leave()
         assert all(torch.equal(torch.cat(values), expected) for values in drawn)
 
-    def test_streams_of_calls_in_training(self) -> None:
+    def test_a_call_in_training_has_a_stream_of_its_own(self) -> None:
         numbers = RandomNumbers(True, {"a": "a", "b": "b"})
         renamed = RandomNumbers(True, {"other name": "b"})
         first, second = self.in_call(numbers, "a"), self.in_call(numbers, "a", 1)
         torch.rand(5)  # what is drawn in between changes nothing
         assert self.in_call(numbers, "a") == first != second
         assert self.in_call(renamed, "other name") == self.in_call(numbers, "b")
+
+    def test_the_stream_around_a_call_goes_on_after_it(self) -> None:
         numbers = RandomNumbers(True, {"a": "a"})
         with random_state_kept():
             expected = draws()
@@ -85,12 +92,16 @@ def test_what_modules_keep_is_put_back() -> None:
     assert not hasattr(model[1], "new")
 
 
-@pytest.mark.parametrize("guard", [
-    torch.no_grad,
-    torch.inference_mode,
-    lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    lambda: torch.device("meta"),
-], ids=["no_grad", "inference_mode", "autocast", "device"])  # fmt: skip
+@pytest.mark.parametrize(
+    "guard",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "device"],
+)
 def test_a_state_is_in_force_for_a_while(guard: Callable[[], object]) -> None:
     outside = ThreadState.capture()
     with guard():

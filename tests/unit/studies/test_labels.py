@@ -31,9 +31,8 @@ def test_labels():
         "int16, observer=ema",
     ]
     tables = [{}, {"*.mlp": {"weight": {"dtype": "int16"}}}, {"lm_head": {"weight": "int16"}}]
-    assert labels(
-        [{"overrides": table} for table in tables], ["overrides"],
-    )  == ["none", "*.mlp weight=int16", "lm_head weight=int16"]  # fmt: skip
+    found = labels([{"overrides": table} for table in tables], ["overrides"])
+    assert found == ["none", "*.mlp weight=int16", "lm_head weight=int16"]
     combinations = [{"a": "x", "b": "u", "c": 1}, {"a": "y", "b": "u", "c": 2}]
     assert differing(combinations, ["a", "b", "c"]) == ["a", "c"]
     assert labels(combinations, ["a", "b", "c"]) == ["x, 1", "y, 2"]

@@ -310,9 +310,8 @@ class TestJson:
         document = json.loads(render(tracer.flow(net, X, focus="second")))
         assert (document["schema"], document["model"], document["is_complete"]) == (1, "Net", True)
         call = document["calls"][2]
-        assert (
-            call["module"], call["call"], call["depth"], call["ended"],
-        )  == ("second", 0, 1, True)  # fmt: skip
+        found = [call[name] for name in ("module", "call", "depth", "ended")]
+        assert found == ["second", 0, 1, True]
         assert call["caller"].startswith(f"{__file__}:")
         with torch.no_grad():
             expected = net.second(net.first(X))

@@ -63,10 +63,10 @@ class TestRoundTrip:
         x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
         parts = tuple(Shown(f"{dim}:x", Fingerprint.of(x[:dim])) for dim in (1, 0))
         found = replace(Fingerprint.of(x), shown=parts)
-        with TraceWriter(tmp_path / "a", {}) as writer:
+        with TraceWriter(tmp_path / "b", {}) as writer:
             writer.write({"id": writer.add(found)})
         assert writer.size == 3 * 176
-        read = TraceReader(tmp_path / "a").tensor(0)
+        read = TraceReader(tmp_path / "b").tensor(0)
         assert read == found
         assert (read.at("1:x"), read.at("2:x")) == (Fingerprint.of(x[:1]), None)
 
@@ -74,11 +74,11 @@ class TestRoundTrip:
         with TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(X)})
         assert sum(file.stat().st_size for file in (tmp_path / "a").iterdir()) < 4500
-        with TraceWriter(tmp_path / "a", {}) as writer:
+        with TraceWriter(tmp_path / "b", {}) as writer:
             for number in range(100):
                 writer.write({"id": writer.add(Fingerprint.of(X + number))})
-        assert {file.name for file in (tmp_path / "a").iterdir()} == {"header.json", "events.jsonl"}
-        assert TraceReader(tmp_path / "a").tensor(99) == Fingerprint.of(X + 99)
+        assert {file.name for file in (tmp_path / "b").iterdir()} == {"header.json", "events.jsonl"}
+        assert TraceReader(tmp_path / "b").tensor(99) == Fingerprint.of(X + 99)
 
     def test_header_and_events(self, written: Path) -> None:
         reader = TraceReader(written)

@@ -161,7 +161,7 @@ class TestRecordedReference:
         assert all(row.is_output for row in comparison.rows)
         assert comparison.coverage.left_out == 5  # what each of the modules was given
         assert "may come from" not in tracer.compare(trace, net).verdict.explanation
-        kept = tracer.capture(recorded(net, X, tmp_path / "a"), net, include="block.first")
+        kept = tracer.capture(recorded(net, X, tmp_path / "b"), net, include="block.first")
         assert [k.value for k in kept] == ["kwargs.input", "output"]
         assert torch.equal(kept[1].reference, net.block.first(X))
 
@@ -234,7 +234,7 @@ class TestFingerprints:
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         assert tracer.compare(trace, loaded.model).coverage.left_out == 0
         assert tracer.compare(trace, candidate(loaded, "wrapped")).coverage.left_out > 0
-        trace = recorded(net, X, tmp_path / "a", values="fingerprints")
+        trace = recorded(net, X, tmp_path / "b", values="fingerprints")
         silent = copy.deepcopy(net)
         silent.last.forward = lambda x: None
         assert tracer.compare(trace, silent).verdict.symptom.module == "last"
@@ -269,7 +269,6 @@ class TestAnotherModel:
         assert tracer.compare(trace, net, X).verdict.agrees
         with pytest.raises(InputError, match=r"are not those that .* was recorded with"):
             tracer.compare(trace, net, X + 1)
-        trace = recorded(net, X, tmp_path / "a")
         events = tmp_path / "a" / "events.jsonl"
         _, *rest = events.read_bytes().splitlines(keepends=True)
         events.write_bytes(b"".join(rest))
@@ -325,8 +324,6 @@ class TestEndedEarly:
         reasons = {name: coverage.reasons[name] for name in coverage.reference_only}
         late = "the recording ends before its first call"
         assert reasons == {"block.second": late, "last": late}
-        recorded(net, X, tmp_path / "a")
-        trace = self.cut(tmp_path / "a", 5)
         for models in ((trace, net), (net, trace)):
             coverage = tracer.compare(*models).coverage
             assert (coverage.held_bytes_peak, coverage.unmatched_calls) == (0, ())

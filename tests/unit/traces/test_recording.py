@@ -51,10 +51,10 @@ def test_checksums_and_values_stored_once(tmp_path, net, broken) -> None:
         for name, model in (("a", net), ("b", copy.deepcopy(net)), ("c", broken))
     ]
     assert sums[0] == sums[1] != sums[2]
-    made = tracer.record(net, X, tmp_path / "a")
+    made = tracer.record(net, X, tmp_path / "d")
     # The inputs and their copy, the outputs of three linear layers, tanh and its product.
     assert made.tensors == 6
-    calls = {(c.name, p.value): c for c, p in Playback(open_trace(tmp_path / "a")).events()}
+    calls = {(c.name, p.value): c for c, p in Playback(open_trace(tmp_path / "d")).events()}
     assert calls["", "start"].arguments["x"] is calls["block.first", "start"].arguments["input"]
 
 
@@ -80,7 +80,7 @@ def test_values_let_go_and_a_part_of_the_modules(tmp_path: Path, net) -> None:
     playback = Playback(recorded(deep, X, tmp_path / "a"))
     assert max(len(playback._alive) for _ in playback.events()) <= 3
     assert not playback._alive
-    trace = recorded(net, X, tmp_path / "a", include=["block.*"])
+    trace = recorded(net, X, tmp_path / "b", include=["block.*"])
     assert set(trace.called) == {"block.first", "block.second"}
     coverage = tracer.compare(trace, net).coverage
     assert set(coverage.paired_modules) - {"", "block", "last"} == {"block.first", "block.second"}
@@ -169,8 +169,8 @@ def test_names_and_files_of_a_trace(tmp_path: Path, net) -> None:
     model.forward = lambda x: model.name(model.header(x))
     trace = recorded(model, X, tmp_path / "a")
     assert tracer.compare(trace, model).coverage.paired_modules == ("", "header", "name")
-    recorded(net, X, tmp_path / "a")
-    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    recorded(net, X, tmp_path / "b")
+    names = sorted(file.name for file in (tmp_path / "b").iterdir())
     assert names == ["events.jsonl", "header.json", "values-00000.safetensors"]
-    for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines():
+    for line in (tmp_path / "b" / "events.jsonl").read_text().splitlines():
         json.loads(line)
