@@ -159,14 +159,11 @@ class TestOnTwoDevices:
         assert where == {("cpu", "xla") if there else ("xla", "cpu")}
 
 
-def test_another_dtype_as_well() -> None:
+def test_another_dtype_and_tensors_that_stay() -> None:
     reference, candidate = pair(NOTHING, candidate_is_there=True)
     comparison = agreed(reference, candidate.bfloat16(), X)
     assert {row.candidate_dtype for row in comparison.rows if row.is_output} == {torch.bfloat16}
-
-
-def test_tensors_that_are_on_no_model_s_device_stay() -> None:
-    """Inputs that only the candidate could take are not moved for the reference."""
+    # Inputs that only the candidate could take are not moved for the reference.
     reference, candidate = pair(NOTHING, candidate_is_there=True)
     with pytest.raises(tracer.ModelRunError, match=r"the reference raised .* on one device"):
         tracer.compare(reference, candidate, X.to(DEVICE))

@@ -182,16 +182,13 @@ def test_the_api_reference_has_every_public_package() -> None:
             assert getattr(room, name).__doc__, f"{room.__name__}.{name} has no docstring"
 
 
-def test_the_rooms_are_those_of_the_import_contract() -> None:
+def test_rooms_and_figures_of_the_pages() -> None:
     page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`(?:tracer|wrappers)\..+?`) \|", page, re.M)
     shown = [re.findall(r"`([\w.]+)`", row) for row in rows]
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
     assert shown == [layer.split(" | ") for contract in layers for layer in contract]
-
-
-def test_figures_of_the_pages() -> None:
     page = (DOCS / "reference" / "report-schema.md").read_text(encoding="utf-8")
     schema = json.loads((ROOT / "tracer" / "reports" / "report.schema.json").read_text())
     assert re.findall(r"^\| `(\w+)` \|", page, re.M) == list(schema["properties"])

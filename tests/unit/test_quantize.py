@@ -73,7 +73,7 @@ def llama():
 # --- prepare
 
 
-def test_names_and_parameters_stay(net):
+def test_names_parameters_and_the_float_model_stay(net):
     wrapped = prepare(net, PTQConfig())
     assert [name for name, _ in wrapped.named_modules()] == [
         name for name, _ in net.named_modules()
@@ -82,9 +82,6 @@ def test_names_and_parameters_stay(net):
     assert list(parameters) == [name for name, _ in net.named_parameters()]
     assert all(parameters[name] is value for name, value in net.named_parameters())
     assert type(wrapped) is Net
-
-
-def test_the_float_model_is_untouched(net):
     before = {name: type(module) for name, module in net.named_modules()}
     state = copy.deepcopy(net.state_dict())
     expected = net(X)
@@ -168,7 +165,7 @@ def test_a_single_layer_and_inputs_of_every_form(net):
 # --- calibrate
 
 
-def test_calibrating_records_no_gradients(net):
+def test_calibrating_sees_every_batch_without_gradients(net):
     wrapped = prepare(net, PTQConfig())
 
     def batches():
@@ -178,9 +175,6 @@ def test_calibrating_records_no_gradients(net):
 
     calibrate(wrapped, batches())
     assert not wrapped.first.points["act_in"].observer.minimum.requires_grad
-
-
-def test_progress_sees_every_batch(net):
     seen = []
 
     def progress(batches):
@@ -243,7 +237,7 @@ def test_points_that_see_nothing_and_many_names(net, llama):
         convert(prepare(llama, PTQConfig()))
 
 
-def test_more_bits_are_closer(net):
+def test_more_bits_are_closer_and_their_state_restores_them(net):
     errors = []
     for dtype in ("uint4", "uint8", "uint16"):
         wrapped = prepare(net, PTQConfig(activation=affine(dtype), weight=affine(dtype)))
@@ -251,9 +245,6 @@ def test_more_bits_are_closer(net):
         with torch.no_grad():
             errors.append(float((convert(wrapped)(X) - net(X)).abs().max()))
     assert errors[0] > errors[1] > errors[2] > 0
-
-
-def test_the_state_of_a_quantised_model_restores_it(net):
     quantized = prepare(net, PTQConfig())
     calibrate(quantized, [(X, True)])
     convert(quantized)
@@ -280,7 +271,7 @@ def test_a_causal_lm_keeps_what_transformers_does_with_it(llama):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_tied_weights_stay_tied():
+def test_tied_weights_and_rotary_embeddings_stay(llama):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -288,9 +279,6 @@ def test_tied_weights_stay_tied():
     )  # fmt: skip
     wrapped = prepare(LlamaForCausalLM(config).eval(), PTQConfig())
     assert wrapped.lm_head.weight is wrapped.model.embed_tokens.weight
-
-
-def test_the_rotary_embedding_stays_what_it_is(llama):
     assert type(prepare(llama, PTQConfig()).model.rotary_emb) is type(llama.model.rotary_emb)
 
 

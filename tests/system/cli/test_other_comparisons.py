@@ -100,7 +100,7 @@ def test_real_checkpoints(compare, shared_data: Path, options: str) -> None:
 
 
 class TestTraining:
-    def test_dropout_is_alike_on_both_sides(self, compare, net: str) -> None:
+    def test_dropout_is_alike_and_another_rate_is_found(self, compare, net: str) -> None:
         ran = compare(f"{net}:build", "--candidate", f"{net}:build", "--train")
         assert ran.code == 0
         said = (
@@ -108,8 +108,6 @@ class TestTraining:
         )
         assert said in ran.words
         assert "The models agree: every compared value is equal." in ran.words
-
-    def test_another_rate_is_found(self, compare, net: str) -> None:
         report = compare(f"{net}:build", "--candidate", f"{net}:other", "--train").report
         assert report["verdict"]["origin"]["module"] == "drop"
         assert "Its `p` is 0.5 in the reference and 0.2" in report["verdict"]["explanation"]

@@ -296,12 +296,17 @@ class TestNothingCompared:
         with pytest.raises(NothingComparedError, match=r"such as 0, 1.*such as other"):
             compare(reference, candidate, X)
 
-    def test_equal_outputs_of_models_without_a_module_in_common(self) -> None:
+    def test_models_that_have_little_in_common(self) -> None:
         """A wholly different computation of the same thing is what one may want to know of."""
         reference = nn.Sequential(nn.Tanh())
         candidate = nn.ModuleDict({"other": nn.Identity()})
         candidate.forward = lambda input: torch.tanh(candidate["other"](input))  # noqa: A006
         assert agreed(reference, candidate, X).coverage.paired_modules == ("",)
+        assert agreed(nn.Identity(), nn.Identity(), X).coverage.compared_elements == 32
+        nothing = nn.Identity()
+        nothing.forward = lambda x: None
+        with pytest.raises(NothingComparedError):
+            compare(nothing, copy.deepcopy(nothing), X)
 
     def test_a_counterpart_of_another_shape_is_a_divergence(self, model: nn.Module) -> None:
         class Narrow(nn.Sequential):
@@ -313,13 +318,6 @@ class TestNothingCompared:
         )
         assert comparison.verdict.symptom.module == "0"
         assert comparison.verdict.symptom.peir == math.inf
-
-    def test_models_without_any_module(self) -> None:
-        assert agreed(nn.Identity(), nn.Identity(), X).coverage.compared_elements == 32
-        nothing = nn.Identity()
-        nothing.forward = lambda x: None
-        with pytest.raises(NothingComparedError):
-            compare(nothing, copy.deepcopy(nothing), X)
 
 
 class TestOptions:
@@ -341,7 +339,7 @@ class TestOptions:
         with pytest.raises(UsageError, match="expected a finite PEIR"):
             compare(model, model, X, tolerance=-1.0)
 
-    def test_without_confirmation_the_models_run_once(self, model: nn.Sequential) -> None:
+    def test_runs_and_finished_calls_are_counted(self, model: nn.Sequential) -> None:
         candidate, runs = broken(model), []
         candidate[0].register_forward_hook(lambda *_: runs.append(1))
         comparison = compare(model, candidate, X, confirm=False)
@@ -349,8 +347,6 @@ class TestOptions:
         assert not comparison.verdict.confirmed
         assert compare(model, candidate, X).verdict.confirmed
         assert len(runs) > 2
-
-    def test_progress_counts_finished_calls(self, model: nn.Module) -> None:
         counts: list[int] = []
         compare(model, copy.deepcopy(model), X, progress=counts.append)
         assert counts == [1, 2, 3, 4, 5]
@@ -401,7 +397,7 @@ class TestFrame:
 
 
 class TestCapture:
-    def test_copies_of_arguments_and_outputs(self, model: nn.Sequential) -> None:
+    def test_copies_that_later_edits_do_not_reach(self, model: nn.Sequential) -> None:
         candidate = broken(model)
         captured = capture(model, candidate, X, include="1.1")
         assert [(c.module, c.call, c.value) for c in captured] == [
@@ -411,8 +407,6 @@ class TestCapture:
         with torch.no_grad():
             assert torch.equal(captured[1].reference, model(X))
             assert torch.equal(captured[1].candidate, candidate(X))
-
-    def test_later_edits_and_models_that_raise(self, model: nn.Module) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True))
         captured = capture(model, copy.deepcopy(model), X, include="0")
         with torch.no_grad():

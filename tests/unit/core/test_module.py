@@ -125,22 +125,19 @@ def test_points_that_are_declared_wrong(monkeypatch):
         prepare(nn.Sequential(nn.ReLU()), config)
 
 
-def test_a_weight_is_quantised_per_channel_and_an_activation_is_not():
+def test_points_by_name_and_their_channels():
     _, wrapper = quantized_linear()
     assert wrapper.points["weight"].qparams.axis == 0
     assert wrapper.points["weight"].qparams.scale.shape == (4,)
     assert wrapper.points["act_in"].qparams.axis is None
-
-
-# --- modes
-
-
-def test_off_is_float_and_calibrating_changes_nothing():
     source, wrapper = linear()
     assert wrapper.mode is Mode.NO_QUANT
     assert torch.equal(wrapper(X), source(X))
     wrapper.mode = Mode.CALIBRATE
     assert torch.equal(wrapper(X), source(X))
+
+
+# --- modes
 
 
 def test_quantised_is_what_torch_computes_from_the_ranges_seen():
@@ -191,11 +188,16 @@ def test_calibrating_again_forgets():
     assert wrapper.points["act_in"].qparams.scale == convert(fresh).points["act_in"].qparams.scale
 
 
-def test_parameters_are_observed_when_calibration_begins():
+def test_weights_are_observed_first_and_need_no_calibration():
     _, wrapper = linear()
     wrapper.mode = Mode.CALIBRATE
     assert wrapper.points["weight"].observer.seen == 24
     assert wrapper.points["act_in"].observer.seen == 0
+    source, wrapper = linear(activation=no_quantization())
+    quantized = convert(wrapper)
+    weight = quantized.points["weight"].quantizer.fake_quantize(source.weight.detach())
+    with torch.no_grad():
+        assert torch.equal(quantized(X), F.linear(X, weight, source.bias))
 
 
 def test_freezing_an_unseen_observer_names_module_and_point_and_changes_nothing():
@@ -208,14 +210,6 @@ def test_freezing_an_unseen_observer_names_module_and_point_and_changes_nothing(
         layer.mode = Mode.QUANT
     assert layer.mode is Mode.CALIBRATE
     assert all(point.quantizer is None for _, _, point in iter_points(model))
-
-
-def test_weights_alone_need_no_calibration():
-    source, wrapper = linear(activation=no_quantization())
-    quantized = convert(wrapper)
-    weight = quantized.points["weight"].quantizer.fake_quantize(source.weight.detach())
-    with torch.no_grad():
-        assert torch.equal(quantized(X), F.linear(X, weight, source.bias))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -284,7 +284,7 @@ class TestFiles:
                 export(module, torch.ones(2, 4), path)
         assert module.calls == 0
 
-    def test_a_folder_that_cannot_be_written_to(self, tmp_path, monkeypatch):
+    def test_a_failure_leaves_what_was_there(self, tmp_path, monkeypatch):
         def refuse(path, **options):
             raise PermissionError(13, "Permission denied", str(path))
 
@@ -293,8 +293,6 @@ class TestFiles:
         with pytest.raises(ExportError, match=r"cannot write to the folder .*: Permission denied"):
             export(module, torch.ones(2, 4), tmp_path / "a.pt2")
         assert module.calls == 0
-
-    def test_a_failure_leaves_what_was_there(self, tmp_path):
         (tmp_path / "a.pt2").write_text("earlier")
         with pytest.raises(ExportError, match="cannot capture Recorded: RuntimeError: no"):
             export(Recorded(RuntimeError("no")), torch.ones(2, 4), tmp_path / "a.pt2")
@@ -352,15 +350,13 @@ class TestModels:
         with pytest.raises(ExportError, match=r"found DynamicCache .* use_cache=False"):
             export(wrapped, {"input_ids": prompts[0]}, tmp_path / "a.pt2")
 
-    def test_a_graph_that_depends_on_data(self, tmp_path):
+    def test_graphs_that_depend_on_data_and_dropout(self, tmp_path):
         class Positive(nn.Module):
             def forward(self, x):
                 return x * 2 if x.sum() > 0 else x
 
         with pytest.raises(ExportError, match=r"cannot capture Positive: .*data-dependent"):
             export(Positive(), torch.ones(2, 4), tmp_path / "a.pt2")
-
-    def test_dropout_is_refused_while_it_drops(self, tmp_path):
         module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
         with pytest.raises(ExportError, match=r"call eval\(\)"):
             export(module, torch.ones(2, 4), tmp_path / "a.pt2")
@@ -623,7 +619,7 @@ class TestCircle:
         least = {"uint8": 0, "int16": -32767}[activation]
         assert scale * (least - zero_point) == pytest.approx(FILL, rel=1e-6)
 
-    def test_a_weight_of_ones_has_the_type_of_its_spec(self, tmp_path):
+    def test_weights_of_ones_and_per_channel(self, tmp_path):
         norm = wrap(tiny(), "prefill").model.norm
         assert (norm.weight == 1).all()
         states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1))
@@ -632,8 +628,6 @@ class TestCircle:
         circle = exported(norm, states, tmp_path)
         assert circle.operators == {"RMS_NORM": 1}
         assert circle.types == {"UINT8": 3}
-
-    def test_per_channel_weights(self, tmp_path):
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"))
         circle = exported(mlp, states, tmp_path)
         weights = [tensor for tensor, _ in circle.constants if circle.type(tensor) == "UINT8"]

@@ -385,7 +385,7 @@ class TestFailures:
 
 
 class TestAgreement:
-    def test_settings_without_an_effect_are_told(self) -> None:
+    def test_settings_and_coarser_dtypes_are_told(self) -> None:
         reference, candidate = pair()
         for layer in candidate.layers:
             layer.norm.eps = layer.mix.limit = layer.norm.extra = 1.0000001e-5
@@ -395,8 +395,6 @@ class TestAgreement:
         assert "Settings differ without an effect beyond the tolerance:" in text
         assert "  `layers.0.norm`: its `eps` is 1e-05 in the reference and 1.0000001e-05" in text
         assert text.endswith("  and 3 more")
-
-    def test_a_coarser_dtype_is_told_of_values_alone(self) -> None:
         reference, candidate = pair()
         own = candidate.head.forward
         candidate.head.forward = lambda x: own(x).bfloat16()

@@ -77,15 +77,12 @@ def parts(**found: ParameterDifference) -> ParameterDifference:
     return ParameterDifference(ParameterKind.PARTS, parts=found)
 
 
-def test_equal_modules_have_no_differences_and_private_ones_do_not_count(pair) -> None:
+def test_differences_of_tensors_that_are_no_parameters(pair) -> None:
     reference, candidate = pair
     candidate._private = torch.zeros(3)
     candidate.points["input"]._last = torch.zeros(3)
     assert changed(reference, candidate) == {}
     assert changed_settings(reference, candidate) == []
-
-
-def test_tensors_in_attributes_and_objects(pair) -> None:
     reference, candidate = pair
     candidate.table = reference.table.flip(0)
     candidate.points["input"].scale = Scale(torch.tensor(0.25), axis=1)
@@ -209,7 +206,7 @@ class TestDeclaredForms:
         assert list(changed(*both)) == ["weight"]
 
 
-def test_settings_and_classes(pair) -> None:
+def test_settings(pair) -> None:
     reference, candidate = pair
     candidate.eps, candidate.sections = 1e-5, [2, 2]
     candidate.points["input"].scale = Scale(torch.tensor(0.5), axis=1)
@@ -219,6 +216,9 @@ def test_settings_and_classes(pair) -> None:
     assert changed_settings(reference, candidate) == [
         Setting("training", "True", "False"), Setting("points.input.scale.axis", "0", "1"), *own,
     ]  # fmt: skip
+
+
+def test_other_classes_are_settings_too(pair) -> None:
     reference, candidate = pair
     candidate.points["input"].scale = Plain()
     assert changed_settings(reference, candidate) == [

@@ -131,16 +131,21 @@ class TestAlike:
         if attention == "eager":
             assert all(row.error == 0.0 for row in comparison.rows)
 
-    def test_something_is_dropped(self) -> None:
+    def test_what_is_dropped_in_any_order_and_under_other_names(self) -> None:
         model = nn.Sequential(nn.Dropout(0.5))
         captured = tracer.capture(model, copy.deepcopy(model), torch.ones(1000), include="0")
         (output,) = (value for value in captured if value.value == "output")
         assert 400 < int((output.candidate == 0).sum()) < 600
         assert torch.equal(output.reference, output.candidate)
-
-    def test_calls_in_another_order(self) -> None:
         comparison = agreed(Siblings("ab"), Siblings("ba"), X, train=True)
         assert all(row.error == 0.0 for row in comparison.rows)
+        candidate = nn.Module()
+        candidate.first, candidate.second = Siblings().a, Siblings().b
+        candidate.forward = lambda x: functional.dropout(
+            candidate.first(x) - candidate.second(x), 0.5
+        )
+        rename = {"^first": "a", "^second": "b"}
+        agreed(Siblings(), candidate, X, train=True, rename=rename)
 
     def test_draws_in_between_and_in_modules_that_are_not_compared(self) -> None:
         comparison = tracer.compare(Siblings(), Siblings(draws=5), X, train=True)
@@ -151,15 +156,6 @@ class TestAlike:
         both = Siblings("ab"), Siblings("ba")
         comparison = agreed(*both, X, train=True, include=["a", "b"])
         assert {row.module for row in comparison.rows} == {"a", "b"}
-
-    def test_other_names(self) -> None:
-        candidate = nn.Module()
-        candidate.first, candidate.second = Siblings().a, Siblings().b
-        candidate.forward = lambda x: functional.dropout(
-            candidate.first(x) - candidate.second(x), 0.5
-        )
-        rename = {"^first": "a", "^second": "b"}
-        agreed(Siblings(), candidate, X, train=True, rename=rename)
 
     def test_each_call_of_a_module_draws_other_numbers(self) -> None:
         class Twice(nn.Module):

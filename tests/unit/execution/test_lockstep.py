@@ -326,7 +326,7 @@ class TestSharing:
         assert candidate.b[0].weight is candidate.a.weight
         assert compare(reference, candidate, X).verdict.agrees
 
-    def test_shared_modules_serve_both_sides(self) -> None:
+    def test_modules_that_both_sides_hold(self) -> None:
         reference = Net(in_order)
         candidate = perturbed(reference)
         candidate.a = reference.a
@@ -336,9 +336,7 @@ class TestSharing:
         assert rows["a", 0].difference.max == 0.0
         assert rows["b.1", 0].difference.max > 0.0
         assert comparison.verdict.origin.module == "b.0"
-
-    def test_the_same_module_under_other_names(self) -> None:
-        """One side's `a` is the other's `b.0`: a call is read with its own side's names."""
+        # One side's `a` is the other's `b.0`: a call is read with its own side's names.
         reference = Net(in_order)
         candidate = copy.deepcopy(reference)
         candidate.b[0] = reference.a

@@ -124,13 +124,11 @@ class TestVerdicts:
             said = "Its `weight` equals the reference's `model.layers.1.self_attn.q_proj.weight`."
             assert said in kept.verdict.explanation
 
-    def test_isolation_and_what_if(self, saved) -> None:
+    def test_isolation_and_the_operations_inside(self, saved) -> None:
         options = {"isolate": "leaves", "what_if": 1}
         kept = compared(saved(), saved(enlarge), offload=False, **options)
         assert_same(compared(saved(), saved(enlarge), offload=True, **options), kept)
-
-    def test_the_operations_inside_a_module(self, saved) -> None:
-        """Those that load weights are none of them."""
+        # Those that load weights are none of them.
         mlp = "model.layers.1.mlp"
         kept = compared(saved(), saved(enlarge), offload=False, zoom=mlp)
         found = compared(saved(), saved(enlarge), offload=True, zoom=mlp)
@@ -300,13 +298,11 @@ class TestParameters:
         assert torch.equal(candidate(x), before)
         assert candidate.weight.is_meta
 
-    def test_a_module_without_values(self) -> None:
+    def test_values_and_calls_of_twins(self) -> None:
         empty = nn.Linear(2, 2, device="meta")
         assert lacks_values(empty)
         assert value_of(empty, "weight", empty.weight) is empty.weight
         assert not lacks_values(in_memory(nn.Linear(2, 2), Path()))
-
-    def test_a_twin_has_its_own_calls(self) -> None:
         model = in_memory(make_llama(), Path())
         other = models.cast(copy_model(model), torch.float64)
         with torch.no_grad():

@@ -215,7 +215,7 @@ class TestCalls:
         assert pairing.pairs["prefill.lm_head"] == pairing.pairs["decode.lm_head"] == "lm_head"
         assert len(pairing.pairs) == 2 * len(names)
 
-    def test_two_models_on_both_sides_keep_their_stages(self, loaded):
+    def test_two_models_keep_their_stages(self, loaded):
         model, inputs = loaded["left"].model, loaded["left"].inputs
         first, second = (
             Stepping(copy.deepcopy(model), wrap(model, "decode"), steps=2) for _ in range(2)
@@ -224,8 +224,6 @@ class TestCalls:
         assert calls_of_heads(comparison) == [
             ("prefill.lm_head", 0), ("decode.lm_head", 0), ("decode.lm_head", 1),
         ]  # fmt: skip
-
-    def test_two_models_as_the_reference_of_one(self, loaded):
         model = loaded["left"].model
         two = Stepping(model, wrap(model, "decode"), steps=1)
         with pytest.raises(UsageError, match="give the one model as the reference"):

@@ -192,7 +192,7 @@ class TestCache:
             assert peir(r.keys, c.keys) < LIMIT
             assert peir(r.values, c.values) < LIMIT
 
-    def test_a_legacy_cache(self, case):
+    def test_a_legacy_cache_and_none(self, case):
         (model, wrapped), ids = case.pair(), tokens(2, 12)
         with torch.no_grad():
             layers = model(ids[:, :8], use_cache=True).past_key_values.layers
@@ -202,8 +202,6 @@ class TestCache:
         assert isinstance(output.past_key_values, DynamicCache)
         assert output.past_key_values.get_seq_length() == 12
         assert legacy[0][0].shape[2] == 8
-
-    def test_no_cache_is_made_where_none_is_wanted(self, case):
         _, wrapped = case.pair()
         with torch.no_grad():
             assert wrapped(tokens(1, 4), use_cache=False).past_key_values is None

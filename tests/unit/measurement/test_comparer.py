@@ -71,15 +71,12 @@ def test_it_changes_nothing_alone() -> None:
     assert record.row(ValuePath.parse("output.1")) is None
 
 
-def test_an_intervention_is_asked_before_and_after_the_comparison() -> None:
+def test_an_intervention_is_asked_and_what_it_changed_is_compared() -> None:
     notes = Notes()
     _, started, ended = run(notes)
     assert started == NewArguments({"x": "mine"})
     assert ended == NewOutput("mine")
     assert notes.seen == [("before_start", 0), ("on_start", 1), ("before_end", 0), ("on_end", 2)]
-
-
-def test_what_one_has_changed_is_compared_and_seen_by_the_next() -> None:
     comparer, _, ended = run(Doubles(), Doubles())
     assert not comparer.rows[-1].agrees
     assert isinstance(ended, NewOutput)

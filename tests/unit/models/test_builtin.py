@@ -80,7 +80,7 @@ class TestTrained:
         }
         assert dtypes == {torch.float32}
 
-    def test_it_is_loaded_without_a_network(self, monkeypatch):
+    def test_it_is_loaded_without_a_network_or_a_seed(self, monkeypatch, llama):
         def refuse(*args: object) -> None:
             raise AssertionError(f"wanted to reach {args}")
 
@@ -88,8 +88,6 @@ class TestTrained:
         monkeypatch.setattr("socket.socket.connect", refuse)
         monkeypatch.setattr("socket.getaddrinfo", refuse)
         assert load("tiny-llama").tokenizer is not None
-
-    def test_a_seed_is_not_for_its_weights_or_its_prompt(self, llama):
         other = load("tiny-llama", seed=6)
         pairs = zip(llama.model.parameters(), other.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)

@@ -88,7 +88,7 @@ class TestOwnText:
             logits = loaded.model(rows).logits[:, :-1].double()
         return -float(logits.log_softmax(-1).gather(2, rows[:, 1:, None]).mean())
 
-    def test_each_token_is_drawn_from_what_the_model_says(self, trained):
+    def test_drawn_from_what_the_model_says_by_a_seed(self, trained):
         """Against drawing from whole sequences, without a cache."""
         data = calibration(trained, count=3, seed=5)
         generator = torch.Generator().manual_seed(5)
@@ -98,16 +98,12 @@ class TestOwnText:
                 likely = trained.model(rows, use_cache=False).logits[:, -1].softmax(-1)
             rows = torch.cat([rows, torch.multinomial(likely, 1, generator=generator)], dim=1)
         assert torch.equal(torch.cat([batch["input_ids"] for batch in data.batches[1:]]), rows)
-
-    def test_a_seed_decides_it_and_the_global_state_is_left_alone(self, trained):
         state = torch.get_rng_state()
         one, again, other = (calibration(trained, count=1, seed=seed) for seed in (0, 0, 1))
         ids = [data.batches[1]["input_ids"] for data in (one, again, other)]
         assert torch.equal(ids[0], ids[1])
         assert not torch.equal(ids[0], ids[2])
         assert torch.equal(torch.get_rng_state(), state)
-
-    def test_none(self, trained):
         assert calibration(trained, count=0).description == "the inputs themselves"
 
     def test_models_that_do_not_write(self, trained):

@@ -53,13 +53,11 @@ def load(folder: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
 
 
 class TestWhole:
-    def test_weights_are_those_of_the_checkpoint(self, saved: Path):
+    def test_weights_and_dtypes_are_those_of_the_checkpoint(self, saved: Path, checkpoint: Path):
         loaded, notes = load_pretrained("it", saved, torch.float32)
         for name, parameter in build("random-llama", seed=1).named_parameters():
             assert torch.equal(parameter, loaded.get_parameter(name)), name
         assert notes == ()
-
-    def test_as_stored_or_cast(self, checkpoint: Path):
         build("random-llama", seed=1).to(torch.bfloat16).save_pretrained(checkpoint)
         assert next(load(checkpoint, None).parameters()).dtype == torch.bfloat16
         model, notes = load_pretrained("it", checkpoint, torch.float32)

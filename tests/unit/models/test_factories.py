@@ -124,13 +124,11 @@ class TestBuild:
         one, two = (build(f"{port}:{name}", 0).model for name in ("alone", "with_inputs"))
         assert type(one) is type(two)
 
-    def test_a_module_of_the_working_directory(self, port: str, monkeypatch) -> None:
+    def test_modules_of_the_working_directory_and_seeds(self, port: str, monkeypatch) -> None:
         monkeypatch.chdir(Path(port).parent)
         monkeypatch.delitem(sys.modules, "port", raising=False)
         assert locate("port:alone") == "port:alone"
         assert isinstance(build("port:alone", 0).model, nn.Module)
-
-    def test_weights_are_those_of_the_seed(self, port: str) -> None:
         before = torch.get_rng_state()
         weights = [build(f"{port}:alone", seed).model.layer.weight for seed in (0, 0, 1)]
         assert torch.equal(weights[0], weights[1])

@@ -177,20 +177,17 @@ class TestRead:
 
 
 class TestOpen:
-    def test_a_report_and_a_trace(self, saved, tmp_path):
+    def test_reports_and_traces(self, saved, tmp_path):
         _, candidate, inputs = pair()
         tracer.record(candidate, inputs, tmp_path / "then.trace", values="fingerprints")
         assert isinstance(open_baseline(saved), Baseline)
         assert isinstance(open_baseline(tmp_path / "then.trace"), tracer.Recorded)
-
-    def test_a_recording_that_was_ended_early(self, tmp_path):
-        _, candidate, inputs = pair()
-        tracer.record(candidate, inputs, tmp_path / "then.trace")
-        events = tmp_path / "then.trace" / "events.jsonl"
+        tracer.record(candidate, inputs, tmp_path / "ended.trace")
+        events = tmp_path / "ended.trace" / "events.jsonl"
         *kept, _ = events.read_bytes().splitlines(keepends=True)
         events.write_bytes(b"".join(kept))
-        with pytest.raises(UsageError, match=r"then.trace is of a run that did not come to its"):
-            open_baseline(tmp_path / "then.trace")
+        with pytest.raises(UsageError, match=r"ended.trace is of a run that did not come to its"):
+            open_baseline(tmp_path / "ended.trace")
 
     def test_no_trace_and_a_home_folder(self, tmp_path, saved, monkeypatch):
         with pytest.raises(StorageError, match="there is no trace"):

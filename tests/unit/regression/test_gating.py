@@ -228,7 +228,7 @@ class TestGoneAndNew:
 
 
 class TestLimits:
-    def test_one_takes_the_place_of_the_tolerance(self, now):
+    def test_limits_take_the_place_of_the_tolerance(self, now, make_row, make_comparison):
         assert gate(now({"a": 0.0, "b": 0.4}), max_peir={"b": 0.5}).passes
         assert not gate(now({"a": 0.4, "b": 0.4}), max_peir={"b": 0.5}).passes
         decided = gate(now({"a": 1e-6}), max_peir={"*": 1e-7})
@@ -237,8 +237,6 @@ class TestLimits:
         ]
         assert levels(decided) == ["regression"]
         assert not decided.diverges
-
-    def test_an_argument_may_be_off_as_far(self, make_row, make_comparison):
         rows = [make_row("a", 0.4, value="kwargs.x"), make_row("a", 0.4)]
         assert gate(make_comparison(rows), max_peir={"a": 0.5}).passes
         assert not gate(make_comparison(rows), max_peir={"a": 0.3}).passes

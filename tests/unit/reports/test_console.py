@@ -196,7 +196,7 @@ def _curve_lines(rows: list[Row]) -> list[str]:
 
 
 class TestRanking:
-    def test_by_growth_with_exact_inputs_first(self, make_row):
+    def test_by_growth_and_the_worst_output(self, make_row):
         rows = [
             make_row("embed", 0.01, input_peir=0.0), make_row("a", 0.02, input_peir=0.01),
             make_row("b", 0.06, input_peir=0.01), make_row("c", 0.01, input_peir=0.02),
@@ -205,8 +205,6 @@ class TestRanking:
         found = ranking(rows)
         assert [item.module for item in found] == ["embed", "b", "a", "c"]
         assert [item.growth for item in found] == [math.inf, *map(pytest.approx, (6.0, 2.0, 0.5))]
-
-    def test_what_is_ranked(self, make_row):
         rows = [
             make_row("model.embed", 0.01, input_peir=0.0),
             make_row("model", 0.5, input_peir=0.0),

@@ -125,7 +125,7 @@ class TestSection:
             "  better  4.47e-01  8.94e-02  5.00e-01  1.00e-01  b",
         ]
 
-    def test_limits(self, judged):
+    def test_limits_and_many_changes(self, judged):
         limits = {"*": 0.2, "b": 0.9}
         lines = printed(judged({"a": 0.3, "b": 0.4}, max_peir=limits, fail_on="regression"), 100)
         assert lines[2:] == [
@@ -133,8 +133,6 @@ class TestSection:
             "  let pass: the models diverge",
             "  1 output is within the limit b=0.9: PEIR at most 0.4",
         ]
-
-    def test_many_changes_are_counted(self, judged):
         names = [f"model.layers.{i}.self_attn.q_proj" for i in range(14)]
         now = {name: 0.5 + 0.01 * i for i, name in enumerate(names)}
         lines = printed(judged(now, dict.fromkeys(names, 0.1)), 60)

@@ -65,7 +65,7 @@ class TestContent:
         assert "`m39`" not in text
         assert "40 further lines are in the other reports." in text
 
-    def test_the_source_around_the_line(self, make_row, make_comparison, tmp_path):
+    def test_the_source_and_what_modules_introduce(self, make_row, make_comparison, tmp_path):
         file = tmp_path / "model.py"
         file.write_text("".join(f"        line_{i}()\n" for i in range(1, 21)))
         comparison = make_comparison([make_row("a", 0.5)])
@@ -74,6 +74,15 @@ class TestContent:
         assert "### Where it begins: `a` passes a wrong `mask`" in text
         assert "     9   line_9()\n    10 > line_10()\n    11   line_11()" in text
         assert text.count("```python") == 1  # the candidate's line is beyond the end of the file
+        calls = [
+            IsolatedCall(f"m{i}", i % 2, "output", False, 0, None, 0.5, 0.25, 0.125, 1 / 12)
+            for i in range(12)
+        ]
+        modules = tuple(IsolatedModule(call.module, call, 1, call.share) for call in calls)
+        comparison = make_comparison([make_row("a", 0.5)])
+        text = render(replace(comparison, isolation=Isolation("leaves", tuple(calls), modules)))
+        assert "| 8.3% | `m1#1` | - | 5.00e-01 | 2.50e-01 | 1.25e-01 |" in text
+        assert "… 2 more" in text
 
     def test_origins_and_rankings(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5)])
@@ -88,17 +97,6 @@ class TestContent:
         assert text.startswith("## ⚠️ diverges at embed, PEIR 5.00e-01, as expected")
         assert "| `embed` | 0 | 5.00e-01 | inf |" in text
         assert "Where it begins" not in text
-
-    def test_what_modules_introduce(self, make_row, make_comparison):
-        calls = [
-            IsolatedCall(f"m{i}", i % 2, "output", False, 0, None, 0.5, 0.25, 0.125, 1 / 12)
-            for i in range(12)
-        ]
-        modules = tuple(IsolatedModule(call.module, call, 1, call.share) for call in calls)
-        comparison = make_comparison([make_row("a", 0.5)])
-        text = render(replace(comparison, isolation=Isolation("leaves", tuple(calls), modules)))
-        assert "| 8.3% | `m1#1` | - | 5.00e-01 | 2.50e-01 | 1.25e-01 |" in text
-        assert "… 2 more" in text
 
     def test_coverage(self, make_row, make_comparison):
         names = [f"n{i}" for i in range(9)]

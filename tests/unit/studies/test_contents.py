@@ -86,7 +86,7 @@ class TestMaskFill:
         assert report.reading == ("None of the 9 trials that have ended has succeeded.",)
         assert report.tables == report.plots == ()
 
-    def test_the_default_has_failed(self, known: Results):
+    def test_the_default_has_failed_or_not_ended(self, known: Results):
         for trial in study().wanted(known):
             bad = trial.settings["attention_mask_fill_value"] == -120.0
             known.add(Result(trial, error="x") if bad else Result(trial, metrics(1.0, trial.seed)))
@@ -95,8 +95,6 @@ class TestMaskFill:
             "uint8/uint8, prefill_reference: the default, -120, has no results: its trials failed."
         )
         assert report.tables[0].rows[1][2] == ""
-
-    def test_the_default_and_the_method(self, known: Results):
         known.add(Result(study().wanted(known)[0], metrics(1.0, 0)))
         assert report_of(study(), known).reading == (
             "uint8/uint8, prefill_reference: the default, -120, has no results yet.",

@@ -152,14 +152,12 @@ class TestChoose:
             wrong += choose(figures, default="a").chosen != "a"
         assert wrong / 500 <= 0.05
 
-    def test_long_lists_are_cut(self):
+    def test_long_lists_and_missing_seeds(self):
         names = {name: by_seed(1.0, 1.1, 1.2) for name in "bcdefghi"}
         figures = names | {"a": by_seed(1.0, 1.1, 1.15), "z": by_seed(9.0, 9.0, 9.0)}
         assert in_words(choose(figures, default="a")).endswith(
             "; not clearly worse: b, c, d, e, f, g and 2 more."
         )
-
-    def test_seeds_that_are_missing(self):
         # Over the seeds that both have, b is worse by 0.095.
         figures = {"a": {0: 1.4, 1: 3.0, 2: 1.4}, "b": {0: 1.5, 2: 1.49}, "c": {}}
         choice = choose(figures, default="a")

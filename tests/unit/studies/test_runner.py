@@ -79,15 +79,13 @@ def measured_but(failing: int | None):
 
 
 class TestRun:
-    def test_phase_after_phase(self, quick: Workload, tmp_path: Path):
+    def test_phase_after_phase_without_repeating(self, quick: Workload, tmp_path: Path):
         told = []
         study = Few()
         results = Results(tmp_path / "r.jsonl", head_of(study, quick))
         run(study, quick, results, told=lambda r, ended, wanted: told.append((ended, wanted)))
         assert told == [(1, 2), (2, 2), (3, 4), (4, 4)]
         assert all("loss" in each for each in figures(study, results))
-
-    def test_what_has_been_run_is_not_run_again(self, quick: Workload, tmp_path: Path):
         first = results_of(Few(), quick, tmp_path / "r.jsonl")
         before = first.path.read_bytes()
         results_of(Few(), quick, tmp_path / "r.jsonl")

@@ -112,15 +112,13 @@ class TestMasks:
         assert found["leaking"] == pytest.approx(sum(p > 0.01 for p in paid) / len(paid))
         assert 0 < found["leaking"] < 1
 
-    def test_a_large_fill_value_takes_the_codes(self, loaded: LoadedWorkload):
+    def test_saturation(self, loaded: LoadedWorkload):
         def step(fill: float) -> float:
             trial = Trial({"attention_mask_fill_value": fill}, 0)
             return _of_masks(prefill_model(loaded, trial), _probe(loaded))["mask_step"]
 
         assert step(-240.0) == pytest.approx(240 / 255, rel=0.1)
         assert step(-240.0) > 1.5 * step(-120.0)
-
-    def test_saturation_by_hand(self, loaded: LoadedWorkload):
         model = prefill_model(loaded, Trial({"attention_mask_fill_value": -40.0}, 0))
         inputs = _probe(loaded)
         assert _of_masks(model, inputs)["mask_saturation"] < 0.2

@@ -5,7 +5,7 @@ from wrappers.studies import MaskFill, Result, Results, report_of
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 
-def test_variants_that_disagree(known: Results):
+def test_variants_that_disagree_or_differ(known: Results):
     fill_in(study(), known, LOSSES | {(SEARCH, -80.0): 0.5, (FAITHFUL, -80.0): 2.0})
     assert report_of(study(), known).reading[-1] == (
         "uint8/uint8: the variants differ in what is best (in prefill_reference -80 has 0.5010 "
@@ -13,10 +13,7 @@ def test_variants_that_disagree(known: Results):
         "in prefill_reference and prefill; they disagree: prefill_reference speaks for -80, "
         "prefill, which computes as the hardware does, for -120."
     )
-
-
-def test_variants_that_differ_in_nothing_sure(known: Results):
-    """Each has another best, by less than the spread, and both keep the default."""
+    # Each has another best, by less than the spread, and both keep the default.
     noise = {SEARCH: (-0.3, 0.1, 0.05), FAITHFUL: (0.3, -0.1, 0.02)}
     made = MaskFill(fills=(-80.0,), pairs=[PAIR], seeds=SEEDS)
     while missing := known.missing(made.wanted(known)):

@@ -58,14 +58,12 @@ class TestResults:
         again.add(Result(trial(seed=1), {"loss": 2.0}))
         assert [r.number("loss") for r in Results(path, HEAD)] == [1.0, 2.0]
 
-    def test_a_head_that_was_being_written_is_written_again(self, tmp_path: Path):
+    def test_heads_of_this_and_another_machine(self, tmp_path: Path):
         path = tmp_path / "r.jsonl"
         path.write_text('{"format": 1, "stu')
         Results(path, HEAD).add(Result(trial()))
         assert len(Results(path, HEAD)) == 1
-
-    def test_another_machine_may_go_on(self, tmp_path: Path):
-        path = tmp_path / "r.jsonl"
+        path = tmp_path / "s.jsonl"
         Results(path, HEAD | {"environment": {"torch": "1", "machine": "arm"}}).add(Result(trial()))
         there = Results(path, HEAD | {"environment": {"torch": "1", "machine": "x86"}})
         there.add(Result(trial(seed=1)))
@@ -150,7 +148,7 @@ class TestResults:
         path.write_text((json.dumps(LINE) + "\n") * 2)
         with pytest.raises(StudyError, match="see its line 2, which has no 'trial'"):
             Results(path, HEAD)
-        path = tmp_path / "r.jsonl"
+        path = tmp_path / "s.jsonl"
         Results(path, HEAD).add(Result(trial()))
         path.write_text(path.read_text() + "x\n" + json.dumps({"trial": {}}) + "\n")
         with pytest.raises(StudyError, match="damaged in line 3"):

@@ -26,7 +26,7 @@ class TestLoad:
         with pytest.raises(StudyError, match=r"empty\.txt: found no text"):
             load(replace(workload, text=str(tmp_path / "empty.txt")))
 
-    def test_calibration_sets(self, loaded: LoadedWorkload):
+    def test_calibration_sets_and_texts(self, loaded: LoadedWorkload, workload: Workload):
         sets = [loaded.calibration_set(seed, 5) for seed in (0, 0, 1)]
         assert sets[0] == sets[1] != sets[2]
         assert all(len(ids) == 24 and ids[0] == loaded.bos for ids in sets[0])
@@ -35,8 +35,6 @@ class TestLoad:
             assert any(ids[1:] == text[at : at + 23] for at in range(len(text)))
         made = batches(loaded.calibration_set(0, 11), 8)
         assert [batch["input_ids"].shape for batch in made] == [(8, 24), (3, 24)]
-
-    def test_without_a_text_the_model_writes_it(self, workload: Workload):
         own = replace(workload, text=None, separator=None)
         state = torch.random.get_rng_state()
         found = load(own)

@@ -10,7 +10,7 @@ from tracer.tensors.difference import Difference
 from tracer.tensors.tolerance import Tolerance
 
 
-def test_the_coarser_dtype_decides() -> None:
+def test_limits_by_dtype() -> None:
     tolerance = Tolerance()
     fine = tolerance.limit(torch.float32, torch.float32)
     assert tolerance.limit(torch.float32, torch.bfloat16) > fine
@@ -20,9 +20,6 @@ def test_the_coarser_dtype_decides() -> None:
     assert tolerance.limit(torch.float8_e5m2, torch.float32) > tolerance.limit(
         torch.bfloat16, torch.bfloat16
     )
-
-
-def test_strict_limits_and_integers() -> None:
     reference = torch.tensor([0.0, 1.0])
     tolerance = Tolerance(0.1)
     for error, expected in ((0.05, True), (0.11, False)):

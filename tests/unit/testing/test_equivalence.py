@@ -56,14 +56,12 @@ class TestText:
         assert "It is introduced in the forward of the root module itself" in text
         assert "Its `factor` is 1.0 in the reference and 1.5 in the candidate." in text
 
-    def test_the_rows_and_how_much_was_compared(self, wrong) -> None:
+    def test_the_rows_and_the_lines_of_both_sides(self, wrong) -> None:
         rows = [line.split() for line in str(wrong).splitlines()]
         assert ["module", "mean", "min", "max", "stddev", "PEIR"] in [row[:6] for row in rows]
         marked = [row for row in rows if row[:1] == ["▶"]]
         assert [row[1] for row in marked] == ["down"]
         assert str(wrong).splitlines()[-1].startswith("coverage: 3 of 3 modules, 3 calls")
-
-    def test_the_lines_of_both_sides(self, wrong) -> None:
         lines = str(wrong).splitlines()
         source, number = inspect.getsourcelines(Mlp.forward)
         line = number + next(i for i, text in enumerate(source) if "self.down(" in text)
@@ -73,7 +71,7 @@ class TestText:
         assert len(marked) == 2
         assert all("return self.down(torch.relu(hidden))" in text for text in marked)
 
-    def test_it_fits_beside_the_margin_of_pytest(self) -> None:
+    def test_it_fits_and_has_no_colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stack = nn.Sequential(*(Mlp() for _ in range(10)))
         other = copy.deepcopy(stack)
         other[7].factor = 1.5
@@ -81,8 +79,6 @@ class TestText:
         assert max(map(len, text.splitlines())) <= 92
         assert len(text.splitlines()) < 80
         assert "… " in text
-
-    def test_no_colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FORCE_COLOR", "1")
         assert "\x1b" not in str(failure(Mlp(), mistaken(), X))
 

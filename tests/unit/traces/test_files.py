@@ -179,7 +179,7 @@ class TestDamage:
         with pytest.raises(StorageError, match="it is missing"):
             TraceReader(written)
 
-    def test_a_flipped_bit(self, written: Path) -> None:
+    def test_shards_that_are_damaged(self, written: Path) -> None:
         shard = written / "values-00000.safetensors"
         data = bytearray(shard.read_bytes())
         data[-1] ^= 1
@@ -188,8 +188,6 @@ class TestDamage:
         assert torch.equal(reader.tensor(0), TENSORS[0])
         with pytest.raises(StorageError, match="tensor 2 is not as written"):
             reader.tensor(2)
-
-    def test_a_tensor_that_no_line_names(self, written: Path) -> None:
         with pytest.raises(StorageError, match="does not say where tensor 7 lies"):
             TraceReader(written).tensor(7)
 

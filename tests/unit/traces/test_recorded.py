@@ -219,7 +219,7 @@ class TestFingerprints:
         assert verdict.symptom.module == "model.layers.1.mlp.up_proj"
         assert verdict.origin.kind == "parameter"
 
-    def test_shapes_that_differ(self, tmp_path, net) -> None:
+    def test_shapes_masks_and_missing_outputs(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a", values="fingerprints")
         wider = copy.deepcopy(net)
         wider.last = nn.Linear(8, 5)
@@ -228,8 +228,6 @@ class TestFingerprints:
         )
         assert (row.agrees, row.difference) == (False, None)
         assert row.note == "shape [3, 4]; candidate [3, 5]"
-
-    def test_masks_and_missing_outputs(self, tmp_path: Path, net) -> None:
         loaded = load("tiny-llama", batch=2)
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         assert tracer.compare(trace, loaded.model).coverage.left_out == 0

@@ -40,15 +40,13 @@ class TestImageAndText:
         assert made["input_ids"].shape == (batch, length or 84)
         assert len(visual_calls(qwen, made)) == 1
 
-    def test_image_tokens_are_as_many_as_patches_say(self, qwen):
+    def test_image_tokens_and_what_does_not_fit(self, qwen):
         made, description = image_and_text(qwen, InputSpec(batch=2))
         assert made["mm_token_type_ids"].sum(1).tolist() == [64, 64]
         assert made["image_grid_thw"].prod(1).tolist() == [256, 256]
         assert made["pixel_values"].shape == (512, 3 * 2 * 16 * 16)
         assert made["pixel_values"].abs().max() <= 1
         assert "64 of them a synthetic image of 16 x 16 patches" in description
-
-    def test_what_does_not_fit(self, qwen):
         with pytest.raises(UsageError, match="needs at least 4 tokens, an image"):
             image_and_text(qwen, InputSpec(sequence_length=3))
         with pytest.raises(UsageError, match="a prompt goes with --image"):
