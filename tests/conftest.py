@@ -69,16 +69,11 @@ def make_row() -> Callable[..., Row]:
             off = torch.tensor([0.0, 0.0, peir], dtype=torch.float64)
             difference = Difference.of(reference, reference + off)
         defaults = {
-            "order": 0,
-            "call": 0,
-            "value": "output",
-            "shape": (1, 3),
-            "dtype": torch.float32,
-            "candidate_dtype": torch.float32,
-            "limit": 1e-5,
+            "order": 0, "call": 0, "value": "output", "shape": (1, 3), "dtype": torch.float32,
+            "candidate_dtype": torch.float32, "limit": 1e-5,
             "agrees": peir is not None and peir <= 1e-5,
             "remarks": (Remark(RemarkKind.SCALARS, *note.split("; candidate ")),) if note else (),
-        }
+        }  # fmt: skip
         return Row(module=module, difference=difference, **(defaults | fields))
 
     return make

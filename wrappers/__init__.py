@@ -26,27 +26,8 @@ from wrappers.numerics.dtypes import DType, QScheme
 from wrappers.quantize import calibrate, convert, prepare
 
 __all__ = [
-    "DType",
-    "Mode",
-    "PTQConfig",
-    "QScheme",
-    "QuantModule",
-    "QuantPoint",
-    "QuantSpec",
-    "Runtime",
-    "Sampling",
-    "Step",
-    "affine",
-    "calibrate",
-    "calibrate_both",
-    "calibrate_decode",
-    "convert",
-    "decode_inputs",
-    "export",
-    "iter_points",
-    "iter_wrappers",
-    "microscaling",
-    "no_quantization",
-    "prepare",
-    "register",
-]
+    "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec", "Runtime",
+    "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode", "convert",
+    "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling", "no_quantization",
+    "prepare", "register",
+]  # fmt: skip

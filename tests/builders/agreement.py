@@ -9,18 +9,11 @@ import torch
 from wrappers.core.module import QuantModule
 
 VARIANTS = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
+EACH_VARIANT = pytest.mark.parametrize("variant", ["prefill", "prefill_reference", "decode"])
 IMPLEMENTATIONS = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-BATCHES = pytest.mark.parametrize(
-    ("batch", "length", "side"),
-    [
-        (1, 1, None),
-        (1, 7, None),
-        (3, 16, None),
-        (3, 16, "left"),
-        (3, 16, "right"),
-        (1, 97, None),
-    ],
-)
+BATCHES = pytest.mark.parametrize(("batch", "length", "side"), [
+    (1, 1, None), (1, 7, None), (3, 16, None), (3, 16, "left"), (3, 16, "right"), (1, 97, None),
+])  # fmt: skip
 
 
 def peir(reference, candidate):

@@ -46,9 +46,7 @@ class Page:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(
-        self, file: Path, width: int = 1400, height: int = 1000, *, dark: bool = False
-    ) -> None:
+    def open(self, file, width=1400, height=1000, *, dark=False):
         """Opens a file and waits until its script has run."""
         self.resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

@@ -3,12 +3,9 @@
 from torch import nn
 
 HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-)
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
 
 
 def hooks_of(*models: nn.Module) -> list[dict[str, dict[int, object]]]:

@@ -5,6 +5,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from wrappers import PTQConfig, calibrate, convert, prepare
+
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -34,10 +36,7 @@ LAYERS = {
     "layer norm": (lambda: nn.LayerNorm(16), randn(3, 5, 16)),
     "layer norm of two dimensions": (lambda: nn.LayerNorm((5, 16)), randn(3, 5, 16)),
     "layer norm without bias": (lambda: nn.LayerNorm(16, bias=False), randn(3, 16)),
-    "layer norm without weight": (
-        lambda: nn.LayerNorm(16, elementwise_affine=False),
-        randn(3, 16),
-    ),
+    "layer norm without weight": (lambda: nn.LayerNorm(16, elementwise_affine=False), randn(3, 16)),
     "relu": (nn.ReLU, randn(3, 16)),
     "relu in place": (lambda: nn.ReLU(inplace=True), randn(3, 16)),
     "sigmoid": (nn.Sigmoid, randn(3, 16)),
@@ -84,3 +83,19 @@ def by_torch(x, low, high, levels=255):
     scale = (max(high, 0.0) - min(low, 0.0)) / levels
     zero_point = round(-min(low, 0.0) / scale)
     return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, levels)
+
+
+def linear(**fields):
+    """A float linear layer of 6 to 4 and its wrapper."""
+    torch.manual_seed(0)
+    source = nn.Linear(6, 4)
+    return source, prepare(source, PTQConfig(**fields))
+
+
+def quantized_linear(**fields):
+    source, wrapper = linear(**fields)
+    calibrate(wrapper, [torch.randn(32, 6)])
+    return source, convert(wrapper)
+
+
+X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))

@@ -17,16 +17,11 @@ ATTENTION_POINTS = {
 def tiny(implementation="eager", *, seed=0, dtype=torch.float32, **changes):
     torch.manual_seed(seed)
     sizes = {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
+        "vocab_size": 96, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
         # Large enough for the attention not to be flat.
         "initializer_range": 0.15,
-    }
+    }  # fmt: skip
     config = LlamaConfig(**{**sizes, **changes})
     config._attn_implementation = implementation
     return LlamaForCausalLM(config).to(dtype).eval()
@@ -34,6 +29,10 @@ def tiny(implementation="eager", *, seed=0, dtype=torch.float32, **changes):
 
 def wrap(model, variant, **config):
     return wrappers.prepare(model, wrappers.PTQConfig(variant=variant, **config))
+
+
+def specs(activation, weight):
+    return {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
 
 
 def tokens(batch, length, seed=1):

@@ -61,19 +61,11 @@ FEED_FORWARD = {**SIZES, "intermediate_size": 48}
 GROUPED = {**FEED_FORWARD, "num_key_value_heads": 2}
 VISION = {"image_size": 16, "patch_size": 4}
 SEQUENCE_TO_SEQUENCE = {
-    "vocab_size": 99,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    "vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "decoder_start_token_id": 2,
-}
+}  # fmt: skip
 
 
 def hub(model: str, config: str, **sizes: Any) -> Callable[[], nn.Module]:

@@ -19,16 +19,10 @@ def rope(kind, **options):
 
 
 SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "rope_parameters": rope("default"),
-}
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 128, "rope_parameters": rope("default"),
+}  # fmt: skip
 
 
 def tiny(implementation="eager", *, dtype=torch.float32, **changes):

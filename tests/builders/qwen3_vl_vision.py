@@ -5,9 +5,7 @@ import io
 import pytest
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    BaseModelOutputWithDeepstackFeatures,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 import wrappers
 from tests.builders.agreement import peir

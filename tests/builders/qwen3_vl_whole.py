@@ -4,9 +4,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 import wrappers
-from tests.builders.agreement import (
-    redrawn,
-)
+from tests.builders.agreement import redrawn
 from tests.builders.qwen3_vl import SIZES
 
 IMAGE, VIDEO, START, END = 92, 93, 94, 95  # tokens; others are text, 0 pads
@@ -17,15 +15,10 @@ PIXELS = 3 * 2 * 4 * 4  # of a patch
 
 def tiny(implementation="eager", *, dtype=torch.float32, text=None, **changes):
     vision_sizes = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 40,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "num_position_embeddings": 16,
+        "depth": 3, "hidden_size": 32, "intermediate_size": 40, "num_heads": 4,
+        "out_hidden_size": 32, "patch_size": 4, "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 2],
-    }
+    }  # fmt: skip
     config = Qwen3VLConfig(
         text_config={**SIZES, "pad_token_id": 0, **(text or {})},
         vision_config=vision_sizes,
@@ -81,23 +74,19 @@ def batch_of(*rows, side="left", seed=1):
 
 EXAMPLES = {
     "one image": lambda **how: batch_of([4, ("image", (1, 4, 6)), 3], **how),
-    "images of two sizes": lambda **how: batch_of(
-        [("image", (1, 4, 6)), 2, ("image", (1, 2, 2)), 2], **how
-    ),
+    "images of two sizes": lambda **how: batch_of([
+        ("image", (1, 4, 6)), 2, ("image", (1, 2, 2)), 2,
+    ], **how),
     "batch": lambda **how: batch_of(
-        [3, ("image", (1, 4, 6)), 4],
-        [2, ("image", (1, 2, 2)), ("image", (1, 6, 2)), 2],
-        [9],
+        [3, ("image", (1, 4, 6)), 4], [2, ("image", (1, 2, 2)), ("image", (1, 6, 2)), 2], [9],
         **how,
     ),
     "video": lambda **how: batch_of([3, ("video", (2, 4, 4)), 4], **how),
-    "both": lambda **how: batch_of(
-        [3, ("image", (1, 4, 4)), 2, ("video", (2, 2, 4)), 3],
-        [2, ("video", (1, 4, 2)), 5, ("image", (1, 2, 2))],
-        **how,
-    ),
+    "both": lambda **how: batch_of([
+        3, ("image", (1, 4, 4)), 2, ("video", (2, 2, 4)), 3,
+    ], [2, ("video", (1, 4, 2)), 5, ("image", (1, 2, 2))], **how),
     "text": lambda **how: batch_of([9], [6], **how),
-}
+}  # fmt: skip
 
 
 def wrap(model, variant, **config):

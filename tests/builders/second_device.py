@@ -29,14 +29,9 @@ class Elsewhere(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor, requires_grad: bool = False) -> "Elsewhere":
         return torch.Tensor._make_wrapper_subclass(
-            cls,
-            held.shape,
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            layout=held.layout,
-            requires_grad=requires_grad,
-        )
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
+            dtype=held.dtype, layout=held.layout, requires_grad=requires_grad,
+        )  # fmt: skip
 
     def __init__(self, held: torch.Tensor, requires_grad: bool = False) -> None:
         self.held = held
@@ -73,9 +68,7 @@ class Elsewhere(torch.Tensor):
         raise TypeError("a tensor on another device is not NumPy's to read: move it to the CPU")
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
 
 
@@ -87,18 +80,14 @@ def second_device() -> Iterator[None]:
 
 
 class _Tensors(TorchDispatchMode):
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
 
 
 class _Numbers(TorchFunctionMode):
     """Numbers become tensors without a dispatch."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.tensor and kwargs.get("device") is not None:
             return func(*args, **kwargs | {"device": "cpu"}).to(kwargs["device"])

@@ -7,11 +7,9 @@ from wrappers.deploy.steps import Step
 from wrappers.layers.decoder_blocks import key_factors
 
 PARTS = {
-    "attention": "model.layers.1.self_attn",
-    "layer": "model.layers.1",
-    "model": "model",
+    "attention": "model.layers.1.self_attn", "layer": "model.layers.1", "model": "model",
     "causal LM": "",
-}
+}  # fmt: skip
 
 
 class FloatStep:

@@ -1,11 +1,6 @@
 """Results of studies as if their trials had been run."""
 
-from wrappers.studies import (
-    DecodeCalibration,
-    MaskFill,
-    Result,
-    Results,
-)
+from wrappers.studies import DecodeCalibration, MaskFill, Result, Results
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 PAIR = ("uint8", "uint8")
@@ -16,12 +11,9 @@ LOSSES = {(v, f): 1.0 + f / 1000 for v in (SEARCH, FAITHFUL) for f in (-40.0, -8
 def metrics(loss: float, seed: int) -> dict:
     loss += 0.001 * seed
     return {
-        "loss": loss,
-        "float_loss": 0.4,
-        "layer_l2": [0.1, 0.3],
-        "equal": 0.5,
+        "loss": loss, "float_loss": 0.4, "layer_l2": [0.1, 0.3], "equal": 0.5,
         "tasks": {"copa": 0.5},
-    }
+    }  # fmt: skip
 
 
 def fill_in(study: MaskFill, known: Results, losses: dict[tuple[str, float], float]) -> None:

@@ -242,28 +242,21 @@ def encoder_layer() -> nn.TransformerEncoderLayer:
 
 # The model and its inputs; a name that ends in "in training" is run in that mode.
 MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
-    "unet": (UNet, (PIXELS, torch.tensor([3, 7]))),
-    "residual": (Residual, PIXELS),
+    "unet": (UNet, (PIXELS, torch.tensor([3, 7]))), "residual": (Residual, PIXELS),
     "residual in training": (Residual, PIXELS),
     "packed lstm": (lambda: Packed(nn.LSTM), (IDS, torch.tensor([10, 6]))),
     "packed gru": (lambda: Packed(nn.GRU), (IDS, torch.tensor([5, 10]))),
-    "unrolled": (Unrolled, STATES),
-    "spectral": (Spectral, STATES),
+    "unrolled": (Unrolled, STATES), "spectral": (Spectral, STATES),
     "adapted": (lambda: nn.Sequential(Adapted(nn.Linear(8, 8)), nn.Tanh()), PLAIN),
     "table": (lambda: nn.Sequential(Table(), Table()), IDS),
-    "structured": (Structured, PLAIN),
-    "generated": (Generated, {}),
-    "parametrized": (parametrized, PLAIN),
-    "with hooks": (with_hooks, PLAIN),
+    "structured": (Structured, PLAIN), "generated": (Generated, {}),
+    "parametrized": (parametrized, PLAIN), "with hooks": (with_hooks, PLAIN),
     "quantized": (quantized, PLAIN),
     "dropout in training": (
         lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 8)),
         PLAIN,
     ),
-    "attention": (
-        lambda: nn.MultiheadAttention(16, 2, batch_first=True),
-        (OTHERS, STATES, STATES),
-    ),
+    "attention": (lambda: nn.MultiheadAttention(16, 2, batch_first=True), (OTHERS, STATES, STATES)),
     "encoder layers": (
         lambda: nn.TransformerEncoder(encoder_layer(), 2),
         {"src": STATES, "src_key_padding_mask": HIDDEN},
@@ -273,12 +266,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         {"src": STATES},
     ),
     "decoder layers": (
-        lambda: nn.TransformerDecoder(
-            nn.TransformerDecoderLayer(16, 2, 24, batch_first=True), num_layers=2
-        ),
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(
+            16, 2, 24, batch_first=True,
+        ), num_layers=2),
         {
-            "tgt": OTHERS,
-            "memory": STATES,
+            "tgt": OTHERS, "memory": STATES,
             "tgt_mask": nn.Transformer.generate_square_subsequent_mask(5),
         },
     ),
@@ -286,11 +278,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         lambda: nn.Sequential(nn.Linear(16, 8), nn.GELU()),
         torch.nested.nested_tensor([STATES[0], OTHERS[0]], layout=torch.jagged),
     ),
-}
+}  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The PyTorch API of nested tensors:UserWarning",
-)
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
@@ -336,16 +326,13 @@ def test_copies_agree_in_full_and_compute_what_they_do_untraced(name: str) -> No
     assert tracer.compare(model, model, inputs, train=model.training).verdict.agrees
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        *((name, "bfloat16") for name in ("bert", "bart", "mamba", "unet", "packed lstm")),
-        *((name, "float64") for name in ("t5", "gemma3", "residual in training", "encoder layers")),
-        *((name, "eager attention") for name in ("bert", "gpt2", "bart", "whisper", "mixtral")),
-        *((name, "compiled") for name in ("vit", "spectral", "unrolled")),
-        *((name, "parallel") for name in ("gpt2", "structured")),
-    ],
-)
+@pytest.mark.parametrize(("name", "change"), [
+    *((name, "bfloat16") for name in ("bert", "bart", "mamba", "unet", "packed lstm")),
+    *((name, "float64") for name in ("t5", "gemma3", "residual in training", "encoder layers")),
+    *((name, "eager attention") for name in ("bert", "gpt2", "bart", "whisper", "mixtral")),
+    *((name, "compiled") for name in ("vit", "spectral", "unrolled")),
+    *((name, "parallel") for name in ("gpt2", "structured")),
+])  # fmt: skip
 def test_right_pairs_agree(name: str, change: str) -> None:
     model, inputs = build(name)
     candidate = CHANGES[change](copy.deepcopy(model))

@@ -64,7 +64,7 @@ class TestCommands:
         assert "71 outputs in common with examples/ci/baseline.json: none has changed" in summary
         assert (tmp_path / "comment.arguments").read_text().split()[:3] == ["pr", "comment", "7"]
         assert {path.suffix for path in tmp_path.glob("trace_model.*")} == {
-            *(".md", ".html", ".xml", ".json"),
+            *(".md", ".html", ".xml", ".json")
         }
 
     def test_a_regression_fails(self, tmp_path):
@@ -94,15 +94,12 @@ def test_every_option_is_known():
     assert made.report == (Path("examples/ci/baseline.json"),)
 
 
-def test_the_steps_after_a_failure_are_run():
+def test_what_the_steps_and_the_baseline_hold():
     after = [
         step for step in STEPS if step.get("name") in ("Summary", "Comment", "Keep the reports")
     ]
     assert len(after) == 3
     assert all(step["if"].startswith("always()") for step in after)
-
-
-def test_the_baseline_is_small_and_holds_no_path_of_a_machine():
     text = (CI / "baseline.json").read_text(encoding="utf-8")
     assert len(text) < 100_000
     assert '"/' not in text

@@ -3,7 +3,6 @@
 import copy
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 import tracer
+from tests.builders.comparing import agreed
 from tests.builders.second_device import DEVICE, Elsewhere, second_device
 from tracer.cli import main
 
@@ -104,8 +104,7 @@ class TestOnTwoDevices:
         reference, candidate = pair(NOTHING, there)
         assert isinstance((candidate if there else reference).head.weight, Elsewhere)
         options = {"isolate": "leaves", "what_if": 1, "noise_floor": True, "samples": 8}
-        comparison = tracer.compare(reference, candidate, inputs(reference), **options)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(reference, candidate, inputs(reference), **options)
         assert all(row.error == 0.0 for row in comparison.rows)
         assert all(row.sample is not None for row in comparison.rows if row.is_output)
         assert not [note for note in comparison.verdict.explanation.splitlines() if "not" in note]
@@ -160,15 +159,11 @@ class TestOnTwoDevices:
         assert where == {("cpu", "xla") if there else ("xla", "cpu")}
 
 
-def test_another_dtype_as_well() -> None:
+def test_another_dtype_and_tensors_that_stay() -> None:
     reference, candidate = pair(NOTHING, candidate_is_there=True)
-    comparison = tracer.compare(reference, candidate.bfloat16(), X)
-    assert comparison.verdict.agrees, comparison.verdict.explanation
+    comparison = agreed(reference, candidate.bfloat16(), X)
     assert {row.candidate_dtype for row in comparison.rows if row.is_output} == {torch.bfloat16}
-
-
-def test_tensors_that_are_on_no_model_s_device_stay() -> None:
-    """Inputs that only the candidate could take are not moved for the reference."""
+    # Inputs that only the candidate could take are not moved for the reference.
     reference, candidate = pair(NOTHING, candidate_is_there=True)
     with pytest.raises(tracer.ModelRunError, match=r"the reference raised .* on one device"):
         tracer.compare(reference, candidate, X.to(DEVICE))
@@ -185,9 +180,7 @@ def build():
 
 class TestCommandLine:
     @pytest.mark.parametrize("is_itself", [True, False])
-    def test_the_candidate_is_there(
-        self, capsys, monkeypatch, tmp_path: Path, is_itself: bool
-    ) -> None:
+    def test_the_candidate_is_there(self, capsys, monkeypatch, tmp_path, is_itself):
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setenv("COLUMNS", "400")
         (tmp_path / "net.py").write_text(FACTORY)

@@ -91,8 +91,7 @@ def test_snippets_run(page, monkeypatch, capsys, tmp_path) -> None:
 
 
 def test_snippets_of_the_readme_run(monkeypatch, capsys, tmp_path) -> None:
-    names = run(README, monkeypatch, tmp_path)
-    assert names["comparison"].verdict.agrees
+    assert run(README, monkeypatch, tmp_path)["comparison"].verdict.agrees
     assert (tmp_path / "report.json").is_file()
 
 
@@ -155,12 +154,9 @@ def test_links_resolve(page) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_in_the_navigation() -> None:
+def test_pages_and_the_readme() -> None:
     pages = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert sorted(pages) == sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md"))
-
-
-def test_the_readme_is_short() -> None:
     assert README.stat().st_size < 10_000
 
 
@@ -186,22 +182,16 @@ def test_the_api_reference_has_every_public_package() -> None:
             assert getattr(room, name).__doc__, f"{room.__name__}.{name} has no docstring"
 
 
-def test_the_rooms_are_those_of_the_import_contract() -> None:
+def test_rooms_and_figures_of_the_pages() -> None:
     page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`(?:tracer|wrappers)\..+?`) \|", page, re.M)
     shown = [re.findall(r"`([\w.]+)`", row) for row in rows]
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
     assert shown == [layer.split(" | ") for contract in layers for layer in contract]
-
-
-def test_the_report_schema_page_has_every_key() -> None:
     page = (DOCS / "reference" / "report-schema.md").read_text(encoding="utf-8")
     schema = json.loads((ROOT / "tracer" / "reports" / "report.schema.json").read_text())
     assert re.findall(r"^\| `(\w+)` \|", page, re.M) == list(schema["properties"])
-
-
-def test_the_tolerances_are_those_of_the_code() -> None:
     page = (DOCS / "explanation" / "tolerances.md").read_text(encoding="utf-8")
     limits = tracer.Tolerance()
     for names, limit in re.findall(r"^\| ([a-z0-9, ]+) \| ([\d.e-]+) \|$", page, re.M):

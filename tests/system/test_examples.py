@@ -17,12 +17,7 @@ from wrappers.core import registry
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    *arguments: str,
-) -> str:
+def run(name, monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", [name, *arguments])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     return capsys.readouterr().out
@@ -110,17 +105,11 @@ def test_add_a_variant(monkeypatch, capsys) -> None:
 _TO_CIRCLE = ("quantize_llama_mlp.py", "quantize_llama_decoder_layer_decode.py")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "quantize_llama_attention_decode.py",
-        "quantize_llama_attention_prefill.py",
-        "quantize_llama_decoder_layer_decode.py",
-        "quantize_llama_decoder_layer_prefill.py",
-        "quantize_llama_mlp.py",
-        "quantize_qwen3_vl_text_model.py",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "quantize_llama_attention_decode.py", "quantize_llama_attention_prefill.py",
+    "quantize_llama_decoder_layer_decode.py", "quantize_llama_decoder_layer_prefill.py",
+    "quantize_llama_mlp.py", "quantize_qwen3_vl_text_model.py",
+])  # fmt: skip
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 @pytest.mark.slow
 def test_quantising_and_exporting(name, monkeypatch, capsys, tmp_path) -> None:

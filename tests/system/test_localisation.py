@@ -95,14 +95,11 @@ def test_a_right_pair_agrees(pair: Pair) -> None:
     assert verdict.origin is None
 
 
-def test_what_is_planted_stays_in_the_candidate() -> None:
+def test_what_is_planted_and_its_names() -> None:
     for name, source in (("random-llama", tiny_llama), ("tiny-qwen3-vl", tiny_qwen3_vl)):
         reference, _ = source()
         fresh = tiny.build(name, 0).state_dict()
         assert all(torch.equal(fresh[key], value) for key, value in reference.state_dict().items())
-
-
-def test_names_are_unique_within_a_group() -> None:
     for group in groups():
         assert len({mistake.name for mistake in group.mistakes}) == len(group.mistakes)
     assert len({(pair.group, pair.name) for pair in CLEAN}) == len(CLEAN)
@@ -132,14 +129,12 @@ class TestBenchmark:
         assert found == ["3", *shares, "1", "100.0 %", "0", "0"]
         assert "      -  " in lines[1]
 
-    def test_missed(self) -> None:
+    def test_what_was_missed(self) -> None:
         assert localisation.missed(self.outcomes("one weight")) == "Nothing was missed."
         text = localisation.missed(self.outcomes("logits in bfloat16", wrong=True), markdown=True)
         assert text.splitlines()[1] == "|---|---|---|---|---|"
         assert "| Llama | elsewhere | `model.norm`: parameter | `lm_head`: parameter |" in text
         assert "the agreement says so" in text
-
-    def test_missed_lines(self) -> None:
         outcomes = self.outcomes("norm eps", "attention scale")
         assert localisation.missed_lines(outcomes) == "No exact line was missed."
         lost = [replace(outcome, line_is_right=False) for outcome in outcomes[:1]]
@@ -151,12 +146,10 @@ class TestBenchmark:
         outcomes = list(localisation.run(None, "Llama", "norm eps"))
         assert [(o.group, o.name, o.is_right) for o in outcomes] == [("Llama", "norm eps", True)]
 
-    def test_a_model_that_raises(self) -> None:
+    def test_models_that_raise(self) -> None:
         outcome = self.outcomes("MLP loaded in bfloat16")[0]
         assert outcome.is_right
         assert "the candidate raised RuntimeError" in outcome.raised
-
-    def test_a_reference_that_raises_is_no_agreement(self) -> None:
         reference, inputs = tiny_llama()
         broken: Any = {**inputs, "input_ids": inputs["input_ids"] + 10_000}
         pair = Pair("right", "out of the vocabulary", lambda: (reference, reference, broken))

@@ -9,51 +9,14 @@ import pytest
 import tracer
 
 PUBLIC = [
-    "Baseline",
-    "Breakpoint",
-    "Captured",
-    "Cause",
-    "Comparison",
-    "Coverage",
-    "Debugging",
-    "Difference",
-    "Flow",
-    "FormDifference",
-    "Gate",
-    "InputError",
-    "Isolate",
-    "IsolatedCall",
-    "IsolatedModule",
-    "Isolation",
-    "ModelLoadError",
-    "ModelRunError",
-    "NotEquivalentError",
-    "NothingComparedError",
-    "Origin",
-    "Recorded",
-    "Recording",
-    "Recovery",
-    "Roles",
-    "Row",
-    "ShapeMismatchError",
-    "Stepped",
-    "Stepping",
-    "StorageError",
-    "Symptom",
-    "Tolerance",
-    "TracerError",
-    "UsageError",
-    "Verdict",
-    "assert_equivalent",
-    "capture",
-    "compare",
-    "explain",
-    "flow",
-    "gate",
-    "models",
-    "open_trace",
-    "record",
-]
+    "Baseline", "Breakpoint", "Captured", "Cause", "Comparison", "Coverage", "Debugging",
+    "Difference", "Flow", "FormDifference", "Gate", "InputError", "Isolate", "IsolatedCall",
+    "IsolatedModule", "Isolation", "ModelLoadError", "ModelRunError", "NotEquivalentError",
+    "NothingComparedError", "Origin", "Recorded", "Recording", "Recovery", "Roles", "Row",
+    "ShapeMismatchError", "Stepped", "Stepping", "StorageError", "Symptom", "Tolerance",
+    "TracerError", "UsageError", "Verdict", "assert_equivalent", "capture", "compare", "explain",
+    "flow", "gate", "models", "open_trace", "record",
+]  # fmt: skip
 ROOMS = [
     *("cli", "testing", "regression", "reports", "comparison", "isolation", "diagnosis"),
     *("diagnosis.zoom", "debugger", "interventions", "traces", "measurement", "models"),
@@ -75,18 +38,12 @@ def test_each_name_is_there(name: str) -> None:
         assert value.__doc__
 
 
-def test_every_error_is_a_tracer_error() -> None:
+def test_public_names_and_errors() -> None:
     for name in PUBLIC:
         if name.endswith("Error"):
             assert issubclass(getattr(tracer, name), tracer.TracerError)
-
-
-def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'tracer' has no attribute 'compar'"):
         tracer.compar  # noqa: B018
-
-
-def test_star_import() -> None:
     names: dict[str, object] = {}
     exec("from tracer import *", names)
     assert set(PUBLIC) <= set(names)

@@ -64,23 +64,16 @@ X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module")
 def llama():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=64,
-            max_position_embeddings=64,
-        )
-    ).eval()
+    return LlamaForCausalLM(LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=64, max_position_embeddings=64,
+    )).eval()  # fmt: skip
 
 
 # --- prepare
 
 
-def test_names_and_parameters_stay(net):
+def test_names_parameters_and_the_float_model_stay(net):
     wrapped = prepare(net, PTQConfig())
     assert [name for name, _ in wrapped.named_modules()] == [
         name for name, _ in net.named_modules()
@@ -89,9 +82,6 @@ def test_names_and_parameters_stay(net):
     assert list(parameters) == [name for name, _ in net.named_parameters()]
     assert all(parameters[name] is value for name, value in net.named_parameters())
     assert type(wrapped) is Net
-
-
-def test_the_float_model_is_untouched(net):
     before = {name: type(module) for name, module in net.named_modules()}
     state = copy.deepcopy(net.state_dict())
     expected = net(X)
@@ -121,20 +111,14 @@ def test_all_wrappers_start_switched_off(net):
     torch.testing.assert_close(wrapped(X), net(X))
 
 
-def test_strict_wrapping_names_the_module_and_what_has_a_wrapper(net):
+def test_what_cannot_be_wrapped(net):
     with pytest.raises(
         MissingWrapperError, match=r"^norm owns parameters: .*GroupNorm has no wrapper; .*Linear"
     ):
         prepare(net, PTQConfig(strict_wrap=True))
-
-
-def test_a_wrapped_model_is_not_wrapped_again(net):
     wrapped = prepare(net, PTQConfig())
     with pytest.raises(WrapError, match="first is a QuantLinear: the model is wrapped already"):
         prepare(wrapped, PTQConfig())
-
-
-def test_a_model_without_anything_to_wrap_is_an_error():
     with pytest.raises(WrapError, match="nothing in Sequential has a wrapper"):
         prepare(nn.Sequential(nn.GroupNorm(2, 6)), PTQConfig())
 
@@ -155,15 +139,12 @@ def test_overrides_reach_their_points(net):
     assert specs["seldom.act_out"] == no_quantization()
 
 
-@pytest.mark.parametrize(
-    ("path", "advice"),
-    [
-        ("blocks.0.wieght", "did you mean blocks.0.weight"),
-        ("block.0.act_in", "did you mean blocks.0.act_in"),
-        ("blocks.0", "did you mean"),
-        ("zzzzzzzzzzzzzzzzzzzzzzzz", "there are first.weight, first.act_in"),
-    ],
-)
+@pytest.mark.parametrize(("path", "advice"), [
+    ("blocks.0.wieght", "did you mean blocks.0.weight"),
+    ("block.0.act_in", "did you mean blocks.0.act_in"),
+    ("blocks.0", "did you mean"),
+    ("zzzzzzzzzzzzzzzzzzzzzzzz", "there are first.weight, first.act_in"),
+])  # fmt: skip
 def test_an_override_of_nothing_lists_near_names(net, path, advice):
     with pytest.raises(
         UnknownOverrideError, match=rf"'{path}' names no quantization point; {advice}"
@@ -171,15 +152,9 @@ def test_an_override_of_nothing_lists_near_names(net, path, advice):
         prepare(net, PTQConfig(overrides={path: affine("int8")}))
 
 
-def test_a_single_layer_can_be_prepared():
+def test_a_single_layer_and_inputs_of_every_form(net):
     wrapped = prepare(nn.Linear(6, 2), PTQConfig(overrides={"weight": affine("int8")}))
     assert wrapped.points["weight"].spec == affine("int8")
-
-
-# --- calibrate
-
-
-def test_inputs_of_every_form(net):
     wrapped = prepare(net, PTQConfig())
     calibrate(wrapped, [X, (X,), [X, True], {"x": X, "seldom": True}])
     assert wrapped.seldom.points["act_in"].observer.seen == 2 * X.numel()
@@ -187,7 +162,10 @@ def test_inputs_of_every_form(net):
     assert {module.mode for _, module in iter_wrappers(wrapped)} == {Mode.CALIBRATE}
 
 
-def test_calibrating_records_no_gradients(net):
+# --- calibrate
+
+
+def test_calibrating_sees_every_batch_without_gradients(net):
     wrapped = prepare(net, PTQConfig())
 
     def batches():
@@ -197,9 +175,6 @@ def test_calibrating_records_no_gradients(net):
 
     calibrate(wrapped, batches())
     assert not wrapped.first.points["act_in"].observer.minimum.requires_grad
-
-
-def test_progress_sees_every_batch(net):
     seen = []
 
     def progress(batches):
@@ -211,24 +186,18 @@ def test_progress_sees_every_batch(net):
     assert len(seen) == 2
 
 
-def test_no_inputs_are_an_error(net):
+def test_what_cannot_be_calibrated(net):
     with pytest.raises(ModelInputError, match="no calibration inputs"):
         calibrate(prepare(net, PTQConfig()), iter(()))
-
-
-def test_an_input_of_no_known_form_is_an_error(net):
     with pytest.raises(ModelInputError, match="not str"):
         calibrate(prepare(net, PTQConfig()), ["a prompt"])
-
-
-def test_a_float_model_cannot_be_calibrated_or_converted(net):
     with pytest.raises(ModeError, match="give the model that prepare"):
         calibrate(net, [X])
     with pytest.raises(ModeError, match="give the model that prepare"):
         convert(net)
 
 
-def test_nan_in_the_data_is_left_out_and_told(net):
+def test_what_is_damaged_is_told(net):
     wrapped, clean = prepare(net, PTQConfig()), prepare(net, PTQConfig())
     dirty = X.clone()
     dirty[0] = math.nan
@@ -236,9 +205,6 @@ def test_nan_in_the_data_is_left_out_and_told(net):
         calibrate(wrapped, [(dirty, True)])
     calibrate(clean, [(X[1:], True)])
     assert torch.equal(convert(wrapped)(X), convert(clean)(X))
-
-
-def test_a_damaged_checkpoint_is_an_error(net):
     with torch.no_grad():
         net.seldom.bias[0] = math.nan
         net.blocks[0].weight[0, 0] = math.inf
@@ -262,19 +228,16 @@ def test_points_that_saw_nothing_are_all_named_and_nothing_changes(net):
     assert convert(wrapped) is wrapped
 
 
-def test_a_point_that_is_never_quantised_may_see_nothing(net):
+def test_points_that_see_nothing_and_many_names(net, llama):
     overrides = {"seldom": {"act_in": no_quantization(), "act_out": no_quantization()}}
     wrapped = prepare(net, PTQConfig(overrides=overrides))
     calibrate(wrapped, [X])
     convert(wrapped)
-
-
-def test_many_names_are_cut_short(llama):
     with pytest.raises(UnseenObserverError, match=r"and \d+ more\. Calibrate"):
         convert(prepare(llama, PTQConfig()))
 
 
-def test_more_bits_are_closer(net):
+def test_more_bits_are_closer_and_their_state_restores_them(net):
     errors = []
     for dtype in ("uint4", "uint8", "uint16"):
         wrapped = prepare(net, PTQConfig(activation=affine(dtype), weight=affine(dtype)))
@@ -282,9 +245,6 @@ def test_more_bits_are_closer(net):
         with torch.no_grad():
             errors.append(float((convert(wrapped)(X) - net(X)).abs().max()))
     assert errors[0] > errors[1] > errors[2] > 0
-
-
-def test_the_state_of_a_quantised_model_restores_it(net):
     quantized = prepare(net, PTQConfig())
     calibrate(quantized, [(X, True)])
     convert(quantized)
@@ -311,24 +271,15 @@ def test_a_causal_lm_keeps_what_transformers_does_with_it(llama):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_tied_weights_stay_tied():
+def test_tied_weights_and_rotary_embeddings_stay(llama):
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=32,
-        tie_word_embeddings=True,
-    )
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=32, tie_word_embeddings=True,
+    )  # fmt: skip
     wrapped = prepare(LlamaForCausalLM(config).eval(), PTQConfig())
     assert wrapped.lm_head.weight is wrapped.model.embed_tokens.weight
-
-
-def test_the_rotary_embedding_stays_what_it_is(llama):
-    wrapped = prepare(llama, PTQConfig())
-    assert type(wrapped.model.rotary_emb) is type(llama.model.rotary_emb)
+    assert type(prepare(llama, PTQConfig()).model.rotary_emb) is type(llama.model.rotary_emb)
 
 
 def test_a_quantised_causal_lm_is_saved_and_restored(llama, tmp_path):

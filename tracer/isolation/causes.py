@@ -87,11 +87,7 @@ class SwitchTrials(Intervention):
     """Calls some modules again with a switch off; to come after `Forcing`."""
 
     def __init__(
-        self,
-        watched: Container[str],
-        used: Container[tuple[str, int, str]],
-        *,
-        own_lines: bool,
+        self, watched: Container[str], used: Container[tuple[str, int, str]], *, own_lines: bool
     ) -> None:
         """Chooses what is looked at.
 

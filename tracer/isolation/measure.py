@@ -119,10 +119,7 @@ def _callers(record: CallRecord, records: Mapping[CallKey, CallRecord]) -> set[s
 
 
 def _measured(
-    run: Run,
-    modules: Collection[str] | None,
-    free: Mapping[CallKey, CallRecord],
-    depth: int,
+    run: Run, modules: Collection[str] | None, free: Mapping[CallKey, CallRecord], depth: int
 ) -> list[IsolatedCall]:
     """The worst value of each call in a run where it had the reference's inputs."""
     values: dict[CallKey, list[tuple[str, Row]]] = defaultdict(list)
@@ -227,10 +224,7 @@ def _by_module(calls: Sequence[IsolatedCall]) -> list[IsolatedModule]:
 
 
 def _recoveries(
-    ranked: Sequence[IsolatedModule],
-    count: int,
-    free: Comparer,
-    experiment: Experiment,
+    ranked: Sequence[IsolatedModule], count: int, free: Comparer, experiment: Experiment
 ) -> Iterator[Recovery]:
     """Swaps the worst modules, but for the model itself, each alone and then all together."""
     before = final_output(free.rows)

@@ -127,11 +127,7 @@ class Baseline:
 
     @classmethod
     def _of(
-        cls,
-        source: str,
-        agrees: bool,
-        rows: list[dict[str, Any]],
-        coverage: Mapping[str, Any],
+        cls, source: str, agrees: bool, rows: list[dict[str, Any]], coverage: Mapping[str, Any]
     ) -> "Baseline":
         figures = {
             (row["module"], row["call"], row["value"], tuple(row["shape"])): Figures.of(row)

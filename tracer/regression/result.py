@@ -55,13 +55,9 @@ class Limit:
 
 # The level of `tracer.choices.FAIL_ON` from which up each fails.
 _LEVELS = {
-    "worse": "regression",
-    "new": "regression",
-    "limit": "regression",
-    "agreed": "regression",
-    "less": "coverage",
-    "diverges": "divergence",
-}
+    "worse": "regression", "new": "regression", "limit": "regression", "agreed": "regression",
+    "less": "coverage", "diverges": "divergence",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,10 @@ if TYPE_CHECKING:
 
 # The function that makes a report of a comparison and a Run, by suffix. Imported when needed.
 WRITERS = {
-    ".html": "tracer.reports.html:render",
-    ".json": "tracer.reports.json:render",
-    ".xml": "tracer.reports.junit:render",
-    ".md": "tracer.reports.markdown:render",
-    ".csv": "tracer.reports.frame:csv",
-    ".parquet": "tracer.reports.frame:parquet",
-}
+    ".html": "tracer.reports.html:render", ".json": "tracer.reports.json:render",
+    ".xml": "tracer.reports.junit:render", ".md": "tracer.reports.markdown:render",
+    ".csv": "tracer.reports.frame:csv", ".parquet": "tracer.reports.frame:parquet",
+}  # fmt: skip
 # Those that draw samples of the values, and those for which a package is needed.
 _DRAWN = (".html",)
 _PACKAGES = {".parquet": "pyarrow"}

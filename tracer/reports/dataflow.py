@@ -55,12 +55,9 @@ def render(flow: Flow) -> str:
     lists, and are there for what was to be kept only.
     """
     document = {
-        "schema": SCHEMA,
-        "model": flow.model,
-        "is_complete": flow.is_complete,
-        "calls": [_call(call) for call in flow.calls],
-        "points": flow.points,
-    }
+        "schema": SCHEMA, "model": flow.model, "is_complete": flow.is_complete,
+        "calls": [_call(call) for call in flow.calls], "points": flow.points,
+    }  # fmt: skip
     return json.dumps(plain_values(document), indent=1, allow_nan=False) + "\n"
 
 

@@ -175,10 +175,6 @@ def _drawn(sample: Sample) -> dict[str, object]:
     levels = np.round((pairs - low) / ((high - low) or 1.0) * _LEVELS).astype("<u2")
     reference, candidate = (base64.b64encode(side.tobytes()).decode() for side in levels)
     return {
-        "reference": reference,
-        "candidate": candidate,
-        "low": _plain(low),
-        "high": _plain(high),
-        "counts": sample.counts,
-        "reach": _plain(sample.reach),
-    }
+        "reference": reference, "candidate": candidate, "low": _plain(low), "high": _plain(high),
+        "counts": sample.counts, "reach": _plain(sample.reach),
+    }  # fmt: skip

@@ -127,10 +127,7 @@ def _gate(decided: "Gate") -> str:
 def _sources(origin: Origin) -> str:
     """The lines of both sides, for as far as they can be read here."""
     blocks = []
-    for side, line in (
-        ("reference", origin.reference_line),
-        ("candidate", origin.candidate_line),
-    ):
+    for side, line in (("reference", origin.reference_line), ("candidate", origin.candidate_line)):
         found = excerpt(line)
         blocks.append(f"{side}: {_code(found.place)}")
         if found.lines:

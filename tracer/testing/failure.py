@@ -52,10 +52,7 @@ def _parts(comparison: Comparison, reason: str, width: int) -> Iterator[Renderab
 def _sources(origin: Origin, width: int) -> Iterator[RenderableType]:
     """The lines of both sides, for as far as they can be read here."""
     yield Text(origin_in_words(origin))
-    for side, line in (
-        ("reference", origin.reference_line),
-        ("candidate", origin.candidate_line),
-    ):
+    for side, line in (("reference", origin.reference_line), ("candidate", origin.candidate_line)):
         found = excerpt(line)
         yield Text(f"{side}: {found.place}")
         if found.lines:

@@ -30,10 +30,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from wrappers.attention.cache import (
-    KeyValueCache,
-    cache_extent,
-)
+from wrappers.attention.cache import KeyValueCache, cache_extent
 from wrappers.core.point import Mode
 from wrappers.errors import ModelInputError
 

@@ -37,13 +37,7 @@ from wrappers.core.transformers_compat import (
     without_hook,
     without_recording_hooks,
 )
-from wrappers.errors import (
-    ConfigError,
-    ModeError,
-    ObserverError,
-    PointError,
-    WrapError,
-)
+from wrappers.errors import ConfigError, ModeError, ObserverError, PointError, WrapError
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 

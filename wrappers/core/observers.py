@@ -331,12 +331,9 @@ class MXObserver(Observer):
 
 
 OBSERVERS: Mapping[str, type[Observer]] = {
-    "minmax": MinMaxObserver,
-    "ema": EMAObserver,
-    "percentile": PercentileObserver,
-    "mx": MXObserver,
-    "identity": IdentityObserver,
-}
+    "minmax": MinMaxObserver, "ema": EMAObserver, "percentile": PercentileObserver,
+    "mx": MXObserver, "identity": IdentityObserver,
+}  # fmt: skip
 
 
 def build_observer(

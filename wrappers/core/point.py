@@ -13,11 +13,7 @@ from torch import Tensor
 from wrappers.core.observers import AffineObserver, Observer, build_observer
 from wrappers.core.quantizers import Quantizer, quantizer_from_state
 from wrappers.core.spec import QuantSpec, Role
-from wrappers.errors import (
-    ConfigError,
-    ModeError,
-    QParamsError,
-)
+from wrappers.errors import ConfigError, ModeError, QParamsError
 from wrappers.numerics.affine import AffineQParams
 
 

@@ -34,12 +34,7 @@ Source = Literal["float", "quantized"]
 
 
 def decode_inputs(
-    prefill: nn.Module,
-    decode: nn.Module,
-    prompts: Iterable[Prompt],
-    *,
-    steps: int,
-    source: Source,
+    prefill: nn.Module, decode: nn.Module, prompts: Iterable[Prompt], *, steps: int, source: Source
 ) -> Iterator[dict[str, Any]]:
     """Yields keyword arguments of the decode model, `steps` for each prompt.
 

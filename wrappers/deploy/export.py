@@ -54,11 +54,7 @@ _logger = logging.getLogger(__name__)
 
 
 def export(
-    model: nn.Module,
-    example_inputs: ModelInputs,
-    path: str | PathLike[str],
-    *,
-    check: bool = True,
+    model: nn.Module, example_inputs: ModelInputs, path: str | PathLike[str], *, check: bool = True
 ) -> None:
     """Writes a model, float, wrapped or quantised, as a graph.
 

@@ -323,10 +323,7 @@ def run_prefill(
     """
     cache = DynamicCache()
     output = prefill(
-        **prompts.inputs(),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=logits_to_keep,
+        **prompts.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep
     )
     return output.logits, Slots.from_prefill(cache, prompts.lengths, capacity, key_factors(decode))
 

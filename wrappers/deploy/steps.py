@@ -58,13 +58,7 @@ class Step(nn.Module):
         self.masks = MaskBuilder(attentions[0].masks.fill_value)
 
     def forward(
-        self,
-        inputs: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor,
-        *past: Tensor,
-        **visual: Any,
+        self, inputs: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, *past: Tensor, **visual: Any
     ) -> tuple[Tensor, ...]:
         """See the table of this module; `visual` is what a text model takes of images.
 

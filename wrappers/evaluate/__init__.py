@@ -22,21 +22,7 @@ from wrappers.evaluate.perplexity import (
 )
 
 __all__ = [
-    "Continuation",
-    "DecodedModel",
-    "GenerationCheck",
-    "LayerError",
-    "Perplexity",
-    "Window",
-    "check_tasks",
-    "decoded_perplexity",
-    "documents",
-    "generation_check",
-    "layer_errors",
-    "perplexity",
-    "positions_of",
-    "repetition",
-    "run_tasks",
-    "step_perplexity",
-    "windows",
-]
+    "Continuation", "DecodedModel", "GenerationCheck", "LayerError", "Perplexity", "Window",
+    "check_tasks", "decoded_perplexity", "documents", "generation_check", "layer_errors",
+    "perplexity", "positions_of", "repetition", "run_tasks", "step_perplexity", "windows",
+]  # fmt: skip

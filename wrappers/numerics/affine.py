@@ -88,12 +88,9 @@ class AffineQParams:
     def state(self) -> dict[str, Any]:
         """Plain JSON values that `wrappers.core.observers.quantizer_from_state` reads."""
         return {
-            "kind": "affine",
-            "scale": self.scale.tolist(),
-            "zero_point": self.zero_point.tolist(),
-            "dtype": str(self.dtype),
-            "axis": self.axis,
-        }
+            "kind": "affine", "scale": self.scale.tolist(), "zero_point": self.zero_point.tolist(),
+            "dtype": str(self.dtype), "axis": self.axis,
+        }  # fmt: skip
 
     def to(self, device: torch.device) -> AffineQParams:
         """The same parameters on `device`."""
@@ -105,12 +102,7 @@ class AffineQParams:
 
 
 def affine_qparams(
-    minimum: Tensor,
-    maximum: Tensor,
-    dtype: DType,
-    qscheme: QScheme,
-    *,
-    axis: int | None = None,
+    minimum: Tensor, maximum: Tensor, dtype: DType, qscheme: QScheme, *, axis: int | None = None
 ) -> AffineQParams:
     """Scale and zero point for values in [minimum, maximum].
 
@@ -227,11 +219,7 @@ def _round_to_codes(work: Tensor, qparams: AffineQParams) -> Tensor:
     if math.isnan(work.sum().item()):
         dtype = qparams.dtype
         of_nan = torch.fake_quantize_per_tensor_affine(
-            torch.full((1,), math.nan),
-            qparams._scale,
-            qparams._zero_point,
-            dtype.qmin,
-            dtype.qmax,
+            torch.full((1,), math.nan), qparams._scale, qparams._zero_point, dtype.qmin, dtype.qmax
         )
         work.masked_fill_(torch.isnan(work), of_nan.item())
     return work

@@ -83,11 +83,8 @@ class MXQuantizer:
     def state(self) -> dict[str, Any]:
         """Plain JSON values that `wrappers.core.observers.quantizer_from_state` reads."""
         return {
-            "kind": "mx",
-            "element": self.element,
-            "block_size": self.block_size,
-            "axis": self.axis,
-        }
+            "kind": "mx", "element": self.element, "block_size": self.block_size, "axis": self.axis,
+        }  # fmt: skip
 
 
 def microscale(x: Tensor, element: str, *, block_size: int = 32, axis: int = -1) -> Tensor:

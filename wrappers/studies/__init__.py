@@ -20,29 +20,7 @@ from wrappers.studies.report.contents import Report, report_of
 from wrappers.studies.report.render import save, show
 
 __all__ = [
-    "Choice",
-    "DecodeCalibration",
-    "Difference",
-    "File",
-    "Grid",
-    "Loaded",
-    "LoadedWorkload",
-    "MaskFill",
-    "Report",
-    "Result",
-    "Results",
-    "Spread",
-    "Study",
-    "Trial",
-    "Where",
-    "Workload",
-    "check_succeeded",
-    "choose",
-    "head_of",
-    "load",
-    "report_of",
-    "run",
-    "run_trial",
-    "save",
-    "show",
-]
+    "Choice", "DecodeCalibration", "Difference", "File", "Grid", "Loaded", "LoadedWorkload",
+    "MaskFill", "Report", "Result", "Results", "Spread", "Study", "Trial", "Where", "Workload",
+    "check_succeeded", "choose", "head_of", "load", "report_of", "run", "run_trial", "save", "show",
+]  # fmt: skip

@@ -22,14 +22,11 @@ def ablate(*arguments: object) -> int:
     return main(["ablate", *map(str, arguments)])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--report x.pdf", "has the suffix '.pdf'"),
-        ("--results none/x.jsonl", " none "),
-        ("--fills 3", "these settings make no PTQConfig"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ("--report x.pdf", "has the suffix '.pdf'"),
+    ("--results none/x.jsonl", " none "),
+    ("--fills 3", "these settings make no PTQConfig"),
+])  # fmt: skip
 def test_wrong_use(refused, tmp_path, monkeypatch, arguments: str, message: str):
     monkeypatch.chdir(tmp_path)
     assert message in refused("ablate", "mask-fill", "tiny-llama", *arguments.split())
@@ -57,8 +54,7 @@ class TestConfig:
         # Again: nothing is run, and the report is the same.
         assert ablate(*options) == 0
         again = capsys.readouterr()
-        assert again.err == ""
-        assert again.out == printed.out
+        assert (again.err, again.out) == ("", printed.out)
         # With other options it is another study, and what is there stays.
         before = (tmp_path / "grid.jsonl").read_bytes()
         assert ablate(*options, "--tokens", 30) == 2

@@ -35,25 +35,22 @@ def agrees(report: dict) -> bool:
 
 
 class TestWrongUse:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("tiny-llama --device quux", "device 'quux' cannot be used here"),
-            ("tiny-llama --focus model.layers.*.self_atn", "layers.3.self_attn'"),
-            ("tiny-llama --sequence-length 600", "600 tokens: tiny-llama has 512"),
-            ("tiny-llama --candidate quantized --weight uint99", "not 99"),
-            ("tiny-qwen3-vl --prompt Hi.", "to a Qwen3-VL a --processor"),
-            ("tiny-qwen3-vl --variant decode", "no wrapper in the variant 'decode'"),
-            (
-                "tiny-llama --variant decode --sequence-length 1",
-                "a row has 1 tokens, of which 1 would be decode steps",
-            ),
-            (
-                "tiny-llama --steps 5 --sequence-length 6 --batch 3",
-                "a row has 4 tokens, of which 5 would be decode steps",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("tiny-llama --device quux", "device 'quux' cannot be used here"),
+        ("tiny-llama --focus model.layers.*.self_atn", "layers.3.self_attn'"),
+        ("tiny-llama --sequence-length 600", "600 tokens: tiny-llama has 512"),
+        ("tiny-llama --candidate quantized --weight uint99", "not 99"),
+        ("tiny-qwen3-vl --prompt Hi.", "to a Qwen3-VL a --processor"),
+        ("tiny-qwen3-vl --variant decode", "no wrapper in the variant 'decode'"),
+        (
+            "tiny-llama --variant decode --sequence-length 1",
+            "a row has 1 tokens, of which 1 would be decode steps",
+        ),
+        (
+            "tiny-llama --steps 5 --sequence-length 6 --batch 3",
+            "a row has 4 tokens, of which 5 would be decode steps",
+        ),
+    ])  # fmt: skip
     def test_before_anything_is_compared(self, refused, arguments: str, message: str):
         assert message in refused("compare", *arguments.split())
 
@@ -82,10 +79,9 @@ class TestWrongUse:
         message = refused("compare", "tiny-qwen3-vl", "--image", photo)
         assert "pip install 'trace-model[vision]'" in message
 
-    def test_a_folder_without_a_checkpoint(self, refused, tmp_path: Path):
+    def test_what_is_out_of_reach(self, refused, tmp_path: Path, monkeypatch):
         assert "without config.json" in refused("compare", tmp_path)
 
-    def test_the_hub_is_out_of_reach(self, refused, monkeypatch):
         def fail(*args: object, **kwargs: object) -> None:
             raise OSError("Name or service not known")
 
@@ -175,8 +171,7 @@ class TestOutcome:
     def test_what_is_isolated(self, compare):
         quantized = "tiny-llama", "--candidate", "quantized", "--calibrate", 1
         isolation = compare(*quantized, "--isolate", "blocks", "--what-if", 1).report["isolation"]
-        assert isolation["level"] == "blocks"
-        assert len(isolation["calls"]) == 8
+        assert (isolation["level"], len(isolation["calls"])) == ("blocks", 8)
         (recovery,) = isolation["recoveries"]
         assert recovery["modules"] == [isolation["modules"][0]["module"]]
         report = compare(*quantized, "--isolate", "none").report
@@ -190,14 +185,12 @@ class TestOutcome:
         assert recovery["modules"] == ["model.layers.2.mlp.up_proj"]
         assert recovery["after"] < 1e-6 < 1e-3 < recovery["before"]
 
-    def test_diverges(self, compare, broken: Path):
+    def test_a_divergence_unless_the_tolerance_allows_it(self, compare, broken: Path):
         ran = compare("tiny-llama", "--candidate", broken)
         assert ran.code == 1
         assert ran.err == ""  # without progress bars nothing goes there
         assert "▶ model.layers.2.mlp.up_proj" in ran.out
         assert ran.out.split("\n\n")[-1].startswith("diverges at model.layers.2.mlp.up_proj")
-
-    def test_a_tolerance_decides(self, compare, broken: Path):
         assert compare("tiny-llama", "--candidate", broken, "--tolerance", "1").code == 0
         assert compare(*SDPA, "--tolerance", "1e-12").code == 1
 
@@ -247,8 +240,7 @@ class TestOptions:
 
     def test_json_is_the_report_and_holds_how_to_run_it_again(self, compare):
         ran = compare(*SDPA, "--map", r"^(\w+)=\1", "--json")
-        assert (ran.code, ran.err) == (0, "")
-        assert json.loads(ran.out) == ran.report
+        assert ((ran.code, ran.err), json.loads(ran.out)) == ((0, ""), ran.report)
         command = shlex.split(ran.report["run"]["command"])
         assert command[:3] == ["trace_model", "compare", "tiny-llama"]
         assert r"^(\w+)=\1" in command
@@ -263,8 +255,7 @@ class TestOptions:
     def test_a_report_of_every_kind(self, compare, tmp_path: Path):
         paths = [tmp_path / f"report{suffix}" for suffix in WRITERS]
         ran = compare(*SDPA, *(word for path in paths for word in ("--report", path)))
-        assert ran.code == 0
-        assert sorted(tmp_path.iterdir()) == sorted(paths)
+        assert (ran.code, sorted(tmp_path.iterdir())) == (0, sorted(paths))
         assert json.loads((tmp_path / "report.json").read_text()) == ran.report
         page = (tmp_path / "report.html").read_text()
         data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
@@ -274,15 +265,13 @@ class TestOptions:
         assert (tmp_path / "report.md").read_text().startswith("## ✅ agrees")
         assert 'failures="0"' in (tmp_path / "report.xml").read_text()
 
-    def test_focus_prints_values(self, compare):
+    def test_what_is_printed_in_full(self, compare):
         ran = compare(*SDPA, "--focus", "model.layers.0.mlp", "--focus", "*.1.mlp.act_fn")
         assert ran.code == 0
         assert "values of model.layers.0.mlp, call 0" in ran.out
         assert "values of model.layers.1.mlp.act_fn, call 0" in ran.out
         assert "first values" in ran.out
         assert "values of model.layers.0.self_attn" not in ran.out
-
-    def test_all_prints_every_row(self, compare):
         ran = compare(*SDPA, "--all")
         table = ran.out.split("\n\n")[1]
         assert len(table.splitlines()) == 2 + len(ran.report["rows"])
@@ -337,8 +326,7 @@ class TestTrouble:
             raise error
 
         monkeypatch.setattr(models, "load", functools.partial(load, KeyboardInterrupt))
-        assert main(["compare", "tiny-llama"]) == 130
-        assert capsys.readouterr() == ("", "")
+        assert (main(["compare", "tiny-llama"]), capsys.readouterr()) == (130, ("", ""))
         monkeypatch.setattr(models, "load", functools.partial(load, ZeroDivisionError))
         with pytest.raises(ZeroDivisionError):  # with its traceback
             main(["compare", "tiny-llama"])
@@ -347,21 +335,11 @@ class TestTrouble:
 class TestProcess:
     MAIN = "import sys; from tracer.cli import main; code = main(sys.argv[1:]); "
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            "",
-            "--help",
-            "--version",
-            "compare --help",
-            "compare tiny-lama",
-            "compare tiny-llama --focsu",
-            "compare tiny-llama --candidate sdpa --weight uint4",
-            "compare tiny-llama --report out.pdf",
-            "compare nowhere.py:build",
-            "ablate --help",
-        ],
-    )
+    @pytest.mark.parametrize("arguments", [
+        "", "--help", "--version", "compare --help", "compare tiny-lama",
+        "compare tiny-llama --focsu", "compare tiny-llama --candidate sdpa --weight uint4",
+        "compare tiny-llama --report out.pdf", "compare nowhere.py:build", "ablate --help",
+    ])  # fmt: skip
     def test_nothing_heavy_is_imported_for_help_and_wrong_use(self, arguments: str):
         end = f"print('HEAVY', [name for name in {HEAVY} if name in sys.modules])"
         command = [sys.executable, "-c", self.MAIN + end, *arguments.split()]
@@ -379,5 +357,4 @@ class TestProcess:
         process.stdout.close()
         errors = process.stderr.read()
         process.stderr.close()
-        assert process.wait(timeout=120) == 2
-        assert errors == ""
+        assert (process.wait(timeout=120), errors) == (2, "")

@@ -55,8 +55,7 @@ def test_at_the_end_where_it_diverges(at_prompt, tmp_path: Path) -> None:
         for row in rows
         if row["module"].endswith("_proj") and row["value"] == "output" and not row["agrees"]
     ]
-    assert stops == wrong[: len(stops)]
-    assert len(stops) == 6
+    assert (stops, len(stops)) == (wrong[: len(stops)], 6)
     assert "(Pdb) True" in out
 
 
@@ -83,14 +82,11 @@ def test_ended_before_anything_differed(at_prompt, tmp_path: Path) -> None:
     assert "model.norm" in written["coverage"]["reference_only"]
 
 
-def test_ended_after_something_differed(at_prompt) -> None:
+def test_ended_early(at_prompt) -> None:
     code, out, _ = at_prompt("q", "--tolerance", 0, "--break", "model.layers.3")
     assert code == 1
     assert "diverges at model.layers.0.self_attn.k_proj" in out
     assert "The run was ended by the user" in out
-
-
-def test_ended_where_differences_are_expected(at_prompt) -> None:
     options = ("--candidate", "quantized", "--calibrate", "1", "--break", "model.layers.3")
     code, out, _ = at_prompt("q", *options)
     assert code == 2
@@ -125,13 +121,10 @@ def test_kept_closed(at_prompt, monkeypatch) -> None:
     assert "(Pdb)" not in out
 
 
-def test_a_breakpoint_at_no_module(at_prompt) -> None:
+def test_breakpoints_that_are_never_reached(at_prompt) -> None:
     code, out, err = at_prompt("q", "--break", "*.o_prj")
     assert (code, out) == (2, "")
     assert "did you mean '*o_proj'" in err
-
-
-def test_a_breakpoint_at_what_is_never_called_is_reported(at_prompt) -> None:
     with pytest.warns(UserWarning, match="'model.layers' was never reached: model.layers was not"):
         code, out, _ = at_prompt("q", "--candidate", "sdpa", "--break", "model.layers")
     assert code == 0

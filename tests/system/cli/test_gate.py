@@ -58,15 +58,13 @@ class TestExitCodes:
         assert ", as in worse.json" in printed
         assert printed.index("Confirmed: ") < printed.index("gate: passes (--fail-on regression)")
 
-    def test_a_weight_that_was_changed(self, made, gate):
+    def test_another_candidate(self, made, gate):
         arguments = ("--candidate", made / "worse", "--baseline", made / "same.json")
         ran = gate(*arguments)
         assert ran.code == 1
         assert "`model.layers.3.mlp.up_proj`, relative L2 0 → " in ran.words
         assert gate(*arguments, "--fail-on", "coverage").code == 0
         assert gate(*arguments, "--fail-on", "never").code == 0
-
-    def test_a_candidate_that_is_better(self, made, gate):
         ran = gate("--candidate", made / "same", "--baseline", made / "worse.json")
         assert ran.code == 0
         assert " better" in ran.out
@@ -91,8 +89,6 @@ class TestExitCodes:
         # The last one that matches counts, also where a glob comes back.
         limits = ("--max-peir", "*=0.9", "--max-peir", "lm_head=0.01", "--max-peir", "*=0.9")
         assert gate(*QUANTIZED, *limits).code == 0
-
-    def test_limits_instead_of_the_tolerance(self, made, gate):
         arguments = ("--candidate", made / "worse")
         assert gate(*arguments, "--max-peir", "*=0.5").code == 0
         limits = ("--max-peir", "*=0.5", "--max-peir", "lm_head=1e-4")
@@ -120,11 +116,9 @@ class TestExitCodes:
 
 
 class TestWrongUse:
-    def test_a_limit_of_no_module(self, refused):
+    def test_limits_and_baselines_that_do_not_fit(self, refused, made):
         message = refused("compare", *SHORT, "--candidate", "sdpa", "--max-peir", "lm_haed=0.1")
         assert "did you mean 'lm_head'" in message
-
-    def test_a_baseline_of_other_inputs(self, made, refused):
         arguments = ("compare", "random-llama", "--candidate", "sdpa", "--baseline")
         message = refused(*arguments, made / "same.json")
         assert "compare the same models on the same inputs" in message

@@ -14,14 +14,9 @@ from tracer.cli import main
 
 PORT = Path(__file__).parents[3] / "examples" / "compare_a_port.py"
 SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "max_position_embeddings": 64,
-}
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
 # Dropout, and batch normalisation, whose running statistics each pass in training mode moves.
 NET = """
 import torch
@@ -71,13 +66,11 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestCheckpoints:
-    def test_two_of_one_architecture(self, compare, checkpoints: Path) -> None:
+    def test_two_of_one_architecture_or_of_two(self, compare, checkpoints: Path) -> None:
         report = compare(checkpoints / "llama", "--candidate", checkpoints / "tuned").report
         origin = report["verdict"]["origin"]
         assert (origin["module"], origin["kind"]) == ("model.layers.1.mlp.gate_proj", "parameter")
         assert report["verdict"]["confirmed"]
-
-    def test_another_architecture_with_the_same_weights(self, compare, checkpoints: Path) -> None:
         ran = compare(checkpoints / "llama", "--candidate", checkpoints / "mistral")
         assert ran.code == 0
         assert re.search(r"coverage: (\d+) of \1 modules", ran.out)
@@ -96,23 +89,18 @@ def test_a_port_is_paired_by_value(compare, monkeypatch) -> None:
     assert sorted(missing) == ["model", *activations, "model.rotary_emb"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "stories260K/hf --candidate bfloat16",
-        "stories260K/hf --candidate sdpa",
-        "stories260K/hf --variant prefill --batch 3",
-        "stories260K/hf --variant prefill_reference --batch 3",
-        "wikitext2-llama/hf --candidate float16",
-        "wikitext2-llama/hf --candidate eager",
-    ],
-)
+@pytest.mark.parametrize("options", [
+    "stories260K/hf --candidate bfloat16", "stories260K/hf --candidate sdpa",
+    "stories260K/hf --variant prefill --batch 3",
+    "stories260K/hf --variant prefill_reference --batch 3",
+    "wikitext2-llama/hf --candidate float16", "wikitext2-llama/hf --candidate eager",
+])  # fmt: skip
 def test_real_checkpoints(compare, shared_data: Path, options: str) -> None:
     assert compare(*f"{shared_data / options} --sequence-length 16".split()).code == 0
 
 
 class TestTraining:
-    def test_dropout_is_alike_on_both_sides(self, compare, net: str) -> None:
+    def test_dropout_is_alike_and_another_rate_is_found(self, compare, net: str) -> None:
         ran = compare(f"{net}:build", "--candidate", f"{net}:build", "--train")
         assert ran.code == 0
         said = (
@@ -120,8 +108,6 @@ class TestTraining:
         )
         assert said in ran.words
         assert "The models agree: every compared value is equal." in ran.words
-
-    def test_another_rate_is_found(self, compare, net: str) -> None:
         report = compare(f"{net}:build", "--candidate", f"{net}:other", "--train").report
         assert report["verdict"]["origin"]["module"] == "drop"
         assert "Its `p` is 0.5 in the reference and 0.2" in report["verdict"]["explanation"]
@@ -135,10 +121,8 @@ class TestTraining:
 
         assert rows(1) == rows(2) != rows(1, "--seed", "1")
 
-    def test_without_it_nothing_drops_out(self, compare, net: str) -> None:
+    def test_without_dropout(self, compare, net: str) -> None:
         assert compare(f"{net}:build", "--candidate", f"{net}:other").code == 0
-
-    def test_a_model_without_dropout(self, compare) -> None:
         arguments = ("--candidate", "sdpa", "--sequence-length", "4", "--train")
         ran = compare("tiny-llama", *arguments)
         assert ran.code == 0

@@ -21,14 +21,11 @@ class TestRecord:
         assert header["command"] == f"trace_model record random-llama --out {out} --seed 5"
         assert header["name"] == "random-llama"
         assert any(note.startswith("inputs:") for note in header["notes"])
-
-    def test_less(self, tmp_path: Path, run) -> None:
         out = tmp_path / "a.trace"
         less = ("--values", "fingerprints", "--include", "*.mlp", "--include", "lm_head")
         assert run("record", "tiny-llama", "--out", out, *less).code == 0
         recorded = tracer.open_trace(out)
-        assert recorded.values == "fingerprints"
-        assert len(recorded.called) == 5
+        assert (recorded.values, len(recorded.called)) == ("fingerprints", 5)
 
     def test_a_candidate_instead_of_the_model(self, tmp_path: Path, run, compare) -> None:
         out = tmp_path / "a.trace"
@@ -42,13 +39,10 @@ class TestRecord:
         assert "as expected of a quantised candidate" in ran.out
         assert compare("tiny-llama", "--candidate", out, "--tolerance", 1e-3).code == 1
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("--out nowhere/a.trace", "it first"),
-            ("--out a --include x", "matches none of the 59"),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("--out nowhere/a.trace", "it first"),
+        ("--out a --include x", "matches none of the 59"),
+    ])  # fmt: skip
     def test_wrong_use(self, tmp_path, monkeypatch, refused, arguments: str, message: str) -> None:
         monkeypatch.chdir(tmp_path)
         assert message in refused("record", "tiny-llama", *arguments.split())
@@ -65,15 +59,10 @@ class TestCompare:
         assert ran.report["coverage"]["recordings"] == []
         assert all(row["peir"] == 0.0 for row in ran.report["rows"])
 
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            "tiny-llama --candidate TRACE",
-            "TRACE --candidate tiny-llama",
-            "TRACE --candidate TRACE",
-            "tiny-llama --reference TRACE --candidate wrapped",
-        ],
-    )
+    @pytest.mark.parametrize("arguments", [
+        "tiny-llama --candidate TRACE", "TRACE --candidate tiny-llama", "TRACE --candidate TRACE",
+        "tiny-llama --reference TRACE --candidate wrapped",
+    ])  # fmt: skip
     def test_on_the_other_side_and_on_both(self, trace: Path, compare, arguments: str) -> None:
         ran = compare(*arguments.replace("TRACE", str(trace)).split())
         assert (ran.code, ran.err) == (0, "")
@@ -118,8 +107,7 @@ class TestCompare:
         out = tmp_path / "steps.trace"
         assert run("record", "tiny-llama", "--out", out, "--steps", 2).code == 0
         ran = compare("tiny-llama", "--reference", out, "--steps", 2)
-        assert ran.code == 0
-        assert {row["call"] for row in ran.report["rows"]} == {0, 1, 2}
+        assert (ran.code, {row["call"] for row in ran.report["rows"]}) == (0, {0, 1, 2})
 
     def test_a_decode_step_is_compared_in_python(self, tmp_path: Path, run, refused) -> None:
         out = tmp_path / "decode.trace"
@@ -133,17 +121,13 @@ class TestCompare:
         assert run("record", "tiny-qwen3-vl", "--out", out).code == 0
         assert compare("tiny-qwen3-vl", "--reference", out).code == 0
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("tiny-llama --reference none.trace", "there is no trace none.trace"),
-            ("tiny-llama --reference TRACE --prompt x", "--prompt says what the"),
-            ("tiny-llama --reference TRACE --noise-floor", "it is a recording"),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("tiny-llama --reference none.trace", "there is no trace none.trace"),
+        ("tiny-llama --reference TRACE --prompt x", "--prompt says what the"),
+        ("tiny-llama --reference TRACE --noise-floor", "it is a recording"),
+    ])  # fmt: skip
     def test_wrong_use(self, trace: Path, refused, arguments: str, message: str) -> None:
-        given = arguments.replace("TRACE", str(trace)).split()
-        assert message in refused("compare", *given)
+        assert message in refused("compare", *arguments.replace("TRACE", str(trace)).split())
 
 
 @pytest.mark.slow
@@ -166,8 +150,7 @@ class TestShow:
     def test_a_model_and_a_trace(self, trace, monkeypatch, run, width, form) -> None:
         monkeypatch.setenv("COLUMNS", str(width))
         live, again = run("show", "tiny-llama", "--batch", 2, *form), run("show", trace, *form)
-        assert (live.code, live.err, again.code) == (0, "", 0)
-        assert again.out == live.out
+        assert ((live.code, live.err, again.code), again.out) == ((0, "", 0), live.out)
         assert all(len(line) <= width for line in live.out.splitlines())
 
     def test_points_of_fingerprints_have_no_figure_for_each_channel(self, tmp_path, run) -> None:
@@ -215,12 +198,9 @@ class TestShow:
             expected = loaded.model(**loaded.inputs).logits.double().mean().item()
         assert math.isclose(mean, expected, rel_tol=1e-9)
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("tiny-llama --include none", "matches none of the 59 modules"),
-            ("none.trace", "there is no trace none.trace"),
-        ],
-    )
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ("tiny-llama --include none", "matches none of the 59 modules"),
+        ("none.trace", "there is no trace none.trace"),
+    ])  # fmt: skip
     def test_wrong_use(self, refused, arguments: str, message: str) -> None:
         assert message in refused("show", *arguments.split())

@@ -46,8 +46,7 @@ def test_the_legacy_form_becomes_a_cache_with_the_same_states(outer, inner):
 
 
 def test_an_empty_legacy_form_is_an_empty_cache():
-    cache = as_cache(())
-    assert cache_extent(cache, 4) == CacheExtent(past_length=0, key_length=4)
+    assert cache_extent(as_cache(()), 4) == CacheExtent(past_length=0, key_length=4)
 
 
 @pytest.mark.parametrize(
@@ -58,23 +57,16 @@ def test_anything_else_is_refused_by_its_type(wrong):
         as_cache(wrong)
 
 
-def test_extent_without_a_cache_is_the_query_itself():
+def test_extents_of_caches():
     assert cache_extent(None, 5) == CacheExtent(past_length=0, key_length=5)
-
-
-def test_extent_of_a_dynamic_cache():
     cache = DynamicCache()
     assert cache_extent(cache, 5) == CacheExtent(past_length=0, key_length=5)
     cache.update(states(3), states(3), 0)
     assert cache_extent(cache, 2) == CacheExtent(past_length=3, key_length=5)
-
-
-def test_extent_of_a_static_cache_counts_its_empty_slots():
     cache = StaticCache(CONFIG, max_cache_len=9)
     cache.update(states(3), states(3), 0)
     extent = cache_extent(cache, 2)
-    assert int(extent.past_length) == 3
-    assert extent.key_length == 9
+    assert (int(extent.past_length), extent.key_length) == (3, 9)
 
 
 def test_a_cache_that_dropped_its_first_positions_is_refused():
@@ -122,10 +114,8 @@ def test_parts_are_past_and_new_and_empty_slots_in_this_order(make, lengths):
         sizes = {part.kind: part.key.shape[2] for part in parts}
         slots = 12 if make is static_cache else before + length
         wanted = {
-            PartKind.PAST: before,
-            PartKind.NEW: length,
-            PartKind.EMPTY: slots - before - length,
-        }
+            PartKind.PAST: before, PartKind.NEW: length, PartKind.EMPTY: slots - before - length,
+        }  # fmt: skip
         assert sizes == {kind: size for kind, size in wanted.items() if size}
         assert len(parts) == len(sizes)
         new = next(part for part in parts if part.kind is PartKind.NEW)
@@ -141,11 +131,9 @@ def filled(cache):
     return cache
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: filled(DynamicCache()), lambda: filled(static_cache()), lambda: StepCache({0: PAST})],
-    ids=["dynamic", "static", "step"],
-)
+@pytest.mark.parametrize("make", [
+    lambda: filled(DynamicCache()), lambda: filled(static_cache()), lambda: StepCache({0: PAST}),
+], ids=["dynamic", "static", "step"])  # fmt: skip
 def test_parts_of_scaled_keys_are_those_of_the_cache_times_the_factor(make):
     factor, key, value = 0.3, states(3, seed=4), states(3, seed=5)
     plain = update_in_parts(make(), key / factor, value, 0)
@@ -199,15 +187,12 @@ def test_the_extent_of_a_step(past, length):
     assert cache.get_seq_length() == length  # also where layer 0 is not among them
 
 
-def test_a_step_without_a_past_has_only_what_is_new():
+def test_steps_over_a_cache():
     cache = StepCache()
     key, value = states(5), states(5, seed=1)
     (part,) = update_in_parts(cache, key, value, 7)
     assert part.kind is PartKind.NEW
     assert cache.new[7] == (key, value)
-
-
-def test_a_layer_that_writes_twice_in_one_step_is_an_error():
     cache = StepCache({0: PAST})
     cache.update(states(1), states(1), 0)
     with pytest.raises(ModelInputError, match="layer 0 wrote to the cache of a step twice"):

@@ -4,13 +4,7 @@ import torch
 
 import wrappers
 from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, peir
-from tests.builders.llama import (
-    attention_inputs,
-    calibrated,
-    tiny,
-    tokens,
-    wrap,
-)
+from tests.builders.llama import attention_inputs, calibrated, tiny, tokens, wrap
 from wrappers.core.point import Mode
 
 

@@ -13,15 +13,9 @@ from tests.builders.attention import (
 )
 
 BATCHED_POINTS = [
-    "scale",
-    "logits_raw",
-    "logits",
-    "mask_add",
-    "softmax",
-    "attn_out",
-    "attn_out_h",
+    "scale", "logits_raw", "logits", "mask_add", "softmax", "attn_out", "attn_out_h",
     "attn_weights",
-]
+]  # fmt: skip
 
 
 def reference(q, k, v, mask, scaling):
@@ -34,16 +28,10 @@ def reference(q, k, v, mask, scaling):
 
 
 @FORMS
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {},
-        {"heads": 3, "kv_heads": 3},
-        {"heads": 6, "kv_heads": 1},
-        {"batch": 1, "query": 1, "key": 1},
-        {"batch": 3, "query": 1, "key": 9},
-    ],
-)
+@pytest.mark.parametrize("sizes", [
+    {}, {"heads": 3, "kv_heads": 3}, {"heads": 6, "kv_heads": 1},
+    {"batch": 1, "query": 1, "key": 1}, {"batch": 3, "query": 1, "key": 9},
+])  # fmt: skip
 def test_equals_softmax_attention_in_float64(attend, sizes):
     q, k, v, mask = example(**sizes)
     output, weights = reference(q, k, v, mask, 0.3)
@@ -100,11 +88,9 @@ def test_batched_reaches_every_point_once_with_whole_tensors():
         return x
 
     batched(q, k, v, mask, 0.3, quantize=record, observed_masks=[mask])
-    assert list(shapes) == BATCHED_POINTS
-    assert shapes["scale"] == ()
+    assert (list(shapes), shapes["scale"]) == (BATCHED_POINTS, ())
     assert {shapes[p] for p in ("logits_raw", "logits", "mask_add", "softmax")} == {(2, 4, 5, 7)}
-    assert shapes["attn_out"] == (2, 4, 5, 6)
-    assert shapes["attn_out_h"] == (2, 5, 24)
+    assert (shapes["attn_out"], shapes["attn_out_h"]) == ((2, 4, 5, 6), (2, 5, 24))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -157,8 +143,7 @@ def test_unwanted_weights_are_neither_kept_nor_quantised(attend):
         points.append(point)
         return x
 
-    result = attend(*example(), 0.3, quantize=record, keep_weights=False)
-    assert result.weights is None
+    assert attend(*example(), 0.3, quantize=record, keep_weights=False).weights is None
     assert "attn_weights" not in points
 
 

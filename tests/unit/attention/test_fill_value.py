@@ -27,17 +27,13 @@ MASK_POINTS = {"attn_mask", "causal_mask", "attention_mask"}
 PADDING = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
 VISIBLE = PADDING.bool()[:, None, None, :] & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 KINDS = {
-    "none": None,
-    "2-D bool": PADDING.bool(),
-    "2-D int64": PADDING,
-    "2-D float32": PADDING.float(),
-    "4-D bool": VISIBLE,
-    "4-D int64": VISIBLE.long(),
+    "none": None, "2-D bool": PADDING.bool(), "2-D int64": PADDING, "2-D float32": PADDING.float(),
+    "4-D bool": VISIBLE, "4-D int64": VISIBLE.long(),
     "4-D -inf": torch.where(VISIBLE, 0.0, -math.inf),
     "4-D least": torch.where(VISIBLE, 0.0, torch.finfo(torch.float32).min),
     "4-D -1e4": torch.where(VISIBLE, 0.0, -1e4),
     "4-D float16": torch.where(VISIBLE, 0.0, -math.inf).half(),
-}
+}  # fmt: skip
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_variant = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
@@ -52,9 +48,7 @@ def tokens():
 @functools.cache
 def quantised(family, variant, activation="uint8"):
     config = wrappers.PTQConfig(
-        activation=wrappers.affine(activation),
-        variant=variant,
-        attention_mask_fill_value=FILL,
+        activation=wrappers.affine(activation), variant=variant, attention_mask_fill_value=FILL
     )
     wrapped = wrappers.prepare(FAMILIES[family](), config)
     wrappers.calibrate(wrapped, [{"input_ids": tokens(), "attention_mask": PADDING}])
@@ -224,15 +218,9 @@ def test_masks_after_a_past_reach_down_to_it(family, variant, make, monkeypatch)
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 @each_family
 @each_variant
-@pytest.mark.parametrize(
-    ("part", "kind"),
-    [
-        ("model", "none"),
-        ("layer", "4-D bool"),
-        ("attention", "2-D int64"),
-        ("attention", "4-D -inf"),
-    ],
-)
+@pytest.mark.parametrize(("part", "kind"), [
+    ("model", "none"), ("layer", "4-D bool"), ("attention", "2-D int64"), ("attention", "4-D -inf"),
+])  # fmt: skip
 def test_exported_graphs_carry_it(family, variant, part, kind):
     module, inputs = part_of(quantised(family, variant), part)
     mask = KINDS[kind]

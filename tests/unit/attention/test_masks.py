@@ -30,14 +30,9 @@ PROPERTY = settings(deadline=None, max_examples=60)
 
 def config(implementation="eager", *, causal=True):
     config = LlamaConfig(
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        is_causal=causal,
-    )
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, is_causal=causal,
+    )  # fmt: skip
     config._attn_implementation = implementation
     return config
 
@@ -160,34 +155,23 @@ def patterns(shape):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(
-    given_masks(),
-    st.sampled_from(["eager", "sdpa"]),
-    st.sampled_from(FLOAT_DTYPES),
-    st.sampled_from([int, torch.as_tensor]),
-    st.booleans(),
-)
+    given_masks(), st.sampled_from(["eager", "sdpa"]), st.sampled_from(FLOAT_DTYPES),
+    st.sampled_from([int, torch.as_tensor]), st.booleans(),
+)  # fmt: skip
 def test_what_is_visible_is_what_transformers_shows(given, implementation, dtype, count, causal):
     plain = given.plain
     if plain is not None and plain.ndim == 4 and implementation == "eager":
         plain = torch.where(plain, 0.0, torch.finfo(torch.float32).min)
     expected = visible_in_transformers(
-        plain,
-        given.batch_size,
-        given.query_length,
-        given.cache,
-        implementation=implementation,
+        plain, given.batch_size, given.query_length, given.cache, implementation=implementation,
         causal=causal,
-    )
+    )  # fmt: skip
     extent = cache_extent(given.cache, given.query_length)
     additive = MaskBuilder(FILL).additive(
-        given.mask,
-        batch_size=given.batch_size,
-        query_length=given.query_length,
-        past_length=count(extent.past_length),
-        key_length=extent.key_length,
-        dtype=dtype,
+        given.mask, batch_size=given.batch_size, query_length=given.query_length,
+        past_length=count(extent.past_length), key_length=extent.key_length, dtype=dtype,
         causal=causal,
-    )
+    )  # fmt: skip
     assert additive.dtype == dtype
     assert additive.shape[0] in (1, given.batch_size)
     assert additive.shape[1:] == (1, given.query_length, extent.key_length)
@@ -222,14 +206,11 @@ def test_an_additive_mask_stays_within_the_fill_value_and_zero(values):
     assert torch.equal(additive[within], mask[within])
 
 
-def test_a_mask_given_before_is_given_back_unchanged():
+def test_masks_given_before_and_short_ones():
     masks = MaskBuilder(FILL)
     padding = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]])
     once = masks.additive(padding, batch_size=2, query_length=4)
     assert torch.equal(masks.additive(once, batch_size=2, query_length=4), once)
-
-
-def test_a_short_padding_mask_leaves_the_cached_keys_visible():
     masks = MaskBuilder(FILL)
     short = torch.tensor([[0, 1, 1], [1, 1, 0]])
     full = torch.cat([torch.ones(2, 4, dtype=torch.int64), short], dim=1)
@@ -237,23 +218,13 @@ def test_a_short_padding_mask_leaves_the_cached_keys_visible():
     assert torch.equal(masks.additive(short, **sizes), masks.additive(full, **sizes))
 
 
-@pytest.mark.parametrize(
-    ("mask", "found"),
-    [
-        (torch.ones(4), "[4]"),
-        (torch.ones(2, 4, 6), "[2, 4, 6]"),
-        (torch.ones(3, 6), "[3, 6]"),
-        (torch.ones(2, 5), "[2, 5]"),
-        (torch.ones(2, 7), "[2, 7]"),
-        (torch.ones(2, 1, 1, 6), "[2, 1, 1, 6]"),
-        (torch.ones(2, 4, 4, 6), "[2, 4, 4, 6]"),
-        (torch.ones(2, 1, 4, 4), "[2, 1, 4, 4]"),
-        (torch.ones(3, 1, 4, 6), "[3, 1, 4, 6]"),
-        (torch.ones(2, 1, 4, 6, 1), "[2, 1, 4, 6, 1]"),
-        (torch.ones(0), "[0]"),
-        (torch.tensor(1), "[]"),
-    ],
-)
+@pytest.mark.parametrize(("mask", "found"), [
+    (torch.ones(4), "[4]"), (torch.ones(2, 4, 6), "[2, 4, 6]"), (torch.ones(3, 6), "[3, 6]"),
+    (torch.ones(2, 5), "[2, 5]"), (torch.ones(2, 7), "[2, 7]"),
+    (torch.ones(2, 1, 1, 6), "[2, 1, 1, 6]"), (torch.ones(2, 4, 4, 6), "[2, 4, 4, 6]"),
+    (torch.ones(2, 1, 4, 4), "[2, 1, 4, 4]"), (torch.ones(3, 1, 4, 6), "[3, 1, 4, 6]"),
+    (torch.ones(2, 1, 4, 6, 1), "[2, 1, 4, 6, 1]"), (torch.ones(0), "[0]"), (torch.tensor(1), "[]"),
+])  # fmt: skip
 def test_a_wrong_shape_is_refused_with_what_was_found_and_expected(mask, found):
     with pytest.raises(ModelInputError, match="expected") as error:
         MaskBuilder(FILL).additive(mask, batch_size=2, query_length=4, past_length=2)
@@ -261,14 +232,11 @@ def test_a_wrong_shape_is_refused_with_what_was_found_and_expected(mask, found):
     assert "[2, 6]" in str(error.value) or "[2, 4 or 6]" in str(error.value)
 
 
-def test_a_complex_mask_is_refused():
+def test_what_is_no_mask_is_refused():
     with pytest.raises(ModelInputError, match="complex64"):
         MaskBuilder(FILL).additive(
             torch.ones(1, 3, dtype=torch.complex64), batch_size=1, query_length=3
         )
-
-
-def test_more_positions_than_keys_are_refused():
     with pytest.raises(ModelInputError, match="do not fit into 4 keys"):
         MaskBuilder(FILL).additive(None, batch_size=1, query_length=3, past_length=2, key_length=4)
 
@@ -286,8 +254,7 @@ def test_hidden_rows_are_those_with_nothing_to_see():
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_hidden_rows_of_a_quantised_mask(bits):
     masks = MaskBuilder(FILL)
-    padding = torch.tensor([[0, 0, 1, 1]])
-    additive = masks.additive(padding, batch_size=1, query_length=4)
+    additive = masks.additive(torch.tensor([[0, 0, 1, 1]]), batch_size=1, query_length=4)
     scale = -FILL / (2**bits - 1)
     quantised = torch.fake_quantize_per_tensor_affine(additive, scale, 2**bits - 1, 0, 2**bits - 1)
     assert torch.equal(masks.hidden_rows(quantised), masks.hidden_rows(additive))
@@ -297,8 +264,7 @@ def test_hidden_rows_of_a_quantised_mask(bits):
 def test_a_row_that_is_low_throughout_is_not_hidden(value):
     masks = MaskBuilder(FILL)
     given = torch.tensor([[value, -math.inf], [value, value]])[None, None]
-    additive = masks.additive(given, batch_size=1, query_length=2)
-    assert not masks.hidden_rows(additive).any()
+    assert not masks.hidden_rows(masks.additive(given, batch_size=1, query_length=2)).any()
 
 
 def test_hidden_rows_with_a_fill_value_that_the_dtype_rounds():

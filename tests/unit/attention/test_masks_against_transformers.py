@@ -34,12 +34,9 @@ BATCHES = {
     "padded anywhere": ["01011010", "00111100", "11111111"],
 }
 PASTS = {
-    "no cache": (None, 0),
-    "dynamic": ("dynamic", 4),
-    "dynamic, one new": ("dynamic", 7),
-    "static, empty": ("static", 0),
-    "static": ("static", 4),
-}
+    "no cache": (None, 0), "dynamic": ("dynamic", 4), "dynamic, one new": ("dynamic", 7),
+    "static, empty": ("static", 0), "static": ("static", 4),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,17 +92,15 @@ class Batch:
 
 
 KINDS: dict[str, Callable[[Batch], Tensor]] = {
-    "2-D bool": lambda batch: batch.padding,
-    "2-D int64": lambda batch: batch.padding.long(),
+    "2-D bool": lambda batch: batch.padding, "2-D int64": lambda batch: batch.padding.long(),
     "2-D float32": lambda batch: batch.padding.float(),
     "2-D of all slots": lambda batch: batch.of_all_slots.int(),
-    "4-D bool": lambda batch: batch.visible,
-    "4-D int64": lambda batch: batch.visible.long(),
+    "4-D bool": lambda batch: batch.visible, "4-D int64": lambda batch: batch.visible.long(),
     "4-D -inf": lambda batch: batch.additive(-math.inf),
     "4-D least": lambda batch: batch.additive(LEAST),
     "4-D -1e4": lambda batch: batch.additive(-1e4),
     "4-D float16": lambda batch: batch.additive(-math.inf, torch.float16),
-}
+}  # fmt: skip
 
 for_each_model = [
     pytest.mark.parametrize("family", FAMILIES),
@@ -238,8 +233,7 @@ def test_four_dimensions_of_any_pattern(family, variant, implementation, past, r
 def test_additive_values_between_visible_and_hidden(family, variant, implementation, past):
     model, wrapped = models(family, variant, implementation)
     batch = batch_of(["11111111", "01011010"], past)
-    generator = torch.Generator().manual_seed(4)
-    bias = -3 * torch.rand(batch.visible.shape, generator=generator)
+    bias = -3 * torch.rand(batch.visible.shape, generator=torch.Generator().manual_seed(4))
     cache = cached(model, batch, past)
     sees = batch.visible.any(dim=-1).squeeze(1)
     # Only differences within a row count, so all of it may be low.

@@ -29,12 +29,10 @@ def tables(length, head_dim, dtype):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.integers(1, 3),
-    st.integers(1, 5),
-    st.integers(1, 6),
+    st.integers(1, 3), st.integers(1, 5), st.integers(1, 6),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     st.integers(0, 1000),
-)
+)  # fmt: skip
 def test_both_forms_equal_transformers(heads, length, half, dtype, seed):
     torch.manual_seed(seed)
     x = torch.randn(2, heads, length, 2 * half).to(dtype)
@@ -45,22 +43,16 @@ def test_both_forms_equal_transformers(heads, length, half, dtype, seed):
     assert torch.equal(rotate(x, cos, negate_first_half(sin), swap, unchanged), expected)
 
 
-def test_a_rotation_by_nothing_changes_nothing_and_a_quarter_turn_swaps():
+def test_what_rotations_keep():
     x = torch.randn(1, 3, 4)
     zero, one = torch.zeros(1, 3, 4), torch.ones(1, 3, 4)
     assert torch.equal(rotate(x, one, zero, negate_and_swap, unchanged), x)
     quarter = rotate(x, zero, one, negate_and_swap, unchanged)
     assert torch.equal(quarter, torch.cat((-x[..., 2:], x[..., :2]), dim=-1))
-
-
-def test_a_rotation_preserves_length():
     x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
     cos, sin = tables(7, 8, torch.float64)
     rotated = rotate(x, cos[:, None], sin[:, None], negate_and_swap, unchanged)
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
-
-
-def test_the_negated_table_is_its_own_inverse():
     sin = torch.randn(1, 3, 6)
     negated = negate_first_half(sin)
     assert torch.equal(negated[..., :3], -sin[..., :3])

@@ -35,15 +35,11 @@ def test_without_a_mask_points_see_whole_tensors_only_if_asked(attend, monkeypat
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from([batched, by_head, by_head_unfolded]),
-    st.integers(1, 3),
-    st.sampled_from([(1, 1), (4, 2), (3, 3), (6, 2)]),
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.integers(1, 200),
-    st.sampled_from(["each", "one", "none"]),
+    st.sampled_from([batched, by_head, by_head_unfolded]), st.integers(1, 3),
+    st.sampled_from([(1, 1), (4, 2), (3, 3), (6, 2)]), st.integers(1, 9), st.integers(1, 9),
+    st.integers(1, 200), st.sampled_from(["each", "one", "none"]),
     st.sampled_from([unchanged, round_to_eighths]),
-)
+)  # fmt: skip
 def test_blocks_of_any_size_change_no_bit(attend, batch, heads, query, key, block, masks, quantize):
     q, k, v, mask = example(batch, *heads, query, key)
     mask = {"each": mask, "one": mask[:1], "none": None}[masks]
@@ -105,14 +101,11 @@ def test_hidden_keys_are_passed_over_without_a_change(monkeypatch, quantize, pad
     torch.testing.assert_close(parts.output, whole.output, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("case", "mask"),
-    [
-        ("a fill value that leaks", causal(-12.0)),
-        ("a query that sees nothing", causal(-120.0, padded=11, blind=True)),
-        ("no mask to speak of", torch.zeros(1, 1, 9, 11)),
-    ],
-)
+@pytest.mark.parametrize(("case", "mask"), [
+    ("a fill value that leaks", causal(-12.0)),
+    ("a query that sees nothing", causal(-120.0, padded=11, blind=True)),
+    ("no mask to speak of", torch.zeros(1, 1, 9, 11)),
+])  # fmt: skip
 def test_hidden_keys_that_count_are_looked_at(monkeypatch, case, mask):
     q, k, v, _ = example(query=9, key=11)
     whole = batched(q, k, v, mask, 0.3, keep_weights=False)

@@ -16,15 +16,11 @@ from tracer.errors import TracerError
 RATIO = "expected a ratio of at least 0"
 WHOLE = "expected a whole number from 1 up"
 COMPARE = {
-    "": "arguments are required: MODEL",
-    "tiny-llama --focsu x": "did you mean '--focus'",
+    "": "arguments are required: MODEL", "tiny-llama --focsu x": "did you mean '--focus'",
     "tiny-llama --foc x": "unknown option or argument '--foc'",
-    "tiny-llama --tolerance -1": f"'-1': {RATIO}",
-    "tiny-llama --tolerance nan": f"'nan': {RATIO}",
-    "tiny-llama --tolerance small": f"'small': {RATIO}",
-    "tiny-llama --batch 0": WHOLE,
-    "tiny-llama --steps 0": WHOLE,
-    "tiny-qwen3-vl --max-pixels 0": WHOLE,
+    "tiny-llama --tolerance -1": f"'-1': {RATIO}", "tiny-llama --tolerance nan": f"'nan': {RATIO}",
+    "tiny-llama --tolerance small": f"'small': {RATIO}", "tiny-llama --batch 0": WHOLE,
+    "tiny-llama --steps 0": WHOLE, "tiny-qwen3-vl --max-pixels 0": WHOLE,
     "tiny-llama --calibrate -1": "expected a whole number from 0 up",
     "tiny-llama --dtype int8": "invalid choice: 'int8'",
     "tiny-llama --map model": "expected REGEX=REPLACEMENT",
@@ -32,8 +28,7 @@ COMPARE = {
     "tiny-llama --inputs none.safetensors": "there is no file none",
     "tiny-qwen3-vl --image none.png": "there is no file none.png",
     "tiny-llama --report out.pdf": "suffix '.pdf': expected .html",
-    "tiny-llama --report none/out.json": "it first",
-    "tiny-lama": "did you mean 'tiny-llama'",
+    "tiny-llama --report none/out.json": "it first", "tiny-lama": "did you mean 'tiny-llama'",
     "tiny-llama --candidate sdap": "did you mean 'sdpa'",
     "tiny-llama --candidate sdpa --variant x": "--variant goes",
     "tiny-llama --calibrate 3": "goes with --candidate quantized",
@@ -73,7 +68,7 @@ COMPARE = {
     "tiny-llama --debugger pdb": "--debugger goes with --break GLOB or --post-mortem",
     "tiny-llama --break * --json": "choose one, or write the report with --report",
     "tiny-llama --break * --break-at middle": "invalid choice: 'middle'",
-}
+}  # fmt: skip
 OTHERS = {
     "comapre tiny-llama": "invalid choice: 'comapre'",
     "record tiny-llama": "required: --out",
@@ -157,11 +152,9 @@ def test_a_report_over_the_baseline(capsys, monkeypatch, tmp_path: Path) -> None
 
 
 class TestHelp:
-    def test_without_arguments(self, capsys):
+    def test_without_arguments_and_version(self, capsys):
         assert main([]) == 2
         assert capsys.readouterr().out.startswith("usage: trace_model")
-
-    def test_version(self, capsys):
         assert main(["--version"]) == 0
         assert capsys.readouterr().out == f"trace_model {tracer.__version__}\n"
 

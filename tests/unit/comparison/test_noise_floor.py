@@ -53,16 +53,13 @@ def x() -> torch.Tensor:
     return torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_floor_is_at_least_the_error_against_float64(reference, x) -> None:
+def test_what_the_floor_is_at_least(reference, x) -> None:
     floor = measure_noise(reference, x, "*")
     exact = copy.deepcopy(reference).double()(x.double())
     error = (exact - reference(x).double()).abs().max() / (exact.max() - exact.min())
     assert floor.unmeasured == ()
     assert error.item() > 0
     assert error.item() * (1 - 1e-9) <= floor.peir["", 0, "output"] < 20 * error.item()
-
-
-def test_perturbed_inputs_count_where_every_step_is_exact(x) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Identity())
     floor = measure_noise(model, x, "*").peir["1", 0, "output"]
     last_place = (torch.nextafter(x, torch.tensor(torch.inf)) - x).max()
@@ -98,8 +95,7 @@ def test_a_right_model_stays_near_its_floor() -> None:
     candidate.set_attn_implementation("sdpa")
     comparison = tracer.compare(reference, candidate, inputs, noise_floor=True)
     assert comparison.verdict.agrees
-    multiples = [row.multiple for row in comparison.rows if row.multiple is not None]
-    assert max(multiples) < 20
+    assert max([row.multiple for row in comparison.rows if row.multiple is not None]) < 20
     assert "The farthest from the noise floor is" in comparison.verdict.explanation
 
 
@@ -113,16 +109,13 @@ def test_what_is_not_finite_in_float64_is_said() -> None:
     assert f"{unmeasured.nonfinite} values are finite on one side only" in said
 
 
-def test_a_model_that_does_not_run_in_float64_has_the_floor_of_perturbed_inputs(x) -> None:
+def test_the_floor_of_models_that_do_not_run_in_float64(x, reference) -> None:
     torch.manual_seed(0)
     floor = measure_noise(Fixed().eval(), x, "*")
     assert floor.unmeasured[0].run is NoiseRun.FLOAT64
     assert "RuntimeError" in floor.unmeasured[0].error
     assert "in float64 was not measured everywhere" in tracer.explain(floor.read(()))
     assert floor.peir["", 0, "output"] > 0
-
-
-def test_a_model_that_cannot_be_copied_has_it_too(reference, x) -> None:
     reference.held = (number for number in range(3))
     floor = measure_noise(reference, x, "*")
     assert "TypeError" in floor.unmeasured[0].error

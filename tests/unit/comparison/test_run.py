@@ -12,16 +12,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-import tracer
+from tests.builders.comparing import agreed
 from tracer.comparison.capturing import capture
 from tracer.comparison.result import ROW_COLUMNS, Comparison
 from tracer.comparison.run import compare
-from tracer.errors import (
-    InputError,
-    ModelRunError,
-    NothingComparedError,
-    UsageError,
-)
+from tracer.errors import InputError, ModelRunError, NothingComparedError, UsageError
 from tracer.tensors.difference import Difference
 from tracer.tensors.tolerance import Tolerance
 
@@ -36,14 +31,9 @@ def _seed() -> None:
 def tiny_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-    )
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
 
@@ -73,22 +63,12 @@ class Named(nn.Module):
 
 
 class TestInputs:
-    @pytest.mark.parametrize(
-        "inputs",
-        [
-            X,
-            (X,),
-            (X, 2.0),
-            {"x": X},
-            {"x": X, "shift": torch.ones(8)},
-            UserDict(x=X, scale=3.0),
-        ],
-    )
+    @pytest.mark.parametrize("inputs", [
+        X, (X,), (X, 2.0), {"x": X}, {"x": X, "shift": torch.ones(8)}, UserDict(x=X, scale=3.0),
+    ])  # fmt: skip
     def test_a_tensor_a_tuple_or_a_mapping(self, inputs) -> None:
         model = Named()
-        comparison = compare(model, copy.deepcopy(model), inputs)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.compared_calls == 2
+        assert agreed(model, copy.deepcopy(model), inputs).coverage.compared_calls == 2
 
     @pytest.mark.parametrize("inputs", [[X], None, 3, "text", {1, 2}])
     def test_other_types_are_refused(self, model: nn.Module, inputs: object) -> None:
@@ -133,8 +113,7 @@ class TestInputs:
             model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache)
         before = [layer.keys.clone() for layer in cache.layers]
         inputs = {"input_ids": torch.tensor([[4, 5]]), "past_key_values": cache}
-        comparison = compare(model, copy.deepcopy(model), inputs)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), inputs)
         assert cache.get_seq_length() == 3
         assert all(
             torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True)
@@ -150,24 +129,19 @@ class TestInputs:
                 return x + 1 if x is y else x - 1
 
         reference = Same()
-        comparison = compare(reference, copy.deepcopy(reference), (X, X))
-        assert comparison.verdict.agrees
+        assert compare(reference, copy.deepcopy(reference), (X, X)).verdict.agrees
         captured = capture(reference, reference, (X, X), include="*")
-        output = next(c for c in captured if c.value == "output")
-        assert torch.equal(output.reference, X + 1)
+        assert torch.equal(next(c for c in captured if c.value == "output").reference, X + 1)
 
-    def test_gradients_are_neither_needed_nor_made(self, model: nn.Module) -> None:
+    def test_gradients_and_dtypes(self, model: nn.Module) -> None:
         x = X.clone().requires_grad_()
         captured = capture(model, copy.deepcopy(model), x * 2, include="*")
         assert not any(c.reference.requires_grad or c.candidate.requires_grad for c in captured)
         assert all(p.grad is None for p in model.parameters())
         assert compare(model, copy.deepcopy(model), x).verdict.agrees
-
-    def test_floats_are_cast_to_the_candidates_dtype(self) -> None:
         reference = Named()
         candidate = copy.deepcopy(reference).bfloat16()
-        comparison = compare(reference, candidate, {"x": X, "shift": torch.arange(8)})
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, candidate, {"x": X, "shift": torch.arange(8)})
         row = next(r for r in comparison.rows if r.module == "layer" and r.value == "output")
         assert (row.dtype, row.candidate_dtype) == (torch.float32, torch.bfloat16)
 
@@ -182,11 +156,8 @@ class TestModelsAreLeftAsTheyAre:
             after = model.state_dict()
             assert all(torch.equal(after[name], value) for name, value in before.items())
             assert model.training
-
-    def test_batch_normalisation_in_training_mode_agrees(self) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True)).train()
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), X)
         assert all(row.difference.max == 0.0 for row in comparison.rows)
 
     @pytest.mark.parametrize("keep", ["attribute", "buffer", "edited buffer"])
@@ -204,17 +175,14 @@ class TestModelsAreLeftAsTheyAre:
         assert "everything agrees" in verdict.explanation
         assert model.state is state
         assert torch.equal(state, torch.zeros(4, 8))
-        assert set(vars(model)) == names
-        assert model.layer.weight._version == version
+        assert (set(vars(model)), model.layer.weight._version) == (names, version)
 
-    def test_buffers_that_nothing_edits_are_not_written_to(self) -> None:
+    def test_buffers_also_after_a_failure(self) -> None:
         model = Named()
         model.register_buffer("table", torch.ones(3))
         model.eval()
         compare(model, copy.deepcopy(model), {"x": X})
         assert model.table._version == 0
-
-    def test_after_a_failure_too(self) -> None:
         model = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(3, 3)).train()
         with pytest.raises(ModelRunError):
             compare(model, copy.deepcopy(model), X)
@@ -223,18 +191,12 @@ class TestModelsAreLeftAsTheyAre:
 
     def test_parameters_after_a_confirmation(self, model: nn.Sequential) -> None:
         candidate = broken(model)
-        before = [
-            {name: id(value) for name, value in m.named_parameters()} for m in (model, candidate)
-        ]
-        values = [p.clone() for m in (model, candidate) for p in m.parameters()]
-        comparison = compare(model, candidate, X)
-        assert comparison.verdict.confirmed
-        after = [
-            {name: id(value) for name, value in m.named_parameters()} for m in (model, candidate)
-        ]
-        assert after == before
-        now = [p for m in (model, candidate) for p in m.parameters()]
-        assert all(torch.equal(p, value) for p, value in zip(now, values, strict=True))
+        before = [p for m in (model, candidate) for p in m.parameters()]
+        values = [p.clone() for p in before]
+        assert compare(model, candidate, X).verdict.confirmed
+        after = [p for m in (model, candidate) for p in m.parameters()]
+        assert all(one is other for one, other in zip(after, before, strict=True))
+        assert all(torch.equal(p, value) for p, value in zip(after, values, strict=True))
 
 
 class Stateful(nn.Module):
@@ -273,8 +235,7 @@ class TestCoverage:
         assert coverage.reasons == {}
         assert coverage.compared_calls == 5
         # The input, and the outputs of `0`, `1.0` and `1.1`; those of `1` and the root are 1.1's.
-        assert coverage.compared_elements == 4 * 32
-        assert coverage.unmatched_calls == ()
+        assert (coverage.compared_elements, coverage.unmatched_calls) == (4 * 32, ())
         assert str(coverage) == "5 of 5 modules, 5 calls, 128 elements compared"
 
     def test_modules_on_one_side_only_are_named_with_the_reason(self, model: nn.Module) -> None:
@@ -282,8 +243,7 @@ class TestCoverage:
         candidate[1][0] = nn.Sequential()
         candidate.extra = nn.Identity()
         coverage = compare(model, candidate, X, confirm=False).coverage
-        assert coverage.reference_only == ()
-        assert coverage.candidate_only == ("extra",)
+        assert (coverage.reference_only, coverage.candidate_only) == ((), ("extra",))
         assert coverage.reasons == {"extra": "the reference has no such module"}
         coverage = compare(candidate, model, X, confirm=False).coverage
         assert coverage.reference_only == ("extra",)
@@ -316,40 +276,38 @@ class TestCoverage:
         assert coverage.candidate_only == ("1", "1.0")
         assert set(coverage.reasons.values()) == {"called by the candidate, not by the reference"}
 
-    def test_data_parallel_prefixes(self, model: nn.Module) -> None:
+    def test_data_parallel_prefixes_and_rename_rules(self, model: nn.Module) -> None:
         coverage = compare(model, nn.DataParallel(copy.deepcopy(model)), X).coverage
         assert coverage.paired_modules == ("", "0", "1", "1.0", "1.1")
         assert coverage.candidate_only == ("module",)
-
-    def test_rename_rules(self, model: nn.Module) -> None:
         candidate = nn.Module()
         candidate.first, candidate.second = copy.deepcopy(model[0]), copy.deepcopy(model[1])
         candidate.forward = lambda input: candidate.second(candidate.first(input))  # noqa: A006
-        comparison = compare(model, candidate, X, rename={"^first": "0", "^second": "1"})
-        assert comparison.verdict.agrees
+        comparison = agreed(model, candidate, X, rename={"^first": "0", "^second": "1"})
         assert comparison.coverage.paired_modules == ("", "0", "1", "1.0", "1.1")
 
 
 class TestNothingCompared:
-    def test_no_output_of_the_same_shape(self) -> None:
+    def test_outputs_of_models_with_nothing_in_common(self) -> None:
         with pytest.raises(NothingComparedError, match="no output of the candidate could"):
             compare(nn.Linear(8, 4), nn.Linear(8, 3), X)
-
-    def test_wrong_outputs_of_models_without_a_module_in_common(self) -> None:
         reference = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
         candidate = nn.ModuleDict({"other": nn.Bilinear(8, 8, 8)})
         candidate.forward = lambda input: candidate["other"](input, input)  # noqa: A006
         with pytest.raises(NothingComparedError, match=r"such as 0, 1.*such as other"):
             compare(reference, candidate, X)
 
-    def test_equal_outputs_of_models_without_a_module_in_common(self) -> None:
+    def test_models_that_have_little_in_common(self) -> None:
         """A wholly different computation of the same thing is what one may want to know of."""
         reference = nn.Sequential(nn.Tanh())
         candidate = nn.ModuleDict({"other": nn.Identity()})
         candidate.forward = lambda input: torch.tanh(candidate["other"](input))  # noqa: A006
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.paired_modules == ("",)
+        assert agreed(reference, candidate, X).coverage.paired_modules == ("",)
+        assert agreed(nn.Identity(), nn.Identity(), X).coverage.compared_elements == 32
+        nothing = nn.Identity()
+        nothing.forward = lambda x: None
+        with pytest.raises(NothingComparedError):
+            compare(nothing, copy.deepcopy(nothing), X)
 
     def test_a_counterpart_of_another_shape_is_a_divergence(self, model: nn.Module) -> None:
         class Narrow(nn.Sequential):
@@ -362,18 +320,6 @@ class TestNothingCompared:
         assert comparison.verdict.symptom.module == "0"
         assert comparison.verdict.symptom.peir == math.inf
 
-    def test_models_without_any_module(self) -> None:
-        comparison = compare(nn.Identity(), nn.Identity(), X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.compared_elements == 32
-        with pytest.raises(NothingComparedError):
-            compare(Nothing(), Nothing(), X)
-
-
-class Nothing(nn.Module):
-    def forward(self, x):
-        return None
-
 
 class TestOptions:
     def test_include_keeps_the_rows_of_some_modules(self, model: nn.Module) -> None:
@@ -382,8 +328,6 @@ class TestOptions:
         comparison = compare(model, copy.deepcopy(model), X, include=["0", "1.1"])
         assert {row.module for row in comparison.rows} == {"0", "1.1"}
         assert {row.module for row in compare(model, model, X).rows} == {"", "0", "1", "1.0", "1.1"}
-
-    def test_a_glob_that_matches_nothing(self, model: nn.Module) -> None:
         with pytest.raises(UsageError, match=r"'2\.\*' matches none of the 5 modules"):
             compare(model, model, X, include=["0", "2.*"])
 
@@ -396,7 +340,7 @@ class TestOptions:
         with pytest.raises(UsageError, match="expected a finite PEIR"):
             compare(model, model, X, tolerance=-1.0)
 
-    def test_without_confirmation_the_models_run_once(self, model: nn.Sequential) -> None:
+    def test_runs_and_finished_calls_are_counted(self, model: nn.Sequential) -> None:
         candidate, runs = broken(model), []
         candidate[0].register_forward_hook(lambda *_: runs.append(1))
         comparison = compare(model, candidate, X, confirm=False)
@@ -404,8 +348,6 @@ class TestOptions:
         assert not comparison.verdict.confirmed
         assert compare(model, candidate, X).verdict.confirmed
         assert len(runs) > 2
-
-    def test_progress_counts_finished_calls(self, model: nn.Module) -> None:
         counts: list[int] = []
         compare(model, copy.deepcopy(model), X, progress=counts.append)
         assert counts == [1, 2, 3, 4, 5]
@@ -416,8 +358,7 @@ def test_the_statistics_are_those_of_an_untraced_run(model: nn.Sequential) -> No
     comparison = compare(model, candidate, X)
     with torch.no_grad():
         expected = Difference.of(model(X), candidate(X))
-    last = [row for row in comparison.rows if row.module == ""][-1]
-    assert last.difference == expected
+    assert [row for row in comparison.rows if row.module == ""][-1].difference == expected
     assert not comparison.verdict.agrees
 
 
@@ -435,8 +376,7 @@ class TestFrame:
         row, kept = frame.iloc[-1], comparison.rows[-1]
         assert (row["module"], row["value"], row["shape"]) == ("", "output", (4, 8))
         assert row["peir"] == kept.difference.peir
-        assert row["stddev"] == kept.difference.stddev
-        assert row["dtype"] == "float32"
+        assert (row["stddev"], row["dtype"]) == (kept.difference.stddev, "float32")
         assert list(frame["agrees"]) == [r.agrees for r in comparison.rows]
 
     def test_rows_without_numbers(self, model: nn.Sequential) -> None:
@@ -458,7 +398,7 @@ class TestFrame:
 
 
 class TestCapture:
-    def test_copies_of_arguments_and_outputs(self, model: nn.Sequential) -> None:
+    def test_copies_that_later_edits_do_not_reach(self, model: nn.Sequential) -> None:
         candidate = broken(model)
         captured = capture(model, candidate, X, include="1.1")
         assert [(c.module, c.call, c.value) for c in captured] == [
@@ -468,14 +408,10 @@ class TestCapture:
         with torch.no_grad():
             assert torch.equal(captured[1].reference, model(X))
             assert torch.equal(captured[1].candidate, candidate(X))
-
-    def test_later_edits_do_not_reach_them(self) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True))
         captured = capture(model, copy.deepcopy(model), X, include="0")
         with torch.no_grad():
             assert torch.equal(captured[1].reference, model[0](X))
-
-    def test_a_model_that_raises(self, model: nn.Module) -> None:
         with pytest.raises(ModelRunError):
             capture(model, model, torch.ones(3, 5), include="*")
 
@@ -491,19 +427,13 @@ def test_a_failure_keeps_what_was_compared(model: nn.Sequential) -> None:
     assert comparison.coverage.compared_elements > 0
 
 
-def test_weights_without_values_are_named_as_the_cause(model: nn.Sequential) -> None:
+def test_weights_without_values_and_formats_that_there_are_not(model, tmp_path: Path) -> None:
     candidate = copy.deepcopy(model)
     candidate[1][1].to("meta")
     with pytest.raises(ModelRunError, match="on the meta device and hold no values: load the"):
         compare(model, candidate, X)
-
-
-def test_a_lazy_module_must_have_been_run(model: nn.Sequential) -> None:
     with pytest.raises(UsageError, match=r"the candidate holds '0.weight', which has no shape yet"):
         compare(model, nn.Sequential(nn.LazyLinear(8)), X)
-
-
-def test_saving_in_an_unknown_format(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         compare(model, model, X).save(tmp_path / "report.xyz")
 
@@ -518,8 +448,7 @@ def test_a_padded_llama_agrees_with_another_attention(implementation: str) -> No
         "input_ids": torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0)),
         "attention_mask": torch.tensor([[1] * 9, [0] * 4 + [1] * 5, [0] * 2 + [1] * 7]),
     }
-    comparison = tracer.compare(reference, candidate, inputs)
-    assert comparison.verdict.agrees, comparison.verdict.explanation
+    comparison = agreed(reference, candidate, inputs)
     assert all(row.agrees for row in comparison.rows)
     assert comparison.coverage.reference_only == ()
 

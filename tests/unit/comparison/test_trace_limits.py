@@ -16,12 +16,8 @@ from tracer.errors import UsageError
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 NOTHING = {
-    "isolate": False,
-    "what_if": False,
-    "noise_floor": False,
-    "zoom": False,
-    "debugger": False,
-}
+    "isolate": False, "what_if": False, "noise_floor": False, "zoom": False, "debugger": False,
+}  # fmt: skip
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -38,16 +34,11 @@ def recorded(tmp_path):
     return record
 
 
-@pytest.mark.parametrize(
-    ("values", "seed", "kinds"),
-    [
-        ("all", 0, []),
-        ("all", 1, [TraceLimitKind.OTHER_PARAMETERS]),
-        ("outputs", 0, []),
-        ("outputs", 1, [TraceLimitKind.OTHER_PARAMETERS, TraceLimitKind.OUTPUTS]),
-        ("fingerprints", 0, [TraceLimitKind.FINGERPRINTS]),
-    ],
-)
+@pytest.mark.parametrize(("values", "seed", "kinds"), [
+    ("all", 0, []), ("all", 1, [TraceLimitKind.OTHER_PARAMETERS]), ("outputs", 0, []),
+    ("outputs", 1, [TraceLimitKind.OTHER_PARAMETERS, TraceLimitKind.OUTPUTS]),
+    ("fingerprints", 0, [TraceLimitKind.FINGERPRINTS]),
+])  # fmt: skip
 def test_what_a_recording_lacks(recorded, values, seed, kinds):
     verdict = tracer.compare(recorded(values), model(seed)).verdict
     limits = [each for each in verdict.beside if isinstance(each, TraceLimit)]
@@ -64,17 +55,14 @@ def test_models_that_run_have_none():
     assert with_recordings(verdict, model(), model(1)) is verdict
 
 
-@pytest.mark.parametrize(
-    ("side", "asked", "message"),
-    [
-        ("reference", "isolate", "isolate: the recording of the reference holds"),
-        ("reference", "what_if", "what_if runs the reference's modules"),
-        ("reference", "noise_floor", "noise_floor runs the reference's modules"),
-        ("reference", "zoom", "zoom looks at the operations of both models"),
-        ("candidate", "zoom", "zoom looks at the operations of both models"),
-        ("candidate", "debugger", "the debugger stands in the candidate's code"),
-    ],
-)
+@pytest.mark.parametrize(("side", "asked", "message"), [
+    ("reference", "isolate", "isolate: the recording of the reference holds"),
+    ("reference", "what_if", "what_if runs the reference's modules"),
+    ("reference", "noise_floor", "noise_floor runs the reference's modules"),
+    ("reference", "zoom", "zoom looks at the operations of both models"),
+    ("candidate", "zoom", "zoom looks at the operations of both models"),
+    ("candidate", "debugger", "the debugger stands in the candidate's code"),
+])  # fmt: skip
 def test_what_needs_a_model_is_refused(recorded, side, asked, message):
     trace = recorded("outputs")
     sides = (trace, model()) if side == "reference" else (model(), trace)

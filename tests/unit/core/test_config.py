@@ -26,29 +26,24 @@ specs = st.one_of(
 keywords = st.sampled_from([{"dtype": "int8"}, {"observer": "ema", "options": {"momentum": 0.5}}])
 names = st.sampled_from(["layers", "0", "q_proj", "weight", "act_in"])
 configs = st.builds(
-    PTQConfig,
-    activation=specs,
-    weight=specs,
-    overrides=st.dictionaries(
-        st.lists(names, min_size=1, max_size=4).map(".".join), specs | keywords, max_size=4
-    ),
+    PTQConfig, activation=specs, weight=specs,
+    overrides=st.dictionaries(st.lists(names, min_size=1, max_size=4).map(
+        ".".join,
+    ), specs | keywords, max_size=4),
     model_args=st.dictionaries(
-        names,
-        st.integers() | st.text('aé"\n', max_size=4) | st.lists(st.booleans()) | st.none(),
+        names, st.integers() | st.text('aé"\n', max_size=4) | st.lists(st.booleans()) | st.none(),
         max_size=3,
     ),
-    strict_wrap=st.booleans(),
-    attention_mask_fill_value=st.floats(-1e30, -1),
+    strict_wrap=st.booleans(), attention_mask_fill_value=st.floats(-1e30, -1),
     variant=st.sampled_from(["prefill", "prefill_reference", "decode"]),
-)
+)  # fmt: skip
 
 
 @settings(deadline=None)
 @given(config=configs)
 def test_json_there_and_back(config):
     back = PTQConfig.from_json(config.to_json())
-    assert back == config
-    assert hash(back) == hash(config)
+    assert (back, hash(back)) == (config, hash(config))
     assert PTQConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -59,38 +54,31 @@ def test_copies_are_equal(config):
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_nothing_can_be_changed():
+def test_a_config_is_frozen():
     config = PTQConfig(model_args={"grids": [[1, 4, 4]]})
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.variant = "decode"
     with pytest.raises(TypeError):
         config.model_args["grids"] = ()
     assert config.model_args["grids"] == ((1, 4, 4),)
-
-
-def test_the_callers_dict_is_not_kept():
     overrides = {"a": {"weight": affine("int8")}}
     config = PTQConfig(overrides=overrides)
     overrides["a"]["weight"] = affine("uint4")
     assert config.overrides["a.weight"] == affine("int8")
 
 
-def test_defaults():
+def test_defaults_and_unknown_keywords():
     config = PTQConfig()
     assert config.activation == config.weight == affine("uint8")
-    assert config.attention_mask_fill_value == -120.0
-    assert config.variant == "prefill"
+    assert (config.attention_mask_fill_value, config.variant) == (-120.0, "prefill")
     assert not config.strict_wrap
-
-
-# --- specs
-
-
-def test_unknown_keywords_of_a_spec_and_a_config_name_the_known_ones():
     with pytest.raises(ConfigError, match=r"no 'bits'; it has dtype, qscheme, observer, options"):
         QuantSpec.from_dict({"bits": 8})
     with pytest.raises(ConfigError, match=r"no 'scope'; it has activation, weight"):
         PTQConfig.from_dict({"scope": "x"})
+
+
+# --- specs
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"uint8"'])
@@ -102,40 +90,37 @@ def test_json_that_is_no_config(text):
 # --- configs
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"activation": "uint8"}, r"activation must be a QuantSpec such as affine\('uint8'\)"),
-        ({"weight": None}, "weight must be a QuantSpec"),
-        ({"strict_wrap": 1}, "strict_wrap must be True or False"),
-        ({"variant": ""}, "variant must be a name"),
-        ({"attention_mask_fill_value": 0.0}, "below zero"),
-        ({"attention_mask_fill_value": -math.inf}, "finite"),
-        ({"attention_mask_fill_value": math.nan}, "finite"),
-        ({"attention_mask_fill_value": True}, "finite"),
-        ({"attention_mask_fill_value": "-120"}, "finite"),
-        ({"overrides": [("a", affine("int8"))]}, "must be a mapping"),
-        ({"overrides": {"a": {"weight": "int8"}}}, "the override 'a.weight' is 'int8'"),
-        ({"overrides": {"a": {"weight": {"dtpye": "int8"}}}}, "'a.weight.dtpye' is 'int8'"),
-        ({"overrides": {"a": {"weight": {"dtype": "int8", "bits": 4}}}}, "'a.weight.dtype' is"),
-        ({"overrides": {"a": {}}}, "the override 'a' is"),
-        ({"overrides": {"a": {"w": {"dtype": "int99"}}}}, "the override 'a.w': an integer type"),
-        ({"overrides": {"a": {"w": {"qscheme": "rows"}}}}, "the override 'a.w': unknown qscheme"),
-        ({"overrides": {"a": {"w": {"observer": "log"}}}}, "the override 'a.w': unknown observer"),
-        ({"overrides": {1: affine("int8")}}, "keys must be strings"),
-        (
-            {"overrides": {"a.weight": affine("int8"), "a": {"weight": affine("int4")}}},
-            "two overrides for the same point: a.weight",
-        ),
-        ({"model_args": {"f": print}}, "expected None, bool"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"activation": "uint8"}, r"activation must be a QuantSpec such as affine\('uint8'\)"),
+    ({"weight": None}, "weight must be a QuantSpec"),
+    ({"strict_wrap": 1}, "strict_wrap must be True or False"),
+    ({"variant": ""}, "variant must be a name"),
+    ({"attention_mask_fill_value": 0.0}, "below zero"),
+    ({"attention_mask_fill_value": -math.inf}, "finite"),
+    ({"attention_mask_fill_value": math.nan}, "finite"),
+    ({"attention_mask_fill_value": True}, "finite"),
+    ({"attention_mask_fill_value": "-120"}, "finite"),
+    ({"overrides": [("a", affine("int8"))]}, "must be a mapping"),
+    ({"overrides": {"a": {"weight": "int8"}}}, "the override 'a.weight' is 'int8'"),
+    ({"overrides": {"a": {"weight": {"dtpye": "int8"}}}}, "'a.weight.dtpye' is 'int8'"),
+    ({"overrides": {"a": {"weight": {"dtype": "int8", "bits": 4}}}}, "'a.weight.dtype' is"),
+    ({"overrides": {"a": {}}}, "the override 'a' is"),
+    ({"overrides": {"a": {"w": {"dtype": "int99"}}}}, "the override 'a.w': an integer type"),
+    ({"overrides": {"a": {"w": {"qscheme": "rows"}}}}, "the override 'a.w': unknown qscheme"),
+    ({"overrides": {"a": {"w": {"observer": "log"}}}}, "the override 'a.w': unknown observer"),
+    ({"overrides": {1: affine("int8")}}, "keys must be strings"),
+    (
+        {"overrides": {"a.weight": affine("int8"), "a": {"weight": affine("int4")}}},
+        "two overrides for the same point: a.weight",
+    ),
+    ({"model_args": {"f": print}}, "expected None, bool"),
+])  # fmt: skip
 def test_a_config_that_cannot_be(fields, message):
     with pytest.raises(ConfigError, match=message):
         PTQConfig(**fields)
 
 
-def test_dot_paths_and_nesting_are_the_same():
+def test_dot_paths_and_keywords():
     spec = affine("int8")
     nested = {"model": {"layers": {"0": {"mlp": {"weight": spec, "act_in": {"dtype": "int16"}}}}}}
     mixed = {
@@ -143,9 +128,6 @@ def test_dot_paths_and_nesting_are_the_same():
         "model.layers.0.mlp.act_in": {"dtype": "int16"},
     }
     assert PTQConfig(overrides=nested) == PTQConfig(overrides=mixed)
-
-
-def test_keywords_by_name_or_value_are_the_same():
     by_value = PTQConfig(
         overrides={"a.w": {"dtype": UINT8, "qscheme": QScheme.PER_TENSOR_ASYMMETRIC}}
     )
@@ -157,18 +139,12 @@ def test_a_child_has_everything_and_what_lies_below_it():
     config = PTQConfig(
         weight=affine("uint4"),
         overrides={
-            "a.b.weight": affine("int8"),
-            "ab.weight": affine("int4"),
-            "a.x": affine("int4"),
+            "a.b.weight": affine("int8"), "ab.weight": affine("int4"), "a.x": affine("int4"),
         },
-        attention_mask_fill_value=-77.0,
-        model_args={"grid": 3},
-        variant="decode",
-        strict_wrap=True,
-    )
+        attention_mask_fill_value=-77.0, model_args={"grid": 3}, variant="decode", strict_wrap=True,
+    )  # fmt: skip
     child = config.child("a").child("b")
-    assert child.scope == "a.b"
-    assert dict(child.overrides) == {"weight": affine("int8")}
+    assert (child.scope, dict(child.overrides)) == ("a.b", {"weight": affine("int8")})
     assert child.attention_mask_fill_value == -77.0
     assert (child.variant, child.strict_wrap, child.model_args["grid"]) == ("decode", True, 3)
     assert child.weight.dtype == UINT4
@@ -197,7 +173,7 @@ def test_model_args_that_cannot_be_added():
         PTQConfig().with_model_args(layers=object())
 
 
-def test_precedence_override_then_default_then_role():
+def test_what_an_override_changes():
     role, default, override = affine("uint8"), affine("int16"), affine("int4")
     config = PTQConfig(activation=role, weight=affine("uint4"))
     assert config.spec_for("act_in") == role
@@ -205,9 +181,6 @@ def test_precedence_override_then_default_then_role():
     assert config.spec_for("act_in", default=default) == default
     overridden = PTQConfig(activation=role, overrides={"act_in": override})
     assert overridden.spec_for("act_in", default=default) == override
-
-
-def test_keywords_change_the_default_and_a_spec_replaces_it_whole():
     default = affine("int8", observer="ema", momentum=0.5)
     by_keyword = PTQConfig(overrides={"act_in": {"dtype": "int4"}})
     assert by_keyword.spec_for("act_in", default=default) == affine(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from tests.builders.layers import X, linear, quantized_linear
 from wrappers import (
     Mode,
     PTQConfig,
@@ -32,23 +33,6 @@ from wrappers.errors import (
     UnseenObserverError,
     WrapError,
 )
-
-
-def linear(**fields):
-    """A float linear layer of 6 to 4 and its wrapper."""
-    torch.manual_seed(0)
-    source = nn.Linear(6, 4)
-    return source, prepare(source, PTQConfig(**fields))
-
-
-def quantized_linear(**fields):
-    source, wrapper = linear(**fields)
-    calibrate(wrapper, [torch.randn(32, 6)])
-    return source, convert(wrapper)
-
-
-X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-
 
 # --- wrapping
 
@@ -88,14 +72,11 @@ def test_training_or_not_is_taken_along(training):
     assert source.training is training
 
 
-def test_a_forward_replaced_on_the_instance_is_refused():
+def test_children_and_forwards_that_are_replaced():
     source = nn.Sequential(nn.Linear(2, 2))
     source[0].forward = lambda x: x
     with pytest.raises(WrapError, match=r"^0 \(Linear\) has its forward replaced"):
         prepare(source, PTQConfig())
-
-
-def test_a_none_child_stays_none():
     source = nn.Sequential(nn.Linear(2, 2))
     source.register_module("extra", None)
     copied = shallow_copy(source, nn.Sequential, PTQConfig(), lambda child, _: child)
@@ -109,12 +90,8 @@ def test_a_none_child_stays_none():
 def test_points_of_a_model_by_name():
     model = prepare(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), PTQConfig())
     assert [(module, name) for module, name, _ in iter_points(model)] == [
-        ("0", "weight"),
-        ("0", "act_in"),
-        ("0", "act_out"),
-        ("1", "act_in"),
-        ("1", "act_out"),
-    ]
+        ("0", "weight"), ("0", "act_in"), ("0", "act_out"), ("1", "act_in"), ("1", "act_out"),
+    ]  # fmt: skip
     assert [name for name, _ in iter_wrappers(model)] == ["0", "1"]
 
 
@@ -136,40 +113,31 @@ def wrap_nothing(module, _):
     return module
 
 
-def test_an_unknown_point_is_an_error_in_every_mode():
+def test_points_that_are_declared_wrong(monkeypatch):
     wrapper = Broken.from_float(nn.ReLU(), PTQConfig(), wrap_nothing)
     with pytest.raises(PointError, match="Broken has no point 'act_out'; it has act_in"):
         wrapper(X)
-
-
-def test_a_point_declared_twice_is_an_error(monkeypatch):
     monkeypatch.setattr(Broken, "twice", True)
     with pytest.raises(PointError, match="declares the point 'act_in' twice"):
         Broken.from_float(nn.ReLU(), PTQConfig(), wrap_nothing)
-
-
-def test_per_channel_where_there_are_no_channels_names_the_point():
     config = PTQConfig(activation=affine("uint8", qscheme="per_channel_asymmetric"))
     with pytest.raises(ConfigError, match=r"^0: the point 'act_in' has no axis of channels"):
         prepare(nn.Sequential(nn.ReLU()), config)
 
 
-def test_a_weight_is_quantised_per_channel_and_an_activation_is_not():
+def test_points_by_name_and_their_channels():
     _, wrapper = quantized_linear()
     assert wrapper.points["weight"].qparams.axis == 0
     assert wrapper.points["weight"].qparams.scale.shape == (4,)
     assert wrapper.points["act_in"].qparams.axis is None
-
-
-# --- modes
-
-
-def test_off_is_float_and_calibrating_changes_nothing():
     source, wrapper = linear()
     assert wrapper.mode is Mode.NO_QUANT
     assert torch.equal(wrapper(X), source(X))
     wrapper.mode = Mode.CALIBRATE
     assert torch.equal(wrapper(X), source(X))
+
+
+# --- modes
 
 
 def test_quantised_is_what_torch_computes_from_the_ranges_seen():
@@ -194,22 +162,18 @@ def test_quantised_is_what_torch_computes_from_the_ranges_seen():
         torch.testing.assert_close(quantized(X), expected)
 
 
-def test_the_input_is_never_written_into():
-    _, wrapper = quantized_linear()
+def test_quantising_off_and_on_again_never_writes_into_the_input():
+    source, wrapper = quantized_linear()
     x = X.clone()
     with torch.no_grad():
-        wrapper(x)
-    assert torch.equal(x, X)
-
-
-def test_quantising_off_and_on_again():
-    source, wrapper = quantized_linear()
-    with torch.no_grad():
-        first = wrapper(X)
+        first = wrapper(x)
         wrapper.mode = Mode.NO_QUANT
-        assert torch.equal(wrapper(X), source(X))
+        assert torch.equal(wrapper(x), source(X))
         wrapper.mode = Mode.QUANT
-        assert torch.equal(wrapper(X), first)
+        assert torch.equal(wrapper(x), first)
+    assert torch.equal(x, X)
+    with pytest.raises(ModeError, match="expected a Mode"):
+        wrapper.mode = "quant"
 
 
 def test_calibrating_again_forgets():
@@ -224,11 +188,16 @@ def test_calibrating_again_forgets():
     assert wrapper.points["act_in"].qparams.scale == convert(fresh).points["act_in"].qparams.scale
 
 
-def test_parameters_are_observed_when_calibration_begins():
+def test_weights_are_observed_first_and_need_no_calibration():
     _, wrapper = linear()
     wrapper.mode = Mode.CALIBRATE
     assert wrapper.points["weight"].observer.seen == 24
     assert wrapper.points["act_in"].observer.seen == 0
+    source, wrapper = linear(activation=no_quantization())
+    quantized = convert(wrapper)
+    weight = quantized.points["weight"].quantizer.fake_quantize(source.weight.detach())
+    with torch.no_grad():
+        assert torch.equal(quantized(X), F.linear(X, weight, source.bias))
 
 
 def test_freezing_an_unseen_observer_names_module_and_point_and_changes_nothing():
@@ -243,20 +212,6 @@ def test_freezing_an_unseen_observer_names_module_and_point_and_changes_nothing(
     assert all(point.quantizer is None for _, _, point in iter_points(model))
 
 
-def test_weights_alone_need_no_calibration():
-    source, wrapper = linear(activation=no_quantization())
-    quantized = convert(wrapper)
-    weight = quantized.points["weight"].quantizer.fake_quantize(source.weight.detach())
-    with torch.no_grad():
-        assert torch.equal(quantized(X), F.linear(X, weight, source.bias))
-
-
-def test_a_mode_is_a_mode():
-    _, wrapper = linear()
-    with pytest.raises(ModeError, match="expected a Mode"):
-        wrapper.mode = "quant"
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_damaged_parameter_is_an_error(value):
     source = nn.Sequential(nn.Linear(6, 4))
@@ -267,23 +222,14 @@ def test_a_damaged_parameter_is_an_error(value):
         calibrate(wrapped, [X])
 
 
-def test_a_tensor_that_is_not_floating_point_at_a_point_is_refused():
+def test_what_does_not_fit_a_point_is_refused():
     wrapped = prepare(nn.ReLU(), PTQConfig())
     with pytest.raises(TypeError, match="floating-point"):
         calibrate(wrapped, [torch.arange(3)])
-
-
-# --- parameters in quantised mode
-
-
-def test_scales_of_another_number_of_channels_are_refused():
     _, wrapper = quantized_linear()
     wrapper.points["weight"].load_qparams(torch.ones(3))
     with pytest.raises(QParamsError, match=r"3 scales along dimension 0 do not fit .*\(4, 6\)"):
         wrapper(X)
-
-
-def test_an_override_that_does_not_go_with_its_spec_names_the_module():
     with pytest.raises(ConfigError, match=r"^0: uint8 cannot be per_tensor_symmetric"):
         prepare(
             nn.Sequential(nn.ReLU()),
@@ -291,25 +237,21 @@ def test_an_override_that_does_not_go_with_its_spec_names_the_module():
         )
 
 
-def test_gradients_reach_the_parameters():
+# --- parameters in quantised mode
+
+
+def test_gradients_and_inference_tensors():
     source, wrapper = quantized_linear()
     with torch.no_grad():
         wrapper(X)
     wrapper(X).sum().backward()
     assert source.weight.grad is not None
     assert source.weight.grad.any()
-
-
-def test_inference_tensors_work():
     with torch.inference_mode():
-        source = nn.Linear(6, 4)
-        wrapper = prepare(source, PTQConfig())
+        wrapper = prepare(nn.Linear(6, 4), PTQConfig())
         calibrate(wrapper, [X])
         quantized = convert(wrapper)
         assert torch.equal(quantized(X), quantized(X))
-
-
-# --- loaded parameters
 
 
 # --- copies, moves, files
@@ -384,9 +326,6 @@ def test_moving_to_a_gpu():
     torch.testing.assert_close(output, expected, atol=1.1 * step, rtol=0)
 
 
-# --- folding
-
-
 # --- switches
 
 
@@ -418,16 +357,12 @@ def test_a_point_that_is_switched_off_is_left_out():
     assert torch.equal(before, act_out(F.linear(act_in(X), weight(source.weight), source.bias)))
 
 
-def test_a_switch_is_put_back_after_an_error():
+def test_a_switch_is_put_back_after_an_error_and_one_that_there_is_not_is_named():
     _, wrapper = quantized_linear()
     before = wrapper(X)
     with pytest.raises(RuntimeError), wrapper.disabled("weight"):
         wrapper(X[:, :2])
     assert torch.equal(wrapper(X), before)
-
-
-def test_a_switch_that_there_is_not():
-    _, wrapper = quantized_linear()
     missing = pytest.raises(PointError, match="has no point 'wight'; it has weight, act_in")
     with missing, wrapper.disabled("wight"):
         pass

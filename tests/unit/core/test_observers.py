@@ -10,11 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrappers.core.observers import (
-    OBSERVERS,
-    AffineObserver,
-    build_observer,
-)
+from wrappers.core.observers import OBSERVERS, AffineObserver, build_observer
 from wrappers.core.quantizers import IdentityQuantizer
 from wrappers.errors import ConfigError, TensorError, UnseenObserverError
 from wrappers.numerics.affine import AffineQParams, affine_qparams
@@ -73,7 +69,7 @@ def test_per_channel_is_per_tensor_of_each_channel(name, axis):
         assert found.zero_point[channel] == alone.quantizer().zero_point
 
 
-def test_the_first_tensor_sets_the_moving_average():
+def test_the_moving_average():
     observer = affine_observer("ema", momentum=0.75)
     low, high = -1.0, 3.0
     observer.observe(torch.tensor([low, high]))
@@ -81,11 +77,7 @@ def test_the_first_tensor_sets_the_moving_average():
         observer.observe(torch.tensor([next_low, next_high]))
         low = 0.75 * low + 0.25 * next_low
         high = 0.75 * high + 0.25 * next_high
-    assert float(observer.minimum) == low
-    assert float(observer.maximum) == high
-
-
-def test_the_momentum_is_nine_tenths():
+    assert (float(observer.minimum), float(observer.maximum)) == (low, high)
     observer = affine_observer("ema")
     observer.observe(torch.tensor([0.0, 1.0]))
     observer.observe(torch.tensor([0.0, 2.0]))
@@ -116,25 +108,19 @@ def test_percentiles_of_a_sample_are_close_and_reproducible():
     assert float(scales[0]) == pytest.approx((high - low) / 255, rel=0.05)
 
 
-def test_another_seed_is_another_sample():
+def test_the_sample_of_a_percentile():
     scales = set()
     for seed in range(3):
         observer = affine_observer("percentile", percentile=90.0, capacity=64, seed=seed)
         observer.observe(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
         scales.add(float(observer.quantizer().scale))
     assert len(scales) == 3
-
-
-def test_all_of_a_hundred_percent_is_the_exact_range():
     observer = affine_observer("percentile", percentile=100, capacity=16)
     x = torch.randn(10_000)
     x[17], x[4711] = 50.0, -60.0
     observer.observe(x)
     expected = affine_qparams(torch.tensor(-60.0), torch.tensor(50.0), UINT8, PER_TENSOR)
     assert same(observer.quantizer(), expected)
-
-
-def test_one_value_is_a_constant():
     observer = affine_observer("percentile")
     observer.observe(torch.tensor(0.3))
     assert float(observer.quantizer().scale) == pytest.approx(0.3)
@@ -198,16 +184,12 @@ def test_integers_are_refused(name, x):
 @pytest.mark.parametrize(
     "x",
     [
-        torch.tensor(2.0),
-        torch.randn(4, 6).T,
-        torch.randn(1, 3).expand(4, 3),
-        torch.randn(5).bfloat16(),
-        torch.randn(5).half(),
-        torch.randn(5).double(),
+        torch.tensor(2.0), torch.randn(4, 6).T, torch.randn(1, 3).expand(4, 3),
+        torch.randn(5).bfloat16(), torch.randn(5).half(), torch.randn(5).double(),
         torch.randn(5, requires_grad=True),
     ],
     ids=["0-d", "transposed", "expanded", "bfloat16", "float16", "float64", "with gradient"],
-)
+)  # fmt: skip
 def test_any_floating_tensor_is_observed_and_left_alone(name, x):
     before = x.detach().clone()
     observer = affine_observer(name)
@@ -218,14 +200,11 @@ def test_any_floating_tensor_is_observed_and_left_alone(name, x):
     assert float(observer.minimum) == pytest.approx(float(before.min()))
 
 
-def test_the_number_of_channels_must_not_change():
+def test_channels_and_observers_that_need_no_data():
     observer = affine_observer("minmax", axis=0)
     observer.observe(torch.randn(3, 2))
     with pytest.raises(TensorError, match="4 channels along dimension 0 after 3"):
         observer.observe(torch.randn(4, 2))
-
-
-def test_identity_and_microscaling_need_no_data():
     assert build_observer("identity").quantizer() == IdentityQuantizer()
     assert build_observer("mx", options={"element": "fp4_e2m1"}).quantizer() == MXQuantizer(
         "fp4_e2m1"
@@ -234,22 +213,19 @@ def test_identity_and_microscaling_need_no_data():
     assert IdentityQuantizer().fake_quantize(x) is x
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("minmax", {"momentum": 0.5}, "no option 'momentum'; its options: none"),
-        ("ema", {"momentum": 1.0}, r"\[0, 1\)"),
-        ("ema", {"momentum": "0.5"}, r"\[0, 1\)"),
-        ("ema", {"mommentum": 0.5}, "its options: momentum"),
-        ("percentile", {"percentile": 50}, r"\(50, 100\]"),
-        ("percentile", {"capacity": 1}, "at least 2"),
-        ("percentile", {"seed": 1.5}, "seed must be an integer"),
-        ("mx", {"element": "fp4"}, "unknown element format 'fp4'"),
-        ("mx", {"block_size": 0}, "positive"),
-        ("mx", {"block_axis": "last"}, "axis must be an integer"),
-        ("histogram", {}, "unknown observer 'histogram'"),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("minmax", {"momentum": 0.5}, "no option 'momentum'; its options: none"),
+    ("ema", {"momentum": 1.0}, r"\[0, 1\)"),
+    ("ema", {"momentum": "0.5"}, r"\[0, 1\)"),
+    ("ema", {"mommentum": 0.5}, "its options: momentum"),
+    ("percentile", {"percentile": 50}, r"\(50, 100\]"),
+    ("percentile", {"capacity": 1}, "at least 2"),
+    ("percentile", {"seed": 1.5}, "seed must be an integer"),
+    ("mx", {"element": "fp4"}, "unknown element format 'fp4'"),
+    ("mx", {"block_size": 0}, "positive"),
+    ("mx", {"block_axis": "last"}, "axis must be an integer"),
+    ("histogram", {}, "unknown observer 'histogram'"),
+])  # fmt: skip
 def test_options_are_checked_when_made(name, options, message):
     with pytest.raises(ConfigError, match=message):
         build_observer(name, options=options)

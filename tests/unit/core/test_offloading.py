@@ -22,7 +22,7 @@ def models() -> tuple[nn.Module, nn.Module]:
     return model, cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
 
 
-def test_weights_are_loaded_by_both(models) -> None:
+def test_weights_are_loaded_by_both_and_by_a_hook_of_several(models) -> None:
     expected = models[0](X)
     wrapped = prepare(models[1], PTQConfig())
     assert torch.equal(wrapped(X), expected)
@@ -30,9 +30,6 @@ def test_weights_are_loaded_by_both(models) -> None:
     assert all(p.is_meta for model in (models[1], wrapped) for p in model.parameters())
     weights = [model[0]._hf_hook.weights_map for model in (models[1], wrapped)]
     assert weights[0] is weights[1]
-
-
-def test_a_hook_of_several(models) -> None:
     kept, offloaded = models[0][0], cpu_offload(models[0][2], execution_device=torch.device("cpu"))
     x = kept(X)
     wrapped = prepare(offloaded, PTQConfig())
@@ -49,8 +46,7 @@ def test_a_folded_scale_is_in_what_is_loaded(models) -> None:
     assert torch.equal(offloaded(X), kept(X))
     assert torch.equal(models[1](X), models[0](X))  # the float model has none of it
     loaded = offloaded[2]._hf_hook.weights_map
-    assert set(loaded) == {"weight", "bias"}
-    assert len(loaded) == 2
+    assert (set(loaded), len(loaded)) == ({"weight", "bias"}, 2)
 
 
 def test_quantised_weights_are_not_kept(models) -> None:

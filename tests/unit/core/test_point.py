@@ -4,34 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from wrappers import (
-    PTQConfig,
-    affine,
-    calibrate,
-    convert,
-    no_quantization,
-    prepare,
-)
-from wrappers.errors import (
-    ModeError,
-    QParamsError,
-)
-
-
-def linear(**fields):
-    """A float linear layer of 6 to 4 and its wrapper."""
-    torch.manual_seed(0)
-    source = nn.Linear(6, 4)
-    return source, prepare(source, PTQConfig(**fields))
-
-
-def quantized_linear(**fields):
-    source, wrapper = linear(**fields)
-    calibrate(wrapper, [torch.randn(32, 6)])
-    return source, convert(wrapper)
-
-
-X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+from tests.builders.layers import X, linear, quantized_linear
+from wrappers import affine, calibrate, convert, no_quantization
+from wrappers.errors import ModeError, QParamsError
 
 
 def test_a_parameter_is_quantised_once_until_it_changes():
@@ -48,13 +23,7 @@ def test_a_parameter_is_quantised_once_until_it_changes():
         assert not wrapper.quantize(wrapper.weight, "weight").any()
         wrapper.weight.data = torch.ones(4, 6)
         assert wrapper.quantize(wrapper.weight, "weight").any()
-
-
-def test_another_quantiser_is_noticed():
-    _, wrapper = quantized_linear()
-    with torch.no_grad():
-        wrapper(X)
-        wrapper.points["weight"].load_qparams(torch.full((4,), 1000.0))
+        point.load_qparams(torch.full((4,), 1000.0))  # another quantiser is noticed, too
         assert not wrapper.quantize(wrapper.weight, "weight").any()
 
 
@@ -76,22 +45,16 @@ def test_loaded_qparams_are_locked():
     assert wrapper.points["weight"].qparams.zero_point.tolist() == [1, 2, 3, 4]
     assert wrapper.points["act_in"].locked
     assert not wrapper.points["act_out"].locked
-
-
-def test_one_zero_point_does_for_all_channels():
-    _, wrapper = linear()
-    wrapper.points["weight"].load_qparams(torch.ones(4))
+    wrapper.points["weight"].load_qparams(torch.ones(4))  # one zero point does for all channels
     assert wrapper.points["weight"].qparams.zero_point.tolist() == [0, 0, 0, 0]
 
 
-def test_loaded_qparams_must_fit():
+@pytest.mark.parametrize(("point", "qparams", "said"), [
+    ("act_in", (torch.ones(3),), "expected 0-d"), ("weight", (1.0,), r"expected \[channels\]"),
+    ("act_in", (1.0, 3), "has zero point 0"), ("act_out", (1.0,), "no scale and zero point"),
+])  # fmt: skip
+def test_loaded_qparams_must_fit(point, qparams, said):
     _, wrapper = linear(activation=affine("int8"), overrides={"act_out": no_quantization()})
-    with pytest.raises(QParamsError, match="expected 0-d"):
-        wrapper.points["act_in"].load_qparams(torch.ones(3))
-    with pytest.raises(QParamsError, match=r"expected \[channels\]"):
-        wrapper.points["weight"].load_qparams(1.0)
-    with pytest.raises(QParamsError, match="has zero point 0"):
-        wrapper.points["act_in"].load_qparams(1.0, 3)
-    with pytest.raises(QParamsError, match="no scale and zero point"):
-        wrapper.points["act_out"].load_qparams(1.0)
-    assert not wrapper.points["act_in"].locked
+    with pytest.raises(QParamsError, match=said):
+        wrapper.points[point].load_qparams(*qparams)
+    assert not wrapper.points[point].locked

@@ -12,22 +12,15 @@ from wrappers.numerics.microscaling import MXQuantizer
 PER_TENSOR, PER_CHANNEL = QScheme.PER_TENSOR_ASYMMETRIC, QScheme.PER_CHANNEL_ASYMMETRIC
 
 
-@pytest.mark.parametrize(
-    "quantizer",
-    [
-        affine_qparams(torch.tensor(-1.0), torch.tensor(2.0), UINT8, PER_TENSOR),
-        affine_qparams(
-            torch.tensor([-1.0, 0.0]),
-            torch.tensor([2.0, 3.0]),
-            INT8,
-            QScheme.PER_CHANNEL_SYMMETRIC,
-            axis=1,
-        ),
-        MXQuantizer("fp8_e4m3", block_size=16, axis=0),
-        IdentityQuantizer(),
-    ],
-    ids=["affine", "affine per channel", "mx", "identity"],
-)
+@pytest.mark.parametrize("quantizer", [
+    affine_qparams(torch.tensor(-1.0), torch.tensor(2.0), UINT8, PER_TENSOR),
+    affine_qparams(
+        torch.tensor([-1.0, 0.0]), torch.tensor([2.0, 3.0]), INT8, QScheme.PER_CHANNEL_SYMMETRIC,
+        axis=1,
+    ),
+    MXQuantizer("fp8_e4m3", block_size=16, axis=0),
+    IdentityQuantizer(),
+], ids=["affine", "affine per channel", "mx", "identity"])  # fmt: skip
 def test_a_quantiser_survives_its_state(quantizer):
     back = quantizer_from_state(quantizer.state())
     x = torch.randn(32, 2)

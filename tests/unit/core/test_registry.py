@@ -50,44 +50,30 @@ def test_a_missing_variant_lists_those_of_the_class():
         lookup(Float, "other")
 
 
-def test_a_missing_class_lists_the_classes():
+def test_looking_up():
     with pytest.raises(MissingWrapperError, match=r"Float has no wrapper; .*torch\.nn.*Linear"):
         lookup(Float, "prefill")
-
-
-def test_a_class_matches_only_itself():
     register(Float)(Common)
     assert has_wrapper(Float)
     assert not has_wrapper(FloatChild)
     assert not has_wrapper(Common)
-
-
-def test_a_duplicate_raises_and_the_same_again_does_not():
-    register(Float)(Common)
-    register(Float)(Common)
-    with pytest.raises(DuplicateWrapperError, match=r"already has the wrapper .*Common"):
-        register(Float)(Exact)
-    assert lookup(Float, "x") is Common
-
-
-def test_the_decorator_gives_the_class_back():
-    assert register(Float)(Common) is Common
-
-
-def test_by_path():
     assert lookup(nn.Linear, "prefill") is QuantLinear
     register("torch.nn.Bilinear")(Common)
     assert lookup(nn.Bilinear, "prefill") is Common
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "torch.nn.LinearOfThePast",
-        "torch.nn.modules.of_the_past.Linear",
-        "torch.nn.functional.linear",
-    ],
-)
+def test_duplicates_and_the_decorator():
+    register(Float)(Common)
+    register(Float)(Common)
+    with pytest.raises(DuplicateWrapperError, match=r"already has the wrapper .*Common"):
+        register(Float)(Exact)
+    assert lookup(Float, "x") is Common
+    assert register(Float)(Common) is Common
+
+
+@pytest.mark.parametrize("path", [
+    "torch.nn.LinearOfThePast", "torch.nn.modules.of_the_past.Linear", "torch.nn.functional.linear",
+])  # fmt: skip
 def test_a_class_that_is_gone_raises(path):
     with pytest.raises(StaleWrapperError, match=path):
         register(path)

@@ -2,29 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
 
-from tests.builders.layers import layer
-from wrappers import (
-    PTQConfig,
-    calibrate,
-    convert,
-    prepare,
-)
+from tests.builders.layers import X, layer, linear
+from wrappers import PTQConfig, calibrate, convert, prepare
 from wrappers.layers.linear import QuantLinear
 
 
-def linear(**fields):
-    """A float linear layer of 6 to 4 and its wrapper."""
-    torch.manual_seed(0)
-    source = nn.Linear(6, 4)
-    return source, prepare(source, PTQConfig(**fields))
-
-
-X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
-
-
-def test_a_folded_scale_leaves_the_float_model_alone_and_is_declared():
+def test_a_folded_scale_is_declared_and_leaves_the_float_model_alone():
     source, wrapper = linear()
     before = source.weight.detach().clone()
     wrapper.fold_output_scale(0.25)
@@ -33,9 +17,6 @@ def test_a_folded_scale_leaves_the_float_model_alone_and_is_declared():
     torch.testing.assert_close(wrapper.to_reference_output(wrapper(X)), source(X))
     assert wrapper.weight is not source.weight
     assert isinstance(wrapper, QuantLinear)
-
-
-def test_without_a_folded_scale_the_output_is_the_references_own():
     _, wrapper = linear()
     output = wrapper(X)
     assert wrapper.to_reference_output(output) is output

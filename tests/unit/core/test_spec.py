@@ -33,34 +33,28 @@ def test_names_and_values_mean_the_same():
     )
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"dtype": "float8"}, "unknown integer type"),
-        ({"dtype": "uint8", "qscheme": "per_tensor_symmetric"}, "cannot be per_tensor_symmetric"),
-        ({"dtype": "uint8", "qscheme": "per_row"}, "unknown qscheme"),
-        ({"dtype": "uint8", "observer": "histogram"}, "choose one of minmax, ema"),
-        ({"dtype": "uint8", "observer": "ema", "options": {"beta": 1}}, "no option 'beta'"),
-        ({"dtype": "uint8", "observer": "ema", "options": {"momentum": 2}}, "momentum"),
-        ({"dtype": "uint8", "observer": "identity"}, "has no integer type"),
-        ({"observer": "mx", "qscheme": "per_tensor_asymmetric"}, "has no integer type"),
-        ({}, "needs a dtype"),
-        ({"dtype": "uint8", "options": {"x": object()}}, "expected None, bool"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"dtype": "float8"}, "unknown integer type"),
+    ({"dtype": "uint8", "qscheme": "per_tensor_symmetric"}, "cannot be per_tensor_symmetric"),
+    ({"dtype": "uint8", "qscheme": "per_row"}, "unknown qscheme"),
+    ({"dtype": "uint8", "observer": "histogram"}, "choose one of minmax, ema"),
+    ({"dtype": "uint8", "observer": "ema", "options": {"beta": 1}}, "no option 'beta'"),
+    ({"dtype": "uint8", "observer": "ema", "options": {"momentum": 2}}, "momentum"),
+    ({"dtype": "uint8", "observer": "identity"}, "has no integer type"),
+    ({"observer": "mx", "qscheme": "per_tensor_asymmetric"}, "has no integer type"),
+    ({}, "needs a dtype"),
+    ({"dtype": "uint8", "options": {"x": object()}}, "expected None, bool"),
+])  # fmt: skip
 def test_a_spec_that_cannot_be(fields, message):
     with pytest.raises(ConfigError, match=message):
         QuantSpec(**fields)
 
 
-def test_schemes_by_role():
+def test_schemes_and_changes_of_a_spec():
     assert affine("uint8").resolved_qscheme(channels=True) is QScheme.PER_CHANNEL_ASYMMETRIC
     assert affine("uint8").resolved_qscheme(channels=False) is QScheme.PER_TENSOR_ASYMMETRIC
     assert affine("int8").resolved_qscheme(channels=True) is QScheme.PER_TENSOR_SYMMETRIC
     assert no_quantization().resolved_qscheme(channels=True) is None
-
-
-def test_changing_a_spec_changes_only_what_is_named():
     spec = affine("int8", qscheme="per_channel_symmetric", observer="ema", momentum=0.5)
     assert spec.changed({"dtype": "int4"}) == affine(
         "int4", qscheme="per_channel_symmetric", observer="ema", momentum=0.5

@@ -83,15 +83,7 @@ class Session:
         self._capsys = capsys
         self.printed = ""
 
-    def __call__(
-        self,
-        commands: str,
-        candidate: nn.Module,
-        *,
-        reference: nn.Module | None = None,
-        inputs: object = X,
-        **options: object,
-    ) -> Comparison:
+    def __call__(self, commands, candidate, *, reference=None, inputs=X, **options):
         lines = "".join(f"{command}\n" for command in commands.split("; "))
         self._monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         try:
@@ -116,47 +108,39 @@ def at_prompt(monkeypatch, capsys) -> Iterator[Session]:
 
 
 class TestWhere:
-    def test_in_the_calling_frame_at_the_line_of_the_call(self, at_prompt) -> None:
+    def test_in_the_calling_frame_with_an_output_at_the_end(self, at_prompt) -> None:
         at_prompt("c", Net(), breakpoints="inner.second")
         assert "`inner.second`, call 0, starts." in at_prompt.printed
         assert "finish()\n-> result = self.second(double)" in at_prompt.printed
-
-    def test_at_the_end_there_is_an_output(self, at_prompt) -> None:
         point = Breakpoint("inner.second", at="end")
         at_prompt("p cand_call.output.shape; p 'result' in locals(); c", Net(), breakpoints=[point])
         assert "call 0, ends." in at_prompt.printed
         assert "-> result = self.second(double)" in at_prompt.printed
         assert at_prompt.answers[:2] == ["torch.Size([2, 8])", "False"]
 
-    def test_the_root_is_called_by_the_tracer(self, at_prompt) -> None:
+    def test_the_root_is_called_by_the_tracer_and_the_others_in_turn(self, at_prompt) -> None:
         at_prompt("p tuple(candidate.args[0].shape); c", Net(), breakpoints=[""])
         assert "-> return model(*args, **kwargs)" in at_prompt.printed
         assert at_prompt.answers[0] == "(2, 8)"
-
-    def test_each_breakpoint_in_turn(self, at_prompt) -> None:
         at_prompt("c; c; c; c", Net(), breakpoints=["inner.*", "last"])
         stops = re.findall(r"`([\w.]+)`, call \d, starts", at_prompt.printed)
         assert stops == ["inner.first", "inner.second", "last"]
 
-    def test_diverged_arguments(self, at_prompt) -> None:
+    def test_diverged_arguments_and_outputs(self, at_prompt) -> None:
         at_prompt("c; c; c", scaled(), breakpoints=[Breakpoint("*", when="diverged")])
         stops = re.findall(
             r"`([\w.]+)`, call \d, starts; different: (\w+) \(PEIR", at_prompt.printed
         )
         assert stops == [("inner.second", "input"), ("last", "input")]
-
-    def test_diverged_outputs(self, at_prompt) -> None:
         point = Breakpoint("*", at="end", when="diverged")
         at_prompt("c; c; c; c", scaled(), breakpoints=[point])
         stops = re.findall(r"(`[\w.]+`|root module), call \d, ends; different", at_prompt.printed)
         assert stops == ["`inner.second`", "`inner`", "`last`", "root module"]
 
-    def test_nothing_diverges(self, at_prompt) -> None:
+    def test_nothing_diverges_and_only_the_first_run_stops(self, at_prompt) -> None:
         comparison = at_prompt("q", Net(), breakpoints=[Breakpoint("*", when="diverged")])
         assert at_prompt.printed == ""
         assert comparison.verdict.agrees
-
-    def test_only_the_first_run_stops(self, at_prompt) -> None:
         comparison = at_prompt("c", scaled(), breakpoints=["inner.second"])
         assert comparison.verdict.confirmed  # which took more runs
         assert at_prompt.printed.count("starts") == 1
@@ -258,12 +242,10 @@ class TestAtHand:
         assert at_prompt.answers[:2] == ["tensor(16)", "True"]
         assert float(at_prompt.answers[2]) == pytest.approx(off, rel=1e-6)
 
-    def test_the_variables_of_callers_in_the_same_module(self, at_prompt) -> None:
+    def test_the_variables_of_callers_in_the_same_module_alone(self, at_prompt) -> None:
         """`x` is one of `forward`, which called `finish`."""
         at_prompt("p reference.x.equal(candidate.x); c", Net(), breakpoints=["inner.second"])
         assert at_prompt.answers[0] == "True"
-
-    def test_not_those_of_another_module(self, at_prompt) -> None:
         at_prompt("reference.doubel; reference.how; c", Net(), breakpoints=["inner.second"])
         assert "in Inner.finish at tests/unit/debugger/test_breakpoints.py:" in at_prompt.answers[0]
         assert "has no variable 'doubel'; it has" in at_prompt.answers[0]
@@ -358,15 +340,13 @@ class TestStepping:
         assert "forward()" in after[3]
         assert "plain()\n-> return self.last(x)" in after[4]
 
-    def test_step_goes_into_a_module_past_torch(self, at_prompt) -> None:
+    def test_step_goes_into_modules_and_over_the_rest(self, at_prompt) -> None:
         at_prompt("s; s; r; c", Net(), breakpoints=["inner"])
         assert "--Call--" in at_prompt.answers[0]
         assert "forward()\n-> def forward(self, x):" in at_prompt.answers[0]
         assert "-> half = self.first(x) * self.factor" in at_prompt.answers[1]
         assert "--Return--" in at_prompt.answers[2]
         assert "forward()->tensor(" in at_prompt.answers[2]
-
-    def test_step_over_what_has_no_lines_of_a_model(self, at_prompt) -> None:
         at_prompt("s; c", Net(), breakpoints=["inner.second"])
         assert "finish()\n-> return result + 1" in at_prompt.answers[0]
 
@@ -377,12 +357,10 @@ class TestStepping:
         assert all(file == __file__ for file, _ in where)
         assert "*** Oldest frame" in at_prompt.answers[3]
 
-    def test_a_breakpoint_on_the_way(self, at_prompt) -> None:
+    def test_breakpoints_on_the_way(self, at_prompt) -> None:
         at_prompt("n; p reference.double.shape; c", Net(), breakpoints=["inner", "inner.second"])
         assert "`inner.second`, call 0, starts" in at_prompt.answers[0]
         assert at_prompt.answers[1] == "torch.Size([2, 8])"
-
-    def test_a_line_breakpoint(self, at_prompt) -> None:
         line = Inner.finish.__code__.co_firstlineno + 3
         at_prompt(f"b {__file__}:{line}; c; p result.shape; clear 1; c", Net(), breakpoints="inner")
         assert "finish()\n-> return result + 1" in at_prompt.answers[1]
@@ -426,19 +404,15 @@ class TestQuitting:
         assert comparison.coverage.reasons["last"] == "the run was ended before it was called"
         assert "last" in comparison.coverage.reference_only
 
-    def test_a_divergence_so_far(self, at_prompt) -> None:
+    def test_what_was_compared_until_then(self, at_prompt) -> None:
         candidate = scaled()
         comparison = at_prompt("q", candidate, breakpoints=["last"])
         self.check(comparison, candidate)
         assert comparison.verdict.symptom.module == "inner.second"
         assert not comparison.verdict.confirmed
-
-    def test_before_anything_was_compared(self, at_prompt) -> None:
         comparison = at_prompt("q", Net(), breakpoints=[""])
         self.check(comparison)
         assert not [row for row in comparison.rows if row.is_output]
-
-    def test_the_end_of_the_input(self, at_prompt) -> None:
         self.check(at_prompt("p 1", Net(), breakpoints=["last"]))
 
     @pytest.mark.parametrize("command", ["n", "s", "r"])
@@ -533,12 +507,10 @@ class TestPostMortem:
         assert "hook()\n-> raise ValueError" in at_prompt.printed
         assert at_prompt.answers[1:3] == ["None", "the reference stands at no call"]
 
-    def test_not_asked_for(self, at_prompt) -> None:
+    def test_not_asked_for_or_not_needed(self, at_prompt) -> None:
         with pytest.raises(ModelRunError):
             at_prompt("q", Net(self.raising), breakpoints=["drop"])
         assert at_prompt.printed == ""
-
-    def test_nothing_raises(self, at_prompt) -> None:
         assert at_prompt("q", Net(), post_mortem=True).verdict.agrees
         assert at_prompt.printed == ""
 
@@ -565,11 +537,9 @@ class TestRefused:
         with pytest.raises(UsageError, match=r"expected '(start|always)' or"):
             Breakpoint("*", **words)
 
-    def test_another_debugger(self, at_prompt, never) -> None:
+    def test_another_debugger_and_nobody_to_answer(self, at_prompt, never, monkeypatch) -> None:
         with pytest.raises(UsageError, match="debugger 'gdb': expected ipdb or pdb"):
             at_prompt("q", never, reference=never, breakpoints=["last"], debugger="gdb")
-
-    def test_nobody_to_answer(self, at_prompt, never, monkeypatch) -> None:
         monkeypatch.setenv("CI", "true")
         with pytest.raises(UsageError, match="CI is set and standard input is no terminal"):
             at_prompt("q", never, reference=never, post_mortem=True)
@@ -608,26 +578,21 @@ class TestAnotherFunction:
 
 
 class TestDiff:
-    def test_of_tensors(self) -> None:
+    def test_of_tensors_and_nested_values(self) -> None:
         assert diff(X, X + 1) == Difference.of(X, X + 1)
-
-    def test_of_nested_values(self) -> None:
         left, right = {"a": (X, None), "b": [X]}, {"a": (X, None), "b": [X + 1]}
         assert diff(left, right) == Difference.of(X, X).merge(Difference.of(X, X + 1))
         assert diff(left, right).mean == pytest.approx(0.5)
         assert diff(left, right).elements == 32
 
-    @pytest.mark.parametrize(
-        ("left", "right", "said"),
-        [
-            (X, X[0], r"value: the reference has shape \(2, 8\)"),
-            ({"a": X}, {"b": X}, r"only the (first|second) holds value\.[ab] \(float32 \[2, 8\]"),
-            ([X, X], [X], r"only the first holds value\.1"),
-            ([X, 1], [X, 2], r"value\.1 is 1 and 2; expected two tensors"),
-            (X, None, r"value is float32 .* and None; expected two tensors"),
-            ("a", "a", "found 'a' and 'a'; expected tensors"),
-        ],
-    )
+    @pytest.mark.parametrize(("left", "right", "said"), [
+        (X, X[0], r"value: the reference has shape \(2, 8\)"),
+        ({"a": X}, {"b": X}, r"only the (first|second) holds value\.[ab] \(float32 \[2, 8\]"),
+        ([X, X], [X], r"only the first holds value\.1"),
+        ([X, 1], [X, 2], r"value\.1 is 1 and 2; expected two tensors"),
+        (X, None, r"value is float32 .* and None; expected two tensors"),
+        ("a", "a", "found 'a' and 'a'; expected tensors"),
+    ])  # fmt: skip
     def test_what_cannot_be_compared(self, left: object, right: object, said: str) -> None:
         with pytest.raises((UsageError, ShapeMismatchError), match=said):
             diff(left, right)
@@ -655,23 +620,16 @@ class TestInATerminal:
 
         def started(*arguments: str) -> "pexpect.spawn[str]":
             environment = {
-                **os.environ,
-                "HOME": str(tmp_path),
-                "TERM": "xterm",
-                "PYTHONPATH": str(ROOT),
+                **os.environ, "HOME": str(tmp_path), "TERM": "xterm", "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
                 "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
-            }
+            }  # fmt: skip
             for name in ("CI", "PYTHONBREAKPOINT"):
                 environment.pop(name, None)
             child = pexpect.spawn(
-                *(sys.executable, ["examples/find_the_mask_bug.py", *arguments]),
-                env=environment,
-                cwd=str(ROOT),
-                encoding="utf-8",
-                timeout=40,
-                dimensions=(50, 160),
-            )
+                *(sys.executable, ["examples/find_the_mask_bug.py", *arguments]), env=environment,
+                cwd=str(ROOT), encoding="utf-8", timeout=40, dimensions=(50, 160),
+            )  # fmt: skip
             child.expect("The wrapped model as it was")
             return child
 
@@ -701,15 +659,10 @@ class TestInATerminal:
             ("print('type', candidate.attention_mask.dtype)", r"type torch\.int64"),
             ("diff(reference.attn_output, cand_call.arguments['input'])", r"peir=0\.\d+, mism"),
             ("diff(reference.attention_mask, candidate.attention_mask)", "ShapeMismatchError"),
-            ("u", "attention_of_that_time"),
-            ("p attention_mask.dtype", r"torch\.int64"),
-            ("u", "_attend"),
-            ("d", "attention_of_that_time"),
-            ("d", "attend"),
-            ("n", "--Return--"),
-            ("c", r"layers\.1\.self_attn\.o_proj`, call 0, starts"),
-            ("q", "ended by the user"),
-        )
+            ("u", "attention_of_that_time"), ("p attention_mask.dtype", r"torch\.int64"),
+            ("u", "_attend"), ("d", "attention_of_that_time"), ("d", "attend"), ("n", "--Return--"),
+            ("c", r"layers\.1\.self_attn\.o_proj`, call 0, starts"), ("q", "ended by the user"),
+        )  # fmt: skip
         assert termios.tcgetattr(child.child_fd) == terminal
         self.end(child)
 

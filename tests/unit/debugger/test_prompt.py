@@ -40,11 +40,9 @@ def no_ipdb(monkeypatch) -> None:
 
 
 class TestChoice:
-    def test_ipdb_in_a_terminal(self, streams) -> None:
+    def test_ipdb_in_a_terminal_and_pdb_elsewhere(self, streams) -> None:
         assert choose_debugger().kind == "ipdb"
         assert choose_debugger().opens
-
-    def test_pdb_elsewhere(self, streams) -> None:
         streams.stdin = io.StringIO()
         assert choose_debugger().kind == "pdb"
 
@@ -72,13 +70,11 @@ class TestChoice:
         with pytest.raises(UsageError, match="pip install ipdb"):
             choose_debugger()
 
-    def test_none(self, streams, monkeypatch) -> None:
+    def test_none_or_another_function(self, streams, monkeypatch) -> None:
         monkeypatch.setenv("PYTHONBREAKPOINT", "0")
         assert not choose_debugger().opens
         assert not choose_debugger("pdb").opens
         assert "PYTHONBREAKPOINT is 0" in choose_debugger().note
-
-    def test_another_function(self, streams, monkeypatch) -> None:
         monkeypatch.setenv("PYTHONBREAKPOINT", "os.getcwd")
         assert choose_debugger().hook is __import__("os").getcwd
         monkeypatch.setenv("PYTHONBREAKPOINT", "print")
@@ -104,14 +100,12 @@ class TestChoice:
 
 
 class TestNames:
-    def test_they_come_and_go(self, monkeypatch) -> None:
+    def test_they_come_and_go_also_after_an_exception(self, monkeypatch) -> None:
         monkeypatch.setattr(builtins, "already", 1, raising=False)
         with in_builtins({"already": 2, "brought_along": 3}):
             assert (already, brought_along) == (2, 3)  # noqa: F821
         assert builtins.already == 1
         assert not hasattr(builtins, "brought_along")
-
-    def test_also_after_an_exception(self) -> None:
         with pytest.raises(KeyboardInterrupt), in_builtins({"brought_along": 3}):
             raise KeyboardInterrupt
         assert not hasattr(builtins, "brought_along")
@@ -168,12 +162,15 @@ class TestPrompt:
         answered.opened = opened
         return answered
 
-    def test_it_opens_at_once(self, talk) -> None:
+    def test_it_opens_at_once_and_hides_frames(self, talk) -> None:
         printed, result = talk("p value; c")
         assert printed[0].startswith("Here.\n")
         assert 'helper()\n-> driver.switch("helper")' in printed[0]
         assert printed[1] == "1\n"
         assert result == 40
+        printed, _ = talk("u; s; c", hidden="outer")
+        assert "*** Oldest frame" in printed[1]
+        assert "helper()\n-> return value + 1" in printed[2]
 
     def test_it_steps_in_its_own_coroutine(self, talk) -> None:
         printed, result = talk("n; n; n; p first; c")
@@ -183,19 +180,12 @@ class TestPrompt:
         assert printed[4] == "2\n"
         assert result == 40
         assert [frame.f_code.co_name for frame in talk.opened] == [
-            *("helper", "helper", "helper", "outer"),
+            *("helper", "helper", "helper", "outer")
         ]
-
-    def test_hidden_frames(self, talk) -> None:
-        printed, _ = talk("u; s; c", hidden="outer")
-        assert "*** Oldest frame" in printed[1]
-        assert "helper()\n-> return value + 1" in printed[2]
 
     def test_quitting(self, talk) -> None:
         with pytest.raises(Ended):
             talk("q")
         with pytest.raises(Ended):
             talk("n; q")
-
-    def test_ended_is_no_ordinary_exception(self) -> None:
         assert not issubclass(Ended, Exception)

@@ -59,15 +59,20 @@ def quantized_prefill(model, variant="prefill"):
     return wrappers.convert(prefill)
 
 
+def made(model, prompts=PROMPTS, steps=2, source="float", *, prefill=None):
+    """Inputs of a decode model, from the float model or another prefill."""
+    prefill = model if prefill is None else prefill
+    decode = wrap(model, "decode")
+    return wrappers.decode_inputs(prefill, decode, prompts, steps=steps, source=source)
+
+
 class TestInputs:
     @pytest.mark.parametrize("variant", [None, "prefill", "prefill_reference", "decode"])
     def test_the_past_is_the_float_models_and_the_rest_zero(self, variant):
         model = tiny()
         prefill = model if variant is None else wrap(model, variant)
         steps, factor = 4, 8**-0.5
-        inputs = wrappers.decode_inputs(
-            prefill, wrap(model, "decode"), PROMPTS, steps=steps, source="float"
-        )
+        inputs = made(model, steps=steps, prefill=prefill)
         for prompt in PROMPTS:
             rows = sequences(prompt)
             with torch.no_grad():
@@ -134,10 +139,7 @@ class TestInputs:
                 taken.append(prompt)
                 yield prompt
 
-        model = tiny()
-        inputs = wrappers.decode_inputs(
-            model, wrap(model, "decode"), prompts(), steps=2, source="float"
-        )
+        inputs = made(tiny(), prompts())
         for expected in (1, 1, 2, 2, 3, 3):
             next(inputs)
             assert len(taken) == expected
@@ -153,11 +155,7 @@ class TestInputs:
             return slots
 
         monkeypatch.setattr(Slots, "from_prefill", noted)
-        model = tiny()
-        inputs = wrappers.decode_inputs(
-            model, wrap(model, "decode"), PROMPTS * 2, steps=3, source="float"
-        )
-        for given in inputs:
+        for given in made(tiny(), PROMPTS * 2, 3):
             keys, _ = given["past_key_values"]._past[0]
             of_steps.append(weakref.ref(keys))
             del given, keys
@@ -176,73 +174,46 @@ class TestInputs:
         wrappers.calibrate_decode(prefill, wrap(model, "decode"), PROMPTS, steps=2, source="float")
         assert modes(prefill) == {Mode.CALIBRATE}
         assert_same_ranges(untouched, prefill)
-
-    def test_it_observes_again_where_the_prefill_failed(self):
         model = tiny()
         prefill = wrap(model, "prefill")
         wrappers.calibrate(prefill, [tokens(2, 8)])
         beyond = [torch.full((1, 4), 96)]  # no such token
         with pytest.raises(IndexError):
-            next(
-                wrappers.decode_inputs(
-                    prefill, wrap(model, "decode"), beyond, steps=1, source="float"
-                )
-            )
+            next(made(model, beyond, 1, prefill=prefill))
         assert modes(prefill) == {Mode.CALIBRATE}
 
     def test_all_but_the_first_token_can_be_decoded(self):
-        model = tiny()
-        decode = wrap(model, "decode")
-        prompts = [tokens(2, 6)]
-        inputs = list(wrappers.decode_inputs(model, decode, prompts, steps=5, source="float"))
-        assert [given["position_ids"][0].item() for given in inputs] == [1, 2, 3, 4, 5]
-        with pytest.raises(
-            ModelInputError,
-            match="a prompt has 6 tokens, and 6 are to be decoded after at least one",
-        ):
-            next(wrappers.decode_inputs(model, decode, prompts, steps=6, source="float"))
-
-    def test_the_shortest_row_decides_and_only_when_its_turn_comes(self):
-        model = tiny()
-        inputs = wrappers.decode_inputs(
-            model, wrap(model, "decode"), [PROMPTS[2], PROMPTS[0]], steps=6, source="float"
-        )
+        model, prompts = tiny(), [tokens(2, 6)]
+        positions = [given["position_ids"][0].item() for given in made(model, prompts, 5)]
+        assert positions == [1, 2, 3, 4, 5]
+        said = "a prompt has 6 tokens, and 6 are to be decoded after at least one"
+        with pytest.raises(ModelInputError, match=said):
+            next(made(model, prompts, 6))
+        # The shortest row decides, and only when its turn comes.
+        inputs = made(model, [PROMPTS[2], PROMPTS[0]], 6)
         assert len([next(inputs) for _ in range(6)]) == 6
         with pytest.raises(ModelInputError, match="a prompt has 6 tokens, and 6 are"):
             next(inputs)
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"source": "floats"}, "the source 'floats'; expected 'float' or 'quantized'"),
-            ({"source": None}, "the source None"),
-            ({"steps": 0}, "found 0 steps; expected at least 1"),
-            ({"steps": -2}, "found -2 steps"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"source": "floats"}, "the source 'floats'; expected 'float' or 'quantized'"),
+        ({"source": None}, "the source None"),
+        ({"steps": 0}, "found 0 steps; expected at least 1"),
+        ({"steps": -2}, "found -2 steps"),
+    ])  # fmt: skip
     def test_options_out_of_range_are_refused_at_once(self, options, message):
-        model = tiny()
         with pytest.raises(ModelInputError, match=message):
-            wrappers.decode_inputs(
-                model, wrap(model, "decode"), PROMPTS, **{"steps": 2, "source": "float"} | options
-            )
+            made(tiny(), **options)
 
-    @pytest.mark.parametrize("make", [lambda model: model, lambda model: wrap(model, "prefill")])
-    def test_a_float_model_is_no_quantised_source(self, make):
+    @pytest.mark.parametrize(("make", "source", "said"), [
+        (lambda model: model, "quantized", "and the prefill model is not quant"),
+        (lambda model: wrap(model, "prefill"), "quantized", "and the prefill model is not quant"),
+        (lambda model: quantized_prefill(model), "float", "and the prefill model is quantised"),
+    ])  # fmt: skip
+    def test_a_source_is_what_it_is_said_to_be(self, make, source, said):
         model = tiny()
-        inputs = wrappers.decode_inputs(
-            make(model), wrap(model, "decode"), PROMPTS, steps=2, source="quantized"
-        )
-        with pytest.raises(ModeError, match="is 'quantized', and the prefill model is not quant"):
-            next(inputs)
-
-    def test_a_quantised_model_is_no_float_source(self):
-        model = tiny()
-        inputs = wrappers.decode_inputs(
-            quantized_prefill(model), wrap(model, "decode"), PROMPTS, steps=2, source="float"
-        )
-        with pytest.raises(ModeError, match="is 'float', and the prefill model is quantised"):
-            next(inputs)
+        with pytest.raises(ModeError, match=f"is '{source}', {said}"):
+            next(made(model, source=source, prefill=make(model)))
 
     def test_a_model_cannot_be_its_own_quantised_past(self):
         # Its calibration begins by taking the quantisation off.
@@ -315,13 +286,10 @@ class TestCalibrateDecode:
         wrappers.calibrate_decode(model, twin, PROMPTS, steps=2, source="float")
         assert_same_ranges(twin, decode)
 
-    def test_without_prompts_is_an_error(self):
+    def test_without_prompts_or_wrappers_is_an_error(self):
         model = tiny()
         with pytest.raises(ModelInputError, match="no calibration inputs"):
             wrappers.calibrate_decode(model, wrap(model, "decode"), [], steps=2, source="float")
-
-    def test_a_float_decode_model_is_an_error(self):
-        model = tiny()
         with pytest.raises(ModeError, match="has no wrappers"):
             wrappers.calibrate_decode(model, model, PROMPTS, steps=2, source="float")
 

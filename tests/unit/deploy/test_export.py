@@ -172,14 +172,11 @@ class TestPt2:
             moved = inputs | {"visual_pos_masks": inputs["visual_pos_masks"].flip(1)}
             assert_same(outputs(module, moved), outputs(read, moved))
 
-    @pytest.mark.parametrize(
-        ("bits", "variant", "grids"),
-        [
-            ("float", "prefill", [[1, 4, 6]]),
-            ("int16", "prefill", [[1, 2, 2], [1, 2, 4]]),
-            ("float", "prefill_reference", [[1, 2, 4], [2, 2, 2]]),
-        ],
-    )
+    @pytest.mark.parametrize(("bits", "variant", "grids"), [
+        ("float", "prefill", [[1, 4, 6]]),
+        ("int16", "prefill", [[1, 2, 2], [1, 2, 4]]),
+        ("float", "prefill_reference", [[1, 2, 4], [2, 2, 2]]),
+    ])  # fmt: skip
     def test_qwen3_vl_vision(self, bits, variant, grids, tmp_path):
         module, pixels = qwen3_vl_vision(BITS[bits], grids, variant)
         export(module, pixels, tmp_path / "a.pt2")
@@ -287,7 +284,7 @@ class TestFiles:
                 export(module, torch.ones(2, 4), path)
         assert module.calls == 0
 
-    def test_a_folder_that_cannot_be_written_to(self, tmp_path, monkeypatch):
+    def test_a_failure_leaves_what_was_there(self, tmp_path, monkeypatch):
         def refuse(path, **options):
             raise PermissionError(13, "Permission denied", str(path))
 
@@ -296,8 +293,6 @@ class TestFiles:
         with pytest.raises(ExportError, match=r"cannot write to the folder .*: Permission denied"):
             export(module, torch.ones(2, 4), tmp_path / "a.pt2")
         assert module.calls == 0
-
-    def test_a_failure_leaves_what_was_there(self, tmp_path):
         (tmp_path / "a.pt2").write_text("earlier")
         with pytest.raises(ExportError, match="cannot capture Recorded: RuntimeError: no"):
             export(Recorded(RuntimeError("no")), torch.ones(2, 4), tmp_path / "a.pt2")
@@ -345,27 +340,23 @@ class TestModels:
             export(module, torch.ones(2, 4), tmp_path / "a.pt2")
         assert not module._forward_hooks
 
-    def test_inputs_that_do_not_fit(self, tmp_path):
+    def test_inputs_and_outputs_that_do_not_fit(self, tmp_path):
         module, inputs, _ = case("attention", "decode", None)
         with pytest.raises(ModelInputError, match="1 tensors of the past"):
             export(module, inputs[:5], tmp_path / "a.pt2")
         with pytest.raises(ModelInputError, match="not int"):
             export(module, 3, tmp_path / "a.pt2")
-
-    def test_outputs_that_are_no_tensors(self, tmp_path):
         _, wrapped, prompts = llama("prefill", None)
         with pytest.raises(ExportError, match=r"found DynamicCache .* use_cache=False"):
             export(wrapped, {"input_ids": prompts[0]}, tmp_path / "a.pt2")
 
-    def test_a_graph_that_depends_on_data(self, tmp_path):
+    def test_graphs_that_depend_on_data_and_dropout(self, tmp_path):
         class Positive(nn.Module):
             def forward(self, x):
                 return x * 2 if x.sum() > 0 else x
 
         with pytest.raises(ExportError, match=r"cannot capture Positive: .*data-dependent"):
             export(Positive(), torch.ones(2, 4), tmp_path / "a.pt2")
-
-    def test_dropout_is_refused_while_it_drops(self, tmp_path):
         module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
         with pytest.raises(ExportError, match=r"call eval\(\)"):
             export(module, torch.ones(2, 4), tmp_path / "a.pt2")
@@ -386,16 +377,13 @@ class TestRefusals:
     """What Circle has no type for is refused before anything is done, whether tico is there or
     not."""
 
-    @pytest.mark.parametrize(
-        ("activation", "weight", "count", "named"),
-        [
-            ("int8", "uint8", 12, r"mlp\.act_in \(int8\), .*mlp\.gate_proj\.act_in \(int8\)"),
-            ("uint8", "int8", 3, r"mlp\.gate_proj\.weight \(int8\), .*up_proj\.weight \(int8\)"),
-            ("int16", "int4", 3, r"gate_proj\.weight \(int4\)"),
-            ("uint16", "uint8", 12, r"act_in \(uint16\)"),
-            ("uint8", "uint2", 3, r"gate_proj\.weight \(uint2\)"),
-        ],
-    )
+    @pytest.mark.parametrize(("activation", "weight", "count", "named"), [
+        ("int8", "uint8", 12, r"mlp\.act_in \(int8\), .*mlp\.gate_proj\.act_in \(int8\)"),
+        ("uint8", "int8", 3, r"mlp\.gate_proj\.weight \(int8\), .*up_proj\.weight \(int8\)"),
+        ("int16", "int4", 3, r"gate_proj\.weight \(int4\)"),
+        ("uint16", "uint8", 12, r"act_in \(uint16\)"),
+        ("uint8", "uint2", 3, r"gate_proj\.weight \(uint2\)"),
+    ])  # fmt: skip
     def test_integer_types(self, activation, weight, count, named, tmp_path):
         mlp, states = quantised_mlp(affine(activation), affine(weight))
         with pytest.raises(ExportError, match=rf"{count} quantization points: .*{named}") as error:
@@ -403,12 +391,10 @@ class TestRefusals:
         assert "It takes uint4, uint8, int16" in str(error.value)
         assert not list(tmp_path.iterdir())
 
-    def test_microscaling(self, tmp_path):
+    def test_microscaling_and_one_point_are_enough(self, tmp_path):
         mlp, states = quantised_mlp(affine("uint8"), microscaling(block_size=8))
         with pytest.raises(ExportError, match=r"gate_proj\.weight \(microscaling\)"):
             export(mlp, states, tmp_path / "a.circle")
-
-    def test_one_point_is_enough(self, tmp_path):
         overrides = {"model.layers.0.mlp.mul": affine("int8")}
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"), overrides=overrides)
         with pytest.raises(ExportError, match=r"1 quantization points: model\.layers\.0\.mlp\.mul"):
@@ -529,15 +515,10 @@ def tico():
 @pytest.mark.slow
 @pytest.mark.usefixtures("tico")
 class TestCircle:
-    @pytest.mark.parametrize(
-        ("part", "variant"),
-        [
-            ("MLP", "prefill"),
-            ("attention", "prefill"),
-            ("layer", "decode"),
-            ("causal LM", "prefill_reference"),
-        ],
-    )
+    @pytest.mark.parametrize(("part", "variant"), [
+        ("MLP", "prefill"), ("attention", "prefill"), ("layer", "decode"),
+        ("causal LM", "prefill_reference"),
+    ])  # fmt: skip
     def test_float_llama(self, part, variant, tmp_path):
         module, inputs, expected = case(part, variant, None)
         circle = exported(module, inputs, tmp_path)
@@ -552,16 +533,11 @@ class TestCircle:
         # Against the float model itself, which does not know of the fill value.
         assert peir(expected, circle.run(inputs)[0]) < 1e-5
 
-    @pytest.mark.parametrize(
-        ("part", "variant", "activation", "weight"),
-        [
-            ("MLP", "prefill", "uint8", "uint8"),
-            ("MLP", "prefill", "int16", "uint4"),
-            ("attention", "prefill", "uint8", "uint8"),
-            ("layer", "decode", "uint8", "uint4"),
-            ("causal LM", "decode", "int16", "uint8"),
-        ],
-    )
+    @pytest.mark.parametrize(("part", "variant", "activation", "weight"), [
+        ("MLP", "prefill", "uint8", "uint8"), ("MLP", "prefill", "int16", "uint4"),
+        ("attention", "prefill", "uint8", "uint8"), ("layer", "decode", "uint8", "uint4"),
+        ("causal LM", "decode", "int16", "uint8"),
+    ])  # fmt: skip
     def test_quantised_llama(self, part, variant, activation, weight, tmp_path):
         module, inputs, expected = case(part, variant, (activation, weight))
         circle = exported(module, inputs, tmp_path)
@@ -608,8 +584,7 @@ class TestCircle:
         assert_same(outputs(module, inputs), circle.run(inputs), limit)
 
     @pytest.mark.parametrize(
-        ("bits", "variant"),
-        [("float", "prefill_reference"), ("int16", "prefill")],
+        ("bits", "variant"), [("float", "prefill_reference"), ("int16", "prefill")]
     )
     def test_qwen3_vl_vision(self, bits, variant, tmp_path):
         module, pixels = qwen3_vl_vision(BITS[bits], [[1, 4, 6]], variant)
@@ -628,16 +603,12 @@ class TestCircle:
         assert circle.inputs == [("input_ids", "INT64", [1, 24])]
         assert_same(outputs(wrapped, inputs), circle.run(prompts[0]), limit=2e-6)
 
-    @pytest.mark.parametrize(
-        ("variant", "activation"),
-        [("prefill", None), ("decode", "int16")],
-    )
+    @pytest.mark.parametrize(("variant", "activation"), [("prefill", None), ("decode", "int16")])
     def test_the_fill_value_is_in_the_file(self, variant, activation, tmp_path):
         module, inputs, _ = case("attention", variant, activation and (activation, "uint8"))
         circle = exported(module, inputs, tmp_path)
         if activation is None:
-            assert circle.floats.count(FILL) == 1
-            assert min(circle.floats) == FILL
+            assert (circle.floats.count(FILL), min(circle.floats)) == (1, FILL)
             return
         (mask,) = [
             tensor
@@ -648,9 +619,8 @@ class TestCircle:
         least = {"uint8": 0, "int16": -32767}[activation]
         assert scale * (least - zero_point) == pytest.approx(FILL, rel=1e-6)
 
-    def test_a_weight_of_ones_has_the_type_of_its_spec(self, tmp_path):
-        model = tiny()
-        norm = wrap(model, "prefill").model.norm
+    def test_weights_of_ones_and_per_channel(self, tmp_path):
+        norm = wrap(tiny(), "prefill").model.norm
         assert (norm.weight == 1).all()
         states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1))
         wrappers.calibrate(norm, [states])
@@ -658,8 +628,6 @@ class TestCircle:
         circle = exported(norm, states, tmp_path)
         assert circle.operators == {"RMS_NORM": 1}
         assert circle.types == {"UINT8": 3}
-
-    def test_per_channel_weights(self, tmp_path):
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"))
         circle = exported(mlp, states, tmp_path)
         weights = [tensor for tensor, _ in circle.constants if circle.type(tensor) == "UINT8"]
@@ -668,15 +636,13 @@ class TestCircle:
         assert found == {tuple(layer.points["weight"].qparams.scale.tolist()) for layer in layers}
         assert {tensor.quantization.quantizedDimension for tensor in weights} == {0}
 
-    def test_the_command_line_verifies_it(self, tmp_path, capsys):
+    def test_the_command_line_verifies_it_and_nothing_is_printed(self, tmp_path, capsys, caplog):
         from tico.circle.cli.main import main
 
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"))
         export(mlp, states, tmp_path / "a.circle")
         assert main(["verify", str(tmp_path / "a.circle")]) == 0
         assert "verification succeeded" in capsys.readouterr().out
-
-    def test_nothing_is_printed(self, tmp_path, capsys, caplog):
         module, inputs, _ = case("attention", "decode", BITS["uint8"])
         caplog.set_level(logging.INFO, "wrappers.deploy.export")
         export(module, inputs, tmp_path / "a.circle")
@@ -687,14 +653,13 @@ class TestCircle:
 @pytest.mark.slow
 @pytest.mark.usefixtures("tico")
 class TestConversionErrors:
-    def test_types_that_do_not_go_together(self, tmp_path):
+    def test_what_circle_does_not_have(self, tmp_path):
         overrides = {"model.layers.0.mlp.mul": affine("int16")}
         mlp, states = quantised_mlp(affine("uint8"), affine("uint8"), overrides=overrides)
         with pytest.raises(ExportError, match=r"tico cannot convert .*: Unsupported dtype"):
             export(mlp, states, tmp_path / "a.circle")
         assert not list(tmp_path.iterdir())
 
-    def test_an_operator_that_circle_does_not_have(self, tmp_path):
         class Cumulative(nn.Module):
             def forward(self, x):
                 return x.cumprod(-1)
@@ -703,14 +668,11 @@ class TestConversionErrors:
             export(Cumulative(), torch.ones(2, 4), tmp_path / "a.circle")
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize(
-        ("other", "said"),
-        [
-            (lambda x: x * 1.001, r"output 0 is off by 1\.00e-03; .* between 0\.00e\+00 and 1"),
-            (lambda x: x[:1], r"the shapes \[\[1, 4\]\], and those of the model have \[\[2, 4\]\]"),
-            (lambda x: (x, x), r"the shapes \[\[2, 4\], \[2, 4\]\]"),
-        ],
-    )
+    @pytest.mark.parametrize(("other", "said"), [
+        (lambda x: x * 1.001, r"output 0 is off by 1\.00e-03; .* between 0\.00e\+00 and 1"),
+        (lambda x: x[:1], r"the shapes \[\[1, 4\]\], and those of the model have \[\[2, 4\]\]"),
+        (lambda x: (x, x), r"the shapes \[\[2, 4\], \[2, 4\]\]"),
+    ])  # fmt: skip
     def test_a_file_that_computes_something_else_is_not_written(
         self, other, said, tmp_path, monkeypatch
     ):

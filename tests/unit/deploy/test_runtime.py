@@ -7,13 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.builders.agreement import IMPLEMENTATIONS, padding, peir
-from tests.builders.llama import (
-    real_model,
-    real_text,
-    tiny,
-    tokens,
-    wrap,
-)
+from tests.builders.llama import real_model, real_text, tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
 from wrappers.deploy.runtime import Prompts, Runtime, Sampling, Slots
 from wrappers.errors import CacheFullError, ModelInputError
@@ -41,18 +35,16 @@ def generated(model, input_ids, mask=None, **how):
     return output[:, input_ids.shape[1] :]
 
 
-def generated_alone(model, input_ids, mask, **how):
-    """Likewise, each row by itself and without its padding."""
-    rows = [row[visible.bool()][None] for row, visible in zip(input_ids, mask, strict=True)]
-    return torch.cat([generated(model, row, **how) for row in rows])
+def assert_as_alone(model, pair, capacity, ids, mask, count):
+    """A runtime gives of each row what transformers gives of it alone, without its padding."""
+    found = runtime(model, pair, capacity).generate(ids, mask, max_new_tokens=count)
+    assert found.dtype == torch.int64
+    rows = [row[visible.bool()][None] for row, visible in zip(ids, mask, strict=True)]
+    assert torch.equal(found, torch.cat([generated(model, r, max_new_tokens=count) for r in rows]))
 
 
-def with_hole(length):
-    """Masks with padding between tokens."""
-    mask = torch.ones(3, length, dtype=torch.int64)
-    mask[1, 2:4] = 0
-    mask[2, 1::2] = 0
-    return mask
+# Padding between tokens.
+WITH_HOLES = torch.tensor([[1] * 8, [1, 1, 0, 0, 1, 1, 1, 1], [1, 0] * 4])
 
 
 class RunObserver:
@@ -86,10 +78,7 @@ class TestGreedy:
     def test_prompts_of_different_lengths_give_what_each_gives_alone(
         self, pair, implementation, side
     ):
-        model, ids, mask = tiny(implementation), tokens(3, 8), padding(3, 8, side)
-        found = runtime(model, pair, capacity=17).generate(ids, mask, max_new_tokens=10)
-        assert found.dtype == torch.int64
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=10))
+        assert_as_alone(tiny(implementation), pair, 17, tokens(3, 8), padding(3, 8, side), 10)
 
     @EACH_PAIR
     def test_a_batch_padded_on_the_left_gives_what_generate_gives(self, pair):
@@ -97,55 +86,43 @@ class TestGreedy:
         found = runtime(model, pair, capacity=30).generate(ids, mask, max_new_tokens=10)
         assert torch.equal(found, generated(model, ids, mask, max_new_tokens=10))
 
-    @pytest.mark.parametrize("side", ["left", "right"])
-    @pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.float32])
-    def test_padding_masks_of_any_dtype(self, side, kind):
-        model, ids, mask = tiny(), tokens(2, 6), padding(2, 6, side)
-        found = runtime(model, "prefill", capacity=12).generate(
-            ids, mask.to(kind), max_new_tokens=5
-        )
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+    @pytest.mark.parametrize("mask", [
+        *(padding(3, 8, side).to(kind) for side in ("left", "right")
+          for kind in (torch.bool, torch.int32, torch.float32)),
+        WITH_HOLES,
+    ])  # fmt: skip
+    def test_padding_of_any_dtype_and_between_tokens(self, mask):
+        assert_as_alone(tiny(), "prefill", 12, tokens(3, 8), mask, 5)
 
-    def test_padding_between_tokens_is_as_if_it_were_not_there(self):
-        model, ids, mask = tiny(), tokens(3, 8), with_hole(8)
-        found = runtime(model, "prefill", capacity=12).generate(ids, mask, max_new_tokens=5)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+    @pytest.mark.parametrize("visible", [slice(6, None), slice(4)])
+    def test_padding_takes_no_room(self, visible):
+        mask = torch.zeros(1, 10, dtype=torch.int64)
+        mask[:, visible] = 1
+        assert_as_alone(tiny(), "prefill", 6, tokens(1, 10), mask, 3)
 
     def test_padding_on_the_left_in_float64(self):
         # transformers' eager attention makes NaN of a query in float64 that may look at nothing.
         model, ids, mask = tiny("eager", dtype=torch.float64), tokens(3, 8), padding(3, 8, "left")
         with torch.no_grad():
             assert model(ids, attention_mask=mask).logits.isnan().any()
-        found = runtime(model, "float", capacity=12).generate(ids, mask, max_new_tokens=5)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=5))
+        assert_as_alone(model, "float", 12, ids, mask, 5)
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"tie_word_embeddings": True},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16, "attention_bias": True},
-            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
-        ],
-        ids=lambda changes: next(iter(changes)),
-    )
+    @pytest.mark.parametrize("changes", [
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 1},
+        {"head_dim": 16, "attention_bias": True},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+    ], ids=lambda changes: next(iter(changes)))  # fmt: skip
     def test_configurations(self, changes):
-        model, ids, mask = tiny(**changes), tokens(2, 6), padding(2, 6, "right")
-        found = runtime(model, "prefill", capacity=16).generate(ids, mask, max_new_tokens=10)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=10))
+        assert_as_alone(tiny(**changes), "prefill", 16, tokens(2, 6), padding(2, 6, "right"), 10)
 
-    def test_one_token_takes_no_step(self):
+    def test_one_token_takes_no_step_and_none_needs_gradients(self):
         model = tiny()
         prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
         watch = RunObserver(decode)
         found = Runtime(prefill, decode, capacity=6).generate(tokens(2, 6), max_new_tokens=1)
         assert torch.equal(found, generated(model, tokens(2, 6), max_new_tokens=1))
         assert not watch.shapes
-
-    def test_needs_no_gradients_and_leaves_none(self):
-        model = tiny()
-        decode = wrap(model, "decode")
-        watch = RunObserver(decode)
         Runtime(model, decode, capacity=9).generate(tokens(2, 6), max_new_tokens=3)
         assert not any(states.requires_grad for pair in watch.past.values() for states in pair)
         assert torch.is_grad_enabled()
@@ -154,8 +131,7 @@ class TestGreedy:
 class TestEnds:
     def test_a_sequence_ends_with_its_last_token_and_is_padded(self):
         model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
-        free = generated(model, ids, mask, max_new_tokens=12)
-        eos = int(free[1, 3])
+        eos = int(generated(model, ids, mask, max_new_tokens=12)[1, 3])
         expected = generated(model, ids, mask, max_new_tokens=12, eos_token_id=eos, pad_token_id=95)
         found = runtime(model, "prefill", capacity=30).generate(
             ids, mask, max_new_tokens=12, eos_token_id=eos, pad_token_id=95
@@ -176,8 +152,8 @@ class TestEnds:
     def test_a_sequence_that_has_ended_takes_no_room(self):
         model, ids, mask = tiny(), tokens(2, 12), torch.ones(2, 12, dtype=torch.int64)
         mask[1, 4:] = 0
-        free = generated_alone(model, ids, mask, max_new_tokens=9)
-        eos = int(free[0, 1])
+        free = [generated(model, row, max_new_tokens=9)[0] for row in (ids[:1], ids[1:, :4])]
+        eos = int(free[0][1])
         assert eos not in free[1]
         found = runtime(model, "prefill", capacity=13).generate(
             ids, mask, max_new_tokens=9, eos_token_id=eos
@@ -208,36 +184,25 @@ class TestCapacity:
             Runtime(model, capacity=6).generate(ids, max_new_tokens=2)
         assert torch.equal(caught.value.tokens, expected)
 
-    def test_the_longest_sequence_fills_it(self):
+    def test_what_does_not_fit_is_refused(self):
         model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "right")
         with pytest.raises(CacheFullError, match=r"has 10 positions .* after 3 of 9 new tokens"):
             runtime(model, "prefill", capacity=10).generate(ids, mask, max_new_tokens=9)
-
-    @pytest.mark.parametrize("side", ["left", "right"])
-    def test_padding_takes_no_room(self, side):
-        model, ids = tiny(), tokens(1, 10)
-        mask = torch.zeros(1, 10, dtype=torch.int64)
-        mask[:, slice(6, None) if side == "left" else slice(4)] = 1
-        found = runtime(model, "prefill", capacity=6).generate(ids, mask, max_new_tokens=3)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=3))
-
-    def test_a_prompt_longer_than_it_is_refused(self):
-        with pytest.raises(
-            ModelInputError, match="a prompt has 7 tokens, and the cache a capacity of 6"
-        ):
-            Runtime(tiny(), capacity=6).generate(tokens(2, 7), max_new_tokens=1)
-
-    @pytest.mark.parametrize("capacity", [0, -3])
-    def test_must_be_positive(self, capacity):
-        with pytest.raises(ModelInputError, match=f"capacity of {capacity}; expected at least 1"):
-            Runtime(tiny(), capacity=capacity)
+        with pytest.raises(ModelInputError, match="has 7 tokens, and the cache a capacity of 6"):
+            Runtime(model, capacity=6).generate(tokens(2, 7), max_new_tokens=1)
+        for count in (0, -3):
+            said = f"capacity of {count}; expected at least 1"
+            with pytest.raises(ModelInputError, match=said):
+                Runtime(model, capacity=count)
+            said = f"max_new_tokens of {count}; expected at least 1"
+            with pytest.raises(ModelInputError, match=said):
+                Runtime(model, capacity=8).generate(tokens(1, 3), max_new_tokens=count)
 
 
 class TestStaticShapes:
     @EACH_PAIR
     def test_every_step_has_the_same_shapes_and_buffers(self, pair):
-        model = tiny()
-        generator = runtime(model, pair, capacity=20)
+        generator = runtime(tiny(), pair, capacity=20)
         watch = RunObserver(generator.decode)
         generator.generate(tokens(3, 8), padding(3, 8, "left"), max_new_tokens=10)
         assert len(watch.shapes) == 9
@@ -269,17 +234,10 @@ class TestStaticShapes:
 
 class TestSampling:
     @EACH_PAIR
-    @pytest.mark.parametrize(
-        "limits",
-        [
-            {},
-            {"temperature": 0.7},
-            {"top_k": 5},
-            {"top_p": 0.8},
-            {"temperature": 1.5, "top_k": 20, "top_p": 0.9},
-        ],
-        ids=lambda limits: "-".join(limits) or "none",
-    )
+    @pytest.mark.parametrize("limits", [
+        {}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.8},
+        {"temperature": 1.5, "top_k": 20, "top_p": 0.9},
+    ], ids=lambda limits: "-".join(limits) or "none")  # fmt: skip
     def test_draws_what_transformers_draws_from_the_same_seed(self, pair, limits):
         model, ids, mask = tiny(), tokens(3, 8), padding(3, 8, "left")
         torch.manual_seed(7)
@@ -304,61 +262,39 @@ class TestSampling:
 
     def test_draws_as_often_as_the_probabilities_say(self):
         probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-        choose = Sampling().chooser(torch.device("cpu"))
-        drawn = choose(probabilities.log().expand(20_000, 4))
+        drawn = Sampling().chooser(torch.device("cpu"))(probabilities.log().expand(20_000, 4))
         shares = torch.bincount(drawn, minlength=4) / 20_000
         assert (shares - probabilities).abs().max() < 0.015  # 4 standard deviations
 
-    @pytest.mark.parametrize(
-        ("limits", "kept"),
-        [
-            ({"top_k": 2}, [0, 1]),
-            ({"top_k": 9}, [0, 1, 2, 3]),
-            ({"top_p": 0.81}, [0, 1, 2]),
-            ({"top_p": 0.79}, [0, 1]),
-            ({"top_p": 1e-6}, [0]),
-            ({"temperature": 1e-3}, [0]),
-            ({"temperature": 0.1, "top_p": 0.99}, [0]),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize(("limits", "kept"), [
+        ({"top_k": 2}, [0, 1]), ({"top_k": 9}, [0, 1, 2, 3]), ({"top_p": 0.81}, [0, 1, 2]),
+        ({"top_p": 0.79}, [0, 1]), ({"top_p": 1e-6}, [0]), ({"temperature": 1e-3}, [0]),
+        ({"temperature": 0.1, "top_p": 0.99}, [0]),
+    ], ids=str)  # fmt: skip
     def test_limits_keep_the_likeliest(self, limits, kept):
         logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2_000, 4)
-        drawn = Sampling(**limits).chooser(torch.device("cpu"))(logits)
-        assert drawn.unique().tolist() == kept
+        assert Sampling(**limits).chooser(torch.device("cpu"))(logits).unique().tolist() == kept
 
-    @pytest.mark.parametrize(
-        "limits",
-        [{"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}],
-        ids=str,
-    )
+    @pytest.mark.parametrize("limits", [
+        {"temperature": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1},
+    ], ids=str)  # fmt: skip
     def test_limits_out_of_range_are_refused(self, limits):
         with pytest.raises(ModelInputError, match="expected a temperature above 0"):
             Sampling(**limits)
 
 
 class TestPrompts:
-    @pytest.mark.parametrize(
-        ("ids", "mask", "message"),
-        [
-            (torch.zeros(2, 0, dtype=torch.int64), None, "a prompt holds no tokens"),
-            (torch.zeros(0, 2, dtype=torch.int64), None, "a prompt holds no tokens"),
-            (tokens(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "a prompt holds no tokens"),
-            (tokens(2, 3), torch.ones(2, 4), r"of shape \[2, 4\] for prompts of shape \[2, 3\]"),
-            (tokens(2, 3), torch.ones(2, 1, 3, 3), r"of shape \[2, 1, 3, 3\]"),
-            (tokens(1, 3)[0], None, r"input_ids of shape \[3\]; expected \[batch, sequence\]"),
-        ],
-    )
+    @pytest.mark.parametrize(("ids", "mask", "message"), [
+        (torch.zeros(2, 0, dtype=torch.int64), None, "a prompt holds no tokens"),
+        (torch.zeros(0, 2, dtype=torch.int64), None, "a prompt holds no tokens"),
+        (tokens(2, 3), torch.tensor([[1, 1, 1], [0, 0, 0]]), "a prompt holds no tokens"),
+        (tokens(2, 3), torch.ones(2, 4), r"of shape \[2, 4\] for prompts of shape \[2, 3\]"),
+        (tokens(2, 3), torch.ones(2, 1, 3, 3), r"of shape \[2, 1, 3, 3\]"),
+        (tokens(1, 3)[0], None, r"input_ids of shape \[3\]; expected \[batch, sequence\]"),
+    ])  # fmt: skip
     def test_that_cannot_be_run_are_refused(self, ids, mask, message):
         with pytest.raises(ModelInputError, match=message):
             Runtime(tiny(), capacity=8).generate(ids, mask, max_new_tokens=2)
-
-    @pytest.mark.parametrize("count", [0, -1])
-    def test_no_new_tokens_are_refused(self, count):
-        with pytest.raises(
-            ModelInputError, match=f"max_new_tokens of {count}; expected at least 1"
-        ):
-            Runtime(tiny(), capacity=8).generate(tokens(1, 3), max_new_tokens=count)
 
 
 class TestPacking:
@@ -366,23 +302,14 @@ class TestPacking:
         ids = torch.arange(1, 5).expand(4, 4)
         mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 1]])
         prompts = Prompts.packed({"input_ids": ids, "attention_mask": mask})
-        assert prompts.lengths.tolist() == [3, 2, 1, 2]
-        assert prompts.longest == 3
+        assert (prompts.lengths.tolist(), prompts.longest) == ([3, 2, 1, 2], 3)
         inputs = prompts.inputs()
-        assert (inputs["input_ids"] * inputs["attention_mask"]).tolist() == [
-            [1, 2, 3],
-            [3, 4, 0],
-            [1, 0, 0],
-            [2, 4, 0],
-        ]
-
-    def test_without_a_mask_nothing_is_padding(self):
+        rows = (inputs["input_ids"] * inputs["attention_mask"]).tolist()
+        assert rows == [[1, 2, 3], [3, 4, 0], [1, 0, 0], [2, 4, 0]]
         prompts = Prompts.packed(tokens(2, 5))
         assert torch.equal(prompts.input_ids, tokens(2, 5))
         assert prompts.lengths.tolist() == [5, 5]
         assert prompts.inputs()["attention_mask"].all()
-
-    def test_without_token_ids_is_refused(self):
         with pytest.raises(ModelInputError, match="a prompt holds ids, mask; expected input_ids"):
             Prompts.packed({"ids": tokens(1, 2), "mask": tokens(1, 2)})
 
@@ -401,13 +328,10 @@ class TestSlots:
         assert torch.equal(values * -2, keys)  # the factor is on the keys alone
         return (keys / 2)[:, 0, :, 0].int().tolist()
 
-    def test_hold_the_prompts_and_zeros(self):
+    def test_hold_the_prompts_with_the_factor_of_their_layer(self):
         slots = self.slots([4, 2, 3], capacity=5)
         assert self.contents(slots) == [[1, 2, 3, 4, 0], [1, 2, 0, 0, 0], [1, 2, 3, 0, 0]]
-        assert slots.lengths.tolist() == [4, 2, 3]
-        assert slots.capacity == 5
-
-    def test_keys_get_the_factor_of_their_layer(self):
+        assert (slots.lengths.tolist(), slots.capacity) == ([4, 2, 3], 5)
         cache, ones = DynamicCache(), torch.ones(1, 1, 2, 1)
         for layer in range(3):
             cache.update(ones, ones, layer)
@@ -415,13 +339,11 @@ class TestSlots:
         assert [keys.unique().item() for keys, _ in slots.layers] == [2, 1, 3]
         assert [values.unique().item() for _, values in slots.layers] == [1, 1, 1]
 
-    def test_mask_shows_what_is_in_use_and_the_new_key(self):
+    def test_masks_and_earlier_positions(self):
         mask = self.slots([3, 1], capacity=4).mask(torch.float32)
         assert mask.shape == (2, 1, 1, 5)
         assert (mask[:, 0, 0] == 0).int().tolist() == [[1, 1, 1, 0, 1], [1, 0, 0, 0, 1]]
         assert mask.unique().tolist() == [torch.finfo(torch.float32).min, 0]
-
-    def test_are_as_they_were_some_positions_earlier(self):
         slots = self.slots([4, 3], capacity=5)
         earlier = slots.without_last(2)
         assert self.contents(earlier) == [[1, 2, 0, 0, 0], [1, 0, 0, 0, 0]]
@@ -441,8 +363,7 @@ class TestSlots:
 
 
 REAL = pytest.mark.parametrize(
-    ("name", "prompt_length", "new_tokens"),
-    [("stories260K", 5, 256), ("wikitext2-llama", 16, 240)],
+    ("name", "prompt_length", "new_tokens"), [("stories260K", 5, 256), ("wikitext2-llama", 16, 240)]
 )
 
 
@@ -483,8 +404,7 @@ class TestRealModels:
     def test_prompts_of_different_lengths(self, shared_data, real, side):
         model, *_ = real(*REAL.args[1][0])
         ids, mask = real_text(shared_data, "stories260K", 96).view(4, 24), padding(4, 24, side)
-        found = runtime(model, "prefill", capacity=64).generate(ids, mask, max_new_tokens=40)
-        assert torch.equal(found, generated_alone(model, ids, mask, max_new_tokens=40))
+        assert_as_alone(model, "prefill", 64, ids, mask, 40)
 
     @pytest.mark.parametrize("pair", ["float", "prefill", "prefill_reference"])
     def test_bfloat16(self, shared_data, pair):

@@ -32,21 +32,11 @@ def pair(request):
 
 class TestQuantisationOff:
     @EACH_PART
-    @pytest.mark.parametrize(
-        ("variant", "batch", "past_length", "query_length"),
-        [
-            ("decode", 1, 1, 1),
-            ("decode", 3, 7, 1),
-            ("decode", 1, 40, 1),
-            ("decode", 1, 8, 5),
-            ("decode", 2, 3, 9),
-            ("decode", 2, 0, 6),
-            ("prefill", 2, 0, 6),
-            ("prefill", 2, 5, 1),
-            ("prefill_reference", 2, 0, 6),
-            ("prefill_reference", 2, 5, 3),
-        ],
-    )
+    @pytest.mark.parametrize(("variant", "batch", "past_length", "query_length"), [
+        ("decode", 1, 1, 1), ("decode", 3, 7, 1), ("decode", 1, 40, 1), ("decode", 1, 8, 5),
+        ("decode", 2, 3, 9), ("decode", 2, 0, 6), ("prefill", 2, 0, 6), ("prefill", 2, 5, 1),
+        ("prefill_reference", 2, 0, 6), ("prefill_reference", 2, 5, 3),
+    ])  # fmt: skip
     def test_equals_the_float_model_over_a_dynamic_cache(
         self, part, variant, batch, past_length, query_length
     ):
@@ -97,8 +87,7 @@ class TestQuantisationOff:
     def test_dtypes(self, dtype):
         model = tiny(dtype=dtype)
         reference = FloatStep(model, "causal LM", tokens(2, 9), 8)
-        wrapped = wrap(model, "decode")
-        step, given = arguments(model, wrapped, "causal LM", reference, 8)
+        step, given = arguments(model, wrap(model, "decode"), "causal LM", reference, 8)
         with torch.no_grad():
             output, *new = step(*given)
         assert {states.dtype for states in (output, *new)} == {dtype}
@@ -145,17 +134,13 @@ class TestMask:
         assert peir(expected, found) <= LIMIT
         assert peir(exact[0], found[0]) > 0.01  # it does matter here
 
-    @pytest.mark.parametrize(
-        "convert",
-        [
-            lambda visible: torch.where(visible, 0.0, -torch.inf),
-            lambda visible: torch.where(visible, 0.0, -1e4),
-            lambda visible: torch.where(visible, 0.0, -120.0),
-            lambda visible: visible,
-            lambda visible: visible.long(),
-        ],
-        ids=["-inf", "-1e4", "fill", "bool", "int64"],
-    )
+    @pytest.mark.parametrize("convert", [
+        lambda visible: torch.where(visible, 0.0, -torch.inf),
+        lambda visible: torch.where(visible, 0.0, -1e4),
+        lambda visible: torch.where(visible, 0.0, -120.0),
+        lambda visible: visible,
+        lambda visible: visible.long(),
+    ], ids=["-inf", "-1e4", "fill", "bool", "int64"])  # fmt: skip
     def test_of_any_kind(self, convert):
         model = tiny()
         reference = FloatStep(model, "model", tokens(2, 9), 8)
@@ -241,14 +226,12 @@ class TestStructure:
     @pytest.mark.parametrize(
         "take",
         [
-            lambda model: model.model.layers[0].self_attn,
-            lambda model: model,
+            lambda model: model.model.layers[0].self_attn, lambda model: model,
             lambda model: wrap(model, "decode").model.layers[0].mlp,
-            lambda model: wrap(model, "decode").model.layers,
-            lambda model: nn.Linear(2, 2),
+            lambda model: wrap(model, "decode").model.layers, lambda model: nn.Linear(2, 2),
         ],
         ids=["float-attention", "float-model", "mlp", "list-of-layers", "linear"],
-    )
+    )  # fmt: skip
     def test_what_has_no_graph_is_refused(self, take):
         module = take(tiny())
         with pytest.raises(WrapError, match=f"^{type(module).__name__} has no graph of a step"):

@@ -123,7 +123,7 @@ class TestCaches:
         assert "What `layers.0` leaves in its argument `memory` is wrong." in text
         assert "It matches a known mistake: scaled by 2" in text
 
-    def test_another_entry_is_a_divergence(self) -> None:
+    def test_another_entry_is_a_divergence_and_an_unread_one_none(self) -> None:
         reference, candidate = pair(steps=2)
         candidate.layers[0].index = 7
         module, found, _, text = judged(reference, candidate)
@@ -131,8 +131,6 @@ class TestCaches:
         assert "left written.memory.seen.0 (float32 [2, 3, 8]" in text
         assert "candidate written.memory.seen.7 (float32 [2, 3, 8]" in text
         assert "Its `index` is 0 in the reference and 7 in the candidate." in text
-
-    def test_a_cache_that_only_one_side_writes_is_none(self) -> None:
         reference, candidate = pair()
         candidate.given = lambda layer, memory: Memory()
         assert judged(reference, candidate).agrees
@@ -167,8 +165,7 @@ class TestCaches:
     def test_the_references_own_is_left_alone_by_the_trial(self) -> None:
         reference, candidate = pair(steps=3)
         candidate.given = lambda layer, memory: memory if layer.index else None
-        comparison = tracer.compare(reference, candidate, X)
-        assert comparison.verdict.confirmed
+        assert tracer.compare(reference, candidate, X).verdict.confirmed
         assert tracer.compare(reference, copy.deepcopy(reference), X).verdict.agrees
 
 
@@ -263,15 +260,13 @@ class TestMasks:
 
 
 class TestWhatModulesHold:
-    def test_a_tensor_in_an_attribute_of_who_hands_on(self) -> None:
+    def test_tensors_in_attributes_and_of_others(self) -> None:
         reference, candidate = pair()
         candidate.scale = torch.tensor(0.7)
         module, found, confirmed, text = judged(reference, candidate)
         assert (module, found, confirmed) == ("", "parameter", True)
         assert "its `scale` differs (0.5 against 0.7)" in text
         assert torch.equal(candidate.scale, torch.tensor(0.7))
-
-    def test_a_parameter_that_is_anothers(self) -> None:
         reference, candidate = pair()
         candidate.layers[0].mix.load_state_dict(reference.layers[1].mix.state_dict())
         text = judged(reference, candidate)[3]
@@ -390,7 +385,7 @@ class TestFailures:
 
 
 class TestAgreement:
-    def test_settings_without_an_effect_are_told(self) -> None:
+    def test_settings_and_coarser_dtypes_are_told(self) -> None:
         reference, candidate = pair()
         for layer in candidate.layers:
             layer.norm.eps = layer.mix.limit = layer.norm.extra = 1.0000001e-5
@@ -400,16 +395,12 @@ class TestAgreement:
         assert "Settings differ without an effect beyond the tolerance:" in text
         assert "  `layers.0.norm`: its `eps` is 1e-05 in the reference and 1.0000001e-05" in text
         assert text.endswith("  and 3 more")
-
-    def test_a_coarser_dtype_is_told(self) -> None:
         reference, candidate = pair()
         own = candidate.head.forward
         candidate.head.forward = lambda x: own(x).bfloat16()
         text = judged(reference, candidate).explanation
         assert "2 values of the candidate are of a coarser dtype" in text
         assert "first output of `head`, bfloat16 for float32." in text
-
-    def test_a_model_in_a_coarser_dtype_is_not_told_of_each_value(self) -> None:
         reference, candidate = pair()
         assert "coarser" not in judged(reference, candidate.bfloat16()).explanation
 

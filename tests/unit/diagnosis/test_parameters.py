@@ -77,15 +77,12 @@ def parts(**found: ParameterDifference) -> ParameterDifference:
     return ParameterDifference(ParameterKind.PARTS, parts=found)
 
 
-def test_equal_modules_have_no_differences_and_private_ones_do_not_count(pair) -> None:
+def test_differences_of_tensors_that_are_no_parameters(pair) -> None:
     reference, candidate = pair
     candidate._private = torch.zeros(3)
     candidate.points["input"]._last = torch.zeros(3)
     assert changed(reference, candidate) == {}
     assert changed_settings(reference, candidate) == []
-
-
-def test_tensors_in_attributes_and_objects(pair) -> None:
     reference, candidate = pair
     candidate.table = reference.table.flip(0)
     candidate.points["input"].scale = Scale(torch.tensor(0.25), axis=1)
@@ -95,14 +92,11 @@ def test_tensors_in_attributes_and_objects(pair) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("scale", "difference"),
-    [
-        (Scale(torch.ones(2)), parts(factor=forms("float32 [], all 0.5", "float32 [2], all 1"))),
-        (Plain(), forms("Scale", "Plain")),
-        (torch.ones(2), forms("Scale", "Tensor")),
-    ],
-)
+@pytest.mark.parametrize(("scale", "difference"), [
+    (Scale(torch.ones(2)), parts(factor=forms("float32 [], all 0.5", "float32 [2], all 1"))),
+    (Plain(), forms("Scale", "Plain")),
+    (torch.ones(2), forms("Scale", "Tensor")),
+])  # fmt: skip
 def test_objects_of_a_different_implementation(pair, scale, difference) -> None:
     reference, candidate = pair
     candidate.points["input"].scale = scale
@@ -137,16 +131,13 @@ def test_exchange_and_back(pair, name) -> None:
     assert point.scale is scale
 
 
-def test_the_exchanged_object_is_a_copy(pair) -> None:
+def test_what_is_exchanged(pair) -> None:
     reference, candidate = pair
     undo = exchange(candidate, reference, "points.input.scale")
     given = candidate.points["input"].scale
     assert given is not reference.points["input"].scale
     assert given.factor is not reference.points["input"].scale.factor
     assert undo is not None
-
-
-def test_nothing_to_exchange(pair) -> None:
     assert exchange(*pair, "linear.nothing") is None
     assert exchange(*pair, "nothing.weight") is None
     wider = Holder()
@@ -189,16 +180,13 @@ class TestDeclaredForms:
     def reference(self) -> nn.Linear:
         return with_weights(nn.Linear, self.weight, self.bias)
 
-    def test_a_declared_factor_is_expected_and_no_other(self) -> None:
+    def test_a_declared_factor_is_expected_and_applied(self) -> None:
         right = with_weights(Doubled, 2 * self.weight, 2 * self.bias)
         assert changed(self.reference(), right) == {}
         wrong = with_weights(Doubled, 4 * self.weight, self.bias)
         assert list(changed(self.reference(), wrong)) == ["weight", "bias"]
-
-    def test_the_factor_is_applied_on_exchange(self) -> None:
         wrong = with_weights(Doubled, self.weight, 2 * self.bias)
-        undo = exchange(wrong, self.reference(), "weight")
-        assert undo is not None
+        assert exchange(wrong, self.reference(), "weight") is not None
         assert torch.equal(wrong.weight, 2 * self.weight)
         assert isinstance(wrong.weight, nn.Parameter)
 
@@ -208,15 +196,12 @@ class TestDeclaredForms:
         with torch.no_grad():
             both[1].weight[1] *= 1.5
         assert list(changed(*both)) == ["weight"]
-        undo = exchange(both[1], both[0], "weight")
-        assert undo is not None
+        assert exchange(both[1], both[0], "weight") is not None
         assert torch.equal(both[0].weight, both[1].weight)
 
-    def test_what_another_form_does_to_the_parameters_is_not_known(self) -> None:
+    def test_forms_of_parameters(self) -> None:
         for weight in (self.weight.flip(0), self.weight + 1.0):
             assert changed(self.reference(), with_weights(Reversed, weight, self.bias)) == {}
-
-    def test_both_may_be_of_that_form(self) -> None:
         both = [with_weights(Reversed, self.weight + i, self.bias) for i in range(2)]
         assert list(changed(*both)) == ["weight"]
 
@@ -226,16 +211,11 @@ def test_settings(pair) -> None:
     candidate.eps, candidate.sections = 1e-5, [2, 2]
     candidate.points["input"].scale = Scale(torch.tensor(0.5), axis=1)
     candidate.train(False)
-    own = [
-        Setting("eps", "1e-06", "1e-05"),
-        Setting("sections", "[2, 1, 1]", "[2, 2]"),
-    ]
+    own = [Setting("eps", "1e-06", "1e-05"), Setting("sections", "[2, 1, 1]", "[2, 2]")]
     assert own_settings(reference, candidate) == own
     assert changed_settings(reference, candidate) == [
-        Setting("training", "True", "False"),
-        Setting("points.input.scale.axis", "0", "1"),
-        *own,
-    ]
+        Setting("training", "True", "False"), Setting("points.input.scale.axis", "0", "1"), *own,
+    ]  # fmt: skip
 
 
 def test_other_classes_are_settings_too(pair) -> None:
@@ -248,14 +228,11 @@ def test_other_classes_are_settings_too(pair) -> None:
     assert changed_settings(nn.Linear(2, 2), Doubled(2, 2)) == []
 
 
-def test_dtypes() -> None:
+def test_dtypes_and_equal_parameters() -> None:
     assert changed_dtypes(nn.Linear(2, 2), nn.Linear(2, 2)) == []
     assert changed_dtypes(nn.Linear(2, 2), nn.Linear(2, 2, bias=False).half()) == [
         Setting("weight", "float32", "float16")
     ]
-
-
-def test_equal_parameter() -> None:
     modules = dict(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).named_modules())
     assert equal_parameter(modules["1"].weight.detach().clone(), modules) == "1.weight"
     assert equal_parameter(torch.zeros(3, 3), modules) is None

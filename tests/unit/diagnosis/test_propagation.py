@@ -13,19 +13,11 @@ from tracer.tensors.roles import DEFAULT_ROLES
 def record(module, parent=None, start=0, end=-1, **fields):
     """A call of a module, in the call of another."""
     defaults = {
-        "candidate_module": module,
-        "reference_caller": None,
-        "candidate_caller": None,
-        "reference_definition": None,
-        "candidate_definition": None,
-        "main_argument": "x",
-        "arguments": {},
-        "outputs": [],
-        "described": {},
-        "edited": (),
-        "form_differences": [],
+        "candidate_module": module, "reference_caller": None, "candidate_caller": None,
+        "reference_definition": None, "candidate_definition": None, "main_argument": "x",
+        "arguments": {}, "outputs": [], "described": {}, "edited": (), "form_differences": [],
         "children": [],
-    }
+    }  # fmt: skip
     parent = None if parent is None else (parent, 0)
     fields = defaults | fields
     return CallRecord(module=module, call=0, parent=parent, start=start, end=end, **fields)
@@ -89,15 +81,11 @@ def test_the_last_call_that_agreed(make_trail):
     assert wrong.last_agreeing_before(wrong.records["b", 0]) is None
 
 
-@pytest.mark.parametrize(
-    ("peir", "remarks", "suspects"),
-    [
-        (0.5, (), ["attention_mask"]),
-        (0.0, (Remark(RemarkKind.BY_MEANING),), ["attention_mask"]),
-        (0.0, (), []),
-    ],
-    ids=["other positions", "same meaning", "equal"],
-)
+@pytest.mark.parametrize(("peir", "remarks", "suspects"), [
+    (0.5, (), ["attention_mask"]),
+    (0.0, (Remark(RemarkKind.BY_MEANING),), ["attention_mask"]),
+    (0.0, (), []),
+], ids=["other positions", "same meaning", "equal"])  # fmt: skip
 def test_masks_are_suspects(make_trail, make_row, peir, remarks, suspects):
     mask = make_row("b", peir, value="kwargs.attention_mask", order=5, remarks=remarks)
     trail, _ = make_trail({"b output": 0.5}, mask)

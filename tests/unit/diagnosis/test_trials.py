@@ -40,16 +40,12 @@ def test_the_reference_s_parameters_take_a_divergence_away(reference):
     assert before.peir > 0.01 > after.peir == 0.0
 
 
-def test_another_divergence_remains(reference):
+def test_what_a_trial_leaves(reference):
     proof = proof_of(reference, wrong(reference, 0, 2))
     assert (proof.outcome, proof.confirmed) == (Outcome.ANOTHER_REMAINS, True)
     assert (proof.remaining.module, proof.remaining.value) == ("2", "output")
     before, after = proof.falls
-    assert before.module == "0"
-    assert (before.agrees, after.agrees) == (False, True)
-
-
-def test_nothing_is_tried_without_a_further_run(reference):
+    assert (before.module, (before.agrees, after.agrees)) == ("0", (False, True))
     proof = proof_of(reference, wrong(reference, 0), confirm=False)
     assert proof == Proof(Outcome.NOT_TRIED)
     assert not proof.confirmed

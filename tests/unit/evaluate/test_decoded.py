@@ -7,12 +7,7 @@ from tests.builders.documents import BOS, loss_by_hand, texts_of
 from tests.builders.llama import tokens, wrap
 from tracer.models import decode_step
 from wrappers.errors import ModelInputError
-from wrappers.evaluate import (
-    DecodedModel,
-    decoded_perplexity,
-    step_perplexity,
-    windows,
-)
+from wrappers.evaluate import DecodedModel, decoded_perplexity, step_perplexity, windows
 
 
 class TestDecoded:

@@ -57,8 +57,7 @@ class TestCheck:
     def test_a_model_with_itself_and_wrapped(self, model):
         for other in (model, wrap(model, "prefill")):
             check = generation_check(model, other, PROMPTS, max_new_tokens=8)
-            assert check.equal_share == 1.0
-            assert check.identical == 3
+            assert (check.equal_share, check.identical) == (1.0, 3)
             assert check.first_different == (None, None, None)
             assert check.repetition[0] == check.repetition[1]
             assert check.degenerate[0] == check.degenerate[1]
@@ -107,69 +106,42 @@ class TestCheck:
         with pytest.raises(ModelInputError, match="found 2 texts of 3 prompts"):
             generation_check(before[:2], other, PROMPTS, max_new_tokens=6)
 
-    @pytest.mark.parametrize(
-        ("prompts", "count", "message"),
-        [
-            ([], 4, "takes at least one prompt, each of at least one token"),
-            ([[1], []], 4, "takes at least one prompt, each of at least one token"),
-            ([[1]], 0, "found max_new_tokens of 0; expected at least 1"),
-        ],
-    )
+    @pytest.mark.parametrize(("prompts", "count", "message"), [
+        ([], 4, "takes at least one prompt, each of at least one token"),
+        ([[1], []], 4, "takes at least one prompt, each of at least one token"),
+        ([[1]], 0, "found max_new_tokens of 0; expected at least 1"),
+    ])  # fmt: skip
     def test_refused(self, model, prompts, count, message):
         with pytest.raises(ModelInputError, match=message):
             generation_check(model, model, prompts, max_new_tokens=count)
 
 
 class TestMeasures:
-    @pytest.mark.parametrize(
-        ("reference", "candidate", "first", "equal"),
-        [
-            ((1, 2, 3), (1, 2, 3), None, 3),
-            ((1, 2, 3), (1, 5, 3), 1, 2),
-            ((1, 2, 3), (1, 2), 2, 2),
-            ((1, 2), (1, 2, 3), 2, 2),
-            ((), (1,), 0, 0),
-            ((), (), None, 0),
-        ],
-    )
+    @pytest.mark.parametrize(("reference", "candidate", "first", "equal"), [
+        ((1, 2, 3), (1, 2, 3), None, 3), ((1, 2, 3), (1, 5, 3), 1, 2), ((1, 2, 3), (1, 2), 2, 2),
+        ((1, 2), (1, 2, 3), 2, 2), ((), (1,), 0, 0), ((), (), None, 0),
+    ])  # fmt: skip
     def test_where_two_texts_part(self, reference, candidate, first, equal):
         texts = Continuation(reference, candidate)
-        assert texts.first_different == first
-        assert texts.equal == equal
+        assert (texts.first_different, texts.equal) == (first, equal)
 
     def test_shares_are_of_the_longer_text(self):
         check = GenerationCheck((Continuation((1, 2, 3, 4), (1, 2)), Continuation((5, 6), (5, 7))))
-        assert check.equal_share == 3 / 6
-        assert check.identical == 0
+        assert (check.equal_share, check.identical) == (3 / 6, 0)
         assert check.first_different == (2, 1)
 
-    @pytest.mark.parametrize(
-        ("text", "share"),
-        [
-            ((), 0.0),
-            ((1, 1, 1), 0.0),
-            (range(20), 0.0),
-            ((1,) * 8, 4 / 5),
-            ((1, 2, 3, 4, 5, 1, 2, 3, 4, 5), 2 / 7),
-        ],
-    )
+    @pytest.mark.parametrize(("text", "share"), [
+        ((), 0.0), ((1, 1, 1), 0.0), (range(20), 0.0), ((1,) * 8, 4 / 5),
+        ((1, 2, 3, 4, 5, 1, 2, 3, 4, 5), 2 / 7),
+    ])  # fmt: skip
     def test_repetition(self, text, share):
         assert repetition(text) == pytest.approx(share)
 
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ((), True),
-            ((1,), False),
-            ((7, 7, 7), False),
-            ((7, 7, 7, 7), True),
-            ((9, 8, *(1, 2, 3) * 4), True),
-            ((9, 8, *(1, 2, 3) * 3), False),
-            ((*(1, 2, 3) * 4, 9), False),
-            (tuple(range(8)) * 4, True),
-            (tuple(range(9)) * 4, False),
-        ],
-    )
+    @pytest.mark.parametrize(("text", "expected"), [
+        ((), True), ((1,), False), ((7, 7, 7), False), ((7, 7, 7, 7), True),
+        ((9, 8, *(1, 2, 3) * 4), True), ((9, 8, *(1, 2, 3) * 3), False),
+        ((*(1, 2, 3) * 4, 9), False), (tuple(range(8)) * 4, True), (tuple(range(9)) * 4, False),
+    ])  # fmt: skip
     def test_a_loop_at_the_end(self, text, expected):
         assert is_degenerate(text) is expected
 

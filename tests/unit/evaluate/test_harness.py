@@ -129,14 +129,11 @@ class TestOwnTask:
         results = run_tasks(llama.model, llama.tokenizer, [task])
         assert results["n-samples"]["own_task"]["original"] == 12
 
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("- 1", "is no task file of lm-eval: it names no `task`"),
-            ("dataset_path: json", "is no task file of lm-eval: it names no `task`"),
-            (TASK.replace("FILES", "none.jsonl"), r"wants the data none.jsonl: there is no "),
-        ],
-    )
+    @pytest.mark.parametrize(("text", "message"), [
+        ("- 1", "is no task file of lm-eval: it names no `task`"),
+        ("dataset_path: json", "is no task file of lm-eval: it names no `task`"),
+        (TASK.replace("FILES", "none.jsonl"), r"wants the data none.jsonl: there is no "),
+    ])  # fmt: skip
     def test_refused(self, llama, task, text, message):
         task.write_text(text)
         with pytest.raises(ModelInputError, match=message):

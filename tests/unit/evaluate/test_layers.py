@@ -86,8 +86,7 @@ class TestSequence:
 
     def test_models_are_left_as_they_were(self, model, quantized, inputs, found):
         assert all(m.mode is wrappers.Mode.QUANT for _, m in wrappers.iter_wrappers(quantized))
-        again = layer_errors(model, quantized, inputs)
-        assert again == found
+        assert layer_errors(model, quantized, inputs) == found
 
     def test_the_worst_layer_is_seen(self, model, inputs):
         wrapped = wrap(model, "prefill")

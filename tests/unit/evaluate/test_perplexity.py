@@ -15,13 +15,7 @@ from tests.builders.documents import BOS, loss_by_hand, texts_of
 from tests.builders.llama import real_model, tiny, wrap
 from tracer.models.loading import load
 from wrappers.errors import ModelInputError
-from wrappers.evaluate import (
-    Perplexity,
-    Window,
-    documents,
-    perplexity,
-    windows,
-)
+from wrappers.evaluate import Perplexity, Window, documents, perplexity, windows
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +67,11 @@ class TestWindows:
             Window(0, (2, 3, 4), 2),
         ]
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"window": 1}, "found a window of 1 tokens; expected at least 2"),
-            ({"window": 4, "stride": 0}, "found a stride of 0 .* expected from 1 to 3"),
-            ({"window": 4, "stride": 4}, "found a stride of 4 .* expected from 1 to 3"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"window": 1}, "found a window of 1 tokens; expected at least 2"),
+        ({"window": 4, "stride": 0}, "found a stride of 0 .* expected from 1 to 3"),
+        ({"window": 4, "stride": 4}, "found a stride of 4 .* expected from 1 to 3"),
+    ])  # fmt: skip
     def test_refused(self, options, message):
         with pytest.raises(ModelInputError, match=message):
             windows([[1, 2, 3]], bos=BOS, **options)
@@ -101,8 +92,7 @@ class TestPerplexity:
             assert loss == pytest.approx(math.fsum(expected), rel=1e-6)
         assert found.windows == 4 - (bos is None)
         mean = math.fsum(found.losses) / sum(found.tokens)
-        assert found.loss == mean
-        assert found.value == math.exp(mean)
+        assert (found.loss, found.value) == (mean, math.exp(mean))
 
     @pytest.mark.parametrize("bos", [BOS, None])
     @pytest.mark.parametrize("stride", [1, 3, 7])
@@ -163,16 +153,13 @@ class TestPerplexity:
         assert found.value == math.inf
         assert Perplexity((2.0, 4.0), (1, 2), 2).value == math.exp(2.0)
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"window": 129}, "a window of 129 tokens for a model of 128 positions"),
-            ({"texts": [[5, 96]]}, "found token 96 for a model of 96 tokens: .* another tokenizer"),
-            ({"texts": [[5, -1]]}, "found token -1"),
-            ({"texts": []}, "found 0 documents without a token to score"),
-            ({"batch": 0}, "found a batch of 0"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"window": 129}, "a window of 129 tokens for a model of 128 positions"),
+        ({"texts": [[5, 96]]}, "found token 96 for a model of 96 tokens: .* another tokenizer"),
+        ({"texts": [[5, -1]]}, "found token -1"),
+        ({"texts": []}, "found 0 documents without a token to score"),
+        ({"batch": 0}, "found a batch of 0"),
+    ])  # fmt: skip
     def test_refused(self, model, options, message):
         with pytest.raises(ModelInputError, match=message):
             perplexity(model, **{"texts": [[5, 6]], "bos": BOS, **options})
@@ -218,13 +205,11 @@ class TestDocuments:
             tokenizer("a cat\nran", add_special_tokens=False)["input_ids"]
         ]
 
-    def test_a_long_text_is_tokenised_in_parts(self, tokenizer):
+    def test_long_texts_and_none(self, tokenizer):
         text = "".join(f"Line {i} is about a cat, and {i % 7} dogs.\n" for i in range(900))
         assert len(text) > 20_000
         [found] = documents(text, tokenizer)
         assert tokenizer.decode(found) == text
-
-    def test_no_text(self, tokenizer):
         with pytest.raises(ModelInputError, match="found no text among 5 characters"):
             documents("<x>\n ", tokenizer, separator="<x>")
 
@@ -238,5 +223,4 @@ def test_the_published_figure_of_a_real_checkpoint(shared_data):
     scored = perplexity(
         real_model(shared_data, "stories260K", "sdpa"), found, bos=tokenizer.bos_token_id
     )
-    assert sum(scored.tokens) == 1804
-    assert scored.value == pytest.approx(3.548, abs=0.01)
+    assert (sum(scored.tokens), scored.value) == (1804, pytest.approx(3.548, abs=0.01))

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaModel
 
 import tracer
+from tests.builders.comparing import agreed
 from tracer.execution.dropout import Dropout, active_dropout
 
 X = torch.linspace(-1.0, 1.0, 24).reshape(3, 8)
@@ -58,38 +59,28 @@ class Siblings(nn.Module):
 
 
 class TestActiveDropout:
-    @pytest.mark.parametrize(
-        ("module", "found"),
-        [
-            (nn.Dropout(0.25), Dropout("0", "p", 0.25)),
-            (nn.AlphaDropout(0.1), Dropout("0", "p", 0.1)),
-            (nn.Dropout2d(1), Dropout("0", "p", 1)),
-            (nn.MultiheadAttention(4, 2, dropout=0.1), Dropout("0", "dropout", 0.1)),
-            (nn.LSTM(4, 4, num_layers=2, dropout=0.1), Dropout("0", "dropout", 0.1)),
-            (nn.Dropout(0.0), None),
-            (nn.GRU(4, 4), None),
-            (nn.MultiheadAttention(4, 2), None),
-            (nn.Linear(4, 4), None),
-        ],
-    )
+    @pytest.mark.parametrize(("module", "found"), [
+        (nn.Dropout(0.25), Dropout("0", "p", 0.25)), (nn.AlphaDropout(0.1), Dropout("0", "p", 0.1)),
+        (nn.Dropout2d(1), Dropout("0", "p", 1)),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), Dropout("0", "dropout", 0.1)),
+        (nn.LSTM(4, 4, num_layers=2, dropout=0.1), Dropout("0", "dropout", 0.1)),
+        (nn.Dropout(0.0), None), (nn.GRU(4, 4), None), (nn.MultiheadAttention(4, 2), None),
+        (nn.Linear(4, 4), None),
+    ])  # fmt: skip
     def test_of_torch(self, module: nn.Module, found: Dropout | None) -> None:
         model = nn.Sequential(module)
         assert next(active_dropout(model.train()), None) == found
         assert not any(active_dropout(model.eval()))
 
-    def test_where_an_attribute_says_so(self) -> None:
+    def test_rates_of_modules(self) -> None:
         model = llama().train()
         assert next(active_dropout(model)) == Dropout(
             "layers.0.self_attn", "attention_dropout", 0.3
         )
         assert len(list(active_dropout(model))) == 2
-
-    def test_a_single_recurrent_layer_drops_nothing(self) -> None:
         module = nn.GRU(4, 4, num_layers=2, dropout=0.1)
         module.num_layers = 1
         assert not any(active_dropout(module))
-
-    def test_flags_and_other_numbers_are_no_rates(self) -> None:
         model = nn.Linear(4, 4)
         model.drop_last, model.dropouts, model.rate, model.drop_prob = True, 3, 0.5, None
         assert not any(active_dropout(model))
@@ -102,24 +93,18 @@ class TestRefused:
             tracer.UsageError, match=r"`a\.1` drops out \(p 0\.5\) in the reference"
         ):
             tracer.compare(model, copy.deepcopy(model), X)
-
-    def test_in_the_candidate_alone(self) -> None:
         model = Siblings()
         with pytest.raises(tracer.UsageError, match=r"in the candidate, .* call \.eval\(\)"):
             tracer.compare(copy.deepcopy(model).eval(), model, X)
-
-    def test_training_that_nothing_is_in(self) -> None:
         model = Siblings().eval()
         with pytest.raises(tracer.UsageError, match="neither model is in training mode"):
             tracer.compare(model, copy.deepcopy(model), X, train=True)
 
-    def test_a_recording(self, tmp_path) -> None:
+    def test_recordings_and_two_devices(self, tmp_path) -> None:
         model = nn.Linear(8, 8)
         tracer.record(model, X, tmp_path / "run.trace")
         with pytest.raises(tracer.UsageError, match="random numbers are not known"):
             tracer.compare(tracer.open_trace(tmp_path / "run.trace"), model, train=True)
-
-    def test_two_kinds_of_devices(self) -> None:
         model = Siblings()
         other = copy.deepcopy(model).to("meta")
         other.a = nn.Linear(8, 8)
@@ -141,22 +126,18 @@ class TestAlike:
         model = trained(make)
         candidate = copy.deepcopy(model)
         candidate.set_attn_implementation(attention)
-        comparison = tracer.compare(model, candidate, TOKENS, train=True)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(model, candidate, TOKENS, train=True)
         assert model.training
         if attention == "eager":
             assert all(row.error == 0.0 for row in comparison.rows)
 
-    def test_something_is_dropped(self) -> None:
+    def test_what_is_dropped_in_any_order_and_under_other_names(self) -> None:
         model = nn.Sequential(nn.Dropout(0.5))
         captured = tracer.capture(model, copy.deepcopy(model), torch.ones(1000), include="0")
         (output,) = (value for value in captured if value.value == "output")
         assert 400 < int((output.candidate == 0).sum()) < 600
         assert torch.equal(output.reference, output.candidate)
-
-    def test_calls_in_another_order(self) -> None:
-        comparison = tracer.compare(Siblings("ab"), Siblings("ba"), X, train=True)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(Siblings("ab"), Siblings("ba"), X, train=True)
         assert all(row.error == 0.0 for row in comparison.rows)
 
     def test_draws_in_between(self) -> None:
@@ -179,8 +160,17 @@ class TestAlike:
             candidate.first(x) - candidate.second(x), 0.5
         )
         rename = {"^first": "a", "^second": "b"}
-        comparison = tracer.compare(Siblings(), candidate, X, train=True, rename=rename)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        agreed(Siblings(), candidate, X, train=True, rename=rename)
+
+    def test_draws_in_between_and_in_modules_that_are_not_compared(self) -> None:
+        comparison = tracer.compare(Siblings(), Siblings(draws=5), X, train=True)
+        # What the root draws before its own dropout is part of its own lines.
+        assert comparison.verdict.origin is not None
+        assert comparison.verdict.origin.module == ""
+        assert all(row.agrees for row in comparison.rows if row.module)
+        both = Siblings("ab"), Siblings("ba")
+        comparison = agreed(*both, X, train=True, include=["a", "b"])
+        assert {row.module for row in comparison.rows} == {"a", "b"}
 
     def test_each_call_of_a_module_draws_other_numbers(self) -> None:
         class Twice(nn.Module):
@@ -210,8 +200,7 @@ class TestAlike:
                         torch.rand(1)
                 return self.drop(x)
 
-        comparison = tracer.compare(Careful(0), Careful(2), X, train=True, include="drop")
-        assert comparison.verdict.agrees
+        agreed(Careful(0), Careful(2), X, train=True, include="drop")
 
     def test_another_seed_drops_other_elements(self) -> None:
         model = nn.Sequential(nn.Dropout(0.5))
@@ -225,13 +214,10 @@ class TestAlike:
 
 
 class TestFound:
-    @pytest.mark.parametrize(
-        ("make", "module", "setting"),
-        [
-            (gpt2, "transformer.h.1.mlp.dropout", "p"),
-            (llama, "layers.1.self_attn", "attention_dropout"),
-        ],
-    )
+    @pytest.mark.parametrize(("make", "module", "setting"), [
+        (gpt2, "transformer.h.1.mlp.dropout", "p"),
+        (llama, "layers.1.self_attn", "attention_dropout"),
+    ])  # fmt: skip
     def test_another_rate(self, make: Callable[[], nn.Module], module: str, setting: str) -> None:
         model = trained(make)
         candidate = copy.deepcopy(model)
@@ -268,8 +254,7 @@ def test_the_noise_floor_and_isolation_draw_alike() -> None:
     model = trained(bert)
     candidate = copy.deepcopy(model).bfloat16()
     options = {"train": True, "noise_floor": True, "isolate": "leaves", "what_if": 1}
-    comparison = tracer.compare(model, candidate, TOKENS, **options)
-    assert comparison.verdict.agrees, comparison.verdict.explanation
+    comparison = agreed(model, candidate, TOKENS, **options)
     floors = [row.floor for row in comparison.rows if row.floor is not None]
     assert floors
     assert max(floors) < 1e-4

@@ -1,6 +1,5 @@
 """Calls: arguments by name, the caller's line, indices, exceptions, and hooks that go away."""
 
-import contextlib
 import functools
 import inspect
 import threading
@@ -46,11 +45,7 @@ class Recording:
         return next(c for c in self.started if (c.name, c.index) == (name, index))
 
 
-def recorded(
-    model: nn.Module,
-    run: Callable[[], object],
-    answer: Callable[[Call, Phase], Answer] | None = None,
-) -> Recording:
+def recorded(model, run, answer=None):
     recording = Recording()
 
     def listener(call: Call, phase: Phase) -> Answer:
@@ -126,28 +121,21 @@ class Opaque(nn.Module):
         return hidden_states
 
 
-@pytest.mark.parametrize(
-    ("module", "args", "kwargs", "expected"),
-    [
-        (Everything(), (X, 2), {"d": 4}, {"a": X, "b": 2, "d": 4}),
-        (Everything(), (X,), {"b": 2, "d": 4, "z": 9}, {"a": X, "b": 2, "d": 4, "z": 9}),
-        (
-            Everything(),
-            (X, 2, 3, 7, 8),
-            {"d": 4},
-            {"a": X, "b": 2, "c": 3, "args.0": 7, "args.1": 8, "d": 4},
-        ),
-        (Anything(), (X, 1), {"k": 2}, {"args.0": X, "args.1": 1, "k": 2}),
-        (Decorated(), (X, None), {}, {"hidden_states": X, "attention_mask": None}),
-        (Decorated(), (), {"hidden_states": X}, {"hidden_states": X}),
-        (Opaque(), (X,), {}, {"args.0": X}),
-        (nn.Linear(2, 2), (X,), {}, {"input": X}),
-    ],
-)
+@pytest.mark.parametrize(("module", "args", "kwargs", "expected"), [
+    (Everything(), (X, 2), {"d": 4}, {"a": X, "b": 2, "d": 4}),
+    (Everything(), (X,), {"b": 2, "d": 4, "z": 9}, {"a": X, "b": 2, "d": 4, "z": 9}),
+    (
+        Everything(), (X, 2, 3, 7, 8), {"d": 4},
+        {"a": X, "b": 2, "c": 3, "args.0": 7, "args.1": 8, "d": 4},
+    ),
+    (Anything(), (X, 1), {"k": 2}, {"args.0": X, "args.1": 1, "k": 2}),
+    (Decorated(), (X, None), {}, {"hidden_states": X, "attention_mask": None}),
+    (Decorated(), (), {"hidden_states": X}, {"hidden_states": X}),
+    (Opaque(), (X,), {}, {"args.0": X}), (nn.Linear(2, 2), (X,), {}, {"input": X}),
+])  # fmt: skip
 def test_arguments_have_their_parameters_names(module, args, kwargs, expected) -> None:
     call = recorded(module, lambda: module(*args, **kwargs)).call("")
-    assert call.arguments == expected
-    assert call.positional == tuple(expected)[: len(args)]
+    assert (call.arguments, call.positional) == (expected, tuple(expected)[: len(args)])
 
 
 def test_an_argument_is_kept_by_reference() -> None:
@@ -158,32 +146,6 @@ def test_an_argument_is_kept_by_reference() -> None:
 
 
 # The caller's line.
-
-
-def test_the_line_is_the_callers() -> None:
-    def run(child, x):
-        y = x + 1
-        return child(y)  # here
-
-    module = Parent(nn.Identity(), run)
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(run, "# here")
-    assert call.caller.function.endswith("run")
-    assert not call.caller.is_in_torch
-
-
-def test_the_line_of_a_call_over_several_lines() -> None:
-    def run(child, x):
-        return child(  # here
-            torch.add(
-                x,
-                1,
-            ),
-        )
-
-    module = Parent(nn.Identity(), run)
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(run, "# here")
 
 
 def test_the_line_in_comprehensions_lambdas_and_generators() -> None:
@@ -198,23 +160,9 @@ def test_the_line_in_comprehensions_lambdas_and_generators() -> None:
     recording = recorded(module, lambda: module(X))
     lines = [str(call.caller) for call in recording.started if call.name == "child"]
     assert lines == [
-        line_of(run, "# comprehension"),
-        line_of(run, "# comprehension"),
-        line_of(run, "# lambda"),
-        line_of(run, "# map"),
-        line_of(run, "# generator"),
-        line_of(run, "# generator"),
-    ]
-
-
-def test_children_of_a_sequential_are_called_where_it_is_called() -> None:
-    def run(child, x):
-        return child(x)  # here
-
-    module = Parent(nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity())), run)
-    recording = recorded(module, lambda: module(X))
-    for name in ("child", "child.0", "child.1", "child.1.0"):
-        assert str(recording.call(name).caller) == line_of(run, "# here")
+        line_of(run, "# comprehension"), line_of(run, "# comprehension"), line_of(run, "# lambda"),
+        line_of(run, "# map"), line_of(run, "# generator"), line_of(run, "# generator"),
+    ]  # fmt: skip
 
 
 def test_the_line_of_a_helper_in_another_file() -> None:
@@ -241,19 +189,34 @@ class Runner:
         return child(x)  # here
 
 
-def test_a_modules_own_call_method_is_not_its_caller() -> None:
-    def run(child, x):
-        return child(x)  # here
-
-    module = Parent(CallsBefore(), run)
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(run, "# here")
+def plainly(child, x):
+    y = x + 1
+    return child(y)  # here
 
 
-def test_another_objects_call_method_is() -> None:
-    module = Parent(CallsBefore(), Runner())
-    call = recorded(module, lambda: module(X)).call("child")
-    assert str(call.caller) == line_of(Runner.__call__, "# here")
+def over_lines(child, x):
+    return child(  # here
+        torch.add(x, 1)
+    )
+
+
+NESTED = nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity()))
+
+
+@pytest.mark.parametrize(("child", "run", "caller", "names"), [
+    (nn.Identity(), plainly, plainly, ["child"]),
+    (nn.Identity(), over_lines, over_lines, ["child"]),
+    (NESTED, plainly, plainly, ["child", "child.0", "child.1", "child.1.0"]),
+    (CallsBefore(), plainly, plainly, ["child"]),
+    (CallsBefore(), Runner(), Runner.__call__, ["child"]),
+])  # fmt: skip
+def test_the_line_is_the_callers(child, run, caller, names) -> None:
+    module = Parent(child, run)
+    recording = recorded(module, lambda: module(X))
+    for name in names:
+        found = recording.call(name).caller
+        assert str(found) == line_of(caller, "# here")
+        assert found.function.endswith(caller.__name__) and not found.is_in_torch
 
 
 def test_where_a_forward_is_defined() -> None:
@@ -282,17 +245,9 @@ def test_calls_are_counted_and_know_their_parents() -> None:
     recording = recorded(model, lambda: model(X))
     start, end = Phase.START, Phase.END
     assert recording.events == [
-        ("", 0, start),
-        ("a", 0, start),
-        ("a", 0, end),
-        ("b", 0, start),
-        ("b.0", 0, start),
-        ("b.0", 0, end),
-        ("b", 0, end),
-        ("a", 1, start),
-        ("a", 1, end),
-        ("", 0, end),
-    ]
+        ("", 0, start), ("a", 0, start), ("a", 0, end), ("b", 0, start), ("b.0", 0, start),
+        ("b.0", 0, end), ("b", 0, end), ("a", 1, start), ("a", 1, end), ("", 0, end),
+    ]  # fmt: skip
     assert recording.call("b.0").parent is recording.call("b")
     assert recording.call("b").parent is recording.call("")
     assert recording.call("").parent is None
@@ -307,24 +262,20 @@ class Recursive(nn.Module):
         return self(x, depth - 1) if depth else self.leaf(x)
 
 
-def test_a_module_that_calls_itself() -> None:
+def test_modules_that_call_themselves_or_have_two_names() -> None:
     model = Recursive()
     recording = recorded(model, lambda: model(X))
     assert recording.names() == ["", "", "", "leaf"]
     assert recording.call("leaf").parent is recording.call("", 2)
     assert recording.call("", 2).parent is recording.call("", 1)
     assert [event[:2] for event in recording.events[-3:]] == [("", 2), ("", 1), ("", 0)]
-
-
-def test_a_module_with_two_names_goes_by_its_first() -> None:
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     recording = recorded(model, lambda: model(X))
-    assert recording.names() == ["", "0", "1", "0"]
-    assert recording.call("0", 1).index == 1
+    assert (recording.names(), recording.call("0", 1).index) == (["", "0", "1", "0"], 1)
 
 
-def test_modules_outside_the_names_are_not_seen() -> None:
+def test_modules_outside_and_without_a_recorder() -> None:
     model, stranger = Twice(), nn.Identity()
     names = {id(model.a): "a"}
     seen: list[str] = []
@@ -332,9 +283,6 @@ def test_modules_outside_the_names_are_not_seen() -> None:
     with hooked([model, stranger], lambda: recorder):
         model(stranger(X))
     assert seen == ["a", "a", "a", "a"]
-
-
-def test_calls_that_belong_to_no_recorder_are_not_seen() -> None:
     model = Twice()
     expected = model(X)
     with hooked([model], lambda: None):
@@ -564,8 +512,7 @@ def test_the_call_of_a_module_that_takes_no_hooks_is_seen(kind: str) -> None:
     assert next(iter(call.arguments.values())) is X
     assert str(call.caller) == line_of(Parent.forward, "self.child(x)")
     assert call.parent is recording.call("")
-    assert hooks_of(model) == before
-    assert child.__dict__.keys() == attributes.keys()
+    assert (hooks_of(model), child.__dict__.keys()) == (before, attributes.keys())
     assert child._compiled_call_impl is attributes.get("_compiled_call_impl")
 
     def answer(call: Call, phase: Phase) -> Answer:
@@ -583,8 +530,7 @@ def test_an_exception_in_a_compiled_module_ends_its_call() -> None:
     child.compile(backend="eager")
     model = Catches(child)
     recording = recorded(model, lambda: model(X))
-    ended = [event[0] for event in recording.events if event[2] is Phase.END]
-    assert ended == ["fallback", ""]
+    assert [event[0] for event in recording.events if event[2] is Phase.END] == ["fallback", ""]
 
 
 # Threads, and nothing changed.
@@ -612,26 +558,14 @@ def test_a_recorder_sees_only_what_is_given_to_it() -> None:
 
 
 def test_outputs_are_bit_identical_under_hooks() -> None:
-    torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    x = torch.randn(2, 5, 16)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
-        torch.manual_seed(1)
-        expected = model(x)
-    results: list[torch.Tensor] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        recorded(model, lambda: results.append(model(x)))
-    assert torch.equal(results[0], expected)
-
-
-def decorated(function):
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        return function(*args, **kwargs)
-
-    return wrapper
+    x, results = torch.randn(2, 5, 16), []
+    run = lambda: results.append(model(x))  # noqa: E731
+    for how in (run, lambda: recorded(model, run)):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            how()
+    assert torch.equal(*results)
 
 
 class Takes(nn.Module):
@@ -639,8 +573,8 @@ class Takes(nn.Module):
         return first
 
 
-class Decorated(Takes):
-    forward = decorated(decorated(Takes.forward))
+class DecoratedToo(Takes):
+    forward = logged(logged(Takes.forward))
 
 
 def replaced(forward: object) -> nn.Module:
@@ -656,23 +590,13 @@ def signed(x):
 signed.__signature__ = inspect.signature(lambda given, other: None)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        Takes(),
-        Decorated(),
-        nn.Linear(2, 2),
-        nn.MultiheadAttention(4, 2),
-        replaced(lambda x, y=1: x),
-        replaced(decorated(Takes().forward)),
-        replaced(functools.partial(Takes().forward, 1)),
-        replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
-        replaced(signed),
-        replaced(torch.relu),
-        replaced(len),
-        torch.compile(Takes(), backend="eager"),
-    ],
-)
+@pytest.mark.parametrize("module", [
+    Takes(), DecoratedToo(), nn.Linear(2, 2), nn.MultiheadAttention(4, 2),
+    replaced(lambda x, y=1: x),
+    replaced(logged(Takes().forward)), replaced(functools.partial(Takes().forward, 1)),
+    replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
+    replaced(signed), replaced(torch.relu), replaced(len), torch.compile(Takes(), backend="eager"),
+])  # fmt: skip
 def test_positional_parameters_are_those_of_the_signature(module: nn.Module) -> None:
     forward = getattr(module, "_orig_mod", module).forward
     try:

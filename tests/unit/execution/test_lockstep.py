@@ -18,12 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaConfig
 
+from tests.builders.comparing import agreed, doing
 from tests.builders.hooks import hooks_of
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Answer, Call, NewOutput, Phase
-from tracer.execution.lockstep import Outcome, lockstep
+from tracer.execution.lockstep import lockstep
 from tracer.execution.side import EventKey
 from tracer.measurement.rows import Row
 from tracer.tensors.difference import Difference
@@ -70,13 +71,7 @@ class Watcher:
         self.edited[key] = paths
 
 
-def walked(
-    reference: nn.Module,
-    candidate: nn.Module,
-    watcher: Watcher,
-    x: object = X,
-    clone: frozenset[EventKey] = frozenset(),
-) -> Outcome:
+def walked(reference, candidate, watcher, x=X, clone=frozenset()):
     names = {name: name for name, _ in reference.named_modules()}
     return lockstep(
         reference,
@@ -89,6 +84,19 @@ def walked(
         candidate_names={id(m): name for name, m in candidate.named_modules()},
         clone=clone,
     )
+
+
+def outputs_of(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What a model and its copy give side by side."""
+    outputs: list[torch.Tensor] = []
+
+    def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
+        if reference.name == "" and phase is Phase.END:
+            outputs.extend((reference.output, candidate.output))
+        return None
+
+    walked(model, copy.deepcopy(model), Watcher(look), x)
+    return outputs
 
 
 def in_order(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -112,17 +120,9 @@ class TestOrder:
         outcome = walked(Net(in_order), Net(in_order), watcher)
         start, end = Phase.START, Phase.END
         assert watcher.seen == [
-            ("", 0, start),
-            ("a", 0, start),
-            ("a", 0, end),
-            ("b", 0, start),
-            ("b.0", 0, start),
-            ("b.0", 0, end),
-            ("b.1", 0, start),
-            ("b.1", 0, end),
-            ("b", 0, end),
-            ("", 0, end),
-        ]
+            ("", 0, start), ("a", 0, start), ("a", 0, end), ("b", 0, start), ("b.0", 0, start),
+            ("b.0", 0, end), ("b.1", 0, start), ("b.1", 0, end), ("b", 0, end), ("", 0, end),
+        ]  # fmt: skip
         assert outcome.failure is None
         assert outcome.held_bytes_peak == 0
         assert outcome.reference_calls == outcome.candidate_calls
@@ -146,19 +146,13 @@ class TestOrder:
 
         walked(counted("reference"), counted("candidate"), Watcher(look))
         assert progress[:7] == [
-            "root start",
-            "candidate before a",
-            "reference before a",
-            "a start",
-            "a end",
-            "candidate after a",
-            "reference after a",
-        ]
+            "root start", "candidate before a", "reference before a", "a start", "a end",
+            "candidate after a", "reference after a",
+        ]  # fmt: skip
 
     def test_the_other_order_on_the_other_side(self) -> None:
         reference = Net(lambda net, x: net.a(x) + net.b(x))
-        candidate = copy.deepcopy(reference)
-        candidate.how = _b_first
+        candidate = doing(reference, _b_first)
         watcher = Watcher()
         outcome = walked(reference, candidate, watcher)
         assert sorted(watcher.seen, key=str) == sorted(_all_events(reference), key=str)
@@ -166,26 +160,17 @@ class TestOrder:
         assert outcome.unmatched_reference == outcome.unmatched_candidate == ()
         assert compare(reference, candidate, X).verdict.agrees
 
-    def test_a_module_called_more_often_on_one_side(self) -> None:
+    def test_calls_that_one_side_makes(self) -> None:
         once = Net(in_order)
-        twice = copy.deepcopy(once)
-        twice.how = lambda net, x: (in_order(net, x), net.a(x))[0]
-        comparison = compare(once, twice, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.unmatched_calls == (("candidate", "a", 1),)
-        comparison = compare(twice, once, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.unmatched_calls == (("reference", "a", 1),)
-
-    def test_a_module_that_one_side_never_calls(self) -> None:
+        twice = doing(once, lambda net, x: (in_order(net, x), net.a(x))[0])
+        for side, models in (("candidate", (once, twice)), ("reference", (twice, once))):
+            assert agreed(*models, X).coverage.unmatched_calls == ((side, "a", 1),)
         both = Net(in_order)
-        one = copy.deepcopy(both)
-        one.how = lambda net, x: net.b[1](net.b[0](net.a(x)))
-        comparison = compare(both, one, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.unmatched_calls == (("reference", "b", 0),)
-        assert comparison.coverage.reference_only == ("b",)
-        assert comparison.coverage.reasons["b"] == "called by the reference, not by the candidate"
+        one = doing(both, lambda net, x: net.b[1](net.b[0](net.a(x))))
+        coverage = agreed(both, one, X).coverage
+        assert coverage.unmatched_calls == (("reference", "b", 0),)
+        assert coverage.reference_only == ("b",)
+        assert coverage.reasons["b"] == "called by the reference, not by the candidate"
 
     def test_repeated_calls_in_blocks_that_wait(self) -> None:
         """The end of one call of a block forgets nothing of the block's next call."""
@@ -198,10 +183,7 @@ class TestOrder:
             return net.b(net.b(x)) + late
 
         reference = Net(blocks_first)
-        candidate = copy.deepcopy(reference)
-        candidate.how = block_last
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, doing(reference, block_last), X)
         assert comparison.coverage.unmatched_calls == ()
         expected = {("b.0", 0), ("b.0", 1), ("b.1", 1), ("b", 1), ("a", 0)}
         assert expected <= rows_of(comparison).keys()
@@ -214,8 +196,7 @@ class TestOrder:
         rows = rows_of(compare(reference, candidate, X))
         with torch.no_grad():
             expected = Difference.of(reference.b(X), candidate.b(X))
-        assert rows["b", 0].difference == expected
-        assert rows["a", 0].difference.max == 0.0
+        assert (rows["b", 0].difference, rows["a", 0].difference.max) == (expected, 0.0)
 
 
 def _b_first(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -283,10 +264,7 @@ class TestEditsInPlace:
                 return net.b(x) + kept
 
         reference = Net(edited)
-        candidate = copy.deepcopy(reference)
-        candidate.how = _b_first
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, doing(reference, _b_first), X)
         assert rows_of(comparison)["a", 0].difference.max == 0.0
 
     def test_a_list_that_grows_while_a_call_waits(self) -> None:
@@ -310,11 +288,7 @@ class TestEditsInPlace:
 
         reference = Net(collect_first)
         reference.collect = Collects()
-        candidate = copy.deepcopy(reference)
-        candidate.how = collect_last
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
-        assert comparison.form_differences == ()
+        assert agreed(reference, doing(reference, collect_last), X).form_differences == ()
 
     def test_a_cache_that_is_filled_while_a_call_waits(self) -> None:
         class Attends(nn.Module):
@@ -336,22 +310,23 @@ class TestEditsInPlace:
 
         reference = Net(attend_first)
         reference.attend = Attends()
-        candidate = copy.deepcopy(reference)
-        candidate.how = attend_last
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(reference, doing(reference, attend_last), X)
         assert all(row.agrees for row in comparison.rows)
 
 
 class TestSharing:
-    def test_a_model_against_itself(self) -> None:
+    def test_models_against_themselves_and_tied_weights(self) -> None:
         model = Net(in_order)
-        comparison = compare(model, model, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, model, X)
         assert all(row.difference.max == 0.0 for row in comparison.rows)
         assert comparison.coverage.compared_calls == 5
+        reference = Net(in_order)
+        reference.b[0].weight = reference.a.weight
+        candidate = copy.deepcopy(reference)
+        assert candidate.b[0].weight is candidate.a.weight
+        assert compare(reference, candidate, X).verdict.agrees
 
-    def test_shared_modules_serve_both_sides(self) -> None:
+    def test_modules_that_both_sides_hold(self) -> None:
         reference = Net(in_order)
         candidate = perturbed(reference)
         candidate.a = reference.a
@@ -361,9 +336,7 @@ class TestSharing:
         assert rows["a", 0].difference.max == 0.0
         assert rows["b.1", 0].difference.max > 0.0
         assert comparison.verdict.origin.module == "b.0"
-
-    def test_the_same_module_under_other_names(self) -> None:
-        """One side's `a` is the other's `b.0`: a call is read with its own side's names."""
+        # One side's `a` is the other's `b.0`: a call is read with its own side's names.
         reference = Net(in_order)
         candidate = copy.deepcopy(reference)
         candidate.b[0] = reference.a
@@ -374,19 +347,11 @@ class TestSharing:
     def test_a_compiled_candidate_that_shares_all_modules(self) -> None:
         reference = Net(in_order)
         before = hooks_of(reference)
-        comparison = compare(reference, torch.compile(reference, backend="eager"), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, torch.compile(reference, backend="eager"), X)
         assert comparison.coverage.paired_modules == ("",)
         reason = comparison.coverage.reasons["a"]
         assert reason == "hidden: the root of the candidate is compiled, scripted or fused"
         assert hooks_of(reference) == before
-
-    def test_tied_weights(self) -> None:
-        reference = Net(in_order)
-        reference.b[0].weight = reference.a.weight
-        candidate = copy.deepcopy(reference)
-        assert candidate.b[0].weight is candidate.a.weight
-        assert compare(reference, candidate, X).verdict.agrees
 
 
 class TestExceptions:
@@ -423,8 +388,7 @@ class TestExceptions:
 
         reference = Net(careful)
         _make_fail(reference, "b.0")
-        comparison = compare(reference, copy.deepcopy(reference), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, copy.deepcopy(reference), X)
         assert {("a", 0), ("a", 1)} <= rows_of(comparison).keys()
 
     def test_an_exception_that_only_the_candidate_catches(self) -> None:
@@ -440,8 +404,7 @@ class TestExceptions:
         reference = Net(careful, depth=6)
         candidate = copy.deepcopy(reference)
         _make_fail(candidate, "b.0")
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, candidate, X)
         assert ("layers.5", 0) in rows_of(comparison)
         assert comparison.coverage.held_bytes_peak <= 6 * X.numel() * 4
 
@@ -449,9 +412,7 @@ class TestExceptions:
     @pytest.mark.parametrize(
         ("error", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (SystemExit, ModelRunError)]
     )
-    def test_an_interrupt_goes_through_and_an_exit_is_an_error(
-        self, side: str, error: type[BaseException], seen: type[BaseException]
-    ) -> None:
+    def test_an_interrupt_goes_through_and_an_exit_is_an_error(self, side, error, seen):
         models = {"reference": Net(in_order), "candidate": Net(in_order)}
 
         def interrupted(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -542,10 +503,8 @@ class Modes:
 def state() -> dict[str, object]:
     """What a model could leave switched on."""
     return {
-        "grad": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "dtype": torch.get_default_dtype(),
-        "autocast": torch.is_autocast_enabled("cpu"),
+        "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
+        "dtype": torch.get_default_dtype(), "autocast": torch.is_autocast_enabled("cpu"),
         "autocast dtype": torch.get_autocast_dtype("cpu"),
         "autocast cache": torch.is_autocast_cache_enabled(),
         "device": torch.empty(0).device,
@@ -553,7 +512,7 @@ def state() -> dict[str, object]:
         "functions": len(torch.overrides._get_current_function_mode_stack()),
         "operators": len(torch.utils._python_dispatch._get_current_dispatch_mode_stack()),
         "context": VARIABLE.get(),
-    }
+    }  # fmt: skip
 
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="outside")
@@ -579,16 +538,13 @@ def variable(value: str) -> Iterator[None]:
 
 
 STATES: dict[str, Callable[[], object]] = {
-    "grad": torch.no_grad,
-    "inference": torch.inference_mode,
+    "grad": torch.no_grad, "inference": torch.inference_mode,
     "dtype": lambda: default_dtype(torch.float64),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "autocast without cache": lambda: torch.autocast("cpu", cache_enabled=False),
-    "device": lambda: torch.device("meta"),
-    "functions": Modes.Functions,
-    "operators": Modes.Operators,
-    "context": lambda: variable("inside"),
-}
+    "device": lambda: torch.device("meta"), "functions": Modes.Functions,
+    "operators": Modes.Operators, "context": lambda: variable("inside"),
+}  # fmt: skip
 
 
 class TestNothingLeaks:
@@ -705,8 +661,7 @@ class TestNothingLeaks:
             inside = state()
             assert walked(Net(plain), Net(careless), Watcher()).failure is None
             assert state() == inside
-        assert seen == [inside]
-        assert state() == outside
+        assert (seen, state()) == ([inside], outside)
 
     def test_different_casts_of_a_shared_parameter(self) -> None:
         def under(dtype: torch.dtype) -> Callable[..., torch.Tensor]:
@@ -736,16 +691,8 @@ class TestRandomNumbers:
         model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8))
         torch.manual_seed(3)
         expected = model(X)
-        outputs: list[torch.Tensor] = []
-
-        def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
-            if reference.name == "" and phase is Phase.END:
-                outputs.extend((reference.output, candidate.output))
-            return None
-
         torch.manual_seed(3)
-        walked(model, copy.deepcopy(model), Watcher(look))
-        assert all(torch.equal(output, expected) for output in outputs)
+        assert all(torch.equal(output, expected) for output in outputs_of(model, X))
 
     def test_generators_are_as_before_afterwards(self) -> None:
         def draws(net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -760,9 +707,7 @@ class TestRandomNumbers:
         random.seed(1)
         np.random.seed(1)
         torch.manual_seed(1)
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
-        assert rows_of(comparison)["", 0].difference.max == 0.0
+        assert rows_of(agreed(model, copy.deepcopy(model), X))["", 0].difference.max == 0.0
         assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == expected
 
     def test_generators_are_as_before_after_a_failure(self) -> None:
@@ -786,16 +731,7 @@ class TestWhatModelsCompute:
         x = torch.randn(2, 5, 16)
         with torch.no_grad():
             expected = model(x)
-        outputs: list[torch.Tensor] = []
-
-        def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
-            if reference.name == "" and phase is Phase.END:
-                outputs.extend((reference.output, candidate.output))
-            return None
-
-        with torch.no_grad():
-            walked(model, copy.deepcopy(model), Watcher(look), x)
-        assert all(torch.equal(output, expected) for output in outputs)
+            assert all(torch.equal(output, expected) for output in outputs_of(model, x))
 
     def test_an_answer_goes_to_the_candidate_alone(self) -> None:
         def look(reference: Call, candidate: Call, phase: Phase) -> Answer:
@@ -821,10 +757,7 @@ class TestWhatModelsCompute:
             return net.a(results[0])
 
         reference = Net(threaded)
-        candidate = copy.deepcopy(reference)
-        candidate.how = lambda net, x: net.a(net.b(x))
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, doing(reference, lambda net, x: net.a(net.b(x))), X)
         assert ("b", 0) not in rows_of(comparison)
         assert rows_of(comparison)["a", 0].agrees
 
@@ -837,9 +770,7 @@ class TestWhatModelsCompute:
             return torch.stack(list(parts()))
 
         model = Net(generated)
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
-        assert {("a", 0), ("b", 0)} <= rows_of(comparison).keys()
+        assert {("a", 0), ("b", 0)} <= rows_of(agreed(model, copy.deepcopy(model), X)).keys()
 
     def test_a_model_that_calls_itself(self) -> None:
         class Recursive(nn.Module):
@@ -851,8 +782,7 @@ class TestWhatModelsCompute:
                 return self.leaf(self(x, depth - 1)) if depth else x
 
         model = Recursive()
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), X)
         assert {("leaf", 2), ("", 3)} <= rows_of(comparison).keys()
         assert comparison.coverage.held_bytes_peak == 0
 
@@ -880,8 +810,7 @@ class TestMemory:
             return net.b(net.a(x))
 
         model = Net(deep, depth=24)
-        comparison = compare(model, copy.deepcopy(model), X)
-        assert comparison.verdict.agrees
+        comparison = agreed(model, copy.deepcopy(model), X)
         # Two on each side: what the next layer takes and what it gives.
         assert most <= 4
         assert comparison.coverage.held_bytes_peak == 0
@@ -914,8 +843,7 @@ class TestMemory:
         for depth in (2, 12):
             models = {"full": stack(depth, Layer), "short": stack(depth, Shortcut)}
             order = ("full", "short") if side == "reference" else ("short", "full")
-            comparison = compare(models[order[0]], models[order[1]], X)
-            assert comparison.verdict.agrees
+            comparison = agreed(models[order[0]], models[order[1]], X)
             called = {call[1] for call in comparison.coverage.unmatched_calls}
             assert f"{depth - 1}.inner.1.1" in called
             peaks[depth] = comparison.coverage.held_bytes_peak
@@ -938,8 +866,7 @@ class TestMemory:
             models = [Net(once, depth=depth)]
             models.insert(side == "candidate", copy.deepcopy(models[0]))
             models[side == "candidate"].how = twice
-            comparison = compare(*models, X)
-            assert comparison.verdict.agrees
+            comparison = agreed(*models, X)
             assert comparison.coverage.unmatched_calls == ((side, "a", 1),)
             assert (f"layers.{depth - 1}", 0) in rows_of(comparison)
             peaks[depth] = comparison.coverage.held_bytes_peak
@@ -952,10 +879,7 @@ class TestMemory:
             return sum(layer(x) for layer in reversed(net.layers)) + net.a(x)
 
         reference = Net(lambda net, x: net.a(x) + sum(layer(x) for layer in net.layers), depth=80)
-        candidate = copy.deepcopy(reference)
-        candidate.how = backwards
-        comparison = compare(reference, candidate, X)
-        assert comparison.verdict.agrees
+        comparison = agreed(reference, doing(reference, backwards), X)
         assert comparison.coverage.unmatched_calls == ()
         assert {(f"layers.{i}", 0) for i in range(80)} <= rows_of(comparison).keys()
 
@@ -965,7 +889,5 @@ def test_a_scripted_candidate() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(copy.deepcopy(model))
-        comparison = compare(model, scripted, X)
-        assert comparison.verdict.agrees
-        assert comparison.coverage.compared_calls == 1
+        assert agreed(model, scripted, X).coverage.compared_calls == 1
         assert compare(scripted, model, X).verdict.agrees

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tracer
+from tests.builders.comparing import agreed
 from tracer.cli import main
 from tracer.errors import ModelRunError, TracerError, UsageError
 from tracer.execution.module_state import ModuleStates, may_edit_parameters, module_states_kept
@@ -165,9 +166,7 @@ def compared(**options: Any) -> Callable[[nn.Module, Path], object]:
 
 
 def with_itself(model: nn.Module, _: Path) -> object:
-    comparison = tracer.compare(model, model, X)
-    assert comparison.verdict.agrees
-    return comparison
+    return agreed(model, model, X)
 
 
 def recorded(model: nn.Module, folder: Path) -> object:
@@ -177,18 +176,10 @@ def recorded(model: nn.Module, folder: Path) -> object:
 @pytest.mark.parametrize("kind", ZOO)
 @pytest.mark.parametrize(
     "look",
-    [
-        compared(),
-        compared(noise_floor=True),
-        compared(isolate="leaves"),
-        with_itself,
-        recorded,
-    ],
+    [compared(), compared(noise_floor=True), compared(isolate="leaves"), with_itself, recorded],
     ids=["compare", "noise floor", "isolate", "with itself", "record"],
-)
-def test_nothing_of_a_model_changes(
-    kind: type[nn.Module], look: Callable[[nn.Module, Path], object], tmp_path: Path
-) -> None:
+)  # fmt: skip
+def test_nothing_of_a_model_changes(kind, look, tmp_path):
     model = made(kind)
     before = photograph(model)
     look(model, tmp_path)
@@ -218,26 +209,22 @@ LIBRARY: dict[str, Callable[[], nn.Module]] = {
     "batch norm": lambda: nn.BatchNorm1d(4),
     "cumulative batch norm": lambda: nn.BatchNorm1d(4, momentum=None),
     "instance norm": lambda: nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
-    "layer norm": lambda: nn.LayerNorm(4),
-    "group norm": lambda: nn.GroupNorm(2, 4),
+    "layer norm": lambda: nn.LayerNorm(4), "group norm": lambda: nn.GroupNorm(2, 4),
     "rms norm": lambda: nn.RMSNorm(4),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
     "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
-    "random relu": lambda: nn.RReLU(),
-    "prelu": lambda: nn.PReLU(),
+    "random relu": lambda: nn.RReLU(), "prelu": lambda: nn.PReLU(),
     "convolution": lambda: nn.Conv1d(2, 2, 1),
     "encoder layer": lambda: nn.TransformerEncoderLayer(4, 2, 4, 0.0, batch_first=True),
     "nested": lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ELU())),
     "shared": lambda: nn.Sequential(*[nn.Linear(4, 4)] * 2),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("make", LIBRARY.values(), ids=LIBRARY)
-def test_modules_of_pytorch_stay_as_they_were(
-    make: Callable[[], nn.Module], training: bool
-) -> None:
+def test_modules_of_pytorch_stay_as_they_were(make, training):
     torch.manual_seed(0)
     model = make().train(training)
     before = photograph(model)
@@ -299,9 +286,7 @@ def test_a_hook_of_the_users_that_exits_names_its_module(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("stop", "code"), [("sys.exit(0)", 2), ("raise KeyboardInterrupt", 130)])
 @pytest.mark.parametrize("where", ["forward", "factory"])
-def test_the_exit_code_is_ours(
-    stop: str, code: int, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_code_is_ours(stop, code, where, tmp_path, capsys):
     file = tmp_path / "made.py"
     file.write_text(
         "import sys, torch\n"
@@ -346,9 +331,7 @@ def test_the_fused_path_of_an_encoder_layer_is_kept(tmp_path: Path) -> None:
     with torch.no_grad():
         plain = layer(src)
     tracer.record(layer, {"src": src}, tmp_path / "run.trace")
-    recording = tracer.open_trace(tmp_path / "run.trace")
-    comparison = tracer.compare(recording, layer)
-    assert comparison.verdict.agrees
+    comparison = agreed(tracer.open_trace(tmp_path / "run.trace"), layer)
     assert "self_attn" in comparison.coverage.reference_only
     both = tracer.compare(layer, copy.deepcopy(layer), {"src": src})
     assert "self_attn" in both.coverage.reference_only
@@ -370,8 +353,7 @@ def test_two_threads_compare_one_model() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [True] * 6
-    assert photograph(model) == before
+    assert (found, photograph(model)) == ([True] * 6, before)
 
 
 def test_parameters_are_copied_only_where_they_may_be_edited() -> None:

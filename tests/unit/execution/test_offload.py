@@ -38,18 +38,10 @@ INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 def make_llama(*, tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        attention_bias=True,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        attn_implementation="eager",
-    )
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        attention_bias=True, tie_word_embeddings=tied, pad_token_id=0, attn_implementation="eager",
+    )  # fmt: skip
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -132,26 +124,22 @@ class TestVerdicts:
             said = "Its `weight` equals the reference's `model.layers.1.self_attn.q_proj.weight`."
             assert said in kept.verdict.explanation
 
-    def test_isolation_and_what_if(self, saved) -> None:
+    def test_isolation_and_the_operations_inside(self, saved) -> None:
         options = {"isolate": "leaves", "what_if": 1}
         kept = compared(saved(), saved(enlarge), offload=False, **options)
         assert_same(compared(saved(), saved(enlarge), offload=True, **options), kept)
-
-    def test_the_operations_inside_a_module(self, saved) -> None:
-        """Those that load weights are none of them."""
+        # Those that load weights are none of them.
         mlp = "model.layers.1.mlp"
         kept = compared(saved(), saved(enlarge), offload=False, zoom=mlp)
         found = compared(saved(), saved(enlarge), offload=True, zoom=mlp)
         assert found.zoomed == kept.zoomed
         assert found.zoomed.explanation in found.verdict.explanation
 
-    def test_the_noise_floor(self, saved) -> None:
+    def test_the_noise_floor_and_a_quantised_candidate(self, saved) -> None:
         kept = compared(saved(), "bfloat16", offload=False, noise_floor=True)
         found = compared(saved(), "bfloat16", offload=True, noise_floor=True)
         assert [row.floor for row in found.rows] == [row.floor for row in kept.rows]
         assert max(row.floor or 0.0 for row in found.rows) > 0.0
-
-    def test_quantised(self, saved) -> None:
         kept = compared(saved(), "quantized", offload=False, isolate="leaves", confirm=False)
         found = compared(saved(), "quantized", offload=True, isolate="leaves", confirm=False)
         assert max(row.peir for row in kept.rows) > 1e-3
@@ -210,13 +198,11 @@ class TestLoad:
             models.load(empty, offload=place)
         assert list(place.iterdir()) == []
 
-    def test_it_computes_where_it_is_told(self, saved) -> None:
+    def test_where_it_computes(self, saved) -> None:
         loaded = models.load(saved(), inputs=INPUTS, offload=True)
         assert execution_device(loaded.model) == torch.device("cpu")
         assert execution_device(make_llama()) == torch.device("cpu")
         assert execution_device(nn.Identity()) == torch.device("cpu")
-
-    def test_it_cannot_be_compiled(self, saved) -> None:
         loaded = models.load(saved(), inputs=INPUTS, offload=True)
         with pytest.raises(UsageError, match="cannot be compiled"):
             models.candidate(loaded, "compile")
@@ -279,8 +265,7 @@ class TestDispatchedByTheUser:
     def test_modules_that_both_sides_share(self) -> None:
         """One side is through with a parameter of the outer module before the other is."""
         model = in_memory(Weighted().eval(), Path())
-        x = torch.randn(2, 4)
-        verdict = tracer.compare(model, model, x).verdict
+        verdict = tracer.compare(model, model, torch.randn(2, 4)).verdict
         assert verdict.explanation == "The models agree: every compared value is equal."
         assert model.weight.is_meta
 
@@ -313,13 +298,11 @@ class TestParameters:
         assert torch.equal(candidate(x), before)
         assert candidate.weight.is_meta
 
-    def test_a_module_without_values(self) -> None:
+    def test_values_and_calls_of_twins(self) -> None:
         empty = nn.Linear(2, 2, device="meta")
         assert lacks_values(empty)
         assert value_of(empty, "weight", empty.weight) is empty.weight
         assert not lacks_values(in_memory(nn.Linear(2, 2), Path()))
-
-    def test_a_twin_has_its_own_calls(self) -> None:
         model = in_memory(make_llama(), Path())
         other = models.cast(copy_model(model), torch.float64)
         with torch.no_grad():

@@ -94,20 +94,12 @@ def test_equal_names_are_pairs(model: Model) -> None:
     assert pairing.by_value == frozenset()
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        "module",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "base_model.model",
-        "wrapped",
-        "module.wrapped",
-    ],
-)
+@pytest.mark.parametrize("prefix", [
+    "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_model.model", "wrapped",
+    "module.wrapped",
+])  # fmt: skip
 def test_wrappers_are_seen_through(model: Model, prefix: str) -> None:
-    candidate = Under(prefix, copy.deepcopy(model))
-    pairing = pair(model, candidate)
+    pairing = pair(model, Under(prefix, copy.deepcopy(model)))
     check(pairing)
     for name, _ in model.named_modules():
         if name:
@@ -127,13 +119,10 @@ def test_wrappers_in_the_middle_are_seen_through(model: Model) -> None:
     assert "layers.0.q_proj" not in pairing.pairs.values()
 
 
-def test_the_reference_may_be_wrapped(model: Model) -> None:
+def test_the_reference_may_be_wrapped_and_exact_names_come_first(model: Model) -> None:
     pairing = pair(nn.DataParallel(copy.deepcopy(model)), model)
     check(pairing)
     assert pairing.pairs["layers.0.norm"] == "module.layers.0.norm"
-
-
-def test_an_exact_name_comes_before_one_seen_through() -> None:
     reference = nn.ModuleDict({"a": nn.Linear(2, 2), "module": nn.ModuleDict({"a": nn.ReLU()})})
     pairing = pair(reference, copy.deepcopy(reference))
     assert pairing.pairs == {name: name for name, _ in reference.named_modules()}
@@ -152,19 +141,13 @@ class TestRules:
         assert set(pairing.pairs) == set(dict(candidate.named_modules()))
         assert pairing.by_value == {"blocks"}
 
-    def test_a_rule_that_matches_nothing(self, model: Model) -> None:
+    def test_what_is_no_rule(self, model: Model) -> None:
         with pytest.raises(UsageError, match="matches none of the candidate's 11 module names"):
             pair(model, copy.deepcopy(model), {"blocks": "layers"})
-
-    def test_a_rule_that_is_no_regular_expression(self, model: Model) -> None:
         with pytest.raises(UsageError, match="no valid regular expression"):
             pair(model, copy.deepcopy(model), {"layers.(": "x"})
-
-    def test_a_replacement_with_a_group_that_is_not_there(self, model: Model) -> None:
         with pytest.raises(UsageError, match="no valid regular expression"):
             pair(model, copy.deepcopy(model), {"layers": r"\2"})
-
-    def test_a_rule_that_leads_nowhere(self, model: Model) -> None:
         with pytest.raises(UsageError, match=r"no name it makes.*did you mean 'layers'"):
             pair(model, copy.deepcopy(model), {"^layers": "layer"})
 
@@ -194,10 +177,8 @@ class TestValues:
         check(pairing)
         assert pairing.pairs["h.1.w1"] == "layers.1.q_proj"
         assert pairing.pairs["h.0.w2"] == "layers.0.k_proj"
-        assert pairing.pairs["tok"] == "embed"
-        assert pairing.pairs["h.1"] == "layers.1"
-        assert pairing.pairs["h"] == "layers"
-        assert pairing.pairs["f"] == "act"
+        assert (pairing.pairs["tok"], pairing.pairs["h.1"]) == ("embed", "layers.1")
+        assert (pairing.pairs["h"], pairing.pairs["f"]) == ("layers", "act")
         assert {"h.1.w1", "tok"} <= pairing.by_value
 
     def test_transposed_weights_are_the_same_values(self) -> None:
@@ -212,40 +193,29 @@ class TestValues:
         check(pairing)
         assert pairing.pairs == {"": "", "b": "key", "a": "query"}
 
-    def test_the_order_does_not_matter(self) -> None:
+    def test_the_order_matters_only_for_equal_values(self) -> None:
         torch.manual_seed(0)
         layers = [nn.Linear(5, 5) for _ in range(6)]
         reference = nn.ModuleDict({f"r{i}": layer for i, layer in enumerate(layers)})
         order = [3, 0, 5, 1, 4, 2]
         candidate = nn.ModuleDict({f"c{i}": copy.deepcopy(layers[i]) for i in order})
         assert pair(reference, candidate).pairs == {"": "", **{f"c{i}": f"r{i}" for i in order}}
-
-    def test_equal_values_are_paired_in_order(self) -> None:
         reference = nn.ModuleDict({"a": nn.LayerNorm(4), "b": nn.LayerNorm(4)})
         candidate = nn.ModuleDict({"x": nn.LayerNorm(4), "y": nn.LayerNorm(4)})
         assert pair(reference, candidate).pairs == {"": "", "x": "a", "y": "b"}
 
     def test_lower_precision_pairs_by_place_instead(self, model: Model) -> None:
-        candidate = renamed_tree(model, {"q_proj": "w1"}).bfloat16()
-        pairing = pair(model, candidate)
+        pairing = pair(model, renamed_tree(model, {"q_proj": "w1"}).bfloat16())
         check(pairing)
         assert pairing.pairs["layers.0.w1"] == "layers.0.q_proj"
         assert "layers.0.w1" in pairing.by_value
 
     @pytest.mark.filterwarnings("error")
-    @pytest.mark.parametrize(
-        "parameter",
-        [
-            torch.tensor([1 + 2j, 3.0]),
-            torch.tensor([1, 200], dtype=torch.uint8),
-            torch.tensor([True, False]),
-            torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
-            torch.tensor([1.0, torch.nan, torch.inf]),
-            torch.empty(0, 3),
-            torch.tensor(2.5),
-        ],
-        ids=lambda p: f"{p.dtype}{list(p.shape)}",
-    )
+    @pytest.mark.parametrize("parameter", [
+        torch.tensor([1 + 2j, 3.0]), torch.tensor([1, 200], dtype=torch.uint8),
+        torch.tensor([True, False]), torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
+        torch.tensor([1.0, torch.nan, torch.inf]), torch.empty(0, 3), torch.tensor(2.5),
+    ], ids=lambda p: f"{p.dtype}{list(p.shape)}")  # fmt: skip
     def test_parameters_of_any_dtype(self, parameter: torch.Tensor) -> None:
         def holder(name: str) -> nn.Module:
             inner = nn.Module()
@@ -268,15 +238,11 @@ class TestPlaces:
         assert pairing.pairs == {"": "", "fc": "fc", "relu": "act", "final": "out"}
         assert pairing.by_value == {"relu", "final"}
 
-    def test_another_class_is_no_counterpart(self) -> None:
-        reference = nn.Sequential(OrderedDict(act=nn.ReLU()))
-        candidate = nn.Sequential(OrderedDict(other=nn.Tanh()))
-        assert pair(reference, candidate).pairs == {"": ""}
-
-    def test_another_shape_is_no_counterpart(self) -> None:
-        reference = nn.Sequential(OrderedDict(a=nn.Linear(3, 3)))
-        candidate = nn.Sequential(OrderedDict(b=nn.Linear(3, 4)))
-        assert pair(reference, candidate).pairs == {"": ""}
+    @pytest.mark.parametrize(("one", "other"), [
+        (nn.ReLU(), nn.Tanh()), (nn.Linear(3, 3), nn.Linear(3, 4)),
+    ])  # fmt: skip
+    def test_another_class_or_shape_is_no_counterpart(self, one, other) -> None:
+        assert pair(nn.ModuleDict({"a": one}), nn.ModuleDict({"b": other})).pairs == {"": ""}
 
     def test_an_extra_module_does_not_shift_the_others(self, model: Model) -> None:
         torch.manual_seed(1)

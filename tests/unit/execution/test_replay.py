@@ -5,6 +5,7 @@ import torch
 
 import tracer
 import wrappers
+from tests.builders.comparing import agreed
 from tracer.errors import ModelRunError, UsageError
 from tracer.execution.hooks import Call, Phase
 from tracer.execution.replay import Replay
@@ -38,15 +39,13 @@ class TestRightPairs:
     @pytest.mark.parametrize("side", SIDES)
     def test_prefill_and_decode_agree(self, loaded, side: str):
         model, inputs = loaded[side].model, loaded[side].inputs
-        comparison = tracer.compare(Stepped(model, steps=16), wrapped(model, 16), inputs)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(Stepped(model, steps=16), wrapped(model, 16), inputs)
         assert all(row.agrees for row in comparison.rows)
         assert comparison.form_differences == ()
         coverage = comparison.coverage
         assert len(coverage.paired_modules) == len(list(model.modules()))
         assert coverage.reference_only == coverage.candidate_only == ()
-        assert coverage.unmatched_calls == ()
-        assert coverage.left_out == 0
+        assert (coverage.unmatched_calls, coverage.left_out) == ((), 0)
         heads = [row for row in comparison.rows if row.module == "lm_head" and row.is_output]
         assert [row.call for row in heads] == list(range(17))
         vocabulary = model.config.vocab_size
@@ -76,30 +75,23 @@ class TestRightPairs:
 
     @pytest.mark.parametrize("length", [8, 64], ids=["heads", "hidden"])
     @pytest.mark.parametrize("side", SIDES)
-    def test_a_sequence_as_long_as_another_dimension_raises_no_false_alarm(
-        self, side: str, length: int
-    ):
+    def test_a_sequence_as_long_as_another_dimension_raises_no_false_alarm(self, side, length):
         lengths = torch.tensor([length, length - 2, length - 3])[:, None]
         places = torch.arange(length)
         visible = places < lengths if side == "right" else places >= length - lengths
-        generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(1, 500, (3, length), generator=generator)
+        ids = torch.randint(1, 500, (3, length), generator=torch.Generator().manual_seed(1))
         model = load("tiny-llama").model
         inputs = {"input_ids": ids, "attention_mask": visible.long()}
-        comparison = tracer.compare(Stepped(model, steps=3), wrapped(model, 3), inputs)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
+        comparison = agreed(Stepped(model, steps=3), wrapped(model, 3), inputs)
         assert comparison.coverage.left_out > 0
         assert f"{comparison.coverage.left_out} values left out" in str(comparison.coverage)
 
     def test_a_batch_as_large_as_it_is_long(self):
-        generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(1, 500, (12, 12), generator=generator)
+        ids = torch.randint(1, 500, (12, 12), generator=torch.Generator().manual_seed(1))
         mask = (torch.arange(12) >= torch.arange(12)[:, None] % 5).long()
         model = load("tiny-llama").model
         inputs = {"input_ids": ids, "attention_mask": mask}
-        comparison = tracer.compare(Stepped(model, steps=3), wrapped(model, 3), inputs)
-        assert comparison.verdict.agrees, comparison.verdict.explanation
-        assert comparison.coverage.left_out == 0
+        assert agreed(Stepped(model, steps=3), wrapped(model, 3), inputs).coverage.left_out == 0
 
 
 class TestWrongPairs:
@@ -166,13 +158,11 @@ class TestParts:
         assert torch.equal(steps[1], mask[..., 4:5, :5])
         assert torch.equal(steps[2], mask[..., 5:6, :6])
 
-    def test_a_mask_of_keys(self):
+    def test_masks_of_keys_and_what_cannot_be_told_apart(self):
         mask = torch.randn(2, 6)
         steps = [step["attention_mask"] for step in self.told(attention_mask=mask)]
         assert [step.shape[1] for step in steps] == [4, 5, 6]
         assert torch.equal(steps[1], mask[:, :5])
-
-    def test_what_cannot_be_told_apart(self):
         step = self.told(
             weights=torch.randn(2, 6, 6), other=torch.randn(2, 3), channels=torch.randn(2, 3, 6)
         )[1]

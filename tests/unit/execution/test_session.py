@@ -16,12 +16,9 @@ def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.Tanh()).to(dtype)
 
 
-def test_pairs_are_those_whose_names_match() -> None:
+def test_names_and_dtypes() -> None:
     assert Session(net(), net(), X, None, "*").pairs == {"": "", "0": "0", "1": "1"}
     assert Session(net(), net(), X, None, ["0"]).pairs == {"0": "0"}
-
-
-def test_floats_take_the_dtype_of_the_candidate() -> None:
     fits = Session(net(), net(torch.bfloat16), X, None, "*").adapt_inputs
     assert fits(X).dtype == torch.bfloat16
     assert fits(X.double()).dtype == torch.float64  # not what the reference works in
@@ -35,32 +32,23 @@ def test_inputs_in_every_form(inputs: object, given: object) -> None:
     assert Session(net(), net(), inputs, None, "*").given == given
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        (None, "inputs are a NoneType; expected a dict"),
-        ([X], "inputs are a list; expected a dict"),
-        ({"inptu": X}, "'inptu', which forward of Sequential does not take.*'input'"),
-    ],
-)
+@pytest.mark.parametrize(("inputs", "message"), [
+    (None, "inputs are a NoneType; expected a dict"),
+    ([X], "inputs are a list; expected a dict"),
+    ({"inptu": X}, "'inptu', which forward of Sequential does not take.*'input'"),
+])  # fmt: skip
 def test_inputs_that_are_refused(inputs: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Session(net(), net(), inputs, None, "*")
 
 
-def test_a_lazy_module_is_run_before() -> None:
+def test_lazy_modules_globs_and_dtypes() -> None:
     with pytest.raises(UsageError, match=r"the candidate holds '0\.weight', which has no shape"):
         Session(net(), nn.Sequential(nn.LazyLinear(4), nn.Tanh()), X, None, "*")
-
-
-def test_globs() -> None:
     names = ["", "layers.0.mlp", "layers.1.mlp", "norm"]
     assert matching("layers.*.mlp", names) == ["layers.0.mlp", "layers.1.mlp"]
     with pytest.raises(UsageError, match=r"'\*\.mpl' matches none of the 4 .* mean '\*mlp'"):
         matching("*.mpl", names)
-
-
-def test_the_dtype_of_most_parameters() -> None:
     mixed = nn.Sequential(nn.Linear(64, 64).bfloat16(), nn.LayerNorm(64))
     assert working_dtype(mixed) == torch.bfloat16
     assert working_dtype(nn.Tanh()) is None
@@ -88,5 +76,5 @@ class TestRunAlone:
 def test_modules_of_two_stages_go_by_stage() -> None:
     assert list(named_modules(net())) == ["", "0", "1"]
     assert list(named_modules(Stepping(nn.Tanh(), nn.Tanh(), steps=1)))[-2:] == [
-        *("prefill", "decode"),
+        *("prefill", "decode")
     ]

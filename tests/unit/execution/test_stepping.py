@@ -7,6 +7,7 @@ import torch
 
 import tracer
 import wrappers
+from tests.builders.comparing import agreed
 from tracer.errors import InputError, UsageError
 from tracer.execution.pairing import pair
 from tracer.execution.stepping import Stepping, decode_step, ending_in_steps
@@ -74,25 +75,22 @@ class TestLayout:
         assert made["attention_mask"].tolist() == [[1, 1, 1]]
         assert made["input_ids"].tolist() == [[5, 6, 7]]
 
-    @pytest.mark.parametrize(
-        ("inputs", "message"),
-        [
-            ({"pixels": torch.ones(1, 3)}, "found pixels; decode steps take input_ids"),
-            ({"input_ids": torch.ones(3)}, r"found input_ids of shape \[3\]"),
-            (
-                {"input_ids": torch.ones(1, 3), "attention_mask": torch.ones(1, 1, 3, 3)},
-                r"an attention_mask of shape \[1, 1, 3, 3\]",
-            ),
-            ({"input_ids": torch.ones(1, 2)}, "a row has 2 tokens, of which 2 would be decode"),
-            (
-                {
-                    "input_ids": torch.ones(2, 4),
-                    "attention_mask": torch.tensor([[1] * 4, [0, 0, 1, 1]]),
-                },
-                "a row has 2 tokens, of which 2",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("inputs", "message"), [
+        ({"pixels": torch.ones(1, 3)}, "found pixels; decode steps take input_ids"),
+        ({"input_ids": torch.ones(3)}, r"found input_ids of shape \[3\]"),
+        (
+            {"input_ids": torch.ones(1, 3), "attention_mask": torch.ones(1, 1, 3, 3)},
+            r"an attention_mask of shape \[1, 1, 3, 3\]",
+        ),
+        ({"input_ids": torch.ones(1, 2)}, "a row has 2 tokens, of which 2 would be decode"),
+        (
+            {
+                "input_ids": torch.ones(2, 4),
+                "attention_mask": torch.tensor([[1] * 4, [0, 0, 1, 1]]),
+            },
+            "a row has 2 tokens, of which 2",
+        ),
+    ])  # fmt: skip
     def test_refused(self, inputs: dict[str, torch.Tensor], message: str):
         with pytest.raises(InputError, match=message):
             ending_in_steps(inputs, 2)
@@ -158,8 +156,7 @@ class TestCalls:
         reference = Stepping(model, steps=8)
         prefill, decode = wrap(model, "prefill"), wrap(model, "decode")
         for made in (Stepping(prefill, decode, steps=8), Stepping(decode, steps=8)):
-            comparison = tracer.compare(reference, made, inputs)
-            assert comparison.verdict.agrees, comparison.verdict.explanation
+            comparison = agreed(reference, made, inputs)
             assert all(row.agrees for row in comparison.rows)
             coverage = comparison.coverage
             assert len(coverage.paired_modules) == len(list(model.modules()))
@@ -185,8 +182,7 @@ class TestCalls:
         wrong = made.get_submodule(f"{stage}.{path}")
         wrong.weight = torch.nn.Parameter(wrong.weight.detach() * 1.5)
         verdict = tracer.compare(Stepping(model, steps=3), made, inputs).verdict
-        assert verdict.origin.module == path
-        assert verdict.origin.kind == "parameter"
+        assert (verdict.origin.module, verdict.origin.kind) == (path, "parameter")
         assert verdict.symptom.call == call
         assert verdict.confirmed
 
@@ -219,20 +215,15 @@ class TestCalls:
         assert pairing.pairs["prefill.lm_head"] == pairing.pairs["decode.lm_head"] == "lm_head"
         assert len(pairing.pairs) == 2 * len(names)
 
-    def test_two_models_on_both_sides_keep_their_stages(self, loaded):
+    def test_two_models_keep_their_stages(self, loaded):
         model, inputs = loaded["left"].model, loaded["left"].inputs
         first, second = (
             Stepping(copy.deepcopy(model), wrap(model, "decode"), steps=2) for _ in range(2)
         )
-        comparison = tracer.compare(first, second, inputs)
-        assert comparison.verdict.agrees
+        comparison = agreed(first, second, inputs)
         assert calls_of_heads(comparison) == [
-            ("prefill.lm_head", 0),
-            ("decode.lm_head", 0),
-            ("decode.lm_head", 1),
-        ]
-
-    def test_two_models_as_the_reference_of_one(self, loaded):
+            ("prefill.lm_head", 0), ("decode.lm_head", 0), ("decode.lm_head", 1),
+        ]  # fmt: skip
         model = loaded["left"].model
         two = Stepping(model, wrap(model, "decode"), steps=1)
         with pytest.raises(UsageError, match="give the one model as the reference"):
@@ -273,8 +264,7 @@ class TestCandidates:
         alone = candidate(loaded, "sdpa", steps=3)
         assert alone.prefill is alone.decode
         for other in (made, alone):
-            found = tracer.compare(Stepping(loaded.model, steps=3), other, loaded.inputs)
-            assert found.verdict.agrees
+            agreed(Stepping(loaded.model, steps=3), other, loaded.inputs)
 
     def test_quantised_on_decode_steps_after_a_float_prefill(self):
         loaded = load("tiny-llama", batch=2)

@@ -4,7 +4,6 @@ import inspect
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import pytest
@@ -49,9 +48,7 @@ def test_function_modes_are_taken_off_and_put_back() -> None:
 def test_dispatch_modes_are_taken_off_and_put_back() -> None:
     # Broken: see how `TorchDispatchMode.__enter__` pushes itself.
     class Passes(internals.TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Callable[..., Any], _: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_dispatch__(self, func, _, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
 
     with Passes() as mode:
@@ -121,20 +118,14 @@ def test_the_fused_path_of_an_encoder_layer_is_known() -> None:
     assert not internals.takes_fused_path(nn.MultiheadAttention(8, 2))
 
 
-def test_operators_say_what_they_write_to() -> None:
+def test_operators_views_and_dictionaries() -> None:
     # Broken: see how `torch.library` reads the schema of an operator.
     assert internals.written_arguments(torch.ops.aten.add_.Tensor) == [(0, "self")]
     assert internals.written_arguments(torch.ops.aten.add.Tensor) == []
-
-
-def test_views_share_memory_and_copies_do_not() -> None:
     # Broken: any number that two tensors of one storage share, whose storage may be empty, does.
     tensor = torch.zeros(4)
     assert internals.memory_of(tensor) == internals.memory_of(tensor[1:])
     assert internals.memory_of(tensor) != internals.memory_of(tensor.clone())
-
-
-def test_modules_keep_parameters_and_buffers_in_dictionaries() -> None:
     # Broken: these are what `named_parameters` and `named_buffers` read; see there.
     module = nn.BatchNorm1d(2)
     assert internals.parameters_of(module)["weight"] is module.weight

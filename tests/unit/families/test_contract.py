@@ -14,7 +14,7 @@ from tests.builders.agreement import (
     with_checkpointing,
 )
 from tests.builders.in_float64 import assert_on_the_same_steps, attention_64, mlp_64
-from tests.builders.llama import tokens
+from tests.builders.llama import specs, tokens
 from tests.builders.text_families import CASES, FOLDED
 from wrappers.errors import ModelInputError, WrapError
 
@@ -24,10 +24,6 @@ FACTOR = 8**-0.5
 
 def states(*shape, seed=2):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def loss_of(case, model, inputs):
-    return case.family.result(model(**inputs, use_cache=False)).square().mean()
 
 
 def attention_arguments(case, model, hidden_states):
@@ -44,31 +40,19 @@ def attention_arguments(case, model, hidden_states):
 
 @CASES
 class TestQuantisationOff:
-    @pytest.mark.parametrize(
-        ("implementation", "batch", "length", "side"),
-        [
-            ("eager", 1, 1, None),
-            ("sdpa", 1, 7, None),
-            ("eager", 3, 16, "left"),
-            ("sdpa", 3, 16, "left"),
-            ("eager", 3, 16, "right"),
-            ("sdpa", 3, 16, None),
-            ("eager", 1, 97, None),
-        ],
-    )
+    @pytest.mark.parametrize(("implementation", "batch", "length", "side"), [
+        ("eager", 1, 1, None), ("sdpa", 1, 7, None), ("eager", 3, 16, "left"),
+        ("sdpa", 3, 16, "left"), ("eager", 3, 16, "right"), ("sdpa", 3, 16, None),
+        ("eager", 1, 97, None),
+    ])  # fmt: skip
     def test_every_module_equals_the_float_model(self, case, implementation, batch, length, side):
         model, wrapped = case.pair(implementation)
         assert_modules_agree(model, wrapped, LIMIT, **case.family.inputs(batch, length, side))
 
-    @pytest.mark.parametrize(
-        ("implementation", "dtype"),
-        [
-            ("eager", torch.float64),
-            ("sdpa", torch.float64),
-            ("eager", torch.bfloat16),
-            ("sdpa", torch.float16),
-        ],
-    )
+    @pytest.mark.parametrize(("implementation", "dtype"), [
+        ("eager", torch.float64), ("sdpa", torch.float64), ("eager", torch.bfloat16),
+        ("sdpa", torch.float16),
+    ])  # fmt: skip
     def test_dtypes(self, case, implementation, dtype):
         model, wrapped = case.pair(implementation, dtype=dtype)
         # float32 inside the softmax and the norms limits float64; the others have their own step.
@@ -110,18 +94,18 @@ class TestQuantisationOff:
         assert len(found) == len(expected)
         assert peir(expected[0], found[0]) < LIMIT
 
-    def test_gradients_equal_those_of_the_float_model(self, case):
-        model, wrapped = case.pair()
-        inputs = case.family.inputs(2, 9, "right")
+    @pytest.mark.parametrize("prepared", [lambda model: model, with_checkpointing])
+    def test_gradients_equal_those_of_the_float_model(self, case, prepared):
+        model, inputs = prepared(case.family.tiny()), case.family.inputs(2, 9, "right")
         leaves = list(inputs.get("deepstack_visual_embeds", ()))
         for leaf in leaves:
             leaf.requires_grad_()
         gradients = []
-        for candidate in (model, wrapped):
+        for candidate in (model, case.wrap(model)):
             parameters = dict(candidate.named_parameters()) | dict(enumerate(leaves))
             for parameter in parameters.values():
                 parameter.grad = None
-            loss_of(case, candidate, inputs).backward()
+            case.family.result(candidate(**inputs, use_cache=False)).square().mean().backward()
             gradients.append({name: p.grad.clone() for name, p in parameters.items()})
         expected, found = gradients
         assert found.keys() == expected.keys()
@@ -130,17 +114,6 @@ class TestQuantisationOff:
                 gradient = gradient * FACTOR  # d loss / d W of what was multiplied into W
             assert expected[name].abs().max() > 0
             torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
-
-    def test_gradient_checkpointing(self, case):
-        model = with_checkpointing(case.family.tiny())
-        wrapped, inputs = case.wrap(model), case.family.inputs(2, 9)
-        gradients = []
-        for candidate in (wrapped, model):
-            model.zero_grad()
-            loss_of(case, candidate, inputs).backward()
-            table = case.family.decoder(model).embed_tokens.weight
-            gradients.append(table.grad.clone())
-        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
     def test_dropout_in_training_is_that_of_the_float_model(self, case):
         if case.variant != "prefill_reference":
@@ -175,15 +148,12 @@ class TestQuantisationOff:
 
 @CASES
 class TestCache:
-    @pytest.mark.parametrize(
-        ("implementation", "kind", "cuts"),
-        [
-            ("eager", "dynamic", (5, 8, 9, 12)),
-            ("sdpa", "none at first", (5, 8, 9, 12)),
-            ("eager", "static", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
-            ("sdpa", "dynamic", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
-        ],
-    )
+    @pytest.mark.parametrize(("implementation", "kind", "cuts"), [
+        ("eager", "dynamic", (5, 8, 9, 12)),
+        ("sdpa", "none at first", (5, 8, 9, 12)),
+        ("eager", "static", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
+        ("sdpa", "dynamic", (4, 5, 6, 7, 8, 9, 10, 11, 12)),
+    ])  # fmt: skip
     def test_steps_and_chunks_equal_one_forward(self, case, implementation, kind, cuts):
         model, wrapped = case.pair(implementation)
         ids, mask = tokens(3, 12), padding(3, 12, "left")
@@ -222,7 +192,7 @@ class TestCache:
             assert peir(r.keys, c.keys) < LIMIT
             assert peir(r.values, c.values) < LIMIT
 
-    def test_a_legacy_cache(self, case):
+    def test_a_legacy_cache_and_none(self, case):
         (model, wrapped), ids = case.pair(), tokens(2, 12)
         with torch.no_grad():
             layers = model(ids[:, :8], use_cache=True).past_key_values.layers
@@ -232,8 +202,6 @@ class TestCache:
         assert isinstance(output.past_key_values, DynamicCache)
         assert output.past_key_values.get_seq_length() == 12
         assert legacy[0][0].shape[2] == 8
-
-    def test_no_cache_is_made_where_none_is_wanted(self, case):
         _, wrapped = case.pair()
         with torch.no_grad():
             assert wrapped(tokens(1, 4), use_cache=False).past_key_values is None
@@ -272,8 +240,7 @@ class TestFolding:
     def test_what_cannot_be_folded_into_is_refused(self, case):
         model = case.family.tiny()
         attention = case.family.decoder(model).layers[1].self_attn
-        own = getattr(attention, case.family.folded)
-        other = type("Adapter", (type(own),), {})
+        other = type("Adapter", (type(getattr(attention, case.family.folded)),), {})
         adapter = other(8) if case.family.folded == "k_norm" else other(32, 16, bias=False)
         setattr(attention, case.family.folded, adapter)
         with pytest.raises(WrapError, match=rf"layers\.1\.self_attn\.{case.family.folded} is a A"):
@@ -288,10 +255,9 @@ class TestQuantisationOn:
     def test_attention_equals_an_independent_computation(self, case, which):
         activation, weight = case.family.specs[which]
         model, ids = case.family.tiny(), tokens(2, 24)
-        specs = {"activation": wrappers.affine(activation), "weight": wrappers.affine(weight)}
-        attention = case.layer(
-            case.quantized([case.family.inputs(2, 24)], model, **specs)
-        ).self_attn
+        given = [case.family.inputs(2, 24)]
+        wrapped = case.quantized(given, model, **specs(activation, weight))
+        attention = case.layer(wrapped).self_attn
         layer = case.layer(model)
         with torch.no_grad():
             embedded = case.family.decoder(model).embed_tokens(ids[:1])

@@ -5,13 +5,21 @@ import torch
 from torch import nn
 
 import wrappers
-from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, assert_modules_agree, padding, peir
+from tests.builders.agreement import (
+    EACH_VARIANT,
+    IMPLEMENTATIONS,
+    VARIANTS,
+    assert_modules_agree,
+    padding,
+    peir,
+)
 from tests.builders.llama import (
     ATTENTION_POINTS,
     MODELS,
     calibrated,
     real_model,
     real_text,
+    specs,
     tiny,
     tokens,
     wrap,
@@ -23,28 +31,21 @@ class TestQuantisationOff:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"attention_bias": True, "mlp_bias": True},
-            {"tie_word_embeddings": True},
-            {"num_key_value_heads": 4},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16},
+            {"attention_bias": True, "mlp_bias": True}, {"tie_word_embeddings": True},
+            {"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"head_dim": 16},
             {"hidden_act": "gelu"},
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
             {
                 "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 1e4,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 4.0,
-                    "original_max_position_embeddings": 32,
-                }
+                    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+                },
             },
         ],
         ids=lambda changes: str(changes.get("rope_parameters", changes)).split(",")[0],
-    )
+    )  # fmt: skip
     def test_configurations(self, variant, changes):
         model = tiny(**changes)
         if changes.get("attention_bias"):
@@ -75,19 +76,13 @@ class TestQuantisationOff:
 class TestAsTheFloatModel:
     """What users do with a LlamaForCausalLM."""
 
-    @VARIANTS
+    @EACH_VARIANT
     @IMPLEMENTATIONS
-    @pytest.mark.parametrize(
-        "how",
-        [
-            {"do_sample": False},
-            {"do_sample": False, "use_cache": False},
-            {"do_sample": False, "cache_implementation": "static"},
-            {"do_sample": True, "top_k": 10},
-            {"do_sample": False, "num_beams": 3},
-        ],
-        ids=lambda how: "-".join(how),
-    )
+    @pytest.mark.parametrize("how", [
+        {"do_sample": False}, {"do_sample": False, "use_cache": False},
+        {"do_sample": False, "cache_implementation": "static"},
+        {"do_sample": True, "top_k": 10}, {"do_sample": False, "num_beams": 3},
+    ], ids=lambda how: "-".join(how))  # fmt: skip
     def test_generates_the_same_tokens(self, variant, implementation, how):
         model = tiny(implementation)
         inputs = {"input_ids": tokens(3, 8), "attention_mask": padding(3, 8, "left")}
@@ -129,12 +124,8 @@ class TestAsTheFloatModel:
             expected = model(ids).logits
             errors = []
             for activation, weight in (("int16", "uint8"), ("uint8", "uint8"), ("uint8", "uint4")):
-                config = {
-                    "activation": wrappers.affine(activation),
-                    "weight": wrappers.affine(weight),
-                }
-                quantized = wrappers.convert(calibrated(model, variant, [ids], **config))
-                errors.append(peir(expected, quantized(ids).logits))
+                wrapped = calibrated(model, variant, [ids], **specs(activation, weight))
+                errors.append(peir(expected, wrappers.convert(wrapped)(ids).logits))
         assert errors == sorted(errors)
         assert 1e-5 < errors[0] < 0.02
         assert errors[1] < 0.2
@@ -160,12 +151,8 @@ class TestStructure:
         assert set(layer.self_attn.points) == ATTENTION_POINTS | extra
         assert set(layer.mlp.points) == {"act_in", "mul"}
         assert set(layer.points) == {
-            "attn_mask",
-            "cos",
-            "sin",
-            "attn_residual_out",
-            "mlp_residual_out",
-        }
+            "attn_mask", "cos", "sin", "attn_residual_out", "mlp_residual_out",
+        }  # fmt: skip
         assert set(wrapped.model.points) == {"causal_mask", "cos", "sin"}
         assert not wrapped.points
 
@@ -194,10 +181,7 @@ class TestRealModels:
         for length in (1, 33, longest):
             assert_modules_agree(model, wrapped, 1e-5, input_ids=text[:, :length])
         for side in ("left", "right"):
-            inputs = {
-                "input_ids": text[:, :96].view(3, 32),
-                "attention_mask": padding(3, 32, side),
-            }
+            inputs = {"input_ids": text[:, :96].view(3, 32), "attention_mask": padding(3, 32, side)}
             assert_modules_agree(model, wrapped, 1e-5, **inputs)
 
     @MODELS
@@ -218,13 +202,8 @@ class TestRealModels:
             reference = model(text, labels=text)
             errors, losses = [], []
             for activation, weight in (("int16", "uint8"), ("uint8", "uint8")):
-                config = {
-                    "activation": wrappers.affine(activation),
-                    "weight": wrappers.affine(weight),
-                }
-                output = wrappers.convert(calibrated(model, variant, [text], **config))(
-                    text, labels=text
-                )
+                wrapped = calibrated(model, variant, [text], **specs(activation, weight))
+                output = wrappers.convert(wrapped)(text, labels=text)
                 errors.append(peir(reference.logits, output.logits))
                 losses.append(float(output.loss - reference.loss))
         assert errors[0] < errors[1] < 0.5

@@ -13,6 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 import wrappers
 from tests.builders.agreement import (
+    EACH_VARIANT,
     IMPLEMENTATIONS,
     assert_calls_agree,
     assert_modules_agree,
@@ -21,14 +22,13 @@ from tests.builders.agreement import (
     record,
 )
 from tests.builders.in_float64 import assert_on_the_same_steps, attention_64
-from tests.builders.llama import ATTENTION_POINTS, tiny, tokens, wrap
+from tests.builders.llama import ATTENTION_POINTS, specs, tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
 from wrappers.attention.rope import negate_first_half
 from wrappers.deploy.steps import Step
 from wrappers.errors import MissingWrapperError, PointError, UnseenObserverError
 from wrappers.families.llama import QuantLlamaAttentionDecode
 
-EACH_VARIANT = pytest.mark.parametrize("variant", ["prefill", "prefill_reference", "decode"])
 LIMIT = 2e-6
 
 
@@ -49,41 +49,29 @@ def cached(model, input_ids):
 
 
 class TestVariant:
-    def test_only_the_attention_is_another(self):
+    def test_only_the_attention_is_another_with_points_for_the_past(self):
         decode, prefill = (dict(wrap(tiny(), v).named_modules()) for v in ("decode", "prefill"))
         others = {
             name for name, module in decode.items() if type(module) is not type(prefill[name])
         }
         assert others == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
         assert {type(decode[name]) for name in others} == {QuantLlamaAttentionDecode}
-
-    def test_points_are_those_of_prefill_and_the_past(self):
         attention = wrap(tiny(), "decode").model.layers[0].self_attn
         assert set(attention.points) == ATTENTION_POINTS | {"past_key", "past_value"}
 
-    def test_a_family_without_it_says_which_variants_it_has(self):
-        config = Qwen3VLTextConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-        )
-        with pytest.raises(
-            MissingWrapperError,
-            match=r"Qwen3VLTextAttention has no wrapper in the variant 'decode'; "
-            r"it has prefill, prefill_reference$",
-        ):
-            wrap(Qwen3VLTextModel(config), "decode")
-
-    def test_an_unknown_one_lists_those_of_the_class(self):
-        with pytest.raises(
-            MissingWrapperError,
-            match=r"LlamaAttention .* 'decoding'; it has decode, prefill, prefill_reference$",
-        ):
-            wrap(tiny(), "decoding")
+    @pytest.mark.parametrize(("model", "variant", "said"), [
+        (
+            lambda: Qwen3VLTextModel(Qwen3VLTextConfig(
+                vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+            )),
+            "decode", r"Qwen3VLTextAttention has no wrapper in .* 'decode'; it has prefill, ",
+        ),
+        (tiny, "decoding", r"LlamaAttention .* 'decoding'; it has decode, prefill, "),
+    ])  # fmt: skip
+    def test_one_that_there_is_not_lists_those_of_the_class(self, model, variant, said):
+        with pytest.raises(MissingWrapperError, match=f"{said}prefill_reference$"):
+            wrap(model(), variant)
 
 
 class TestQuantisationOff:
@@ -133,17 +121,11 @@ class TestQuantisationOff:
             calls.append(recorded)
         assert_calls_agree(*calls, LIMIT)
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"attention_bias": True, "mlp_bias": True},
-            {"num_key_value_heads": 4},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16},
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
-        ],
-        ids=lambda changes: next(iter(changes)),
-    )
+    @pytest.mark.parametrize("changes", [
+        {"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1}, {"head_dim": 16},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+    ], ids=lambda changes: next(iter(changes)))  # fmt: skip
     def test_configurations(self, changes):
         model = tiny(**changes)
         for name, parameter in model.named_parameters():
@@ -154,28 +136,6 @@ class TestQuantisationOff:
             expected = model(ids).logits[:, 19:]
             cache = cached(wrapped, ids[:, :19])
             assert peir(expected, wrapped(ids[:, 19:], past_key_values=cache).logits) <= LIMIT
-
-    @IMPLEMENTATIONS
-    @pytest.mark.parametrize(
-        "how",
-        [{}, {"cache_implementation": "static"}, {"do_sample": True, "top_k": 9}, {"num_beams": 3}],
-        ids=lambda how: "-".join(how) or "greedy",
-    )
-    def test_generates_the_same_tokens(self, implementation, how):
-        model = tiny(implementation)
-        options = {"do_sample": False, "max_new_tokens": 10, "eos_token_id": None, **how}
-        generated = []
-        for candidate in (model, wrap(model, "decode")):
-            torch.manual_seed(0)
-            generated.append(
-                candidate.generate(
-                    tokens(3, 8),
-                    attention_mask=padding(3, 8, "left"),
-                    pad_token_id=0,
-                    **options,
-                )
-            )
-        assert torch.equal(*generated)
 
 
 class RoundedLayer(QuantizedLayer):
@@ -216,15 +176,13 @@ class TestCachesOfTransformers:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda model: None,
-            lambda model: (),
-            lambda model: DynamicCache(),
+            lambda model: None, lambda model: (), lambda model: DynamicCache(),
             lambda model: DynamicCache(config=model.config),
             lambda model: StaticCache(model.config, max_cache_len=12),
             lambda model: StaticCache(model.config, max_cache_len=20),
         ],
         ids=["none", "legacy", "dynamic", "dynamic-by-config", "static-full", "static"],
-    )
+    )  # fmt: skip
     def test_prefill_then_steps_equal_one_forward(self, variant, make):
         model, ids = tiny(), tokens(2, 12)
         with torch.no_grad():
@@ -327,11 +285,7 @@ class TestQuantisationOn:
     @pytest.mark.parametrize("query_length", [1, 3])
     def test_attention_equals_an_independent_computation(self, activation, weight, query_length):
         model, ids = tiny(), tokens(1, 16 + query_length, seed=9)
-        specs = {
-            "activation": wrappers.affine(activation),
-            "weight": wrappers.affine(weight),
-        }
-        wrapped = wrap(model, "decode", **specs)
+        wrapped = wrap(model, "decode", **specs(activation, weight))
         wrappers.calibrate_decode(model, wrapped, [tokens(2, 24)], steps=8, source="float")
         wrappers.convert(wrapped)
         attention = wrapped.model.layers[0].self_attn
@@ -376,11 +330,19 @@ class TestQuantisationOn:
         assert dynamic.shape == (2, 11)
         assert torch.equal(dynamic, static)
 
-    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-    def test_copies_compute_the_same_and_are_apart(self, pair, copied):
+    @pytest.mark.parametrize("how", ["copied", "pickled", "saved"])
+    def test_copies_compute_the_same_and_are_apart(self, pair, how, tmp_path):
         model, quantized = pair
+        if how == "copied":
+            twin = copy.deepcopy(quantized)
+        elif how == "pickled":
+            twin = pickle.loads(pickle.dumps(quantized))
+        else:
+            quantized.save_pretrained(tmp_path)
+            twin = wrap(copy.deepcopy(model), "decode")
+            twin.load_state_dict(load_file(tmp_path / "model.safetensors"))
+            wrappers.convert(twin)
         ids = tokens(2, 9)
-        twin = copied(quantized)
         with torch.no_grad():
             expected, found = (
                 candidate(ids[:, 8:], past_key_values=cached(model, ids[:, :8])).logits
@@ -390,24 +352,6 @@ class TestQuantisationOn:
         points = [each.model.layers[0].self_attn.points["past_key"] for each in (quantized, twin)]
         assert points[0] is not points[1]
         assert torch.equal(points[0].qparams.scale, points[1].qparams.scale)
-
-    def test_its_state_restores_it(self, pair, tmp_path):
-        model, quantized = pair
-        quantized.save_pretrained(tmp_path)
-        fresh = wrap(copy.deepcopy(model), "decode")
-        fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
-        wrappers.convert(fresh)
-        ids = tokens(2, 9)
-        with torch.no_grad():
-            expected, found = (
-                candidate(ids[:, 8:], past_key_values=cached(model, ids[:, :8])).logits
-                for candidate in (quantized, fresh)
-            )
-        assert torch.equal(expected, found)
-
-    def test_its_state_is_no_state_of_a_prefill(self, pair):
-        model, quantized = pair
-        with pytest.raises(
-            PointError, match=r"has points past_key, past_value, which model\.layers\.0"
-        ):
-            wrap(model, "prefill").load_state_dict(quantized.state_dict())
+        said = r"has points past_key, past_value, which model\.layers\.0"
+        with pytest.raises(PointError, match=said):
+            wrap(model, "prefill").load_state_dict(twin.state_dict())

@@ -58,38 +58,29 @@ class Model:
 
 MODELS = {
     "llama": Model(
-        tiny=llama.tiny,
-        prepare=llama.wrap,
+        tiny=llama.tiny, prepare=llama.wrap,
         inputs=lambda: {
-            "input_ids": llama.tokens(3, 40),
-            "attention_mask": padding(3, 40, "left"),
+            "input_ids": llama.tokens(3, 40), "attention_mask": padding(3, 40, "left"),
             "use_cache": False,
         },
-        folded="k_proj",
-        rotary={LlamaRotaryEmbedding},
+        folded="k_proj", rotary={LlamaRotaryEmbedding},
     ),
     "qwen3_vl text": Model(
-        tiny=qwen3_vl.tiny,
-        prepare=qwen3_vl.wrap,
+        tiny=qwen3_vl.tiny, prepare=qwen3_vl.wrap,
         inputs=lambda: qwen3_vl.with_features(3, 40, "left") | {"use_cache": False},
-        folded="k_norm",
-        rotary={Qwen3VLTextRotaryEmbedding},
+        folded="k_norm", rotary={Qwen3VLTextRotaryEmbedding},
     ),
     "qwen3_vl vision": Model(
-        tiny=qwen3_vl_vision.tiny,
-        prepare=qwen3_vl_vision.wrap,
-        inputs=lambda: qwen3_vl_vision.inputs(qwen3_vl_vision.MIXED),
-        folded=None,
+        tiny=qwen3_vl_vision.tiny, prepare=qwen3_vl_vision.wrap,
+        inputs=lambda: qwen3_vl_vision.inputs(qwen3_vl_vision.MIXED), folded=None,
         rotary={Qwen3VLVisionRotaryEmbedding},
     ),
     "qwen3_vl": Model(
-        tiny=qwen3_vl_whole.tiny,
-        prepare=qwen3_vl_whole.wrap,
-        inputs=lambda: qwen3_vl_whole.EXAMPLES["both"]() | {"use_cache": False},
-        folded="k_norm",
+        tiny=qwen3_vl_whole.tiny, prepare=qwen3_vl_whole.wrap,
+        inputs=lambda: qwen3_vl_whole.EXAMPLES["both"]() | {"use_cache": False}, folded="k_norm",
         rotary={Qwen3VLTextRotaryEmbedding, Qwen3VLVisionRotaryEmbedding},
     ),
-}
+}  # fmt: skip
 EACH_MODEL = pytest.mark.parametrize("name", MODELS)
 VARIANTS = pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
 

@@ -44,7 +44,7 @@ def test_another_shape_is_taken_on():
     assert torch.equal(candidate.output, torch.arange(4.0) + 1)
 
 
-def test_another_order_is_not():
+def test_another_order_size_or_kind_is_not():
     reference = call(nn.Identity(), THEIRS, THEIRS)
     own = torch.zeros(2, 2)
     candidate = call(Transposed(), own, own)

@@ -10,7 +10,6 @@ from tracer.execution.session import Session
 from tracer.interventions.experiment import Experiment, Run
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.trial import Replacements, Trial
-from tracer.measurement.rows import Row
 from tracer.tensors.tolerance import Tolerance
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -34,9 +33,7 @@ def models() -> tuple[Net, Net]:
     return reference, copy.deepcopy(reference)
 
 
-def tried(
-    models, replacements: Replacements, watch: Row | None = None, forced: bool = False
-) -> tuple[Trial, Run]:
+def tried(models, replacements, watch=None, forced=False):
     experiment = Experiment(Session(*models, X, None, "*"), Tolerance())
     trial = Trial(replacements, watch, experiment.modules[0])
     try:
@@ -56,14 +53,10 @@ def test_nothing_is_replaced(models) -> None:
     assert agreeing(run) == {"first": True, "second": False, "": False}
 
 
-@pytest.mark.parametrize(
-    "replacements",
-    [
-        Replacements(arguments={("second", 0): "input"}),
-        Replacements(handed=("", "input")),
-        Replacements(output=("second", 0)),
-    ],
-)
+@pytest.mark.parametrize("replacements", [
+    Replacements(arguments={("second", 0): "input"}), Replacements(handed=("", "input")),
+    Replacements(output=("second", 0)),
+])  # fmt: skip
 def test_a_value_is_replaced(models, replacements: Replacements) -> None:
     models[1].shift = 0.5
     trial, run = tried(models, replacements)
@@ -90,8 +83,7 @@ def test_an_argument_is_spared(models) -> None:
             return output
 
     models[1].first.__class__ = Edits
-    given = torch.Tensor(X)
-    session = Session(*models, given, None, "*")
+    session = Session(*models, torch.Tensor(X), None, "*")
     trial = Trial(Replacements(spared=(("first", 0), ("input",))), None, {})
     run = Experiment(session, Tolerance()).must_rerun(trial)
     assert trial.applied

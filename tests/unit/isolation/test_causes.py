@@ -11,7 +11,6 @@ import tracer
 from tracer import models
 from tracer.errors import ModelRunError
 from tracer.isolation.causes import switches_of
-from tracer.isolation.result import IsolatedModule
 from wrappers import PTQConfig, affine, calibrate, convert, prepare
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
@@ -86,9 +85,7 @@ def right(candidate: nn.Module) -> nn.Module:
     return model
 
 
-def worst(
-    reference: nn.Module, candidate: nn.Module, level: str = "leaves", inputs: object = X
-) -> IsolatedModule:
+def worst(reference, candidate, level="leaves", inputs=X):
     """The module that introduces most."""
     found = tracer.compare(
         reference, candidate, inputs, confirm=False, isolate=level, train=reference.training
@@ -114,12 +111,9 @@ def test_each_switch_by_hand():
     ]
 
 
-def test_a_switch_that_changes_little_is_no_cause():
+def test_switches():
     candidate = Wrong(factor=1.0001, offset=0.25)
     assert [cause.point for cause in worst(right(candidate), candidate).causes] == ["offset"]
-
-
-def test_switches_of_modules_inside_have_their_names():
     model = nn.Sequential(Around(Wrong()), nn.Linear(6, 6))
     assert [(switch.point, switch.is_own) for switch in switches_of(model[0])] == [
         *(("factor", True), ("offset", True)),
@@ -166,8 +160,7 @@ def test_all_calls_count_together():
     reference = Twice(right(candidate.wrong))
     (cause,) = worst(reference, candidate).causes
     y = reference(X)
-    assert cause.before == pytest.approx(relative_l2(y, y + 0.25))
-    assert cause.after == 0.0
+    assert (cause.before, cause.after) == (pytest.approx(relative_l2(y, y + 0.25)), 0.0)
 
 
 def test_outputs_that_are_no_floats_do_not_count():
@@ -254,10 +247,7 @@ class TestQuantised:
         assert (cause.point, cause.kind) == ("weight", "int4 weight")
         assert cause.before == pytest.approx(item.worst.introduced)
         assert cause.after < 0.01 * cause.before
-        for level, point in (
-            ("blocks", "up_proj.weight"),
-            ("layers", "mlp.up_proj.weight"),
-        ):
+        for level, point in (("blocks", "up_proj.weight"), ("layers", "mlp.up_proj.weight")):
             item = worst(loaded.model, candidate, level, loaded.inputs)
             assert item.causes[0].point == point
             assert item.causes[0].after < 0.05 * item.causes[0].before
@@ -280,19 +270,12 @@ class TestQuantised:
     def test_prefill_and_decode_count_together(self):
         loaded = models.load("tiny-llama", batch=2)
         candidate = models.candidate(
-            loaded,
-            "quantized",
-            variant="decode",
-            steps=2,
-            weight="uint4",
-            activation="int16",
+            loaded, "quantized", variant="decode", steps=2, weight="uint4", activation="int16",
             calibration=models.calibration(loaded, count=1),
-        )
+        )  # fmt: skip
         reference = tracer.Stepping(loaded.model, steps=2)
-        inputs = models.ending_in_steps(loaded.inputs, 2)
-        item = worst(reference, candidate, inputs=inputs)
+        item = worst(reference, candidate, inputs=models.ending_in_steps(loaded.inputs, 2))
         assert item.calls == 3
         points = [cause.point for cause in item.causes]
-        assert points[0] == "weight"
-        assert len(set(points)) == len(points)
+        assert (points[0], len(set(points))) == ("weight", len(points))
         assert item.causes[0].after < 0.01 * item.causes[0].before

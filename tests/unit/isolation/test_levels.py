@@ -25,39 +25,25 @@ def chosen(level: str, model: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def test_leaves_are_all_modules():
+def test_leaves_and_layers():
     assert modules_at("leaves", pair(nn.Linear(2, 2), nn.Linear(2, 2))) is None
-
-
-def test_layers_are_the_members_of_lists_and_of_stacks():
     model = nn.Module()
     model.blocks = nn.ModuleList([Block(), Block()])
     model.stack = nn.Sequential(Block(), Block())
     model.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     assert chosen("layers", model) == ["blocks.0", "blocks.1", "stack.0", "stack.1"]
     assert chosen("blocks", model) == ["blocks.0.mlp", "blocks.1.mlp", "stack.0.mlp", "stack.1.mlp"]
-
-
-def test_a_model_that_is_a_list_itself():
     assert chosen("layers", nn.Sequential(Block(), Block())) == ["0", "1"]
 
 
-def test_of_lists_in_lists_the_outermost_counts():
-    expert = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    layer = nn.ModuleDict({"experts": expert})
+def test_lists_in_lists():
+    layer = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
     model = nn.ModuleDict({"layers": nn.ModuleList([layer])})
     assert chosen("layers", model) == ["layers.0"]
     assert chosen("blocks", model) == ["layers.0.experts"]
-
-
-def test_lists_of_lists():
-    stage = nn.ModuleList([Block(), Block()])
-    model = nn.ModuleDict({"stages": nn.ModuleList([stage])})
+    model = nn.ModuleDict({"stages": nn.ModuleList([nn.ModuleList([Block(), Block()])])})
     assert chosen("layers", model) == ["stages.0.0", "stages.0.1"]
     assert chosen("blocks", model) == ["stages.0.0.mlp", "stages.0.1.mlp"]
-
-
-def test_a_layer_without_blocks_is_one():
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Linear(2, 2), Block()])
     assert chosen("blocks", model) == ["layers.0", "layers.1.mlp"]
@@ -73,10 +59,8 @@ def test_blocks_of_text_and_images():
         *mergers,
     ]
     assert chosen("layers", model) == [
-        *(f"{text}.{i}" for i in range(2)),
-        *(f"{vision}.{i}" for i in range(2)),
-        *mergers,
-    ]
+        *(f"{text}.{i}" for i in range(2)), *(f"{vision}.{i}" for i in range(2)), *mergers,
+    ]  # fmt: skip
 
 
 def test_a_glob_names_modules_of_the_reference():
@@ -85,13 +69,10 @@ def test_a_glob_names_modules_of_the_reference():
     assert chosen("1*", model) == ["1", "1.mlp", "1.mlp.0", "1.mlp.1", "1.norm"]
 
 
-@pytest.mark.parametrize(
-    ("level", "message"),
-    [
-        ("2.mlp", "'2.mlp' matches none of the 11 modules .* did you mean .*'1.mlp'"),
-        ("leafs", "expected leaves, blocks, layers, or a glob .*; did you mean 'leaves'"),
-    ],
-)
+@pytest.mark.parametrize(("level", "message"), [
+    ("2.mlp", "'2.mlp' matches none of the 11 modules .* did you mean .*'1.mlp'"),
+    ("leafs", "expected leaves, blocks, layers, or a glob .*; did you mean 'leaves'"),
+])  # fmt: skip
 def test_a_glob_that_matches_nothing(level: str, message: str):
     model = nn.Sequential(Block(), Block())
     with pytest.raises(UsageError, match=message):

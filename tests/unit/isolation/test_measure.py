@@ -35,9 +35,7 @@ def quantized(llama: Loaded) -> Callable[..., nn.Module]:
     return make
 
 
-def isolation(
-    reference: nn.Module, candidate: nn.Module, inputs: object, level: str = "leaves", **options
-) -> Isolation:
+def isolation(reference, candidate, inputs, level="leaves", **options):
     found = tracer.compare(
         reference, candidate, inputs, confirm=False, isolate=level, **options
     ).isolation
@@ -95,11 +93,9 @@ class TestIntroduced:
         model = chain(6, 5, 4, 3)
         found = isolation(model, scaled(model, m0=1.3, m2=0.6), X)
         assert [(i.module, i.share) for i in found.modules] == [
-            ("2", EXACT(0.16 / 0.25, rel=1e-5)),
-            ("0", EXACT(0.09 / 0.25, rel=1e-5)),
-            ("", 0.0),
+            ("2", EXACT(0.16 / 0.25, rel=1e-5)), ("0", EXACT(0.09 / 0.25, rel=1e-5)), ("", 0.0),
             ("1", 0.0),
-        ]
+        ]  # fmt: skip
 
     def test_linear_layers_of_a_quantised_model_by_hand(self, llama, quantized):
         candidate = quantized(weight="uint4", activation="int16")
@@ -187,14 +183,12 @@ class TestIntroduced:
         assert found.modules[0].module == "lm_head"
         assert found.modules[0].share > 0.999
 
-    def test_causes_that_are_not_asked_for(self, llama, quantized):
+    def test_causes_of_a_quantised_candidate_where_asked_for(self, llama, quantized):
         inputs = llama.inputs
         found = isolation(llama.model, quantized(), inputs, causes=False)
         assert found.modules[0].share > 0
         assert not any(item.causes for item in found.modules)
         assert any(item.causes for item in isolation(llama.model, quantized(), inputs).modules)
-
-    def test_float_candidates_have_no_causes(self, llama):
         found = isolation(llama.model, models.candidate(llama, "bfloat16"), llama.inputs)
         linear = call_of(found, "model.layers.1.mlp.down_proj")
         assert 1e-4 < linear.introduced < 2**-7  # roundings of a bfloat16, of 8 bits
@@ -225,13 +219,10 @@ class Own(nn.Module):
 
 
 class TestOwnLines:
-    @pytest.mark.parametrize(
-        ("wrong", "value", "error"),
-        [
-            ({"before": 2.2}, "inner.first.kwargs.input", 0.1),
-            ({"between": 2.4}, "inner.second.kwargs.input", 0.2),
-        ],
-    )
+    @pytest.mark.parametrize(("wrong", "value", "error"), [
+        ({"before": 2.2}, "inner.first.kwargs.input", 0.1),
+        ({"between": 2.4}, "inner.second.kwargs.input", 0.2),
+    ])  # fmt: skip
     def test_what_a_module_hands_to_those_that_it_calls(self, wrong, value, error):
         reference, candidate = (
             nn.Sequential(nn.Identity(), nn.ModuleDict({"inner": own})["inner"])
@@ -245,8 +236,7 @@ class TestOwnLines:
 
     def test_what_it_makes_of_what_they_return(self):
         reference, candidate = Own(), Own(after=1.5)
-        found = isolation(reference, candidate, X)
-        worst = found.modules[0].worst
+        worst = isolation(reference, candidate, X).modules[0].worst
         assert (worst.module, worst.value) == ("", "output")
         with torch.no_grad():
             assert worst.introduced == EXACT(relative_l2(reference(X), candidate(X)), rel=1e-5)
@@ -286,8 +276,7 @@ class TestNesting:
         ):
             (alone,) = isolation(llama.model, candidate, llama.inputs, glob).calls
             together = call_of(nested, glob)
-            assert together.depth == depth
-            assert together.introduced == alone.introduced
+            assert (together.depth, together.introduced) == (depth, alone.introduced)
             assert together.introduced_peir == alone.introduced_peir
         for depth in range(3):
             assert math.fsum(c.share for c in nested.calls if c.depth == depth) == EXACT(1.0)
@@ -350,25 +339,20 @@ class TestWhatIf:
                 after = peir(model(X), mixed(X)), relative_l2(model(X), mixed(X))
             assert (recovery.after, recovery.after_l2) == EXACT(after, rel=1e-4)
 
-    def test_it_isolates_leaves_by_itself(self):
+    def test_what_is_swapped(self):
         model = chain(6, 5, 3)
         found = tracer.compare(model, scaled(model, m1=1.1), X, what_if=1).isolation
         assert found is not None
         assert found.level == "leaves"
-
-    def test_the_model_itself_is_not_swapped(self):
         found = isolation(Own(), Own(after=1.5), X, what_if=1)
-        assert found.modules[0].module == ""
-        assert found.recoveries == ()
-
-    def test_a_number_that_cannot_be(self):
+        assert (found.modules[0].module, found.recoveries) == ("", ())
         model = chain(6, 5)
         with pytest.raises(UsageError, match="what_if -1: expected how many modules"):
             tracer.compare(model, model, X, what_if=-1)
 
 
 class TestRuns:
-    def test_models_are_left_as_they_were(self, llama, quantized):
+    def test_nothing_is_changed(self, llama, quantized):
         candidate = quantized(weight="uint4")
         random = torch.get_rng_state()
         before = candidate(**llama.inputs).logits
@@ -376,15 +360,12 @@ class TestRuns:
         assert torch.equal(candidate(**llama.inputs).logits, before)
         assert torch.equal(torch.get_rng_state(), random)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in candidate.modules())
-
-    def test_the_comparison_is_the_same_as_without(self, llama, quantized):
         pair = llama.model, quantized(weight="uint4"), llama.inputs
         plain, isolated = (
             tracer.compare(*pair, confirm=False, isolate=level) for level in (None, "leaves")
         )
         assert plain.isolation is None
-        assert isolated.rows == plain.rows
-        assert isolated.verdict == plain.verdict
+        assert (isolated.rows, isolated.verdict) == (plain.rows, plain.verdict)
 
     def test_a_form_that_cannot_be_replaced_is_told(self):
         class Rolled(nn.Linear):
@@ -421,8 +402,7 @@ class TestRuns:
 
     def test_frame(self):
         model = chain(6, 5, 4)
-        found = isolation(model, scaled(model, m0=1.1), X)
-        frame = found.to_frame()
+        frame = isolation(model, scaled(model, m0=1.1), X).to_frame()
         assert list(frame.columns) == [
             *("module", "call", "value", "own_lines", "depth", "input_peir", "peir"),
             *("introduced_peir", "introduced", "share"),
@@ -464,8 +444,7 @@ def test_a_part_of_an_output_that_nobody_uses_does_not_count(hands_on: bool) -> 
     reference = Attended(hands_on).eval()
     candidate = copy.deepcopy(reference)
     candidate.attention.sharpness = 1.5
-    x = torch.randn(3, 4)
-    found = tracer.compare(reference, candidate, x, isolate="leaves").isolation
+    found = tracer.compare(reference, candidate, torch.randn(3, 4), isolate="leaves").isolation
     call = next(call for call in found.calls if call.module == "attention")
     assert (call.introduced > 0.1) is hands_on
     assert call.value == ("output.1" if hands_on else "output.0")

@@ -8,7 +8,6 @@ from torch import nn
 
 import tracer
 from tracer import models
-from tracer.isolation.result import Recovery
 from tracer.models.loading import Loaded
 
 
@@ -18,9 +17,7 @@ def llama() -> Loaded:
     return models.load("tiny-llama", batch=3, sequence_length=20)
 
 
-def last_recovery(
-    reference: nn.Module, candidate: nn.Module, inputs: object, **options
-) -> Recovery:
+def last_recovery(reference, candidate, inputs, **options):
     """What swapping all that is wrong together has led to."""
     found = tracer.compare(reference, candidate, inputs, confirm=False, **options).isolation
     assert found is not None
@@ -140,9 +137,7 @@ def test_inputs_in_the_references_form():
             super().__init__()
             self.factor = factor
 
-        def forward(
-            self, x: torch.Tensor, scale: object = None, attention_mask: object = None
-        ) -> torch.Tensor:
+        def forward(self, x, scale=None, attention_mask=None):
             y = self.factor * x * (2.0 if scale is None else scale)
             if attention_mask is None:
                 return y

@@ -84,19 +84,9 @@ def test_point_names():
     assert sorted(names["rms norm without weight"]) == ["act_in", "act_out"]
     assert sorted(names["llama rms norm"]) == ["act_in", "act_out", "weight"]
     assert names["layer norm"] == [
-        "act_in",
-        "mean",
-        "centred",
-        "square",
-        "variance",
-        "eps",
-        "rsqrt",
-        "normalised",
-        "weight",
-        "bias",
-        "scaled",
-        "act_out",
-    ]
+        "act_in", "mean", "centred", "square", "variance", "eps", "rsqrt", "normalised", "weight",
+        "bias", "scaled", "act_out",
+    ]  # fmt: skip
     assert names["gelu"] == ["act_in", "act_out"]
     assert names["silu"] == ["act_in", "sigmoid", "mul", "act_out"]
 

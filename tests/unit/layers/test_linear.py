@@ -10,5 +10,4 @@ def test_a_class_derived_from_a_wrapped_one_stays_float():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    model = prepare(nn.Sequential(Doubled(4, 4), nn.ReLU()), PTQConfig())
-    assert type(model[0]) is Doubled
+    assert type(prepare(nn.Sequential(Doubled(4, 4), nn.ReLU()), PTQConfig())[0]) is Doubled

@@ -71,15 +71,12 @@ def test_it_changes_nothing_alone() -> None:
     assert record.row(ValuePath.parse("output.1")) is None
 
 
-def test_an_intervention_is_asked_before_and_after_the_comparison() -> None:
+def test_an_intervention_is_asked_and_what_it_changed_is_compared() -> None:
     notes = Notes()
     _, started, ended = run(notes)
     assert started == NewArguments({"x": "mine"})
     assert ended == NewOutput("mine")
     assert notes.seen == [("before_start", 0), ("on_start", 1), ("before_end", 0), ("on_end", 2)]
-
-
-def test_what_one_has_changed_is_compared_and_seen_by_the_next() -> None:
     comparer, _, ended = run(Doubles(), Doubles())
     assert not comparer.rows[-1].agrees
     assert isinstance(ended, NewOutput)
@@ -93,17 +90,11 @@ def test_a_call_whose_start_was_not_seen_is_not_compared() -> None:
     assert (comparer.rows, notes.seen) == ([], [("before_end", 0)])
 
 
-@pytest.mark.parametrize(
-    ("answers", "expected"),
-    [
-        ((None, None), None),
-        ((NewOutput(1), None, NewOutput(2)), NewOutput(2)),
-        (
-            (NewArguments({"a": 1, "b": 1}), NewArguments({"b": 2})),
-            NewArguments({"a": 1, "b": 2}),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("answers", "expected"), [
+    ((None, None), None),
+    ((NewOutput(1), None, NewOutput(2)), NewOutput(2)),
+    ((NewArguments({"a": 1, "b": 1}), NewArguments({"b": 2})), NewArguments({"a": 1, "b": 2})),
+])  # fmt: skip
 def test_answers_are_merged(answers: tuple[Answer, ...], expected: Answer) -> None:
     assert merged(answers) == expected
 
@@ -120,16 +111,10 @@ class Reshaped(nn.Module):
         raise AssertionError("what is not declared is not asked for")
 
 
-@pytest.mark.parametrize(
-    ("modules", "expected"),
-    [
-        ((nn.Identity(), nn.Identity()), 1.0),
-        ((nn.Identity(), Scaled()), 4.0),
-        ((Scaled(), nn.Identity()), 0.25),
-        ((Scaled(), Scaled()), 1.0),
-        ((nn.Identity(), Reshaped()), None),
-        ((Reshaped(), Reshaped()), 1.0),
-    ],
-)
+@pytest.mark.parametrize(("modules", "expected"), [
+    ((nn.Identity(), nn.Identity()), 1.0), ((nn.Identity(), Scaled()), 4.0),
+    ((Scaled(), nn.Identity()), 0.25), ((Scaled(), Scaled()), 1.0),
+    ((nn.Identity(), Reshaped()), None), ((Reshaped(), Reshaped()), 1.0),
+])  # fmt: skip
 def test_the_scale_between_two_modules(modules, expected: float | None) -> None:
     assert scale_between(*modules) == expected

@@ -24,18 +24,15 @@ def test_a_mask_beside_ids_or_embeddings_says_it() -> None:
         assert found.lengths == {4}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"input_ids": IDS},
-        {"input_ids": IDS, "attention_mask": torch.ones(2, 4)},
-        {"input_ids": IDS, "attention_mask": torch.zeros(2, 4)},
-        {"input_ids": IDS, "attention_mask": MASK[:, None, None]},
-        {"input_ids": IDS, "key_padding_mask": MASK},
-        {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS},
-        {"attention_mask": MASK},
-    ],
-)
+@pytest.mark.parametrize("arguments", [
+    {"input_ids": IDS},
+    {"input_ids": IDS, "attention_mask": torch.ones(2, 4)},
+    {"input_ids": IDS, "attention_mask": torch.zeros(2, 4)},
+    {"input_ids": IDS, "attention_mask": MASK[:, None, None]},
+    {"input_ids": IDS, "key_padding_mask": MASK},
+    {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": IDS},
+    {"attention_mask": MASK},
+])  # fmt: skip
 def test_other_arguments_do_not(arguments: dict[str, object]) -> None:
     assert padding(**arguments) is None
 

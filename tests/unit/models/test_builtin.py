@@ -15,8 +15,7 @@ from tracer.models.locate import locate
 class TestBuiltIn:
     def test_each_is_listed_and_built(self):
         trained = [name for name in BUILT_IN if isinstance(locate(name), Path)]
-        assert trained == ["tiny-llama"]
-        assert list(BUILT_IN) == [*trained, *TINY]
+        assert (trained, list(BUILT_IN)) == (["tiny-llama"], [*trained, *TINY])
 
     @pytest.mark.parametrize("name", TINY)
     def test_a_seed_gives_the_same_model_and_inputs(self, name: str):
@@ -54,13 +53,11 @@ class TestBuiltIn:
         assert spread
         assert all(0.05 < value < 20 for value in spread.values()), spread
 
-    def test_modes_and_reference_attention(self, llama, qwen):
+    def test_modes_attention_and_notes(self, llama, qwen):
         for loaded in (llama, qwen):
             assert not loaded.model.training
             assert loaded.model.config._attn_implementation == "eager"
         assert qwen.model.config.vision_config._attn_implementation == "eager"
-
-    def test_notes_tell_what_was_chosen(self, llama):
         length = llama.inputs["input_ids"].shape[1]
         assert llama.notes == (f"inputs: {length} tokens of the default prompt",)
         random = load("random-llama")
@@ -83,7 +80,7 @@ class TestTrained:
         }
         assert dtypes == {torch.float32}
 
-    def test_it_is_loaded_without_a_network(self, monkeypatch):
+    def test_it_is_loaded_without_a_network_or_a_seed(self, monkeypatch, llama):
         def refuse(*args: object) -> None:
             raise AssertionError(f"wanted to reach {args}")
 
@@ -91,8 +88,6 @@ class TestTrained:
         monkeypatch.setattr("socket.socket.connect", refuse)
         monkeypatch.setattr("socket.getaddrinfo", refuse)
         assert load("tiny-llama").tokenizer is not None
-
-    def test_a_seed_is_not_for_its_weights_or_its_prompt(self, llama):
         other = load("tiny-llama", seed=6)
         pairs = zip(llama.model.parameters(), other.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)

@@ -35,8 +35,6 @@ class TestTokens:
         assert data.description == (
             "the inputs themselves and 3 random sequences of 32 tokens (seed 0)"
         )
-
-    def test_none_besides_the_inputs(self, llama):
         data = calibration(llama, count=0)
         assert data.batches == (llama.inputs,)
         assert data.description == "the inputs themselves"
@@ -90,7 +88,7 @@ class TestOwnText:
             logits = loaded.model(rows).logits[:, :-1].double()
         return -float(logits.log_softmax(-1).gather(2, rows[:, 1:, None]).mean())
 
-    def test_each_token_is_drawn_from_what_the_model_says(self, trained):
+    def test_drawn_from_what_the_model_says_by_a_seed(self, trained):
         """Against drawing from whole sequences, without a cache."""
         data = calibration(trained, count=3, seed=5)
         generator = torch.Generator().manual_seed(5)
@@ -100,26 +98,20 @@ class TestOwnText:
                 likely = trained.model(rows, use_cache=False).logits[:, -1].softmax(-1)
             rows = torch.cat([rows, torch.multinomial(likely, 1, generator=generator)], dim=1)
         assert torch.equal(torch.cat([batch["input_ids"] for batch in data.batches[1:]]), rows)
-
-    def test_a_seed_decides_it_and_the_global_state_is_left_alone(self, trained):
         state = torch.get_rng_state()
         one, again, other = (calibration(trained, count=1, seed=seed) for seed in (0, 0, 1))
         ids = [data.batches[1]["input_ids"] for data in (one, again, other)]
         assert torch.equal(ids[0], ids[1])
         assert not torch.equal(ids[0], ids[2])
         assert torch.equal(torch.get_rng_state(), state)
-
-    def test_none(self, trained):
         assert calibration(trained, count=0).description == "the inputs themselves"
 
-    def test_a_model_that_cannot_write(self, trained):
+    def test_models_that_do_not_write(self, trained):
         broken = replace(trained, model=copy.deepcopy(trained.model))
         with torch.no_grad():
             broken.model.lm_head.weight[0] = math.nan
         with pytest.raises(UsageError, match="tiny-llama computes logits that are not finite"):
             calibration(broken)
-
-    def test_a_model_that_does_not_write_gets_random_tokens(self, trained):
         config = LlamaConfig(
             vocab_size=512, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
         )
@@ -139,20 +131,14 @@ class TestSyntheticImages:
                 name: tensor.shape for name, tensor in loaded.inputs.items()
             }
         for name in {"input_ids", "pixel_values", "pixel_values_videos"} & loaded.inputs.keys():
-            kinds = {tuple(batch[name].flatten().tolist()) for batch in data.batches}
-            assert len(kinds) == 4
+            assert len({tuple(batch[name].flatten().tolist()) for batch in data.batches}) == 4
         assert data.description == (
             "the inputs themselves and 3 like them with other random tokens and pixels (seed 0)"
         )
 
-    def test_given_ones_stay_alone(self):
-        inputs = load("tiny-qwen3-vl").inputs
-        loaded = load("tiny-qwen3-vl", inputs=inputs)
-        data = calibration(loaded)
-        assert len(data.batches) == 1
-        assert data.description == "the inputs themselves"
-
-    def test_text_alone_does_not_do(self, tmp_path: Path):
+    def test_what_is_given_alone(self, tmp_path: Path):
+        data = calibration(load("tiny-qwen3-vl", inputs=load("tiny-qwen3-vl").inputs))
+        assert (len(data.batches), data.description) == (1, "the inputs themselves")
         with pytest.raises(UsageError, match="text alone cannot calibrate it"):
             calibration(load("tiny-qwen3-vl"), text=tmp_path / "text.txt")
 
@@ -190,10 +176,8 @@ class TestPhotos:
             "questions (seed 0)"
         )
         asked = [self.question(photographed, batch, 0) for batch in data.batches]
-        assert asked[0] == "Describe this image."
-        assert len(set(asked)) == 4
-        sums = {float(batch["pixel_values"].double().sum()) for batch in data.batches}
-        assert len(sums) == 4
+        assert (asked[0], len(set(asked))) == ("Describe this image.", 4)
+        assert len({float(batch["pixel_values"].double().sum()) for batch in data.batches}) == 4
         for batch in data.batches:
             assert batch["image_grid_thw"].shape == (2, 3)
             tokens = int((batch["mm_token_type_ids"] == 1).sum())
@@ -207,10 +191,8 @@ class TestPhotos:
         data = calibration(photographed, count=3, text=text)
         asked = [self.question(photographed, batch, 0).split() for batch in data.batches[1:]]
         assert [(words[0], words[-1]) for words in asked] == [
-            ("word0", "word23"),
-            ("word24", "word29"),
-            ("word0", "word23"),
-        ]
+            ("word0", "word23"), ("word24", "word29"), ("word0", "word23"),
+        ]  # fmt: skip
         assert data.description.endswith(f"of the images and passages of {text} (seed 0)")
         text.write_text(" \n")
         with pytest.raises(UsageError, match="has no words"):

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 import wrappers
 from tracer import compare
@@ -51,8 +46,6 @@ class TestCandidates:
         assert qwen.model.config.text_config._attn_implementation == "eager"
         assert storages(made) == storages(qwen.model)
         assert compare(qwen.model, made, qwen.inputs).verdict.agrees
-
-    def test_eager_against_sdpa(self):
         loaded = load("tiny-llama", attn_implementation="sdpa")
         made = candidate(loaded, "eager")
         assert made.config._attn_implementation == "eager"
@@ -66,7 +59,6 @@ class TestCandidates:
             r, c = (model(**llama.inputs).logits for model in (llama.model, made))
         assert 1e-3 < (r - c).abs().max() / (r.max() - r.min()) < 0.5
 
-    def test_the_finer_types_come_closer(self, llama):
         def error(activation: str, weight: str) -> float:
             made = candidate(llama, "quantized", activation=activation, weight=weight)
             with torch.no_grad():
@@ -75,25 +67,21 @@ class TestCandidates:
 
         assert error("int16", "uint8") < error("uint8", "uint8") < error("uint8", "uint4")
 
-    def test_variants(self, llama):
+    def test_variants_and_a_path(self, llama, tmp_path: Path):
         one, other = (
             candidate(llama, "wrapped", variant=v) for v in ("prefill", "prefill_reference")
         )
         assert type(one.model.layers[0].self_attn) is not type(other.model.layers[0].self_attn)
-
-    def test_a_path(self, llama, tmp_path: Path):
         llama.model.save_pretrained(tmp_path)
         made = candidate(llama, str(tmp_path))
         assert compare(llama.model, made, llama.inputs).verdict.agrees
 
-    def test_a_path_whose_vocabulary_is_too_small(self, llama, tmp_path: Path):
+    def test_what_cannot_be_made(self, llama, tmp_path: Path, monkeypatch):
         small = copy.deepcopy(llama.model)
         small.resize_token_embeddings(int(llama.inputs["input_ids"].max()))
         small.save_pretrained(tmp_path)
         with pytest.raises(InputError, match="has a vocabulary of"):
             candidate(llama, str(tmp_path))
-
-    def test_compile_needs_a_compiler(self, llama, monkeypatch):
         monkeypatch.setattr("shutil.which", lambda name: None)
         with pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
             candidate(llama, "compile")
@@ -130,40 +118,31 @@ class TestCandidates:
 
     def test_another_head_on_a_model_with_wrappers(self):
         config = LlamaConfig(
-            vocab_size=16,
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            pad_token_id=0,
-        )
+            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, pad_token_id=0,
+        )  # fmt: skip
         model = LlamaForSequenceClassification(config).eval()
         inputs = {"input_ids": torch.tensor([[3, 1, 4]])}
         made = candidate(Loaded("other", model, inputs), "wrapped")
         assert isinstance(made.model.layers[0].self_attn, wrappers.QuantModule)
         assert compare(model, made, inputs).verdict.agrees
 
-    def test_unknown(self, llama):
-        with pytest.raises(ModelLoadError, match=r"unknown candidate 'quantised'.*'quantized'"):
-            candidate(llama, "quantised")
+    @pytest.mark.parametrize(("kind", "options", "error", "said"), [
+        ("quantised", {}, ModelLoadError, r"unknown candidate 'quantised'.*'quantized'"),
+        ("quantized", {"activation": "uint99"}, wrappers.errors.WrappersError, "not 99"),
+        ("wrapped", {"variant": "prefil"}, wrappers.errors.WrappersError, "'prefil'"),
+    ])  # fmt: skip
+    def test_unknown(self, llama, kind, options, error, said):
+        with pytest.raises(error, match=said):
+            candidate(llama, kind, **options)
         assert "quantized" in CANDIDATES
-
-    def test_unknown_types_and_variants(self, llama):
-        with pytest.raises(wrappers.errors.WrappersError, match="not 99"):
-            candidate(llama, "quantized", activation="uint99")
-        with pytest.raises(wrappers.errors.WrappersError, match="'prefil'"):
-            candidate(llama, "wrapped", variant="prefil")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("names", "options"),
-    [
-        (["chelsea.png", "rocket.jpg"], {"prompt": "Which of them flies?"}),
-        (["chelsea.png", "camera.png"], {"batch": 2, "padding": "left"}),
-    ],
-)
+@pytest.mark.parametrize(("names", "options"), [
+    (["chelsea.png", "rocket.jpg"], {"prompt": "Which of them flies?"}),
+    (["chelsea.png", "camera.png"], {"batch": 2, "padding": "left"}),
+])  # fmt: skip
 def test_candidates_of_photos_agree(photos, processor_folder, names, options):
     images = [photos[name] for name in names]
     options = options | {"processor": processor_folder, "max_pixels": 20_000}
@@ -183,18 +162,14 @@ def test_agrees_wrapped_and_fused(shared_data: Path, name: str, options):
         assert compare(loaded.model, candidate(loaded, kind), loaded.inputs).verdict.agrees
 
 
-def test_casting_leaves_integers_and_unsaved_buffers(llama):
+def test_casts_and_copies(llama):
     model = copy.deepcopy(llama.model)
     model.register_buffer("steps", torch.tensor([3]))
     cast(model, torch.float16)
     assert model.steps.dtype == torch.int64
     assert model.lm_head.weight.dtype == torch.float16
-
-
-def test_a_copy_shares_tied_weights_once():
     layer = torch.nn.Linear(3, 3)
-    model = torch.nn.Sequential(layer, torch.nn.ReLU(), layer)
-    copy_model = share_parameters(model)
+    copy_model = share_parameters(torch.nn.Sequential(layer, torch.nn.ReLU(), layer))
     assert copy_model[0] is copy_model[2]
     assert copy_model[0] is not layer
     assert copy_model[0].weight is layer.weight

@@ -53,29 +53,32 @@ def load(folder: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
 
 
 class TestWhole:
-    def test_weights_are_those_of_the_checkpoint(self, saved: Path):
+    def test_weights_and_dtypes_are_those_of_the_checkpoint(self, saved: Path, checkpoint: Path):
         loaded, notes = load_pretrained("it", saved, torch.float32)
         for name, parameter in build("random-llama", seed=1).named_parameters():
             assert torch.equal(parameter, loaded.get_parameter(name)), name
         assert notes == ()
-
-    def test_as_stored_or_cast(self, checkpoint: Path):
         build("random-llama", seed=1).to(torch.bfloat16).save_pretrained(checkpoint)
         assert next(load(checkpoint, None).parameters()).dtype == torch.bfloat16
         model, notes = load_pretrained("it", checkpoint, torch.float32)
         assert next(model.parameters()).dtype == torch.float32
         assert notes == ("loaded in float32; the checkpoint is bfloat16",)
 
-    def test_weights_that_nobody_wants_are_noted(self, checkpoint: Path):
+    def test_what_is_said_of_weights(self, checkpoint: Path, capfd):
         change_weights(checkpoint, lambda weights: weights.update(extra=torch.ones(2)))
         _, notes = load_pretrained("it", checkpoint, torch.float32)
         assert notes == ("weights in the checkpoint that LlamaForCausalLM has no use for: extra",)
-
-    def test_nothing_is_said_on_the_way(self, checkpoint: Path, capfd):
         change_weights(checkpoint, lambda weights: weights.pop("lm_head.weight"))
         with pytest.raises(ModelLoadError):
             load(checkpoint)
         assert capfd.readouterr() == ("", "")
+
+
+INDEX = "model.safetensors.index.json"
+OWN_CODE = {
+    "architectures": ["QuuxForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "quux.QuuxForCausalLM"},
+}
 
 
 class TestBroken:
@@ -90,54 +93,42 @@ class TestBroken:
         path.write_bytes(path.read_bytes()[:kept])
         self.refused(checkpoint, f"cannot be read .* is the file complete. It has {kept:,} bytes")
 
-    def test_no_weights(self, checkpoint: Path):
-        (checkpoint / "model.safetensors").unlink()
-        self.refused(checkpoint, "the weights cannot be loaded: .*no file named model.safetensors")
-
-    def test_missing_weights_are_not_made_up(self, checkpoint: Path):
-        change_weights(checkpoint, lambda weights: weights.pop("model.norm.weight"))
-        self.refused(checkpoint, "lacks 1 weights of LlamaForCausalLM.*: model.norm.weight")
-
-    def test_another_shape(self, checkpoint: Path):
-        change_config(checkpoint, vocab_size=500)
-        self.refused(checkpoint, r"2 weights have another shape .*\[512, 64\] in the checkpoint")
-
-    def test_a_shard_is_missing(self, checkpoint: Path):
-        index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
-        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-        self.refused(checkpoint, "lacks model-00001-of-00002.safetensors, which .*index.json names")
-
-    def test_an_index_that_is_none(self, checkpoint: Path):
-        (checkpoint / "model.safetensors.index.json").write_text("[]")
-        self.refused(checkpoint, "cannot be read as an index of shards")
-
-    def test_config_is_no_json(self, checkpoint: Path):
-        (checkpoint / "config.json").write_text("{")
-        self.refused(checkpoint, "config.json cannot be used: .*not a valid JSON")
-
-    def test_a_field_of_the_wrong_type(self, checkpoint: Path):
-        change_config(checkpoint, num_hidden_layers="four")
-        self.refused(checkpoint, "num_hidden_layers.*expected int")
-
-    def test_unknown_model_type(self, checkpoint: Path):
-        change_config(checkpoint, model_type="quux")
-        self.refused(checkpoint, "model type `quux`")
-
-    def test_unknown_architecture(self, checkpoint: Path):
-        change_config(checkpoint, architectures=["QuuxForCausalLM"])
-        self.refused(checkpoint, "'QuuxForCausalLM' is not in transformers")
-
-    def test_code_of_its_own(self, checkpoint: Path):
-        change_config(
-            checkpoint,
-            architectures=["QuuxForCausalLM"],
-            auto_map={"AutoModelForCausalLM": "quux.QuuxForCausalLM"},
-        )
-        self.refused(checkpoint, "brings code of its own, which --trust-remote-code runs")
-
-    def test_no_architecture(self, checkpoint: Path):
-        change_config(checkpoint, architectures=None)
-        self.refused(checkpoint, 'names no class under "architectures"')
+    @pytest.mark.parametrize(("broken", "message"), [
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "the weights cannot be loaded: .*no file named model.safetensors",
+        ),
+        (
+            lambda folder: change_weights(folder, lambda w: w.pop("model.norm.weight")),
+            "lacks 1 weights of LlamaForCausalLM.*: model.norm.weight",
+        ),
+        ({"vocab_size": 500}, r"2 weights have another shape .*\[512, 64\] in the checkpoint"),
+        (
+            lambda folder: (folder / INDEX).write_text(
+                '{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}'
+            ),
+            "lacks model-00001-of-00002.safetensors, which .*index.json names",
+        ),
+        (
+            lambda folder: (folder / INDEX).write_text("[]"),
+            "cannot be read as an index of shards",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "config.json cannot be used: .*not a valid JSON",
+        ),
+        ({"num_hidden_layers": "four"}, "num_hidden_layers.*expected int"),
+        ({"model_type": "quux"}, "model type `quux`"),
+        ({"architectures": ["QuuxForCausalLM"]}, "'QuuxForCausalLM' is not in transformers"),
+        (OWN_CODE, "brings code of its own, which --trust-remote-code runs"),
+        ({"architectures": None}, 'names no class under "architectures"'),
+    ])  # fmt: skip
+    def test_what_is_missing_or_wrong(self, checkpoint: Path, broken, message: str):
+        if isinstance(broken, dict):
+            change_config(checkpoint, **broken)
+        else:
+            broken(checkpoint)
+        self.refused(checkpoint, message)
 
 
 def test_code_of_its_own_runs_when_trusted(checkpoint: Path, monkeypatch, tmp_path: Path):
@@ -148,22 +139,19 @@ def test_code_of_its_own_runs_when_trusted(checkpoint: Path, monkeypatch, tmp_pa
         "from transformers import LlamaForCausalLM\n\n\n"
         "class QuuxForCausalLM(LlamaForCausalLM):\n    pass\n"
     )
-    change_config(
-        checkpoint,
-        architectures=["QuuxForCausalLM"],
-        auto_map={"AutoModelForCausalLM": "quux.QuuxForCausalLM"},
-    )
+    change_config(checkpoint, **OWN_CODE)
     model, _ = load_pretrained("it", checkpoint, torch.float32, trust_remote_code=True)
     assert type(model).__name__ == "QuuxForCausalLM"
 
 
 class TestTokenizer:
-    def test_none(self, saved: Path):
-        assert load_tokenizer("it", saved) is None
-
-    def test_real(self, shared_data: Path):
+    def test_none_a_real_one_and_a_broken_one(self, checkpoint: Path, shared_data: Path):
+        assert load_tokenizer("it", checkpoint) is None
         tokenizer = load_tokenizer("it", shared_data / "stories260K" / "hf")
         assert tokenizer("Once upon a time")["input_ids"][0] == tokenizer.bos_token_id
+        (checkpoint / "tokenizer.json").write_text("{")
+        with pytest.raises(ModelLoadError, match="it: the tokenizer cannot be loaded"):
+            load_tokenizer("it", checkpoint)
 
     def test_a_hub_repository_without(self, monkeypatch):
         asked: list[str] = []
@@ -175,55 +163,39 @@ class TestTokenizer:
         assert load_tokenizer("it", "organisation/name") is None
         assert "organisation/name/tokenizer.json" in asked
 
-    def test_broken(self, checkpoint: Path):
-        (checkpoint / "tokenizer.json").write_text("{")
-        with pytest.raises(ModelLoadError, match="it: the tokenizer cannot be loaded"):
-            load_tokenizer("it", checkpoint)
-
 
 class TestLocate:
     def test_a_folder_a_name_and_a_hub_id(self, saved: Path):
-        assert locate(str(saved)) == saved
-        assert locate("random-llama") == "random-llama"
+        assert (locate(str(saved)), locate("random-llama")) == (saved, "random-llama")
         assert (locate("tiny-llama") / "model.safetensors").is_file()
         assert locate("organisation/name") == "organisation/name"
 
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("tiny-lama", "unknown model 'tiny-lama': .*tiny-qwen3-vl.*did you mean 'tiny-llama'"),
-            ("./nowhere", "there is no folder of that name"),
-            ("a/b/c", "a hub id has the form organisation/name"),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "message"), [
+        ("tiny-lama", "unknown model 'tiny-lama': .*tiny-qwen3-vl.*did you mean 'tiny-llama'"),
+        ("./nowhere", "there is no folder of that name"),
+        ("a/b/c", "a hub id has the form organisation/name"),
+    ])  # fmt: skip
     def test_nowhere(self, name: str, message: str):
         with pytest.raises(ModelLoadError, match=message):
             locate(name)
 
-    def test_other_names_are_offered_for_a_candidate(self):
+    def test_no_checkpoint(self, saved: Path, tmp_path: Path):
         with pytest.raises(ModelLoadError, match=r"unknown candidate 'sdap'.*did you mean 'sdpa'"):
             locate("sdap", {"sdpa": "fused attention"})
-
-    def test_a_folder_without_config(self, tmp_path: Path):
         with pytest.raises(ModelLoadError, match=r"folder without config\.json"):
             locate(str(tmp_path))
-
-    def test_a_file(self, saved: Path):
         with pytest.raises(ModelLoadError, match="is a file: give the folder"):
             locate(str(saved / "config.json"))
 
 
 class TestHub:
-    @pytest.mark.parametrize(
-        ("raised", "message"),
-        [
-            (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
-            (GatedRepoError, "its owner grants access"),
-            (RepositoryNotFoundError, "no such repository, or a private one"),
-            (EntryNotFoundError("no file"), "has no config.json, so it is no checkpoint"),
-            (OSError("Name or service not known"), "cannot be reached .Name or service not known"),
-        ],
-    )
+    @pytest.mark.parametrize(("raised", "message"), [
+        (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
+        (GatedRepoError, "its owner grants access"),
+        (RepositoryNotFoundError, "no such repository, or a private one"),
+        (EntryNotFoundError("no file"), "has no config.json, so it is no checkpoint"),
+        (OSError("Name or service not known"), "cannot be reached .Name or service not known"),
+    ])  # fmt: skip
     def test_errors_are_explained(self, raised, message: str, monkeypatch):
         def fail(*args: object, **kwargs: object) -> None:
             # The hub's own errors want a response, of which nothing is looked at here.

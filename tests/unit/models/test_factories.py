@@ -87,31 +87,24 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestNames:
-    @pytest.mark.parametrize(
-        ("name", "parts"),
-        [
-            ("port.py:build", ("port.py", "build")),
-            ("/a folder/the port.py:Kinds.small", ("/a folder/the port.py", "Kinds.small")),
-            ("port:build", ("port", "build")),
-            ("package.port:build", ("package.port", "build")),
-            ("organisation/name", None),
-            ("tiny-llama", None),
-            ("C:\\models\\llama", None),
-            ("port.py:", None),
-            ("port.py:1", None),
-            ("package/port:build", None),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "parts"), [
+        ("port.py:build", ("port.py", "build")),
+        ("/a folder/the port.py:Kinds.small", ("/a folder/the port.py", "Kinds.small")),
+        ("port:build", ("port", "build")),
+        ("package.port:build", ("package.port", "build")),
+        ("organisation/name", None), ("tiny-llama", None), ("C:\\models\\llama", None),
+        ("port.py:", None), ("port.py:1", None), ("package/port:build", None),
+    ])  # fmt: skip
     def test_of_a_function(self, name: str, parts: tuple[str, str] | None) -> None:
         assert factory_of(name) == parts
 
-    def test_a_file_that_is_not_there(self) -> None:
-        with pytest.raises(tracer.ModelLoadError, match=r"there is no file nowhere\.py"):
-            locate("nowhere.py:build")
-
-    def test_a_module_that_is_not_there(self) -> None:
-        with pytest.raises(tracer.ModelLoadError, match="no module 'nowhere', neither installed"):
-            locate("nowhere.port:build")
+    @pytest.mark.parametrize(("name", "said"), [
+        ("nowhere.py:build", r"there is no file nowhere\.py"),
+        ("nowhere.port:build", "no module 'nowhere', neither installed"),
+    ])  # fmt: skip
+    def test_what_is_not_there(self, name: str, said: str) -> None:
+        with pytest.raises(tracer.ModelLoadError, match=said):
+            locate(name)
 
 
 class TestBuild:
@@ -119,51 +112,39 @@ class TestBuild:
         built = build(f"{port}:alone", 0)
         assert built.inputs is None
         assert built.model.layer.in_features == 8
+        inputs = build(f"{port}:with_inputs", 0).inputs
+        assert {name: value.shape for name, value in inputs.items()} == {"x": (2, 8)}
 
-    def test_a_function_with_inputs(self, port: str) -> None:
-        built = build(f"{port}:with_inputs", 0)
-        assert {name: value.shape for name, value in built.inputs.items()} == {"x": (2, 8)}
-
-    def test_a_class_a_method_and_a_model(self, port: str) -> None:
+    def test_classes_methods_and_models(self, port: str) -> None:
         widths = [
             build(f"{port}:{name}", 0).model.layer.in_features
             for name in ("Net", "Kinds.small", "ready")
         ]
         assert widths == [8, 2, 3]
+        one, two = (build(f"{port}:{name}", 0).model for name in ("alone", "with_inputs"))
+        assert type(one) is type(two)
 
-    def test_a_module_of_the_working_directory(self, port: str, monkeypatch) -> None:
+    def test_modules_of_the_working_directory_and_seeds(self, port: str, monkeypatch) -> None:
         monkeypatch.chdir(Path(port).parent)
         monkeypatch.delitem(sys.modules, "port", raising=False)
         assert locate("port:alone") == "port:alone"
         assert isinstance(build("port:alone", 0).model, nn.Module)
-
-    def test_classes_are_the_same_for_both_models(self, port: str) -> None:
-        one, two = (build(f"{port}:{name}", 0).model for name in ("alone", "with_inputs"))
-        assert type(one) is type(two)
-
-    def test_weights_are_those_of_the_seed(self, port: str) -> None:
         before = torch.get_rng_state()
         weights = [build(f"{port}:alone", seed).model.layer.weight for seed in (0, 0, 1)]
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.parametrize(
-        ("name", "said"),
-        [
-            ("alon", "there is no 'alon'; did you mean 'alone'"),
-            ("Kinds.large", "there is no 'large'"),
-            ("number", "is a int: expected a function"),
-            ("needs", r"TypeError: needs\(\) missing 1 required positional argument: 'width'"),
-            ("fails", r"cannot be called: KeyError: 'weights', at .*port\.py:\d+"),
-            ("ends", "cannot be called: SystemExit: no"),
-            ("nothing", "returned a NoneType: expected an nn.Module, or a pair"),
-            ("three", "returned a tuple: expected"),
-            ("listed", "returned inputs of type list"),
-            ("numbers", "returned x that are no tensors"),
-            ("empty", "returned no inputs"),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "said"), [
+        ("alon", "there is no 'alon'; did you mean 'alone'"),
+        ("Kinds.large", "there is no 'large'"), ("number", "is a int: expected a function"),
+        ("needs", r"TypeError: needs\(\) missing 1 required positional argument: 'width'"),
+        ("fails", r"cannot be called: KeyError: 'weights', at .*port\.py:\d+"),
+        ("ends", "cannot be called: SystemExit: no"),
+        ("nothing", "returned a NoneType: expected an nn.Module, or a pair"),
+        ("three", "returned a tuple: expected"), ("listed", "returned inputs of type list"),
+        ("numbers", "returned x that are no tensors"), ("empty", "returned no inputs"),
+    ])  # fmt: skip
     def test_what_is_no_model(self, port: str, name: str, said: str) -> None:
         with pytest.raises(tracer.ModelLoadError, match=said):
             build(f"{port}:{name}", 0)
@@ -183,29 +164,28 @@ class TestLoad:
         assert not loaded.model.training
         assert loaded.inputs["x"].shape == (2, 8)
         assert loaded.notes == (f"inputs: of {port}:with_inputs: x",)
-
-    def test_other_inputs(self, port: str) -> None:
+        with pytest.raises(tracer.UsageError, match="there are no wrappers for Net"):
+            tracer.models.candidate(loaded, "wrapped")
         given = {"x": torch.zeros(1, 8)}
         assert tracer.models.load(f"{port}:with_inputs", inputs=given).inputs["x"].shape == (1, 8)
 
-    def test_inputs_that_nobody_gives(self, port: str) -> None:
-        with pytest.raises(tracer.InputError, match="makes a Net, whose inputs are not known"):
-            tracer.models.load(f"{port}:alone")
+    @pytest.mark.parametrize(("name", "options", "error", "said"), [
+        ("alone", {}, tracer.InputError, "makes a Net, whose inputs are not known"),
+        ("with_inputs", {"batch": 2}, tracer.UsageError, "makes its own inputs"),
+        ("alone", {"video": 2}, tracer.UsageError, "are for checkpoints"),
+        ("alone", {"offload": True}, tracer.UsageError, "are for checkpoints"),
+        ("with_tokens", {"inputs": {"x": torch.ones(1)}}, tracer.InputError, "takes no input 'x'"),
+    ])  # fmt: skip
+    def test_what_does_not_go_with_it(self, port: str, name, options, error, said) -> None:
+        with pytest.raises(error, match=said):
+            tracer.models.load(f"{port}:{name}", **options)
 
-    def test_tokens_for_a_model_of_transformers(self, port: str) -> None:
+    def test_other_models_of_a_user(self, port: str) -> None:
         loaded = tracer.models.load(f"{port}:with_tokens", batch=2, sequence_length=4)
         assert loaded.inputs["input_ids"].shape == (2, 4)
-        with pytest.raises(tracer.InputError, match="takes no input 'x'"):
-            tracer.models.load(f"{port}:with_tokens", inputs={"x": torch.ones(1)})
-
-    def test_a_prompt_beside_its_own_inputs(self, port: str) -> None:
-        with pytest.raises(tracer.UsageError, match="makes its own inputs"):
-            tracer.models.load(f"{port}:with_inputs", batch=2)
-
-    def test_images_and_weights_on_disk_are_for_checkpoints(self, port: str) -> None:
-        for options in ({"video": 2}, {"offload": True}):
-            with pytest.raises(tracer.UsageError, match="are for checkpoints"):
-                tracer.models.load(f"{port}:alone", **options)
+        loaded = tracer.models.load(f"{port}:without_parameters")
+        candidate = tracer.models.candidate(loaded, f"{port}:without_parameters")
+        assert tracer.compare(loaded.model, candidate, loaded.inputs).verdict.agrees
 
     def test_the_reference_is_cast_and_the_candidate_is_not(self, port: str) -> None:
         loaded = tracer.models.load(f"{port}:wide")
@@ -214,13 +194,3 @@ class TestLoad:
         assert candidate.layer.weight.dtype == torch.float64
         as_built = tracer.models.load(f"{port}:wide", dtype="auto")
         assert as_built.model.layer.weight.dtype == as_built.inputs["x"].dtype == torch.float64
-
-    def test_a_model_without_parameters(self, port: str) -> None:
-        loaded = tracer.models.load(f"{port}:without_parameters")
-        candidate = tracer.models.candidate(loaded, f"{port}:without_parameters")
-        assert tracer.compare(loaded.model, candidate, loaded.inputs).verdict.agrees
-
-    def test_there_are_no_wrappers_for_it(self, port: str) -> None:
-        loaded = tracer.models.load(f"{port}:with_inputs")
-        with pytest.raises(tracer.UsageError, match="there are no wrappers for Net"):
-            tracer.models.candidate(loaded, "wrapped")

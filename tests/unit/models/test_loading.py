@@ -21,29 +21,26 @@ class TestOptions:
         assert {parameter.dtype for parameter in model.parameters()} == {wanted}
         assert model.config.dtype == wanted
 
-    @pytest.mark.parametrize(
-        ("options", "error", "message"),
-        [
-            ({"dtype": "float31"}, UsageError, "unknown dtype 'float31': .*did you mean 'float32'"),
-            ({"device": "quux"}, UsageError, "device 'quux' cannot be used here"),
-            ({"device": "meta"}, UsageError, "holds no values"),
-            ({"padding": "middle"}, UsageError, "padding 'middle'"),
-            ({"batch": 0}, UsageError, "batch 0"),
-            ({"sequence_length": 513}, InputError, "513 tokens: tiny-llama has 512 positions"),
-            ({"attn_implementation": "quux"}, UsageError, "no attention implementation 'quux'"),
-            (
-                {"inputs": {"input_ids": torch.tensor([[1]])}, "batch": 2},
-                UsageError,
-                "exclude a prompt, a sequence length and a batch size",
-            ),
-            ({"inputs": {}, "images": ["none.png"]}, UsageError, "images, a processor and a video"),
-            ({"inputs": {}, "processor": "none"}, UsageError, "images, a processor and a video"),
-            ({"video": 2}, UsageError, "tiny-llama is a LlamaForCausalLM: images, a processor"),
-            ({"images": ["none.png"]}, InputError, "none.png: not an image that can be read"),
-            ({"processor": "nowhere"}, ModelLoadError, "no processor 'nowhere'"),
-            ({"inputs": "nowhere.safetensors"}, ModelLoadError, "no such file of inputs"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "error", "message"), [
+        ({"dtype": "float31"}, UsageError, "unknown dtype 'float31': .*did you mean 'float32'"),
+        ({"device": "quux"}, UsageError, "device 'quux' cannot be used here"),
+        ({"device": "meta"}, UsageError, "holds no values"),
+        ({"padding": "middle"}, UsageError, "padding 'middle'"),
+        ({"batch": 0}, UsageError, "batch 0"),
+        ({"sequence_length": 513}, InputError, "513 tokens: tiny-llama has 512 positions"),
+        ({"attn_implementation": "quux"}, UsageError, "no attention implementation 'quux'"),
+        (
+            {"inputs": {"input_ids": torch.tensor([[1]])}, "batch": 2},
+            UsageError,
+            "exclude a prompt, a sequence length and a batch size",
+        ),
+        ({"inputs": {}, "images": ["none.png"]}, UsageError, "images, a processor and a video"),
+        ({"inputs": {}, "processor": "none"}, UsageError, "images, a processor and a video"),
+        ({"video": 2}, UsageError, "tiny-llama is a LlamaForCausalLM: images, a processor"),
+        ({"images": ["none.png"]}, InputError, "none.png: not an image that can be read"),
+        ({"processor": "nowhere"}, ModelLoadError, "no processor 'nowhere'"),
+        ({"inputs": "nowhere.safetensors"}, ModelLoadError, "no such file of inputs"),
+    ])  # fmt: skip
     def test_refused(self, options: dict[str, object], error: type[Exception], message: str):
         with pytest.raises(error, match=message):
             load("tiny-llama", **options)
@@ -122,25 +119,23 @@ class TestImages:
             "called"
         )
 
-    def test_no_processor(self, photos, tmp_path: Path):
+    def test_processors_that_do_not_fit(
+        self, photos, tmp_path: Path, shared_data, processor_folder
+    ):
         with pytest.raises(UsageError, match=r"tiny-qwen3-vl has no processor.*--processor"):
             load("tiny-qwen3-vl", images=[photos["camera.png"]])
         load("tiny-qwen3-vl").model.save_pretrained(tmp_path)
         with pytest.raises(ModelLoadError, match=r"without preprocessor_config.json"):
             load(tmp_path, images=[photos["camera.png"]])
-
-    def test_a_processor_of_another_model(self, photos, processor_folder, tmp_path: Path):
-        load("tiny-qwen3-vl").model.save_pretrained(tmp_path)
-        with pytest.raises(UsageError, match=f"image token 151655, and {tmp_path} has 508"):
-            load(tmp_path, images=[photos["camera.png"]], processor=processor_folder)
-
-    def test_a_model_that_takes_no_images(self, shared_data, photos, processor_folder):
         llama = shared_data / "stories260K" / "hf"
         for options in ({"images": [photos["camera.png"]]}, {"processor": processor_folder}):
             with pytest.raises(UsageError, match="is a LlamaForCausalLM: images, a processor"):
                 load(llama, **options)
 
-    def test_not_an_image_is_found_before_anything_is_loaded(self, tmp_path: Path):
+    def test_files_that_do_not_fit(self, photos, processor_folder, tmp_path: Path):
+        load("tiny-qwen3-vl").model.save_pretrained(tmp_path)
+        with pytest.raises(UsageError, match=f"image token 151655, and {tmp_path} has 508"):
+            load(tmp_path, images=[photos["camera.png"]], processor=processor_folder)
         (tmp_path / "a.png").write_text("a text")
         with pytest.raises(InputError, match=r"a.png: not an image"):
             load("organisation/none", images=[tmp_path / "a.png"])
@@ -157,15 +152,11 @@ class TestImages:
 
 
 class TestRealCheckpoints:
-    def test_dtype_as_stored(self, shared_data: Path):
+    def test_dtype_as_stored_and_prompts(self, shared_data: Path):
         model = load(shared_data / "wikitext2-llama" / "hf", dtype="auto").model
         assert next(model.parameters()).dtype == torch.bfloat16
-
-    def test_a_prompt(self, shared_data: Path):
         loaded = load(shared_data / "stories260K" / "hf", prompt="Lily went home.")
         assert loaded.tokenizer.decode(loaded.inputs["input_ids"][0]).endswith("Lily went home.")
         assert "tokens of the prompt" in loaded.notes[-1]
-
-    def test_a_prompt_that_is_too_long(self, shared_data: Path):
         with pytest.raises(InputError, match="has 512 positions; give a shorter text"):
             load(shared_data / "stories260K" / "hf", prompt="Lily went home. " * 300)

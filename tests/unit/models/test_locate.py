@@ -20,16 +20,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("random-llama", "random-llama"),
-        ("organisation/name", "organisation/name"),
-        ("port.py:build", "port.py:build"),
-        ("port:nested.build", "port:nested.build"),
-        ("checkpoint", Path("checkpoint")),
-    ],
-)
+@pytest.mark.parametrize(("name", "expected"), [
+    ("random-llama", "random-llama"), ("organisation/name", "organisation/name"),
+    ("port.py:build", "port.py:build"), ("port:nested.build", "port:nested.build"),
+    ("checkpoint", Path("checkpoint")),
+])  # fmt: skip
 def test_names_that_lead_somewhere(name: str, expected: Path | str) -> None:
     assert locate(name) == expected
 
@@ -38,16 +33,13 @@ def test_the_trained_model_is_a_folder() -> None:
     assert (locate("tiny-llama") / "config.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("empty", "is a folder without config.json"),
-        ("port.py", "is a file: give the folder"),
-        ("none.py:build", r"none\.py:build: "),
-        ("absent_package:build", "'absent_package', neither installed nor in this folder"),
-        ("random-lama", "unknown model 'random-lama': .*did you mean 'random-llama'"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), [
+    ("empty", "is a folder without config.json"),
+    ("port.py", "is a file: give the folder"),
+    ("none.py:build", r"none\.py:build: "),
+    ("absent_package:build", "'absent_package', neither installed nor in this folder"),
+    ("random-lama", "unknown model 'random-lama': .*did you mean 'random-llama'"),
+])  # fmt: skip
 def test_names_that_lead_nowhere(name: str, message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         locate(name)
@@ -58,27 +50,21 @@ def test_a_candidate_may_be_more() -> None:
         locate("sdap", CANDIDATES)
 
 
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("a/port.py:build", ("a/port.py", "build")),
-        ("package.port:make.model", ("package.port", "make.model")),
-        ("C:\\models", None),
-        ("organisation/name", None),
-    ],
-)
+@pytest.mark.parametrize(("name", "parts"), [
+    ("a/port.py:build", ("a/port.py", "build")),
+    ("package.port:make.model", ("package.port", "make.model")),
+    ("C:\\models", None),
+    ("organisation/name", None),
+])  # fmt: skip
 def test_functions(name: str, parts: tuple[str, str] | None) -> None:
     assert factory_of(name) == parts
 
 
-def test_traces_go_by_their_header_or_their_suffix(folder: Path) -> None:
+def test_traces_and_processors(folder: Path) -> None:
     (folder / "empty" / TRACE_HEADER).write_text("{}")
     assert is_trace("empty")
     assert is_trace("absent.trace")
     assert not is_trace("checkpoint")
-
-
-def test_processors() -> None:
     assert locate_processor("checkpoint") == Path("checkpoint")
     assert locate_processor("organisation/name") == "organisation/name"
     for name, message in (("empty", "without preprocessor_config.json"), ("none", "no processor")):

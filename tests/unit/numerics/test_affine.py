@@ -93,12 +93,14 @@ def test_a_constant_is_represented_exactly(dtype, value):
         assert torch.equal(fake_quantize(constant, found), constant)
 
 
-def test_the_whole_of_float32_has_a_finite_scale():
+def test_the_ends_of_float32_and_unsigned_symmetric():
     limit = torch.finfo(torch.float32)
     found = affine_qparams(
         torch.tensor(limit.min), torch.tensor(limit.max), DType.parse("uint8"), ASYMMETRIC
     )
     assert float(found.scale) == pytest.approx(2 * limit.max / 255)
+    with pytest.raises(ConfigError, match="uint8 cannot be per_tensor_symmetric"):
+        affine_qparams(torch.tensor(-1.0), torch.tensor(1.0), DType.parse("uint8"), SYMMETRIC)
 
 
 def test_per_channel_parameters_are_those_of_each_channel():
@@ -109,11 +111,6 @@ def test_per_channel_parameters_are_those_of_each_channel():
         alone = affine_qparams(low[channel], high[channel], dtype, ASYMMETRIC)
         assert found.scale[channel] == alone.scale
         assert found.zero_point[channel] == alone.zero_point
-
-
-def test_unsigned_symmetric_is_an_error():
-    with pytest.raises(ConfigError, match="uint8 cannot be per_tensor_symmetric"):
-        affine_qparams(torch.tensor(-1.0), torch.tensor(1.0), DType.parse("uint8"), SYMMETRIC)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +132,9 @@ def test_a_scale_that_is_none_is_an_error(scale):
         qparams(scale)
 
 
-def test_a_zero_point_outside_of_the_codes_is_an_error():
+def test_zero_points_that_do_not_fit():
     with pytest.raises(QParamsError, match=r"\[0, 255\]"):
         qparams(1.0, 256)
-
-
-def test_shapes_of_scale_and_zero_point_must_agree():
     with pytest.raises(QParamsError, match=r"0-d"):
         AffineQParams(torch.ones(3), torch.zeros(3), DType.parse("int8"))
     with pytest.raises(QParamsError, match=r"\[channels\]"):
@@ -153,8 +147,7 @@ def test_shapes_of_scale_and_zero_point_must_agree():
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(TYPES))
 def test_codes_and_back_is_fake_quantisation(seed, dtype):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(5, 7, generator=generator) * 10
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)) * 10
     parameters = affine_qparams(x.min() / 2, x.max() / 2, dtype, ASYMMETRIC)
     codes = quantize(x, parameters)
     assert codes.dtype == torch.int32
@@ -195,12 +188,9 @@ def even_few_elements(monkeypatch):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    seed=st.integers(0, 2**32 - 1),
-    scale=st.floats(1e-12, 1e30).map(np.float32).map(float),
-    dtype=st.sampled_from(TYPES),
-    zero=st.floats(0, 1),
-    kind=st.sampled_from(list(BITS)),
-)
+    seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-12, 1e30).map(np.float32).map(float),
+    dtype=st.sampled_from(TYPES), zero=st.floats(0, 1), kind=st.sampled_from(list(BITS)),
+)  # fmt: skip
 def test_the_bits_of_torch_for_any_bits(seed, scale, dtype, zero, kind):
     generator = torch.Generator().manual_seed(seed)
     zero_point = dtype.qmin + round(zero * (dtype.qmax - dtype.qmin))
@@ -231,20 +221,13 @@ def test_the_bits_of_torch_for_zero_infinities_and_nan():
 def layouts():
     base = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0)) * 30
     return {
-        "contiguous": base,
-        "transposed": base.transpose(0, 2),
-        "heads": base.view(4, 6, 2, 4).transpose(1, 2),
-        "first half": base[..., :4],
-        "second half": base[..., 4:],
-        "every other": base[:, ::2],
-        "column": base[:, :, 3],
-        "expanded": base[:1].expand(5, 6, 8),
-        "flipped": base.flip(0),
-        "0-d": base[0, 0, 0],
-        "one": base[:1, :1, :1],
-        "empty": base[:0],
+        "contiguous": base, "transposed": base.transpose(0, 2),
+        "heads": base.view(4, 6, 2, 4).transpose(1, 2), "first half": base[..., :4],
+        "second half": base[..., 4:], "every other": base[:, ::2], "column": base[:, :, 3],
+        "expanded": base[:1].expand(5, 6, 8), "flipped": base.flip(0), "0-d": base[0, 0, 0],
+        "one": base[:1, :1, :1], "empty": base[:0],
         "channels last": base.view(4, 2, 3, 8).to(memory_format=torch.channels_last),
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("may_overwrite", [False, True])
@@ -264,14 +247,11 @@ def test_any_layout_and_size(monkeypatch, layout, kind, chunk, may_overwrite):
         assert torch.equal(x, before)
 
 
-def test_nan_in_a_later_chunk():
+def test_chunks_and_owned_tensors():
     x = torch.randn(CHUNK + 10)
     x[-1] = math.nan
     parameters = qparams(0.1, 3)
     assert same_bits(fake_quantize(x, parameters), by_torch(x, parameters))
-
-
-def test_an_owned_tensor_is_written_into():
     x = torch.randn(64)
     assert fake_quantize(x, qparams(0.1), may_overwrite=True) is x
 
@@ -324,15 +304,12 @@ class Rounded(torch.nn.Module):
         return fake_quantize(x, qparams(0.1, 100))
 
 
-def test_an_exported_graph_holds_torchs_operator():
+def test_exports_and_moves():
     x = torch.randn(8)
     program = torch.export.export(Rounded(), (x,))
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert any("fake_quantize_per_tensor_affine" in target for target in targets)
     assert torch.equal(program.module()(x), Rounded()(x))
-
-
-def test_moving_to_where_it_is_changes_nothing():
     parameters = qparams(0.1)
     assert parameters.to(torch.device("cpu")) is parameters
 

@@ -25,16 +25,14 @@ def test_ranges_are_those_of_torch(dtype, info):
 
 
 def test_the_four_bit_presets():
-    assert (INT4.qmin, INT4.qmax) == (-8, 7)
-    assert (UINT4.qmin, UINT4.qmax) == (0, 15)
+    assert ((INT4.qmin, INT4.qmax), (UINT4.qmin, UINT4.qmax)) == ((-8, 7), (0, 15))
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
 @pytest.mark.parametrize("signed", [True, False])
 def test_every_width_has_all_its_codes_and_reads_back_its_name(bits, signed):
     dtype = DType(bits, signed)
-    assert dtype.qmax - dtype.qmin == 2**bits - 1
-    assert DType.parse(str(dtype)) == dtype
+    assert (dtype.qmax - dtype.qmin, DType.parse(str(dtype))) == (2**bits - 1, dtype)
     assert DType.parse(dtype) is dtype
 
 

@@ -68,8 +68,7 @@ def test_every_number_of_a_format_is_kept(element):
 
 
 @pytest.mark.parametrize(
-    ("element", "dtype"),
-    [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)],
+    ("element", "dtype"), [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)]
 )
 def test_eight_bit_floats_round_as_torch_does(element, dtype):
     largest = torch.finfo(dtype).max
@@ -94,16 +93,13 @@ def test_blocks_run_along_the_axis(axis):
     assert torch.equal(found, along.movedim(-1, axis))
 
 
-def test_nan_stays_infinities_saturate_and_neither_has_a_part_in_the_scale():
+def test_what_is_not_finite_and_the_ends_of_float32():
     x = torch.tensor([math.nan, math.inf, -math.inf, 1.0, 0.3])
     found = microscale(x, "fp4_e2m1", block_size=5)
     alone = microscale(x[3:], "fp4_e2m1", block_size=2)
     assert math.isnan(found[0])
     assert found[1:3].tolist() == [1.5, -1.5]  # 6 times the scale of 1/4
     assert torch.equal(found[3:], alone)
-
-
-def test_the_ends_of_float32():
     limit = torch.finfo(torch.float32)
     x = torch.tensor([limit.max, -limit.max, limit.smallest_normal, 1e-45])
     found = microscale(x, "fp8_e4m3", block_size=1)
@@ -121,19 +117,13 @@ def test_the_dtype_stays(dtype):
     assert torch.equal(found, microscale(x.to(torch.float64), "int8").to(dtype))
 
 
-def test_shapes_without_elements_and_without_dimensions():
+def test_shapes_and_inputs_that_are_left_alone():
     assert microscale(torch.empty(0, 4), "int8").shape == (0, 4)
     assert microscale(torch.tensor(3.0), "int8").item() == 3.0
-
-
-def test_what_cannot_be_is_refused():
     with pytest.raises(TensorError, match="no dimension 2"):
         microscale(torch.randn(3, 4), "int8", axis=2)
     with pytest.raises(TensorError, match="floating-point"):
         microscale(torch.arange(4), "int8")
-
-
-def test_the_quantiser_leaves_its_input_alone():
     x = torch.randn(40)
     before = x.clone()
     found = MXQuantizer("fp6_e3m2", block_size=8).fake_quantize(x, may_overwrite=True)

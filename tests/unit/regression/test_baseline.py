@@ -95,11 +95,9 @@ class TestRead:
 
     def test_what_is_not_finite(self, make_row, make_comparison, tmp_path):
         rows = [
-            make_row("shape", None),
-            make_row("equal", 0.0),
-            make_row("nan", math.nan),
+            make_row("shape", None), make_row("equal", 0.0), make_row("nan", math.nan),
             make_row("mask", 0.5, value="kwargs.mask"),
-        ]
+        ]  # fmt: skip
         make_comparison(rows).save(tmp_path / "main.json")
         figures = {
             key[0]: value for key, value in Baseline.read(tmp_path / "main.json").figures.items()
@@ -118,8 +116,7 @@ class TestRead:
         assert [f.unmatched for f in Baseline.of(comparison).figures.values()] == [0]
 
     @pytest.mark.parametrize(
-        ("note", "estimated"),
-        [("", False), ("a; b", False), ("estimated from fingerprints", True)],
+        ("note", "estimated"), [("", False), ("a; b", False), ("estimated from fingerprints", True)]
     )
     def test_the_remarks_of_the_first_schema_were_text(self, saved, note, estimated):
         report = json.loads(saved.read_text()) | {"schema": 1}
@@ -146,33 +143,24 @@ class TestRead:
         with pytest.raises(UsageError, match=r"main.json is no JSON, or it is cut off .*--report"):
             Baseline.read(saved)
 
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (b"", "is no JSON, or it is cut off"),
-            (b"\xff\xfe", "is no JSON, or it is cut off"),
-            (b"[]", "is no report of trace_model: it names no schema"),
-            (b'{"schema": "1"}', "it names no schema"),
-            (b'{"schema": 1}', r"or a damaged one \(KeyError: 'coverage'\)"),
-            (b'{"schema": 99}', "is of schema 99, and this version reads up to 2: install"),
-        ],
-    )
+    @pytest.mark.parametrize(("content", "message"), [
+        (b"", "is no JSON, or it is cut off"),
+        (b"\xff\xfe", "is no JSON, or it is cut off"),
+        (b"[]", "is no report of trace_model: it names no schema"),
+        (b'{"schema": "1"}', "it names no schema"),
+        (b'{"schema": 1}', r"or a damaged one \(KeyError: 'coverage'\)"),
+        (b'{"schema": 99}', "is of schema 99, and this version reads up to 2: install"),
+    ])  # fmt: skip
     def test_other_files(self, tmp_path, content: bytes, message: str):
         path = tmp_path / "other.json"
         path.write_bytes(content)
         with pytest.raises(UsageError, match=message):
             Baseline.read(path)
 
-    @pytest.mark.parametrize(
-        ("place", "value"),
-        [
-            (("rows", -1, "sqnr"), "much"),
-            (("rows", -1, "peir"), None),
-            (("rows",), 3),
-            (("coverage",), []),
-            (("coverage", "paired_modules"), None),
-        ],
-    )
+    @pytest.mark.parametrize(("place", "value"), [
+        (("rows", -1, "sqnr"), "much"), (("rows", -1, "peir"), None), (("rows",), 3),
+        (("coverage",), []), (("coverage", "paired_modules"), None),
+    ])  # fmt: skip
     def test_damaged(self, saved, place, value):
         report = json.loads(saved.read_text())
         inner = report
@@ -189,25 +177,20 @@ class TestRead:
 
 
 class TestOpen:
-    def test_a_report_and_a_trace(self, saved, tmp_path):
+    def test_reports_and_traces(self, saved, tmp_path):
         _, candidate, inputs = pair()
         tracer.record(candidate, inputs, tmp_path / "then.trace", values="fingerprints")
         assert isinstance(open_baseline(saved), Baseline)
         assert isinstance(open_baseline(tmp_path / "then.trace"), tracer.Recorded)
-
-    def test_a_recording_that_was_ended_early(self, tmp_path):
-        _, candidate, inputs = pair()
-        tracer.record(candidate, inputs, tmp_path / "then.trace")
-        events = tmp_path / "then.trace" / "events.jsonl"
+        tracer.record(candidate, inputs, tmp_path / "ended.trace")
+        events = tmp_path / "ended.trace" / "events.jsonl"
         *kept, _ = events.read_bytes().splitlines(keepends=True)
         events.write_bytes(b"".join(kept))
-        with pytest.raises(UsageError, match=r"then.trace is of a run that did not come to its"):
-            open_baseline(tmp_path / "then.trace")
+        with pytest.raises(UsageError, match=r"ended.trace is of a run that did not come to its"):
+            open_baseline(tmp_path / "ended.trace")
 
-    def test_no_trace(self, tmp_path):
+    def test_no_trace_and_a_home_folder(self, tmp_path, saved, monkeypatch):
         with pytest.raises(StorageError, match="there is no trace"):
             open_baseline(tmp_path / "none.trace")
-
-    def test_a_home_folder_is_found(self, saved, monkeypatch):
         monkeypatch.setenv("HOME", str(saved.parent))
         assert Baseline.read(Path("~") / saved.name).figures

@@ -50,27 +50,22 @@ def now(make_row, make_comparison):
 class TestWorse:
     """Two models that should agree."""
 
-    def test_as_it_was(self, then, now):
+    def test_as_it_was_or_beyond_the_tolerance(self, then, now):
         peirs = {"a": 1e-7, "b": 0.5, "c": math.nan, "d": None}
         decided = gate(now(peirs), then(peirs=peirs))
         assert decided.passes
         assert (decided.outputs, decided.changes, decided.reasons) == (4, (), ())
         assert decided.diverges
         assert [reason.level for reason in decided.let_pass] == ["divergence"]
-
-    def test_leaving_the_tolerance(self, then, now):
         decided = gate(now({"a": 1.01e-5, "b": 0.0}), then(peirs={"a": 0.99e-5, "b": 0.0}))
         assert kinds(decided) == {"a": "worse"}
         assert str(decided.reasons[0]).startswith(
             "1 of 2 outputs is worse than in main.json: `a`, relative L2 "
         )
-
-    def test_within_the_tolerance_nothing_is_worse(self, then, now):
         assert gate(now({"a": 0.9e-5}), then(peirs={"a": 1e-9})).changes == ()
 
     @pytest.mark.parametrize(
-        ("factor", "expected"),
-        [(0.99, {}), (1.01, {"a": "worse"}), (0.99**2, {})],
+        ("factor", "expected"), [(0.99, {}), (1.01, {"a": "worse"}), (0.99**2, {})]
     )
     def test_growing_beyond_the_margin(self, then, now, factor, expected):
         decided = gate(now({"a": 0.1 * RELATIVE_L2_MARGIN * factor}), then(peirs={"a": 0.1}))
@@ -122,11 +117,14 @@ class TestWorse:
         assert "3 → 30 elements not finite on one side" in decided.reasons[0].where
         assert gate(few, Baseline.of(few)).passes
 
-    def test_with_another_tolerance_the_margins_count(self, make_row, make_comparison):
+    def test_what_does_not_count(self, make_row, make_comparison):
         loose = make_comparison([make_row("a", 1e-3, limit=0.1, agrees=True)])
         strict = make_comparison([make_row("a", 1e-3)])
         assert gate(strict, Baseline.of(loose)).changes == ()
         assert gate(loose, Baseline.of(strict)).changes == ()
+        before = make_comparison([make_row("a"), make_row("a", 0.5, value="kwargs.x", agrees=True)])
+        after = make_comparison([make_row("a"), make_row("a", 5.0, value="kwargs.x", agrees=True)])
+        assert gate(after, Baseline.of(before)).changes == ()
 
     def test_the_worst_comes_first_and_the_first_is_named(self, then, now):
         peirs = dict.fromkeys("abcd", 0.01)
@@ -135,11 +133,6 @@ class TestWorse:
         assert decided.reasons[0].what == "2 of 4 outputs are worse than in main.json"
         assert decided.reasons[0].where.startswith("first `b`, relative L2 ")
         assert "; most `c`, relative L2 " in decided.reasons[0].where
-
-    def test_arguments_do_not_count(self, make_row, make_comparison):
-        before = make_comparison([make_row("a"), make_row("a", 0.5, value="kwargs.x", agrees=True)])
-        after = make_comparison([make_row("a"), make_row("a", 5.0, value="kwargs.x", agrees=True)])
-        assert gate(after, Baseline.of(before)).changes == ()
 
     def test_models_that_agreed_and_differ_in_an_argument_now(self, make_row, make_comparison):
         before = make_comparison([make_row("a"), make_row("a", 0.0, value="kwargs.x")])
@@ -154,12 +147,6 @@ class TestWorse:
 class TestQuantised:
     """A candidate that differs everywhere."""
 
-    def test_that_it_differs_is_no_failure(self, now):
-        decided = gate(now({"a": 0.5}), differences_expected=True)
-        assert decided.passes
-        assert not decided.diverges
-        assert not gate(now({"a": 0.5})).passes
-
     def test_leaving_the_tolerance_by_little_is_as_it_was(self, then, now):
         before, after = {"a": 0.99e-5, "b": 0.1}, {"a": 1.01e-5, "b": 0.1}
         assert gate(now(after), then(peirs=before), differences_expected=True).changes == ()
@@ -170,6 +157,9 @@ class TestQuantised:
         decided = gate(after, then(peirs={"a": 0.1}), differences_expected=True)
         assert decided.passes
         assert kinds(decided) == {"b": "new"}
+        decided = gate(after, differences_expected=True)
+        assert decided.passes and not decided.diverges
+        assert not gate(after).passes
 
 
 class TestEstimates:
@@ -181,15 +171,10 @@ class TestEstimates:
         after = make_comparison([make_row("a", 0.1 * factor)])
         return gate(after, before, differences_expected=True)
 
-    @pytest.mark.parametrize(
-        ("factor", "expected"),
-        [
-            (2.1 * 1.25, {}),
-            (2.15 * 1.25, {"a": "worse"}),
-            (0.63 / 1.25, {}),
-            (0.6 / 1.25, {"a": "better"}),
-        ],
-    )
+    @pytest.mark.parametrize(("factor", "expected"), [
+        (2.1 * 1.25, {}), (2.15 * 1.25, {"a": "worse"}), (0.63 / 1.25, {}),
+        (0.6 / 1.25, {"a": "better"}),
+    ])  # fmt: skip
     def test_only_what_goes_beyond(self, make_row, make_comparison, factor, expected):
         assert kinds(self.decided(make_row, make_comparison, factor)) == expected
 
@@ -210,21 +195,19 @@ class TestGoneAndNew:
         ]
         assert levels(decided) == ["coverage"]
 
-    def test_in_the_place_of_another(self, then, now):
-        decided = gate(now({"a": 0.0, "c": 0.0}), then(peirs={"a": 0.0, "b": 0.0}))
-        assert kinds(decided) == {"c": "new", "b": "gone"}
-        assert not decided.passes
-
-    def test_a_module_that_is_new(self, then, now):
-        decided = gate(now({"a": 0.0, "b": 1e-9}), then(peirs={"a": 0.0}))
-        assert decided.passes
-        assert kinds(decided) == {"b": "new"}
-
-    def test_a_new_one_that_diverges(self, then, now):
-        decided = gate(now({"a": 0.5, "b": 0.5}), then(peirs={"a": 0.5}))
-        assert [str(reason) for reason in decided.reasons] == [
-            "1 output diverges that main.json does not have: first `b`"
-        ]
+    @pytest.mark.parametrize(("after", "before", "found", "passes"), [
+        ({"a": 0.0, "c": 0.0}, {"a": 0.0, "b": 0.0}, {"c": "new", "b": "gone"}, False),
+        ({"a": 0.0, "b": 1e-9}, {"a": 0.0}, {"b": "new"}, True),
+        ({"a": 0.5, "b": 0.5}, {"a": 0.5}, {"b": "new"}, False),
+    ])  # fmt: skip
+    def test_a_module_that_is_new(self, then, now, after, before, found, passes):
+        decided = gate(now(after), then(peirs=before))
+        assert kinds(decided) == found
+        assert decided.passes is passes
+        if after["a"]:
+            (reason,) = decided.reasons
+            said = "1 output diverges that main.json does not have: first `b`"
+            assert str(reason) == said
 
     def test_an_output_of_another_shape(self, make_row, make_comparison):
         before = make_comparison([make_row("a"), make_row("b", shape=(9, 9))])
@@ -234,20 +217,18 @@ class TestGoneAndNew:
             "less was compared than in x: 1 of 2 outputs gone or of another shape, first `b`"
         )
 
-    def test_fewer_calls_and_elements(self, now, then):
+    def test_fewer_calls_and_nothing_in_common(self, now, then, make_row, make_comparison):
         before = replace(then(peirs={"a": 0.0}), calls=5, elements=4_000)
         (reason,) = gate(now({"a": 0.0}), before).reasons
         assert reason.where == "only 1 of 5 calls; only 3 of 4,000 elements"
         assert gate(now({"a": 0.0}), replace(before, calls=1, elements=2)).passes
-
-    def test_nothing_in_common(self, make_row, make_comparison):
         before = Baseline.of(make_comparison([make_row("a", shape=(2, 2))]), "main.json")
         with pytest.raises(UsageError, match=r"none of the 1 outputs in the baseline main\.json"):
             gate(make_comparison([make_row("a")]), before)
 
 
 class TestLimits:
-    def test_one_takes_the_place_of_the_tolerance(self, now):
+    def test_limits_take_the_place_of_the_tolerance(self, now, make_row, make_comparison):
         assert gate(now({"a": 0.0, "b": 0.4}), max_peir={"b": 0.5}).passes
         assert not gate(now({"a": 0.4, "b": 0.4}), max_peir={"b": 0.5}).passes
         decided = gate(now({"a": 1e-6}), max_peir={"*": 1e-7})
@@ -256,8 +237,6 @@ class TestLimits:
         ]
         assert levels(decided) == ["regression"]
         assert not decided.diverges
-
-    def test_an_argument_may_be_off_as_far(self, make_row, make_comparison):
         rows = [make_row("a", 0.4, value="kwargs.x"), make_row("a", 0.4)]
         assert gate(make_comparison(rows), max_peir={"a": 0.5}).passes
         assert not gate(make_comparison(rows), max_peir={"a": 0.3}).passes
@@ -269,14 +248,14 @@ class TestLimits:
         assert not gate(now(peirs), max_peir={"x.a": 0.5, "*": 0.2}).passes
         decided = gate(now(peirs), max_peir={"*": 0.2, "x.a": 0.5})
         assert decided.passes
-        assert [(limit.glob, limit.outputs, limit.module) for limit in decided.limits] == [
-            ("x.a", 1, "x.a"),
-            ("*", 1, "x.b"),
-        ]
-
-    def test_one_without_a_module_left_to_it(self, now):
-        decided = gate(now({"a": 0.1}), max_peir={"a": 0.0, "*": 0.2})
-        assert [limit.glob for limit in decided.limits] == ["*"]
+        found = [(limit.glob, limit.outputs, limit.module) for limit in decided.limits]
+        assert found == [("x.a", 1, "x.a"), ("*", 1, "x.b")]
+        # One without a module left to it does not count, and what could not be computed is beyond.
+        (limit,) = gate(now({"a": 0.1}), max_peir={"a": 0.0, "*": 0.2}).limits
+        assert limit.glob == "*"
+        decided = gate(now({"a": None}), max_peir={"a": 1e9})
+        assert decided.limits[0].worst == math.inf
+        assert not decided.passes
 
     def test_what_is_within_one_is_not_worse(self, then, now):
         before, after = then(peirs={"a": 0.01}), now({"a": 0.4})
@@ -284,20 +263,12 @@ class TestLimits:
         decided = gate(after, before, max_peir={"a": 0.5}, differences_expected=True)
         assert kinds(decided) == {"a": "worse"}
 
-    def test_what_could_not_be_computed_is_beyond_any(self, now):
-        decided = gate(now({"a": None}), max_peir={"a": 1e9})
-        assert decided.limits[0].worst == math.inf
-        assert not decided.passes
-
-    @pytest.mark.parametrize(
-        ("limits", "message"),
-        [
-            ({"lm_haed": 0.1}, "lm_haed=0.1 matches none of the 2 modules .* mean 'lm_head'"),
-            ({"*": math.nan}, "expected a finite PEIR of at least 0"),
-            ({"*": -0.1}, "expected a finite PEIR of at least 0"),
-            ({"*": math.inf}, "expected a finite PEIR of at least 0"),
-        ],
-    )
+    @pytest.mark.parametrize(("limits", "message"), [
+        ({"lm_haed": 0.1}, "lm_haed=0.1 matches none of the 2 modules .* mean 'lm_head'"),
+        ({"*": math.nan}, "expected a finite PEIR of at least 0"),
+        ({"*": -0.1}, "expected a finite PEIR of at least 0"),
+        ({"*": math.inf}, "expected a finite PEIR of at least 0"),
+    ])  # fmt: skip
     def test_that_are_none(self, now, limits, message):
         with pytest.raises(UsageError, match=message):
             gate(now({"lm_head": 0.1, "": 0.1}), max_peir=limits)
@@ -306,16 +277,11 @@ class TestLimits:
 class TestFailOn:
     """Each level holds what those after it do."""
 
-    @pytest.mark.parametrize(
-        ("fail_on", "counted"),
-        [
-            ("divergence", ["regression", "coverage", "divergence"]),
-            ("regression", ["regression", "coverage"]),
-            ("coverage", ["coverage"]),
-            ("never", []),
-            (None, ["regression", "coverage"]),
-        ],
-    )
+    @pytest.mark.parametrize(("fail_on", "counted"), [
+        ("divergence", ["regression", "coverage", "divergence"]),
+        ("regression", ["regression", "coverage"]), ("coverage", ["coverage"]), ("never", []),
+        (None, ["regression", "coverage"]),
+    ])  # fmt: skip
     def test_levels(self, then, now, fail_on, counted):
         before = then(peirs={"a": 0.1, "b": 0.1, "c": 0.0})
         decided = gate(now({"a": 0.1, "b": 0.4}), before, fail_on=fail_on)
@@ -327,18 +293,14 @@ class TestFailOn:
     def test_without_a_baseline_divergence_fails(self, now):
         assert gate(now({"a": 0.0})).passes
         decided = gate(now({"a": 0.5}))
-        assert levels(decided) == ["divergence"]
-        assert decided.fail_on == "divergence"
+        assert (levels(decided), decided.fail_on) == (["divergence"], "divergence")
         assert gate(now({"a": 0.5}), fail_on="never").passes
 
-    @pytest.mark.parametrize(
-        ("fail_on", "message"),
-        [
-            ("regression", "checked against a baseline or limits, and there are none"),
-            ("coverage", "checked against a baseline, and there is none"),
-            ("worse", "expected one of divergence, regression, coverage, never"),
-        ],
-    )
+    @pytest.mark.parametrize(("fail_on", "message"), [
+        ("regression", "checked against a baseline or limits, and there are none"),
+        ("coverage", "checked against a baseline, and there is none"),
+        ("worse", "expected one of divergence, regression, coverage, never"),
+    ])  # fmt: skip
     def test_nothing_to_hold_it_against(self, now, fail_on, message):
         with pytest.raises(UsageError, match=message):
             gate(now({"a": 0.5}), fail_on=fail_on)
@@ -389,26 +351,23 @@ class TestPlanted:
         comparison = tracer.compare(reference, candidate, inputs, confirm=False)
         return gate(comparison, baseline, differences_expected=True)
 
-    def test_the_same_again(self, pair):
-        assert self.decided(pair, self.coarse(pair[0])).passes
+    @pytest.mark.parametrize(("bits", "found"), [
+        ({}, {}),
+        ({"down": 4}, {"down": "worse", "head": "worse", "": "worse"}),
+        ({"up": 12, "down": 12, "head": 12}, dict.fromkeys(("up", "down", "head", ""), "better")),
+    ])  # fmt: skip
+    def test_other_bits(self, pair, bits, found):
+        decided = self.decided(pair, self.coarse(pair[0], **bits))
+        assert kinds(decided) == found
+        assert decided.passes is ("worse" not in found.values())
+        if not decided.passes:
+            assert decided.reasons[0].where.startswith("`down`, relative L2 ")
 
-    def test_fewer_bits_in_one_layer(self, pair):
-        decided = self.decided(pair, self.coarse(pair[0], down=4))
-        assert kinds(decided) == {"down": "worse", "head": "worse", "": "worse"}
-        assert decided.reasons[0].where.startswith("`down`, relative L2 ")
-
-    def test_a_weight_that_was_changed(self, pair):
+    def test_weights_and_layers_that_were_changed(self, pair):
         candidate = self.coarse(pair[0])
         with torch.no_grad():
             candidate.up.weight[3] *= 1.5
         assert self.decided(pair, candidate).reasons[0].where.split("`")[1] == "up"
-
-    def test_more_bits_everywhere_fail_nothing(self, pair):
-        decided = self.decided(pair, self.coarse(pair[0], up=12, down=12, head=12))
-        assert decided.passes
-        assert set(kinds(decided).values()) == {"better"}
-
-    def test_a_layer_that_is_left_out(self, pair):
         candidate = self.coarse(pair[0])
         candidate.skips = True
         decided = self.decided(pair, candidate)
@@ -433,8 +392,7 @@ def test_a_symptom_without_a_row_is_never_excused(make_row, make_comparison):
     comparison = make_comparison([make_row("a", 0.5), make_row("b", 0.4)])
     assert gate(comparison, max_peir={"b": 0.5}).diverges
     assert not gate(comparison, max_peir={"*": 0.5}).diverges
-    symptom = Symptom("a", 0, "output", math.inf)
-    unseen = replace(comparison.verdict, symptom=symptom)
+    unseen = replace(comparison.verdict, symptom=Symptom("a", 0, "output", math.inf))
     comparison = replace(make_comparison([make_row("a")]), verdict=unseen)
     assert gate(comparison, max_peir={"*": 0.5}).diverges
 

@@ -60,11 +60,9 @@ def labels(items: Sequence[Row | Fold]) -> list[str]:
 
 
 class TestTable:
-    def test_the_statistics_are_the_first_columns(self, diverging):
+    def test_the_statistics_come_first_and_a_wide_one_has_everything(self, diverging):
         header = shown(diverging).splitlines()[0].split()
         assert header == ["module", "mean", "min", "max", "stddev", "PEIR"]
-
-    def test_a_wide_one_has_everything(self, diverging):
         text = shown(diverging, width=200)
         header = text.splitlines()[0]
         assert re.split(r"\s{2,}", header.strip()) == [
@@ -97,16 +95,14 @@ class TestTable:
         assert "  model.layers.10.attention .1 " in text
         assert "▶ …10.attention (attention_mask) " in text
 
-    def test_what_could_not_be_computed_is_a_dash(self, make_row, make_comparison):
+    def test_two_dtypes_and_what_could_not_be_computed(self, make_row, make_comparison):
+        row = make_row("linear", candidate_dtype=torch.bfloat16)
+        assert "float32→bfloat16" in shown(make_comparison([row]), width=200)
         note = "shape [2]; candidate [3]"
         text = shown(make_comparison([make_row("linear", None, note=note)]), width=200)
         line = next(line for line in text.splitlines() if "linear" in line)
         assert line.split()[:6] == ["▶", "linear", "-", "-", "-", "-"]
         assert note in line
-
-    def test_dtypes_that_differ_are_both_shown(self, make_row, make_comparison):
-        row = make_row("linear", candidate_dtype=torch.bfloat16)
-        assert "float32→bfloat16" in shown(make_comparison([row]), width=200)
 
 
 class TestShortened:
@@ -114,7 +110,7 @@ class TestShortened:
         name = "model.layers.0.self_attn.q_proj"
         assert shortened(name, 31) == name
         assert shortened(name, 24) == "model…0.self_attn.q_proj"
-        assert shortened(name, 18) == "…0.self_attn.q_proj"[:0] + "…self_attn.q_proj"
+        assert shortened(name, 18) == "…self_attn.q_proj"
         assert shortened(name, 5) == "…proj"
 
     @given(st.lists(st.text("abc0", max_size=8), min_size=1, max_size=6), st.integers(1, 60))
@@ -127,40 +123,19 @@ class TestShortened:
 
 
 class TestFold:
-    def test_open_around_the_divergence_and_folded_elsewhere(self, diverging):
+    def test_what_is_open_and_what_is_folded(self, diverging, make_row, agreeing):
         items = arrange(diverging.rows, diverging.verdict.symptom)
-        assert labels(items) == [
-            *LAYERS[:2],
-            "…",
-            *LAYERS[13:20],
-            "…",
-            "lm_head",
-            "",
-        ]
-
-    def test_a_fold_counts_and_measures(self, diverging):
+        assert labels(items) == [*LAYERS[:2], "…", *LAYERS[13:20], "…", "lm_head", ""]
         text = shown(diverging)
         assert "… 11 rows agree, PEIR at most 4.00e-07" in text
         assert "… 10 rows differ, PEIR 5.00e-01" in text
-
-    def test_a_mixed_fold_says_both(self, make_row):
         fold = Fold((make_row("a"), make_row("b", 0.5), make_row("c", 0.25)))
-        assert (
-            str(fold)
-            == "… 1 row agree, all of them equal; 2 rows differ, PEIR 2.50e-01 to 5.00e-01"
-        )
-
-    def test_where_all_agree_the_largest_are_open(self, agreeing):
+        said = "… 1 row agree, all of them equal; 2 rows differ, PEIR 2.50e-01 to 5.00e-01"
+        assert str(fold) == said
         items = arrange(agreeing.rows, None)
-        largest = max(agreeing.rows, key=lambda row: row.peir)
-        assert largest.module in labels(items)
-        assert labels(items)[:2] == LAYERS[:2]
-        assert labels(items)[-1] == ""
+        assert max(agreeing.rows, key=lambda row: row.peir).module in labels(items)
+        assert (labels(items)[:2], labels(items)[-1]) == (LAYERS[:2], "")
         assert "…" in labels(items)
-
-    def test_few_rows_are_all_shown(self, make_row):
-        rows = [make_row(str(i)) for i in range(12)]
-        assert arrange(rows, None) == rows
 
     def test_arguments_that_agree_are_hidden_unless_all_is_asked_for(self, make_row):
         output, argument = make_row("a"), make_row("a", value="kwargs.x")
@@ -168,20 +143,21 @@ class TestFold:
         rows = [argument, wrong, output]
         assert arrange(rows, None) == [wrong, output]
         assert arrange(rows, None, all_rows=True) == rows
+        few = [make_row(str(i)) for i in range(12)]
+        assert arrange(few, None) == few
 
     @given(st.lists(st.floats(0, 1), max_size=60))
     @settings(deadline=None)
     def test_no_row_is_lost_or_moved(self, peirs: list[float]):
         rows = [_row(i, peir) for i, peir in enumerate(peirs)]
-        symptom = next((row for row in rows if not row.agrees), None)
-        items = arrange(rows, symptom)
+        items = arrange(rows, next((row for row in rows if not row.agrees), None))
         flat = [r for item in items for r in (item.rows if isinstance(item, Fold) else (item,))]
         assert flat == rows
         assert all(len(item.rows) > 1 for item in items if isinstance(item, Fold))
 
     def test_numbers_have_three_digits(self):
         assert [number(x) for x in (0.0, 1.23456e-7, 12345.0, math.inf)] == [
-            *("0", "1.23e-07", "1.23e+04", "inf"),
+            *("0", "1.23e-07", "1.23e+04", "inf")
         ]
 
 
@@ -202,22 +178,15 @@ class TestCurve:
         assert {"1e0", "1e-3"} <= set(re.findall(r"1e-?\d+", text))
         assert ESCAPE not in text
         assert max(map(len, text.splitlines())) <= 80
-
-    def test_zero_and_infinity_have_lines_of_their_own(self, make_row):
-        rows = [make_row("a", 0.0), make_row("b", 1e-3), make_row("c", None)]
-        ticks = [line.split("┤")[0].strip() for line in _curve_lines(rows)]
-        assert ticks[0] == "inf"
-        assert ticks[-1] == "0"
-
-    def test_colours_only_if_asked_for(self, diverging):
         assert ESCAPE in curve(diverging.rows, width=80, height=12, colour=True)
 
-    def test_nothing_to_draw(self, make_row):
+    def test_zero_infinity_and_what_is_drawn(self, make_row):
+        rows = [make_row("a", 0.0), make_row("b", 1e-3), make_row("c", None)]
+        ticks = [line.split("┤")[0].strip() for line in _curve_lines(rows)]
+        assert (ticks[0], ticks[-1]) == ("inf", "0")
         assert curve([make_row(str(i), 0.0) for i in range(9)], width=80, height=12) == ""
         assert curve([make_row("a", 0.5), make_row("b", 0.5)], width=80, height=12) == ""
         assert curve([], width=80, height=12) == ""
-
-    def test_a_call_is_one_point(self, make_row):
         rows = [make_row(m, p, value=f"output.{i}") for m in "abc" for i, p in ((0, 0.1), (1, 0.2))]
         assert curve(rows, width=80, height=12).count("•") == 3
 
@@ -227,28 +196,21 @@ def _curve_lines(rows: list[Row]) -> list[str]:
 
 
 class TestRanking:
-    def test_by_growth_with_exact_inputs_first(self, make_row):
+    def test_by_growth_and_the_worst_output(self, make_row):
         rows = [
-            make_row("embed", 0.01, input_peir=0.0),
-            make_row("a", 0.02, input_peir=0.01),
-            make_row("b", 0.06, input_peir=0.01),
-            make_row("c", 0.01, input_peir=0.02),
-            make_row("same", 0.0, input_peir=0.0),
-            make_row("unknown", 0.5, input_peir=None),
-        ]
+            make_row("embed", 0.01, input_peir=0.0), make_row("a", 0.02, input_peir=0.01),
+            make_row("b", 0.06, input_peir=0.01), make_row("c", 0.01, input_peir=0.02),
+            make_row("same", 0.0, input_peir=0.0), make_row("unknown", 0.5, input_peir=None),
+        ]  # fmt: skip
         found = ranking(rows)
         assert [item.module for item in found] == ["embed", "b", "a", "c"]
         assert [item.growth for item in found] == [math.inf, *map(pytest.approx, (6.0, 2.0, 0.5))]
-
-    def test_a_model_around_ranked_modules_is_left_out(self, make_row):
         rows = [
             make_row("model.embed", 0.01, input_peir=0.0),
             make_row("model", 0.5, input_peir=0.0),
             make_row("", 0.5, input_peir=0.0),
         ]
         assert [item.module for item in ranking(rows)] == ["model.embed"]
-
-    def test_the_worst_output_of_a_call_counts(self, make_row):
         rows = [make_row("a", p, value=f"output.{p}", input_peir=0.1) for p in (0.1, 0.4, 0.2)]
         assert [item.value for item in ranking(rows)] == ["output.0.4"]
 
@@ -263,15 +225,9 @@ class TestRanking:
 def isolated(module: str, share: float, **fields: object) -> IsolatedModule:
     """A module that introduces a PEIR of 0.125 at its only call."""
     defaults = {
-        "value": "output",
-        "own_lines": False,
-        "depth": 0,
-        "input_peir": 0.25,
-        "peir": 0.5,
-        "introduced_peir": 0.125,
-        "introduced": 0.0625,
-        "share": share,
-    }
+        "value": "output", "own_lines": False, "depth": 0, "input_peir": 0.25, "peir": 0.5,
+        "introduced_peir": 0.125, "introduced": 0.0625, "share": share,
+    }  # fmt: skip
     causes = fields.pop("causes", ())
     call = IsolatedCall(module, fields.pop("call", 0), **(defaults | fields))
     return IsolatedModule(module, call, 1 + call.call, share, causes)
@@ -308,12 +264,10 @@ class TestIsolation:
 
     @pytest.mark.parametrize("width", [80, 200])
     def test_the_table_has_a_column_of_introduced_error(self, diverging, isolation, width: int):
-        comparison = replace(diverging, isolation=isolation)
-        text = shown(comparison, width=width)
+        text = shown(replace(diverging, isolation=isolation), width=width)
         header, *lines = text.splitlines()
         assert "PEIR own PEIR" in re.sub(" +", " ", header)
-        first = next(line for line in lines if "▶" in line)
-        assert re.search(r"5\.00e-01 +1\.25e-01", first)
+        assert re.search(r"5\.00e-01 +1\.25e-01", next(line for line in lines if "▶" in line))
         assert "own PEIR" not in shown(diverging, width=width)
 
     def test_rows_of_other_modules_and_arguments_have_none(
@@ -334,7 +288,7 @@ class TestIsolation:
         section = text.split("where the error is introduced (leaves)")[1].split("\n\n")[0]
         _, heads, first, second, third, *_, rest = section.splitlines()[0:14]
         assert re.split(r"\s{2,}", heads.strip()) == [
-            *("share", "PEIR in", "PEIR out", "own PEIR", "own L2", "module"),
+            *("share", "PEIR in", "PEIR out", "own PEIR", "own L2", "module")
         ]
         assert first.split() == [
             *("50.0%", "2.50e-01", "5.00e-01", "1.25e-01", "6.25e-02"),
@@ -367,32 +321,27 @@ class TestIsolation:
         ]
 
     def test_where_there_is_no_error(self, agreeing):
-        nothing = Isolation("layers", (), ())
-        text = shown(replace(agreeing, isolation=nothing))
+        text = shown(replace(agreeing, isolation=Isolation("layers", (), ())))
         assert "where the error is introduced" not in text
         assert text.rstrip().endswith("No module introduces an error of its own.")
 
 
 class TestVerdict:
-    def test_last_and_in_words(self, diverging, agreeing):
+    def test_last_in_words_with_the_argument(self, diverging, agreeing, make_row, make_comparison):
         assert (
             shown(diverging)
             .split("\n\n")[-1]
             .startswith("diverges at model.layers.3.self_attn.o_proj, PEIR 5.00e-01\nFirst visible")
         )
         assert shown(agreeing).split("\n\n")[-1].startswith("agrees\nThe models agree.")
-
-    def test_an_argument_is_named(self, make_row, make_comparison):
         rows = [make_row("attention", 0.5, value="kwargs.attention_mask", call=1)]
         text = shown(make_comparison(rows))
         assert "diverges at attention, argument attention_mask, call 1, PEIR 5.00e-01" in text
 
-    def test_a_quantised_candidate_is_expected_to_differ(self, diverging):
+    def test_a_quantised_candidate_differs_unless_limited(self, diverging):
         text = " ".join(shown(diverging, ranked=True).split())
         assert "as expected of a quantised candidate" in text
         assert "output.logits of the model ends at PEIR 2.50e-01, SQNR" in text
-
-    def test_a_limit_makes_a_quantised_candidate_fail_like_any_other(self, diverging):
         run = Run("a", "b", quantized=True, differences_expected=False)
         text = shown(diverging, ranked=True, run=run)
         assert "as expected" not in text
@@ -413,13 +362,11 @@ class TestCoverage:
         ) in text
         assert "unpaired: called by the candidate only: a, call 1\n" in text
 
-    def test_a_few_reasons_then_a_count(self, make_row, make_comparison):
+    def test_reasons_and_forms_are_grouped(self, make_row, make_comparison):
         reasons = {f"extra.{i}": f"reason {i}" for i in range(8)}
         coverage = Coverage(("a",), (), tuple(reasons), reasons, 1, 3, (), 0)
         text = shown(make_comparison([make_row("a")], coverage=coverage))
         assert "unpaired: reason 4: extra.4\nunpaired: 3 more\n" in text
-
-    def test_other_forms_are_grouped(self, make_row, make_comparison):
         forms = tuple(
             FormDifference(i, f"layers.{i}", 0, "kwargs.attention_mask", "float32 [1]", "None")
             for i in range(5)
@@ -434,37 +381,25 @@ class TestCoverage:
 class TestFocus:
     def test_values_of_both_sides(self, agreeing):
         reference = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-        candidate = torch.tensor([[1.0, 2.0], [3.5, 4.0]])
-        focus = [Captured("mlp", 0, OUTPUT, reference, candidate)]
+        focus = [Captured("mlp", 0, OUTPUT, reference, torch.tensor([[1.0, 2.0], [3.5, 4.0]]))]
         text = shown(agreeing, focus=focus)
         assert "values of mlp, call 0" in text
         assert "output, float32 [2, 2]" in text
         assert re.search(r"reference +2\.5 +1\.12 +1 +4  1, 2, 3, 4", text)
         assert re.search(r"candidate +2\.62 +1\.19 +1 +4  1, 2, 3\.5, 4", text)
         assert "furthest apart at [1, 0]: 3 and 3.5, PEIR 1.67e-01" in text
+        focus = [Captured("m", 0, OUTPUT, torch.ones(2), torch.ones(3))]
+        assert "output, float32 [2], candidate float32 [3]" in shown(agreeing, focus=focus)
 
-    @pytest.mark.parametrize(
-        "tensor",
-        [
-            torch.empty(0, 3),
-            torch.tensor(2.5),
-            torch.tensor([True, False]),
-            torch.tensor([1, 2]),
-            torch.tensor([1 + 2j]),
-            torch.tensor([math.nan, math.inf]),
-            torch.arange(12.0).view(3, 4).t(),
-            torch.ones(3, dtype=torch.bfloat16),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize("tensor", [
+        torch.empty(0, 3), torch.tensor(2.5), torch.tensor([True, False]), torch.tensor([1, 2]),
+        torch.tensor([1 + 2j]), torch.tensor([math.nan, math.inf]),
+        torch.arange(12.0).view(3, 4).t(), torch.ones(3, dtype=torch.bfloat16),
+    ], ids=str)  # fmt: skip
     def test_tensors_of_every_kind(self, agreeing, tensor):
         assert "values of m, call 3" in shown(
             agreeing, focus=[Captured("m", 3, ValuePath.of_argument("x"), tensor, tensor.clone())]
         )
-
-    def test_other_shapes(self, agreeing):
-        focus = [Captured("m", 0, OUTPUT, torch.ones(2), torch.ones(3))]
-        assert "output, float32 [2], candidate float32 [3]" in shown(agreeing, focus=focus)
 
 
 class TestPlainText:
@@ -482,15 +417,16 @@ class TestPlainText:
         monkeypatch.setenv("COLUMNS", "80")
         show(diverging)
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+        for columns, width in (("123", 123), ("wide", 200)):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert make_console().width == width
 
-    def test_no_color(self, diverging, monkeypatch):
+    def test_colours(self, diverging, monkeypatch):
         monkeypatch.setenv("NO_COLOR", "1")
         page = io.StringIO()
         show(diverging, console=Console(file=page, force_terminal=True, width=100))
         assert "╭" in page.getvalue()
         assert not re.search(r"\x1b\[[\d;]*3[0-7]", page.getvalue())
-
-    def test_colours_on_a_terminal(self, diverging, monkeypatch):
         monkeypatch.delenv("NO_COLOR", raising=False)
         page = io.StringIO()
         console = Console(file=page, force_terminal=True, color_system="standard", width=100)
@@ -506,27 +442,17 @@ class TestPlainText:
         assert "> model.layers.3.self_attn.o_proj" in text
         assert "?" not in text
 
-    def test_head(self, agreeing):
+    def test_a_head_and_an_unfinished_comparison_without_a_verdict(self, agreeing):
         run = Run("tiny (float32)", "wrapped", ("inputs: 3 tokens",))
-        assert shown(agreeing, run=run).startswith(
-            "tiny (float32) against wrapped\ninputs: 3 tokens\n\n"
-        )
-
-    def test_an_unfinished_comparison_has_a_table_and_no_verdict(self, agreeing):
+        head = "tiny (float32) against wrapped\ninputs: 3 tokens\n\n"
+        assert shown(agreeing, run=run).startswith(head)
         page = io.StringIO()
         show_rows(agreeing, console=Console(file=page, width=80))
         assert "model.layers.0.self_attn.q_proj" in page.getvalue()
         assert "agrees" not in page.getvalue()
 
-    def test_a_console_is_made_for_standard_output(self, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "123")
-        assert make_console().width == 123
-        monkeypatch.setenv("COLUMNS", "wide")
-        assert make_console().width == 200
-
 
 def test_show_is_the_method_of_a_comparison(diverging, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     diverging.show(all_rows=True)
-    text = capsys.readouterr().out
-    assert "…" not in text.split("\n\n")[0].replace("model…", "")
+    assert "…" not in capsys.readouterr().out.split("\n\n")[0].replace("model…", "")

@@ -44,13 +44,10 @@ def test_parquet(tmp_path: Path, comparison):
     assert pandas.isna(frame["mean"][1])
 
 
-def test_parquet_without_its_package(tmp_path: Path, monkeypatch):
+def test_parquet_without_its_package_and_no_rows(tmp_path: Path, monkeypatch, make_comparison):
     monkeypatch.setattr(reports, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pyarrow.*pip install 'trace-model\[parquet\]'"):
         check_path(tmp_path / "out.parquet")
     check_path(tmp_path / "out.csv")
-
-
-def test_no_rows(tmp_path: Path, make_comparison):
     save(make_comparison([]), tmp_path / "out.csv")
     assert pandas.read_csv(tmp_path / "out.csv").empty

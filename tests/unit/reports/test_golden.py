@@ -63,17 +63,10 @@ def text_of_page(comparison, run):
     return "".join(f"{piece}\n" for piece in pieces if piece)
 
 
-@pytest.mark.parametrize(
-    ("name", "render"),
-    [
-        ("console.txt", on_a_terminal),
-        ("page.txt", text_of_page),
-        ("report.json", document.render),
-        ("report.xml", junit.render),
-        ("report.md", markdown.render),
-        ("report.csv", frame.csv),
-    ],
-)
+@pytest.mark.parametrize(("name", "render"), [
+    ("console.txt", on_a_terminal), ("page.txt", text_of_page), ("report.json", document.render),
+    ("report.xml", junit.render), ("report.md", markdown.render), ("report.csv", frame.csv),
+])  # fmt: skip
 def test_as_it_was(comparison, name, render):
     found = render(comparison, RUN)
     found = found.decode() if isinstance(found, bytes) else found

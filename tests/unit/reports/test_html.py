@@ -117,8 +117,7 @@ class TestStructure:
 
     def test_the_source_of_both_sides(self, make_row, make_comparison, tmp_path):
         file = tmp_path / "model.py"
-        lines = [f"    if a < {i} and b > {i}: pass\n" for i in range(1, 21)]
-        file.write_text("".join(lines))
+        file.write_text("".join([f"    if a < {i} and b > {i}: pass\n" for i in range(1, 21)]))
         comparison = make_comparison([make_row("a", 0.5)])
         places = (
             Origin("a", "mask", OriginKind.ARGUMENT, f"{file}:10", None),
@@ -188,8 +187,7 @@ class TestData:
 
     def test_numbers_that_json_does_not_hold(self, make_row, make_comparison):
         data = data_of(page_of(make_comparison([make_row("a", None, limit=float("nan"))])))
-        assert data["rows"]["peir"] == ["Infinity"]
-        assert data["rows"]["limit"] == ["NaN"]
+        assert (data["rows"]["peir"], data["rows"]["limit"]) == (["Infinity"], ["NaN"])
         assert data["rows"]["mean"] == [None]
 
     def test_samples_are_those_of_the_rows(self, diverging):
@@ -205,14 +203,12 @@ class TestData:
                 assert values == pytest.approx(getattr(kept, side), abs=2e-4 * scale)
             assert drawn["counts"] == list(kept.counts)
 
-    def test_pairs_that_are_not_finite_are_left_out(self):
+    def test_samples_of_pairs_that_are_finite(self, make_row, make_comparison):
         model = nn.Identity()
         values = torch.tensor([0.0, float("inf"), float("nan"), 1.0])
         data = data_of(page_of(tracer.compare(model, model, values, samples=SAMPLES)))
         (drawn,) = data["samples"].values()
         assert len(base64.b64decode(drawn["reference"])) == 4
-
-    def test_without_samples(self, make_row, make_comparison):
         assert data_of(page_of(make_comparison([make_row("a")])))["samples"] == {}
 
 
@@ -220,21 +216,17 @@ class TestSafety:
     def test_nothing_is_fetched(self, diverging):
         text = render(diverging, Run("a", "b"))
         page = lxml.html.document_fromstring(text)
-        assert page.xpath("//@src") == []
-        assert page.xpath("//@href") == ["data:,"]
+        assert (page.xpath("//@src"), page.xpath("//@href")) == ([], ["data:,"])
         assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", text)
         (policy,) = page.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")
         assert policy.startswith("default-src 'none';")
 
-    def test_hostile_texts_stay_texts(self, make_row, make_comparison):
+    def test_hostile_texts_and_backquotes_stay_texts(self, make_row, make_comparison):
         page = page_of(*hostile(make_row, make_comparison))
-        assert len(page.xpath("//script")) == 2
-        assert page.xpath("//img") == []
+        assert (len(page.xpath("//script")), page.xpath("//img")) == (2, [])
         assert HOSTILE.split("`")[0] in page.get_element_by_id("verdict").text_content()
         assert HOSTILE in data_of(page)["texts"]
         assert "{{ 7*7 }}" in page.text_content()
-
-    def test_a_lone_backquote_is_a_backquote(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5)])
         verdict = said(comparison.verdict, "a ` <b> of\n`c` and `<d>`")
         first, second = page_of(replace(comparison, verdict=verdict)).find_class("explanation")[0]
@@ -274,9 +266,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
 def show(page: browser.Page, tmp_path: Path) -> Iterator[object]:
     """Writes and opens a report; afterwards nothing may have been fetched, or gone wrong."""
 
-    def opened(
-        comparison: tracer.Comparison, run: Run | None = None, **how: object
-    ) -> browser.Page:
+    def opened(comparison, run=None, **how):
         file = tmp_path / "report.html"
         save(comparison, file, run=run)
         page.requests.clear()
@@ -334,8 +324,7 @@ class TestBrowser:
     def test_the_tree(self, show, diverging):
         page = show(diverging)
         everything = listed(page)
-        assert everything[0] == "(root)"
-        assert everything.count("up") == 4
+        assert (everything[0], everything.count("up")) == ("(root)", 4)
         page.run("document.getElementById('collapse').click()")
         assert listed(page) == ["(root)", "layers", "head"]
         page.run("document.querySelectorAll('.node .twist')[2].parentElement.parentElement.click()")
@@ -351,8 +340,7 @@ class TestBrowser:
         choose(page, "search", "layers.1.*")
         assert listed(page) == ["layers.1.norm", "layers.1.up", "layers.1.down"]
         choose(page, "search", "[nothing(")
-        assert listed(page) == []
-        assert text(page, ".empty") == "No module is like that."
+        assert (listed(page), text(page, ".empty")) == ([], "No module is like that.")
         choose(page, "search", "")
         choose(page, "filter", "differs")
         frame = diverging.to_frame()
@@ -405,7 +393,7 @@ class TestBrowser:
         page = show(make_comparison(rows))
         lines = "document.querySelectorAll('.values tbody tr')"
         assert page.run(f"[...{lines}].map(line => line.innerText.split('\\t')[0])") == [
-            *("#0 kwargs.x", "#0 output.0", "#1 output.0", "#1 output.1"),
+            *("#0 kwargs.x", "#0 output.0", "#1 output.0", "#1 output.1")
         ]
         page.run(f"{lines}[3].click()")
         assert "shape [1]; candidate [2]" in text(page, ".figures")

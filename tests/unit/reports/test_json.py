@@ -41,38 +41,33 @@ class TestSchema:
         ]
         assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
         assert list(report["verdict"]["origin"]) == [
-            *("module", "argument", "kind", "reference_line", "candidate_line"),
+            *("module", "argument", "kind", "reference_line", "candidate_line")
         ]
         assert set(report["coverage"]) >= {
             *("paired_modules", "reference_only", "candidate_only", "reasons"),
             *("compared_calls", "compared_elements", "unmatched_calls", "held_bytes_peak"),
         }
         assert set(report["environment"]) == {
-            *("trace_model", "python", "torch", "transformers", "platform"),
+            *("trace_model", "python", "torch", "transformers", "platform")
         }
 
-    def test_rows_are_those_of_the_frame(self, make_row, make_comparison):
+    def test_rows_and_numbers(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.25), make_row("b")])
         rows = strict(render(comparison))["rows"]
         frame = comparison.to_frame()
         assert set(rows[0]) == {*frame.columns, "remarks"}
         for column in ("module", "call", "value", "peir", "mean", "max", "agrees"):
             assert [row[column] for row in rows] == frame[column].tolist()
-        assert rows[0]["shape"] == [1, 3]
-        assert rows[0]["dtype"] == "float32"
-
-    def test_numbers_that_are_not_finite_are_strings(self, make_row, make_comparison):
+        assert (rows[0]["shape"], rows[0]["dtype"]) == ([1, 3], "float32")
         row = make_row("a", None, limit=math.nan)
         report = strict(render(make_comparison([row, make_row("b", 0.0)])))
-        assert report["rows"][0]["peir"] == "inf"
-        assert report["rows"][0]["limit"] == "nan"
+        assert (report["rows"][0]["peir"], report["rows"][0]["limit"]) == ("inf", "nan")
         assert report["rows"][0]["mean"] is None
         assert report["rows"][1]["sqnr"] == "inf"
 
     def test_the_rest_of_a_comparison(self, make_row, make_comparison):
         form = FormDifference(3, "model", 0, "kwargs.attention_mask", "None", "float32 [1]")
-        comparison = make_comparison([make_row("a")], form_differences=(form,))
-        report = strict(render(comparison))
+        report = strict(render(make_comparison([make_row("a")], form_differences=(form,))))
         assert report["verdict"]["agrees"] is True
         assert report["verdict"]["symptom"] is None
         assert report["run"] is None
@@ -82,25 +77,19 @@ class TestSchema:
         assert report["environment"]["torch"] == torch.__version__
         assert report["environment"]["trace_model"] == tracer.__version__
 
-    def test_how_to_run_it_again(self, make_row, make_comparison):
+    def test_how_to_run_it_again_and_a_ranking(self, make_row, make_comparison):
         run = Run("tiny-llama", "sdpa", ("inputs: 3 tokens",), "trace_model compare tiny-llama")
         report = strict(render(make_comparison([make_row("a")]), run))
         assert report["run"]["command"] == "trace_model compare tiny-llama"
         assert report["run"]["notes"] == ["inputs: 3 tokens"]
-
-    def test_a_quantised_candidate_is_ranked(self, make_row, make_comparison):
         run = Run("a", "b", quantized=True, differences_expected=True)
         comparison = make_comparison([make_row("embed", 0.5, input_peir=0.0)])
         assert strict(render(comparison, run))["ranking"] == [
             {
-                "module": "embed",
-                "call": 0,
-                "value": "output",
-                "input_peir": 0.0,
-                "peir": 0.5,
+                "module": "embed", "call": 0, "value": "output", "input_peir": 0.0, "peir": 0.5,
                 "growth": "inf",
-            }
-        ]
+            },
+        ]  # fmt: skip
 
     def test_isolation_takes_the_place_of_the_ranking(self, make_row, make_comparison):
         call = IsolatedCall("embed", 0, "output", False, 0, None, 0.5, 0.25, math.inf, 1.0)
@@ -113,27 +102,19 @@ class TestSchema:
             (("norm", 0),),
         )
         run = Run("a", "b", quantized=True, differences_expected=True)
-        comparison = make_comparison([make_row("embed", 0.5)], isolation=found)
-        report = strict(render(comparison, run))
+        report = strict(render(make_comparison([make_row("embed", 0.5)], isolation=found), run))
         assert report["ranking"] is None
         isolation = report["isolation"]
         assert list(isolation) == [
-            *("level", "calls", "modules", "recoveries", "unforced", "explanation"),
+            *("level", "calls", "modules", "recoveries", "unforced", "explanation")
         ]
         assert isolation["calls"] == [
             {
-                "module": "embed",
-                "call": 0,
-                "value": "output",
-                "own_lines": False,
-                "depth": 0,
-                "input_peir": None,
-                "peir": 0.5,
-                "introduced_peir": 0.25,
-                "introduced": "inf",
+                "module": "embed", "call": 0, "value": "output", "own_lines": False, "depth": 0,
+                "input_peir": None, "peir": 0.5, "introduced_peir": 0.25, "introduced": "inf",
                 "share": 1.0,
-            }
-        ]
+            },
+        ]  # fmt: skip
         (module,) = isolation["modules"]
         assert module["worst"] == isolation["calls"][0]
         assert module["causes"] == [
@@ -223,17 +204,12 @@ class TestJsonSchema:
         comparison = make_comparison([make_row("embed", 0.5, input_peir=0.0)])
         assert self.check(comparison, run)["ranking"]
 
-    @pytest.mark.parametrize(
-        ("place", "value"),
-        [
-            (("rows", 0, "peir"), "much"),
-            (("rows", 0, "call"), -1),
-            (("rows", 0, "shape"), None),
-            (("verdict", "origin", "kind"), "magic"),
-            (("coverage", "unmatched_calls"), [["candidate", "b", 1]]),
-            (("schema",), 1),
-        ],
-    )
+    @pytest.mark.parametrize(("place", "value"), [
+        (("rows", 0, "peir"), "much"), (("rows", 0, "call"), -1), (("rows", 0, "shape"), None),
+        (("verdict", "origin", "kind"), "magic"),
+        (("coverage", "unmatched_calls"), [["candidate", "b", 1]]),
+        (("schema",), 1),
+    ])  # fmt: skip
     def test_it_refuses_what_is_wrong(self, make_row, make_comparison, place, value):
         report = document(make_comparison([make_row("a", 0.5)]))
         inner = report
@@ -267,8 +243,7 @@ class TestSave:
         with pytest.raises(UsageError, match="cannot be written: No space left on device"):
             save(make_comparison([make_row("a")]), path)
         monkeypatch.undo()
-        assert path.read_text() == "before"
-        assert list(tmp_path.iterdir()) == [path]
+        assert (path.read_text(), list(tmp_path.iterdir())) == ("before", [path])
 
     def test_a_link_stays_a_link(self, tmp_path: Path, make_row, make_comparison):
         target = tmp_path / "target.json"
@@ -279,18 +254,15 @@ class TestSave:
         assert link.is_symlink()
         assert strict(target.read_text())["schema"] == SCHEMA
 
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("report.pdf", r"suffix '\.pdf': expected \.html, \.json, .* or \.parquet"),
-            ("report", r"suffix '': expected \.html"),
-            (
-                "missing/report.json",
-                "directory .*missing for the report .* does not exist; create it first",
-            ),
-            ("folder.json", "is a directory"),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "message"), [
+        ("report.pdf", r"suffix '\.pdf': expected \.html, \.json, .* or \.parquet"),
+        ("report", r"suffix '': expected \.html"),
+        (
+            "missing/report.json",
+            "directory .*missing for the report .* does not exist; create it first",
+        ),
+        ("folder.json", "is a directory"),
+    ])  # fmt: skip
     def test_paths_that_cannot_be(self, tmp_path: Path, name: str, message: str):
         (tmp_path / "folder.json").mkdir()
         with pytest.raises(UsageError, match=message):

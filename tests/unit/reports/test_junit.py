@@ -38,16 +38,10 @@ def outcomes(suite: etree._Element) -> dict[str, str]:
 
 
 class TestOutcomes:
-    def test_agreement_passes(self, make_row, make_comparison):
+    def test_what_passes_and_what_fails(self, make_row, make_comparison):
         suite = suite_of(make_comparison([make_row("a"), make_row("a.b"), make_row("")]))
-        assert outcomes(suite) == {
-            "(root).a": "passed",
-            "a.b": "passed",
-            "(root).(root)": "passed",
-        }
+        assert outcomes(suite) == {"(root).a": "passed", "a.b": "passed", "(root).(root)": "passed"}
         assert "The models agree." in suite.find("system-out").text
-
-    def test_the_origin_fails_and_what_inherits_is_skipped(self, make_row, make_comparison):
         rows = [make_row("a"), make_row("a.b", 0.5), make_row("c", 0.25), make_row("c", 0.0)]
         suite = suite_of(make_comparison(rows))
         assert outcomes(suite) == {"(root).a": "passed", "a.b": "failure", "(root).c": "skipped"}
@@ -93,18 +87,14 @@ class TestOutcomes:
             "not seen: no such module",
         ]
 
-    def test_a_difference_that_is_expected_passes(self, make_row, make_comparison):
+    def test_without_a_pass(self, make_row, make_comparison):
         run = Run("a", "b", quantized=True, differences_expected=True)
         suite = suite_of(make_comparison([make_row("a", 0.5)]), run)
         assert outcomes(suite) == {"(root).a": "passed"}
-
-    def test_a_run_that_was_ended_is_an_error(self, make_row, make_comparison):
         ended = Verdict(False, None, None, False, Ended(None))
         suite = suite_of(make_comparison([make_row("a")], verdict=ended))
         assert outcomes(suite) == {"(root).a": "passed", "(root).verdict": "error"}
         assert suite.find(".//error").text == ended.explanation
-
-    def test_without_an_origin_the_symptom_fails(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a"), make_row("b", 0.5), make_row("c", 0.5)])
         verdict = replace(comparison.verdict, origin=None)
         found = outcomes(suite_of(replace(comparison, verdict=verdict)))
@@ -130,8 +120,7 @@ class TestText:
         run = Run("tiny", "sdpa", ("3 tokens",), "trace_model compare tiny")
         suite = suite_of(make_comparison([make_row("a")]), run)
         found = {item.get("name"): item.get("value") for item in suite.iter("property")}
-        assert found["torch"] == torch.__version__
-        assert found["note"] == "3 tokens"
+        assert (found["torch"], found["note"]) == (torch.__version__, "3 tokens")
         assert found["command"] == "trace_model compare tiny"
         assert found["coverage"].startswith("1 of 1 modules")
 
@@ -144,9 +133,7 @@ class TestText:
             candidate[2].bias[1] += 1.0
         suite = suite_of(tracer.compare(reference, candidate, torch.randn(3, 4)))
         assert outcomes(suite) == {
-            "(root).(root)": "skipped",
-            "(root).0": "passed",
-            "(root).1": "passed",
+            "(root).(root)": "skipped", "(root).0": "passed", "(root).1": "passed",
             "(root).2": "failure",
-        }
+        }  # fmt: skip
         assert "its `bias` differs" in suite.find(".//failure").text

@@ -44,13 +44,11 @@ class TestContent:
         assert "- 3 tokens" in text
         assert "torch" in text.splitlines()[-1]
 
-    def test_agreement(self, make_row, make_comparison):
+    def test_agreement_and_folded_rows(self, make_row, make_comparison):
         text = render(make_comparison([make_row("a")]))
         assert text.startswith("## ✅ agrees")
         assert "### Values" in text
         assert "begins" not in text
-
-    def test_rows_far_from_the_divergence_are_folded(self, make_row, make_comparison):
         rows = [make_row(f"m{i}", 0.5 if i > 60 else 1e-7) for i in range(100)]
         text = render(make_comparison(rows))
         assert re.search(r"_… \d+ rows agree, PEIR at most 1\.00e-07_", text)
@@ -61,14 +59,13 @@ class TestContent:
         masks = [make_row(f"m{i}", 0.5, value="kwargs.attention_mask") for i in range(60)]
         comparison = make_comparison([*masks, make_row("first", 0.5), make_row("last", 0.5)])
         symptom = replace(comparison.verdict.symptom, module="first", value="output")
-        verdict = replace(comparison.verdict, symptom=symptom)
-        text = render(replace(comparison, verdict=verdict))
+        text = render(replace(comparison, verdict=replace(comparison.verdict, symptom=symptom)))
         assert "| ▶ | `first` |" in text
         assert "| ✗ | `m59` |" in text
         assert "`m39`" not in text
         assert "40 further lines are in the other reports." in text
 
-    def test_the_source_around_the_line(self, make_row, make_comparison, tmp_path):
+    def test_the_source_and_what_modules_introduce(self, make_row, make_comparison, tmp_path):
         file = tmp_path / "model.py"
         file.write_text("".join(f"        line_{i}()\n" for i in range(1, 21)))
         comparison = make_comparison([make_row("a", 0.5)])
@@ -77,16 +74,6 @@ class TestContent:
         assert "### Where it begins: `a` passes a wrong `mask`" in text
         assert "     9   line_9()\n    10 > line_10()\n    11   line_11()" in text
         assert text.count("```python") == 1  # the candidate's line is beyond the end of the file
-
-    def test_several_origins(self, make_row, make_comparison):
-        comparison = make_comparison([make_row("a", 0.5)])
-        places = tuple(Origin(f"m{i}", None, OriginKind.PARAMETER, None, None) for i in range(7))
-        verdict = replace(comparison.verdict, origin=places[0], origins=places)
-        text = render(replace(comparison, verdict=verdict))
-        assert "### Origin 2 of 7: `m1` has wrong parameters" in text
-        assert "### Origin 6 of 7" not in text
-
-    def test_what_modules_introduce(self, make_row, make_comparison):
         calls = [
             IsolatedCall(f"m{i}", i % 2, "output", False, 0, None, 0.5, 0.25, 0.125, 1 / 12)
             for i in range(12)
@@ -97,7 +84,13 @@ class TestContent:
         assert "| 8.3% | `m1#1` | - | 5.00e-01 | 2.50e-01 | 1.25e-01 |" in text
         assert "… 2 more" in text
 
-    def test_a_quantised_candidate_is_ranked(self, make_row, make_comparison):
+    def test_origins_and_rankings(self, make_row, make_comparison):
+        comparison = make_comparison([make_row("a", 0.5)])
+        places = tuple(Origin(f"m{i}", None, OriginKind.PARAMETER, None, None) for i in range(7))
+        verdict = replace(comparison.verdict, origin=places[0], origins=places)
+        text = render(replace(comparison, verdict=verdict))
+        assert "### Origin 2 of 7: `m1` has wrong parameters" in text
+        assert "### Origin 6 of 7" not in text
         run = Run("a", "b", quantized=True, differences_expected=True)
         rows = [make_row("embed", 0.5, input_peir=0.0), make_row("up", 0.75, input_peir=0.5)]
         text = render(make_comparison(rows), run)
@@ -123,14 +116,9 @@ class TestContent:
 
 
 HOSTILE = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "[click](javascript:alert(1))",
-    "a|b|c",
-    "`` ``` ```` `",
-    "**bold** __x__ ~~y~~",
-    "x\n\n# heading\n\n```\n</details>",
-]
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[click](javascript:alert(1))",
+    "a|b|c", "`` ``` ```` `", "**bold** __x__ ~~y~~", "x\n\n# heading\n\n```\n</details>",
+]  # fmt: skip
 
 
 class TestEscaping:
@@ -155,8 +143,7 @@ class TestEscaping:
         assert page.count("<h2>") == 1
         assert page.count("<details>") == page.count("</details>") == 1
         assert page.count("<table>") == 1
-        cells = {row.count("<td") for row in page.split("<tr>") if "<td" in row}
-        assert cells == {9}
+        assert {row.count("<td") for row in page.split("<tr>") if "<td" in row} == {9}
 
     def test_bold_and_links_stay_text(self, make_row, make_comparison):
         run = Run("**a** [b](c)", "d", ("**e**",))

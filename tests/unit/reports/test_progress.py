@@ -17,29 +17,22 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return page
 
 
-def test_nothing_where_there_is_no_terminal(capsys):
+def test_short_runs_and_no_terminal(capsys, screen):
     with progress.status("loading"), progress.call_counter("comparing", 3) as tell:
         tell(1)
-    assert list(progress.tracked([1, 2])) == [1, 2]
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_short_run_shows_no_bar(screen):
+    assert (list(progress.tracked([1, 2])), capsys.readouterr()) == ([1, 2], ("", ""))
     with progress.call_counter("comparing", 3) as tell:
         tell(1)
     assert screen.getvalue() == ""
 
 
-def test_a_long_run_shows_one(screen, monkeypatch):
+def test_a_long_run_shows_a_bar_that_ends(screen, monkeypatch):
     monkeypatch.setattr(progress, "_PATIENCE", -1.0)
     with progress.call_counter("comparing", 3) as tell:
         tell(1)
         tell(5)  # more than was expected
     assert "comparing" in screen.getvalue()
     assert "5 calls" in screen.getvalue()
-
-
-def test_the_bar_ends_with_an_error(screen, monkeypatch):
     monkeypatch.setattr(progress, "_PATIENCE", -1.0)
     with pytest.raises(ValueError, match="stop"), progress.call_counter("comparing", 3) as tell:
         tell(1)

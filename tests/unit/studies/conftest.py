@@ -10,12 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from wrappers.studies import (
-    LoadedWorkload,
-    Results,
-    Workload,
-    load,
-)
+from wrappers.studies import LoadedWorkload, Results, Workload, load
 
 WORDS = [f"w{number}" for number in range(40)]
 
@@ -32,17 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(path)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=1,
-        initializer_range=0.3,
-    )
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0,
+        eos_token_id=1, initializer_range=0.3,
+    )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)
     draw = random.Random(0)
     documents = [" ".join(draw.choices(WORDS, k=draw.randint(20, 70))) for _ in range(12)]
@@ -54,14 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workload(folder: Path) -> Workload:
     """Some 150 tokens to score, the rest to calibrate on."""
     return Workload(
-        str(folder),
-        text=str(folder.parent / "text.txt"),
-        separator="|",
-        tokens=150,
-        calibration_length=24,
-        prompts=2,
-        new_tokens=6,
-    )
+        str(folder), text=str(folder.parent / "text.txt"), separator="|", tokens=150,
+        calibration_length=24, prompts=2, new_tokens=6,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

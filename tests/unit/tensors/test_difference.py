@@ -19,17 +19,9 @@ INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 COMPLEX = (torch.complex64, torch.complex128)
 EXACT_FIELDS = (
-    "elements",
-    "count",
-    "min_abs",
-    "max_abs",
-    "reference_min",
-    "reference_max",
-    "reference_nonfinite",
-    "candidate_nonfinite",
-    "mismatched",
-    "peak_index",
-)
+    "elements", "count", "min_abs", "max_abs", "reference_min", "reference_max",
+    "reference_nonfinite", "candidate_nonfinite", "mismatched", "peak_index",
+)  # fmt: skip
 SUM_FIELDS = ("sum_abs", "sum_square", "reference_square", "candidate_square", "product")
 
 
@@ -55,9 +47,7 @@ def float64(tensor: torch.Tensor) -> np.ndarray:
     return np.array(values, dtype=np.complex128 if tensor.is_complex() else np.float64)
 
 
-def check(
-    difference: Difference, reference: torch.Tensor, candidate: torch.Tensor, rel: float = 1e-12
-) -> None:
+def check(difference, reference, candidate, rel=1e-12):
     """Holds every statistic of finite tensors against NumPy in float64."""
     r, c = float64(reference), float64(candidate)
     d = np.abs(r - c)
@@ -96,13 +86,10 @@ def exactly_equal(left: Difference, right: Difference, rel: float = 1e-12) -> No
 
 
 # float32 arithmetic inside a chunk: a few units in the last place of float32.
-@pytest.mark.parametrize(
-    ("dtype", "rel"),
-    [
-        *((d, 1e-12) for d in (torch.float64, *INTEGERS, *UNSIGNED, torch.bool, *COMPLEX)),
-        *((d, 2e-6) for d in (torch.float32, torch.bfloat16, torch.float16)),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "rel"), [
+    *((d, 1e-12) for d in (torch.float64, *INTEGERS, *UNSIGNED, torch.bool, *COMPLEX)),
+    *((d, 2e-6) for d in (torch.float32, torch.bfloat16, torch.float16)),
+])  # fmt: skip
 def test_every_statistic_equals_a_float64_computation(dtype: torch.dtype, rel: float) -> None:
     reference, candidate = drawn(dtype, (7, 31, 3), 1), drawn(dtype, (7, 31, 3), 2)
     difference = Difference.of(reference, candidate)
@@ -151,21 +138,19 @@ def test_sizes_around_the_chunk(size: int) -> None:
 
 BASE = drawn(torch.float32, (6, 10, 8, 4))
 FORMS = {
-    "transposed": lambda: BASE.transpose(0, 2),
-    "sliced": lambda: BASE[:, ::3, 1:],
+    "transposed": lambda: BASE.transpose(0, 2), "sliced": lambda: BASE[:, ::3, 1:],
     "every other row": lambda: BASE[::2],
     "expanded": lambda: BASE[:1, :1].expand(6, 10, 8, 4),
     "expanded scalar": lambda: torch.tensor(3.5).expand(4, 5),
     "channels last": lambda: BASE.to(memory_format=torch.channels_last),
-    "0-d": lambda: BASE.sum(),
-    "one element": lambda: BASE[0, 0, 0, :1],
+    "0-d": lambda: BASE.sum(), "one element": lambda: BASE[0, 0, 0, :1],
     "negative view": lambda: torch.view_as_complex(drawn(torch.float32, (5, 2))).conj().imag,
     "conjugate view": lambda: torch.view_as_complex(drawn(torch.float32, (5, 2))).conj(),
     "sparse": lambda: BASE[0, 0].relu().to_sparse(),
     "sparse rows": lambda: BASE[0, 0].relu().to_sparse_csr(),
     "requires grad": lambda: BASE.clone().requires_grad_() * 2,
     "parameter": lambda: torch.nn.Parameter(BASE[0].clone()),
-}
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -181,13 +166,10 @@ def test_forms_of_tensors(form: str) -> None:
     assert (equal.max, equal.peir, equal.sqnr) == (0.0, 0.0, math.inf)
 
 
-def test_inference_tensors() -> None:
+def test_inference_tensors_and_mode() -> None:
     with torch.inference_mode():
         reference, candidate = drawn(torch.float32, (9,), 1), drawn(torch.float32, (9,), 2)
     check(Difference.of(reference, candidate), reference, candidate, 2e-6)
-
-
-def test_under_inference_mode() -> None:
     reference, candidate = drawn(torch.float32, (9,), 1), drawn(torch.float32, (9,), 2)
     with torch.inference_mode():
         assert Difference.of(reference, candidate) == Difference.of(reference, candidate)
@@ -220,9 +202,7 @@ def test_empty_tensors(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "shapes", [((3, 1), (3, 4)), ((4,), (1, 4)), ((), (1,)), ((2, 0), (0, 2)), ((2, 3), (3, 2))]
 )
-def test_shapes_that_differ_raise_and_never_broadcast(
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-) -> None:
+def test_shapes_that_differ_raise_and_never_broadcast(shapes):
     with pytest.raises(ShapeMismatchError, match="never broadcasts") as caught:
         Difference.of(torch.zeros(shapes[0]), torch.zeros(shapes[1]))
     assert str(shapes[0]) in str(caught.value)
@@ -265,12 +245,11 @@ def test_nothing_finite_at_all(value: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", UNSIGNED)
 def test_unsigned_integers_never_wrap(dtype: torch.dtype) -> None:
     reference = torch.tensor([0, 1, 200], dtype=dtype)
-    candidate = torch.tensor([1, 0, 255], dtype=dtype)
-    difference = Difference.of(reference, candidate)
+    difference = Difference.of(reference, torch.tensor([1, 0, 255], dtype=dtype))
     assert (difference.max, difference.mean, difference.mismatched) == (55.0, 19.0, 3)
 
 
-def test_extremes_of_int64_neither_overflow_nor_round() -> None:
+def test_extremes_of_integers() -> None:
     low, high = -(2**63), 2**63 - 1
     reference = torch.tensor([high, high, low, high], dtype=torch.int64)
     candidate = torch.tensor([high - 1, low, low + 3, high], dtype=torch.int64)
@@ -278,18 +257,12 @@ def test_extremes_of_int64_neither_overflow_nor_round() -> None:
     assert (difference.max, difference.peak_index, difference.mismatched) == (2.0**64, 1, 3)
     assert Difference.of(reference[[0, 2]], candidate[[0, 2]]).sum_abs == 4.0
     assert Difference.of(reference[:1], candidate[:1]).max == 1.0
-
-
-def test_extremes_of_uint64_neither_wrap_nor_round() -> None:
     reference = torch.tensor([2**64 - 1, 2**63, 0], dtype=torch.uint64)
     candidate = torch.tensor([2**64 - 2, 2**63 + 1, 2**64 - 1], dtype=torch.uint64)
     difference = Difference.of(reference, candidate)
     assert (difference.min, difference.max, difference.mismatched) == (1.0, 2.0**64, 3)
     signed = Difference.of(reference[1:2], torch.tensor([-1]))
     assert (signed.max, signed.mismatched) == (2.0**63 + 1, 1)
-
-
-def test_large_integers_that_round_to_one_float_are_told_apart() -> None:
     difference = Difference.of(torch.tensor([2**60 + 1]), torch.tensor([2**60]))
     assert (difference.max, difference.mismatched) == (1.0, 1)
 
@@ -301,12 +274,8 @@ def test_a_constant_reference_has_peir_zero_or_infinity() -> None:
     assert missed.peir == math.inf
     assert missed.relative_peak == pytest.approx(5e-4, rel=1e-3)
     zero = Difference.of(torch.zeros(5), torch.full((5,), 1e-30))
-    assert (zero.peir, zero.relative_peak, zero.sqnr, zero.cosine) == (
-        math.inf,
-        math.inf,
-        -math.inf,
-        0.0,
-    )
+    assert (zero.peir, zero.relative_peak) == (math.inf, math.inf)
+    assert (zero.sqnr, zero.cosine) == (-math.inf, 0.0)
     assert zero.relative_l2 == math.inf
 
 
@@ -342,7 +311,7 @@ def test_the_extremes_of_float32_range(dtype: torch.dtype) -> None:
     check(Difference.of(reference, -reference), reference, -reference)
 
 
-def test_squares_beyond_float64_do_not_raise() -> None:
+def test_values_beyond_float64() -> None:
     reference = torch.tensor([1e200, -1e200, 3e199], dtype=torch.float64)
     difference = Difference.of(reference, reference * 0.5)
     assert difference.peir == pytest.approx(0.25)
@@ -352,9 +321,6 @@ def test_squares_beyond_float64_do_not_raise() -> None:
     assert math.isnan(difference.cosine)
     assert math.isnan(difference.relative_l2)
     assert not Tolerance().agrees(difference, torch.float64, torch.float64)
-
-
-def test_an_interval_beyond_float64_keeps_its_peir() -> None:
     largest = torch.finfo(torch.float64).max
     reference = torch.tensor([largest, -largest, largest / 4], dtype=torch.float64)
     candidate = torch.tensor([largest, -largest, -largest / 4], dtype=torch.float64)
@@ -380,8 +346,7 @@ def test_zero_vectors() -> None:
     assert Difference.of(zero, zero.clone()).cosine == 1.0
     assert Difference.of(zero, one).cosine == 0.0
     assert Difference.of(one, zero).cosine == 0.0
-    assert Difference.of(one, zero).sqnr == 0.0
-    assert Difference.of(zero, -zero).max == 0.0
+    assert (Difference.of(one, zero).sqnr, Difference.of(zero, -zero).max) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8, torch.int64, torch.bool, torch.complex64])
@@ -393,15 +358,12 @@ def test_the_path_of_devices_equals_the_path_of_the_cpu(dtype: torch.dtype) -> N
     exactly_equal(Difference.of(reference, small), _of_any(reference, small), rel=2e-6)
 
 
-def test_the_inputs_are_left_as_they_are() -> None:
+def test_what_is_frozen() -> None:
     reference, candidate = drawn(torch.float32, (64,), 1), drawn(torch.float32, (64,), 2)
     copies = reference.clone(), candidate.clone()
     Difference.of(reference, candidate)
     assert torch.equal(reference, copies[0])
     assert torch.equal(candidate, copies[1])
-
-
-def test_a_difference_is_a_frozen_value() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Difference().count = 3  # type: ignore[misc]
 
@@ -421,9 +383,7 @@ def pairs_of_lists(draw: st.DrawFn) -> tuple[list[float], list[float]]:
 
 @settings(deadline=None, max_examples=150)
 @given(pairs_of_lists(), st.data())
-def test_any_split_merges_to_the_whole(
-    pair: tuple[list[float], list[float]], data: st.DataObject
-) -> None:
+def test_any_split_merges_to_the_whole(pair, data):
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
     reference, candidate = (torch.tensor(values, dtype=dtype) for values in pair)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(reference)), max_size=4)))

@@ -74,7 +74,7 @@ class TestBounds:
         assert mean == pytest.approx(1.0, abs=0.1)
         assert spread == pytest.approx(0.354, abs=0.1)
 
-    def test_opposite_and_unrelated(self) -> None:
+    def test_known_bounds(self) -> None:
         r = drawn(1)
         found = Fingerprint.of(r).estimate(Fingerprint.of(-r))
         assert found.low <= 2.0 <= found.high * (1 + 1e-12)
@@ -82,9 +82,7 @@ class TestBounds:
         other = Fingerprint.of(r).estimate(Fingerprint.of(drawn(2)))
         assert abs(other.cosine) < 0.6
         assert other.low < math.sqrt(2.0) < other.high
-
-    def test_a_constant_shift_is_bounded_below_exactly(self) -> None:
-        """By Cauchy and Schwarz, from the sums alone."""
+        # By Cauchy and Schwarz, from the sums alone.
         r = drawn(3).double()
         found = Fingerprint.of(r).estimate(Fingerprint.of(r + 0.5))
         true = 0.5 * math.sqrt(SIZE) / r.norm().item()
@@ -96,12 +94,11 @@ class TestBounds:
         c = r.clone()
         c[-1] += 3.0
         found = Fingerprint.of(r).estimate(Fingerprint.of(c))
-        true = Difference.of(r, c).relative_l2
-        assert 0 < found.low <= true <= found.high
+        assert 0 < found.low <= Difference.of(r, c).relative_l2 <= found.high
 
 
 class TestFingerprint:
-    def test_its_moments(self) -> None:
+    def test_its_moments_and_its_size(self) -> None:
         x = drawn(5, 7, 11)
         found = Fingerprint.of(x)
         exact = x.double()
@@ -110,13 +107,10 @@ class TestFingerprint:
         assert (found.least, found.most) == (x.min().item(), x.max().item())
         assert (found.shape, found.dtype, found.nonfinite) == ((7, 11), torch.float32, 0)
         assert str(found) == "float32 [7, 11]"
-
-    def test_it_is_under_200_bytes(self) -> None:
         found = Fingerprint.of(drawn(6))
         stored = torch.tensor(found.numbers, dtype=torch.float64)
         assert len(raw_bytes(stored)) == 176
-        again = Fingerprint.from_numbers(stored.tolist(), found.shape, found.dtype)
-        assert again == found
+        assert Fingerprint.from_numbers(stored.tolist(), found.shape, found.dtype) == found
 
     def test_the_signs_are_the_same_everywhere(self) -> None:
         """Those of splitmix64, worked out in Python's integers."""
@@ -135,20 +129,11 @@ class TestFingerprint:
             expected = [1.0 if low[i // 8] >> (7 - i % 8) & 1 else -1.0 for i in range(16)]
             assert list(Fingerprint.of(x).projections) == expected
 
-    @pytest.mark.parametrize(
-        "tensor",
-        [
-            torch.arange(24).reshape(2, 3, 4),
-            torch.tensor([True, False, True]),
-            drawn(7, 6, 8).to(torch.bfloat16),
-            torch.complex(drawn(8, 5), drawn(9, 5)),
-            torch.empty(0, 3),
-            torch.tensor(2.5),
-            drawn(10, 6, 8).t(),
-            drawn(11, 4, 4).to_sparse(),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize("tensor", [
+        torch.arange(24).reshape(2, 3, 4), torch.tensor([True, False, True]),
+        drawn(7, 6, 8).to(torch.bfloat16), torch.complex(drawn(8, 5), drawn(9, 5)),
+        torch.empty(0, 3), torch.tensor(2.5), drawn(10, 6, 8).t(), drawn(11, 4, 4).to_sparse(),
+    ], ids=str)  # fmt: skip
     def test_equal_tensors_have_equal_ones(self, tensor: torch.Tensor) -> None:
         one, two = Fingerprint.of(tensor), Fingerprint.of(tensor.clone())
         assert one == two
@@ -158,16 +143,13 @@ class TestFingerprint:
         assert difference.elements == tensor.numel()
         assert one.estimate(two).relative_l2 == 0.0
 
-    def test_a_single_integer_apart_is_not_equal(self) -> None:
+    def test_integers_and_dtypes(self) -> None:
         x = torch.arange(1000)
         y = x.clone()
         y[500] += 1
-        difference = Fingerprint.of(x).difference(Fingerprint.of(y))
-        assert difference.mismatched == 1
+        assert Fingerprint.of(x).difference(Fingerprint.of(y)).mismatched == 1
         large = torch.tensor([2**60])  # float64 cannot tell it from the next one
         assert not Fingerprint.of(large).equals(Fingerprint.of(large + 4096))
-
-    def test_the_same_numbers_in_another_dtype_are_equal(self) -> None:
         x = torch.arange(10)
         assert Fingerprint.of(x).equals(Fingerprint.of(x.to(torch.int32)))
         assert Fingerprint.of(torch.tensor([0.0])).equals(Fingerprint.of(torch.tensor([-0.0])))
@@ -177,8 +159,7 @@ class TestFingerprint:
         x = drawn(12, 100)
         x[3], x[4], x[5] = math.nan, math.inf, -math.inf
         found = Fingerprint.of(x)
-        assert found.nonfinite == 3
-        assert found.most == x[x.isfinite()].max().item()
+        assert (found.nonfinite, found.most) == (3, x[x.isfinite()].max().item())
         y = x.clone()
         y[6] = math.nan
         difference = found.difference(Fingerprint.of(y))
@@ -188,11 +169,14 @@ class TestFingerprint:
         assert (nothing.least, nothing.most) == (math.inf, -math.inf)
         assert nothing.difference(Fingerprint.of(torch.ones(4))).mismatched == 4
 
-    def test_zeros(self) -> None:
+    def test_zeros_and_extremes(self) -> None:
         zero, one = Fingerprint.of(torch.zeros(5)), Fingerprint.of(torch.ones(5))
         assert zero.estimate(one).relative_l2 == math.inf
-        assert zero.estimate(one).cosine == 0.0
-        assert zero.estimate(zero).cosine == 1.0
+        assert (zero.estimate(one).cosine, zero.estimate(zero).cosine) == (0.0, 1.0)
+        r = drawn(15)
+        c = r.clone()
+        c[0] = 50.0
+        assert Fingerprint.of(r).difference(Fingerprint.of(c)).max >= 50.0 - r.max().item()
 
     def test_the_estimated_difference_is_about_the_true_one(self) -> None:
         r = drawn(13, 20_000)
@@ -202,13 +186,6 @@ class TestFingerprint:
             ratio = getattr(estimated, name) / getattr(true, name)
             assert 0.6 < ratio < 2.2, name
         assert estimated.interval == pytest.approx(true.interval)
-
-    def test_extremes_that_moved_bound_the_peak(self) -> None:
-        r = drawn(15)
-        c = r.clone()
-        c[0] = 50.0
-        difference = Fingerprint.of(r).difference(Fingerprint.of(c))
-        assert difference.max >= 50.0 - r.max().item()
 
 
 def test_checksums_tell_bytes_apart() -> None:

@@ -224,21 +224,16 @@ def test_replacing_leaves_keeps_the_type_and_leaves_the_original(kind: str) -> N
     assert all(torch.equal(leaf, before[path]) for path, leaf in found(value).items())
 
 
-def test_what_belongs_to_a_container_is_kept() -> None:
+def test_what_is_kept_of_containers_and_outputs() -> None:
     assert replace_leaves(Names("title", tensor()), "v", {"v.0": 1}).title == "title"
     replaced = replace_leaves(deque([tensor()], maxlen=3), "v", {"v.0": 1})
-    assert replaced == deque([1], maxlen=3)
-    assert replaced.maxlen == 3
-    defaults = replace_leaves(defaultdict(list, a=tensor()), "v", {"v.a": 1})
-    assert defaults["absent"] == []
+    assert (replaced, replaced.maxlen) == (deque([1], maxlen=3), 3)
+    assert replace_leaves(defaultdict(list, a=tensor()), "v", {"v.a": 1})["absent"] == []
     plain = replace_leaves(Plain(tensor(), label="kept"), "v", {"v.value": 1})
     assert plain == Plain(1, label="kept")
     frozen = Frozen(tensor())
     replaced_frozen = replace_leaves(frozen, "v", {"v.derived": 1})
     assert (replaced_frozen.value, replaced_frozen.derived) == (frozen.value, 1)
-
-
-def test_a_model_output_answers_by_attribute_and_by_key() -> None:
     output = CausalLMOutputWithPast(logits=tensor(), hidden_states=(tensor(1),))
     replaced = replace_leaves(output, "output", {"output.logits": tensor(9)})
     assert torch.equal(replaced.logits, tensor(9))
@@ -287,7 +282,17 @@ def test_a_snapshot_holds_the_same_tensors(kind: str) -> None:
     }
 
 
-def test_a_snapshot_stays_as_it_is_when_the_value_goes_on() -> None:
+def test_snapshots() -> None:
+    box = Box(tensor())
+    box.me = box
+    taken = snapshot(box)
+    assert taken is not box
+    assert taken.value is box.value
+    value = {"a": [1, 2.5, None, "text", True, 1j], "b": Box(4)}
+    assert list(leaves(value, "v")) == [
+        ("v.a.0", 1), ("v.a.1", 2.5), ("v.a.2", None), ("v.a.3", "text"), ("v.a.4", True),
+        ("v.a.5", 1j),
+    ]  # fmt: skip
     cache, growing, mapping = filled_cache(), [tensor()], {"a": tensor()}
     taken = snapshot({"cache": cache, "list": growing, "mapping": mapping})
     before = {path: id(leaf) for path, leaf in found(taken).items()}
@@ -296,26 +301,6 @@ def test_a_snapshot_stays_as_it_is_when_the_value_goes_on() -> None:
     mapping["b"] = mapping.pop("a")
     assert {path: id(leaf) for path, leaf in found(taken).items()} == before
     assert found(cache)["v.layers.0.keys"].shape[-2] == 4
-
-
-def test_a_snapshot_of_a_cycle_ends() -> None:
-    box = Box(tensor())
-    box.me = box
-    taken = snapshot(box)
-    assert taken is not box
-    assert taken.value is box.value
-
-
-def test_plain_values_are_leaves_of_containers_only() -> None:
-    value = {"a": [1, 2.5, None, "text", True, 1j], "b": Box(4)}
-    assert list(leaves(value, "v")) == [
-        ("v.a.0", 1),
-        ("v.a.1", 2.5),
-        ("v.a.2", None),
-        ("v.a.3", "text"),
-        ("v.a.4", True),
-        ("v.a.5", 1j),
-    ]
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", True, 2.5])
@@ -337,8 +322,7 @@ def test_cycles_are_walked_once() -> None:
     box = Box([tensor(1)])
     box.me = box
     box.value.append(box)
-    assert list(found(looped)) == ["v.0"]
-    assert list(found(box)) == ["v.value.0"]
+    assert (list(found(looped)), list(found(box))) == (["v.0"], ["v.value.0"])
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
@@ -355,35 +339,25 @@ def test_a_nested_tensor_has_a_leaf_for_each_tensor_in_it(layout: torch.layout) 
         torch.testing.assert_close(leaf, 2 * part)
 
 
-def test_a_tensor_at_two_places_is_found_at_both() -> None:
+def test_leaves_found_twice_and_parameters() -> None:
     shared = tensor()
     assert list(found((shared, {"again": shared}))) == ["v.0", "v.1.again"]
-
-
-def test_a_parameter_is_a_leaf() -> None:
     assert list(found(nn.Parameter(torch.ones(2)))) == ["v"]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (torch.tensor([1.5, -2.0]), "float32 [2], from -2 to 1.5"),
-        (torch.ones(2, 3, dtype=torch.int64), "int64 [2, 3], all 1"),
-        (torch.tensor(True), "bool [], all True"),
-        (torch.empty(0, 4), "float32 [0, 4]"),
-        (torch.tensor([math.nan, 1.0]), "float32 [2], from nan to nan"),
-        (torch.tensor([1j]), "complex64 [1]"),
-        (torch.tensor([1, 3], dtype=torch.uint16), "uint16 [2], from 1 to 3"),
-        (torch.tensor([1, 3], dtype=torch.uint64), "uint64 [2], from 1 to 3"),
-        (torch.tensor([1.0, 3.0]).to(torch.float8_e4m3fn), "float8_e4m3fn [2], from 1 to 3"),
-        (torch.tensor([0.0, 3.0]).to_sparse(), "float32 [2], from 0 to 3"),
-        (torch.empty(2, device="meta"), "float32 [2]"),
-        (None, "None"),
-        (3, "3"),
-        ("text", "'text'"),
-        (filled_cache(), "DynamicCache"),
-    ],
-)
+@pytest.mark.parametrize(("value", "text"), [
+    (torch.tensor([1.5, -2.0]), "float32 [2], from -2 to 1.5"),
+    (torch.ones(2, 3, dtype=torch.int64), "int64 [2, 3], all 1"),
+    (torch.tensor(True), "bool [], all True"), (torch.empty(0, 4), "float32 [0, 4]"),
+    (torch.tensor([math.nan, 1.0]), "float32 [2], from nan to nan"),
+    (torch.tensor([1j]), "complex64 [1]"),
+    (torch.tensor([1, 3], dtype=torch.uint16), "uint16 [2], from 1 to 3"),
+    (torch.tensor([1, 3], dtype=torch.uint64), "uint64 [2], from 1 to 3"),
+    (torch.tensor([1.0, 3.0]).to(torch.float8_e4m3fn), "float8_e4m3fn [2], from 1 to 3"),
+    (torch.tensor([0.0, 3.0]).to_sparse(), "float32 [2], from 0 to 3"),
+    (torch.empty(2, device="meta"), "float32 [2]"), (None, "None"), (3, "3"), ("text", "'text'"),
+    (filled_cache(), "DynamicCache"),
+])  # fmt: skip
 def test_leaves_in_words(value: object, text: str) -> None:
     assert describe(value) == text
 
@@ -393,24 +367,11 @@ def test_a_copied_cache_is_found_at_the_same_paths() -> None:
     assert list(found(copy.deepcopy(cache))) == list(found(cache))
 
 
-@pytest.mark.parametrize(
-    ("value", "stateful"),
-    [
-        (DynamicCache(), True),
-        ([], True),
-        ({}, True),
-        (UserDict(), True),
-        ((), False),
-        (torch.ones(1), False),
-        (Plain(1), False),
-        (1.0, False),
-        ("x", False),
-        (None, False),
-        (nn.Linear(1, 1), False),
-        (len, False),
-        (Plain, False),
-    ],
-)
+@pytest.mark.parametrize(("value", "stateful"), [
+    (DynamicCache(), True), ([], True), ({}, True), (UserDict(), True), ((), False),
+    (torch.ones(1), False), (Plain(1), False), (1.0, False), ("x", False), (None, False),
+    (nn.Linear(1, 1), False), (len, False), (Plain, False),
+])  # fmt: skip
 def test_what_others_may_find_something_in(value: object, stateful: bool) -> None:
     assert is_stateful(value) is stateful
 

@@ -38,19 +38,10 @@ def test_zeros_and_ones_of_any_integer(dtype: torch.dtype) -> None:
     assert visible_positions(mask).tolist() == [[True, True, False]]
 
 
-def test_floats_of_zero_and_one_in_a_padding_mask() -> None:
+def test_floats_of_zero_and_one() -> None:
     assert visible_positions(torch.tensor([[1.0, 0.0]])).tolist() == [[True, False]]
-
-
-def test_the_same_floats_in_an_additive_mask_have_no_reading() -> None:
     assert visible_positions(torch.tensor([[[[1.0, 0.0]]]])) is None
-
-
-def test_zeros_added_to_logits_hide_nothing() -> None:
     assert bool(visible_positions(torch.zeros(1, 1, 2, 2)).all())
-
-
-def test_masks_that_were_added_up_still_hide() -> None:
     mask = torch.tensor([[[[0.0, -240.0, -120.0]]]])
     assert visible_positions(mask).tolist() == [[[[True, False, False]]]]
 
@@ -60,25 +51,18 @@ def test_values_that_neither_show_nor_hide_have_no_reading(weak: float) -> None:
     assert visible_positions(torch.tensor([[[[0.0, weak, -math.inf]]]])) is None
 
 
-def test_a_position_bias_is_not_read_as_a_mask() -> None:
+def test_what_has_no_reading() -> None:
     distance = -torch.arange(40.0).repeat(40, 1)[None, None]
     assert visible_positions(distance) is None
-
-
-def test_other_integers_have_no_reading() -> None:
     assert visible_positions(torch.tensor([[0, 1, 2]])) is None
     assert visible_positions(torch.tensor([[0, -1]])) is None
-
-
-def test_complex_numbers_have_no_reading() -> None:
     assert visible_positions(torch.zeros(2, 2, dtype=torch.complex64)) is None
 
 
 def test_one_mask_for_all_heads_means_the_same_as_one_for_each() -> None:
     visible = causal(3)
     few = additive(visible[None, None], -120.0)
-    many = additive(visible.expand(2, 4, 3, 3), -math.inf)
-    pair = visible_pair(few, many)
+    pair = visible_pair(few, additive(visible.expand(2, 4, 3, 3), -math.inf))
     assert pair is not None
     assert pair[0].shape == pair[1].shape == (2, 4, 3, 3)
     assert torch.equal(*pair)
@@ -87,9 +71,7 @@ def test_one_mask_for_all_heads_means_the_same_as_one_for_each() -> None:
 @pytest.mark.parametrize(
     "shapes", [((2, 3), (1, 1, 2, 3)), ((1, 3), (1, 4)), ((2, 1, 3, 3), (3, 1, 3, 3))]
 )
-def test_masks_of_other_rank_or_length_are_no_pair(
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
-) -> None:
+def test_masks_of_other_rank_or_length_are_no_pair(shapes):
     assert visible_pair(*(torch.ones(s, dtype=torch.bool) for s in shapes)) is None
 
 
@@ -99,18 +81,15 @@ def test_one_unreadable_mask_makes_no_pair() -> None:
     assert visible_pair(readable - 5.0, readable) is None
 
 
-@pytest.mark.parametrize(
-    ("mask", "words"),
-    [
-        (additive(causal(3)[None, None], -120.0), "additive mask, causal"),
-        (torch.ones(2, 3, dtype=torch.int64), "mask, hides nothing"),
-        (torch.tensor([[1, 0], [1, 1]]), "mask, hides 1 of 4 positions"),
-        (torch.zeros(1, 1, 2, 3), "additive mask, hides nothing"),
-        (torch.tensor([[[[0.0, -5.0]]]]), "from -5 to 0"),
-        (None, "None"),
-        (torch.ones(3), "float32 [3], all 1"),
-    ],
-)
+@pytest.mark.parametrize(("mask", "words"), [
+    (additive(causal(3)[None, None], -120.0), "additive mask, causal"),
+    (torch.ones(2, 3, dtype=torch.int64), "mask, hides nothing"),
+    (torch.tensor([[1, 0], [1, 1]]), "mask, hides 1 of 4 positions"),
+    (torch.zeros(1, 1, 2, 3), "additive mask, hides nothing"),
+    (torch.tensor([[[[0.0, -5.0]]]]), "from -5 to 0"),
+    (None, "None"),
+    (torch.ones(3), "float32 [3], all 1"),
+])  # fmt: skip
 def test_masks_in_words(mask: object, words: str) -> None:
     assert describe_mask(mask).endswith(words)
 

@@ -10,7 +10,7 @@ from tracer.tensors.difference import Difference
 from tracer.tensors.tolerance import Tolerance
 
 
-def test_the_coarser_dtype_decides() -> None:
+def test_limits_by_dtype() -> None:
     tolerance = Tolerance()
     fine = tolerance.limit(torch.float32, torch.float32)
     assert tolerance.limit(torch.float32, torch.bfloat16) > fine
@@ -20,17 +20,11 @@ def test_the_coarser_dtype_decides() -> None:
     assert tolerance.limit(torch.float8_e5m2, torch.float32) > tolerance.limit(
         torch.bfloat16, torch.bfloat16
     )
-
-
-def test_one_strict_limit() -> None:
     reference = torch.tensor([0.0, 1.0])
     tolerance = Tolerance(0.1)
     for error, expected in ((0.05, True), (0.11, False)):
         difference = Difference.of(reference, reference + torch.tensor([0.0, error]))
         assert tolerance.agrees(difference, torch.float32, torch.float32) is expected
-
-
-def test_integers_must_be_equal_whatever_the_limit() -> None:
     difference = Difference.of(torch.tensor([0, 1_000_000]), torch.tensor([0, 1_000_001]))
     assert not Tolerance(0.5).agrees(difference, torch.int64, torch.int64)
 
@@ -53,15 +47,9 @@ def test_a_limit_that_is_none_is_refused(limit: float) -> None:
         Tolerance(limit)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "working", "expected"),
-    [
-        (torch.bfloat16, (), True),
-        (torch.bfloat16, (torch.bfloat16,), False),
-        (torch.float64, (), False),
-        (torch.int64, (), False),
-        (None, (), False),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "working", "expected"), [
+    (torch.bfloat16, (), True), (torch.bfloat16, (torch.bfloat16,), False),
+    (torch.float64, (), False), (torch.int64, (), False), (None, (), False),
+])  # fmt: skip
 def test_what_is_coarser_than_both_models(dtype, working, expected: bool) -> None:
     assert Tolerance(working=working).is_coarse(dtype, torch.float32) is expected

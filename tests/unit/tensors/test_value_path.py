@@ -12,17 +12,14 @@ from tracer.tensors.value_path import OUTPUT, ValueKind, ValuePath
 X = torch.zeros(2)
 
 
-@pytest.mark.parametrize(
-    ("text", "kind", "argument", "inside", "label"),
-    [
-        ("output", ValueKind.OUTPUT, None, None, "output"),
-        ("output.0", ValueKind.OUTPUT, None, "0", "output.0"),
-        ("output.past.0", ValueKind.OUTPUT, None, "past.0", "output.past.0"),
-        ("kwargs.x", ValueKind.ARGUMENT, "x", None, "x"),
-        ("kwargs.x.0.y", ValueKind.ARGUMENT, "x", "0.y", "x.0.y"),
-        ("written.cache.0", ValueKind.WRITTEN, "cache", "0", "written.cache.0"),
-    ],
-)
+@pytest.mark.parametrize(("text", "kind", "argument", "inside", "label"), [
+    ("output", ValueKind.OUTPUT, None, None, "output"),
+    ("output.0", ValueKind.OUTPUT, None, "0", "output.0"),
+    ("output.past.0", ValueKind.OUTPUT, None, "past.0", "output.past.0"),
+    ("kwargs.x", ValueKind.ARGUMENT, "x", None, "x"),
+    ("kwargs.x.0.y", ValueKind.ARGUMENT, "x", "0.y", "x.0.y"),
+    ("written.cache.0", ValueKind.WRITTEN, "cache", "0", "written.cache.0"),
+])  # fmt: skip
 def test_parts(text, kind, argument, inside, label) -> None:
     path = ValuePath.parse(text)
     assert path == text == str(path)

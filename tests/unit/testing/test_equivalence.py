@@ -50,22 +50,18 @@ def test_models_that_agree() -> None:
 
 
 class TestText:
-    def test_the_verdict_is_the_first_line(self, wrong) -> None:
-        first = str(wrong).splitlines()[0]
-        assert first.startswith("diverges at down, argument input, PEIR ")
-
-    def test_the_explanation(self, wrong) -> None:
+    def test_the_verdict_and_the_explanation(self, wrong) -> None:
+        assert str(wrong).splitlines()[0].startswith("diverges at down, argument input, PEIR ")
         text = " ".join(str(wrong).split())
         assert "It is introduced in the forward of the root module itself" in text
         assert "Its `factor` is 1.0 in the reference and 1.5 in the candidate." in text
 
-    def test_the_rows_around_it(self, wrong) -> None:
+    def test_the_rows_and_the_lines_of_both_sides(self, wrong) -> None:
         rows = [line.split() for line in str(wrong).splitlines()]
         assert ["module", "mean", "min", "max", "stddev", "PEIR"] in [row[:6] for row in rows]
         marked = [row for row in rows if row[:1] == ["▶"]]
         assert [row[1] for row in marked] == ["down"]
-
-    def test_the_lines_of_both_sides(self, wrong) -> None:
+        assert str(wrong).splitlines()[-1].startswith("coverage: 3 of 3 modules, 3 calls")
         lines = str(wrong).splitlines()
         source, number = inspect.getsourcelines(Mlp.forward)
         line = number + next(i for i, text in enumerate(source) if "self.down(" in text)
@@ -75,10 +71,7 @@ class TestText:
         assert len(marked) == 2
         assert all("return self.down(torch.relu(hidden))" in text for text in marked)
 
-    def test_how_much_was_compared(self, wrong) -> None:
-        assert str(wrong).splitlines()[-1].startswith("coverage: 3 of 3 modules, 3 calls")
-
-    def test_it_fits_beside_the_margin_of_pytest(self) -> None:
+    def test_it_fits_and_has_no_colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stack = nn.Sequential(*(Mlp() for _ in range(10)))
         other = copy.deepcopy(stack)
         other[7].factor = 1.5
@@ -86,8 +79,6 @@ class TestText:
         assert max(map(len, text.splitlines())) <= 92
         assert len(text.splitlines()) < 80
         assert "… " in text
-
-    def test_no_colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FORCE_COLOR", "1")
         assert "\x1b" not in str(failure(Mlp(), mistaken(), X))
 
@@ -98,12 +89,10 @@ def test_the_error_is_an_assertion_and_holds_the_comparison(wrong) -> None:
 
 
 class TestLimit:
-    def test_a_peir(self) -> None:
+    def test_a_peir_or_a_tolerance(self) -> None:
         peir = failure(Mlp(), mistaken(), X).comparison.verdict.symptom.peir
         assert tracer.assert_equivalent(Mlp(), mistaken(), X, peir=1.01 * peir + 0.2)
         failure(Mlp(), mistaken(), X, peir=0.5 * peir)
-
-    def test_a_tolerance(self) -> None:
         assert tracer.assert_equivalent(Mlp(), mistaken(), X, peir=Tolerance(1.0))
 
     def test_a_quantised_candidate_needs_one(self) -> None:
@@ -118,11 +107,15 @@ class TestLimit:
 
 
 class TestCoverage:
-    def test_too_few_modules(self) -> None:
+    def test_too_few_modules_or_none(self) -> None:
         error = failure(Mlp(), Mlp(), X, min_modules=4)
         assert str(error).startswith("3 modules were compared, and at least 4 were expected\n")
         assert error.comparison.verdict.agrees
         assert tracer.assert_equivalent(Mlp(), Mlp(), X, min_modules=3)
+        with pytest.raises(tracer.NothingComparedError):
+            tracer.assert_equivalent(Mlp(), nn.Linear(8, 4), X)
+        with pytest.raises(tracer.UsageError, match="matches none"):
+            tracer.assert_equivalent(Mlp(), Mlp(), X, include="layers.*")
 
     def test_what_was_not_compared_is_told(self) -> None:
         candidate = Mlp()
@@ -131,14 +124,6 @@ class TestCoverage:
         text = str(failure(Mlp(), candidate, X, min_modules=9))
         assert "unpaired: " in text
         assert "extra" in text
-
-    def test_nothing_in_common(self) -> None:
-        with pytest.raises(tracer.NothingComparedError):
-            tracer.assert_equivalent(Mlp(), nn.Linear(8, 4), X)
-
-    def test_a_glob_that_matches_nothing(self) -> None:
-        with pytest.raises(tracer.UsageError, match="matches none"):
-            tracer.assert_equivalent(Mlp(), Mlp(), X, include="layers.*")
 
 
 def test_what_compare_takes(wrong) -> None:

@@ -162,15 +162,13 @@ class TestReports:
 
 
 class TestWrongUse:
-    def test_a_file_in_the_place_of_the_folder(self, suite, pytester: pytest.Pytester) -> None:
+    def test_folders_that_cannot_be_written_to(
+        self, suite, pytester: pytest.Pytester, monkeypatch
+    ) -> None:
         pytester.makefile(".txt", out="")
         result = suite(FAILING, "--trace-report", "out.txt")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["*--trace-report out.txt: the directory cannot be created: *"])
-
-    def test_a_folder_that_is_closed(
-        self, suite, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
         monkeypatch.setattr("os.access", lambda path, mode: False)
         result = suite(FAILING, "--trace-report", "out")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -189,8 +187,7 @@ def test_suites_that_do_not_use_it_import_nothing(pytester: pytest.Pytester) -> 
             assert "torch" not in sys.modules
         """
     )
-    result = pytester.runpytest_subprocess(*SLIM, "-q", "-W", "error")
-    result.assert_outcomes(passed=1)
+    pytester.runpytest_subprocess(*SLIM, "-q", "-W", "error").assert_outcomes(passed=1)
 
 
 def test_the_plugin_alone_imports_no_torch() -> None:

@@ -79,17 +79,13 @@ class TestMoments:
             assert values == pytest.approx([e.item() for e in expected], abs=1e-7)
             assert found.nonfinite == 0
 
-    def test_of_complex_numbers(self) -> None:
+    def test_of_complex_and_infinite_numbers(self) -> None:
         tensor = torch.tensor([1 + 2j, 3 - 4j])
         for found in (Moments.of(tensor), Moments.of(Fingerprint.of(tensor))):
             assert (found.mean, found.min, found.max) == (0.5, -4.0, 3.0)
-
-    def test_without_finite_elements(self) -> None:
         for tensor in (torch.tensor([math.nan, math.inf]), torch.empty(0)):
             for found in (Moments.of(tensor), Moments.of(Fingerprint.of(tensor))):
                 assert found == Moments(None, None, None, None, tensor.numel())
-
-    def test_what_is_not_finite_is_counted(self) -> None:
         tensor = torch.tensor([1.0, math.nan, 3.0])
         for found in (Moments.of(tensor), Moments.of(Fingerprint.of(tensor))):
             assert found == Moments(2.0, 1.0, 3.0, 1.0, 1)
@@ -99,11 +95,9 @@ class TestFlow:
     def test_the_calls(self, net: Net) -> None:
         flow = tracer.flow(net, X)
         assert [(c.module, c.call, c.depth, c.module_class) for c in flow.calls] == [
-            ("", 0, 0, "Net"),
-            ("first", 0, 1, "Linear"),
-            ("second", 0, 1, "Linear"),
+            ("", 0, 0, "Net"), ("first", 0, 1, "Linear"), ("second", 0, 1, "Linear"),
             ("second", 1, 1, "Linear"),
-        ]
+        ]  # fmt: skip
         assert (flow.model, flow.is_complete, flow.points) == ("Net", True, {})
         assert flow.calls[0].caller is None
         assert flow.calls[1].caller.file == __file__
@@ -117,27 +111,21 @@ class TestFlow:
     def test_arguments_by_position_and_by_keyword(self, net: Net) -> None:
         call = tracer.flow(net, {"x": X, "note": "hello", "flag": False}).calls[0]
         assert [(v.path, v.kind, v.text) for v in call.arguments] == [
-            ("x", "keyword", ""),
-            ("note", "keyword", "'hello'"),
-            ("flag", "keyword", "False"),
-        ]
+            ("x", "keyword", ""), ("note", "keyword", "'hello'"), ("flag", "keyword", "False"),
+        ]  # fmt: skip
         assert [v.kind for v in tracer.flow(net, X).calls[0].arguments] == ["argument"]
         assert [(v.path, v.text) for v in call.outputs] == [
-            ("output.y", ""),
-            ("output.name", "'hello'"),
-            ("output.again", ""),
+            ("output.y", ""), ("output.name", "'hello'"), ("output.again", ""),
             ("output.nothing", "None"),
-        ]
+        ]  # fmt: skip
 
-    def test_what_was_written(self) -> None:
+    def test_parts_and_what_was_written(self, net: Net) -> None:
         call = tracer.flow(Writing(), X).calls[1]
         assert [(v.path, v.kind) for v in call.outputs] == [
             ("output", "output"),
             ("found.1", "written"),
         ]
         assert [v.path for v in call.arguments] == ["x", "found.0"]
-
-    def test_a_part_and_its_values(self, net: Net) -> None:
         flow = tracer.flow(net, X, include="second", focus="second")
         assert [call.call for call in flow.calls] == [0, 1]
         assert [call.depth for call in flow.calls] == [0, 0]
@@ -151,8 +139,7 @@ class TestFlow:
         live = tracer.flow(loaded.model, loaded.inputs)
         tracer.record(loaded.model, loaded.inputs, tmp_path / "a", values=values)
         again = tracer.flow(tracer.open_trace(tmp_path / "a"))
-        assert again.model == live.model
-        assert len(again.calls) == len(live.calls)
+        assert (again.model, len(again.calls)) == (live.model, len(live.calls))
         for old, new in zip(live.calls, again.calls, strict=True):
             for name in ("module", "call", "module_class", "depth", "caller", "ended"):
                 assert getattr(old, name) == getattr(new, name)
@@ -227,12 +214,10 @@ class TestQuantizationPoints:
         spread = activation["observed_max"] - activation["observed_min"]
         assert activation["scale"] == pytest.approx(spread / 255)
 
-    def test_before_calibration_there_is_no_range(self) -> None:
+    def test_ranges_before_calibration_and_in_a_trace(self, tmp_path: Path, quantized) -> None:
         wrapped = wrappers.prepare(load("tiny-llama").model, wrappers.PTQConfig())
         facts = wrapped.get_submodule("lm_head").quantization_points()["act_in"]
         assert facts["observed_min"] is facts["scale"] is facts["zero_point"] is None
-
-    def test_a_trace_holds_them(self, tmp_path: Path, quantized) -> None:
         model, inputs = quantized
         tracer.record(model, inputs, tmp_path / "a")
         trace = tracer.open_trace(tmp_path / "a")
@@ -267,7 +252,7 @@ class TestPrinted:
     def test_the_table(self, net: Net) -> None:
         text = list(lines(tracer.flow(net, X), width=120))
         assert text[0].split() == [
-            *("value", "dtype", "and", "shape", "mean", "min", "max", "stddev"),
+            *("value", "dtype", "and", "shape", "mean", "min", "max", "stddev")
         ]
         assert text[1] == "the root (Net)"
         number = Moments.of(X)
@@ -277,14 +262,12 @@ class TestPrinted:
         assert f"called at {Path(__file__).name}:" in line
         assert any(" ".join(line.split()) == "out output.nothing None" for line in text)
 
-    def test_short_names_of_dtypes_where_there_is_little_room(self, net: Net) -> None:
+    def test_short_dtypes_and_what_is_not_finite(self, net: Net) -> None:
         narrow = "\n".join(lines(tracer.flow(net, X), width=80))
         assert "f32 3x8" in narrow
         assert "float32" not in narrow
         flow = tracer.flow(nn.Identity(), torch.tensor(True))
         assert any("bool scalar" in line for line in lines(flow, width=80))
-
-    def test_what_is_not_finite_is_counted(self) -> None:
         flow = tracer.flow(nn.Identity(), torch.tensor([1.0, math.nan]))
         assert any(line.endswith("  1 not finite") for line in lines(flow, width=80))
         flow = tracer.flow(nn.Identity(), torch.tensor([math.nan]))
@@ -327,12 +310,8 @@ class TestJson:
         document = json.loads(render(tracer.flow(net, X, focus="second")))
         assert (document["schema"], document["model"], document["is_complete"]) == (1, "Net", True)
         call = document["calls"][2]
-        assert (call["module"], call["call"], call["depth"], call["ended"]) == (
-            "second",
-            0,
-            1,
-            True,
-        )
+        found = [call[name] for name in ("module", "call", "depth", "ended")]
+        assert found == ["second", 0, 1, True]
         assert call["caller"].startswith(f"{__file__}:")
         with torch.no_grad():
             expected = net.second(net.first(X))

@@ -22,17 +22,11 @@ from tracer.traces.shards import can_store
 
 X = torch.ones(3)
 TENSORS = (
-    torch.arange(6.0).reshape(2, 3),
-    torch.arange(6).reshape(3, 2).t(),
-    torch.tensor([True, False]),
-    torch.tensor(2.5, dtype=torch.bfloat16),
-    torch.ones(3, dtype=torch.float16),
-    torch.empty(0, 4),
-    torch.tensor([1 + 2j], dtype=torch.complex64),
-    torch.tensor([1 + 2j], dtype=torch.complex128),
-    torch.ones(2, dtype=torch.float8_e4m3fn),
-    torch.ones(5, dtype=torch.uint16),
-)
+    torch.arange(6.0).reshape(2, 3), torch.arange(6).reshape(3, 2).t(), torch.tensor([True, False]),
+    torch.tensor(2.5, dtype=torch.bfloat16), torch.ones(3, dtype=torch.float16), torch.empty(0, 4),
+    torch.tensor([1 + 2j], dtype=torch.complex64), torch.tensor([1 + 2j], dtype=torch.complex128),
+    torch.ones(2, dtype=torch.float8_e4m3fn), torch.ones(5, dtype=torch.uint16),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -63,21 +57,18 @@ class TestRoundTrip:
                 tensor.contiguous().view(torch.uint8) if tensor.dim() else tensor,
             )
 
-    def test_a_fingerprint(self, tmp_path: Path) -> None:
+    def test_fingerprints(self, tmp_path: Path) -> None:
         found = Fingerprint.of(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
         with TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(found)})
-        assert writer.size == 176
-        assert TraceReader(tmp_path / "a").tensor(0) == found
-
-    def test_a_fingerprint_of_what_is_not_padding(self, tmp_path: Path) -> None:
+        assert (writer.size, TraceReader(tmp_path / "a").tensor(0)) == (176, found)
         x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
         parts = tuple(Shown(f"{dim}:x", Fingerprint.of(x[:dim])) for dim in (1, 0))
         found = replace(Fingerprint.of(x), shown=parts)
-        with TraceWriter(tmp_path / "a", {}) as writer:
+        with TraceWriter(tmp_path / "b", {}) as writer:
             writer.write({"id": writer.add(found)})
         assert writer.size == 3 * 176
-        read = TraceReader(tmp_path / "a").tensor(0)
+        read = TraceReader(tmp_path / "b").tensor(0)
         assert read == found
         assert (read.at("1:x"), read.at("2:x")) == (Fingerprint.of(x[:1]), None)
 
@@ -85,13 +76,11 @@ class TestRoundTrip:
         with TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(X)})
         assert sum(file.stat().st_size for file in (tmp_path / "a").iterdir()) < 4500
-
-    def test_fingerprints_need_no_shard(self, tmp_path: Path) -> None:
-        with TraceWriter(tmp_path / "a", {}) as writer:
+        with TraceWriter(tmp_path / "b", {}) as writer:
             for number in range(100):
                 writer.write({"id": writer.add(Fingerprint.of(X + number))})
-        assert {file.name for file in (tmp_path / "a").iterdir()} == {"header.json", "events.jsonl"}
-        assert TraceReader(tmp_path / "a").tensor(99) == Fingerprint.of(X + 99)
+        assert {file.name for file in (tmp_path / "b").iterdir()} == {"header.json", "events.jsonl"}
+        assert TraceReader(tmp_path / "b").tensor(99) == Fingerprint.of(X + 99)
 
     def test_header_and_events(self, written: Path) -> None:
         reader = TraceReader(written)
@@ -111,7 +100,7 @@ class TestRoundTrip:
         for number, tensor in enumerate(TENSORS[:5]):
             assert torch.equal(loaded[str(number)], tensor)
 
-    def test_a_shard_with_more_tensors_than_its_contents_have_room_for(self, tmp_path) -> None:
+    def test_many_tensors_and_no_place(self, tmp_path) -> None:
         with TraceWriter(tmp_path / "a", {}) as writer:
             for number in range(1500):
                 writer.write({"id": writer.add(torch.tensor([number]))})
@@ -119,28 +108,16 @@ class TestRoundTrip:
         assert len(files) > 1
         assert sum(len(load_file(file)) for file in files) == 1500
         assert TraceReader(tmp_path / "a").tensor(1499).item() == 1499
-
-    def test_what_has_no_place(self) -> None:
         assert not can_store(torch.quint8)
         assert all(can_store(tensor.dtype) for tensor in TENSORS)
 
 
 class TestPlace:
-    def test_nothing_is_overwritten(self, written: Path) -> None:
+    def test_nothing_is_overwritten(self, written: Path, tmp_path: Path, monkeypatch) -> None:
         with pytest.raises(StorageError, match="exists already: a trace is never overwritten"):
             TraceWriter(written, {})
         assert TraceReader(written).is_complete
 
-    def test_a_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(StorageError, match=r"the directory .* does not exist; create it first"):
-            check_new(tmp_path / "a" / "b.trace")
-
-    def test_a_closed_folder(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(os, "access", lambda *_: False)
-        with pytest.raises(StorageError, match="is not writable"):
-            check_new(tmp_path / "b.trace")
-
-    def test_a_folder_that_cannot_be_made(self, tmp_path: Path, monkeypatch) -> None:
         def refuse(self: Path) -> None:
             raise PermissionError(13, "Permission denied")
 
@@ -148,13 +125,18 @@ class TestPlace:
         with pytest.raises(StorageError, match="cannot be written: Permission denied"):
             TraceWriter(tmp_path / "b.trace", {})
 
+    def test_where_nothing_can_be_written(self, tmp_path: Path, monkeypatch) -> None:
+        with pytest.raises(StorageError, match=r"the directory .* does not exist; create it first"):
+            check_new(tmp_path / "a" / "b.trace")
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(StorageError, match="is not writable"):
+            check_new(tmp_path / "b.trace")
+
 
 class TestDamage:
-    def test_no_folder(self, tmp_path: Path) -> None:
+    def test_no_folder_or_another(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="there is no trace"):
             TraceReader(tmp_path / "none")
-
-    def test_another_folder(self, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"has no header.json: it is no trace"):
             TraceReader(tmp_path)
 
@@ -169,8 +151,6 @@ class TestDamage:
         (written / "header.json").write_text(json.dumps(header))
         with pytest.raises(StorageError, match=r"format 99, made by trace_model 7.1.*up to 3"):
             TraceReader(written)
-
-    def test_an_older_format(self, written: Path) -> None:
         (written / "header.json").write_text('{"format": 1}')
         with pytest.raises(StorageError, match=r"of format 1, and .* formats 2 to 3: record it"):
             TraceReader(written)
@@ -202,7 +182,7 @@ class TestDamage:
         with pytest.raises(StorageError, match="it is missing"):
             TraceReader(written)
 
-    def test_a_flipped_bit(self, written: Path) -> None:
+    def test_shards_that_are_damaged(self, written: Path) -> None:
         shard = written / "values-00000.safetensors"
         data = bytearray(shard.read_bytes())
         data[-1] ^= 1
@@ -211,8 +191,6 @@ class TestDamage:
         assert torch.equal(reader.tensor(0), TENSORS[0])
         with pytest.raises(StorageError, match="tensor 2 is not as written"):
             reader.tensor(2)
-
-    def test_a_tensor_that_no_line_names(self, written: Path) -> None:
         with pytest.raises(StorageError, match="does not say where tensor 7 lies"):
             TraceReader(written).tensor(7)
 
@@ -282,10 +260,7 @@ except StorageError as error:
             raise OSError(28, "No space left on device")
 
         message = "cannot be written on: No space left on device; the 2 tensors"
-        with (
-            pytest.raises(StorageError, match=message),
-            TraceWriter(tmp_path / "a", {}) as writer,
-        ):
+        with pytest.raises(StorageError, match=message), TraceWriter(tmp_path / "a", {}) as writer:
             writer.write({"id": writer.add(TENSORS[0])})
             number = writer.add(TENSORS[1])
             monkeypatch.setattr(storage, "write_all", full)

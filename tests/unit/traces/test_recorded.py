@@ -11,17 +11,12 @@ import torch
 from torch import nn
 
 import tracer
+from tests.builders.comparing import agreed
 from tests.builders.small_net import Net, X, recorded
 from tests.builders.traces import as_format_2
 from tracer.choices import VALUES
 from tracer.comparison.result import Comparison
-from tracer.errors import (
-    InputError,
-    ModelRunError,
-    NothingComparedError,
-    StorageError,
-    UsageError,
-)
+from tracer.errors import InputError, ModelRunError, NothingComparedError, StorageError, UsageError
 from tracer.execution.hooks import Phase
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import Row
@@ -45,10 +40,8 @@ class TestSameAsTheModel:
         loaded = load(name)
         other = candidate(loaded, kind)
         live = tracer.compare(loaded.model, other, loaded.inputs)
-        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
-        again = tracer.compare(trace, other)
-        assert places(again) == places(live)
-        assert again.coverage == live.coverage
+        again = tracer.compare(recorded(loaded.model, loaded.inputs, tmp_path / "a"), other)
+        assert (places(again), again.coverage) == (places(live), live.coverage)
         assert again.verdict.agrees == live.verdict.agrees
         assert again.form_differences == live.form_differences
 
@@ -66,9 +59,7 @@ class TestSameAsTheModel:
 
     def test_a_real_checkpoint(self, tmp_path: Path, shared_data: Path) -> None:
         loaded = load(shared_data / "stories260K" / "hf")
-        trace = recorded(loaded.model, loaded.inputs, tmp_path / "a")
-        again = tracer.compare(trace, loaded.model)
-        assert again.verdict.agrees
+        again = agreed(recorded(loaded.model, loaded.inputs, tmp_path / "a"), loaded.model)
         assert all(row.peir == 0.0 for row in again.rows)
         assert len(again.coverage.paired_modules) == len(list(loaded.model.modules()))
 
@@ -89,8 +80,7 @@ class TestSameAsTheModel:
         live = tracer.compare(net, broken, X).verdict
         again = tracer.compare(recorded(net, X, tmp_path / "a"), broken).verdict
         assert again.confirmed
-        assert again.symptom == live.symptom
-        assert again.origin == live.origin
+        assert (again.symptom, again.origin) == (live.symptom, live.origin)
         assert again.origin.kind == "parameter"
         assert "`weight` differs (its checksum is not the recorded one)" in again.explanation
         assert "1 of 6 parameters are not those recorded: `block.second.weight`" in (
@@ -106,8 +96,7 @@ class TestSameAsTheModel:
         other.__class__ = Doubled
         live = tracer.compare(net, other, X).verdict
         again = tracer.compare(recorded(net, X, tmp_path / "a"), other).verdict
-        assert again.confirmed == live.confirmed
-        assert again.origin == live.origin
+        assert (again.confirmed, again.origin) == (live.confirmed, live.origin)
         assert again.origin.reference_line == live.origin.reference_line
         assert "parameters are not those recorded" not in again.explanation
 
@@ -132,23 +121,19 @@ class TestRecordedCandidate:
             verdict.explanation
         )
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"isolate": "leaves"}, "isolate: the candidate is a recording"),
-            ({"breakpoints": "*"}, "the debugger stands in the candidate's code"),
-            ({"post_mortem": True}, "the debugger stands in the candidate's code"),
-            ({"zoom": ""}, "zoom looks at the operations of both models"),
-        ],
-    )
+    @pytest.mark.parametrize(("options", "message"), [
+        ({"isolate": "leaves"}, "isolate: the candidate is a recording"),
+        ({"breakpoints": "*"}, "the debugger stands in the candidate's code"),
+        ({"post_mortem": True}, "the debugger stands in the candidate's code"),
+        ({"zoom": ""}, "zoom looks at the operations of both models"),
+    ])  # fmt: skip
     def test_what_cannot_be_asked_for(self, tmp_path, net, options, message) -> None:
         trace = recorded(net, X, tmp_path / "a")
         with pytest.raises(UsageError, match=message):
             tracer.compare(net, trace, **options)
 
     def test_the_noise_floor_of_the_reference(self, tmp_path, net) -> None:
-        trace = recorded(net, X, tmp_path / "a")
-        comparison = tracer.compare(net, trace, noise_floor=True)
+        comparison = tracer.compare(net, recorded(net, X, tmp_path / "a"), noise_floor=True)
         assert any(row.floor for row in comparison.rows)
 
 
@@ -170,18 +155,14 @@ class TestRecordedReference:
         with pytest.raises(UsageError, match="which nothing can be run with"):
             tracer.compare(trace, net, isolate="leaves")
 
-    def test_outputs_alone_leave_open_who_began_it(self, tmp_path, net, broken) -> None:
+    def test_outputs_and_values_alone(self, tmp_path, net, broken) -> None:
         trace = recorded(net, X, tmp_path / "a", values="outputs")
         comparison = tracer.compare(trace, broken)
         assert "may come from what calls it" in comparison.verdict.explanation
         assert all(row.is_output for row in comparison.rows)
         assert comparison.coverage.left_out == 5  # what each of the modules was given
-        agreeing = tracer.compare(trace, net)
-        assert "may come from" not in agreeing.verdict.explanation
-
-    def test_values_are_captured(self, tmp_path, net) -> None:
-        trace = recorded(net, X, tmp_path / "a")
-        kept = tracer.capture(trace, net, include="block.first")
+        assert "may come from" not in tracer.compare(trace, net).verdict.explanation
+        kept = tracer.capture(recorded(net, X, tmp_path / "b"), net, include="block.first")
         assert [k.value for k in kept] == ["kwargs.input", "output"]
         assert torch.equal(kept[1].reference, net.block.first(X))
 
@@ -224,9 +205,7 @@ class TestFingerprints:
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         fused = recorded(other, loaded.inputs, tmp_path / "b", values="fingerprints")
         for models in ((trace, other), (loaded.model, fused), (trace, fused)):
-            found = tracer.compare(*models)
-            assert found.verdict.agrees
-            left_out = [r for r in found.rows if r.has(RemarkKind.PADDED)]
+            left_out = [r for r in agreed(*models).rows if r.has(RemarkKind.PADDED)]
             assert {(r.module, r.value) for r in left_out} == {(r.module, r.value) for r in noted}
             assert all(row.has(RemarkKind.ESTIMATED) for row in left_out)
 
@@ -241,7 +220,7 @@ class TestFingerprints:
         assert verdict.symptom.module == "model.layers.1.mlp.up_proj"
         assert verdict.origin.kind == "parameter"
 
-    def test_shapes_that_differ(self, tmp_path, net) -> None:
+    def test_shapes_masks_and_missing_outputs(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a", values="fingerprints")
         wider = copy.deepcopy(net)
         wider.last = nn.Linear(8, 5)
@@ -250,20 +229,14 @@ class TestFingerprints:
         )
         assert (row.agrees, row.difference) == (False, None)
         assert row.note == "shape [3, 4]; candidate [3, 5]"
-
-    def test_masks_are_compared_only_where_they_are_equal(self, tmp_path: Path) -> None:
         loaded = load("tiny-llama", batch=2)
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         assert tracer.compare(trace, loaded.model).coverage.left_out == 0
-        other = tracer.compare(trace, candidate(loaded, "wrapped"))
-        assert other.coverage.left_out > 0
-
-    def test_a_missing_output_is_no_agreement(self, tmp_path, net) -> None:
-        trace = recorded(net, X, tmp_path / "a", values="fingerprints")
+        assert tracer.compare(trace, candidate(loaded, "wrapped")).coverage.left_out > 0
+        trace = recorded(net, X, tmp_path / "b", values="fingerprints")
         silent = copy.deepcopy(net)
         silent.last.forward = lambda x: None
-        verdict = tracer.compare(trace, silent).verdict
-        assert verdict.symptom.module == "last"
+        assert tracer.compare(trace, silent).verdict.symptom.module == "last"
 
 
 class TestAnotherModel:
@@ -290,7 +263,7 @@ class TestAnotherModel:
         with pytest.raises(StorageError, match="give rename rules"):
             tracer.compare(trace, Renamed().eval())
 
-    def test_other_inputs(self, tmp_path, net) -> None:
+    def test_other_inputs_or_none(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a")
         assert tracer.compare(trace, net, X).verdict.agrees
         with pytest.raises(InputError, match=r"are not those that .* was recorded with"):
@@ -346,26 +319,20 @@ class TestEndedEarly:
             outputs += len(compared)
         assert outputs > 5
 
-    def test_what_was_not_reached_is_named(self, tmp_path, net) -> None:
+    def test_what_was_not_reached(self, tmp_path, net) -> None:
         recorded(net, X, tmp_path / "a")
         trace = self.cut(tmp_path / "a", 5)  # inputs, root, block, first begins and ends
         coverage = tracer.compare(trace, net).coverage
         reasons = {name: coverage.reasons[name] for name in coverage.reference_only}
         late = "the recording ends before its first call"
         assert reasons == {"block.second": late, "last": late}
-
-    def test_nothing_is_held_for_what_is_not_to_come(self, tmp_path, net) -> None:
-        recorded(net, X, tmp_path / "a")
-        trace = self.cut(tmp_path / "a", 5)
         for models in ((trace, net), (net, trace)):
             coverage = tracer.compare(*models).coverage
-            assert coverage.held_bytes_peak == 0
-            assert coverage.unmatched_calls == ()
+            assert (coverage.held_bytes_peak, coverage.unmatched_calls) == (0, ())
 
     def test_a_mistake_before_the_end_is_found(self, tmp_path, net, broken) -> None:
         recorded(net, X, tmp_path / "a")
-        trace = self.cut(tmp_path / "a", 7)
-        verdict = tracer.compare(trace, broken).verdict
+        verdict = tracer.compare(self.cut(tmp_path / "a", 7), broken).verdict
         assert verdict.symptom.module == "block.second"
 
     @pytest.mark.slow
@@ -386,8 +353,7 @@ for values in sys.argv[2:]:
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
 """
-        command = [sys.executable, "-c", script, str(tmp_path), *VALUES]
-        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, "-c", script, str(tmp_path), *VALUES], check=True)
         loaded = load("tiny-llama", batch=2)
         for values in VALUES:
             trace = open_trace(tmp_path / values)

@@ -53,19 +53,16 @@ def test_what_it_returns_and_the_header(tmp_path, net) -> None:
     assert torch.equal(kwargs["x"], X)
 
 
-def test_the_checksum_tells_parameters_apart(tmp_path, net, broken) -> None:
+def test_checksums_and_values_stored_once(tmp_path, net, broken) -> None:
     sums = [
         recorded(model, X, tmp_path / name).header["checksum"]
         for name, model in (("a", net), ("b", copy.deepcopy(net)), ("c", broken))
     ]
     assert sums[0] == sums[1] != sums[2]
-
-
-def test_a_value_is_stored_once(tmp_path, net) -> None:
-    made = tracer.record(net, X, tmp_path / "a")
+    made = tracer.record(net, X, tmp_path / "d")
     # The inputs and their copy, the outputs of three linear layers, tanh and its product.
     assert made.tensors == 6
-    calls = {(c.name, p.value): c for c, p in Playback(open_trace(tmp_path / "a")).events()}
+    calls = {(c.name, p.value): c for c, p in Playback(open_trace(tmp_path / "d")).events()}
     assert calls["", "start"].arguments["x"] is calls["block.first", "start"].arguments["input"]
 
 
@@ -86,22 +83,15 @@ def test_an_edit_in_place_is_another_value(tmp_path: Path) -> None:
     assert torch.equal(outputs["b"], X + 1)
 
 
-def test_values_are_let_go_after_their_last_use(tmp_path: Path) -> None:
+def test_values_let_go_and_a_part_of_the_modules(tmp_path: Path, net) -> None:
     deep = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
     playback = Playback(recorded(deep, X, tmp_path / "a"))
-    most = max(len(playback._alive) for _ in playback.events())
-    assert most <= 3
+    assert max(len(playback._alive) for _ in playback.events()) <= 3
     assert not playback._alive
-
-
-def test_a_part_of_the_modules(tmp_path, net) -> None:
-    trace = recorded(net, X, tmp_path / "a", include=["block.*"])
+    trace = recorded(net, X, tmp_path / "b", include=["block.*"])
     assert set(trace.called) == {"block.first", "block.second"}
     coverage = tracer.compare(trace, net).coverage
-    assert set(coverage.paired_modules) - {"", "block", "last"} == {
-        "block.first",
-        "block.second",
-    }
+    assert set(coverage.paired_modules) - {"", "block", "last"} == {"block.first", "block.second"}
     assert {coverage.reasons[n] for n in coverage.reference_only} == {"not recorded"}
 
 
@@ -119,13 +109,10 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(outputs[-1]["logits"], expected)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"values": "some"}, "expected one of all, outputs, fingerprints"),
-        ({"include": "nothing.*"}, "matches none of the 5 modules that the model has"),
-    ],
-)
+@pytest.mark.parametrize(("options", "message"), [
+    ({"values": "some"}, "expected one of all, outputs, fingerprints"),
+    ({"include": "nothing.*"}, "matches none of the 5 modules that the model has"),
+])  # fmt: skip
 def test_what_cannot_be_asked_for(tmp_path, net, options, message) -> None:
     with pytest.raises(UsageError, match=message):
         tracer.record(net, X, tmp_path / "a", **options)
@@ -183,18 +170,15 @@ def test_a_cache_among_the_inputs(tmp_path: Path) -> None:
         tracer.compare(trace, loaded.model)
 
 
-def test_module_names_that_are_attributes_too(tmp_path: Path) -> None:
+def test_names_and_files_of_a_trace(tmp_path: Path, net) -> None:
     model = nn.Module()
     model.header = nn.Linear(8, 8)
     model.add_module("name", nn.Linear(8, 8))
     model.forward = lambda x: model.name(model.header(x))
     trace = recorded(model, X, tmp_path / "a")
     assert tracer.compare(trace, model).coverage.paired_modules == ("", "header", "name")
-
-
-def test_nothing_but_json_and_safetensors_is_in_a_trace(tmp_path, net) -> None:
-    recorded(net, X, tmp_path / "a")
-    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    recorded(net, X, tmp_path / "b")
+    names = sorted(file.name for file in (tmp_path / "b").iterdir())
     assert names == ["events.jsonl", "header.json", "values-00000.safetensors"]
-    for line in (tmp_path / "a" / "events.jsonl").read_text().splitlines():
+    for line in (tmp_path / "b" / "events.jsonl").read_text().splitlines():
         json.loads(line)

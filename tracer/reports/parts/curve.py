@@ -13,12 +13,7 @@ _AGREES, _DIFFERS, _EXPECTED = "blue", "red", "orange"
 
 
 def curve(
-    rows: Sequence[Row],
-    *,
-    width: int,
-    height: int,
-    colour: bool = False,
-    expected: bool = False,
+    rows: Sequence[Row], *, width: int, height: int, colour: bool = False, expected: bool = False
 ) -> str:
     """The curve as lines of text; empty where there are too few points, or all of them are 0.
 

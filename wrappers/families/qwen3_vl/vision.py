@@ -226,10 +226,7 @@ class QuantQwen3VLVisionModel(QuantModule, Qwen3VLVisionModel):  # type: ignore[
         deepstack_features = []
         for i, block in enumerate(self.blocks):
             hidden_states = block(
-                hidden_states,
-                cu_seqlens=layout.cu_seqlens,
-                position_embeddings=tables,
-                **kwargs,
+                hidden_states, cu_seqlens=layout.cu_seqlens, position_embeddings=tables, **kwargs
             )
             if i in self.deepstack_visual_indexes:
                 merger = self.deepstack_merger_list[self.deepstack_visual_indexes.index(i)]

@@ -20,9 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLVisionConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLVisionAttention,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention
 
 from wrappers.attention.core import AttentionOptions, attend_batched, attend_by_head
 from wrappers.attention.rope import (
@@ -39,11 +37,7 @@ from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode, Quantize
 from wrappers.core.registry import register
 from wrappers.errors import ModelInputError
-from wrappers.families.qwen3_vl.grids import (
-    GRID_THW,
-    fixed_grids,
-    segment_lengths,
-)
+from wrappers.families.qwen3_vl.grids import GRID_THW, fixed_grids, segment_lengths
 
 
 class VisionAttention(QuantModule):

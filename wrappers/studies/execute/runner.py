@@ -84,14 +84,11 @@ def head_of(study: Study, workload: Workload, command: str | None = None) -> dic
         "study": study.name,
         "workload": asdict(replace(workload, checksum=load(workload).checksum)),
         "environment": {
-            "command": command,
-            "trace_model": tracer.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
+            "command": command, "trace_model": tracer.__version__, "torch": torch.__version__,
+            "transformers": transformers.__version__, "python": platform.python_version(),
             "machine": platform.machine(),
         },
-    }
+    }  # fmt: skip
 
 
 def run(

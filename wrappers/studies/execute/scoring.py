@@ -98,11 +98,7 @@ def _stepped(
     loaded: LoadedWorkload, past: nn.Module, decode: nn.Module | None = None
 ) -> evaluate.Perplexity:
     return evaluate.step_perplexity(
-        past,
-        past if decode is None else decode,
-        loaded.texts,
-        every=_EVERY,
-        **_of_steps(loaded),
+        past, past if decode is None else decode, loaded.texts, every=_EVERY, **_of_steps(loaded)
     )
 
 
@@ -238,10 +234,7 @@ def _leaks(loaded: LoadedWorkload, model: nn.Module) -> dict[str, float]:
         for weights in model(ids, use_cache=False, output_attentions=True).attentions:
             paid.append(weights.triu(1).sum(-1).flatten())  # of [1, heads, queries, keys]
     every = torch.cat(paid)
-    return {
-        "leak": float(every.max()),
-        "leaking": float((every > _LEAKS).float().mean()),
-    }
+    return {"leak": float(every.max()), "leaking": float((every > _LEAKS).float().mean())}
 
 
 @contextmanager

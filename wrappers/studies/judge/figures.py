@@ -77,22 +77,17 @@ LOSSES: Mapping[str, Loss] = {
 
 # The other metrics by their place in the tables: the header, and how a figure is written.
 _METRICS: Mapping[str, tuple[str, str]] = {
-    "weights_peir": ("PEIR softmax", ".3g"),
-    "attention_peir": ("PEIR attention", ".3g"),
+    "weights_peir": ("PEIR softmax", ".3g"), "attention_peir": ("PEIR attention", ".3g"),
     "layer_l2": ("rel. L2 layers", ".3g"),
     "quantized_past_layer_l2": ("rel. L2 layers, quantised past", ".3g"),
     "quantized_past_layer_own_l2": ("layers' own, quantised past", ".3g"),
     "float_past_layer_l2": ("rel. L2 layers, float past", ".3g"),
     "float_past_layer_own_l2": ("layers' own, float past", ".3g"),
-    "equal": ("equal tokens", ".0%"),
-    "first_different": ("first other token", ".1f"),
-    "repetition": ("repetition", ".0%"),
-    "degenerate": ("loops", ".1f"),
-    "leak": ("leak", ".2g"),
-    "leaking": ("leaking queries", ".2%"),
-    "mask_saturation": ("saturation", ".1%"),
+    "equal": ("equal tokens", ".0%"), "first_different": ("first other token", ".1f"),
+    "repetition": ("repetition", ".0%"), "degenerate": ("loops", ".1f"), "leak": ("leak", ".2g"),
+    "leaking": ("leaking queries", ".2%"), "mask_saturation": ("saturation", ".1%"),
     "mask_step": ("mask step", ".2g"),
-}
+}  # fmt: skip
 FLOAT_MODEL = "float model"
 
 

@@ -52,13 +52,9 @@ class DecodeCalibration:
     def settings(self, pair: Pair, source: str, size: int, variant: str) -> Settings:
         """Those of a trial."""
         return {
-            "activation": pair[0],
-            "weight": pair[1],
-            "variant": variant,
-            "source": source,
-            "calibration": size,
-            "steps": self.steps,
-        }
+            "activation": pair[0], "weight": pair[1], "variant": variant, "source": source,
+            "calibration": size, "steps": self.steps,
+        }  # fmt: skip
 
     def trials(self, pair: Pair, source: str, size: int, variant: str) -> list[Trial]:
         """One for each seed."""

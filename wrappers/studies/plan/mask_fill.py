@@ -62,12 +62,9 @@ class MaskFill:
     def settings(self, pair: Pair, fill: float, variant: str) -> Settings:
         """Those of a trial."""
         return {
-            "activation": pair[0],
-            "weight": pair[1],
-            "variant": variant,
-            "attention_mask_fill_value": fill,
-            "calibration": self.calibration,
-        }
+            "activation": pair[0], "weight": pair[1], "variant": variant,
+            "attention_mask_fill_value": fill, "calibration": self.calibration,
+        }  # fmt: skip
 
     def trials(self, pair: Pair, fill: float, variant: str) -> list[Trial]:
         """One for each seed."""

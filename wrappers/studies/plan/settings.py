@@ -24,12 +24,9 @@ from wrappers.errors import ConfigError, StudyError
 from wrappers.studies.plan.trials import Settings
 
 DEFAULTS: Settings = {
-    "activation": "uint8",
-    "weight": "uint8",
-    "variant": "prefill_reference",
-    "calibration": 8,
+    "activation": "uint8", "weight": "uint8", "variant": "prefill_reference", "calibration": 8,
     "steps": 16,
-}
+}  # fmt: skip
 _OF_CONFIG = ("attention_mask_fill_value", "model_args", "strict_wrap")
 KNOWN = (*DEFAULTS, *_OF_CONFIG, "overrides", "leave_out", "only", "source")
 SOURCES = ("float", "quantized", "both")

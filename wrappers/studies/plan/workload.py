@@ -83,13 +83,9 @@ class Workload:
 
 
 _LEAST = {
-    "tokens": 1,
-    "window": 2,
-    "calibration_length": 2,
-    "prompts": 0,
-    "new_tokens": 0,
+    "tokens": 1, "window": 2, "calibration_length": 2, "prompts": 0, "new_tokens": 0,
     "task_limit": 1,
-}
+}  # fmt: skip
 _TEXTS = ("model", "text", "calibration_text", "separator", "task_data", "checksum")
 _OPTIONAL = ("window", "task_limit", "text", "calibration_text", "separator", "task_data")
 

@@ -21,22 +21,19 @@ def found(value: Tensor, *others: Tensor, paddings: tuple[Padding, ...] = ()) ->
     return match([value], others, LIMIT, paddings)[0]
 
 
-@pytest.mark.parametrize(
-    ("value", "is_whole", "is_ordered"),
-    [
-        pytest.param(X.clone(), True, True, id="whole"),
-        pytest.param(X.reshape(8, 48), True, True, id="reshaped"),
-        pytest.param(X.transpose(1, 2), True, False, id="permuted"),
-        pytest.param(X.transpose(1, 2).flatten(2), True, False, id="permuted and reshaped"),
-        pytest.param(X.permute(3, 1, 0, 2), True, False, id="all dimensions permuted"),
-        pytest.param(X[:, 2], False, True, id="head"),
-        pytest.param(X[1], False, True, id="sequence"),
-        pytest.param(X[:, :, 3].clone(), False, True, id="position"),
-        pytest.param(X[..., 4:], False, True, id="half"),
-        pytest.param(X[:, 1].mT, False, False, id="head transposed"),
-        pytest.param(X.double(), True, True, id="float64"),
-    ],
-)
+@pytest.mark.parametrize(("value", "is_whole", "is_ordered"), [
+    pytest.param(X.clone(), True, True, id="whole"),
+    pytest.param(X.reshape(8, 48), True, True, id="reshaped"),
+    pytest.param(X.transpose(1, 2), True, False, id="permuted"),
+    pytest.param(X.transpose(1, 2).flatten(2), True, False, id="permuted and reshaped"),
+    pytest.param(X.permute(3, 1, 0, 2), True, False, id="all dimensions permuted"),
+    pytest.param(X[:, 2], False, True, id="head"),
+    pytest.param(X[1], False, True, id="sequence"),
+    pytest.param(X[:, :, 3].clone(), False, True, id="position"),
+    pytest.param(X[..., 4:], False, True, id="half"),
+    pytest.param(X[:, 1].mT, False, False, id="head transposed"),
+    pytest.param(X.double(), True, True, id="float64"),
+])  # fmt: skip
 def test_forms(value: Tensor, is_whole: bool, is_ordered: bool) -> None:
     best = found(value, random(7, 5), X)[0]
     assert best == Match(1, 1.0, is_whole, is_ordered)
@@ -53,29 +50,23 @@ def test_factors(factor: float) -> None:
     assert not half.is_exact
 
 
-def test_rounding_is_allowed_and_more_is_not() -> None:
+def test_rounding_is_allowed_and_exact_ones_come_first() -> None:
     assert found(X * (1 + 1e-7), X)[0].is_exact
     changed = X.clone()
     changed[0, 0, 0, 0] += 1e-2
     assert not found(changed, X)
-
-
-def test_exact_ones_come_first() -> None:
     matches = found(X, 2 * X, X, X[:, :2])
     assert [m.other for m in matches][:1] == [1]
     assert {m.other for m in matches if not m.is_exact} == {0}
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(torch.zeros(3, 4), id="zeros"),
-        pytest.param(torch.full((3, 4), 0.5), id="constant"),
-        pytest.param(torch.tensor([1.0, 2.0]), id="tiny"),
-        pytest.param(torch.tensor(3.0), id="scalar"),
-        pytest.param(torch.empty(0, 4), id="empty"),
-    ],
-)
+@pytest.mark.parametrize("value", [
+    pytest.param(torch.zeros(3, 4), id="zeros"),
+    pytest.param(torch.full((3, 4), 0.5), id="constant"),
+    pytest.param(torch.tensor([1.0, 2.0]), id="tiny"),
+    pytest.param(torch.tensor(3.0), id="scalar"),
+    pytest.param(torch.empty(0, 4), id="empty"),
+])  # fmt: skip
 def test_values_that_tell_nothing(value: Tensor) -> None:
     assert not found(value, value.clone())
 
@@ -92,14 +83,11 @@ def test_another_order_within_a_dimension_is_another_value(order: str) -> None:
     assert not found(changed[order], X, X[:, :2].repeat_interleave(2, 1))
 
 
-def test_integers_and_complex_numbers() -> None:
+def test_values_of_other_kinds() -> None:
     ids = torch.arange(40).view(4, 10)
     assert found(ids[2], ids)[0].is_exact
     turned = torch.view_as_complex(random(5, 2))
     assert found(turned, turned.clone())[0].is_exact
-
-
-def test_non_finite_values() -> None:
     hidden = X.masked_fill(X > 1, -torch.inf)
     assert found(hidden, hidden.clone())[0].is_exact
     assert not found(hidden, X.masked_fill(X > 1, torch.nan))
@@ -130,23 +118,16 @@ def test_padded_positions_do_not_count() -> None:
     assert found(other, flat, paddings=(padding,))[0].is_exact
 
 
-def test_factor_between() -> None:
+def test_factors_and_rearrangements() -> None:
     assert factor_between(X * -0.25, X, LIMIT) == pytest.approx(-0.25)
     assert factor_between(X, X, LIMIT) == pytest.approx(1.0)
     assert factor_between(X + 1, X, LIMIT) is None
     assert factor_between(X[0], X, LIMIT) is None
     assert factor_between(torch.zeros(4), torch.zeros(4), LIMIT) is None
-
-
-def test_same_and_rearranged() -> None:
     assert is_same(X.view(-1), X, LIMIT)
     assert not is_same(X.mT, X, LIMIT)
     assert not is_same(X[0], X, LIMIT)
     assert is_rearranged(X.roll(1, 1), X, LIMIT)
     assert not is_rearranged(X + 0.1, X, LIMIT)
     assert not is_rearranged(X[0], X, LIMIT)
-
-
-def test_nothing_to_match() -> None:
-    assert match([X], [], LIMIT, ()) == [[]]
-    assert match([], [X], LIMIT, ()) == []
+    assert (match([X], [], LIMIT, ()), match([], [X], LIMIT, ())) == ([[]], [])

@@ -43,34 +43,31 @@ def planted(group: str, name: str, **options: Any) -> tuple[Any, Comparison]:
 
 
 # Of each kind of mistake one, and those that once were charged to an innocent line.
-@pytest.mark.parametrize(
-    ("group", "name", "kind"),
-    [
-        ("Llama", "softmax over the queries", "wrong"),
-        ("Llama", "attention scale applied twice", "wrong"),
-        ("Llama", "rotate-half sign", "wrong"),
-        ("Llama", "KV head order of the values", "wrong"),
-        ("Llama", "heads not transposed back", "missing"),
-        ("Llama", "scale of the tables", "wrong"),
-        ("Llama", "attention under autocast", "wrong"),
-        ("Llama", "another mask of the same meaning, and a scale", "wrong"),
-        ("Llama", "attention scale missing", "missing"),
-        ("Llama", "mask dropped inside attention", "missing"),
-        ("Llama", "attention residual left out", "missing"),
-        ("Llama", "norm taken out", "missing"),
-        ("Llama", "mask edited for the layers after", "edit"),
-        ("Llama, ported", "halves turned for neighbours", "wrong"),
-        ("Llama, generation", "cache not read", "wrong"),
-        ("Llama, generation", "another order of heads in the cache", "wrong"),
-        ("Qwen3-VL, vision", "merged channel by channel", "wrong"),
-        ("wrapped Llama, prefill", "attention scale", "wrong"),
-        ("wrapped Llama, prefill", "KV head order", "wrong"),
-        ("wrapped Llama, prefill", "tables of the position before", "wrong"),
-        ("wrapped Qwen3-VL, prefill", "queries and keys exchanged", "wrong"),
-        ("quantised Llama, prefill", "rounding down", "wrong"),
-        ("quantised Llama, prefill", "point of the product left out", "missing"),
-    ],
-)
+@pytest.mark.parametrize(("group", "name", "kind"), [
+    ("Llama", "softmax over the queries", "wrong"),
+    ("Llama", "attention scale applied twice", "wrong"),
+    ("Llama", "rotate-half sign", "wrong"),
+    ("Llama", "KV head order of the values", "wrong"),
+    ("Llama", "heads not transposed back", "missing"),
+    ("Llama", "scale of the tables", "wrong"),
+    ("Llama", "attention under autocast", "wrong"),
+    ("Llama", "another mask of the same meaning, and a scale", "wrong"),
+    ("Llama", "attention scale missing", "missing"),
+    ("Llama", "mask dropped inside attention", "missing"),
+    ("Llama", "attention residual left out", "missing"),
+    ("Llama", "norm taken out", "missing"),
+    ("Llama", "mask edited for the layers after", "edit"),
+    ("Llama, ported", "halves turned for neighbours", "wrong"),
+    ("Llama, generation", "cache not read", "wrong"),
+    ("Llama, generation", "another order of heads in the cache", "wrong"),
+    ("Qwen3-VL, vision", "merged channel by channel", "wrong"),
+    ("wrapped Llama, prefill", "attention scale", "wrong"),
+    ("wrapped Llama, prefill", "KV head order", "wrong"),
+    ("wrapped Llama, prefill", "tables of the position before", "wrong"),
+    ("wrapped Qwen3-VL, prefill", "queries and keys exchanged", "wrong"),
+    ("quantised Llama, prefill", "rounding down", "wrong"),
+    ("quantised Llama, prefill", "point of the product left out", "missing"),
+])  # fmt: skip
 def test_the_planted_line_is_named(group: str, name: str, kind: str) -> None:
     mistake, comparison = planted(group, name)
     zoomed = comparison.zoomed
@@ -81,16 +78,13 @@ def test_the_planted_line_is_named(group: str, name: str, kind: str) -> None:
     assert zoomed.explanation in comparison.verdict.explanation
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("attention scale missing", "* scaling"),
-        ("mask dropped inside attention", "attn_weights + attention_mask"),
-        ("attention residual left out", "residual + hidden_states"),
-        ("second norm left out", "self.post_attention_layernorm(hidden_states)"),
-        ("last norm left out", "self.norm(hidden_states)"),
-    ],
-)
+@pytest.mark.parametrize(("name", "expected"), [
+    ("attention scale missing", "* scaling"),
+    ("mask dropped inside attention", "attn_weights + attention_mask"),
+    ("attention residual left out", "residual + hidden_states"),
+    ("second norm left out", "self.post_attention_layernorm(hidden_states)"),
+    ("last norm left out", "self.norm(hidden_states)"),
+])  # fmt: skip
 def test_the_references_line_is_named(name: str, expected: str) -> None:
     zoomed = planted("Llama", name)[1].zoomed
     assert zoomed is not None
@@ -150,12 +144,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize(("source", "change", "module", "least"), RIGHT)
-def test_a_right_module_in_another_form_has_no_culprit(
-    source: Callable[[], tuple[nn.Module, Inputs]],
-    change: Callable[[Any], Any],
-    module: str,
-    least: float,
-) -> None:
+def test_a_right_module_in_another_form_has_no_culprit(source, change, module, least):
     reference, inputs = source()
     comparison = tracer.compare(reference, change(reference), inputs, zoom=module)
     zoomed = comparison.zoomed
@@ -265,17 +254,14 @@ def wrong_constant(self: Any, x: Tensor, mask: Tensor) -> Tensor:
     return torch.sigmoid(self.first(x)) * self.second(x) * kept + 0.5 * x
 
 
-@pytest.mark.parametrize(
-    ("wrong", "kind", "text"),
-    [
-        (bias_forgotten, "missing", "return gate * self.second(x)"),
-        (in_place, "wrong", "gate[:, 0] = 0.0"),
-        (by_data, "wrong", "gate.data.clamp_(max=0.5)"),
-        (to_memory, "wrong", "torch.sub(gate, self.second(x), out=out)"),
-        (by_own_function, "wrong", "return x.square() + x"),
-        (wrong_constant, "wrong", "kept = torch.arange(6) > 0"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "kind", "text"), [
+    (bias_forgotten, "missing", "return gate * self.second(x)"),
+    (in_place, "wrong", "gate[:, 0] = 0.0"),
+    (by_data, "wrong", "gate.data.clamp_(max=0.5)"),
+    (to_memory, "wrong", "torch.sub(gate, self.second(x), out=out)"),
+    (by_own_function, "wrong", "return x.square() + x"),
+    (wrong_constant, "wrong", "kept = torch.arange(6) > 0"),
+])  # fmt: skip
 def test_small_mistakes(wrong: Callable[..., Tensor], kind: str, text: str) -> None:
     assert zoomed_text(wrong) == (kind, text)
 
@@ -349,11 +335,9 @@ def test_nothing_is_recorded_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestRefusals:
-    def test_an_unknown_module(self) -> None:
+    def test_unknown_and_compiled_modules(self) -> None:
         with pytest.raises(tracer.UsageError, match=r"zoom 'gat': .* did you mean 'gate'"):
             tracer.compare(*pair(right), zoom="gat")
-
-    def test_a_compiled_module(self) -> None:
         reference, candidate, inputs = pair(right)
         candidate.gate.first = torch.compile(candidate.gate.first, backend="eager")
         with pytest.raises(tracer.UsageError, match="cannot be recorded"):
@@ -369,13 +353,11 @@ class TestRefusals:
         assert comparison.zoomed is None
         assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
 
-    def test_one_forward_for_all_steps(self) -> None:
+    def test_calls_that_there_are_not(self) -> None:
         reference, inputs = one_forward(tiny_llama, 2)()
         candidate = generation(tiny_llama, 2)()[0]
         with pytest.raises(tracer.UsageError, match="all positions at once"):
             tracer.compare(reference, candidate, inputs, zoom=LLAMA)
-
-    def test_a_module_that_is_not_called(self) -> None:
         reference, candidate, inputs = pair(right)
         for model in (reference, candidate):
             model.spare = nn.Linear(2, 2)

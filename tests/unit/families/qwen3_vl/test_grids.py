@@ -69,22 +69,18 @@ def test_interpolation_equals_torch_on_each_image(grids_and_merge_size, side):
             image, size=(height, width), mode="bilinear", align_corners=True
         )
         blocks = resized.view(3, height // merge, merge, width // merge, merge)
-        patches = blocks.permute(1, 3, 2, 4, 0).reshape(-1, 3)
-        expected.append(patches.repeat(frames, 1))
+        expected.append(blocks.permute(1, 3, 2, 4, 0).reshape(-1, 3).repeat(frames, 1))
     layout = GridLayout.of(grids, merge_size=merge, side=side)
     with torch.no_grad():
         found = interpolated(table, layout)
     torch.testing.assert_close(found.double(), torch.cat(expected), rtol=0, atol=2e-5)
 
 
-def test_blocks_of_patches_follow_each_other():
+def test_blocks_and_segments():
     layout = GridLayout.of([(1, 2, 4), (2, 2, 2)], merge_size=2, side=4)
     first = [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
     assert layout.position_ids.tolist() == first + 2 * first[:4]
     assert layout.cu_seqlens.tolist() == [0, 8, 12, 16]
-
-
-def test_segments_are_frames():
     assert segment_lengths([(1, 4, 6), (3, 2, 2)]) == [24, 4, 4, 4]
 
 
@@ -116,25 +112,13 @@ class TestFixedGrids:
     def test_lists_become_grids(self):
         config = PTQConfig(model_args={"grid_thw": [[1, 4, 6], [2, 2, 2]]})
         assert fixed_grids(config, 2) == ((1, 4, 6), (2, 2, 2))
-
-    def test_none_are_fixed_unless_said(self):
         assert fixed_grids(PTQConfig(), 2) is None
         assert fixed_grids(PTQConfig(model_args={"grid_thw": None}), 2) is None
 
-    @pytest.mark.parametrize(
-        "grids",
-        [
-            4,
-            "1x4x6",
-            [1, 4, 6],
-            [[1, 4]],
-            [[1, 4, 6, 1]],
-            [[1, 4, 6.0]],
-            [[1, 4, "6"]],
-            [[True, 4, 6]],
-            {"image": [[1, 4, 6]]},
-        ],
-    )
+    @pytest.mark.parametrize("grids", [
+        4, "1x4x6", [1, 4, 6], [[1, 4]], [[1, 4, 6, 1]], [[1, 4, 6.0]], [[1, 4, "6"]],
+        [[True, 4, 6]], {"image": [[1, 4, 6]]},
+    ])  # fmt: skip
     def test_something_else_is_refused(self, grids):
         with pytest.raises(ConfigError, match=r"expected \[\[time, height, width\], \.\.\.\]"):
             fixed_grids(PTQConfig(model_args={"grid_thw": grids}), 2)

@@ -10,20 +10,9 @@ from torch import nn
 
 import tracer
 import wrappers
-from tests.builders.agreement import (
-    IMPLEMENTATIONS,
-    VARIANTS,
-    assert_modules_agree,
-    peir,
-)
+from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, assert_modules_agree, peir
 from tests.builders.qwen3_vl import FACTOR
-from tests.builders.qwen3_vl_whole import (
-    EXAMPLES,
-    IMAGE,
-    VIDEO,
-    tiny,
-    wrap,
-)
+from tests.builders.qwen3_vl_whole import EXAMPLES, IMAGE, VIDEO, tiny, wrap
 from wrappers.core.point import Mode
 from wrappers.errors import ModelInputError, UnseenObserverError
 
@@ -111,15 +100,12 @@ class TestAsTheFloatModel:
     @pytest.mark.parametrize(
         ("implementation", "how"),
         [
-            ("eager", {}),
-            ("sdpa", {}),
-            ("eager", {"use_cache": False}),
+            ("eager", {}), ("sdpa", {}), ("eager", {"use_cache": False}),
             ("sdpa", {"cache_implementation": "static"}),
-            ("eager", {"do_sample": True, "top_k": 10}),
-            ("sdpa", {"num_beams": 3}),
+            ("eager", {"do_sample": True, "top_k": 10}), ("sdpa", {"num_beams": 3}),
         ],
         ids=lambda how: how if isinstance(how, str) else "-".join(how) or "greedy",
-    )
+    )  # fmt: skip
     def test_generates_the_same_tokens(self, variant, implementation, how):
         model, inputs = tiny(implementation), EXAMPLES["batch"]()
         how = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, **how}
@@ -221,17 +207,11 @@ class TestAsTheFloatModel:
         assert wrapped.model.rope_deltas is not None
 
     @VARIANTS
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"logits_to_keep": 2},
-            {"logits_to_keep": torch.tensor([0, 3])},
-            {"use_cache": False},
-            {"return_dict": False, "use_cache": False},
-            {"output_hidden_states": True, "output_attentions": True},
-        ],
-        ids="-".join,
-    )
+    @pytest.mark.parametrize("options", [
+        {"logits_to_keep": 2}, {"logits_to_keep": torch.tensor([0, 3])}, {"use_cache": False},
+        {"return_dict": False, "use_cache": False},
+        {"output_hidden_states": True, "output_attentions": True},
+    ], ids="-".join)  # fmt: skip
     def test_options(self, variant, options):
         model = tiny()
         inputs = EXAMPLES["both"]() | options
@@ -332,11 +312,9 @@ class TestStructure:
             for module, name, point in wrappers.iter_points(wrapped)
         }
         assert {name: dtype for name, dtype in dtypes.items() if dtype != "uint8"} == {
-            "model.mm_fusion": "int16",
-            "model.language_model.deepstack_sum_0": "uint4",
-            "model.visual.blocks.1.mlp.linear_fc1.weight": "int8",
-            "lm_head.act_out": None,
-        }
+            "model.mm_fusion": "int16", "model.language_model.deepstack_sum_0": "uint4",
+            "model.visual.blocks.1.mlp.linear_fc1.weight": "int8", "lm_head.act_out": None,
+        }  # fmt: skip
 
 
 class TestErrors:
@@ -423,11 +401,9 @@ class TestQuantisationOn:
 class TestTracer:
     @VARIANTS
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    @pytest.mark.parametrize(
-        "how",
-        [{}, {"batch": 3, "padding": "left"}, {"batch": 3, "padding": "right"}],
-        ids=["one image", "left", "right"],
-    )
+    @pytest.mark.parametrize("how", [
+        {}, {"batch": 3, "padding": "left"}, {"batch": 3, "padding": "right"},
+    ], ids=["one image", "left", "right"])  # fmt: skip
     def test_the_wrapped_built_in_model_agrees(self, variant, dtype, how):
         loaded = tracer.models.load("tiny-qwen3-vl", dtype=dtype, **how)
         candidate = tracer.models.candidate(loaded, "wrapped", variant=variant)

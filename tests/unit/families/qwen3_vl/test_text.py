@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from transformers import DynamicCache, StaticCache
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextRMSNorm,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 import wrappers
 from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, assert_modules_agree, peir
@@ -19,7 +17,7 @@ from tests.builders.in_float64 import (
     mlp_64,
     norm_64,
 )
-from tests.builders.llama import ATTENTION_POINTS
+from tests.builders.llama import ATTENTION_POINTS, specs
 from tests.builders.qwen3_vl import (
     DEEPSTACK,
     at_all_positions,
@@ -42,18 +40,12 @@ from wrappers.errors import ConfigError, ModelInputError, UnknownOverrideError
 
 class TestQuantisationOff:
     @VARIANTS
-    @pytest.mark.parametrize(
-        "positions",
-        [
-            torch.arange(5, 13)[None],
-            torch.stack((torch.arange(8), torch.arange(4, 12))),
-            torch.arange(5, 13)[None, None],
-            grids(1, 8),
-            grids(2, 8),
-            torch.cat((torch.arange(8).expand(1, 2, 8), grids(2, 8))),
-        ],
-        ids=lambda positions: "x".join(map(str, positions.shape)),
-    )
+    @pytest.mark.parametrize("positions", [
+        torch.arange(5, 13)[None],
+        torch.stack((torch.arange(8), torch.arange(4, 12))),
+        torch.arange(5, 13)[None, None], grids(1, 8), grids(2, 8),
+        torch.cat((torch.arange(8).expand(1, 2, 8), grids(2, 8))),
+    ], ids=lambda positions: "x".join(map(str, positions.shape)))  # fmt: skip
     def test_positions_of_every_form(self, variant, positions):
         model = tiny()
         inputs = {"input_ids": tokens(2, 8), "position_ids": positions}
@@ -82,19 +74,14 @@ class TestQuantisationOff:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"attention_bias": True},
-            {"num_key_value_heads": 4},
-            {"num_key_value_heads": 1},
-            {"head_dim": 16},
-            {"hidden_act": "gelu"},
-            {"rms_norm_eps": 0.3},
-            {"is_causal": False},
+            {"attention_bias": True}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1},
+            {"head_dim": 16}, {"hidden_act": "gelu"}, {"rms_norm_eps": 0.3}, {"is_causal": False},
             {"rope_parameters": rope("default", mrope_section=[1, 2, 1])},
             {"rope_parameters": rope("linear", factor=2.0)},
             {"rope_parameters": rope("yarn", factor=4.0)},
         ],
         ids=lambda changes: str(changes.get("rope_parameters", changes)).split(", 'mrope_i")[0],
-    )
+    )  # fmt: skip
     def test_configurations(self, variant, changes):
         model = tiny(**changes)
         inputs = {"input_ids": tokens(2, 8), "position_ids": grids(2, 8)}
@@ -368,13 +355,6 @@ def model_64(model, inputs, fill):
             hidden = hidden.clone()
             hidden[visual] = q(model, hidden[visual] + features, f"deepstack_sum_{i}")
     return norm_64(model.norm, hidden)
-
-
-def specs(activation, weight):
-    return {
-        "activation": wrappers.affine(activation),
-        "weight": wrappers.affine(weight),
-    }
 
 
 class TestQuantisationOn:

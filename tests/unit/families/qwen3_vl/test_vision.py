@@ -14,7 +14,7 @@ import tracer
 import wrappers
 from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, peir, with_checkpointing
 from tests.builders.in_float64 import fake_quantize_64, linear_64
-from tests.builders.llama import ATTENTION_POINTS
+from tests.builders.llama import ATTENTION_POINTS, specs
 from tests.builders.qwen3_vl_vision import (
     GRIDS,
     HIDDEN,
@@ -39,21 +39,16 @@ from tests.builders.qwen3_vl_vision import (
 )
 from tracer.models.loading import load
 from wrappers.errors import ConfigError, ModelInputError, WrapError
-from wrappers.families.qwen3_vl.vision import (
-    LinearPatchProjection,
-    QuantQwen3VLVisionModel,
-)
+from wrappers.families.qwen3_vl.vision import LinearPatchProjection, QuantQwen3VLVisionModel
 from wrappers.families.qwen3_vl.vision_attention import QuantQwen3VLVisionAttentionPrefill
 from wrappers.layers.convolutions import QuantConv3d
 
 
 class TestQuantisationOff:
     @VARIANTS
-    @pytest.mark.parametrize(
-        ("implementation", "grids"),
-        [("eager", ONE), ("sdpa", SEVERAL), ("eager", VIDEO), ("sdpa", MIXED)],
-        ids=["one", "several", "video", "mixed"],
-    )
+    @pytest.mark.parametrize(("implementation", "grids"), [
+        ("eager", ONE), ("sdpa", SEVERAL), ("eager", VIDEO), ("sdpa", MIXED),
+    ], ids=["one", "several", "video", "mixed"])  # fmt: skip
     def test_every_module_is_paired_and_equals_the_float_model(
         self, variant, implementation, grids
     ):
@@ -140,31 +135,16 @@ class TestQuantisationOff:
             assert peir(one, other) > 1e-2
 
     @VARIANTS
-    def test_gradients_equal_those_of_the_float_model(self, variant):
-        model = tiny()
-        run_with_gradients(model)
-        expected = {name: p.grad.clone() for name, p in model.named_parameters()}
-        model.zero_grad()
-        run_with_gradients(wrap(model, variant))
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(
-                parameter.grad, expected[name], rtol=1e-3, atol=1e-4, msg=name
-            )
-
-    @VARIANTS
-    def test_gradient_checkpointing(self, variant):
-        model = with_checkpointing(tiny())
-        run_with_gradients(model)
-        expected = model.patch_embed.proj.weight.grad.clone()
-        model.zero_grad()
-        run_with_gradients(wrap(model, variant))
-        found = model.patch_embed.proj.weight.grad
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-
-
-def run_with_gradients(model):
-    output = model(**inputs(MIXED))
-    sum(tensor.square().mean() for tensor in tensors_of(output)).backward()
+    @pytest.mark.parametrize("prepared", [lambda model: model, with_checkpointing])
+    def test_gradients_equal_those_of_the_float_model(self, variant, prepared):
+        model, found = prepared(tiny()), []
+        for candidate in (model, wrap(model, variant)):
+            model.zero_grad()
+            output = candidate(**inputs(MIXED))
+            sum(tensor.square().mean() for tensor in tensors_of(output)).backward()
+            found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
 class TestAsTheFloatModel:
@@ -223,27 +203,16 @@ class TestStructure:
     def test_points_are_those_of_the_facts(self, variant):
         wrapped = wrap(tiny(), variant)
         negated = {"q_neg", "k_neg"} if variant == "prefill_reference" else set()
+        negated |= {"logits_raw", "scale"}
+        of_a_mask = {"attn_mask", "mask_add", "attn_weights"}
+        of_a_mask |= {"new_k", "new_v", "present_key", "present_value"}
         assert set(wrapped.points) == {"pos_embed", "pos_add", "rope_cos", "rope_sin"}
         assert set(wrapped.pos_embed.points) == {"weight", "act_out"}
         assert set(wrapped.patch_embed.points) == set()
         assert set(wrapped.patch_embed.proj.points) == {"weight", "act_in", "act_out"}
         for block in wrapped.blocks:
             assert set(block.points) == {"act_in", "post_attn", "act_out"}
-            assert (
-                set(block.attn.points)
-                == ATTENTION_POINTS
-                - {
-                    "attn_mask",
-                    "new_k",
-                    "new_v",
-                    "present_key",
-                    "present_value",
-                    "mask_add",
-                    "attn_weights",
-                }
-                | {"logits_raw", "scale"}
-                | negated
-            )
+            assert set(block.attn.points) == (ATTENTION_POINTS - of_a_mask) | negated
             assert set(block.mlp.points) == {"act_in", "act_out"}
         for merger in (wrapped.merger, *wrapped.deepstack_merger_list):
             assert set(merger.points) == {"act_in", "act_out"}
@@ -326,8 +295,7 @@ class TestErrors:
         wrapped = wrap(tiny(), variant, fixed=fixed)
         with pytest.raises(ModelInputError, match="pixels of 48 patches, and grids of 24"):
             run(wrapped, pixels([[2, 4, 6]]), torch.tensor(ONE))
-        given = attention_inputs([[2, 4, 6]])
-        given["cu_seqlens"] = torch.tensor([0, 24])
+        given = attention_inputs([[2, 4, 6]]) | {"cu_seqlens": torch.tensor([0, 24])}
         with pytest.raises(ModelInputError, match="24 in all, and hidden states of 48"):
             run(wrapped.blocks[0].attn, **given)
 
@@ -406,11 +374,7 @@ class TestQuantisationOn:
         expected = run(model, **inputs(MIXED))
         errors = []
         for activation, weight in (("int16", "int16"), ("int16", "uint8"), ("uint8", "uint8")):
-            config = {
-                "activation": wrappers.affine(activation),
-                "weight": wrappers.affine(weight),
-            }
-            quantised = wrappers.convert(calibrated(model, variant, **config))
+            quantised = wrappers.convert(calibrated(model, variant, **specs(activation, weight)))
             output = run(quantised, **inputs(MIXED))
             errors.append(peir(expected.pooler_output, output.pooler_output))
         assert errors == sorted(errors)
@@ -449,15 +413,8 @@ class TestExport:
         assert_outputs_agree(run(wrapped, other), run(program.module(), other, *args[1:]), 1e-6)
         operators = operators_of(program)
         assert any("fake_quantize_per_tensor" in name for name in operators) == quantised
-        for unwanted in (
-            "aten.item",
-            "_local_scalar_dense",
-            "chunk",
-            "split",
-            "sym_size",
-            "nonzero",
-        ):
-            assert not any(unwanted in name for name in operators)
+        unwanted = ("aten.item", "_local_scalar_dense", "chunk", "split", "sym_size", "nonzero")
+        assert not any(part in name for name in operators for part in unwanted)
         assert not program.range_constraints
         assert variant == "prefill_reference" or not any("conv" in name for name in operators)
 

@@ -23,20 +23,16 @@ class TestOpen:
         image = open_image(tmp_path / "image.tiff")
         assert (image.mode, image.size) == ("RGB", (40, 30))
 
-    def test_a_camera_held_upright(self, tmp_path: Path):
+    def test_files_of_images(self, tmp_path: Path):
         image = Image.new("RGB", (40, 30))
         exif = image.getexif()
         exif[0x0112] = 6  # orientation: to be turned by a quarter
         image.save(tmp_path / "photo.jpg", exif=exif)
         assert open_image(tmp_path / "photo.jpg").size == (30, 40)
-
-    def test_the_file_is_closed(self, tmp_path: Path):
         Image.new("RGB", (4, 3)).save(tmp_path / "image.png")
         image = open_image(tmp_path / "image.png")
         (tmp_path / "image.png").unlink()
         assert image.getpixel((0, 0)) == (0, 0, 0)
-
-    def test_no_image(self, tmp_path: Path):
         (tmp_path / "image.png").write_text("a text")
         with pytest.raises(InputError, match=r"image.png: not an image that can be read"):
             open_image(tmp_path / "image.png")
@@ -65,14 +61,12 @@ class TestFromImages:
         text = processor.tokenizer.decode(row).split("<|vision_end|>")[-1]
         return text.partition("<|im_end|>")[0]
 
-    def test_one_photo(self, processor, photos):
+    def test_photos_of_one_sequence(self, processor, photos):
         made, description = self.made(processor, photos, ["chelsea.png"], max_pixels=None)
         assert made["input_ids"].shape == (1, 140)
         assert description == (
             "140 tokens: the default question with chelsea.png (18 x 28 patches, 126 tokens)"
         )
-
-    def test_several_in_one_sequence(self, processor, photos):
         names = ["chelsea.png", "camera.png", "rocket.jpg"]
         made, description = self.made(processor, photos, names, prompt="Which is older?")
         assert made["input_ids"].shape[0] == 1
@@ -95,7 +89,7 @@ class TestFromImages:
         ]
         assert f"padded on the {padding}" in description
 
-    def test_the_only_one_in_all(self, processor, photos):
+    def test_the_only_one_and_an_empty_prompt(self, processor, photos):
         made, description = self.made(processor, photos, ["camera.png"], batch=3)
         lengths = made["attention_mask"].sum(1).tolist()
         assert len(set(lengths)) == 3
@@ -103,24 +97,19 @@ class TestFromImages:
         assert all(torch.equal(first, other) for other in others)
         assert description.count("camera.png") == 1
         assert f"a batch of 3 with lengths {', '.join(map(str, lengths))}" in description
-
-    def test_an_empty_prompt(self, processor, photos):
         made, _ = self.made(processor, photos, ["camera.png"], prompt="", batch=2)
         assert [self.words(processor, row) for row in made["input_ids"]] == ["", ""]
 
 
 class TestRequest:
-    @pytest.mark.parametrize(
-        ("fields", "message"),
-        [
-            ({"images": (), "max_pixels": 5000}, "max pixels go with images"),
-            ({"max_pixels": 0}, "max pixels 0: expected at least 1"),
-            ({"images": (), "frames": 0}, "video 0: expected at least 1"),
-            ({"frames": 2}, "a synthetic clip does not go with --image"),
-            ({"sequence_length": 20}, "a sequence length does not go with --image"),
-            ({"batch": 3}, "2 images in a batch of 3: expected one for each sequence, or one"),
-        ],
-    )
+    @pytest.mark.parametrize(("fields", "message"), [
+        ({"images": (), "max_pixels": 5000}, "max pixels go with images"),
+        ({"max_pixels": 0}, "max pixels 0: expected at least 1"),
+        ({"images": (), "frames": 0}, "video 0: expected at least 1"),
+        ({"frames": 2}, "a synthetic clip does not go with --image"),
+        ({"sequence_length": 20}, "a sequence length does not go with --image"),
+        ({"batch": 3}, "2 images in a batch of 3: expected one for each sequence, or one"),
+    ])  # fmt: skip
     def test_refused(self, fields: dict[str, object], message: str):
         with pytest.raises(UsageError, match=message):
             InputSpec(**{"images": (Path("a.png"), Path("b.png"))} | fields)

@@ -40,14 +40,10 @@ def drawn(width: int, height: int, seed: int = 0) -> Image.Image:
 
 class TestEncode:
     # Counted with the processor of Qwen3-VL-2B-Instruct.
-    @pytest.mark.parametrize(
-        ("name", "grid", "length"),
-        [
-            ("chelsea.png", [1, 18, 28], 140),
-            ("rocket.jpg", [1, 26, 40], 274),
-            ("camera.png", [1, 32, 32], 270),
-        ],
-    )
+    @pytest.mark.parametrize(("name", "grid", "length"), [
+        ("chelsea.png", [1, 18, 28], 140), ("rocket.jpg", [1, 26, 40], 274),
+        ("camera.png", [1, 32, 32], 270),
+    ])  # fmt: skip
     def test_grids_and_lengths_of_photos(self, processor, photos, name: str, grid, length: int):
         with Image.open(photos[name]) as image:
             made = encode_chats(processor, [QUESTION], [[image.convert("RGB")]])
@@ -172,10 +168,14 @@ class TestLoad:
         )
         assert torch.equal(one["input_ids"], other["input_ids"])
 
-    def test_no_chat_template(self, folder: Path):
+    def test_what_it_lacks(self, folder: Path):
         (folder / "chat_template.jinja").unlink()
         with pytest.raises(ModelLoadError, match="mute: the processor has no chat template"):
             load_processor("mute", folder)
+        (folder / "preprocessor_config.json").unlink()
+        (folder / "video_preprocessor_config.json").unlink()
+        with pytest.raises(ModelLoadError, match=r"blind: .*(give|expected) the folder or hub id"):
+            load_processor("blind", folder)
 
     def test_no_tokenizer(self, folder: Path):
         for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
@@ -184,12 +184,6 @@ class TestLoad:
             ModelLoadError, match="dumb: the tokenizer lacks the tokens for image, video"
         ):
             load_processor("dumb", folder)
-
-    def test_no_settings_of_images(self, folder: Path):
-        (folder / "preprocessor_config.json").unlink()
-        (folder / "video_preprocessor_config.json").unlink()
-        with pytest.raises(ModelLoadError, match=r"blind: .*(give|expected) the folder or hub id"):
-            load_processor("blind", folder)
 
     def test_another_models_tokenizer(self, folder: Path, shared_data: Path):
         for file in ("vocab.json", "merges.txt"):
@@ -211,16 +205,13 @@ class TestCheck:
     def test_one_that_fits(self, model, processor):
         check_processor(model, processor, "tiny")
 
-    @pytest.mark.parametrize(
-        ("part", "field", "message"),
-        [
-            ("vision_config", "patch_size", "patch size 16, and tiny has 17"),
-            ("vision_config", "temporal_patch_size", "temporal patch size 2, and tiny has 3"),
-            ("vision_config", "spatial_merge_size", "merge size 2, and tiny has 3"),
-            (None, "image_token_id", "image token 151655, and tiny has 151656"),
-            (None, "video_token_id", "video token 151656, and tiny has 151657"),
-        ],
-    )
+    @pytest.mark.parametrize(("part", "field", "message"), [
+        ("vision_config", "patch_size", "patch size 16, and tiny has 17"),
+        ("vision_config", "temporal_patch_size", "temporal patch size 2, and tiny has 3"),
+        ("vision_config", "spatial_merge_size", "merge size 2, and tiny has 3"),
+        (None, "image_token_id", "image token 151655, and tiny has 151656"),
+        (None, "video_token_id", "video token 151656, and tiny has 151657"),
+    ])  # fmt: skip
     def test_one_that_does_not(self, model, processor, monkeypatch, part, field, message: str):
         config = copy.deepcopy(model.config)
         owner = config if part is None else getattr(config, part)
@@ -231,13 +222,11 @@ class TestCheck:
 
 
 class TestLocate:
-    def test_a_folder_or_a_hub_id(self, processor_folder: Path, tmp_path: Path):
+    def test_a_folder_a_hub_id_or_neither(self, processor_folder: Path, tmp_path: Path):
         assert locate_processor(str(processor_folder)) == processor_folder
         assert locate_processor("organisation/name") == "organisation/name"
         (tmp_path / "processor_config.json").write_text("{}")
         assert locate_processor(str(tmp_path)) == tmp_path
-
-    def test_neither(self, tmp_path: Path):
         with pytest.raises(ModelLoadError, match=r"folder without preprocessor_config.json or"):
             locate_processor(str(tmp_path))
         with pytest.raises(ModelLoadError, match="no processor 'nowhere': there is no folder"):

@@ -40,27 +40,21 @@ class TestImageAndText:
         assert made["input_ids"].shape == (batch, length or 84)
         assert len(visual_calls(qwen, made)) == 1
 
-    def test_image_tokens_are_as_many_as_patches_say(self, qwen):
+    def test_image_tokens_and_what_does_not_fit(self, qwen):
         made, description = image_and_text(qwen, InputSpec(batch=2))
-        images = made["mm_token_type_ids"].sum(1)
-        assert images.tolist() == [64, 64]
+        assert made["mm_token_type_ids"].sum(1).tolist() == [64, 64]
         assert made["image_grid_thw"].prod(1).tolist() == [256, 256]
         assert made["pixel_values"].shape == (512, 3 * 2 * 16 * 16)
         assert made["pixel_values"].abs().max() <= 1
         assert "64 of them a synthetic image of 16 x 16 patches" in description
-
-    def test_too_short(self, qwen):
         with pytest.raises(UsageError, match="needs at least 4 tokens, an image"):
             image_and_text(qwen, InputSpec(sequence_length=3))
-
-    def test_no_prompt(self, qwen):
         with pytest.raises(UsageError, match="a prompt goes with --image"):
             image_and_text(qwen, InputSpec(prompt="a cat"))
 
     def test_text_keeps_clear_of_the_tokens_with_a_meaning(self):
         tokens = Tokens(vocabulary=40, padding=0, image=30, video=20, vision_start=6, vision_end=11)
-        model = build("tiny-qwen3-vl", 0, tokens=tokens)
-        made, _ = image_and_text(model, InputSpec(frames=3))
+        made, _ = image_and_text(build("tiny-qwen3-vl", 0, tokens=tokens), InputSpec(frames=3))
         ids = made["input_ids"][0]
         assert set(ids.tolist()) - {30, 20, 6, 11} == set(range(1, 6))
         assert int((ids == 6).sum()) == int((ids == 11).sum()) == 3
@@ -98,13 +92,11 @@ class TestClip:
         # A step of 2 x 3 tokens moves on by 3, and its end, the next time and start by 5.
         assert times[:, 0].diff().tolist() == [8, 8]
 
-    def test_the_image_stays_the_same(self, qwen):
+    def test_the_image_and_the_room_for_a_clip(self, qwen):
         (with_clip, _), (without, _) = (
             image_and_text(qwen, InputSpec(frames=frames)) for frames in (2, None)
         )
         assert torch.equal(with_clip["pixel_values"], without["pixel_values"])
-
-    def test_a_length_leaves_room_for_the_clip(self, qwen):
         made, _ = image_and_text(qwen, InputSpec(sequence_length=15, frames=2))
         assert made["input_ids"].shape == (1, 15)
         assert made["image_grid_thw"].tolist() == [[1, 2, 2]]
@@ -114,14 +106,9 @@ class TestClip:
 
 class TestPatches:
     @given(
-        st.integers(1, 2),
-        st.integers(1, 5),
-        st.integers(1, 3),
-        st.integers(1, 3),
-        st.integers(1, 2),
-        st.integers(1, 3),
-        st.integers(1, 3),
-    )
+        st.integers(1, 2), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3),
+        st.integers(1, 2), st.integers(1, 3), st.integers(1, 3),
+    )  # fmt: skip
     @settings(deadline=None, max_examples=30)
     def test_each_pixel_is_where_a_loop_puts_it(
         self, clips, count, rows, columns, merge, size, time

@@ -30,14 +30,11 @@ class Letters:
 
 
 class TestRequest:
-    @pytest.mark.parametrize(
-        ("fields", "message"),
-        [
-            ({"batch": 0}, "batch 0: expected at least 1"),
-            ({"sequence_length": -1}, "sequence length -1: expected at least 1"),
-            ({"padding": "both"}, "padding 'both': expected right or left"),
-        ],
-    )
+    @pytest.mark.parametrize(("fields", "message"), [
+        ({"batch": 0}, "batch 0: expected at least 1"),
+        ({"sequence_length": -1}, "sequence length -1: expected at least 1"),
+        ({"padding": "both"}, "padding 'both': expected right or left"),
+    ])  # fmt: skip
     def test_refused(self, fields: dict[str, object], message: str):
         with pytest.raises(UsageError, match=message):
             InputSpec(**fields)
@@ -46,8 +43,7 @@ class TestRequest:
     @settings(deadline=None)
     def test_lengths_are_longest_first_and_differ_where_there_is_room(self, longest: int, n: int):
         lengths = InputSpec(batch=n).lengths(longest)
-        assert len(lengths) == n
-        assert lengths[0] == longest
+        assert (len(lengths), lengths[0]) == (n, longest)
         assert lengths == sorted(lengths, reverse=True)
         assert min(lengths) >= 1
         if longest >= 2 * n:
@@ -55,7 +51,7 @@ class TestRequest:
 
 
 class TestFromText:
-    def test_random_tokens_without_a_tokenizer(self, llama):
+    def test_random_tokens_or_a_prompt(self, llama):
         made, description = from_text(llama, None, InputSpec(seed=3))
         assert made["input_ids"].shape == (1, 32)
         assert made["input_ids"].dtype == torch.int64
@@ -65,8 +61,6 @@ class TestFromText:
         assert torch.equal(made["input_ids"], again["input_ids"])
         other, _ = from_text(llama, None, InputSpec(seed=4))
         assert not torch.equal(made["input_ids"], other["input_ids"])
-
-    def test_a_prompt(self, llama):
         made, description = from_text(llama, Letters(), InputSpec(prompt="abc"))
         assert made["input_ids"].tolist() == [[1, 10, 11, 12]]
         assert description == "4 tokens of the prompt"
@@ -93,11 +87,10 @@ class TestFromText:
         assert len({tuple(row[row != Letters.pad_token_id].tolist()) for row in ids}) == 3
         assert f"a batch of 3 with lengths 12, 10, 8, padded on the {padding}" in description
 
-    def test_a_prompt_needs_a_tokenizer(self, llama):
+    def test_prompts_that_cannot_be_taken(self, llama):
         with pytest.raises(UsageError, match="a prompt needs a tokenizer"):
             from_text(llama, None, InputSpec(prompt="abc"))
 
-    def test_a_prompt_without_tokens(self, llama):
         class Nothing(Letters):
             def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
                 return {"input_ids": []}
@@ -105,32 +98,24 @@ class TestFromText:
         with pytest.raises(InputError, match="'' gives no tokens"):
             from_text(llama, Nothing(), InputSpec(prompt=""))
 
-    def test_a_model_that_takes_no_tokens(self, llama, monkeypatch):
+    def test_models_that_take_other_inputs(self, llama, monkeypatch):
         monkeypatch.setattr(type(llama), "main_input_name", "pixel_values")
         with pytest.raises(InputError, match="takes 'pixel_values', which is not made from text"):
             from_text(llama, None, InputSpec())
-
-    def test_an_encoder_decoder_gets_tokens_for_both(self, llama, monkeypatch):
         monkeypatch.setattr(llama.config, "is_encoder_decoder", True, raising=False)
         made, _ = from_text(llama, None, InputSpec())
         assert torch.equal(made["decoder_input_ids"], made["input_ids"])
 
 
 class TestRead:
-    def test_keyword_arguments_come_back(self, tmp_path: Path):
+    def test_files_of_inputs(self, tmp_path: Path):
         save_file({"input_ids": torch.tensor([[1, 2]])}, tmp_path / "inputs.safetensors")
         assert read(tmp_path / "inputs.safetensors")["input_ids"].tolist() == [[1, 2]]
-
-    def test_no_file(self, tmp_path: Path):
         with pytest.raises(ModelLoadError, match="there is no such file of inputs"):
             read(tmp_path / "inputs.safetensors")
-
-    def test_another_file(self, tmp_path: Path):
         (tmp_path / "inputs.safetensors").write_text("a text, and no tensors at all")
         with pytest.raises(ModelLoadError, match="not a safetensors file that can be read"):
             read(tmp_path / "inputs.safetensors")
-
-    def test_no_tensors(self, tmp_path: Path):
         save_file({}, tmp_path / "inputs.safetensors")
         with pytest.raises(InputError, match="holds no tensors"):
             read(tmp_path / "inputs.safetensors")
@@ -163,26 +148,20 @@ class TestCheck:
         with pytest.raises(InputError, match=message):
             check(llama, inputs, "tiny")
 
-    @pytest.mark.parametrize(
-        "inputs",
-        [
-            {"input_ids": IDS},
-            {"input_ids": IDS.int(), "attention_mask": torch.ones(1, 3, dtype=torch.bool)},
-            {"input_ids": IDS, "attention_mask": torch.zeros(1, 1, 3, 3)},
-            {"inputs_embeds": torch.ones(1, 3, 64)},
-        ],
-    )
+    @pytest.mark.parametrize("inputs", [
+        {"input_ids": IDS},
+        {"input_ids": IDS.int(), "attention_mask": torch.ones(1, 3, dtype=torch.bool)},
+        {"input_ids": IDS, "attention_mask": torch.zeros(1, 1, 3, 3)},
+        {"inputs_embeds": torch.ones(1, 3, 64)},
+    ])  # fmt: skip
     def test_accepted(self, llama, inputs: dict[str, torch.Tensor]):
         check(llama, inputs, "tiny")
 
-    @pytest.mark.parametrize(
-        ("given", "advice"),
-        [
-            ((), "--sequence-length"),
-            (("pixel_values",), "--max-pixels"),
-            (("pixel_values", "pixel_values_videos"), "fewer frames"),
-        ],
-    )
+    @pytest.mark.parametrize(("given", "advice"), [
+        ((), "--sequence-length"),
+        (("pixel_values",), "--max-pixels"),
+        (("pixel_values", "pixel_values_videos"), "fewer frames"),
+    ])  # fmt: skip
     def test_what_would_shorten_a_sequence(self, given, advice: str):
         inputs = {"input_ids": IDS.repeat(1, 200)} | {name: torch.ones(1, 1) for name in given}
         with pytest.raises(InputError, match=f"has 512 positions; .* or {advice}$"):
@@ -191,5 +170,4 @@ class TestCheck:
 
 def test_random_tokens_use_the_whole_vocabulary(llama):
     drawn = random_tokens(llama, (100, 100), seed=0)
-    assert vocabulary(llama) == 512
-    assert drawn.unique().tolist() == list(range(512))
+    assert (vocabulary(llama), drawn.unique().tolist()) == (512, list(range(512)))

@@ -99,13 +99,10 @@ def test_how_it_comes_about(kind, fields, lines):
     assert said(Finding(ORIGIN, kind, **fields)) == lines
 
 
-@pytest.mark.parametrize(
-    ("from_outside", "passed", "peir", "lines"),
-    [
-        (False, ("a", "b"), None, ["`m` passes a wrong `x` to `m.a` and 2 more:", "a", "b"]),
-        (True, ("a", ""), 0.5, ["What runs it passes a wrong `x` to `m.a`:", "a", "PEIR 0.5 away"]),
-    ],
-)
+@pytest.mark.parametrize(("from_outside", "passed", "peir", "lines"), [
+    (False, ("a", "b"), None, ["`m` passes a wrong `x` to `m.a` and 2 more:", "a", "b"]),
+    (True, ("a", ""), 0.5, ["What runs it passes a wrong `x` to `m.a`:", "a", "PEIR 0.5 away"]),
+])  # fmt: skip
 def test_a_wrong_argument(from_outside, passed, peir, lines):
     origin = Origin("m", "x", OriginKind.ARGUMENT, None, None)
     finding = Finding(
@@ -123,49 +120,35 @@ def test_a_wrong_argument(from_outside, passed, peir, lines):
     ]
 
 
-@pytest.mark.parametrize(
-    ("difference", "text"),
-    [
-        (ParameterDifference(ParameterKind.REFERENCE_ONLY), "the candidate has none"),
-        (ParameterDifference(ParameterKind.CANDIDATE_ONLY), "the reference has none"),
-        (ParameterDifference(ParameterKind.CHECKSUMS), "its checksum is not the recorded one"),
-        (ParameterDifference(ParameterKind.SHAPES, False, "[1]", "[2]"), "shape [1] against [2]"),
-        (ParameterDifference(ParameterKind.FORMS, True, "A", "B"), "A against B"),
-        (
-            ParameterDifference(ParameterKind.PARTS, parts={"scale": WEIGHT}),
-            "`scale` PEIR 0.125, most at [1, 2]: 0.5 against 0.75",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("difference", "text"), [
+    (ParameterDifference(ParameterKind.REFERENCE_ONLY), "the candidate has none"),
+    (ParameterDifference(ParameterKind.CANDIDATE_ONLY), "the reference has none"),
+    (ParameterDifference(ParameterKind.CHECKSUMS), "its checksum is not the recorded one"),
+    (ParameterDifference(ParameterKind.SHAPES, False, "[1]", "[2]"), "shape [1] against [2]"),
+    (ParameterDifference(ParameterKind.FORMS, True, "A", "B"), "A against B"),
+    (
+        ParameterDifference(ParameterKind.PARTS, parts={"scale": WEIGHT}),
+        "`scale` PEIR 0.125, most at [1, 2]: 0.5 against 0.75",
+    ),
+])  # fmt: skip
 def test_how_a_parameter_differs(difference, text):
     lines = said(Finding(ORIGIN, FindingKind.INSIDE, parameters={"w": difference}))
     assert lines[-1] == f"`w` differs ({text})."
 
 
-@pytest.mark.parametrize(
-    ("outcome", "trial", "text"),
-    [
-        ("not_tried", None, "Not confirmed: a second run was not asked for."),
-        ("not_replaced", OUTPUT, "which cannot be put there, nothing was shown."),
-        ("raised", OUTPUT, "Not confirmed: with the reference's output of `m`, it broke."),
-        ("still_there", OUTPUT, "Not confirmed: with the reference's output of `m`, it is still"),
-        ("still_diverges", OUTPUT, "it still diverges at output of `left`."),
-        ("falls", OUTPUT, "`m`, PEIR at output of `m` falls from 0.5 to 0, and PEIR at output of"),
-        (
-            "another_remains",
-            OUTPUT,
-            "falls from 0.5 to 0; a divergence at output of `left` remains",
-        ),
-        ("another_follows", OUTPUT, "follows at output of `left`, PEIR 0.25, from inputs that"),
-        ("all_agrees", Replacements(parameters=(("m", 0), ("w",))), "reference's `w`, everything"),
-        (
-            "after_agrees",
-            Replacements(spared=(("m", 0), ("x",))),
-            "a copy of `x` for it, everything",
-        ),
-        ("runs", Replacements(arguments={("m", 0): "x"}), "reference's `x`, it does not raise."),
-    ],
-)
+@pytest.mark.parametrize(("outcome", "trial", "text"), [
+    ("not_tried", None, "Not confirmed: a second run was not asked for."),
+    ("not_replaced", OUTPUT, "which cannot be put there, nothing was shown."),
+    ("raised", OUTPUT, "Not confirmed: with the reference's output of `m`, it broke."),
+    ("still_there", OUTPUT, "Not confirmed: with the reference's output of `m`, it is still"),
+    ("still_diverges", OUTPUT, "it still diverges at output of `left`."),
+    ("falls", OUTPUT, "`m`, PEIR at output of `m` falls from 0.5 to 0, and PEIR at output of"),
+    ("another_remains", OUTPUT, "falls from 0.5 to 0; a divergence at output of `left` remains"),
+    ("another_follows", OUTPUT, "follows at output of `left`, PEIR 0.25, from inputs that"),
+    ("all_agrees", Replacements(parameters=(("m", 0), ("w",))), "reference's `w`, everything"),
+    ("after_agrees", Replacements(spared=(("m", 0), ("x",))), "a copy of `x` for it, everything"),
+    ("runs", Replacements(arguments={("m", 0): "x"}), "reference's `x`, it does not raise."),
+])  # fmt: skip
 def test_what_a_trial_has_shown(make_row, outcome, trial, text):
     proof = Proof(
         *(Outcome(outcome), trial),

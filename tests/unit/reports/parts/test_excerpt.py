@@ -27,13 +27,10 @@ def test_the_lines_around(file: Path, line: int, numbers: range):
     assert found.place.endswith(f"model.py:{line}")
 
 
-def test_indentation_in_common_is_taken_away(tmp_path: Path):
+def test_indentation_and_files_that_were_edited(tmp_path: Path, file: Path):
     path = tmp_path / "a.py"
     path.write_text("    if x:\n\n        y\f = 1\n    z\n")
     assert excerpt(f"{path}:1").lines == ((1, "if x:"), (2, ""), (3, "    y\f = 1"), (4, "z"))
-
-
-def test_a_file_that_was_edited_is_read_again(file: Path):
     assert excerpt(f"{file}:1").lines[0] == (1, "line 1")
     file.write_text("other and longer\n")
     assert excerpt(f"{file}:1").lines == ((1, "other and longer"),)
@@ -42,8 +39,7 @@ def test_a_file_that_was_edited_is_read_again(file: Path):
 @pytest.mark.parametrize("location", ["/nowhere/model.py:3", "{file}:31", "{file}:99"])
 def test_what_cannot_be_read(file: Path, location: str):
     found = excerpt(location.format(file=file))
-    assert found.lines == ()
-    assert found.marked == int(location.rpartition(":")[2])
+    assert (found.lines, found.marked) == ((), int(location.rpartition(":")[2]))
 
 
 @pytest.mark.parametrize("location", [None, "built-in"])
@@ -51,14 +47,11 @@ def test_no_source(location: str | None):
     assert excerpt(location).marked is None
 
 
-@pytest.mark.parametrize(
-    ("kind", "argument", "words"),
-    [
-        (OriginKind.ARGUMENT, "mask", "`a.b` passes a wrong `mask`"),
-        (OriginKind.PARAMETER, None, "`a.b` has wrong parameters"),
-        (OriginKind.COMPUTATION, None, "`a.b` computes a wrong result"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "argument", "words"), [
+    (OriginKind.ARGUMENT, "mask", "`a.b` passes a wrong `mask`"),
+    (OriginKind.PARAMETER, None, "`a.b` has wrong parameters"),
+    (OriginKind.COMPUTATION, None, "`a.b` computes a wrong result"),
+])  # fmt: skip
 def test_origins_in_words(kind: OriginKind, argument: str | None, words: str):
     assert origin_in_words(Origin("a.b", argument, kind, None, None)) == words
 
@@ -68,8 +61,7 @@ NOTHING = Ended(None)
 
 def test_every_origin():
     first, second = (Origin(name, None, OriginKind.COMPUTATION, None, None) for name in "ab")
-    verdict = Verdict(False, None, first, False, NOTHING)
-    assert origins(verdict) == (first,)
+    assert origins(Verdict(False, None, first, False, NOTHING)) == (first,)
     both = Verdict(False, None, first, False, NOTHING, origins=(first, second))
     assert origins(both) == (first, second)
     assert origins(Verdict(True, None, None, False, NOTHING)) == ()

@@ -51,43 +51,37 @@ class TestHeadline:
         said = headline(comparison, expected=expected)
         return said.tone, said.line
 
-    def test_as_in_the_baseline(self, judged):
+    def test_as_in_the_baseline_and_worse(self, judged):
         comparison = judged({"a": 0.5}, {"a": 0.5})
         assert self.line(comparison) == (
             "expected",
             "diverges at a, PEIR 5.00e-01, as in main.json",
         )
-
-    def test_worse(self, judged):
         comparison = judged({"a": 0.5, "b": 0.9}, {"a": 0.5, "b": 0.1})
         assert self.line(comparison) == (
             "diverges",
             "fails: 1 of 2 outputs is worse than in main.json; diverges at a, PEIR 5.00e-01",
         )
 
-    def test_it_agrees_and_fails(self, judged):
+    def test_within_limits(self, judged):
         comparison = judged({"a": 0.0}, {"a": 0.0, "b": 0.0})
         assert self.line(comparison) == (
             "diverges",
             "fails: less was compared than in main.json; agrees",
         )
-
-    def test_within_the_limits(self, judged):
         comparison = judged({"a": 0.5}, max_peir={"a": 0.6})
         assert self.line(comparison) == (
             "expected",
             "diverges at a, PEIR 5.00e-01, within the limits given",
         )
 
-    def test_let_pass(self, judged):
+    def test_let_pass_and_divergence_alone(self, judged):
         assert self.line(judged({"a": 0.5}, fail_on="never"))[1].endswith("5.00e-01, let pass")
         comparison = judged({"a": 0.5}, {"a": 0.1}, fail_on="coverage")
         assert self.line(comparison) == (
             "expected",
             "diverges at a, PEIR 5.00e-01; let pass: 1 of 1 outputs is worse than in main.json",
         )
-
-    def test_divergence_alone_is_said_as_without_a_gate(self, judged):
         assert self.line(judged({"a": 0.5})) == ("diverges", "diverges at a, PEIR 5.00e-01")
         assert self.line(judged({"a": 0.0})) == ("agrees", "agrees")
         assert self.line(judged({"a": 0.0}, {"a": 0.0})) == ("agrees", "agrees")
@@ -131,7 +125,7 @@ class TestSection:
             "  better  4.47e-01  8.94e-02  5.00e-01  1.00e-01  b",
         ]
 
-    def test_limits(self, judged):
+    def test_limits_and_many_changes(self, judged):
         limits = {"*": 0.2, "b": 0.9}
         lines = printed(judged({"a": 0.3, "b": 0.4}, max_peir=limits, fail_on="regression"), 100)
         assert lines[2:] == [
@@ -139,8 +133,6 @@ class TestSection:
             "  let pass: the models diverge",
             "  1 output is within the limit b=0.9: PEIR at most 0.4",
         ]
-
-    def test_many_changes_are_counted(self, judged):
         names = [f"model.layers.{i}.self_attn.q_proj" for i in range(14)]
         now = {name: 0.5 + 0.01 * i for i, name in enumerate(names)}
         lines = printed(judged(now, dict.fromkeys(names, 0.1)), 60)
@@ -149,12 +141,9 @@ class TestSection:
         assert lines[-2].endswith("…q_proj")
         assert sum(line.startswith("  worse") for line in lines) == 10
 
-    def test_estimates_are_marked(self, judged):
-        comparison = judged({"a": 0.9}, {"a": 0.1}, remarks=ESTIMATED)
-        (change,) = comparison.gate.changes
+    def test_estimates_and_names(self, judged):
+        (change,) = judged({"a": 0.9}, {"a": 0.1}, remarks=ESTIMATED).gate.changes
         assert figures(change) == ("~8.94e-02", "8.05e-01", "~1.00e-01", "9.00e-01")
-
-    def test_names(self, judged):
         (change,) = judged({"a": 0.9}, {"a": 0.1}).gate.changes
         assert name_of(replace(change, module="", call=2, value="output.1")) == (
             "the root#2 (output.1)"
@@ -180,7 +169,7 @@ class TestReports:
         assert set(found) == set(schema["properties"]["gate"]["anyOf"][0]["properties"])
         assert not found["passes"]
         assert [reason["level"] for reason in found["reasons"]] == [
-            *("regression", "regression", "coverage"),
+            *("regression", "regression", "coverage")
         ]
         assert [change["kind"] for change in found["changes"]] == ["worse", "gone"]
         assert set(found["changes"][0]) == set(schema["$defs"]["change"]["properties"])
@@ -195,15 +184,13 @@ class TestReports:
         assert again.passes
         assert again.changes == ()
 
-    def test_markdown(self, failing):
+    def test_markdown(self, failing, judged):
         text = markdown.render(failing)
         assert "### Gate: fails (--fail-on regression)" in text
         assert text.index("### Gate") < text.index("### Around it")
         assert "- 1 of 2 outputs is worse than in main.json: `<b>`, relative L2" in text
         assert "| worse | `<b>` | 8.94e-02 | 8.05e-01 | 1.00e-01 | 9.00e-01 |" in text
         assert text.startswith("## ❌ fails: 1 of 2 outputs is worse than in main.json; 1 of 1 ")
-
-    def test_markdown_of_many_changes(self, judged):
         names = [f"layers.{i}" for i in range(300)]
         text = markdown.render(judged(dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.1)))
         assert len(text.encode()) <= markdown.LIMIT
@@ -227,17 +214,13 @@ class TestReports:
             "trace_model.gate"
         ]
 
-    def test_junit_of_what_passes(self, judged):
+    def test_junit_of_other_outcomes(self, judged):
         cases = self.cases(judged({"a": 0.5}, {"a": 0.5}))
         assert all(len(case) == 0 for case in cases.values())
         assert "trace_model.gate" in cases
-
-    def test_junit_of_a_divergence_that_counts(self, judged):
         cases = self.cases(judged({"a": 0.5}, {"a": 0.5}, fail_on="divergence"))
         failed = [name for name, case in cases.items() if case.find("failure") is not None]
         assert failed == ["(root).a", "trace_model.gate"]
-
-    def test_junit_of_what_agrees_and_fails(self, judged):
         cases = self.cases(judged({"a": 0.0}, {"a": 0.0, "b": 0.0}))
         failed = [name for name, case in cases.items() if case.find("failure") is not None]
         assert failed == ["trace_model.gate"]
@@ -247,7 +230,7 @@ class TestReports:
         (card,) = page.xpath("//section[@id='gate']")
         assert card.xpath("./h2")[0].text == "Gate: fails (--fail-on regression)"
         assert [row.xpath("string(./td[1])") for row in card.xpath(".//tbody/tr")] == [
-            *("worse", "gone"),
+            *("worse", "gone")
         ]
         assert card.xpath(".//tbody/tr[1]/td[2]/button/@data-module") == ["<b>"]
         assert page.body.get("class") == "diverges"

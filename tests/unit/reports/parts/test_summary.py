@@ -48,45 +48,34 @@ class TestBox:
         outputs = {name: pair(seed) for seed, name in enumerate(["new key", "new value"], 1)}
         found = figures(shown(*pair(), extra=outputs))
         assert list(found) == ["output", "new key", "new value"]
+        assert figures(shown(pair()[0], pair()[0])) == {"output": (0.0, 0.0)}
+        assert re.search(r"output\s+1\s+inf %", shown(torch.ones(4), torch.ones(4) + 1))
         for name, (r, q) in {"output": pair(), **outputs}.items():
             difference = (r - q).abs()
             peir = 100 * difference.max() / (r.max() - r.min())
             assert found[name] == pytest.approx((difference.mean().item(), peir.item()), rel=1e-3)
 
-    def test_the_head(self):
+    def test_it_returns_nothing_and_prints_to_standard_output(self, capsys):
         text = shown(*pair(), title="Llama attention, decode")
         assert text.startswith("╭─ Quantization Error Summary: Llama attention, decode ─")
         assert text.splitlines()[1].split() == ["│", "mean", "|diff|", "PEIR", "│"]
-
-    def test_it_returns_nothing_and_prints_to_standard_output(self, capsys):
         assert error_summary(*pair(), title="attention") is None
         printed = capsys.readouterr().out
         assert "Quantization Error Summary: attention" in printed
         assert all(line == line.rstrip() for line in printed.splitlines())
 
-    def test_equal_tensors(self):
-        assert figures(shown(pair()[0], pair()[0])) == {"output": (0.0, 0.0)}
-
-    def test_small_errors_are_not_rounded_away(self):
+    def test_figures_of_outputs_and_shapes_that_differ(self):
         reference = pair()[0].double()
         found = figures(shown(reference, reference + 1e-9))["output"]
         assert found == pytest.approx((1e-9, 1e-7 / float(reference.max() - reference.min())), 1e-3)
-
-    def test_a_constant_reference(self):
-        text = shown(torch.ones(4), torch.ones(4) + 1)
-        assert re.search(r"output\s+1\s+inf %", text)
-
-    def test_shapes_that_differ(self):
-        with pytest.raises(ShapeMismatchError):
-            shown(torch.ones(4), torch.ones(5))
-        with pytest.raises(ShapeMismatchError):
-            shown(torch.ones(4), torch.ones(4), extra={"new key": (torch.ones(2), torch.ones(3))})
-
-    def test_half_precision_on_one_side(self):
         reference, _ = pair()
         mean, _ = figures(shown(reference, reference.bfloat16()))["output"]
         expected = (reference - reference.bfloat16().float()).abs().mean()
         assert mean == pytest.approx(expected.item(), rel=1e-3)
+        with pytest.raises(ShapeMismatchError):
+            shown(torch.ones(4), torch.ones(5))
+        with pytest.raises(ShapeMismatchError):
+            shown(torch.ones(4), torch.ones(4), extra={"new key": (torch.ones(2), torch.ones(3))})
 
 
 class TestNotFinite:
@@ -97,18 +86,13 @@ class TestNotFinite:
         reference[0, 0] = -math.inf
         text = shown(reference, quantized)
         assert "output: 128 of 256 values are not finite" in text
-        assert figures(text) == figures(clean)
-        assert drawing(text) == drawing(clean)
+        assert (figures(text), drawing(text)) == (figures(clean), drawing(clean))
 
-    def test_nothing_is_left(self):
-        text = shown(torch.full((3,), math.nan), torch.ones(3))
+    @pytest.mark.parametrize("reference", [torch.full((3,), math.nan), torch.empty(0)])
+    def test_nothing_is_left(self, reference):
+        text = shown(reference, torch.ones_like(reference))
         assert re.search(r"│ output\s+-\s+-", text)
-        assert "3 of 3 values are not finite" in text
-        assert POINT not in text
-
-    def test_an_empty_tensor(self):
-        text = shown(torch.empty(0), torch.empty(0))
-        assert re.search(r"│ output\s+-\s+-", text)
+        assert ("3 of 3 values are not finite" in text) is bool(len(reference))
         assert POINT not in text
 
 
@@ -124,14 +108,12 @@ class TestScatter:
         for (first, _), (_, below) in itertools.pairwise(columns):
             assert first - 1 <= below <= first
 
-    def test_a_value_that_is_off_is_off_the_diagonal(self):
+    def test_values_off_the_diagonal_and_the_ruler(self):
         reference = torch.linspace(-1, 1, 100)
         quantized = reference.clone()
         quantized[0] = 1.0
         top = drawing(shown(reference, quantized))
         assert any(row.strip().startswith(POINT) and row.strip() != POINT for row in top[:3])
-
-    def test_the_ruler_spans_both(self):
         text = scatter(torch.tensor([0.0, 1.0]), torch.tensor([-4.0, 2.0]), width=60, height=24)
         numbers = [float(n) for n in re.findall(r"^ *(-?[\d.]+)┤", text, re.MULTILINE)]
         assert max(numbers) == 2.0 and min(numbers) == -4.0
@@ -145,24 +127,19 @@ class TestScatter:
         assert text.count(POINT) == 1
         assert f"{value:.3g}" in text
 
-    def test_many_values_are_thinned_out_and_the_extremes_kept(self):
-        generator = torch.Generator().manual_seed(0)
-        reference = torch.randn(300_000, generator=generator)
+    def test_many_values_and_figures_drawn_before(self):
+        reference = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
         quantized = reference.clone()
         reference[123_457], quantized[123_457] = 100.0, -100.0
         text = scatter(reference, quantized, width=60, height=24)
         bottom = [line for line in text.splitlines() if POINT in line][-1]
         assert bottom.rstrip("│ ").endswith(POINT) and bottom.count(POINT) == 1
-
-    def test_figures_drawn_before_and_after_are_their_own(self):
         first, second = pair(1), pair(2)
         alone = scatter(*first, width=60, height=24)
         scatter(*second, width=40, height=10)
         assert scatter(*first, width=60, height=24) == alone
-
-    def test_colour_is_asked_for(self):
-        assert "\x1b" not in scatter(*pair(), width=40, height=12)
-        assert "\x1b" in scatter(*pair(), width=40, height=12, colour=True)
+        assert "\x1b" not in alone
+        assert "\x1b" in scatter(*first, width=40, height=12, colour=True)
 
 
 class TestWidth:
@@ -175,12 +152,6 @@ class TestWidth:
         text = shown(reference, quantized, width, title=title, extra=extra)
         assert max(map(len, text.splitlines())) <= width
         assert POINT in text
-
-    def test_a_terminal_of_its_own_width(self):
-        page = io.StringIO()
-        console = Console(file=page, width=50, force_terminal=True, color_system=None)
-        error_summary(*pair(), title="attention", console=console)
-        assert max(map(len, page.getvalue().splitlines())) <= 50
 
     def test_plain_characters_where_there_are_no_others(self, monkeypatch):
         file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

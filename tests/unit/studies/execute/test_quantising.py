@@ -10,11 +10,7 @@ from wrappers.core.point import Mode
 from wrappers.core.quantizers import IdentityQuantizer
 from wrappers.errors import StudyError
 from wrappers.studies import LoadedWorkload, Trial
-from wrappers.studies.execute.quantising import (
-    check_on,
-    decode_model,
-    prefill_model,
-)
+from wrappers.studies.execute.quantising import check_on, decode_model, prefill_model
 
 
 def off(model: torch.nn.Module) -> set[str]:
@@ -69,16 +65,12 @@ class TestPrefill:
         alone = prefill_model(loaded, Trial({"only": "model.layers.1.mlp"}, 0))
         inside = {path for path in paths(without) if path.startswith("model.layers.1.mlp.")}
         assert inside
-        assert off(without) == inside
-        assert off(alone) == paths(alone) - inside
+        assert (off(without), off(alone)) == (inside, paths(alone) - inside)
 
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
-            ({"leave_out": "model.layers.9"}, "has no wrapped module 'model.layers.9'"),
-        ],
-    )
+    @pytest.mark.parametrize(("settings", "message"), [
+        ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
+        ({"leave_out": "model.layers.9"}, "has no wrapped module 'model.layers.9'"),
+    ])  # fmt: skip
     def test_names_that_are_not_there(self, loaded: LoadedWorkload, settings, message):
         with pytest.raises(StudyError, match=message):
             prefill_model(loaded, Trial(settings, 0))
@@ -91,9 +83,7 @@ class TestDecode:
         prefill = prefill_model(loaded, trial)
         made = decode_model(loaded, trial, prefill)
         config = wrappers.PTQConfig(
-            activation=wrappers.affine("uint8"),
-            weight=wrappers.affine("uint8"),
-            variant="decode",
+            activation=wrappers.affine("uint8"), weight=wrappers.affine("uint8"), variant="decode"
         )
         expected = wrappers.prepare(loaded.model, config)
         past = loaded.model if source == "float" else prefill
@@ -102,7 +92,7 @@ class TestDecode:
         wrappers.convert(expected)
         assert scales(made) == scales(expected)
 
-    def test_both_see_each_prompt_once(self, loaded: LoadedWorkload):
+    def test_both_see_each_prompt_once_and_all_is_quantised(self, loaded: LoadedWorkload):
         trials = [
             Trial({"source": source, "calibration": 4, "steps": 4}, 1)
             for source in ("float", "quantized", "both")
@@ -110,8 +100,6 @@ class TestDecode:
         prefill = prefill_model(loaded, trials[0])
         found = [scales(decode_model(loaded, trial, prefill)) for trial in trials]
         assert found[2] not in found[:2]
-
-    def test_all_is_quantised(self, loaded: LoadedWorkload):
         trial = Trial({"source": "float", "calibration": 2, "steps": 4}, 1)
         made = decode_model(loaded, trial, prefill_model(loaded, trial))
         assert {wrapper.mode for _, wrapper in iter_wrappers(made)} == {Mode.QUANT}
@@ -127,15 +115,12 @@ def scales(model: torch.nn.Module) -> dict[str, list[float]]:
 
 
 class TestOnAModel:
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
-            ({"only": "layers.0"}, "no wrapped module 'layers.0', such as model, "),
-            ({"variant": "prefil"}, "do not fit the model: .* has no wrapper in the variant"),
-            ({"source": "float", "steps": 24}, "24 steps of calibration sequences of 24 tokens"),
-        ],
-    )
+    @pytest.mark.parametrize(("settings", "message"), [
+        ({"overrides": {"*.nothing": "off"}}, r"'\*\.nothing' matches none of the \d+"),
+        ({"only": "layers.0"}, "no wrapped module 'layers.0', such as model, "),
+        ({"variant": "prefil"}, "do not fit the model: .* has no wrapper in the variant"),
+        ({"source": "float", "steps": 24}, "24 steps of calibration sequences of 24 tokens"),
+    ])  # fmt: skip
     def test_settings_that_do_not_fit(self, loaded: LoadedWorkload, settings, message):
         with pytest.raises(StudyError, match=message):
             check_on(loaded, [Trial({}, 0), Trial(settings, 0)])

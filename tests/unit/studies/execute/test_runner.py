@@ -79,26 +79,21 @@ def measured_but(failing: int | None):
 
 
 class TestRun:
-    def test_phase_after_phase(self, quick: Workload, tmp_path: Path):
+    def test_phase_after_phase_without_repeating(self, quick: Workload, tmp_path: Path):
         told = []
         study = Few()
         results = Results(tmp_path / "r.jsonl", head_of(study, quick))
         run(study, quick, results, told=lambda r, ended, wanted: told.append((ended, wanted)))
         assert told == [(1, 2), (2, 2), (3, 4), (4, 4)]
         assert all("loss" in each for each in figures(study, results))
-
-    def test_what_has_been_run_is_not_run_again(self, quick: Workload, tmp_path: Path):
         first = results_of(Few(), quick, tmp_path / "r.jsonl")
         before = first.path.read_bytes()
         results_of(Few(), quick, tmp_path / "r.jsonl")
         assert first.path.read_bytes() == before
 
-    def test_a_trial_that_fails_is_kept_and_the_others_go_on(
-        self, quick: Workload, tmp_path: Path, monkeypatch
-    ):
+    def test_a_trial_that_fails_is_kept_and_the_others_go_on(self, quick, tmp_path, monkeypatch):
         monkeypatch.setattr("wrappers.studies.execute.runner.measure", measured_but(0))
-        results = results_of(Few(fills=(-60.0,)), quick, tmp_path / "r.jsonl")
-        failed, done = results
+        failed, done = results_of(Few(fills=(-60.0,)), quick, tmp_path / "r.jsonl")
         assert failed.error == "RuntimeError: no memory for that"
         assert failed.metrics == {}
         assert done.metrics == {"loss": 1.0}
@@ -143,9 +138,7 @@ class TestRun:
             results_of(Unfit(), quick, tmp_path / "r.jsonl")
         assert not list(tmp_path.iterdir())
 
-    def test_a_study_that_has_ended_needs_nothing_more(
-        self, quick: Workload, tmp_path: Path, monkeypatch
-    ):
+    def test_a_study_that_has_ended_needs_nothing_more(self, quick, tmp_path, monkeypatch):
         monkeypatch.setattr("wrappers.studies.execute.runner.measure", measured_but(0))
         study, path = Few(fills=(-60.0,)), tmp_path / "r.jsonl"
         results = results_of(study, quick, path)
@@ -275,9 +268,7 @@ class TestRay:
         with pytest.raises(StudyError, match="cluster at 'auto': there is none; start one"):
             results_of(Few(), quick, tmp_path / "r.jsonl", Where(ray="auto"))
 
-    def test_what_cannot_be_got_is_an_error_of_its_trial(
-        self, quick: Workload, tmp_path: Path, monkeypatch
-    ):
+    def test_what_cannot_be_got_is_an_error_of_its_trial(self, quick, tmp_path, monkeypatch):
         """Such as an actor whose process was killed, or whose machine has gone."""
         shut = self.stand_in(monkeypatch)
         with socket.create_server(("127.0.0.1", 0)) as server:

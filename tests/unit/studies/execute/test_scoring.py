@@ -50,12 +50,10 @@ class TestPrefill:
         assert prefill_metrics["loss"] == pytest.approx(total / count, rel=1e-5)
         assert prefill_metrics["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
 
-    def test_the_float_model_on_the_same_tokens(self, loaded: LoadedWorkload, prefill_metrics):
+    def test_the_float_model_and_its_layers(self, loaded: LoadedWorkload, prefill_metrics):
         expected = evaluate.perplexity(loaded.model, loaded.texts, bos=0)
         assert prefill_metrics["float_loss"] == pytest.approx(expected.loss, rel=1e-6)
         assert expected.tokens == tuple(prefill_metrics["tokens"])
-
-    def test_layers_are_compared_one_by_one(self, prefill_metrics):
         for name in ("weights_peir", "attention_peir", "layer_l2"):
             assert len(prefill_metrics[name]) == LAYERS
             assert all(0 < error < 0.2 for error in prefill_metrics[name]), name
@@ -78,12 +76,10 @@ class TestPrefill:
         ]
         assert prefill_metrics["layer_l2"] == pytest.approx(errors, rel=1e-4)
 
-    def test_the_generation_check(self, prefill_metrics):
+    def test_the_generation_check(self, prefill_metrics, loaded: LoadedWorkload):
         assert 0 <= prefill_metrics["equal"] <= 1
         assert 0 <= prefill_metrics["first_different"] <= 6
         assert "tasks" not in prefill_metrics
-
-    def test_no_generation_check(self, loaded: LoadedWorkload):
         quick = replace(loaded, workload=replace(loaded.workload, new_tokens=0))
         assert "equal" not in measure(quick, Trial({}, 0))
 
@@ -116,15 +112,13 @@ class TestMasks:
         assert found["leaking"] == pytest.approx(sum(p > 0.01 for p in paid) / len(paid))
         assert 0 < found["leaking"] < 1
 
-    def test_a_large_fill_value_takes_the_codes(self, loaded: LoadedWorkload):
+    def test_saturation(self, loaded: LoadedWorkload):
         def step(fill: float) -> float:
             trial = Trial({"attention_mask_fill_value": fill}, 0)
             return _of_masks(prefill_model(loaded, trial), _probe(loaded))["mask_step"]
 
         assert step(-240.0) == pytest.approx(240 / 255, rel=0.1)
         assert step(-240.0) > 1.5 * step(-120.0)
-
-    def test_saturation_by_hand(self, loaded: LoadedWorkload):
         model = prefill_model(loaded, Trial({"attention_mask_fill_value": -40.0}, 0))
         inputs = _probe(loaded)
         assert _of_masks(model, inputs)["mask_saturation"] < 0.2
@@ -191,13 +185,10 @@ def test_the_sequences_that_are_compared(loaded: LoadedWorkload):
     assert (found[:, 0] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [
-        ({"alias": "a", "acc_norm,none": 0.2, "acc,none": 0.5}, ("t", 0.5)),
-        ({"alias": "a", "ppl_stderr,none": 0.1, "ppl,none": 3.0}, ("t ppl", 3.0)),
-    ],
-)
+@pytest.mark.parametrize(("scores", "expected"), [
+    ({"alias": "a", "acc_norm,none": 0.2, "acc,none": 0.5}, ("t", 0.5)),
+    ({"alias": "a", "ppl_stderr,none": 0.1, "ppl,none": 3.0}, ("t ppl", 3.0)),
+])  # fmt: skip
 def test_the_score_of_a_task(scores, expected):
     assert _score("t", scores) == expected
 

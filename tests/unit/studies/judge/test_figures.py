@@ -2,19 +2,8 @@
 
 import math
 
-from tests.builders.study_results import (
-    LOSSES,
-    PAIR,
-    fill_in,
-    metrics,
-    study,
-)
-from wrappers.studies import (
-    MaskFill,
-    Result,
-    Results,
-    report_of,
-)
+from tests.builders.study_results import LOSSES, PAIR, fill_in, metrics, study
+from wrappers.studies import MaskFill, Result, Results, report_of
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 
 
@@ -26,8 +15,7 @@ def test_the_table(known: Results):
     blank = ("",) * (len(table.columns) - 2)
     assert table.rows[0] == ("float model", f"{math.exp(0.4):.4g}", *blank)
     rows = {row[0]: row for row in table.rows}
-    assert rows["-120"][2] == ""
-    assert rows["-40"][2] == "+0.0800 [+0.0800, +0.0800]"
+    assert (rows["-120"][2], rows["-40"][2]) == ("", "+0.0800 [+0.0800, +0.0800]")
     assert rows["-120"][1] == f"{math.exp(0.881):.4g} ± 0.0024"
     assert table.rows[table.best][0] == "-120"
 
@@ -57,15 +45,12 @@ def test_only_what_is_wanted_now(known: Results):
     assert {result.trial.seed for result in report.results} == {0, 1}
 
 
-def test_values_that_are_close_have_each_a_row(known: Results):
+def test_rows_of_values_that_are_close_or_beyond(known: Results):
     made = MaskFill(fills=(-100.0, -100.00001), pairs=[PAIR], seeds=(0,))
     for trial in made.wanted(known):
         known.add(Result(trial, metrics(1.0, 0)))
     names = [row[0] for row in report_of(made, known).tables[0].rows]
     assert names == ["float model", "-100", "-100.00001", "-120"]
-
-
-def test_a_perplexity_beyond_all_numbers(known: Results):
     losses = LOSSES | {(v, -40.0): 800.0 for v in (SEARCH, FAITHFUL)}
     fill_in(study(), known, losses)
     report = report_of(study(), known)

@@ -18,19 +18,12 @@ class TestSpread:
         assert (spread.mean, spread.count) == (pytest.approx(7 / 3), 3)
         assert spread.deviation == pytest.approx(statistics.stdev([1, 2, 4]))
         assert str(spread) == "2.3333 ± 1.5 over 3 seeds"
-
-    def test_one_figure_has_none(self):
         assert math.isnan(Spread.of([1.0]).deviation)
         assert str(Spread.of([1.0])) == "1.0000"
 
-    @pytest.mark.parametrize(
-        ("figures", "mean"),
-        [
-            ([1.0, math.inf], math.inf),
-            ([math.inf, -math.inf], math.nan),
-            ([1.0, math.nan], math.nan),
-        ],
-    )
+    @pytest.mark.parametrize(("figures", "mean"), [
+        ([1.0, math.inf], math.inf), ([math.inf, -math.inf], math.nan), ([1.0, math.nan], math.nan),
+    ])  # fmt: skip
     def test_what_is_not_finite(self, figures, mean):
         spread = Spread.of(figures)
         assert spread.mean == pytest.approx(mean, nan_ok=True)
@@ -69,8 +62,6 @@ class TestStudent:
     def test_many_degrees_are_normal(self, degrees):
         normal = statistics.NormalDist().inv_cdf(0.9975)
         assert student(0.9975, degrees) == pytest.approx(normal, rel=1e-3)
-
-    def test_the_middle(self):
         assert student(0.5, 3) == pytest.approx(0.0, abs=1e-12)
 
 
@@ -82,39 +73,28 @@ class TestDifference:
         assert difference.high - 2.0 == pytest.approx(4.3026527 / math.sqrt(3))
         assert not difference.is_clear
         assert str(difference) == "+2.0000 [-0.4841, +4.4841]"
-
-    def test_comparisons_that_share_the_five_percent(self):
-        # Five of them: each at 99 %, t(2) = 9.9248.
+        # Five comparisons share the 5 %: each at 99 %, t(2) = 9.9248.
         difference = Difference.of(by_seed(2, 4, 6), by_seed(1, 2, 3), comparisons=5)
         assert difference.high - 2.0 == pytest.approx(9.9248432 / math.sqrt(3))
 
-    def test_what_all_seeds_share_falls_out(self):
+    def test_common_seeds_alone_count(self):
         luck = [0.0, 5.0, -3.0]
         one = by_seed(*(1.0 + x for x in luck))
         other = by_seed(*(x + noise for x, noise in zip(luck, (0.01, -0.01, 0.0), strict=True)))
         assert Difference.of(one, other).is_clear
-
-    def test_only_common_seeds_count(self):
         assert Difference.of({0: 1.0, 1: 2.0}, {1: 1.0, 2: 9.0}).count == 1
         with pytest.raises(ValueError, match="no seed in common"):
             Difference.of({0: 1.0}, {1: 1.0})
-
-    def test_one_seed_says_nothing(self):
         difference = Difference.of({0: 1.0}, {0: 9.0})
         assert (difference.low, difference.high) == (-math.inf, math.inf)
         assert not difference.is_clear
 
-    @pytest.mark.parametrize(
-        ("one", "other", "is_clear"),
-        [
-            ((math.inf, math.inf), (1.0, 1.0), True),
-            ((1.0, 1.0), (math.inf, math.inf), True),
-            ((math.inf, 1.0), (1.0, 1.1), False),
-            ((math.inf, 1.0), (1.0, math.inf), False),
-            ((math.inf, math.inf), (math.inf, math.inf), False),
-            ((math.nan, 1.0), (1.0, 1.0), False),
-        ],
-    )
+    @pytest.mark.parametrize(("one", "other", "is_clear"), [
+        ((math.inf, math.inf), (1.0, 1.0), True), ((1.0, 1.0), (math.inf, math.inf), True),
+        ((math.inf, 1.0), (1.0, 1.1), False), ((math.inf, 1.0), (1.0, math.inf), False),
+        ((math.inf, math.inf), (math.inf, math.inf), False),
+        ((math.nan, 1.0), (1.0, 1.0), False),
+    ])  # fmt: skip
     def test_what_is_not_finite(self, one, other, is_clear):
         assert Difference.of(by_seed(*one), by_seed(*other)).is_clear == is_clear
 
@@ -129,19 +109,14 @@ class TestDifference:
 
 
 class TestChoose:
-    def test_a_clear_winner(self):
+    def test_a_clear_winner_or_none(self):
         choice = choose({"a": by_seed(1.0, 2.0, 3.0), "b": by_seed(0.5, 1.51, 2.49)}, default="a")
         assert (choice.best, choice.chosen, choice.alike) == ("b", "b", ("b",))
         assert "clearly better than the default, by 0.5000 [0.4752, 0.5248]: choose b" in (
             in_words(choice)
         )
-
-    def test_no_difference_keeps_the_default(self):
         choice = choose({"a": by_seed(1.0, 1.0, 1.0), "b": by_seed(0.5, 1.4, 1.0)}, default="a")
-        assert (choice.best, choice.chosen) == ("b", "a")
-        assert choice.alike == ("b", "a")
-
-    def test_a_sure_and_negligible_difference_keeps_the_default(self):
+        assert ((choice.best, choice.chosen), choice.alike) == (("b", "a"), ("b", "a"))
         figures = {"a": by_seed(1.0, 1.1, 1.2), "b": by_seed(0.9995, 1.0995, 1.1994)}
         choice = choose(figures, default="a")
         assert choice.over_default.is_clear
@@ -149,6 +124,10 @@ class TestChoose:
         assert "by 0.0005 only, which is negligible" in in_words(choice)
 
     def test_the_default_is_best(self):
+        assert choose({"b": by_seed(1.0), "a": by_seed(1.0)}, default="a").best == "a"
+        choice = choose({"a": by_seed(1.0, 1.0)}, default="a")
+        assert "it is the default, and there is nothing to compare it with." in in_words(choice)
+        assert extremes_in_words(choice) == "a is the baseline: nothing to compare it with."
         choice = choose({"a": by_seed(1.0, 1.0), "b": by_seed(2.0, 2.1)}, default="a")
         assert (choice.best, choice.chosen, choice.over_default) == ("a", "a", None)
         assert in_words(choice) == (
@@ -156,26 +135,14 @@ class TestChoose:
             "+1.0500 [+0.4147, +1.6853] above; all others are clearly worse."
         )
 
-    def test_the_default_alone(self):
-        choice = choose({"a": by_seed(1.0, 1.0)}, default="a")
-        assert "it is the default, and there is nothing to compare it with." in in_words(choice)
-        assert extremes_in_words(choice) == "a is the baseline: nothing to compare it with."
-
-    def test_a_tie_goes_to_the_default(self):
-        assert choose({"b": by_seed(1.0), "a": by_seed(1.0)}, default="a").best == "a"
-
-    def test_one_seed_keeps_the_default(self):
+    def test_the_best_of_many_and_chance(self):
         choice = choose({"a": by_seed(1.0), "b": by_seed(0.5)}, default="a")
         assert choice.chosen == "a"
         assert "0.5000 below the default with one seed" in in_words(choice)
-
-    def test_the_best_of_many_has_to_be_surer(self):
         figures = {"a": by_seed(1.0, 1.0, 1.0), "b": by_seed(0.95, 0.96, 0.97)}
         assert choose(figures, default="a").chosen == "b"
         many = figures | {f"c{number}": by_seed(2.0, 2.0, 2.0) for number in range(9)}
         assert choose(many, default="a").chosen == "a"
-
-    def test_chance_alone_chooses_in_5_percent_at_most(self):
         draw = random.Random(1)
         wrong = 0
         for _ in range(500):
@@ -185,30 +152,22 @@ class TestChoose:
             wrong += choose(figures, default="a").chosen != "a"
         assert wrong / 500 <= 0.05
 
-    def test_long_lists_are_cut(self):
+    def test_long_lists_and_missing_seeds(self):
         names = {name: by_seed(1.0, 1.1, 1.2) for name in "bcdefghi"}
         figures = names | {"a": by_seed(1.0, 1.1, 1.15), "z": by_seed(9.0, 9.0, 9.0)}
         assert in_words(choose(figures, default="a")).endswith(
             "; not clearly worse: b, c, d, e, f, g and 2 more."
         )
-
-    def test_a_setting_without_the_bad_seed_is_not_ranked(self):
         # Over the seeds that both have, b is worse by 0.095.
         figures = {"a": {0: 1.4, 1: 3.0, 2: 1.4}, "b": {0: 1.5, 2: 1.49}, "c": {}}
         choice = choose(figures, default="a")
-        assert choice.order == ("a",)
-        assert choice.incomplete == {"b": 1, "c": 3}
+        assert (choice.order, choice.incomplete) == (("a",), {"b": 1, "c": 3})
         assert in_words(choice).endswith(
             "; b is left out: it has no result for 1 of 3 seeds"
             "; c is left out: it has no result for any seed of a."
         )
-
-    def test_all_are_compared_over_the_seeds_of_the_default(self):
-        figures = {"a": {0: 1.4, 2: 1.4}, "b": {0: 1.3, 1: 9.0, 2: 1.3}}
-        choice = choose(figures, default="a")
+        choice = choose({"a": {0: 1.4, 2: 1.4}, "b": {0: 1.3, 1: 9.0, 2: 1.3}}, default="a")
         assert (choice.chosen, choice.spread.mean) == ("b", pytest.approx(1.3))
-
-    def test_a_default_without_figures(self):
         with pytest.raises(KeyError):
             choose({"b": by_seed(1.0)}, default="a")
         with pytest.raises(KeyError):
@@ -220,14 +179,12 @@ class TestChoose:
         assert (choice.order, choice.chosen, choice.alike) == (("a",), "a", ("a",))
         assert in_words(choice).endswith("; b is left out: its figures are not finite.")
 
-    def test_a_default_that_is_not_finite(self):
+    def test_what_is_not_finite(self):
         figures = {"a": by_seed(math.nan, 1.0), "b": by_seed(1.2, 1.1), "c": by_seed(1.0, 1.1)}
         choice = choose(figures, default="a")
         assert (choice.best, choice.chosen, choice.over) == ("c", "c", {})
         assert "that of the default, a, is not finite: choose c" in in_words(choice)
         assert extremes_in_words(choice) == "a is the baseline: its figures are not finite."
-
-    def test_none_is_finite(self):
         figures = {"a": by_seed(math.nan, math.nan), "b": by_seed(math.inf, 1.0)}
         choice = choose(figures, default="a")
         assert (choice.order, choice.chosen) == (("a",), "a")

@@ -25,28 +25,16 @@ def test_tables_show_what_differs():
     ]
 
 
-def test_dtypes_that_differ():
+def test_labels():
     assert of_activations("uint8", {"dtype": "int16", "observer": "ema"}) == [
         "uint8",
         "int16, observer=ema",
     ]
-
-
-def test_overrides_keep_their_globs():
     tables = [{}, {"*.mlp": {"weight": {"dtype": "int16"}}}, {"lm_head": {"weight": "int16"}}]
-    assert labels([{"overrides": table} for table in tables], ["overrides"]) == [
-        "none",
-        "*.mlp weight=int16",
-        "lm_head weight=int16",
-    ]
-
-
-def test_settings_that_are_the_same_in_all_are_left_out():
+    found = labels([{"overrides": table} for table in tables], ["overrides"])
+    assert found == ["none", "*.mlp weight=int16", "lm_head weight=int16"]
     combinations = [{"a": "x", "b": "u", "c": 1}, {"a": "y", "b": "u", "c": 2}]
     assert differing(combinations, ["a", "b", "c"]) == ["a", "c"]
     assert labels(combinations, ["a", "b", "c"]) == ["x, 1", "y, 2"]
-
-
-def test_one_combination():
     assert differing([{"a": "x", "b": "u"}], ["a", "b"]) == ["a"]
     assert labels([{"a": "x", "b": "u"}], ["a", "b"]) == ["x"]

@@ -17,12 +17,9 @@ def trial(fill: float = -1.0, seed: int = 0) -> Trial:
 
 
 class TestTrial:
-    def test_the_order_of_settings_does_not_matter(self):
+    def test_what_makes_it_another(self):
         assert trial().key == Trial({"weight": "uint8", "fill": -1.0}, 0).key
-
-    def test_other_settings_and_seeds_are_others(self):
-        keys = {trial(fill, seed).key for fill in (-1.0, -2.0) for seed in (0, 1)}
-        assert len(keys) == 4
+        assert len({trial(fill, seed).key for fill in (-1.0, -2.0) for seed in (0, 1)}) == 4
 
 
 class TestResults:
@@ -35,10 +32,8 @@ class TestResults:
         made.add(Result(trial(seed=1), error="ValueError: no", seconds=1.0))
         again = Results(path, HEAD)
         first, second = again.of([trial(), trial(seed=1)])
-        assert first.number("loss") == 1.5
-        assert first.number("worst") == math.inf
-        assert first.metrics["layers"][0] == 0.1
-        assert second.error == "ValueError: no"
+        assert (first.number("loss"), first.number("worst")) == (1.5, math.inf)
+        assert (first.metrics["layers"][0], second.error) == (0.1, "ValueError: no")
         assert again.missing([trial(), trial(seed=2), trial(seed=2)]) == [trial(seed=2)]
 
     def test_each_line_is_strict_json(self, tmp_path: Path):
@@ -63,14 +58,12 @@ class TestResults:
         again.add(Result(trial(seed=1), {"loss": 2.0}))
         assert [r.number("loss") for r in Results(path, HEAD)] == [1.0, 2.0]
 
-    def test_a_head_that_was_being_written_is_written_again(self, tmp_path: Path):
+    def test_heads_of_this_and_another_machine(self, tmp_path: Path):
         path = tmp_path / "r.jsonl"
         path.write_text('{"format": 1, "stu')
         Results(path, HEAD).add(Result(trial()))
         assert len(Results(path, HEAD)) == 1
-
-    def test_another_machine_may_go_on(self, tmp_path: Path):
-        path = tmp_path / "r.jsonl"
+        path = tmp_path / "s.jsonl"
         Results(path, HEAD | {"environment": {"torch": "1", "machine": "arm"}}).add(Result(trial()))
         there = Results(path, HEAD | {"environment": {"torch": "1", "machine": "x86"}})
         there.add(Result(trial(seed=1)))
@@ -103,13 +96,10 @@ class TestResults:
         Results(tmp_path / "r.jsonl", HEAD)
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize(
-        ("head", "message"),
-        [
-            (HEAD | {"study": "t"}, r"another study \(study 's', and now 't'\)"),
-            (HEAD | {"workload": {"model": "n", "tasks": ["a"]}}, "model 'm', and now 'n'"),
-        ],
-    )
+    @pytest.mark.parametrize(("head", "message"), [
+        (HEAD | {"study": "t"}, r"another study \(study 's', and now 't'\)"),
+        (HEAD | {"workload": {"model": "n", "tasks": ["a"]}}, "model 'm', and now 'n'"),
+    ])  # fmt: skip
     def test_results_of_another_study_stay(self, tmp_path: Path, head, message):
         path = tmp_path / "r.jsonl"
         Results(path, HEAD).add(Result(trial()))
@@ -118,19 +108,16 @@ class TestResults:
             Results(path, head)
         assert path.read_bytes() == before
 
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("hello\n", "damaged in line 1"),
-            ('{"a": 1}\n', "holds no results of a study"),
-            ("[1]\n", "holds no results of a study"),
-            ("hello", "holds no results of a study: give another file"),
-            ('{"trial": {}}\n', "see its line 1, which has no 'format'"),
-            ('{"format": 99}\n', "has format 99, and this version reads up to 1"),
-            ('{"format": "1"}\n', "damaged in line 1: format is '1'"),
-            (LINE | {"environment": 5}, "damaged in line 1: environment is 5"),
-        ],
-    )
+    @pytest.mark.parametrize(("text", "message"), [
+        ("hello\n", "damaged in line 1"),
+        ('{"a": 1}\n', "holds no results of a study"),
+        ("[1]\n", "holds no results of a study"),
+        ("hello", "holds no results of a study: give another file"),
+        ('{"trial": {}}\n', "see its line 1, which has no 'format'"),
+        ('{"format": 99}\n', "has format 99, and this version reads up to 1"),
+        ('{"format": "1"}\n', "damaged in line 1: format is '1'"),
+        (LINE | {"environment": 5}, "damaged in line 1: environment is 5"),
+    ])  # fmt: skip
     def test_other_files_stay(self, tmp_path: Path, text, message):
         path = tmp_path / "r.jsonl"
         written = text if isinstance(text, str) else json.dumps(text) + "\n"
@@ -139,19 +126,16 @@ class TestResults:
             Results(path, HEAD)
         assert path.read_text() == written
 
-    @pytest.mark.parametrize(
-        ("line", "message"),
-        [
-            ({"trial": 5}, "must be a mapping"),
-            ({"trial": {"settings": {}}}, "'seed'"),
-            ({"trial": {"settings": {}, "seed": "0"}}, "seed is '0'"),
-            ({"trial": {"settings": 5, "seed": 0}}, "settings is 5"),
-            ({"trial": {"settings": {}, "seed": 0}, "metric": {}}, "'metric'"),
-            ({"trial": {"settings": {}, "seed": 0}, "metrics": []}, r"metrics is \[\]"),
-            ({"trial": {"settings": {}, "seed": 0}, "error": None}, "error is None"),
-            ({"trial": {"settings": {}, "seed": 0}, "seconds": "1"}, "seconds is '1'"),
-        ],
-    )
+    @pytest.mark.parametrize(("line", "message"), [
+        ({"trial": 5}, "must be a mapping"),
+        ({"trial": {"settings": {}}}, "'seed'"),
+        ({"trial": {"settings": {}, "seed": "0"}}, "seed is '0'"),
+        ({"trial": {"settings": 5, "seed": 0}}, "settings is 5"),
+        ({"trial": {"settings": {}, "seed": 0}, "metric": {}}, "'metric'"),
+        ({"trial": {"settings": {}, "seed": 0}, "metrics": []}, r"metrics is \[\]"),
+        ({"trial": {"settings": {}, "seed": 0}, "error": None}, "error is None"),
+        ({"trial": {"settings": {}, "seed": 0}, "seconds": "1"}, "seconds is '1'"),
+    ])  # fmt: skip
     def test_lines_that_are_no_results(self, tmp_path: Path, line, message):
         path = tmp_path / "r.jsonl"
         Results(path, HEAD).add(Result(trial()))
@@ -159,14 +143,12 @@ class TestResults:
         with pytest.raises(StudyError, match=f"damaged in line 3: .*{message}"):
             Results(path, HEAD)
 
-    def test_a_second_head(self, tmp_path: Path):
+    def test_files_that_cannot_go_on(self, tmp_path: Path):
         path = tmp_path / "r.jsonl"
         path.write_text((json.dumps(LINE) + "\n") * 2)
         with pytest.raises(StudyError, match="see its line 2, which has no 'trial'"):
             Results(path, HEAD)
-
-    def test_damage_before_the_last_line(self, tmp_path: Path):
-        path = tmp_path / "r.jsonl"
+        path = tmp_path / "s.jsonl"
         Results(path, HEAD).add(Result(trial()))
         path.write_text(path.read_text() + "x\n" + json.dumps({"trial": {}}) + "\n")
         with pytest.raises(StudyError, match="damaged in line 3"):
@@ -200,13 +182,11 @@ class TestLocked:
 
     def test_what_is_being_written_is_left_to_its_writer(self, tmp_path: Path):
         path = tmp_path / "r.jsonl"
-        made = Results(path, HEAD)
-        made.add(Result(trial()))
+        Results(path, HEAD).add(Result(trial()))
         with path.open("a") as file:
             file.write('{"trial": ')
         before = path.read_bytes()
-        assert len(Results(path, HEAD)) == 1
-        assert path.read_bytes() == before
+        assert (len(Results(path, HEAD)), path.read_bytes()) == (1, before)
 
     def test_a_system_without_locks(self, tmp_path: Path, monkeypatch):
         monkeypatch.setattr("wrappers.studies.plan.trials.fcntl", None)

@@ -10,24 +10,23 @@ from wrappers.studies.plan.workload import _load, batches
 
 
 class TestLoad:
-    def test_whole_documents_are_scored_and_the_rest_calibrates(self, loaded: LoadedWorkload):
+    def test_documents_are_scored_or_calibrate(self, loaded: LoadedWorkload, workload: Workload):
         scored = sum(map(len, loaded.texts))
         assert 80 < scored <= 150
         text = Path(loaded.workload.text).read_text().replace("|", " ").split()
-        assert scored + len(loaded.calibration) == len(text)
-        assert loaded.bos == 0
-
-    def test_one_document_is_divided(self, workload: Workload):
+        assert (scored + len(loaded.calibration), loaded.bos) == (len(text), 0)
         found = load(replace(workload, separator=None, tokens=100))
         assert [len(ids) for ids in found.texts] == [100]
 
-    def test_a_text_to_calibrate_on(self, workload: Workload, tmp_path: Path):
+    def test_texts_of_ones_own(self, workload: Workload, tmp_path: Path):
         other = tmp_path / "other.txt"
         other.write_text("w3 " * 50)
-        found = load(replace(workload, calibration_text=str(other)))
-        assert set(found.calibration) == {5}
+        assert set(load(replace(workload, calibration_text=str(other))).calibration) == {5}
+        (tmp_path / "empty.txt").write_text(" \n")
+        with pytest.raises(StudyError, match=r"empty\.txt: found no text"):
+            load(replace(workload, text=str(tmp_path / "empty.txt")))
 
-    def test_calibration_sets(self, loaded: LoadedWorkload):
+    def test_calibration_sets_and_texts(self, loaded: LoadedWorkload, workload: Workload):
         sets = [loaded.calibration_set(seed, 5) for seed in (0, 0, 1)]
         assert sets[0] == sets[1] != sets[2]
         assert all(len(ids) == 24 and ids[0] == loaded.bos for ids in sets[0])
@@ -36,15 +35,12 @@ class TestLoad:
             assert any(ids[1:] == text[at : at + 23] for at in range(len(text)))
         made = batches(loaded.calibration_set(0, 11), 8)
         assert [batch["input_ids"].shape for batch in made] == [(8, 24), (3, 24)]
-
-    def test_without_a_text_the_model_writes_it(self, workload: Workload):
         own = replace(workload, text=None, separator=None)
         state = torch.random.get_rng_state()
         found = load(own)
         assert torch.equal(torch.random.get_rng_state(), state)
         again = _load.__wrapped__(own)
-        assert found.texts == again.texts
-        assert found.checksum == again.checksum
+        assert (found.texts, found.checksum) == (again.texts, again.checksum)
         assert len({tuple(ids) for ids in found.texts}) > 1
         assert len(found.calibration) > 24
 
@@ -54,9 +50,7 @@ class TestLoad:
         assert {len(ids) for ids in found.texts} == {63}
         assert tokens <= sum(map(len, found.texts)) < tokens + 2 * 63
 
-    def test_the_checksum_knows_the_model_and_the_texts(
-        self, workload: Workload, loaded: LoadedWorkload
-    ):
+    def test_the_checksum_knows_the_model_and_the_texts(self, workload, loaded):
         other = _load.__wrapped__(workload)
         assert other.checksum == loaded.checksum
         with torch.no_grad():
@@ -65,20 +59,14 @@ class TestLoad:
         assert other.checksum != loaded.checksum
         assert _load.__wrapped__(replace(workload, tokens=100)).checksum != loaded.checksum
 
-    @pytest.mark.parametrize(
-        ("changed", "message"),
-        [
-            ({"model": "random-llama"}, "has no tokenizer"),
-            ({"text": "/none.txt"}, "cannot read the text /none.txt"),
-            (
-                {"tokens": 10_000},
-                r"the rest of .*text.txt has \d+ tokens to calibrate on; expected at",
-            ),
-            ({"window": 65}, "found window 65 for a model of 64 positions"),
-            ({"calibration_length": 65}, "found calibration_length 65 for a model of 64 positions"),
-            ({"checksum": "0" * 64}, "has other contents here than where the study was begun"),
-        ],
-    )
+    @pytest.mark.parametrize(("changed", "message"), [
+        ({"model": "random-llama"}, "has no tokenizer"),
+        ({"text": "/none.txt"}, "cannot read the text /none.txt"),
+        ({"tokens": 10_000}, r"the rest of .*text.txt has \d+ tokens to calibrate on; expected at"),
+        ({"window": 65}, "found window 65 for a model of 64 positions"),
+        ({"calibration_length": 65}, "found calibration_length 65 for a model of 64 positions"),
+        ({"checksum": "0" * 64}, "has other contents here than where the study was begun"),
+    ])  # fmt: skip
     def test_what_cannot_be(self, workload: Workload, changed, message):
         with pytest.raises(StudyError, match=message):
             load(replace(workload, **changed))
@@ -88,34 +76,24 @@ class TestLoad:
         with pytest.raises(ModelInputError, match="there is no task file"):
             load(replace(workload, tasks=(str(tmp_path / "none.yaml"),)))
 
-    @pytest.mark.parametrize(
-        ("changed", "message"),
-        [
-            ({"tokens": "many"}, "found tokens 'many'; expected a whole number from 1 up"),
-            ({"tokens": 300.5}, "found tokens 300.5; expected a whole number"),
-            ({"window": True}, "found window True; expected a whole number from 2 up"),
-            ({"prompts": -1}, "found prompts -1; expected a whole number from 0 up"),
-            ({"new_tokens": None}, "found new_tokens None; expected a whole number"),
-            ({"text": 3}, "found text 3; expected a text"),
-            ({"model": None}, "found model None; expected a text"),
-            ({"tasks": "arc_easy"}, "found tasks 'arc_easy'; expected a list"),
-            ({"tasks": [1]}, r"found tasks \[1\]; expected a list"),
-        ],
-    )
+    @pytest.mark.parametrize(("changed", "message"), [
+        ({"tokens": "many"}, "found tokens 'many'; expected a whole number from 1 up"),
+        ({"tokens": 300.5}, "found tokens 300.5; expected a whole number"),
+        ({"window": True}, "found window True; expected a whole number from 2 up"),
+        ({"prompts": -1}, "found prompts -1; expected a whole number from 0 up"),
+        ({"new_tokens": None}, "found new_tokens None; expected a whole number"),
+        ({"text": 3}, "found text 3; expected a text"),
+        ({"model": None}, "found model None; expected a text"),
+        ({"tasks": "arc_easy"}, "found tasks 'arc_easy'; expected a list"),
+        ({"tasks": [1]}, r"found tasks \[1\]; expected a list"),
+    ])  # fmt: skip
     def test_values_of_other_types(self, workload: Workload, changed, message):
         with pytest.raises(StudyError, match=message):
             replace(workload, **changed)
 
-    def test_its_own_checksum(self, workload: Workload, loaded: LoadedWorkload):
+    def test_its_own_checksum_and_prompts(self, workload: Workload, loaded: LoadedWorkload):
         assert load(replace(workload, checksum=loaded.checksum)) is load(workload)
-
-    def test_prompts_are_no_calibration(self, loaded: LoadedWorkload):
         scored = [token for ids in loaded.texts for token in ids]
         for prompt in loaded.prompts:
             assert prompt[0] == loaded.bos
             assert any(prompt[1:] == scored[at : at + 15] for at in range(len(scored)))
-
-    def test_an_empty_text(self, workload: Workload, tmp_path: Path):
-        (tmp_path / "empty.txt").write_text(" \n")
-        with pytest.raises(StudyError, match=r"empty\.txt: found no text"):
-            load(replace(workload, text=str(tmp_path / "empty.txt")))

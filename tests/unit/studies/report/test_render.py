@@ -30,16 +30,12 @@ def report() -> Report:
     trial = Trial({"weight": "uint8", "overrides": {"a": 1}}, 0)
     metrics = {"loss": 0.96, "layer_l2": [0.1, 0.2], "tokens": [3, 4]}
     return Report(
-        title="study",
-        question="Which?",
-        reading=("-80 has the least loss.",),
+        title="study", question="Which?", reading=("-80 has the least loss.",),
         tables=(Table("uint8/uint8", columns, rows, best=1),),
         plots=(Plot("by value", "fill value", "perplexity", {"a": points, "b": points}),),
-        failures=(),
-        method="Each was calibrated on 3 sets.",
-        head=HEAD,
+        failures=(), method="Each was calibrated on 3 sets.", head=HEAD,
         results=(Result(trial, metrics, "", 1.5), Result(replace(trial, seed=1), {}, "E: x", 1.0)),
-    )
+    )  # fmt: skip
 
 
 class Checked(HTMLParser):
@@ -68,7 +64,7 @@ class Checked(HTMLParser):
 
 
 class TestFiles:
-    def test_markdown(self, report: Report):
+    def test_markdown_and_its_signs(self, report: Report):
         text = markdown(report)
         assert "### uint8/uint8" in text
         assert "| **-80** | **5.9 ± 0.01** |" in text
@@ -77,8 +73,6 @@ class TestFiles:
         for line in ("- command: `trace_model ablate x`", "- torch: `2.1`", "- checksum: `c0ffee`"):
             assert line in text
         assert "- trials: `2, 2 s in all, one thread each`" in text
-
-    def test_signs_of_markdown(self, report: Report):
         odd = replace(report, tables=(Table("t", ("a|b", "c"), (("x|y", "`"),)),))
         head = HEAD | {"environment": {"command": "a `b`"}}
         text = markdown(replace(odd, head=head))
@@ -86,36 +80,30 @@ class TestFiles:
         assert r"| x\|y | ` |" in text
         assert "- command: `` a `b` ``" in text
 
-    def test_page(self, report: Report):
+    def test_pages_and_tables(self, report: Report):
         read = Checked()
         read.feed(page(replace(report, failures=("{<x>}: E: x",))))
         assert read.stack == []
         for text in ("<m>", "c0ffee", "trace_model ablate x", "{<x>}", "calibrated on 3 sets"):
             assert text in read.text
-
-    def test_csv(self, report: Report):
         rows = list(csv.DictReader(io.StringIO(table_of_results(report))))
         assert [row["seed"] for row in rows] == ["0", "1"]
-        assert float(rows[0]["loss"]) == 0.96
-        assert rows[0]["overrides"] == '{"a": 1}'
+        assert (float(rows[0]["loss"]), rows[0]["overrides"]) == (0.96, '{"a": 1}')
         assert (rows[1]["loss"], rows[1]["error"]) == ("", "E: x")
         for row in rows:
             assert (row["command"], row["torch"]) == ("trace_model ablate x", "2.1")
             assert (row["checksum"], row["workload_tokens"]) == ("c0ffee", "64")
         assert rows[0]["tokens"] == "[3, 4]"
 
-    def test_no_results(self, report: Report):
+    def test_no_results_and_each_suffix(self, report: Report, tmp_path: Path):
         assert table_of_results(replace(report, results=())).startswith("model,text,")
-
-    def test_each_suffix(self, report: Report, tmp_path: Path):
         for suffix, write in {".md": markdown, ".html": page, ".csv": table_of_results}.items():
             save(report, tmp_path / f"r{suffix}")
             assert (tmp_path / f"r{suffix}").read_text() == write(report)
         assert len(list(tmp_path.iterdir())) == 3
 
     @pytest.mark.parametrize(
-        ("name", "message"),
-        [("r.pdf", "has the suffix '.pdf'"), ("none/r.md", "create it first")],
+        ("name", "message"), [("r.pdf", "has the suffix '.pdf'"), ("none/r.md", "create it first")]
     )
     def test_files_that_cannot_be(self, report: Report, tmp_path: Path, name, message):
         with pytest.raises(StudyError, match=message):
@@ -155,15 +143,13 @@ class TestTerminal:
 
 
 class TestPlots:
-    def test_names_do_not_run_into_each_other(self):
+    def test_names_have_room(self):
         places = [-240.0, -120.0, -95.0, -90.0, -85.0, -40.0]
         plot = Plot("t", "x", "y", {"a": [(place, 1.0, 0.0) for place in places]})
         *_, ticks, _ = text_plot(plot, width=60).splitlines()
         shown = [float(name) for name in ticks.split()]
         assert {-240.0, -120.0, -40.0} < set(shown) < set(places)
-
-    def test_names_of_the_places_that_are_left(self):
-        """The second of three settings has no finite figure."""
+        # The second of three settings has no finite figure.
         points = [(0.0, 1.0, 0.0), (2.0, 2.0, 0.0)]
         plot = Plot("t", "", "y", {"a": points}, ("first", "second", "third"))
         text = text_plot(plot, width=60)
@@ -171,12 +157,10 @@ class TestPlots:
         assert "second" not in text
         assert "third" in text
 
-    def test_one_point(self, report: Report):
+    def test_points_and_figures_of_any_size(self, report: Report):
         plot = Plot("t", "x", "y", {"a": [(3.0, 1.0, 0.0)]})
         assert "3" in text_plot(plot)
         assert "<circle" in page(replace(report, plots=(plot,)))
-
-    def test_figures_of_any_size(self, report: Report):
         for high in (1e-300, 1e300):
             plot = Plot("t", "x", "y", {"a": [(0.0, high, high / 10), (1.0, 2 * high, 0.0)]})
             assert text_plot(plot)
