@@ -178,10 +178,10 @@ def the_other_function(node: ast.AST) -> Iterator[ast.AST]:
 @operator
 def drop_a_function(node: ast.AST) -> Iterator[ast.AST]:
     """A call of one argument is left out: an activation, a norm, a dropout."""
-    is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    if is_call and len(node.args) == 1 and not node.keywords:
-        if not isinstance(node.args[0], ast.Constant):
-            yield node.args[0]
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return
+    if len(node.args) == 1 and not node.keywords and not isinstance(node.args[0], ast.Constant):
+        yield node.args[0]
 
 
 @operator

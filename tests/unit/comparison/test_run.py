@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+import tracer
 from tests.builders.comparing import agreed
 from tracer.comparison.capturing import capture
 from tracer.comparison.result import ROW_COLUMNS, Comparison

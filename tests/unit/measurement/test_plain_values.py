@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tracer.measurement.plain_values import as_tensor, equal, is_number, summary
+from tracer.measurement.plain_values import as_tensors, equal, is_number, summary
 from tracer.tensors.value_path import OUTPUT
 
 
@@ -31,8 +31,9 @@ def test_equal(left: object, right: object, expected: bool) -> None:
 )
 def test_numbers_as_tensors(number: complex, dtype: torch.dtype) -> None:
     assert is_number(number)
-    made = as_tensor(number)
-    assert (made.dtype, made.item()) == (dtype, number)
+    pair = as_tensors(number, number)
+    assert pair is not None
+    assert (pair[0].dtype, pair[0].item()) == (dtype, number)
 
 
 def test_what_a_tensor_does_not_hold() -> None:
