@@ -2,6 +2,7 @@
 
     python -m benchmarks.localisation [--data DIR] [--group GLOB] [--only GLOB]
                                       [--json FILE] [--markdown]
+    python -m benchmarks.localisation --blind [--seed N] [--mutants N] [--family GLOB]
 
 Each mistake of `benchmarks/mistakes` is planted in a copy of a right model and compared with it.
 The module counts as found if the verdict names the expected one; the argument or kind if that is
@@ -28,6 +29,7 @@ import transformers
 from torch import nn
 
 import tracer
+from benchmarks.blind.table import blind, tables
 from benchmarks.mistakes.clean import CLEAN, Pair
 from benchmarks.mistakes.groups import Group, groups
 from benchmarks.mistakes.planting import Mistake
@@ -82,21 +84,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of real checkpoints")
     parser.add_argument("--group", default="*", metavar="GLOB", help="groups to run")
     parser.add_argument("--only", default="*", metavar="GLOB", help="mistakes and pairs to run")
+    parser.add_argument("--blind", action="store_true", help="mutants and rewrites made by rule")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutants that are drawn")
+    parser.add_argument("--mutants", type=int, default=22, help="of each family")
+    parser.add_argument("--family", default="*", metavar="GLOB", help="families of --blind")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     arguments = parser.parse_args(argv)
+    if arguments.blind:
+        _print_blind(arguments)
+        return
     outcomes = list(run(arguments.data, arguments.group, arguments.only))
     if not outcomes:
         parser.error("no mistake or pair of these names")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}"
-    )
+    print(_machine())
     print(figures(outcomes, markdown=arguments.markdown))
     print(missed(outcomes, markdown=arguments.markdown))
     print(missed_lines(outcomes, markdown=arguments.markdown))
+
+
+def _print_blind(arguments: argparse.Namespace) -> None:
+    wrong, right = blind(arguments.seed, arguments.mutants, arguments.family)
+    print(f"{_machine()}, seed {arguments.seed}")
+    for rows in tables(wrong, right):
+        if len(rows) > 1:
+            print(_table(rows, markdown=arguments.markdown), end="\n\n")
+    if arguments.json:
+        found = [asdict(each) for each in (*wrong, *right)]
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+def _machine() -> str:
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
 
 
 def run(data: Path | None, group: str = "*", only: str = "*") -> Iterable[Outcome]:

@@ -22,6 +22,10 @@ SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["--only", "dropout left on"],
         ["all    1         100.0 %", "Nothing was missed.", "No exact line was missed."],
     ),
+    "localisation --blind": (
+        ["--blind", "--family", "llama", "--mutants", "2"],
+        ["family  mutants", "right rewrites", "0"],
+    ),
     "mask_fill": (["--seeds", "1", "--sequence-length", "4"], ["-120", "-inf, unclamped"]),
     "memory": (["--layers", "1"], ["wrapped ", "samples "]),
     "noise": (["random-llama", "--sequence-length", "4"], ["sdpa", "agrees", "rows beyond 1e-05"]),
@@ -51,7 +55,7 @@ def restored() -> Iterator[None]:
 @pytest.mark.filterwarnings("default")  # as in a process of its own
 def test_the_smallest_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, expected = SMALLEST[name]
-    importlib.import_module(f"benchmarks.{name}").main(arguments)
+    importlib.import_module(f"benchmarks.{name.partition(' ')[0]}").main(arguments)
     printed = capsys.readouterr().out
     assert [text for text in expected if text not in printed] == [], printed
 
