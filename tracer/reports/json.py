@@ -83,6 +83,7 @@ def _verdict(verdict: Verdict) -> dict[str, object]:
     beside = [each for each in verdict.beside if not isinstance(each, Zoomed)]
     return {
         **_fields(verdict),
+        "outcome": verdict.outcome,
         "details": _named(verdict.details),
         "beside": [_named(each) for each in beside],
     }

@@ -27,6 +27,7 @@ def assert_equivalent(
     include: str | Sequence[str] = "*",
     min_modules: int = 1,
     train: bool = False,
+    strict: bool = False,
     confirm: bool = True,
     isolate: str | None = None,
     noise_floor: bool = False,
@@ -39,7 +40,7 @@ def assert_equivalent(
         peir: the peak error to interval ratio up to which values agree; by default a limit per
             dtype. A quantised candidate, which differs everywhere, needs one.
         min_modules: how many modules have to be compared at least, the model itself among them.
-        rename, include, train, confirm, isolate, noise_floor, samples: as for `compare`.
+        rename, include, train, strict, confirm, isolate, noise_floor, samples: as for `compare`.
 
     Returns:
         The comparison of models that agree.
@@ -61,6 +62,7 @@ def assert_equivalent(
         tolerance=peir,
         include=include,
         train=train,
+        strict=strict,
         confirm=confirm,
         isolate=isolate,
         noise_floor=noise_floor,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tracer.comparison.result import Comparison
+from tracer.diagnosis.verdict import VerdictOutcome
 from tracer.measurement.rows import final_output
 from tracer.reports.parts.fold import number
 
@@ -39,7 +40,9 @@ def headline(comparison: Comparison, *, expected: bool = False) -> Headline:
     text, symptom = verdict.explanation, verdict.symptom
     tone: Tone
     if symptom is None:
-        tone, line = ("agrees", "agrees") if verdict.agrees else ("unknown", "no verdict")
+        tone, line = ("agrees", verdict.outcome) if verdict.agrees else ("unknown", "no verdict")
+    elif verdict.outcome is VerdictOutcome.EQUIVALENT:
+        tone, line = "diverges", "equivalent, and every value is to agree"
     else:
         tone, line = "diverges", f"diverges at {symptom.module or 'the root'}"
         if not symptom.value.is_result:
