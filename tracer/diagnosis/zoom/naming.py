@@ -70,7 +70,9 @@ def _in_its_place(lines: Sequence[Line], candidate: OperationLog) -> Operation |
             if line in run:
                 return described(candidate, run[line], line)
             if line[1]:
-                return at_line("no operation", Location(copy.co_filename, line[1], copy.co_qualname))
+                return at_line(
+                    "no operation", Location(copy.co_filename, line[1], copy.co_qualname)
+                )
     return None
 
 
@@ -78,11 +80,11 @@ def _changed_line(code: CodeType, number: int, copy: CodeType) -> int:
     """The line that a copy of some code has instead of one of its lines; 0 if that is the same
     there, or the two have too little in common."""
     try:
-        (own, first), (others, start) = map(inspect.getsourcelines, (code, copy))
+        (own, first), (others, start) = (inspect.getsourcelines(each) for each in (code, copy))
     except OSError:  # there is no source
         return 0
-    texts = ([line.strip() for line in side] for side in (own, others))
-    matcher = SequenceMatcher(None, *texts, autojunk=False)
+    texts = [[line.strip() for line in side] for side in (own, others)]
+    matcher = SequenceMatcher(None, texts[0], texts[1], autojunk=False)
     if matcher.ratio() < _COPIED:
         return 0
     for kind, a, b, c, d in matcher.get_opcodes():

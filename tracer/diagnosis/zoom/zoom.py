@@ -296,7 +296,14 @@ class ZoomVisitor(Intervention):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
         both = calls.reference, calls.candidate
         results = [_results(*side, wrong) for side in zip(both, recordings, strict=True)]
-        if not wrong or self._argument is not None:
+        if self._argument is not None:
+            results = [
+                [known for leaf in handed if (known := each.known(leaf)) is not None]
+                for each, handed in zip(recordings, self._passed, strict=True)
+            ]
+            if not results[1]:  # it is not made here
+                return
+        elif not wrong:
             results = [
                 [each.known(leaf) for leaf in handed] or result
                 for each, handed, result in zip(recordings, self._passed, results, strict=True)
