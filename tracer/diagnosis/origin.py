@@ -20,6 +20,7 @@ from tracer.diagnosis.parameters import (
     changed_settings,
     equal_parameter,
     own_settings,
+    untransposed_parameters,
 )
 from tracer.diagnosis.propagation import Suspect, Trail
 from tracer.diagnosis.trials import Evidence, Outcome, Proof
@@ -240,7 +241,6 @@ class Search:
             proof,
             other=children[-1].module if children else None,
             names=(start.value.argument or "",) if start.is_written else (),
-            parameters=self._changed_parameters(record),
             settings=self._settings(record),
             form_alone=start.dtype is None,
         )
@@ -251,14 +251,16 @@ class Search:
         Where that cannot be tried, they are blamed if the module makes no calls itself.
         """
         changed = self._changed_parameters(record)
+        transposed = not changed and self.evidence.may_run
+        if transposed:
+            changed = untransposed_parameters(*self._both_modules(record))
         if not changed:
             return None
-        exchangeable = all(change.exchangeable for change in changed.values())
-        trial = Replacements(parameters=(record.key, tuple(changed)))
+        trial = Replacements(parameters=(record.key, tuple(changed)), transposed=transposed)
         proof = self.evidence.confirm(trial, start)
-        if not proof.confirmed and not exchangeable:
+        untried = not self.evidence.may_run or proof.outcome is Outcome.NOT_REPLACED
+        if not proof.confirmed and proof.outcome is Outcome.NOT_REPLACED:
             proof = self.evidence.confirm(Replacements(output=record.key), start)
-        untried = not self.evidence.may_run or not exchangeable
         if not proof.confirmed and (record.children or not untried):
             return None
         origin = Origin(
@@ -268,7 +270,7 @@ class Search:
             _line(record.reference_caller),
             _line(record.candidate_caller),
         )
-        others = {name: self._whose(record, name) for name in changed}
+        others = {} if transposed else {name: self._whose(record, name) for name in changed}
         equals = {name: other for name, other in others.items() if other is not None}
         return Finding(origin, FindingKind.PARAMETERS, proof, parameters=changed, equals=equals)
 

@@ -47,6 +47,8 @@ class ParameterKind(StrEnum):
     FORMS = "forms"  # a scalar, another kind of object, or a plain value
     CHECKSUMS = "checksums"  # that of a recording, and another
     PARTS = "parts"  # in some of its fields
+    TRANSPOSED = "transposed"  # the candidate's is the reference's, transposed
+    UNTRANSPOSED = "untransposed"  # equal, and the candidate's class takes it transposed
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,9 @@ def changed_parameters(
             continue
         if c is None:
             changed[name] = ParameterDifference(ParameterKind.REFERENCE_ONLY, exchangeable=False)
+        elif _is_transposed(value_of(reference, name, r), value_of(candidate, name, c)):
+            if one_sided:  # else it is what another class needs
+                changed[name] = ParameterDifference(ParameterKind.TRANSPOSED, r.shape == c.shape)
         elif r.shape != c.shape:
             shapes = str(list(r.shape)), str(list(c.shape))
             changed[name] = ParameterDifference(ParameterKind.SHAPES, False, *shapes)
@@ -161,6 +166,21 @@ def changed_rows(
                 label = f"{own}.{key}" if fusion.is_candidate else f"{own}[{name}].{key}"
                 changed[label] = replace(difference, exchangeable=False)
     return changed
+
+
+def untransposed_parameters(
+    reference: nn.Module, candidate: nn.Module
+) -> dict[str, ParameterDifference]:
+    """Square parameters that are equal in modules of unrelated classes, by name: one of these may
+    take them transposed."""
+    if _are_related(reference, candidate):
+        return {}
+    candidates = _held(candidate, ())
+    return {
+        name: ParameterDifference(ParameterKind.UNTRANSPOSED)
+        for name, r in _held(reference, ()).items()
+        if r.dim() == 2 and name in candidates and _equal(r, candidates[name])
+    }
 
 
 def _changed_checksums(
@@ -302,6 +322,10 @@ def _unequal(settings: Iterable[tuple[str, object, object]]) -> list[Setting]:
 
 def _equal(r: torch.Tensor, c: torch.Tensor) -> bool:
     return r.shape == c.shape and torch.equal(r, c.to(r.device, r.dtype))
+
+
+def _is_transposed(r: torch.Tensor, c: torch.Tensor) -> bool:
+    return r.dim() == 2 and r.mT.shape == c.shape and _equal(r.mT, c) and not _equal(r, c)
 
 
 def _fitted_factor(r: torch.Tensor, c: torch.Tensor) -> float:

@@ -14,10 +14,15 @@ from tracer.measurement.arguments import scale_between
 from tracer.tensors.leaves import children, deep_copy, replace_leaves
 
 
-def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[[], None] | None:
+def exchange(
+    candidate: nn.Module, reference: nn.Module, name: str, *, transposed: bool = False
+) -> Callable[[], None] | None:
     """Gives one module what the other holds under a name, and returns what puts it back.
 
     None where that is not possible.
+
+    Args:
+        transposed: whether it is given the transpose of that.
     """
     if isinstance(candidate, Part) or isinstance(reference, Part):
         return _exchange_rows(candidate, reference, name)
@@ -34,6 +39,7 @@ def exchange(candidate: nn.Module, reference: nn.Module, name: str) -> Callable[
         value = value_of(owners[1], last, value).detach()
         like = value if found is None else value_of(owners[0], last, found)
         factor = scale_between(reference, candidate) if not owner else 1.0
+        value = value.mT if transposed else value
         given = value.to(like.device, like.dtype)
         given = given if factor in (1.0, None) else given * factor
         return _put(owners[0], mine, last, _as_parameter(given, found))

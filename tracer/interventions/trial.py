@@ -33,6 +33,7 @@ class Replacements:
         output: the call whose output is replaced, with what it leaves in its arguments.
         parameters: a call, and the names of what its module holds and is given.
         spared: a call, and the names of arguments of which it is given copies of its own.
+        transposed: whether the parameters are given transposed.
     """
 
     arguments: Mapping[CallKey, str] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Replacements:
     output: CallKey | None = None
     parameters: tuple[CallKey, tuple[str, ...]] | None = None
     spared: tuple[CallKey, tuple[str, ...]] | None = None
+    transposed: bool = False
 
 
 class Trial(Intervention):
@@ -134,7 +136,7 @@ class Trial(Intervention):
         candidate = as_written(calls.candidate.module)
         reference = as_written(self._reference_modules[calls.reference.name])
         for name in names:
-            undo = exchange(candidate, reference, name)
+            undo = exchange(candidate, reference, name, transposed=self._replacements.transposed)
             if undo is not None:
                 self._undo.append(undo)
                 self.applied = True

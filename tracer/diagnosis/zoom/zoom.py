@@ -89,6 +89,7 @@ def zoom(
     *,
     inward: bool = True,
     rules: Sequence[Rule] = RULES,
+    argument: str | None = None,
 ) -> Zoomed | None:
     """Looks for the culprit inside a module, in one more run of both models.
 
@@ -99,6 +100,7 @@ def zoom(
         inward: where the culprit is the call of another module whose inputs are right, go
             on in that one.
         rules: what may name the culprit.
+        argument: what the module passes on wrongly; by default its results are what is wrong.
 
     Returns:
         What was found; None where the operations cannot be seen: inside compiled code, in a call
@@ -107,7 +109,7 @@ def zoom(
     record = _call_of(module, free)
     if record is None or _is_opaque(record, experiment):
         return None
-    closer = ZoomVisitor(record.key, rules)
+    closer = ZoomVisitor(record.key, rules, argument)
     try:
         failure = experiment.rerun(closer).failure
     except RecordingTooLargeError:
@@ -162,13 +164,15 @@ def zoom_of(
 ) -> Zoomed | None:
     """Zooms into the module of an origin that lies in that module's own forward.
 
-    A wrong argument that the module passes on is looked for only where both sides run the same
-    operations.
+    A wrong argument that the module passes on is looked for where both sides run the same
+    operations, and else by what it is made of.
     """
     if origin is None or origin.kind not in ("computation", "argument"):
         return None
     rules = RULES if origin.kind == "computation" else ALIGNED
     found = zoom(origin.module, free, experiment, inward=False, rules=rules)
+    if origin.argument is not None and (found is None or found.kind is ZoomKind.NONE):
+        found = zoom(origin.module, free, experiment, inward=False, argument=origin.argument)
     return None if found is None or found.kind is ZoomKind.NONE else found
 
 
@@ -184,11 +188,12 @@ class ZoomVisitor(Intervention):
             inputs are right.
     """
 
-    def __init__(self, key: CallKey, rules: Sequence[Rule]) -> None:
+    def __init__(self, key: CallKey, rules: Sequence[Rule], argument: str | None = None) -> None:
         self.zoomed: Zoomed | None = None
         self.leads_into: str | None = None
         self._key = key
         self._rules = rules
+        self._argument = argument
         # What is not compared, at padded positions, is a value inside all the same.
         self._forcing = Forcing(replaced=Replaced.ALL)
         self._recordings: dict[str, OperationLog] = {}
@@ -237,6 +242,15 @@ class ZoomVisitor(Intervention):
 
     def _note_passed(self, calls: CallPair, record: CallRecord) -> None:
         """What the module passes on and is wrong, which may be lost in what it returns."""
+        if self._argument is not None:
+            forms = {form.value.argument for form in record.form_differences}
+            forms |= {path.argument for path, row in record.arguments.items() if not row.agrees}
+            if record.parent == self._key and self._argument in forms and not any(self._passed):
+                name = self._argument
+                both = next(values for own, *values in calls.arguments() if own == name)
+                for passed, value in zip(self._passed, both, strict=True):
+                    passed += ValuePath.of_argument(name).tensors(value).values()
+            return
         is_mask = calls.roles.is_mask
         rows = record.arguments.items()
         wrong = {path for path, row in rows if not row.agrees and not is_mask(path)}
@@ -286,7 +300,14 @@ class ZoomVisitor(Intervention):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
         both = calls.reference, calls.candidate
         results = [_results(*side, wrong) for side in zip(both, recordings, strict=True)]
-        if not wrong:
+        if self._argument is not None:
+            results = [
+                [known for leaf in handed if (known := each.known(leaf)) is not None]
+                for each, handed in zip(recordings, self._passed, strict=True)
+            ]
+            if not results[1]:  # it is not made here
+                return
+        elif not wrong:
             results = [
                 [each.known(leaf) for leaf in handed] or result
                 for each, handed, result in zip(recordings, self._passed, results, strict=True)

@@ -87,9 +87,6 @@ def _finding(finding: Finding, why_not_tried: str) -> Iterator[str]:
         for name, other in list(finding.equals.items())[:FEW]:
             yield f"Its `{name}` equals the reference's `{other}`."
         yield from _both_lines(finding.origin)
-    if finding.kind is not FindingKind.PARAMETERS:
-        for name, difference in list(finding.parameters.items())[:FEW]:
-            yield f"`{name}` differs ({_difference(difference)})."
     yield from map(_setting, finding.settings[:_MOST_SETTINGS])
     if len(finding.settings) > _MOST_SETTINGS:
         yield f"{len(finding.settings) - _MOST_SETTINGS} more settings differ."
@@ -155,6 +152,8 @@ _DIFFERENCES = {
     ParameterKind.FORMS: "{values[0]} against {values[1]}",
     ParameterKind.VALUES: "PEIR {peir}, most at {index}: {values[0]} against {values[1]}",
     ParameterKind.PARTS: "{parts}",
+    ParameterKind.TRANSPOSED: "it is the reference's, transposed",
+    ParameterKind.UNTRANSPOSED: "it has the same numbers, and its class takes them transposed",
 }
 
 

@@ -58,12 +58,11 @@ def said(*findings, why="", **fields):
         ),
         (
             FindingKind.INSIDE,
-            {"parameters": {"w": WEIGHT}, "form_alone": True, "unexplained": 2},
+            {"form_alone": True, "unexplained": 2},
             [
                 "It is introduced in the forward of `m` itself: its inputs agree, its output does "
                 "not.",
                 *LINES,
-                "`w` differs (PEIR 0.125, most at [1, 2]: 0.5 against 0.75).",
                 "If the form alone differs, give the candidate's module a method "
                 "`to_reference_output(output)` that reads it back.",
                 "2 more values disagree although their inputs are right.",
@@ -132,8 +131,8 @@ def test_a_wrong_argument(from_outside, passed, peir, lines):
     ),
 ])  # fmt: skip
 def test_how_a_parameter_differs(difference, text):
-    lines = said(Finding(ORIGIN, FindingKind.INSIDE, parameters={"w": difference}))
-    assert lines[-1] == f"`w` differs ({text})."
+    lines = said(Finding(ORIGIN, FindingKind.PARAMETERS, parameters={"w": difference}))
+    assert lines[0] == f"The inputs of `m` agree, its `w` differs ({text})."
 
 
 @pytest.mark.parametrize(("outcome", "trial", "text"), [
