@@ -161,7 +161,7 @@ class Search:
         if not self._free or not self._own:
             return
         rules = rules_of({name: self.pairs[name] for name in self.pairs if name})
-        for name in self._own:
+        for name in [name for name in self.candidates if name in self._own]:
             target = applied(rules, name)
             if target in self._free and _sizes(self.candidates[name]) == _sizes(
                 self.references[target]

@@ -96,8 +96,9 @@ class CallPair:
     def names(self) -> dict[str, str]:
         """The candidate's name of an argument by the reference's.
 
-        By name; then among those that are alike in what they are, by value where there are several
-        of a size, and by place. What one side leaves out is paired by place alone.
+        By name; then tensors that are alike in what they are and of a size, by value where there
+        are several, and masks; then what is alike and passed by position on both sides, by place.
+        What one side leaves out is paired by place alone.
         """
         reference, candidate = self.reference.arguments, self.candidate.arguments
         names = {name: name for name in candidate if name in reference}
@@ -114,13 +115,23 @@ class CallPair:
             for own in candidate
             if name not in names and own not in names and kind == kinds[1][own] is not None
         ]
-        of_a_size = [(n, o) for n, o in alike if _size(reference[n]) == _size(candidate[o])]
+        of_a_size = [
+            (n, own)
+            for n, own in alike
+            if _size(reference[n]) is not None and _size(reference[n]) == _size(candidate[own])
+        ]
         counts = Counter(name for name, _ in of_a_size)
         several = [(n, own) for n, own in of_a_size if counts[n] > 1]
         equal = [(n, own) for n, own in several if _is_near(reference[n], candidate[own])]
         by_place = zip(self.reference.positional, self.candidate.positional, strict=False)
         in_place = [(n, o) for n, o in by_place if None in (kinds[0][n], kinds[1][o])]
-        for name, own in (*equal, *of_a_size, *alike, *in_place):
+        positional = {*self.reference.positional}, {*self.candidate.positional}
+        placed = [
+            (n, own)
+            for n, own in alike
+            if (n in positional[0] and own in positional[1]) or self.roles.is_mask(n)
+        ]
+        for name, own in (*equal, *of_a_size, *placed, *in_place):
             if name not in names and own not in names.values():
                 names[name] = own
         return names

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tracer.errors import UsageError
-from tracer.execution.pairing import Pairing, pair
+from tracer.execution.pairing import Pairing, pair, proposed_rules
 
 
 @pytest.fixture(autouse=True)
@@ -277,3 +277,25 @@ def test_the_models_are_left_as_they_are(model: Model) -> None:
     after = candidate.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+class TestProposedRules:
+    def test_they_pair_by_name_what_was_paired_by_value(self, model: Model) -> None:
+        names = {"embed": "tok", "layers": "h", "q_proj": "w1", "k_proj": "w2", "norm": "n"}
+        candidate = renamed_tree(model, names)
+        rules = proposed_rules(pair(model, candidate))
+        assert len(rules) == 5
+        pairing = pair(model, candidate, rules)
+        assert pairing.by_value == frozenset()
+        assert pairing.pairs == pair(model, candidate).pairs
+
+    def test_none_where_names_are_enough(self, model: Model) -> None:
+        assert proposed_rules(pair(model, copy.deepcopy(model))) == {}
+
+    def test_other_layers_say_which_module_a_changed_one_is(self, model: Model) -> None:
+        candidate = renamed_tree(model, {"layers": "h", "q_proj": "w1", "k_proj": "w2"})
+        nn.init.normal_(candidate.h[1].w1.weight)
+        nn.init.normal_(candidate.h[1].w2.weight)
+        pairing = pair(model, candidate)
+        assert pairing.pairs["h.1.w1"] == "layers.1.q_proj"
+        assert pairing.pairs["h.1.w2"] == "layers.1.k_proj"
