@@ -35,7 +35,7 @@ FILLS = (-5.0, -10.0, -20.0, -40.0, -80.0, -120.0, -240.0, -1e4, LEAST)
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=8, help="medians over so many models")
+    parser.add_argument("--seeds", type=int, default=8, help="how many models medians are over")
     parser.add_argument("--sequence-length", type=int, default=24)
     arguments = parser.parse_args(argv)
     print(f"{platform.machine()}, torch {torch.__version__}")

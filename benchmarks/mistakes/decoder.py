@@ -334,7 +334,7 @@ def not_read(past: Any, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor,
     keys, values = update(past, key, value, layer)
     if length == 0:
         return keys, values
-    # The keys before are there, as so many copies of the first.
+    # The keys before are there, each a copy of the first.
     return keys[:, :, :1].expand_as(keys), values[:, :, :1].expand_as(values)  # wrong
 
 

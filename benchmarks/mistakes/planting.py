@@ -224,7 +224,7 @@ def take(path: str, other: str, name: str = "weight") -> Plant:
 
 
 def child(path: str, make: Callable[[Any], nn.Module]) -> Plant:
-    """Puts another module in the place of one."""
+    """Puts another module instead of one."""
 
     @_planting()
     def plant(model: Any) -> None:
