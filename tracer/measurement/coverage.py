@@ -8,13 +8,13 @@ from torch import nn
 from tracer.execution.hooks import hides_children
 from tracer.execution.lockstep import Outcome
 from tracer.execution.pairing import Pairing
-from tracer.execution.torch_internals import takes_fused_path
+from tracer.execution.torch_internals import may_be_fused, takes_fused_path
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
 
 _FUSED = (
     "hidden: PyTorch computes the module around it in one piece, and with hooks inside otherwise; "
-    "torch.backends.mha.set_fastpath_enabled(False) before the run opens it"
+    "--inside (inside=True) opens it"
 )
 
 
@@ -36,6 +36,8 @@ class Coverage:
         recordings: what recordings lack, in words.
         unread_parameters: the reference's names of modules whose own parameters cannot be compared:
             one side reads its output back, and declares no `reference_output_scale`.
+        opened: the reference's names of modules that PyTorch computes in one piece unless that is
+            switched off, as it was: their numbers are those of the other path.
     """
 
     paired_modules: tuple[str, ...]
@@ -50,6 +52,7 @@ class Coverage:
     ended: bool = False
     recordings: tuple[str, ...] = ()
     unread_parameters: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
@@ -63,6 +66,9 @@ class Coverage:
             text += f"; {self.left_out} values left out"
         if self.unread_parameters:
             text += f"; own parameters not read back in {len(self.unread_parameters)} modules"
+        if self.opened:
+            text += f"; the fused path of {len(self.opened)} modules is off, and the numbers are "
+            text += "those of the other path"
         if self.ended:
             text += "; ended by the user"
         return "; ".join((text, *self.recordings))
@@ -118,6 +124,11 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         held_bytes_peak=outcome.held_bytes_peak,
         left_out=comparer.left_out,
         ended=outcome.ended,
+        opened=tuple(
+            name
+            for name, module in pairing.reference.items()
+            if may_be_fused(module) and not takes_fused_path(module)
+        ),
         unread_parameters=tuple(
             target
             for own, target in pairing.pairs.items()
