@@ -200,14 +200,15 @@ def study(fuzzer: Fuzzer, case: Path, draw: random.Random) -> list[str]:
     )
     file.write_text(text if draw.random() < 0.7 else flipped(text.encode(), draw).decode("latin-1"))
     results = str(case / "a.jsonl")
-    return ["ablate", "--config", str(file), str(case / "no model"), "--results", results]
+    return ["ablate", "--config", str(file), str(fuzzer.checkpoint), "--results", results]
 
 
 def options(fuzzer: Fuzzer, case: Path, draw: random.Random) -> list[str]:
-    command = draw.choice(["compare", "record", "show", "ablate", "", "comparé"])
-    words = [command, draw.choice([str(fuzzer.checkpoint), *TOKENS])]
-    for _ in range(draw.randrange(4)):
-        words += [draw.choice(OPTIONS), draw.choice(TOKENS)][: draw.choice([1, 2])]
+    command = draw.choice(["compare", "compare", "compare", "record", "show", "ablate", "comparé"])
+    words = [command, draw.choice([*[str(fuzzer.checkpoint)] * 60, *TOKENS])]
+    words += ["--out", str(case / "out")] if command == "record" else []
+    for _ in range(draw.choice([1, 1, 1, 2, 3])):
+        words += [draw.choice(OPTIONS), draw.choice(TOKENS)][: draw.choice([1, 2, 2, 2])]
     return words
 
 

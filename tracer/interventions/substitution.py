@@ -12,6 +12,7 @@ import torch
 
 from tracer.execution.hooks import Call, NewArguments, NewOutput
 from tracer.measurement.arguments import CallPair, read_argument, read_output, scale_between
+from tracer.tensors.difference import copied
 from tracer.tensors.leaves import (
     deep_copy,
     is_stateful,
@@ -151,7 +152,7 @@ def in_form_of(
         assert isinstance(value, torch.Tensor)
         is_cast = own.is_floating_point() and value.is_floating_point()
         dtype = own.dtype if is_cast and value.dtype not in dtypes else value.dtype
-        copies[path] = value.detach().to(own.device, dtype, copy=True)
+        copies[path] = copied(value).to(own.device, dtype)
     return replace_leaves(candidate, "value", copies)
 
 

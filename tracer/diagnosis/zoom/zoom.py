@@ -164,7 +164,12 @@ def zoom_of(
     if origin is None or origin.kind not in ("computation", "argument"):
         return None
     rules = RULES if origin.kind == "computation" else ALIGNED
-    found = zoom(origin.module, free, experiment, inward=False, rules=rules)
+    try:
+        found = zoom(origin.module, free, experiment, inward=False, rules=rules)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        # Kinds of tensors that lack the operators which values are matched by (nested, masked,
+        # parts of a byte): the module stays named without its line.
+        return None
     return None if found is None or found.kind is ZoomKind.NONE else found
 
 
