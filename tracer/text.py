@@ -12,8 +12,12 @@ _LONGEST = 300
 
 
 def brief(error: BaseException) -> str:
-    """An error's first paragraph in one line, or its class where it says nothing."""
-    return first_line(str(error)) or type(error).__name__
+    """An error's first paragraph in one line, after its class where that is needed: 'x' alone says
+    nothing."""
+    line, kind = first_line(str(error)), type(error).__name__
+    if not line:
+        return kind
+    return line if " " in line and not isinstance(error, LookupError) else f"{kind}: {line}"
 
 
 def first_line(text: str) -> str:

@@ -47,6 +47,7 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
             rename=rename,
             tolerance=request.tolerance,
             train=request.train,
+            inside=request.inside,
             confirm=not run.differences_expected,
             noise_floor=request.noise_floor,
             strict=request.strict,
@@ -62,7 +63,10 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
     captured: list[Captured] = []
     if request.focus and not comparison.coverage.ended:
         captured = tracer.capture(
-            sides.reference, sides.candidate, sides.inputs, include=request.focus, rename=rename
+            *(sides.reference, sides.candidate, sides.inputs),
+            include=request.focus,
+            rename=rename,
+            inside=request.inside,
         )
     for report in request.report:
         save(comparison, report, run=run)

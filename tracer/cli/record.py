@@ -15,6 +15,7 @@ def record(request: RecordRequest, command: str) -> ExitCode:
         subject.model,
         subject.inputs,
         request.out,
+        inside=request.inside,
         name=request.model,
         seed=request.seed,
         command=command,

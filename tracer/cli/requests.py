@@ -90,6 +90,10 @@ class ModelRequest:
         nargs="?",
         const=True,
     )
+    inside: bool = switch(
+        "open layers that PyTorch computes in one piece (nn.TransformerEncoderLayer); the numbers "
+        "are then those of the path without that"
+    )
     trust_remote_code: bool = switch("run Python code that comes with a checkpoint (default: off)")
     prompt: str | None = option(
         "a text (default: a short English one, or a question about --image; random tokens "

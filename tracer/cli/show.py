@@ -20,7 +20,7 @@ def show(request: ShowRequest, out: TextIO) -> ExitCode:
         flow = tracer.flow(tracer.open_trace(request.model, salvage=request.salvage), **globs)
     else:
         subject = resolve_model(request)
-        flow = tracer.flow(subject.model, subject.inputs, **globs)
+        flow = tracer.flow(subject.model, subject.inputs, inside=request.inside, **globs)
     if request.json:
         out.write(dataflow.render(flow))
         return ExitCode.AGREES

@@ -10,6 +10,7 @@ from tracer.comparison.run import raise_failure
 from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.session import Inputs, Session
 from tracer.execution.side import EventKey
+from tracer.execution.torch_internals import can_open_fused
 from tracer.measurement.arguments import CallPair
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.value_path import OUTPUT, ValuePath
@@ -31,6 +32,7 @@ class Captured:
     candidate: torch.Tensor
 
 
+@can_open_fused
 def capture(
     reference: nn.Module,
     candidate: nn.Module,
@@ -39,6 +41,7 @@ def capture(
     include: str | Sequence[str],
     rename: Mapping[str, str] | None = None,
     roles: Roles = DEFAULT_ROLES,
+    inside: bool = False,
 ) -> list[Captured]:
     """Runs two models side by side and keeps the arguments and outputs of some modules.
 

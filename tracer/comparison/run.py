@@ -31,6 +31,7 @@ from tracer.execution.dropout import check_training
 from tracer.execution.lockstep import Outcome
 from tracer.execution.session import Inputs, Session, working_dtype
 from tracer.execution.side import EventKey, Failure
+from tracer.execution.torch_internals import can_open_fused
 from tracer.interventions.call_order import reorder_calls
 from tracer.interventions.experiment import Experiment, failure_in_words
 from tracer.interventions.forcing import SameChoices
@@ -51,6 +52,7 @@ from tracer.text import module_in_words
 _MOST_RUNS = 4
 
 
+@can_open_fused
 def compare(
     reference: nn.Module,
     candidate: nn.Module,
@@ -60,6 +62,7 @@ def compare(
     tolerance: float | Tolerance | None = None,
     roles: Roles = DEFAULT_ROLES,
     include: str | Sequence[str] = "*",
+    inside: bool = False,
     train: bool = False,
     strict: bool = False,
     confirm: bool = True,
@@ -95,6 +98,8 @@ def compare(
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
         roles: which arguments are attention masks, padding and caches, as their names say.
         include: globs of the reference's module names to compare.
+        inside: opens the layers that PyTorch computes in one piece (the fused path of
+            `nn.TransformerEncoderLayer`), whose numbers are then those of the path without it.
         train: allows dropout that is active. Each paired call then draws the same random numbers on
             both sides, whatever is drawn before; another run draws the same again unless PyTorch is
             seeded otherwise.

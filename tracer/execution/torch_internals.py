@@ -7,9 +7,10 @@ function has one test, which says what to do when a new version breaks it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn, overrides
@@ -112,12 +113,16 @@ def takes_fused_path(module: nn.Module) -> bool:
 
     Its numbers are others then, and the modules inside are not called.
     """
+    return torch.backends.mha.get_fastpath_enabled() and may_be_fused(module)
+
+
+def may_be_fused(module: nn.Module) -> bool:
+    """Whether a module would take the fused path, were that not switched off."""
     if not isinstance(module, nn.TransformerEncoderLayer) or module.training:
         return False
     attention = module.self_attn
     return (
-        torch.backends.mha.get_fastpath_enabled()
-        and type(module).forward is nn.TransformerEncoderLayer.forward
+        type(module).forward is nn.TransformerEncoderLayer.forward
         and attention.batch_first
         and attention.in_proj_bias is not None
         and attention._qkv_same_embed_dim
@@ -126,6 +131,25 @@ def takes_fused_path(module: nn.Module) -> bool:
         and module.norm1.eps == module.norm2.eps
         and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     )
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def can_open_fused(function: Callable[P, R]) -> Callable[P, R]:
+    """Switches the fused path off while a function runs that is called with `inside=True`."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(before and not kwargs.get("inside", False))
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+
+    return call
 
 
 def written_arguments(operator: Any) -> list[tuple[int, str]]:

@@ -13,6 +13,7 @@ import torch
 from tracer.execution.hooks import Call, NewArguments, NewOutput
 from tracer.measurement.arguments import CallPair, read_argument, read_output, scale_between
 from tracer.measurement.layout import in_shape_of, nested_otherwise
+from tracer.tensors.difference import copied
 from tracer.tensors.leaves import (
     deep_copy,
     is_stateful,
@@ -152,8 +153,8 @@ def in_form_of(
     tensors = dict(tensor_leaves(candidate, ""))
     theirs = {path.removeprefix("."): leaf for path, leaf in leaves(reference, "")}
     if not tensors or not any(isinstance(leaf, torch.Tensor) for leaf in theirs.values()):
-        copied: object = deep_copy(reference, lambda t: t.detach().to(device, copy=True))
-        return copied
+        made: object = deep_copy(reference, lambda t: t.detach().to(device, copy=True))
+        return made
     names = {other: own for own, other in nested_otherwise(reference, candidate).items()}
     copies: dict[str, object] = {
         path: theirs[path.removeprefix(".")]
@@ -167,7 +168,7 @@ def in_form_of(
             continue  # what the reference does not have stays as it is
         is_cast = own.is_floating_point() and shaped.is_floating_point()
         dtype = own.dtype if is_cast and shaped.dtype not in dtypes else shaped.dtype
-        copies[path] = shaped.detach().to(own.device, dtype, copy=True)
+        copies[path] = copied(shaped).to(own.device, dtype)
     if not any(path in copies for path in tensors):
         return None
     return replace_leaves(candidate, "", copies)

@@ -8,14 +8,14 @@ from torch import nn
 from tracer.execution.hooks import hides_children
 from tracer.execution.lockstep import Outcome
 from tracer.execution.pairing import Pairing, proposed_rules
-from tracer.execution.torch_internals import takes_fused_path
+from tracer.execution.torch_internals import may_be_fused, takes_fused_path
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
 from tracer.tensors.value_path import ValuePath
 
 _FUSED = (
     "hidden: PyTorch computes the module around it in one piece, and with hooks inside otherwise; "
-    "torch.backends.mha.set_fastpath_enabled(False) before the run opens it"
+    "--inside (inside=True) opens it"
 )
 
 
@@ -43,6 +43,8 @@ class Coverage:
         fused: the modules of one side that hold several of the other's, with those.
         rename_rules: rules for the candidate's names that say what was found by what modules hold,
             where that was most of them.
+        opened: the reference's names of modules that PyTorch computes in one piece unless that is
+            switched off, as it was: their numbers are those of the other path.
     """
 
     paired_modules: tuple[str, ...]
@@ -61,6 +63,7 @@ class Coverage:
     unread_parameters: tuple[str, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rename_rules: Mapping[str, str] = field(default_factory=dict)
+    opened: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
@@ -79,6 +82,9 @@ class Coverage:
             text += ", ..." if len(self.missing_outputs) > 3 else ""
         if self.unread_parameters:
             text += f"; own parameters not read back in {len(self.unread_parameters)} modules"
+        if self.opened:
+            text += f"; the fused path of {len(self.opened)} modules is off, and the numbers are "
+            text += "those of the other path"
         if self.ended:
             text += "; ended by the user"
         return "; ".join((text, *self.recordings))
@@ -141,6 +147,11 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         not_comparable=comparer.not_comparable,
         missing_outputs=tuple(comparer.final.missing),
         ended=outcome.ended,
+        opened=tuple(
+            name
+            for name, module in pairing.reference.items()
+            if may_be_fused(module) and not takes_fused_path(module)
+        ),
         unread_parameters=tuple(
             target
             for own, target in pairing.pairs.items()

@@ -12,6 +12,7 @@ from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.masks import describe_mask, visible_pair
 from tracer.tensors.relations import Relation, relation_of
 from tracer.tensors.tolerance import Tolerance
+from tracer.text import brief
 
 # A tensor, or what a trace holds in its place.
 Tensor = torch.Tensor | Fingerprint
@@ -58,7 +59,10 @@ def measured(
         return Measured(difference, 0.0, agrees, remarks)
     if r.shape != c.shape:
         return None if is_mask else Measured(None, 0.0, False, (_shapes(r, c),))
-    whole = Difference.of(r, c)
+    try:
+        whole = Difference.of(r, c)
+    except (NotImplementedError, RuntimeError, TypeError) as error:  # a kind that PyTorch adds
+        return Measured(None, 0.0, False, (Remark(RemarkKind.UNREADABLE, brief(error)),))
     limit = tolerance.limit(r.dtype, c.dtype)
     if tolerance.agrees(whole, r.dtype, c.dtype):
         return Measured(whole, limit, True, _remarks(whole, limit), whole=whole)

@@ -20,6 +20,7 @@ class RemarkKind(StrEnum):
     NONFINITE = "nonfinite"  # how many elements are not finite
     RELATIVE_L2 = "relative_l2"  # it agrees by this, although its PEIR is beyond the limit
     PADDED = "padded"  # the PEIR with padded positions, which were left out
+    UNREADABLE = "unreadable"  # a kind of tensor whose values cannot be had
     ESTIMATED = "estimated"  # one side has a fingerprint only
     FORM = "form"  # the candidate's was read in the reference's form
     RELATED = "related"  # the candidate's is the reference's in another layout of its channels
@@ -35,6 +36,7 @@ _TEXTS = {
     RemarkKind.NONFINITE: "{0.reference} non-finite elements; candidate {0.candidate}",
     RemarkKind.RELATIVE_L2: "relative L2 {0.figure:.3g}",
     RemarkKind.PADDED: "at padded positions PEIR {0.figure:.3g}, left out",
+    RemarkKind.UNREADABLE: "values that cannot be compared: {0.reference}",
     RemarkKind.ESTIMATED: "estimated from fingerprints",
     RemarkKind.FORM: "{0.candidate}",
     RemarkKind.RELATED: "{0.candidate}",

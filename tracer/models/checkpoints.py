@@ -53,7 +53,8 @@ def load_pretrained(
     if isinstance(source, Path):
         _check_config(source / "config.json")
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     # transformers raises whatever its many parts raise; to the caller it is one error.
     except Exception as error:
         raise ModelLoadError(f"{name}: config.json cannot be used: {brief(error)}") from error

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tracer.tensors.difference import plain
+
 # A fit must explain all but this part of the error (in the L2 norm), or all beyond the tolerance.
 _UNEXPLAINED = 0.02
 # Fits look at no more than this many elements: the leading ones along the first dimensions.
@@ -45,6 +47,7 @@ def known_mistakes(
         reference, candidate: one diverging pair; shapes may differ by a permutation.
         limit: the tolerance of the pair, as a PEIR.
     """
+    reference, candidate = plain(reference), plain(candidate)
     if not (_is_real(reference) and _is_real(candidate)) or not reference.numel():
         return []
     r, c = reference.detach(), candidate.detach().to(reference.device)

@@ -62,8 +62,8 @@ def check_entry(entry: Any, least: int) -> None:
     Args:
         least: its number is that or a later one.
     """
-    number: Any = entry.get("id") if isinstance(entry, dict) else -1
-    _expect(_is_count(number) and number >= least, f"a tensor has the number {number!r:.60}")
+    number = entry.get("id") if isinstance(entry, dict) else None
+    _expect(type(number) is int and number >= least, f"a tensor has the number {number!r:.60}")
     what = f"tensor {number}"
     dtype, shape = entry.get("dtype"), entry.get("shape")
     _expect(isinstance(dtype, str) and dtype in DTYPES, f"{what} has the dtype {dtype!r:.60}")

@@ -19,6 +19,7 @@ from torch import nn
 
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.session import Inputs, matching, named_modules, run_alone
+from tracer.execution.torch_internals import can_open_fused
 from tracer.tensors.difference import plain
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.leaves import is_stateful, leaves, version_of
@@ -138,12 +139,14 @@ class Flow:
     is_complete: bool = True
 
 
+@can_open_fused
 def flow(
     model: nn.Module,
     inputs: Inputs | None = None,
     *,
     include: str | Sequence[str] = "*",
     focus: str | Sequence[str] = (),
+    inside: bool = False,
 ) -> Flow:
     """Runs a model once, or reads a recording, and puts what goes through it into numbers.
 
@@ -151,6 +154,8 @@ def flow(
         inputs: as for `compare`; none for a recording.
         include: globs of the names of the modules to show.
         focus: globs of those whose values are kept as well.
+        inside: opens the layers that PyTorch computes in one piece (the fused path of
+            `nn.TransformerEncoderLayer`), whose numbers are then those of the path without it.
 
     Raises:
         UsageError: a glob matches no module.

@@ -39,7 +39,7 @@ from tracer.errors import ModelRunError, UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase, definition
 from tracer.execution.offload import execution_device, own_parameters
 from tracer.execution.session import Inputs, matching, named_modules, run_alone, working_dtype
-from tracer.execution.torch_internals import parameters_of
+from tracer.execution.torch_internals import can_open_fused, parameters_of
 from tracer.measurement.arguments import read_argument, read_output
 from tracer.measurement.padding import Paddings, padding_of, part_name, visible_part
 from tracer.tensors.fingerprints import Fingerprint, Shown
@@ -68,6 +68,7 @@ class Recording:
     size: int
 
 
+@can_open_fused
 def record(
     model: nn.Module,
     inputs: Inputs,
@@ -75,6 +76,7 @@ def record(
     *,
     include: str | Sequence[str] = "*",
     values: str = VALUES[0],
+    inside: bool = False,
     name: str | None = None,
     seed: int | None = None,
     command: str | None = None,
@@ -93,6 +95,8 @@ def record(
         values: "all": arguments and outputs; "outputs": outputs alone; "fingerprints": 176 bytes in
             the place of each, from which differences are estimated, and of
             quantization points with channels the span of these. The inputs are always kept whole.
+        inside: opens the layers that PyTorch computes in one piece (the fused path of
+            `nn.TransformerEncoderLayer`), whose numbers are then those of the path without it.
         name, seed, command, notes: how the model and its inputs came about, for the header.
 
     Raises:

@@ -15,6 +15,7 @@ import torch
 from tracer.diagnosis.zoom.case import Case, Culprit, ZoomKind, begins
 from tracer.diagnosis.zoom.matching import is_same
 from tracer.diagnosis.zoom.operations import OperationLog, Step
+from tracer.tensors.difference import plain
 
 # How much of both sides is paired where they run the same operations.
 _SAME_FORM = 0.75
@@ -171,6 +172,7 @@ class _Aligned:
         if one.shape != two.shape and self._is_taken_alike(value):
             return False
         if not one.dtype.is_floating_point and not two.dtype.is_floating_point:
+            one, two = plain(one), plain(two)
             return torch.equal(one.flatten(), two.to(one.dtype).flatten())
         return is_same(one, two, self.case.limit)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from tracer.measurement.padding import Padding
+from tracer.tensors.difference import plain
 
 Tensor = torch.Tensor
 
@@ -63,12 +64,12 @@ def match(
     Returns:
         For each value what it was found as, best first.
     """
-    plain = _Catalogue([_plain(other) for other in others])
+    whole = _Catalogue([_plain(other) for other in others])
     shown = _Catalogue([_shown(_plain(other), paddings) for other in others])
     found = []
     for value in values:
         own = _plain(value)
-        matches = plain.find(own, limit)
+        matches = whole.find(own, limit)
         if not any(each.is_exact for each in matches):
             # Only what is visible may be alike.
             matches += shown.find(_shown(own, paddings), limit)
@@ -256,13 +257,9 @@ def _has_levels(value: Tensor) -> bool:
 
 def _plain(value: Tensor) -> Tensor:
     """The elements in float64, in a dense layout on the CPU; complex ones as pairs."""
-    value = value.detach()
-    if value.layout is not torch.strided:
-        value = value.to_dense()
-    if value.is_quantized:
-        value = value.dequantize()
+    value = plain(value)
     if value.is_complex():
-        value = torch.view_as_real(value.resolve_conj())
+        value = torch.view_as_real(value)
     return value.to("cpu", torch.float64)
 
 

@@ -170,9 +170,14 @@ def zoom_of(
     if origin is None or origin.kind not in ("computation", "argument"):
         return None
     rules = RULES if origin.kind == "computation" else ALIGNED
-    found = zoom(origin.module, free, experiment, inward=False, rules=rules)
-    if origin.argument is not None and (found is None or found.kind is ZoomKind.NONE):
-        found = zoom(origin.module, free, experiment, inward=False, argument=origin.argument)
+    try:
+        found = zoom(origin.module, free, experiment, inward=False, rules=rules)
+        if origin.argument is not None and (found is None or found.kind is ZoomKind.NONE):
+            found = zoom(origin.module, free, experiment, inward=False, argument=origin.argument)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        # Kinds of tensors that lack the operators which values are matched by (nested, masked,
+        # parts of a byte): the module stays named without its line.
+        return None
     return None if found is None or found.kind is ZoomKind.NONE else found
 
 
