@@ -285,6 +285,12 @@ class TestFiles:
         assert module.calls == 0
 
     def test_a_failure_leaves_what_was_there(self, tmp_path, monkeypatch):
+        (tmp_path / "a.pt2").write_text("earlier")
+        with pytest.raises(ExportError, match="cannot capture Recorded: RuntimeError: no"):
+            export(Recorded(RuntimeError("no")), torch.ones(2, 4), tmp_path / "a.pt2")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
+        assert (tmp_path / "a.pt2").read_text() == "earlier"
+
         def refuse(path, **options):
             raise PermissionError(13, "Permission denied", str(path))
 
@@ -293,11 +299,6 @@ class TestFiles:
         with pytest.raises(ExportError, match=r"cannot write to the folder .*: Permission denied"):
             export(module, torch.ones(2, 4), tmp_path / "a.pt2")
         assert module.calls == 0
-        (tmp_path / "a.pt2").write_text("earlier")
-        with pytest.raises(ExportError, match="cannot capture Recorded: RuntimeError: no"):
-            export(Recorded(RuntimeError("no")), torch.ones(2, 4), tmp_path / "a.pt2")
-        assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
-        assert (tmp_path / "a.pt2").read_text() == "earlier"
 
     def test_a_file_is_replaced_through_a_link_and_by_a_name(self, tmp_path, monkeypatch):
         (tmp_path / "real.pt2").write_text("earlier")
