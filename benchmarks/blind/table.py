@@ -2,10 +2,11 @@
 
     python -m benchmarks.localisation --blind [--seed N] [--mutants N] [--family GLOB]
 
-Mutants change one line of transformers' source by a rule (`operators`); the expected answer is that
+Mutants change a line of transformers' source by a rule (`operators`); the expected answer is that
 line and the module in whose call it first runs. The line counts as named if the verdict or the zoom
 names it; where an operation was left out, the reference's line counts as well, since the edit may
-leave nothing on the line to point at. Right rewrites (`rewrites`) that do not agree are false alarms.
+leave nothing on the line to point at. Right rewrites (`rewrites`) that do not agree are false
+alarms.
 """
 
 import fnmatch
