@@ -21,7 +21,7 @@ class TestRecord:
         assert header["command"] == f"trace_model record random-llama --out {out} --seed 5"
         assert header["name"] == "random-llama"
         assert any(note.startswith("inputs:") for note in header["notes"])
-        out = tmp_path / "a.trace"
+        out = tmp_path / "b.trace"
         less = ("--values", "fingerprints", "--include", "*.mlp", "--include", "lm_head")
         assert run("record", "tiny-llama", "--out", out, *less).code == 0
         recorded = tracer.open_trace(out)

@@ -85,12 +85,15 @@ def test_each_row_is_the_error_of_its_own_call(models, x) -> None:
     assert found["second kwargs.input"] == 0.0
 
 
-def test_own_lines_and_chosen_modules(models, x) -> None:
+def test_what_a_parent_makes_in_its_own_lines_is_seen_where_it_hands_it_on(models, x) -> None:
     models[1].shift = 0.5
     found = errors(forced(models, x))
     hidden = torch.relu(models[0].first(x))
     assert found["second kwargs.input"] == Difference.of(hidden, hidden + 0.5).peir
     assert found["second output"] == errors(forced(models, x, Forcing(["second"])))["second output"]
+
+
+def test_only_chosen_modules_are_forced(models, x) -> None:
     reference, candidate = models
     found = errors(forced(models, x, Forcing({"second"})))
     right, wrong = (torch.relu(model.first(x)) for model in models)

@@ -220,7 +220,7 @@ class TestFingerprints:
         assert verdict.symptom.module == "model.layers.1.mlp.up_proj"
         assert verdict.origin.kind == "parameter"
 
-    def test_shapes_masks_and_missing_outputs(self, tmp_path, net) -> None:
+    def test_shapes_that_differ(self, tmp_path, net) -> None:
         trace = recorded(net, X, tmp_path / "a", values="fingerprints")
         wider = copy.deepcopy(net)
         wider.last = nn.Linear(8, 5)
@@ -229,11 +229,15 @@ class TestFingerprints:
         )
         assert (row.agrees, row.difference) == (False, None)
         assert row.note == "shape [3, 4]; candidate [3, 5]"
+
+    def test_masks_are_compared_only_where_they_are_equal(self, tmp_path: Path) -> None:
         loaded = load("tiny-llama", batch=2)
         trace = recorded(loaded.model, loaded.inputs, tmp_path / "a", values="fingerprints")
         assert tracer.compare(trace, loaded.model).coverage.left_out == 0
         assert tracer.compare(trace, candidate(loaded, "wrapped")).coverage.left_out > 0
-        trace = recorded(net, X, tmp_path / "b", values="fingerprints")
+
+    def test_a_missing_output_is_no_agreement(self, tmp_path, net) -> None:
+        trace = recorded(net, X, tmp_path / "a", values="fingerprints")
         silent = copy.deepcopy(net)
         silent.last.forward = lambda x: None
         assert tracer.compare(trace, silent).verdict.symptom.module == "last"

@@ -222,11 +222,13 @@ class TestCheck:
 
 
 class TestLocate:
-    def test_a_folder_a_hub_id_or_neither(self, processor_folder: Path, tmp_path: Path):
+    def test_a_folder_or_a_hub_id(self, processor_folder: Path, tmp_path: Path):
         assert locate_processor(str(processor_folder)) == processor_folder
         assert locate_processor("organisation/name") == "organisation/name"
         (tmp_path / "processor_config.json").write_text("{}")
         assert locate_processor(str(tmp_path)) == tmp_path
+
+    def test_neither(self, tmp_path: Path):
         with pytest.raises(ModelLoadError, match=r"folder without preprocessor_config.json or"):
             locate_processor(str(tmp_path))
         with pytest.raises(ModelLoadError, match="no processor 'nowhere': there is no folder"):

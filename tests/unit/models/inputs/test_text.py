@@ -98,24 +98,32 @@ class TestFromText:
         with pytest.raises(InputError, match="'' gives no tokens"):
             from_text(llama, Nothing(), InputSpec(prompt=""))
 
-    def test_models_that_take_other_inputs(self, llama, monkeypatch):
+    def test_a_model_that_takes_no_tokens(self, llama, monkeypatch):
         monkeypatch.setattr(type(llama), "main_input_name", "pixel_values")
         with pytest.raises(InputError, match="takes 'pixel_values', which is not made from text"):
             from_text(llama, None, InputSpec())
+
+    def test_an_encoder_decoder_gets_tokens_for_both(self, llama, monkeypatch):
         monkeypatch.setattr(llama.config, "is_encoder_decoder", True, raising=False)
         made, _ = from_text(llama, None, InputSpec())
         assert torch.equal(made["decoder_input_ids"], made["input_ids"])
 
 
 class TestRead:
-    def test_files_of_inputs(self, tmp_path: Path):
+    def test_keyword_arguments_come_back(self, tmp_path: Path):
         save_file({"input_ids": torch.tensor([[1, 2]])}, tmp_path / "inputs.safetensors")
         assert read(tmp_path / "inputs.safetensors")["input_ids"].tolist() == [[1, 2]]
+
+    def test_no_file(self, tmp_path: Path):
         with pytest.raises(ModelLoadError, match="there is no such file of inputs"):
             read(tmp_path / "inputs.safetensors")
+
+    def test_another_file(self, tmp_path: Path):
         (tmp_path / "inputs.safetensors").write_text("a text, and no tensors at all")
         with pytest.raises(ModelLoadError, match="not a safetensors file that can be read"):
             read(tmp_path / "inputs.safetensors")
+
+    def test_no_tensors(self, tmp_path: Path):
         save_file({}, tmp_path / "inputs.safetensors")
         with pytest.raises(InputError, match="holds no tensors"):
             read(tmp_path / "inputs.safetensors")

@@ -72,21 +72,25 @@ class TestMaskFill:
             save(report, tmp_path / f"r{suffix}")
         show(report)
 
-    def test_nothing_is_finite_or_ended(self, known: Results, capsys):
+    def test_nothing_is_finite(self, known: Results, capsys):
         for trial in study().wanted(known):
             known.add(Result(trial, metrics(math.nan, 0)))
         report = report_of(study(), known)
         assert "none has a finite loss: keep -120" in " ".join(report.reading)
         assert (report.plots, {table.best for table in report.tables}) == ((), {None})
         show(report)
+
+    def test_before_a_trial_has_ended(self, known: Results):
         assert report_of(study(), known).reading == ("No trial has ended yet.",)
+
+    def test_all_have_failed(self, known: Results):
         for trial in study().wanted(known):
             known.add(Result(trial, error="ValueError: x"))
         report = report_of(study(), known)
         assert report.reading == ("None of the 9 trials that have ended has succeeded.",)
         assert report.tables == report.plots == ()
 
-    def test_the_default_has_failed_or_not_ended(self, known: Results):
+    def test_the_default_has_failed(self, known: Results):
         for trial in study().wanted(known):
             bad = trial.settings["attention_mask_fill_value"] == -120.0
             known.add(Result(trial, error="x") if bad else Result(trial, metrics(1.0, trial.seed)))
@@ -95,10 +99,14 @@ class TestMaskFill:
             "uint8/uint8, prefill_reference: the default, -120, has no results: its trials failed."
         )
         assert report.tables[0].rows[1][2] == ""
+
+    def test_the_default_has_not_ended(self, known: Results):
         known.add(Result(study().wanted(known)[0], metrics(1.0, 0)))
         assert report_of(study(), known).reading == (
             "uint8/uint8, prefill_reference: the default, -120, has no results yet.",
         )
+
+    def test_the_method(self, known: Results):
         method = report_of(study(), known).method
         assert "on 3 calibration sets (one for each seed) of 8 sequences" in method
         assert "share 5 % (Bonferroni)" in method
