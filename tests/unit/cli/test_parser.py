@@ -30,7 +30,7 @@ COMPARE = {
     "tiny-llama --calibrate -1": "expected a whole number from 0 up",
     "tiny-llama --dtype int8": "invalid choice: 'int8'",
     "tiny-llama --map model": "expected REGEX=REPLACEMENT",
-    "tiny-llama --map (=x": "'(' is no regular expression",
+    "tiny-llama --map (=x": "rename rule '(' -> 'x' is no valid regular expression",
     "tiny-llama --inputs none.safetensors": "there is no file none",
     "tiny-qwen3-vl --image none.png": "there is no file none.png",
     "tiny-llama --report out.pdf": "suffix '.pdf': expected .html",
@@ -184,7 +184,7 @@ class TestRequests:
         request = parse(["compare", "m", *given, "--batch", "2", "--seed", "3"])
         assert request.max_peir == (("a", 1.0), ("b", 0.5))
         assert request.map == (("x", "y"),)
-        assert request.report == (Path("o.json"),)
+        assert request.report == (Path("o.json").absolute(),)
         assert request.making_inputs == ("batch",)
         assert request.given("batch", "padding", "image", "seed") == {"batch": 2, "seed": 3}
         options = parse(["show", "m", "--print-options", "sci_mode=false"])
