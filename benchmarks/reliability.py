@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.builders.fuzz import KINDS, Fuzzer
-from tests.builders.module_zoo import MODULES, X, made, photograph, settings
 from torch import nn
 
 import tracer
+from tests.builders.fuzz import KINDS, Fuzzer
+from tests.builders.module_zoo import MODULES, X, made, photograph, settings
 
 LOOKS: dict[str, Callable[[nn.Module, nn.Module], object]] = {
     "compare": lambda m, other: tracer.compare(m, other, X["x"]),

@@ -26,7 +26,7 @@ from tracer.errors import ModelLoadError, near_names
 from tracer.execution.state import random_state_kept
 from tracer.limits import user_path
 from tracer.models.locate import factory_of
-from tracer.text import brief, first_line, listed
+from tracer.text import first_line, listed
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,13 @@ def build(name: str, seed: int) -> Built:
             raise
         except BaseException as error:
             raise ModelLoadError(f"{name} cannot be called: {_in_words(error)}") from error
-    return _checked(made, name)
+    built = _checked(made, name)
+    if any(parameter.is_meta for parameter in built.model.parameters()):
+        raise ModelLoadError(
+            f"{name} makes a model with parameters on the meta device, which have no values: let "
+            "it load its weights"
+        )
+    return built
 
 
 def _imported(place: str) -> ModuleType:

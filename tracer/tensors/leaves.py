@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from tracer.tensors.difference import copied as own_copy
-from tracer.tensors.difference import plain
+from tracer.tensors.kinds import copied as own_copy
+from tracer.tensors.kinds import plain
 
 # A cache holds layers, which hold tensors; nothing sensible nests much deeper than this.
 _MAX_OBJECT_DEPTH = 4

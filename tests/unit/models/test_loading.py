@@ -29,7 +29,11 @@ class TestOptions:
             ({"device": "meta"}, UsageError, "holds no values"),
             ({"padding": "middle"}, UsageError, "padding 'middle'"),
             ({"batch": 0}, UsageError, "batch 0"),
-            ({"sequence_length": 513}, InputError, "513 tokens: LlamaForCausalLM has 512 positions"),
+            (
+                {"sequence_length": 513},
+                InputError,
+                "513 tokens: LlamaForCausalLM has 512 positions",
+            ),
             ({"attn_implementation": "quux"}, UsageError, "no attention implementation 'quux'"),
             (
                 {"inputs": {"input_ids": torch.tensor([[1]])}, "batch": 2},

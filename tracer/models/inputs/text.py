@@ -157,7 +157,9 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
 
     file = user_path(path)
     if found := what_it_is(file):
-        what = "there is no such file of inputs" if found == "nothing" else f"it is {found}, no file"
+        what = (
+            "there is no such file of inputs" if found == "nothing" else f"it is {found}, no file"
+        )
         raise ModelLoadError(f"{path}: {what}")
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
