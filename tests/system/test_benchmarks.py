@@ -32,6 +32,14 @@ SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "overhead": (["--runs", "1"], ["traced comparison", "peak memory beyond the two models"]),
     "quantized_forward": (["--runs", "1"], ["32/8", "attention"]),
     "quantized_logits": (["random-llama"], ["prefill_reference  uint8       uint4"]),
+    "reliability": (
+        ["--cases", "1", "--modules", "2"],
+        [
+            "safetensors header        1",
+            "all                       9",
+            "what-if                     2        0",
+        ],
+    ),
     "reports": (["--runs", "1"], [".html", ".json", "KB, written in"]),
     "variants": (
         ["--runs", "1", "--heads", "4/2", "--lengths", "16"],

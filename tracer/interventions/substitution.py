@@ -13,7 +13,7 @@ import torch
 from tracer.execution.hooks import Call, NewArguments, NewOutput
 from tracer.measurement.arguments import CallPair, read_argument, read_output, scale_between
 from tracer.measurement.layout import in_shape_of, nested_otherwise
-from tracer.tensors.difference import copied
+from tracer.tensors.kinds import copied
 from tracer.tensors.leaves import (
     deep_copy,
     is_stateful,

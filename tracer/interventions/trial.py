@@ -7,7 +7,6 @@ calls that its `Replacements` name. What disagrees after that was not caused by 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from tracer.execution.hooks import Answer, Call, NewArguments
@@ -17,6 +16,7 @@ from tracer.interventions.substitution import give_argument, give_output
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey, Row
+from tracer.tensors.kinds import copied
 from tracer.tensors.known_mistakes import Fit, known_mistakes
 from tracer.tensors.leaves import map_tensors
 from tracer.tensors.value_path import OUTPUT, ValuePath
@@ -127,7 +127,7 @@ class Trial(Intervention):
     def _spare_arguments(self, calls: CallPair, names: tuple[str, ...]) -> NewArguments:
         own_names = [calls.names()[name] for name in names]
         given = calls.candidate.arguments
-        copies = {name: map_tensors(given[name], torch.Tensor.clone) for name in own_names}
+        copies = {name: map_tensors(given[name], copied) for name in own_names}
         given.update(copies)
         self.applied = True
         return NewArguments(copies)

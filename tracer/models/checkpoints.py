@@ -143,7 +143,7 @@ def _loader(
             else "use a version of transformers that has it"
         )
         raise ModelLoadError(
-            f"{name}: the architecture {architecture!r} is no model of transformers "
+            f"{name}: the architecture {architecture!r} is not in transformers "
             f"{transformers.__version__}; {hint}"
         )
     return model_class.from_pretrained  # type: ignore[attr-defined, no-any-return]

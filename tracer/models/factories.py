@@ -26,7 +26,7 @@ from tracer.errors import ModelLoadError, near_names
 from tracer.execution.state import random_state_kept
 from tracer.limits import user_path
 from tracer.models.locate import factory_of
-from tracer.text import brief, listed
+from tracer.text import first_line, listed
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,13 @@ def build(name: str, seed: int) -> Built:
             raise
         except BaseException as error:
             raise ModelLoadError(f"{name} cannot be called: {_in_words(error)}") from error
-    return _checked(made, name)
+    built = _checked(made, name)
+    if any(parameter.is_meta for parameter in built.model.parameters()):
+        raise ModelLoadError(
+            f"{name} makes a model with parameters on the meta device, which have no values: let "
+            "it load its weights"
+        )
+    return built
 
 
 def _imported(place: str) -> ModuleType:
@@ -141,7 +147,7 @@ def _in_words(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _is_of_others(frame.filename)]
     where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    return f"{type(error).__name__}: {brief(error)}{where}"
+    return f"{type(error).__name__}: {first_line(str(error)) or 'no message'}{where}"
 
 
 def _is_of_others(file: str) -> bool:

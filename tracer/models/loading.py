@@ -28,7 +28,7 @@ from tracer.choices import (
     DTYPES,
     WITH_VOCABULARY,
 )
-from tracer.errors import InputError, ModelLoadError, UsageError, near_names
+from tracer.errors import InputError, UsageError, near_names
 from tracer.execution.offload import (
     compute_on,
     from_disk,
@@ -217,11 +217,6 @@ def _load_built(
 ) -> Loaded:
     """What a function of the user's makes; its attention implementation is its own."""
     built = factories.build(name, request.seed)
-    if any(parameter.is_meta for parameter in built.model.parameters()):
-        raise ModelLoadError(
-            f"{name} makes a model with parameters on the meta device, which have no values: let "
-            "it load its weights"
-        )
     model = built.model if dtype is None else cast(built.model, dtype)
     made, description = given, f"given: {listed(list(given or ()))}"
     if made is None and built.inputs is not None:

@@ -119,12 +119,14 @@ def check_path(path: str | Path) -> Path:
     # Asked of its bits, as root may write to all.
     if not found and not (os.access(file, os.W_OK) and file.stat().st_mode & 0o222):
         raise UsageError(f"the report {path} is read-only: choose another name, or chmod u+w")
+    if not os.access(directory, os.W_OK):
+        raise UsageError(f"directory {directory} of the report {path} is not writable")
     try:
         _partial(file.resolve()).touch(exist_ok=True)
         _partial(file.resolve()).unlink()
     except OSError as error:
         raise UsageError(
-            f"directory {directory} of the report {path} is not writable: {error.strerror}"
+            f"directory {directory} of the report {path} cannot be written to: {error.strerror}"
         ) from error
     return file
 

@@ -23,7 +23,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from tracer.tensors.difference import Difference, plain
+from tracer.tensors.difference import Difference
+from tracer.tensors.kinds import plain
 from tracer.tensors.leaves import LeftOut, dtype_name
 
 PROJECTIONS = 16

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tracer.tensors.difference import plain
+from tracer.tensors.kinds import plain
 
 # A fit must explain all but this part of the error (in the L2 norm), or all beyond the tolerance.
 _UNEXPLAINED = 0.02

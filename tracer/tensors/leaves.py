@@ -32,6 +32,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from tracer.tensors.kinds import copied as own_copy
+from tracer.tensors.kinds import plain
+
 # Deeper than this an object is walked at its first place only: where all refer to each other, the
 # ways through them are beyond counting.
 _MAX_OBJECT_DEPTH = 4
@@ -125,7 +128,7 @@ def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor] | No
     Args:
         copied: makes the copy of each tensor; by default a clone that is free of its graph.
     """
-    copied = copied or (lambda tensor: tensor.detach().clone())
+    copied = copied or own_copy
     memo = {id(tensor): copied(tensor) for _, tensor in tensor_leaves(value, "")}
     return copy.deepcopy(value, memo)
 
@@ -183,7 +186,7 @@ def describe(value: object) -> str:
     if isinstance(value, torch.Tensor):
         text = f"{dtype_name(value.dtype)} {list(value.shape)}"
         if value.numel() and not value.is_meta and not value.is_complex():
-            values = _ordered(value)
+            values = _ordered(plain(value))
             low, high = values.min().item(), values.max().item()
             if low == high:
                 return f"{text}, all {_number(low)}"
@@ -314,10 +317,6 @@ def _snapshot(value: object, above: tuple[int, ...]) -> object:
 
 def _ordered(tensor: torch.Tensor) -> torch.Tensor:
     """The same values where `min` and `max` are implemented for them."""
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    if tensor.is_quantized:
-        return tensor.dequantize()
     unordered = tensor.is_floating_point() and tensor.element_size() == 1
     return tensor.double() if unordered or tensor.dtype in _UNORDERED else tensor
 

@@ -20,8 +20,8 @@ from torch import nn
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.session import Inputs, matching, named_modules, run_alone
 from tracer.execution.torch_internals import can_open_fused
-from tracer.tensors.difference import plain
 from tracer.tensors.fingerprints import Fingerprint
+from tracer.tensors.kinds import plain
 from tracer.tensors.leaves import is_stateful, leaves, version_of
 from tracer.traces.recorded import Playback, Recorded, RecordedModule
 

@@ -93,42 +93,54 @@ class TestBroken:
         path.write_bytes(path.read_bytes()[:kept])
         self.refused(checkpoint, f"cannot be read .* is the file complete. It has {kept:,} bytes")
 
-    @pytest.mark.parametrize(("broken", "message"), [
-        (
-            lambda folder: (folder / "model.safetensors").unlink(),
-            "the weights cannot be loaded: .*no file named model.safetensors",
-        ),
-        (
-            lambda folder: change_weights(folder, lambda w: w.pop("model.norm.weight")),
-            "lacks 1 weights of LlamaForCausalLM.*: model.norm.weight",
-        ),
-        ({"vocab_size": 500}, r"2 weights have another shape .*\[512, 64\] in the checkpoint"),
-        (
-            lambda folder: (folder / INDEX).write_text(
-                '{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}'
-            ),
-            "lacks model-00001-of-00002.safetensors, which .*index.json names",
-        ),
-        (
-            lambda folder: (folder / INDEX).write_text("[]"),
-            "cannot be read as an index of shards",
-        ),
-        (
-            lambda folder: (folder / "config.json").write_text("{"),
-            "config.json cannot be used: .*not a valid JSON",
-        ),
-        ({"num_hidden_layers": "four"}, "num_hidden_layers.*expected int"),
-        ({"model_type": "quux"}, "model type `quux`"),
-        ({"architectures": ["QuuxForCausalLM"]}, "'QuuxForCausalLM' is not in transformers"),
-        (OWN_CODE, "brings code of its own, which --trust-remote-code runs"),
-        ({"architectures": None}, 'names no class under "architectures"'),
-    ])  # fmt: skip
-    def test_what_is_missing_or_wrong(self, checkpoint: Path, broken, message: str):
-        if isinstance(broken, dict):
-            change_config(checkpoint, **broken)
-        else:
-            broken(checkpoint)
-        self.refused(checkpoint, message)
+    def test_no_weights(self, checkpoint: Path):
+        (checkpoint / "model.safetensors").unlink()
+        self.refused(checkpoint, "the weights cannot be loaded: .*no file named model.safetensors")
+
+    def test_missing_weights_are_not_made_up(self, checkpoint: Path):
+        change_weights(checkpoint, lambda weights: weights.pop("model.norm.weight"))
+        self.refused(checkpoint, "lacks 1 weights of LlamaForCausalLM.*: model.norm.weight")
+
+    def test_another_shape(self, checkpoint: Path):
+        change_config(checkpoint, vocab_size=500)
+        self.refused(checkpoint, r"2 weights have another shape .*\[512, 64\] in the checkpoint")
+
+    def test_a_shard_is_missing(self, checkpoint: Path):
+        index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+        self.refused(checkpoint, "lacks model-00001-of-00002.safetensors, which .*index.json names")
+
+    def test_an_index_that_is_none(self, checkpoint: Path):
+        (checkpoint / "model.safetensors.index.json").write_text("[]")
+        self.refused(checkpoint, "cannot be read as an index of shards")
+
+    def test_config_is_no_json(self, checkpoint: Path):
+        (checkpoint / "config.json").write_text("{")
+        self.refused(checkpoint, "config.json cannot be read as JSON: Expecting")
+
+    def test_a_field_of_the_wrong_type(self, checkpoint: Path):
+        change_config(checkpoint, num_hidden_layers="four")
+        self.refused(checkpoint, "num_hidden_layers.*expected int")
+
+    def test_unknown_model_type(self, checkpoint: Path):
+        change_config(checkpoint, model_type="quux")
+        self.refused(checkpoint, "model type `quux`")
+
+    def test_unknown_architecture(self, checkpoint: Path):
+        change_config(checkpoint, architectures=["QuuxForCausalLM"])
+        self.refused(checkpoint, "'QuuxForCausalLM' is not in transformers")
+
+    def test_code_of_its_own(self, checkpoint: Path):
+        change_config(
+            checkpoint,
+            architectures=["QuuxForCausalLM"],
+            auto_map={"AutoModelForCausalLM": "quux.QuuxForCausalLM"},
+        )
+        self.refused(checkpoint, "brings code of its own, which --trust-remote-code runs")
+
+    def test_no_architecture(self, checkpoint: Path):
+        change_config(checkpoint, architectures=None)
+        self.refused(checkpoint, 'names no class under "architectures"')
 
 
 def test_code_of_its_own_runs_when_trusted(checkpoint: Path, monkeypatch, tmp_path: Path):

@@ -21,26 +21,33 @@ class TestOptions:
         assert {parameter.dtype for parameter in model.parameters()} == {wanted}
         assert model.config.dtype == wanted
 
-    @pytest.mark.parametrize(("options", "error", "message"), [
-        ({"dtype": "float31"}, UsageError, "unknown dtype 'float31': .*did you mean 'float32'"),
-        ({"device": "quux"}, UsageError, "device 'quux' cannot be used here"),
-        ({"device": "meta"}, UsageError, "holds no values"),
-        ({"padding": "middle"}, UsageError, "padding 'middle'"),
-        ({"batch": 0}, UsageError, "batch 0"),
-        ({"sequence_length": 513}, InputError, "513 tokens: tiny-llama has 512 positions"),
-        ({"attn_implementation": "quux"}, UsageError, "no attention implementation 'quux'"),
-        (
-            {"inputs": {"input_ids": torch.tensor([[1]])}, "batch": 2},
-            UsageError,
-            "exclude a prompt, a sequence length and a batch size",
-        ),
-        ({"inputs": {}, "images": ["none.png"]}, UsageError, "images, a processor and a video"),
-        ({"inputs": {}, "processor": "none"}, UsageError, "images, a processor and a video"),
-        ({"video": 2}, UsageError, "tiny-llama is a LlamaForCausalLM: images, a processor"),
-        ({"images": ["none.png"]}, InputError, "none.png: not an image that can be read"),
-        ({"processor": "nowhere"}, ModelLoadError, "no processor 'nowhere'"),
-        ({"inputs": "nowhere.safetensors"}, ModelLoadError, "no such file of inputs"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"dtype": "float31"}, UsageError, "unknown dtype 'float31': .*did you mean 'float32'"),
+            ({"device": "quux"}, UsageError, "device 'quux' cannot be used here"),
+            ({"device": "meta"}, UsageError, "holds no values"),
+            ({"padding": "middle"}, UsageError, "padding 'middle'"),
+            ({"batch": 0}, UsageError, "batch 0"),
+            (
+                {"sequence_length": 513},
+                InputError,
+                "513 tokens: LlamaForCausalLM has 512 positions",
+            ),
+            ({"attn_implementation": "quux"}, UsageError, "no attention implementation 'quux'"),
+            (
+                {"inputs": {"input_ids": torch.tensor([[1]])}, "batch": 2},
+                UsageError,
+                "exclude a prompt, a sequence length and a batch size",
+            ),
+            ({"inputs": {}, "images": ["none.png"]}, UsageError, "images, a processor and a video"),
+            ({"inputs": {}, "processor": "none"}, UsageError, "images, a processor and a video"),
+            ({"video": 2}, UsageError, "tiny-llama is a LlamaForCausalLM: images, a processor"),
+            ({"images": ["none.png"]}, InputError, "none.png: not an image that can be read"),
+            ({"processor": "nowhere"}, ModelLoadError, "no processor 'nowhere'"),
+            ({"inputs": "nowhere.safetensors"}, ModelLoadError, "no such file of inputs"),
+        ],
+    )
     def test_refused(self, options: dict[str, object], error: type[Exception], message: str):
         with pytest.raises(error, match=message):
             load("tiny-llama", **options)

@@ -15,7 +15,7 @@ import torch
 from tracer.diagnosis.zoom.case import Case, Culprit, ZoomKind, begins
 from tracer.diagnosis.zoom.matching import is_same
 from tracer.diagnosis.zoom.operations import OperationLog, Step
-from tracer.tensors.difference import plain
+from tracer.tensors.kinds import plain
 
 # How much of both sides is paired where they run the same operations.
 _SAME_FORM = 0.75

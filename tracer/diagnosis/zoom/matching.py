@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from tracer.measurement.padding import Padding
-from tracer.tensors.difference import plain
+from tracer.tensors.kinds import plain
 
 Tensor = torch.Tensor
 

@@ -157,7 +157,10 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
 
     file = user_path(path)
     if found := what_it_is(file):
-        raise ModelLoadError(f"{path} is {found}: expected a safetensors file of inputs")
+        what = (
+            "there is no such file of inputs" if found == "nothing" else f"it is {found}, no file"
+        )
+        raise ModelLoadError(f"{path}: {what}")
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError, LookupError, ValueError, RuntimeError) as error:
@@ -196,7 +199,7 @@ def check(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str) -> No
         _check_ids(model, inputs["input_ids"], name)
     sequence = inputs.get("input_ids", inputs.get("inputs_embeds"))
     if sequence is not None:
-        _check_length(model, sequence, inputs)
+        _check_length(model, sequence, inputs, name)
 
 
 def vocabulary(model: nn.Module) -> int:
@@ -259,16 +262,18 @@ def _rotated(ids: Sequence[int], shift: int, length: int) -> list[int]:
 def _check_asked(model: nn.Module, length: int, request: InputSpec) -> None:
     """Checks that as many tokens can be held, as lists of Python's to begin with."""
     check_memory(64 * request.batch * length, f"a batch of {request.batch:,} x {length:,} tokens")
-    _check_positions(model, length, {})
+    _check_positions(model, length, {}, type(model).__name__)
 
 
-def _check_positions(model: nn.Module, length: int, inputs: Mapping[str, torch.Tensor]) -> None:
+def _check_positions(
+    model: nn.Module, length: int, inputs: Mapping[str, torch.Tensor], name: str
+) -> None:
     positions = getattr(_text_config(model), "max_position_embeddings", None)
     if positions is not None and length > positions:
         shorten = {"pixel_values_videos": "fewer frames", "pixel_values": "--max-pixels"}
         shorter = next((shorten[key] for key in shorten if key in inputs), "--sequence-length")
         raise InputError(
-            f"a sequence of {length} tokens: {type(model).__name__} has {positions} positions; "
+            f"a sequence of {length} tokens: {name} has {positions} positions; "
             f"give a shorter text, or {shorter}"
         )
 
@@ -288,10 +293,10 @@ def _check_ids(model: nn.Module, ids: torch.Tensor, name: str) -> None:
 
 
 def _check_length(
-    model: nn.Module, sequence: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+    model: nn.Module, sequence: torch.Tensor, inputs: Mapping[str, torch.Tensor], name: str
 ) -> None:
     mask = inputs.get("attention_mask")
-    _check_positions(model, sequence.shape[1], inputs)
+    _check_positions(model, sequence.shape[1], inputs, name)
     if mask is not None and mask.dim() == 2 and mask.shape != sequence.shape[:2]:
         raise InputError(
             f"attention_mask has shape {list(mask.shape)}, and the tokens "
