@@ -14,10 +14,14 @@ from tracer.diagnosis.finding import Finding
 from tracer.diagnosis.healing import Healing
 from tracer.diagnosis.origin import Search
 from tracer.diagnosis.trials import Outcome
+from tracer.interventions.trial import Replacements
 from tracer.measurement.rows import Row, inputs_of
 
 # Each takes a few more runs of both models.
-_MOST_TRIED = 12
+_MOST_TRIED, _MOST_HIDDEN = 12, 3
+# Of the limit, what an output is off by at least where an error may be hidden; and of that, what is
+# left once it is gone.
+_NOTICEABLE, _GONE = 0.1, 0.25
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,23 @@ def first_origin(search: Search, healing: Healing, symptoms: Sequence[Row]) -> t
         search.trail.excused.add(row.order)
     blamed = next((each for each in tried if _is_unrelated(search, each.row)), tried[0])
     return blamed.row, blamed.finding
+
+
+def hidden_by_tolerance(search: Search, healing: Healing) -> list[Row]:
+    """The result, if there is one, that is far off and reaches an output that agrees all the same.
+
+    A coarse tolerance, as of half precision, may let the rest of an error pass. With the reference's
+    result the output is then as good as equal; where a result is made good, it gets worse.
+    """
+    distance = healing.output_distance()
+    limit = max((row.limit for row in healing.final_rows()), default=0.0)
+    if not search.evidence.may_run or distance <= _NOTICEABLE * limit:
+        return []
+    for row in list(healing.gross())[:_MOST_HIDDEN]:
+        replaced = Replacements(output=(row.module, row.call))
+        if search.evidence.output_distance(replaced) < _GONE * distance:
+            return [row]
+    return []
 
 
 def _beginnings(

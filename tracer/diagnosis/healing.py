@@ -18,6 +18,8 @@ from tracer.tensors.roles import is_any
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 # An output's error counts for no more than this in their sum.
 MOST_ERROR = 1e6
+# Farther off than this multiple of its limit, a result is not only rounded.
+_GROSS = 4.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,20 @@ class Healing:
         """The relative L2 errors of what the models return, in sum."""
         wrong = (row for row in self.final_rows() if not self._is_right(row))
         return sum(min(row.visible_errors[1], MOST_ERROR) for row in wrong)
+
+    def output_distance(self) -> float:
+        """Likewise, of what agrees within the tolerance, too."""
+        return sum(min(row.visible_errors[1], MOST_ERROR) for row in self.final_rows())
+
+    def gross(self) -> Iterator[Row]:
+        """Results that heal, are far off, and are the reference's in no layout that is known."""
+        for row in self._rows:
+            is_wrong = row.is_output and not row.is_written and not row.agrees
+            is_gross = (
+                is_wrong and row.relation is None and row.visible_errors[1] > _GROSS * row.limit
+            )
+            if is_gross and self.heals(row) and not self.is_made_good(row):
+                yield row
 
     def heals(self, row: Row) -> bool:
         """Whether a value that differs is made good again."""

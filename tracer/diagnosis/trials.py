@@ -126,6 +126,12 @@ class Evidence:
                 each.restore()
         return math.inf if run.failure is not None else Healing(run.comparer).output_error()
 
+    def output_distance(self, replacements: Replacements) -> float:
+        """How far the model's output is from the reference's with a trial, within the tolerance."""
+        run = self.run(replacements)
+        is_shown = run.failure is None and run.applied
+        return Healing(run.comparer).output_distance() if is_shown else math.inf
+
     def clears(self, trial: Replacements, start: Row) -> Proof | None:
         """The proof, if a trial makes the value agree; None if it does not.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from tracer.diagnosis.beginnings import first_origin
+from tracer.diagnosis.beginnings import first_origin, hidden_by_tolerance
 from tracer.diagnosis.finding import Finding, Origin
 from tracer.diagnosis.healing import Healing, Region
 from tracer.diagnosis.origin import Search
@@ -200,6 +200,8 @@ def judge(
     healing = Healing(comparer)
     symptoms = list(healing.unhealed())
     search = Search(comparer, experiment, may_run=may_run)
+    if not symptoms and failure is None:
+        symptoms = hidden_by_tolerance(search, healing)
     if not symptoms:
         if failure is not None:
             return _raising(search, failure)
