@@ -176,7 +176,7 @@ def compare(
     if free.outcome.ended:
         return comparison
     raise_failure(free.outcome.failure, comparison)
-    _check_something_compared(comparison, free)
+    _check_something_compared(comparison, free, session.pairs)
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):
@@ -326,15 +326,17 @@ def _cause(verdict: Verdict) -> str:
     return f"the forward of {module} itself went wrong"
 
 
-def _check_something_compared(comparison: Comparison, free: _FreeRun) -> None:
+def _check_something_compared(
+    comparison: Comparison, free: _FreeRun, pairs: Mapping[str, str]
+) -> None:
     outcome = free.outcome
     none = replace(comparison, verdict=replace(comparison.verdict, agrees=False))
     compared = [row for row in comparison.rows if row.is_output and row.difference is not None]
-    met = any(row.module for row in comparison.rows if row.is_output)
     called, others = (
         [name for name in calls if name]
         for calls in (outcome.reference_calls, outcome.candidate_calls)
     )
+    known = {*pairs.values()} & {*called}  # by its name, even if the candidate does not call it
     hint = "Are these the same model? If only the names differ, give rename rules"
     if not compared:
         raise NothingComparedError(
@@ -343,7 +345,7 @@ def _check_something_compared(comparison: Comparison, free: _FreeRun) -> None:
             f"among the reference's {len(called) + 1}. {hint}",
             none,
         )
-    if called and others and not comparison.verdict.agrees and not met:
+    if called and others and not comparison.verdict.agrees and not known:
         raise NothingComparedError(
             f"the outputs differ, and none of the reference's {len(called)} called modules (such "
             f"as {', '.join(called[:3])}) has a counterpart among the candidate's {len(others)} "

@@ -67,7 +67,7 @@ def first_origin(search: Search, healing: Healing, symptoms: Sequence[Row]) -> t
 def hidden_by_tolerance(search: Search, healing: Healing) -> list[Row]:
     """The result, if there is one, that is far off and reaches an output that agrees all the same.
 
-    A coarse tolerance, as of half precision, may let the rest of an error pass. With the reference's
+    A coarse tolerance, as of half precision, may let an error pass. With the reference's
     result the output is then as good as equal; where a result is made good, it gets worse.
     """
     distance = healing.output_distance()

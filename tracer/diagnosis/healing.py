@@ -95,7 +95,7 @@ class Healing:
             is_gross = (
                 is_wrong and row.relation is None and row.visible_errors[1] > _GROSS * row.limit
             )
-            if is_gross and self.heals(row) and not self.is_made_good(row):
+            if is_gross and self.heals(row):
                 yield row
 
     def heals(self, row: Row) -> bool:

@@ -151,59 +151,6 @@ def test_a_report_over_the_baseline(capsys, monkeypatch, tmp_path: Path) -> None
         assert "would write over the baseline" in message
 
 
-class TestRequests:
-    @pytest.mark.parametrize(
-        ("given", "sides"),
-        [
-            ("m", ("m", None, "wrapped")),
-            ("m --candidate-device cpu", ("m", None, "itself")),
-            ("m --candidate sdpa", ("m", None, "sdpa")),
-            ("m --reference a.trace", ("m", "a.trace", "itself")),
-            ("m --reference a.trace --candidate sdpa", ("m", "a.trace", "sdpa")),
-            ("m --candidate b.trace", ("m", None, "b.trace")),
-            ("a.trace --candidate m", ("m", "a.trace", "itself")),
-            ("a.trace --candidate b.trace", (None, "a.trace", "b.trace")),
-        ],
-    )
-    def test_sides(self, given: str, sides: tuple[str | None, ...]) -> None:
-        request = parse(["compare", *given.split()])
-        assert isinstance(request, CompareRequest)
-        assert (request.model, request.reference, request.candidate) == sides
-
-    def test_what_is_given_and_nothing_else(self) -> None:
-        assert parse(["compare", "m"]) == CompareRequest(model="m", candidate="wrapped")
-        assert parse(["record", "m", "--out", "a"]) == RecordRequest(model="m", out="a")
-        given = ["--max-peir", "a=1", "--max-peir", "b=0.5", "--map", "x=y", "--report", "o.json"]
-        request = parse(["compare", "m", *given, "--batch", "2", "--seed", "3"])
-        assert request.max_peir == (("a", 1.0), ("b", 0.5))
-        assert request.map == (("x", "y"),)
-        assert request.report == (Path("o.json").absolute(),)
-        assert request.making_inputs == ("batch",)
-        assert request.given("batch", "padding", "image", "seed") == {"batch": 2, "seed": 3}
-        options = parse(["show", "m", "--print-options", "sci_mode=false"])
-        assert options == ShowRequest(model="m", print_options=(("sci_mode", False),))
-
-    def test_a_processor_may_be_there_for_its_vocabulary(self) -> None:
-        given = ["--processor", "p"]
-        assert parse(["compare", "tiny-qwen3-vl", *given]).making_inputs == ()
-        assert parse(["compare", "m", *given]).making_inputs == ("processor",)
-
-    def test_of_a_study(self) -> None:
-        given = ["--pairs", "int16/uint8,uint8/uint4", "--fills=-40,-1e4", "--seeds", "2"]
-        request = parse(["ablate", "mask-fill", "m", *given, "--text", "pyproject.toml"])
-        assert request.settings == {
-            "pairs": (("int16", "uint8"), ("uint8", "uint4")),
-            "fills": (-40.0, -10000.0),
-            "seeds": (0, 1),
-        }
-        assert request.workload == {"model": "m", "text": "pyproject.toml"}
-        request = parse(["ablate", "--config", "pyproject.toml", "m"])
-        assert (request.study, request.workload) == (None, {"model": "m"})
-
-    def test_they_are_frozen(self) -> None:
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            parse(["compare", "m"]).model = "other"
-
 
 class TestHelp:
     def test_without_arguments_and_version(self, capsys):

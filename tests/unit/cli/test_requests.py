@@ -17,7 +17,7 @@ def test_what_is_given_and_nothing_else() -> None:
     assert isinstance(request, CompareRequest)
     assert request.max_peir == (("a", 1.0), ("b", 0.5))
     assert request.map == (("x", "y"),)
-    assert request.report == (Path("o.json"),)
+    assert request.report == (Path("o.json").absolute(),)
     assert request.making_inputs == ("batch",)
     assert request.given("batch", "padding", "image", "seed") == {"batch": 2, "seed": 3}
     options = parse(["show", "m", "--print-options", "sci_mode=false"])
