@@ -359,7 +359,7 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return None
     if dtype not in FLOAT_DTYPES:
         names = ["auto", *FLOAT_DTYPES]
-        known = f"{', '.join(names)}{near_names(dtype, names)}"
+        known = ", ".join(names) + near_names(dtype, names)
         raise UsageError(f"unknown dtype {dtype!r}: expected {known}")
     return FLOAT_DTYPES[dtype]
 
