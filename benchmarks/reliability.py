@@ -3,11 +3,11 @@
     python -m benchmarks.reliability
     python -m benchmarks.reliability --cases 10 --modules 3
 
-Bad input is made by a seed (`tests/builders/fuzz.py`): whole files with bits flipped, values replaced
-by those of other types and sizes, nested without end, cut off; and options at random. Whatever it
-is, the exit code is 0, 1 or 2, one sentence says why, and there is no traceback. The modules of the
-zoo (`tests/builders/module_zoo.py`) are photographed, all that they hold, before and after each way
-of running them.
+Bad input is made by a seed (`tests/builders/fuzz.py`): whole files with bits flipped, values
+replaced by those of other types and sizes, nested without end, cut off; and options at random.
+Whatever it is, the exit code is 0, 1 or 2, one sentence says why, and there is no traceback. The
+modules of the zoo (`tests/builders/module_zoo.py`) are photographed, all that they hold, before
+and after each way of running them.
 """
 
 import argparse

@@ -357,13 +357,11 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return dtype
     if dtype == "auto":
         return None
-    known = FLOAT_DTYPES.get(dtype)
-    if known is None:
+    if dtype not in FLOAT_DTYPES:
         names = ["auto", *FLOAT_DTYPES]
-        raise UsageError(
-            f"unknown dtype {dtype!r}: expected {', '.join(names)}{near_names(dtype, names)}"
-        )
-    return known
+        known = ", ".join(names) + near_names(dtype, names)
+        raise UsageError(f"unknown dtype {dtype!r}: expected {known}")
+    return FLOAT_DTYPES[dtype]
 
 
 def _devices() -> list[str]:

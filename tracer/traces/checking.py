@@ -118,7 +118,7 @@ class EventCheck:
         elif kind == "start":
             self._check_start(event)
         elif kind == "end":
-            _expect(event.get("call") in self._open, f"call {event.get('call')!r:.60} is not open")
+            _expect(self._is_open(event.get("call")), f"call {event.get('call')!r:.60} is not open")
             self._open.remove(event["call"])
             for key in ("left", "output") if "left" in event else ("output",):
                 self._check_value(event.get(key, {}), key, key == "left")
@@ -130,7 +130,7 @@ class EventCheck:
         self._open.add(self._begun)
         self._begun += 1
         module, parent = event.get("module"), event.get("parent")
-        _expect(parent is None or parent in self._open, f"parent is {parent!r:.60}")
+        _expect(parent is None or self._is_open(parent), f"parent is {parent!r:.60}")
         known = isinstance(module, str) and module in self.header["modules"]
         _expect(known, f"module is {module!r:.60}")
         self._called[str(module)] += 1
@@ -143,6 +143,9 @@ class EventCheck:
         _expect("caller" in event, "it names no caller")
         _check_place(event["caller"], self._files)
         self._check_value(event.get("arguments", {}), "arguments", True)
+
+    def _is_open(self, call: Any) -> bool:
+        return type(call) is int and call in self._open
 
     def _check_value(self, value: Any, name: str, is_named: bool = False) -> None:
         if is_named:
