@@ -151,7 +151,6 @@ def test_a_report_over_the_baseline(capsys, monkeypatch, tmp_path: Path) -> None
         assert "would write over the baseline" in message
 
 
-
 class TestHelp:
     def test_without_arguments_and_version(self, capsys):
         assert main([]) == 2
