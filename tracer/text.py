@@ -20,6 +20,12 @@ def brief(error: BaseException) -> str:
     return line if " " in line and not isinstance(error, LookupError) else f"{kind}: {line}"
 
 
+def with_class(error: BaseException) -> str:
+    """An error's first paragraph in one line, always after its class."""
+    line, kind = first_line(str(error)), type(error).__name__
+    return f"{kind}: {line}" if line else kind
+
+
 def first_line(text: str) -> str:
     """The first paragraph of a text in one line of bounded length, without a full stop."""
     paragraph = text.strip().split("\n\n")[0]

@@ -76,7 +76,7 @@ def test_perplexity(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_every_script_is_run() -> None:
     scripts = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
-    assert scripts == {*SMALLEST, "perplexity"}
+    assert scripts == {*(name.partition(" ")[0] for name in SMALLEST), "perplexity"}
 
 
 class TestMemory:

@@ -12,6 +12,9 @@ from tracer import text
     [
         (text.brief(ValueError("one\n two.\n\nmore")), "one two"),
         (text.brief(KeyError()), "KeyError"),
+        (text.with_class(KeyError("x")), "KeyError: 'x'"),
+        (text.with_class(ValueError("one\n two.\n\nmore")), "ValueError: one two"),
+        (text.with_class(ValueError()), "ValueError"),
         (text.first_line("a" * 301), f"{'a' * 297}..."),
         (text.listed(["a", "b", "c"], 2), "a, b and 1 more"),
         (text.listed(["a", "b"]), "a, b"),

@@ -26,7 +26,7 @@ from tracer.cli.requests import (
 )
 from tracer.cli.streams import alone, check_open, let_go, say
 from tracer.errors import ModelRunError, TracerError
-from tracer.text import brief, cut
+from tracer.text import brief, cut, with_class
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _exit_code(error: BaseException, request: Request | None) -> int:
             say(f"out of memory: {brief(error)}; give a smaller model or inputs, or --offload")
         case _:
             say(
-                f"an error of its own, {type(error).__name__}: {brief(error)}; please report it in "
+                f"an error of its own, {with_class(error)}; please report it in "
                 "the issues of trace_model, with what it prints under TRACE_MODEL_DEBUG=1"
             )
             return ExitCode.INTERNAL_ERROR

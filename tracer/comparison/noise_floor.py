@@ -24,7 +24,7 @@ from tracer.measurement.rows import CallRecord, Row, first_divergence
 from tracer.tensors.leaves import deep_copy, is_stateful, map_tensors, tensor_leaves
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.tolerance import Tolerance
-from tracer.text import brief
+from tracer.text import with_class
 
 # A module's name, the call index and the value's path.
 ValueKey = tuple[str, int, str]
@@ -112,7 +112,7 @@ def measure_noise(
     try:
         exact = copy_model(reference).double()
     except Exception as error:  # whatever a model's own parts raise when they are copied
-        unmeasured.append(Unmeasured(NoiseRun.FLOAT64, f"{type(error).__name__}: {brief(error)}"))
+        unmeasured.append(Unmeasured(NoiseRun.FLOAT64, with_class(error)))
     else:
         wide = deep_copy(inputs, _widened)
         session = Session(exact, reference, wide, None, include)
@@ -140,7 +140,7 @@ def _run(
         floor[key] = max(floor.get(key, 0.0), row.peir)
     unmeasured = []
     if failure is not None:
-        error = f"{type(failure.exception).__name__}: {brief(failure.exception)}"
+        error = with_class(failure.exception)
         unmeasured.append(Unmeasured(how, error))
     if len(finite) < len(measured):
         # A mask of float64's minimum is minus infinity to a softmax in float32, for example, which

@@ -31,7 +31,7 @@ from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import describe, leaves
 from tracer.tensors.value_path import ValuePath
-from tracer.text import brief, figure, listed, module_in_words, short_line
+from tracer.text import figure, listed, module_in_words, short_line, with_class
 
 _HELP = """\
 reference, candidate: the variables of both callers; ref_call, cand_call: .arguments, .output;
@@ -157,7 +157,7 @@ class Debugger:
             self._calls[failure.side] = failure.call
         self._sides = sides
         self._owner = failure.side
-        error = f"{type(failure.exception).__name__}: {brief(failure.exception)}"
+        error = with_class(failure.exception)
         words = f"The {failure.side} raised {error}."
         self._prompt.open_after(traceback, self._with_help(words))
 

@@ -23,7 +23,7 @@ from tracer.models.locate import is_trace
 from tracer.reports.json import SCHEMA
 from tracer.tensors.fingerprints import LEAST_OVER_ESTIMATE, MOST_OVER_ESTIMATE
 from tracer.tensors.value_path import ValuePath
-from tracer.text import brief
+from tracer.text import brief, with_class
 from tracer.traces.recorded import Recorded, open_trace
 
 # A value: module, call, path and shape. One of another shape is another value.
@@ -122,7 +122,7 @@ class Baseline:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UsageError(
                 f"the baseline {path} is no report of trace_model, or a damaged one "
-                f"({type(error).__name__}: {brief(error)}); write one with --report FILE.json"
+                f"({with_class(error)}); write one with --report FILE.json"
             ) from error
 
     @classmethod

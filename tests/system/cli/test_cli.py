@@ -38,7 +38,11 @@ class TestWrongUse:
     @pytest.mark.parametrize(("arguments", "message"), [
         ("tiny-llama --device quux", "device 'quux' cannot be used here"),
         ("tiny-llama --focus model.layers.*.self_atn", "layers.3.self_attn'"),
-        ("tiny-llama --sequence-length 600", "600 tokens: tiny-llama has 512"),
+        (
+            "tiny-llama --sequence-length 600",
+            "a sequence of 600 tokens: LlamaForCausalLM has 512 positions; give a shorter text, or "
+            "--sequence-length",
+        ),
         ("tiny-llama --candidate quantized --weight uint99", "not 99"),
         ("tiny-qwen3-vl --prompt Hi.", "to a Qwen3-VL a --processor"),
         ("tiny-qwen3-vl --variant decode", "no wrapper in the variant 'decode'"),
@@ -328,8 +332,17 @@ class TestTrouble:
         monkeypatch.setattr(models, "load", functools.partial(load, KeyboardInterrupt))
         assert (main(["compare", "tiny-llama"]), capsys.readouterr()) == (130, ("", ""))
         monkeypatch.setattr(models, "load", functools.partial(load, ZeroDivisionError))
-        with pytest.raises(ZeroDivisionError):  # with its traceback
-            main(["compare", "tiny-llama"])
+        sentence = (
+            "trace_model: an error of its own, ZeroDivisionError; please report it in "
+            "the issues of trace_model, with what it prints under TRACE_MODEL_DEBUG=1\n"
+        )
+        assert (main(["compare", "tiny-llama"]), capsys.readouterr()) == (3, ("", sentence))
+        monkeypatch.setenv("TRACE_MODEL_DEBUG", "1")
+        assert main(["compare", "tiny-llama"]) == 3
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("Traceback (most recent call last):\n")
+        assert printed.err.endswith(f"\nZeroDivisionError\n{sentence}")
 
 
 class TestProcess:

@@ -30,7 +30,7 @@ def test_values(convert: Callable[[str], object], text: str, expected: object) -
         (types.tolerance, "-1", "a ratio of at least 0"),
         (types.tolerance, "inf", "a ratio of at least 0"),
         (types.rule, "=b", "REGEX=REPLACEMENT"),
-        (types.rule, "(=b", "is no regular expression"),
+        (types.rule, "(=b", "is no valid regular expression"),
         (types.count(2), "1", "a whole number from 2 up"),
         (types.print_option, "sci_mode=2", "KEY=VALUE"),
         (types.print_option, "colour=1", "KEY=VALUE"),

@@ -37,7 +37,7 @@ class TestSchema:
         ]
         assert list(report["verdict"]) == [
             *("agrees", "symptom", "origin", "confirmed", "details", "mistakes", "origins"),
-            *("why_not_tried", "beside", "explanation"),
+            *("why_not_tried", "beside", "explanation", "outcome"),
         ]
         assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
         assert list(report["verdict"]["origin"]) == [
