@@ -14,6 +14,8 @@ from enum import StrEnum
 
 import torch
 
+from tracer.tensors.kinds import plain
+
 # Rows that are looked at, and the least that tell a relation from chance.
 _MOST_ROWS, _LEAST_ROWS = 96, 4
 # What a relation leaves unexplained, in relative L2: rounding, which folding multiplies.
@@ -41,7 +43,10 @@ def relation_of(reference: torch.Tensor, candidate: torch.Tensor) -> Relation | 
     if not (reference.is_floating_point() and candidate.is_floating_point()):
         return None
     limit = max(_RESIDUAL.get(t.dtype, 5e-2) for t in (reference, candidate))
-    for r, c in _as_rows(reference.detach(), candidate.detach().to(reference.device)):
+    r, c = plain(reference), plain(candidate)
+    if r.shape != c.shape or r.dim() < 2 or not r.is_floating_point():
+        return None  # of a kind whose values have no such layout, or are bytes
+    for r, c in _as_rows(r, c.to(r.device)):
         if not bool(torch.isfinite(r).all() and torch.isfinite(c).all()):
             return None
         for relation, holds in _RELATIONS.items():
