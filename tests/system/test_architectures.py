@@ -457,7 +457,7 @@ MISTAKES: dict[tuple[str, str], tuple[Plant, str, str]] = {
     ("bart", "states of the encoder"): (given("model.decoder", encoder_hidden_states=lambda states: states.roll(1, dims=1)), "model", "encoder_hidden_states"),
     ("whisper", "padding of a convolution"): (given("model.encoder.conv2", lambda x: x.roll(1, dims=-1)), "model.encoder", "computation"),
     ("vit", "patches by columns"): (computing("vit.embeddings.patch_embeddings", lambda module, forward, x, **kwargs: forward(x.mT, **kwargs)), "vit.embeddings.patch_embeddings", "computation"),
-    ("vit", "class token"): (parameter("vit.embeddings.cls_token", lambda token: token + 1), "vit.embeddings", "parameter"),
+    ("vit", "class token"): (parameter("vit.embeddings.cls_token", lambda token: token.roll(1, dims=-1) + 1), "vit.embeddings", "parameter"),
     ("mixtral", "weights of the experts"): (computing("model.layers.0.mlp.gate", with_smaller_weights), "model.layers.0.mlp.gate", "computation"),
     ("mixtral", "order of the experts"): (parameter("model.layers.1.mlp.experts.down_proj", lambda w: w.flip(0)), "model.layers.1.mlp.experts", "parameter"),
     ("gemma3", "norm without one"): (computing("model.layers.1.input_layernorm", lambda module, forward, x: module._norm(x) * module.weight), "model.layers.1.input_layernorm", "computation"),

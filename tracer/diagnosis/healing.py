@@ -145,13 +145,21 @@ class Healing:
         return tuple(found.values())
 
     def _stretches(self) -> Iterator[tuple[list[Row], str]]:
-        """Runs of outputs that differ and heal, each with the module that is right again."""
+        """Runs of values that differ and heal, each with the module that is right again; an
+        argument only where it is no such result."""
         stretch: list[Row] = []
+        fed: set[CallKey] = set()
         for row in self._rows:
-            if not row.is_output or row.is_written:
+            is_wrong = not row.agrees and not row.is_mask and not row.is_written
+            if not row.is_output:
+                if is_wrong and not stretch and (row.module, row.call) not in fed:
+                    stretch.append(row)
                 continue
-            if not row.agrees and (self.heals(row) or self._is_right(row)):
+            if row.is_written:
+                continue
+            if is_wrong and (self.heals(row) or self._is_right(row)):
                 stretch.append(row)
+                fed.update(record.key for record in self._takers[row.order])
             elif row.agrees and stretch and row.input_peir is not None:
                 yield stretch, row.module
                 stretch = []

@@ -209,11 +209,15 @@ class Evidence:
         return Proof(Outcome.ANOTHER_FOLLOWS, trial, remaining=left)
 
     def _is_no_better(self, run: TrialRun) -> bool:
-        """Whether the model's output is no closer to the reference's with what was replaced."""
+        """Whether the model's output is no closer to the reference's with what was replaced, which
+        also spoils what agreed without it."""
         if not self._at_output or not self._error:
             return False
         error = Healing(run.comparer).output_error()
-        return error > _NO_BETTER * self._error and error < MOST_ERROR
+        if not _NO_BETTER * self._error < error < MOST_ERROR:
+            return False
+        then = (run.row(row) for row in self._rows if row.agrees)
+        return any(row is not None and not row.agrees for row in then)
 
     def _final(self, run: Run) -> tuple[Row, Row] | None:
         """The model's own output before and after, where it had disagreed."""

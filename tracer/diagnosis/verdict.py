@@ -200,12 +200,14 @@ def judge(
     healing = Healing(comparer)
     symptoms = list(healing.unhealed())
     search = Search(comparer, experiment, may_run=may_run)
+    if strict and not symptoms:
+        symptoms = [row for row in comparer.rows if not row.agrees and not row.is_mask]
     if not symptoms and failure is None:
         symptoms = hidden_by_tolerance(search, healing)
     if not symptoms:
         if failure is not None:
             return _raising(search, failure)
-        return _agreement(search, healing.regions(), strict=strict)
+        return _agreement(search, healing.regions())
     start, finding = first_origin(search, healing, symptoms)
     first = start if start in symptoms else symptoms[0]
     others = []
@@ -266,9 +268,7 @@ def _raising(search: Search, failure: Failure) -> Verdict:
     )
 
 
-def _agreement(
-    search: Search, regions: tuple[Region, ...] = (), *, strict: bool = False
-) -> Verdict:
+def _agreement(search: Search, regions: tuple[Region, ...] = ()) -> Verdict:
     rows = search.trail.rows
     measured = [row for row in rows if row.difference is not None]
     is_coarse = search.tolerance.is_coarse
@@ -281,11 +281,7 @@ def _agreement(
         settings=tuple(search.differing_settings()),
         regions=regions,
     )
-    first = first_divergence(rows) if strict and regions else None
-    symptom = None
-    if first is not None:
-        symptom = Symptom(first.module, first.call, first.value, first.peir)
-    return Verdict(symptom is None, symptom, None, False, details)
+    return Verdict(True, None, None, False, details)
 
 
 def _spread(rows: Sequence[Row], first: Row) -> Spread | None:
