@@ -2,8 +2,8 @@
 
     python examples/compare_under_other_names.py
 
-Rename rules pair what has another name; what was fused has no counterpart, and the coverage says
-so. A module that returns its result in another form declares how to read it back.
+Rename rules pair what has another name; what was fused is compared with the parts that it holds,
+and the coverage says so. A module that returns its result in another form declares how to read it back.
 """
 
 import torch

@@ -102,13 +102,28 @@ def _formed_back(own: object, value: object, read: Callable[[object], object]) -
     Returns:
         None where what was made is not read back as the reference's value.
     """
-    made = in_form_of(own, value, set(), None)
-    if made is None or not any(tensor_leaves(own, "")):
+    made = in_form_of(own, _reshaped(own, value), set(), None)
+    if made is None or not any(tensor_leaves(own, "")) or _ranks(made) != _ranks(own):
         return None
     back, wanted = (dict(tensor_leaves(each, "")) for each in (read(made), value))
     is_it = bool(wanted) and back.keys() == wanted.keys()
     same = (torch.equal(back[path].to(wanted[path].device), wanted[path]) for path in wanted)
     return made if is_it and all(same) else None
+
+
+def _reshaped(own: object, value: object) -> object:
+    """A sole tensor in the candidate's shape with its numbers in order, where no order of
+    dimensions is to be read; else the value as it is."""
+    if not isinstance(own, torch.Tensor) or not isinstance(value, torch.Tensor):
+        return value
+    if own.numel() != value.numel() or in_shape_of(own, value) is not None:
+        return value
+    return value.reshape(own.shape)
+
+
+def _ranks(value: object) -> dict[str, int]:
+    """How many dimensions each tensor has, by its path: what a form fixes when sizes differ."""
+    return {path: tensor.dim() for path, tensor in tensor_leaves(value, "")}
 
 
 def _read_as(candidate: Call, output: object) -> object:

@@ -36,7 +36,7 @@ class TestRecord:
         assert "calibrated on" in recorded.header["notes"][-1]
         ran = compare("tiny-llama", "--candidate", out)
         assert ran.code == 0  # differences are expected
-        assert "as expected of a quantised candidate" in ran.out
+        assert "as expected of a quantised candidate" in ran.words
         assert compare("tiny-llama", "--candidate", out, "--tolerance", 1e-3).code == 1
 
     @pytest.mark.parametrize(("arguments", "message"), [

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tracer
-from tracer.errors import UsageError
+from tracer.errors import NothingComparedError, UsageError
 from tracer.execution.hooks import Call, Phase
 from tracer.execution.standin import StandIn
 
@@ -41,6 +41,14 @@ class Silent(StandIn):
         return Source()
 
 
+class Part(Silent):
+    """Says that it does not report what the model itself returns."""
+
+    @property
+    def unavailable(self) -> frozenset[str]:
+        return frozenset({""})
+
+
 class Doubling(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -66,9 +74,15 @@ def test_what_it_says_by_default() -> None:
 
 @pytest.mark.parametrize(("factor", "agrees"), [(2.0, True), (3.0, False)])
 def test_whatever_reports_its_calls_is_compared(factor: float, agrees: bool) -> None:
-    comparison = tracer.compare(Silent(), Doubling(factor), torch.ones(3), confirm=False)
+    comparison = tracer.compare(Part(), Doubling(factor), torch.ones(3), confirm=False)
+    assert comparison.verdict.agrees is agrees
     (row,) = [row for row in comparison.rows if row.is_output]
     assert (row.module, row.agrees) == ("doubled", agrees)
+
+
+def test_what_a_model_returns_is_not_reported_and_nothing_says_so() -> None:
+    with pytest.raises(NothingComparedError, match="one side called its root module where"):
+        tracer.compare(Silent(), Doubling(2.0), torch.ones(3), confirm=False)
 
 
 def test_training_is_not_for_it() -> None:
