@@ -3,7 +3,8 @@
     python examples/compare_under_other_names.py
 
 Rename rules pair what has another name; what was fused is compared with the parts that it holds,
-and the coverage says so. A module that returns its result in another form declares how to read it back.
+and the coverage says so. A module that returns its result in another form declares how to read it
+back.
 """
 
 import torch

@@ -46,11 +46,11 @@ def relation_of(reference: torch.Tensor, candidate: torch.Tensor) -> Relation | 
     r, c = plain(reference), plain(candidate)
     if r.shape != c.shape or r.dim() < 2 or not r.is_floating_point():
         return None  # of a kind whose values have no such layout, or are bytes
-    for r, c in _as_rows(r, c.to(r.device)):
-        if not bool(torch.isfinite(r).all() and torch.isfinite(c).all()):
+    for rows in _as_rows(r, c.to(r.device)):
+        if not all(bool(torch.isfinite(each).all()) for each in rows):
             return None
         for relation, holds in _RELATIONS.items():
-            if holds(r, c, limit):
+            if holds(*rows, limit):
                 return relation
     return None
 

@@ -44,7 +44,20 @@ def test_another_shape_is_taken_on():
     assert torch.equal(candidate.output, torch.arange(4.0) + 1)
 
 
-def test_another_order_size_or_kind_is_not():
+class Projected(nn.Module):
+    """Returns without the dimensions of size 1 that the reference's output ends with."""
+
+    def to_reference_output(self, output: torch.Tensor) -> torch.Tensor:
+        return output[..., None, None]
+
+
+def test_dimensions_that_were_dropped_at_the_end():
+    candidate = call(Projected(), None, torch.zeros(2, 2))
+    calls = CallPair(call(nn.Identity(), None, THEIRS[..., None, None]), candidate)
+    assert torch.equal(give_output(calls).value, THEIRS)
+
+
+def test_another_order_is_not():
     reference = call(nn.Identity(), THEIRS, THEIRS)
     own = torch.zeros(2, 2)
     candidate = call(Transposed(), own, own)

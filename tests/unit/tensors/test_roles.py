@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import tracer
+from tracer.measurement.remarks import RemarkKind
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 
 
@@ -59,4 +60,9 @@ def test_a_user_says_what_a_mask_is(options: dict[str, Any], is_mask: bool) -> N
     comparison = tracer.compare(reference, copy.deepcopy(candidate), torch.randn(3, 3), **options)
     row = next(row for row in comparison.rows if row.value == "kwargs.attn_bias")
     assert (row.is_mask, row.agrees) == (is_mask, is_mask)
-    assert comparison.verdict.agrees is is_mask
+    by_meaning = [remark.kind for remark in row.remarks] == [RemarkKind.BY_MEANING]
+    assert by_meaning is is_mask
+    # No computed value shows the other numbers.
+    assert comparison.verdict.outcome == ("agrees" if is_mask else "equivalent")
+    strict = tracer.compare(reference, candidate, torch.randn(3, 3), strict=True, **options)
+    assert strict.verdict.agrees is is_mask

@@ -46,5 +46,5 @@ def test_what_is_no_path(text: str) -> None:
 def test_leaves_have_paths() -> None:
     assert list(OUTPUT.leaves(3)) == [("output", 3)]
     value = {"a": [X, None], "": X}
-    assert [path for path, _ in OUTPUT.leaves(value)] == ["output.a.0", "output.a.1", "output."]
-    assert list(ValuePath.of_written("c").tensors(value)) == ["written.c.a.0", "written.c."]
+    assert [path for path, _ in OUTPUT.leaves(value)] == ["output.a.0", "output.a.1", "output"]
+    assert list(ValuePath.of_written("c").tensors(value)) == ["written.c.a.0", "written.c"]
