@@ -111,7 +111,7 @@ class Search:
                 yield names[0], sides[0][key][0]
 
     def _tied_values(self) -> Iterator[tuple[str, str]]:
-        """Those of several: of one parent and class if there is one, else in order."""
+        """Those of several: of one class and parent if there is one, else in order."""
         sides = self._by_values()
         for key, names in sides[1].items():
             left = list(sides[0].get(key, ()))
@@ -123,7 +123,7 @@ class Search:
 
     def _nearness(self, name: str, target: str) -> tuple[bool, bool]:
         classes = {type(self.candidates[name]), type(self.references[target])}
-        return self.pairs.get(_parent(name)) == _parent(target), len(classes) == 1
+        return len(classes) == 1, self.pairs.get(_parent(name)) == _parent(target)
 
     def _by_values(self) -> tuple[dict[object, list[str]], dict[object, list[str]]]:
         """The free modules of both sides by what they hold."""
