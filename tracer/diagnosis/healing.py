@@ -152,7 +152,8 @@ class Healing:
         for row in self._rows:
             is_wrong = not row.agrees and not row.is_mask and not row.is_written
             if not row.is_output:
-                if is_wrong and not stretch and (row.module, row.call) not in fed:
+                is_other = not stretch and (row.module, row.call) not in fed
+                if is_wrong and is_other and self.heals(row):
                     stretch.append(row)
                 continue
             if row.is_written:
