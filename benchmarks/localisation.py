@@ -177,7 +177,9 @@ def _judged(
     raised = ""
     comparison: tracer.Comparison | None
     try:
-        comparison = tracer.compare(*models, rename=rename, train=train)
+        comparison = tracer.compare(
+            *models, rename=rename, train=train, strict=expected is not None
+        )
     except tracer.ModelRunError as error:
         raised, comparison = str(error), error.comparison
     seconds = time.perf_counter() - start

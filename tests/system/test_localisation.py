@@ -64,7 +64,9 @@ def test_a_mistake_is_found_in_a_real_checkpoint(shared_data: Path, name: str) -
 def check(group: Group, mistake: Mistake) -> None:
     *models, inputs = group.pair(mistake)
     try:
-        verdict = tracer.compare(*models, inputs, rename=group.rename, train=mistake.train).verdict
+        verdict = tracer.compare(
+            *models, inputs, rename=group.rename, train=mistake.train, strict=True
+        ).verdict
     except tracer.ModelRunError as error:
         verdict = error.comparison.verdict
     assert not verdict.agrees, verdict.explanation

@@ -69,8 +69,8 @@ class Healing:
         outer: list[CallRecord] = [r for r in self._records.values() if r.parent is None]
         while outer:
             record = outer.pop(0)
-            final += record.outputs
-            if not any(row.is_inexact for row in record.outputs):
+            final += record.returned
+            if not any(row.is_inexact for row in record.returned):
                 outer += [self._records[child] for child in record.children]
         return sorted(final, key=lambda row: row.order)
 
@@ -150,18 +150,16 @@ class Healing:
         stretch: list[Row] = []
         fed: set[CallKey] = set()
         for row in self._rows:
-            is_wrong = not row.agrees and not row.is_mask and not row.is_written
+            is_wrong = not row.agrees and not row.is_mask
             if not row.is_output:
                 is_other = not stretch and (row.module, row.call) not in fed
                 if is_wrong and is_other and self.heals(row):
                     stretch.append(row)
                 continue
-            if row.is_written:
-                continue
             if is_wrong and (self.heals(row) or self._is_right(row)):
                 stretch.append(row)
                 fed.update(record.key for record in self._takers[row.order])
-            elif row.agrees and stretch and row.input_peir is not None:
+            elif row.agrees and stretch and row.input_peir is not None and not row.is_written:
                 yield stretch, row.module
                 stretch = []
         if stretch:
@@ -178,8 +176,8 @@ class Healing:
         return False
 
     def _returns_right(self, record: CallRecord) -> bool:
-        is_inexact = any(row.is_inexact for row in record.outputs)
-        return is_inexact and all(map(self._is_right, record.outputs))
+        is_inexact = any(row.is_inexact for row in record.returned)
+        return is_inexact and all(map(self._is_right, record.returned))
 
     def _is_right(self, row: Row) -> bool:
         """Whether a result agrees; a cache may hold the reference's keys in another layout."""

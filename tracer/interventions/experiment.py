@@ -15,7 +15,7 @@ from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey, CallRecord, Row, inputs_of
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.tolerance import Tolerance
-from tracer.text import brief
+from tracer.text import first_line
 
 
 @dataclass(frozen=True)
@@ -105,4 +105,4 @@ def failure_in_words(failure: Failure) -> str:
     if failure.call is not None and lacks_values(failure.call.module):
         hint = "; its parameters lie on the meta device and hold no values: load the weights first"
     also = "" if failure.also is None else "; the candidate raised too"
-    return f"{text}{brief(failure.exception)}{hint}{also}"
+    return f"{text}{first_line(str(failure.exception))}{hint}{also}"

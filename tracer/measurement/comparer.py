@@ -333,6 +333,8 @@ class Comparer:
                 sample=earlier.sample or self._sampled(path, r, c),
             )
             self._add(record, again)
+        else:
+            record.passed_on.append(earlier)
 
     def _sampled(
         self, path: ValuePath, r: Tensor, c: Tensor, found: Measured | None = None

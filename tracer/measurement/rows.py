@@ -5,7 +5,7 @@ Numbers and words only: no activation lives longer than its comparison.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -176,6 +176,7 @@ class CallRecord:
         arguments: the row of each compared leaf of the arguments. A pair that was compared before
             is found here with its earlier row.
         outputs: the row of each compared leaf of the output, and of what it wrote.
+        passed_on: the earlier rows of what is returned besides, as it was made by another call.
         described: what each side passed, in words, for the arguments that disagree, or whose
             values do where their meaning does not.
         edited: names of the tensors among the arguments that the candidate has edited in place in
@@ -205,6 +206,12 @@ class CallRecord:
     start: int
     end: int = -1
     autocast: torch.dtype | None = None
+    passed_on: list[Row] = field(default_factory=list)
+
+    @property
+    def returned(self) -> list[Row]:
+        """The rows of all that was returned or written, whichever call it was made in."""
+        return [*self.outputs, *self.passed_on]
 
     @property
     def key(self) -> CallKey:

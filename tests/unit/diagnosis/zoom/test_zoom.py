@@ -39,7 +39,9 @@ TEXT, VISION = "model.language_model.layers.1.self_attn", "model.visual.blocks.1
 def planted(group: str, name: str, **options: Any) -> tuple[Any, Comparison]:
     chosen = next(each for each in groups() if each.name == group)
     mistake = next(each for each in chosen.mistakes if each.name == name)
-    return mistake, tracer.compare(*chosen.pair(mistake), rename=chosen.rename, **options)
+    return mistake, tracer.compare(
+        *chosen.pair(mistake), rename=chosen.rename, strict=True, **options
+    )
 
 
 # Of each kind of mistake one, and those that once were charged to an innocent line.
