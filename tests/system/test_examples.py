@@ -191,6 +191,16 @@ def test_train_alike(capsys) -> None:
     assert "agrees The models agree: the largest PEIR is " in printed
 
 
+def test_smoothed(capsys) -> None:
+    arguments = ["compare", "random-llama", "--candidate", str(EXAMPLES / "smoothed.py") + ":build"]
+    assert main(arguments) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "equivalent The models are equivalent: their outputs agree" in printed
+    assert "scaled or shifted per channel (4 places)" in printed
+    assert main([*arguments, "--strict"]) == 1
+    assert "The inputs of `model.layers.0.input_layernorm` agree" in capsys.readouterr().out
+
+
 def test_compare_a_port(monkeypatch, capsys) -> None:
     printed = run("compare_a_port.py", monkeypatch, capsys)
     assert printed.count("coverage: 53 of 59 modules") == 2
