@@ -23,7 +23,7 @@ from tracer.comparison.trace_limits import (
 )
 from tracer.debugger.breakpoints import Breakpoint, debugger_of
 from tracer.diagnosis.discrete import NearTie, near_ties
-from tracer.diagnosis.finding import OriginKind, RandomDraws
+from tracer.diagnosis.finding import ForwardOnly, OriginKind, RandomDraws
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
@@ -177,6 +177,9 @@ def compare(
         return comparison
     raise_failure(free.outcome.failure, comparison)
     _check_something_compared(comparison, free, session.pairs)
+    if train and comparison.verdict.agrees:
+        verdict = comparison.verdict.with_beside(ForwardOnly())
+        comparison = replace(comparison, verdict=verdict)
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):

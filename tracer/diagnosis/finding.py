@@ -120,3 +120,8 @@ class RandomDraws:
 
     sides: tuple[Draws, ...]
     agreed: bool
+
+
+@dataclass(frozen=True)
+class ForwardOnly:
+    """Models in training mode agree, and what is trained by was not compared: their gradients."""

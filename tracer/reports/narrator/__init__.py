@@ -12,11 +12,20 @@ from functools import singledispatch
 from tracer.comparison.noise_floor import NoiseReading
 from tracer.comparison.trace_limits import TraceLimit
 from tracer.diagnosis.discrete import NearTie
-from tracer.diagnosis.finding import RandomDraws
+from tracer.diagnosis.finding import ForwardOnly, RandomDraws
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.isolation.result import Isolation
-from tracer.reports.narrator import isolation, noise, randomness, ties, traces, verdict, zoom
+from tracer.reports.narrator import (
+    isolation,
+    noise,
+    randomness,
+    ties,
+    traces,
+    training,
+    verdict,
+    zoom,
+)
 
 
 @singledispatch
@@ -52,4 +61,5 @@ lines.register(Isolation)(isolation.lines)
 lines.register(NoiseReading)(noise.lines)
 lines.register(TraceLimit)(traces.lines)
 lines.register(RandomDraws)(randomness.lines)
+lines.register(ForwardOnly)(training.lines)
 lines.register(NearTie)(ties.lines)
