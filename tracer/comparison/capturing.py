@@ -8,7 +8,8 @@ from torch import nn
 
 from tracer.comparison.run import raise_failure
 from tracer.execution.hooks import Answer, Call, Phase
-from tracer.execution.session import Inputs, Session
+from tracer.execution.inputs import Inputs
+from tracer.execution.session import Session
 from tracer.execution.side import EventKey
 from tracer.execution.torch_internals import can_open_fused
 from tracer.measurement.arguments import CallPair

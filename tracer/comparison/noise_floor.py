@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Answer, NewArguments, NewOutput
+from tracer.execution.inputs import Inputs
 from tracer.execution.offload import copy_model
-from tracer.execution.session import Inputs, Session
+from tracer.execution.session import Session
 from tracer.interventions.experiment import Experiment
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer

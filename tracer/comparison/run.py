@@ -28,8 +28,9 @@ from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
 from tracer.execution.dropout import check_training
+from tracer.execution.inputs import Inputs
 from tracer.execution.lockstep import Outcome
-from tracer.execution.session import Inputs, Session, working_dtype
+from tracer.execution.session import Session, working_dtype
 from tracer.execution.side import EventKey, Failure
 from tracer.execution.torch_internals import can_open_fused
 from tracer.interventions.call_order import reorder_calls

@@ -1,18 +1,25 @@
 """Two models, their pairs of modules and their inputs: what all runs of a comparison share."""
 
 import fnmatch
-import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tracer.errors import InputError, ModelRunError, TracerError, UsageError, near_names
+from tracer.errors import ModelRunError, TracerError, UsageError, near_names
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
+from tracer.execution.inputs import (
+    Fitting,
+    Inputs,
+    arguments_of,
+    as_it_is,
+    copied,
+    fitting,
+    shared_arguments,
+)
 from tracer.execution.lockstep import Outcome, lockstep
 from tracer.execution.matching import Called
 from tracer.execution.module_state import may_edit_parameters, module_states_kept
@@ -20,15 +27,11 @@ from tracer.execution.offload import copy_model, unshare_offloaded
 from tracer.execution.pairing import Pairing, pair
 from tracer.execution.scheduler import RunObserver, Visitor
 from tracer.execution.side import EventKey
-from tracer.execution.standin import Arguments, StandIn
+from tracer.execution.standin import StandIn
 from tracer.execution.state import ThreadState, random_state_kept
 from tracer.execution.stepping import stages_of
-from tracer.execution.torch_internals import as_written, is_compiled
-from tracer.tensors.fingerprints import checksum
-from tracer.tensors.leaves import deep_copy, tensor_leaves
+from tracer.execution.torch_internals import is_compiled
 from tracer.text import brief
-
-Inputs = Mapping[str, object] | tuple[object, ...] | torch.Tensor
 
 
 class Session:
@@ -51,11 +54,11 @@ class Session:
         self._rename, self._include = rename, [include] if isinstance(include, str) else include
         self.pairing = pair(reference, candidate, rename)
         _check_counterparts(self.pairing, reference, candidate)
-        self.inputs = _inputs(inputs, reference, candidate)
+        self.inputs = shared_arguments(inputs, reference, candidate)
         self.pairs = self._available_pairs()
         self._beyond_torch = False
         self.call_order: dict[tuple[str, int], int] = {}
-        self.adapt_inputs = _fitting(reference, candidate)
+        self.adapt_inputs = fitting(reference, candidate)
 
     def pair_again(self, outcome: Outcome) -> bool:
         """Pairs once more, first among what a run has called, if that pairs more of it.
@@ -100,7 +103,7 @@ class Session:
             outcome = lockstep(
                 self.reference,
                 self.candidate,
-                lambda: self._call(self.reference, _as_it_is),
+                lambda: self._call(self.reference, as_it_is),
                 lambda: self._call(self.candidate, self.adapt_inputs),
                 self.pairs,
                 visitor,
@@ -119,10 +122,10 @@ class Session:
         self._beyond_torch |= outcome.shared_draws
         return outcome
 
-    def _call(self, model: nn.Module, fits: "_Fitting") -> object:
+    def _call(self, model: nn.Module, fits: "Fitting") -> object:
         if isinstance(model, StandIn) and not model.computes:
             return None
-        args, kwargs = _copied(self.inputs, fits)
+        args, kwargs = copied(self.inputs, fits)
         return model(*args, **kwargs)
 
 
@@ -138,7 +141,7 @@ def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
         TracerError: what the listener raises.
     """
     _check_initialised("model", model)
-    arguments = _arguments(inputs, model)
+    arguments = arguments_of(inputs, model)
     names = {id(module): name for name, module in named_modules(model).items()}
     recorder, thread = Recorder(names, listener), threading.get_ident()
     with (
@@ -148,7 +151,7 @@ def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
         random_state_kept(),
         hooked((model,), lambda: recorder if threading.get_ident() == thread else None),
     ):
-        args, kwargs = _copied(arguments, _as_it_is)
+        args, kwargs = copied(arguments, as_it_is)
         try:
             model(*args, **kwargs)
         except (TracerError, KeyboardInterrupt):
@@ -249,70 +252,6 @@ def _check_counterparts(pairing: Pairing, reference: nn.Module, candidate: nn.Mo
             model.check_counterpart(other, paired, modules)
 
 
-def _inputs(inputs: Inputs | None, reference: nn.Module, candidate: nn.Module) -> Arguments:
-    """Positional and keyword arguments: what was given, and what was recorded if nothing was.
-
-    Raises:
-        InputError: nothing was given nor recorded, something other than was recorded, or nothing
-            that the model can take.
-    """
-    models = reference, candidate
-    recordings = [m for m in models if isinstance(m, StandIn) and not m.computes]
-    live = [model for model in models if model not in recordings]
-    if not recordings:
-        return _arguments(inputs, reference)
-    given = None if inputs is None or not live else _arguments(inputs, live[0])
-    for recording in recordings:
-        recorded = recording.inputs()
-        if given is None and live and not recording.inputs_are_whole:
-            raise InputError(
-                f"the inputs of {recording.label} hold an object that is not in the trace, such as "
-                "a cache: give the inputs that it was recorded with"
-            )
-        if given is None:
-            given = recorded
-        elif recorded is not None and not _same_inputs(given, recorded):
-            raise InputError(
-                f"the inputs are not those that {recording.label} was recorded with: leave them "
-                "out, and the recorded ones are used"
-            )
-    if given is None:
-        names = " and ".join(recording.label for recording in recordings)
-        raise InputError(f"{names} holds no inputs: give what it was recorded with")
-    return given
-
-
-def _same_inputs(given: object, recorded: object) -> bool:
-    left, right = dict(tensor_leaves(given, "")), dict(tensor_leaves(recorded, ""))
-    return left.keys() == right.keys() and all(
-        left[path].shape == right[path].shape
-        and checksum(left[path].to(right[path].dtype)) == checksum(right[path])
-        for path in left
-    )
-
-
-def _arguments(inputs: Inputs | None, model: nn.Module) -> Arguments:
-    if isinstance(inputs, torch.Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    if not isinstance(inputs, Mapping):
-        raise InputError(
-            f"inputs are a {type(inputs).__name__}; expected a dict of keyword arguments, a tuple "
-            "of positional ones, or a single tensor"
-        )
-    kwargs = {str(name): value for name, value in inputs.items()}
-    parameters = inspect.signature(as_written(model).forward).parameters
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        for name in kwargs:
-            if name not in parameters:
-                raise InputError(
-                    f"inputs name {name!r}, which forward of {type(model).__name__} does not take; "
-                    f"it takes {', '.join(parameters) or 'nothing'}{near_names(name, parameters)}"
-                )
-    return (), kwargs
-
-
 def matching(
     glob: str, names: Sequence[str], whose: str = "the models have in common"
 ) -> list[str]:
@@ -345,62 +284,3 @@ def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
     for glob in globs:
         wanted.update(matching(glob, names))
     return {name: target for name, target in pairing.pairs.items() if target in wanted}
-
-
-_Fitting = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-def _fitting(reference: nn.Module, candidate: nn.Module) -> _Fitting:
-    """What makes inputs of the reference's those of the candidate's.
-
-    Floats of the reference's dtype take the candidate's, and tensors on its device go to the
-    candidate's, where each side has only one.
-    """
-    (r_dtypes, r_devices), (c_dtypes, c_devices) = map(_worked_in, (reference, candidate))
-    cast, move = _change(r_dtypes, c_dtypes), _change(r_devices, c_devices)
-
-    def fitted(tensor: torch.Tensor) -> torch.Tensor:
-        if cast and tensor.dtype == cast[0]:
-            tensor = tensor.to(cast[1])
-        return tensor.to(move[1]) if move and tensor.device == move[0] else tensor
-
-    return fitted
-
-
-_Kind = TypeVar("_Kind", torch.dtype, torch.device)
-
-
-def _change(reference: set[_Kind], candidate: set[_Kind]) -> tuple[_Kind, _Kind] | None:
-    """From what to what, if each side has one and they differ."""
-    if len(reference) != 1 or len(candidate) != 1 or reference == candidate:
-        return None
-    return next(iter(reference)), next(iter(candidate))
-
-
-def _worked_in(model: nn.Module) -> tuple[set[torch.dtype], set[torch.device]]:
-    """The floating dtypes of a model's parameters, and where they lie.
-
-    Weights that are elsewhere until they are needed, and those of a recording, lie nowhere.
-    """
-    if isinstance(model, StandIn) and not model.computes:
-        return (set() if model.dtype is None else {model.dtype}), set()
-    dtypes, devices = set(), set()
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            dtypes.add(parameter.dtype)
-        if not parameter.is_meta:
-            devices.add(parameter.device)
-    return dtypes, devices
-
-
-def _copied(inputs: Arguments, fits: _Fitting) -> Arguments:
-    """A copy of everything, caches and other objects included, tensors free of their graph.
-
-    The models may edit what they are given, so each gets its own.
-    """
-    args, kwargs = deep_copy(inputs, lambda tensor: fits(tensor.detach().clone()))
-    return args, kwargs

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 
 from tracer.errors import ShapeMismatchError, UsageError
+from tracer.tensors.exact import distance_of, is_inexact, to_float64
+from tracer.tensors.fills import may_have_fills, without_fills
 from tracer.tensors.kinds import plain
 
 # Elements per chunk: two float32 operands and the buffer of their difference stay in a 2 MiB L2.
@@ -31,12 +33,6 @@ CHUNK = 131_072
 
 # On an accelerator a chunk only bounds the memory of the pass (float64 temporaries of one chunk).
 DEVICE_CHUNK = 8 * 1024 * 1024
-
-# A fill is at least so large and so many times beyond all else; a tensor has at most so many.
-_FILL, _FAR, _FILLS = 16.0, 32.0, 4
-# What a coarser dtype makes of a fill is the same fill.
-_ALIKE = 2.0**-8
-_SAMPLED = 256
 
 # Squares of float32 values outside this range overflow or lose bits to denormals.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e16
@@ -115,7 +111,8 @@ class Difference:
                 result = result.merge(_of_float32(r, c))
             else:
                 result = result.merge(_of_any(r, c))
-        if _may_have_fills(reference, candidate, result):
+        largest = max(abs(result.reference_min), abs(result.reference_max))
+        if may_have_fills(reference, candidate, result.max_abs, largest):
             return replace(result, rest=_rest(reference, candidate))
         return result
 
@@ -321,8 +318,8 @@ def _of_float32(r: torch.Tensor, c: torch.Tensor) -> Difference:
 def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:
     """One chunk of any dtype on any device, in float64, with one transfer to the host."""
     exact = not (is_inexact(r.dtype) or is_inexact(c.dtype))
-    distance, unequal = _distance(r, c)
-    r, c = _to_float64(r), _to_float64(c)
+    distance, unequal = distance_of(r, c)
+    r, c = to_float64(r), to_float64(c)
     finite_r, finite_c = torch.isfinite(r), torch.isfinite(c)
     if r.is_complex() or c.is_complex():
         r, c = r.to(torch.complex128), c.to(torch.complex128)
@@ -373,81 +370,10 @@ def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:
     )
 
 
-def _may_have_fills(r: torch.Tensor, c: torch.Tensor, found: Difference) -> bool:
-    """Whether a sample shows few values that are near the largest, and errors may hide by it."""
-    largest = max(abs(found.reference_min), abs(found.reference_max))
-    if not _FILL <= largest < math.inf or not 0.0 < found.max_abs <= largest:
-        return False
-    if not (r.is_floating_point() and c.is_floating_point()):
-        return False
-    stride = r.numel() // _SAMPLED + 1
-    if r.is_contiguous():
-        sample = r.view(-1)[::stride]
-    else:
-        places = torch.arange(0, r.numel(), stride, device=r.device)
-        sample = r[torch.unravel_index(places, r.shape)]
-    values = (sample if sample.dtype == torch.float64 else sample.float()).cpu().numpy()
-    values = np.abs(values)
-    near = values[(values > largest / _FAR) & (values <= largest)]
-    return all(len(set(part.tolist())) <= _FILLS for part in (near[:16], near))
-
-
 def _rest(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
     """The statistics without fills; None where there are no fills, or nothing else."""
-    left = _without_fills(_to_float64(r.reshape(-1)), _to_float64(c.reshape(-1)))
+    left = without_fills(to_float64(r.reshape(-1)), to_float64(c.reshape(-1)))
     if left is None:
         return None
     rest = Difference.of(*left)
     return rest.rest or rest
-
-
-def _without_fills(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The pairs that are no fills; None where there are no fills, or nothing else."""
-    kept = r.isfinite() & c.isfinite()
-    r, c = r[kept], c[kept]
-    found = None
-    least = math.inf
-    for _ in range(_FILLS):
-        fill = r[r.abs().argmax()].item()
-        least = min(least, abs(fill))
-        kept = (r != fill) | ((c - r).abs() > _ALIKE * abs(fill))
-        r, c = r[kept], c[kept]
-        if least < _FILL or not r.numel():
-            break
-        if float(r.abs().amax()) <= least / _FAR:
-            found = r, c
-    return found
-
-
-def is_inexact(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
-
-
-def _to_float64(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.to(torch.float64)
-
-
-def _distance(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """|r - c| in float64, and whether r and c are unequal, element by element."""
-    wide = r.dtype in _WIDE_INTEGERS or c.dtype in _WIDE_INTEGERS
-    if wide and not (is_inexact(r.dtype) or is_inexact(c.dtype)):
-        (r_high, r_low), (c_high, c_low) = _halves(r), _halves(c)
-        high, low = r_high - c_high, r_low - c_low
-        return (high.double() * 2.0**32 + low.double()).abs(), (high != 0) | (low != 0)
-    r, c = _to_float64(r), _to_float64(c)
-    return (r - c).abs(), r != c
-
-
-_WIDE_INTEGERS = (torch.int64, torch.uint64)
-
-
-def _halves(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers as high and low 32 bits, so that a difference cannot overflow."""
-    low_bits = 0xFFFF_FFFF
-    if tensor.dtype == torch.uint64:
-        bits = tensor.view(torch.int64)
-        return (bits >> 32) & low_bits, bits & low_bits
-    wide = tensor.to(torch.int64)
-    return wide >> 32, wide & low_bits

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from tracer.errors import UsageError
-from tracer.tensors.difference import Difference, is_inexact
+from tracer.tensors.difference import Difference
+from tracer.tensors.exact import is_inexact
 
 
 @dataclass(frozen=True)

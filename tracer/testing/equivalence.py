@@ -11,7 +11,7 @@ from torch import nn
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import NotEquivalentError, UsageError
-from tracer.execution.session import Inputs
+from tracer.execution.inputs import Inputs
 from tracer.isolation.causes import switches_of
 from tracer.tensors.tolerance import Tolerance
 from tracer.testing.failure import render

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from tracer.execution.hooks import Answer, Call, Location, Phase
-from tracer.execution.session import Inputs, matching, named_modules, run_alone
+from tracer.execution.inputs import Inputs
+from tracer.execution.session import matching, named_modules, run_alone
 from tracer.execution.torch_internals import can_open_fused
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.kinds import plain

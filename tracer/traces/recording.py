@@ -37,8 +37,9 @@ from tracer.choices import VALUES
 from tracer.environment import environment
 from tracer.errors import ModelRunError, UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase, definition
+from tracer.execution.inputs import Inputs
 from tracer.execution.offload import execution_device, own_parameters
-from tracer.execution.session import Inputs, matching, named_modules, run_alone, working_dtype
+from tracer.execution.session import matching, named_modules, run_alone, working_dtype
 from tracer.execution.torch_internals import can_open_fused, parameters_of
 from tracer.measurement.arguments import read_argument, read_output
 from tracer.measurement.padding import Paddings, padding_of, part_name, visible_part
