@@ -7,7 +7,6 @@
 
 A name is one of the built-in models, a local folder in transformers' layout, the id of a
 repository on the Hugging Face hub, or a function of the user's (`tracer.models.factories`).
-transformers is imported only where needed.
 """
 
 import copy

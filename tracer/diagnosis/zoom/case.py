@@ -9,9 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import torch
+
 from tracer.diagnosis.zoom.factors import scaled_input
 from tracer.diagnosis.zoom.matching import Match
 from tracer.diagnosis.zoom.operations import OperationLog, Step
+from tracer.execution.hooks import Call
+from tracer.measurement.rows import Row
+from tracer.tensors.value_path import OUTPUT, ValuePath
 
 
 class ZoomKind(StrEnum):
@@ -249,3 +254,23 @@ def _leading(recording: OperationLog, right: set[int], results: set[int]) -> set
         if not leading.isdisjoint(set(step.outputs) - results):
             leading.update(step.inputs)
     return leading
+
+
+def wrong_values(call: Call, recording: OperationLog, wrong: Sequence[Row]) -> list[int | None]:
+    """The values that a call returns or leaves in its arguments where these are wrong."""
+    returned = OUTPUT.tensors(call.output)
+    if not wrong:
+        return [recording.known(leaf) for leaf in returned.values()]
+    left = {
+        path: leaf
+        for name, value in call.arguments.items()
+        for path, leaf in ValuePath.of_written(name).tensors(value).items()
+    }
+    found: list[torch.Tensor] = []
+    for row in wrong:
+        places = left if row.is_written else returned
+        if row.value in places and not hasattr(call.module, "to_reference_output"):
+            found.append(places[row.value])
+        else:
+            found += places.values() if not row.is_written else ()
+    return list(dict.fromkeys(recording.known(leaf) for leaf in found))

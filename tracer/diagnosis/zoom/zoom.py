@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tracer.diagnosis.finding import Origin
-from tracer.diagnosis.zoom.case import Case, Culprit, SideLog, ZoomKind, case_of
+from tracer.diagnosis.zoom.case import Case, Culprit, SideLog, ZoomKind, case_of, wrong_values
 from tracer.diagnosis.zoom.culprit import ALIGNED, RULES, Rule, culprit_of
 from tracer.diagnosis.zoom.matching import Match, match
 from tracer.diagnosis.zoom.naming import named_operations, own_line
@@ -304,7 +304,7 @@ class ZoomVisitor(Intervention):
         for own, other in self._declared(recordings):
             found[own] = found[own] or [Match(other, 1.0, True, False)]
         both = calls.reference, calls.candidate
-        results = [_results(*side, wrong) for side in zip(both, recordings, strict=True)]
+        results = [wrong_values(*side, wrong) for side in zip(both, recordings, strict=True)]
         if self._argument is not None:
             results = [
                 [known for leaf in handed if (known := each.known(leaf)) is not None]
@@ -395,23 +395,3 @@ def _is_opaque(record: CallRecord, experiment: Experiment) -> bool:
 def _working(tolerance: Tolerance) -> Sequence[torch.dtype]:
     """The dtypes that count: a coarser value in a module of these is a mistake itself."""
     return tolerance.working or (torch.float32,)
-
-
-def _results(call: Call, recording: OperationLog, wrong: Sequence[Row]) -> list[int | None]:
-    """The values that a call returns or leaves in its arguments where these are wrong."""
-    returned = OUTPUT.tensors(call.output)
-    if not wrong:
-        return [recording.known(leaf) for leaf in returned.values()]
-    left = {
-        path: leaf
-        for name, value in call.arguments.items()
-        for path, leaf in ValuePath.of_written(name).tensors(value).items()
-    }
-    found: list[torch.Tensor] = []
-    for row in wrong:
-        places = left if row.is_written else returned
-        if row.value in places and not hasattr(call.module, "to_reference_output"):
-            found.append(places[row.value])
-        else:
-            found += places.values() if not row.is_written else ()
-    return list(dict.fromkeys(recording.known(leaf) for leaf in found))
