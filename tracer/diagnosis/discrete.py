@@ -9,7 +9,7 @@ the reference's own module, on the candidate's inputs, gives the candidate's res
 sides' scores agree, what they choose by is closer than the tolerance, and all else is right.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -192,11 +192,13 @@ class _Probe:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One operation: what it has chosen by, along the last dimension, and what it has made."""
+    """One operation: what it has chosen by, along the last dimension, and what it has made; of one
+    that rounds, what it makes of other values."""
 
     kind: str
     scores: torch.Tensor
     made: torch.Tensor
+    step: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,8 +227,12 @@ class _Flip:
         return tuple(both[0]), tuple(both[1])
 
     def is_near(self, tolerance: Tolerance) -> bool:
-        """Whether the scores agree well, and the margin is within as much."""
+        """Whether the scores agree well, the margin is within as much, and the reference's
+        operation makes of the candidate's what the candidate's does."""
         r, c = self.reference.scores, self.candidate.scores
+        step = self.reference.step
+        if step is not None and not torch.equal(step(c), self.candidate.made):
+            return False
         difference = Difference.of(r, c)
         most = _NEAR * tolerance.limit(r.dtype, c.dtype) * difference.interval
         errors = self.margin, difference.relative_peak * difference.interval
@@ -261,13 +267,27 @@ class _Choices(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        choice = _choice(func.overloadpacket.__name__.rstrip("_"), args, kwargs or {}, result)
+        rest = args[1:], dict(kwargs or {})
+
+        def step(values: torch.Tensor) -> torch.Tensor:
+            made: Any = func(values.clone(), *rest[0], **rest[1])
+            first: torch.Tensor = made[0] if isinstance(made, tuple | list) else made
+            return first
+
+        name = func.overloadpacket.__name__.rstrip("_")
+        choice = _choice(name, args, kwargs or {}, result, step)
         if choice is not None:
             self.found.append(choice)
         return result
 
 
-def _choice(kind: str, args: Any, kwargs: dict[str, Any], result: Any) -> _Choice | None:
+def _choice(
+    kind: str,
+    args: Any,
+    kwargs: dict[str, Any],
+    result: Any,
+    step: Callable[[torch.Tensor], torch.Tensor],
+) -> _Choice | None:
     if kind not in (*_CHOOSING, *_STEPPED) or not isinstance(args[0], torch.Tensor):
         return None
     scores = args[0].detach().clone()
@@ -277,7 +297,7 @@ def _choice(kind: str, args: Any, kwargs: dict[str, Any], result: Any) -> _Choic
         is_stepped = kind != "_to_copy" or not made.dtype.is_floating_point
         if not is_stepped or made.shape != scores.shape or not scores.is_floating_point():
             return None
-        return _Choice(kind, *(torch.atleast_1d(tensor) for tensor in (scores, made.clone())))
+        return _Choice(kind, torch.atleast_1d(scores), torch.atleast_1d(made.clone()), step)
     if made.dtype != torch.int64 or not scores.dim():
         return None  # the largest of two, or of all
     position = 2 if kind == "topk" else 1

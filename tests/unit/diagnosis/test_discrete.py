@@ -72,3 +72,23 @@ def test_another_choice_is_an_origin() -> None:
     assert not result.verdict.agrees
     assert result.verdict.origin.module == "choosing"
     assert "rounding" not in result.verdict.explanation
+
+
+class Rounding(nn.Module):
+    """Fake-quantises by a scale of its own."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, 0, -128, 127)
+
+
+@pytest.mark.parametrize("scale", [0.04, 0.5])
+def test_another_scale_is_no_near_tie(scale: float) -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Identity(), Rounding(each), nn.Identity()) for each in (0.05, scale)]
+    verdict = tracer.compare(*models, torch.randn(4, 8)).verdict
+    assert (verdict.agrees, verdict.origin.module) == (False, "1")
+    assert not any(isinstance(found, NearTie) for found in verdict.beside)
