@@ -40,13 +40,15 @@ def is_form(left: object, right: object) -> bool:
 def as_tensors(left: object, right: object) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Two numbers as what they are compared as, one of which may be in a tensor of one element."""
     shape = next((v.shape for v in (left, right) if isinstance(v, torch.Tensor)), torch.Size())
+    if shape.numel() != 1:
+        return None
     found = []
     for value in (left, right):
         if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_meta:
             found.append(value)
         elif is_number(value):
             found.append(_as_tensor(value).reshape(shape))
-    return (found[0], found[1]) if len(found) == 2 and shape.numel() == 1 else None
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 def is_number(value: object) -> TypeGuard[complex]:

@@ -44,3 +44,11 @@ def test_what_a_tensor_does_not_hold() -> None:
 def test_a_summary() -> None:
     assert summary({}) == "nothing"
     assert summary({OUTPUT: torch.zeros(2)}) == "output (float32 [2], all 0)"
+
+
+def test_a_number_for_a_tensor_of_several_is_none() -> None:
+    assert as_tensors(torch.ones(2, 3), 1.0) is None
+    assert as_tensors(1.0, torch.ones(0)) is None
+    pair = as_tensors(torch.ones(1, 1), 1.0)
+    assert pair is not None
+    assert pair[1].shape == (1, 1)
