@@ -117,10 +117,12 @@ class Healing:
         return any(map(self.heals, wrong)) or any(row.relation for row in wrong[:1])
 
     def is_made_good(self, row: Row) -> bool:
-        """Whether a call that takes a value as it is returns what the reference's does."""
+        """Whether a call that takes a value as it is returns what the reference's does; to the last
+        bit, it does not depend on that value."""
         if not row.is_output or row.is_written:
             return False
-        return any(map(self._returns_right, self._takers[row.order]))
+        takers = filter(self._returns_right, self._takers[row.order])
+        return any(not all(map(_is_equal, taker.returned)) for taker in takers)
 
     def takers(self, row: Row) -> set[str]:
         """The modules that take a result as it is, without those that pass it on to others."""
@@ -183,6 +185,10 @@ class Healing:
         """Whether a result agrees; a cache may hold the reference's keys in another layout."""
         is_cache = row.is_output and is_any(str(row.value), self._roles.caches)
         return row.agrees or (is_cache and row.relation is not None)
+
+
+def _is_equal(row: Row) -> bool:
+    return row.difference is not None and row.difference.max == 0.0
 
 
 def _general(name: str) -> str:
