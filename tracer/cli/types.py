@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tracer.errors import UsageError
-from tracer.limits import LARGEST_INTEGER, check_rule, user_path, what_it_is
+from tracer.execution.limits import LARGEST_INTEGER, check_rule, user_path, what_it_is
 from tracer.models.locate import is_trace
 from tracer.reports import check_path
 from tracer.text import cut

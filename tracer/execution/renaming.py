@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tracer.errors import UsageError, near_names
-from tracer.limits import LONGEST_NAME, check_rule, time_limit
+from tracer.execution.limits import LONGEST_NAME, check_rule, time_limit
 
 # Segments that wrappers put into module names: torch.compile, DataParallel and DDP, FSDP,
 # activation checkpointing, and wrappers that keep what they wrap in an attribute.

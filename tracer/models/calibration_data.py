@@ -17,7 +17,7 @@ import torch
 
 from tracer.choices import DEFAULT_CALIBRATE
 from tracer.errors import UsageError
-from tracer.limits import user_path
+from tracer.execution.limits import user_path
 from tracer.models.inputs.images import QUESTIONS, crop, from_images, open_image
 from tracer.models.inputs.synthetic import image_and_text
 from tracer.models.inputs.text import InputSpec, random_tokens, tokenize

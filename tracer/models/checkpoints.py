@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelLoadError, UsageError
+from tracer.execution.limits import LARGEST_INTEGER, check_memory, read_json
 from tracer.execution.offload import quiet_accelerate
-from tracer.limits import LARGEST_INTEGER, check_memory, read_json
 from tracer.tensors.leaves import dtype_name
 from tracer.text import brief, first_line, listed
 

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelLoadError, near_names
+from tracer.execution.limits import user_path
 from tracer.execution.state import random_state_kept
-from tracer.limits import user_path
 from tracer.models.locate import factory_of
 from tracer.text import first_line, listed
 

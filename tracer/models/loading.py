@@ -28,6 +28,7 @@ from tracer.choices import (
     WITH_VOCABULARY,
 )
 from tracer.errors import InputError, UsageError, near_names
+from tracer.execution.limits import user_path
 from tracer.execution.offload import (
     compute_on,
     from_disk,
@@ -40,7 +41,6 @@ from tracer.execution.stepping import Stepping as Stepping
 from tracer.execution.stepping import decode_step as decode_step
 from tracer.execution.stepping import ending_in_steps as ending_in_steps
 from tracer.execution.torch_internals import attention_implementation
-from tracer.limits import user_path
 from tracer.models import builtin as tiny
 from tracer.models import factories
 from tracer.models.calibration_data import Calibration as Calibration

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tracer.choices import BUILT_IN, TRACE_HEADER
 from tracer.errors import ModelLoadError, UsageError, near_names
-from tracer.limits import user_path, what_it_is
+from tracer.execution.limits import user_path, what_it_is
 from tracer.text import brief
 
 # Each part begins and ends with a letter or digit, and no two signs follow each other.

@@ -17,7 +17,7 @@ from typing import Any
 
 from tracer.comparison.result import Comparison, row_fields
 from tracer.errors import UsageError
-from tracer.limits import read_json, user_path
+from tracer.execution.limits import read_json, user_path
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.models.locate import is_trace
 from tracer.reports.json import SCHEMA

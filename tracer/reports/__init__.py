@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracer.errors import UsageError
-from tracer.limits import user_path, what_it_is
+from tracer.execution.limits import user_path, what_it_is
 from tracer.text import visible
 
 if TYPE_CHECKING:

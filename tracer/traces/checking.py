@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tracer.choices import VALUES
-from tracer.limits import LARGEST_INTEGER, MOST_NESTED, is_text
+from tracer.execution.limits import LARGEST_INTEGER, MOST_NESTED, is_text
 from tracer.traces.shards import DTYPES
 
 _TEXTS = ("values", "model", "device", "checksum")

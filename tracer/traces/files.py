@@ -32,7 +32,7 @@ import torch
 
 from tracer.choices import TRACE_HEADER
 from tracer.errors import StorageError
-from tracer.limits import user_path
+from tracer.execution.limits import user_path
 from tracer.tensors.fingerprints import Fingerprint, raw_bytes
 from tracer.tensors.leaves import dtype_name
 from tracer.traces.shards import CONTENTS_BYTES, ShardWriter, shard_name, write_all

@@ -14,7 +14,7 @@ import torch
 
 from tracer.choices import TRACE_HEADER
 from tracer.errors import StorageError
-from tracer.limits import read_json, user_path, what_it_is
+from tracer.execution.limits import read_json, user_path, what_it_is
 from tracer.tensors.fingerprints import Fingerprint, Shown
 from tracer.traces.checking import check_entry
 from tracer.traces.files import END, EVENTS, FORMAT

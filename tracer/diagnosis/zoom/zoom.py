@@ -71,7 +71,7 @@ class Zoomed:
 
     @property
     def guilty(self) -> Operation | None:
-        """The culprit."""
+        """The culprit, under the name that it had before; kept for scripts that read it."""
         return self.culprit
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tracer.errors import InputError, ModelLoadError, UsageError
-from tracer.limits import time_limit
+from tracer.execution.limits import time_limit
 from tracer.models.builtin import Tokens
 from tracer.text import brief
 

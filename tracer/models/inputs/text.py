@@ -16,7 +16,7 @@ from torch import nn
 
 from tracer.choices import PADDING_SIDES
 from tracer.errors import InputError, ModelLoadError, UsageError, near_names
-from tracer.limits import LARGEST_INTEGER, check_memory, is_text, user_path, what_it_is
+from tracer.execution.limits import LARGEST_INTEGER, check_memory, is_text, user_path, what_it_is
 from tracer.tensors.leaves import dtype_name
 from tracer.text import brief, listed
 

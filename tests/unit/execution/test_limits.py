@@ -9,7 +9,14 @@ import pytest
 import tracer.cli
 from tracer.cli import main
 from tracer.errors import UsageError
-from tracer.limits import check_memory, check_rule, in_bytes, read_json, time_limit, user_path
+from tracer.execution.limits import (
+    check_memory,
+    check_rule,
+    in_bytes,
+    read_json,
+    time_limit,
+    user_path,
+)
 from tracer.reports import check_path
 from tracer.text import visible
 
