@@ -7,25 +7,25 @@ unchanged: a hidden state is an output here and an input there, and a mask goes 
 What else a run does, its interventions do.
 """
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from tracer.execution.hooks import Answer, Call, Phase, definition
 from tracer.execution.side import EventKey, SideObserver
 from tracer.measurement.arguments import CallPair
+from tracer.measurement.compared_pairs import ComparedPairs
 from tracer.measurement.final_output import FinalOutput
 from tracer.measurement.gathered import leave_gathered_out
 from tracer.measurement.intervention import Intervention, merged
 from tracer.measurement.layout import in_shape_of, nested_otherwise
 from tracer.measurement.padding import Padding, Paddings, padding_of
-from tracer.measurement.pairs import Measured, Tensor, difference_at, estimated, measured
+from tracer.measurement.pairs import Measured, Tensor, estimated, measured, unpadded_difference
 from tracer.measurement.plain_values import as_tensors, equal, is_comparable, is_form, summary
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row
-from tracer.measurement.written import Marks, changes, marks, version
+from tracer.measurement.written import Marks, changes, marks
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.leaves import LeftOut, describe, is_stateful
@@ -78,7 +78,7 @@ class Comparer:
         self._order = 0
         self._finished = 0
         self._paddings = Paddings()
-        self._compared: dict[tuple[int, int], _Compared] = {}
+        self._compared = ComparedPairs()
         self._given: dict[CallKey, tuple[Marks, Marks]] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
@@ -107,32 +107,14 @@ class Comparer:
 
     def known(self, r: Tensor, c: Tensor) -> Row | None:
         """The row of a pair of tensors that was compared, and that has not changed since."""
-        known = self._compared.get((id(r), id(c)))
-        if known is None or known.reference() is not r or known.candidate() is not c:
-            return None
-        return known.row if known.versions == (version(r), version(c)) else None
+        return self._compared.row(r, c)
 
     def unpadded(
         self, record: CallRecord, r: Tensor, c: Tensor, *, is_kept: bool = False
     ) -> Difference | None:
-        """The difference without padded positions; None where none are known.
-
-        What a model computes at a padded position depends on the attention implementation (a row
-        of the mask that hides everything has no defined result), and nothing else may depend on
-        it. Where several dimensions may be those of positions, it is the one along which least is
-        left.
-
-        Args:
-            is_kept: whether it is of a cache, which may have kept the last positions only.
-        """
-        found = []
-        for padding in self.paddings(record):
-            for place in padding.places(tuple(r.shape), is_kept=is_kept):
-                found.append(difference_at(place, r, c))
-                if found[-1] is not None and self.tolerance.agrees(found[-1], r.dtype, c.dtype):
-                    return found[-1]
-        known = [difference for difference in found if difference is not None]
-        return min(known, key=lambda difference: difference.relative_peak, default=None)
+        """The difference without padded positions that a call and those around it say; see
+        `unpadded_difference`."""
+        return unpadded_difference(self.paddings(record), r, c, self.tolerance, is_kept=is_kept)
 
     def _start(self, calls: CallPair) -> CallRecord:
         reference, candidate = calls.reference, calls.candidate
@@ -350,7 +332,7 @@ class Comparer:
         self.compared_elements += row.difference.elements if row.difference is not None else 0
         if row.is_output and not row.module:
             self.final.note(row)
-        self._remember(r, c, row)
+        self._compared.enter(r, c, row)
         self._add(record, row)
         if not row.is_output:
             self._describe(record, row, row.value, r, c)
@@ -419,38 +401,8 @@ class Comparer:
         reference: Mapping[ValuePath, object],
         candidate: Mapping[ValuePath, object],
     ) -> None:
-        self._add(
-            record,
-            Row(
-                order=self._next(),
-                module=record.module,
-                call=record.call,
-                value=path,
-                shape=(),
-                dtype=None,
-                candidate_dtype=None,
-                difference=None,
-                limit=0.0,
-                agrees=False,
-                remarks=(Remark(kind, summary(reference), summary(candidate)),),
-            ),
-        )
-
-    def _remember(self, r: Tensor, c: Tensor, row: Row) -> None:
-        versions = version(r), version(c)
-        if None in versions:
-            return
-        key = id(r), id(c)
-        forget = lambda _: self._compared.pop(key, None)  # noqa: E731
-        self._compared[key] = _Compared(weakref.ref(r, forget), weakref.ref(c), versions, row)
-
-
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    reference: "weakref.ref[Tensor]"
-    candidate: "weakref.ref[Tensor]"
-    versions: tuple[int | None, int | None]
-    row: Row
+        remark = Remark(kind, summary(reference), summary(candidate))
+        self._add(record, Row.of_form(self._next(), record.key, path, remark))
 
 
 def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | None:

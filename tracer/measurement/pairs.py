@@ -1,11 +1,11 @@
 """Two tensors, or what a trace holds instead of them, compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
-from tracer.measurement.padding import part_name, visible_part
+from tracer.measurement.padding import Padding, part_name, visible_part
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
@@ -135,3 +135,26 @@ def _remarks(difference: Difference, limit: float) -> tuple[Remark, ...]:
     if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
         return (Remark(RemarkKind.RELATIVE_L2, figure=difference.relative_l2),)
     return ()
+
+
+def unpadded_difference(
+    paddings: Iterable[Padding], r: Tensor, c: Tensor, tolerance: Tolerance, *, is_kept: bool
+) -> Difference | None:
+    """The difference without padded positions; None where none are known.
+
+    What a model computes at a padded position depends on the attention implementation (a row of
+    the mask that hides everything has no defined result), and nothing else may depend on it. Where
+    several dimensions may be those of positions, it is the one along which least is left.
+
+    Args:
+        is_kept: whether it is of a cache, which may have kept the last positions only.
+    """
+    found = []
+    for padding in paddings:
+        for place in padding.places(tuple(r.shape), is_kept=is_kept):
+            difference = difference_at(place, r, c)
+            if difference is not None and tolerance.agrees(difference, r.dtype, c.dtype):
+                return difference
+            if difference is not None:
+                found.append(difference)
+    return min(found, key=lambda difference: difference.relative_peak, default=None)

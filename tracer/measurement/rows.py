@@ -69,6 +69,23 @@ class Row:
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))
 
+    @classmethod
+    def of_form(cls, order: int, call: CallKey, value: ValuePath, remark: Remark) -> "Row":
+        """The row of a result whose forms do not compare."""
+        return cls(
+            order=order,
+            module=call[0],
+            call=call[1],
+            value=value,
+            shape=(),
+            dtype=None,
+            candidate_dtype=None,
+            difference=None,
+            limit=0.0,
+            agrees=False,
+            remarks=(remark,),
+        )
+
     @property
     def note(self) -> str:
         """The remarks as text; empty without any."""
