@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from tracer.execution.hooks import Answer, Call, Phase, definition
+from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.side import EventKey, SideObserver
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.compared_pairs import ComparedPairs
@@ -22,7 +22,14 @@ from tracer.measurement.intervention import Intervention, merged
 from tracer.measurement.layout import in_shape_of, nested_otherwise
 from tracer.measurement.padding import Padding, Paddings, padding_of
 from tracer.measurement.pairs import Measured, Tensor, estimated, measured, unpadded_difference
-from tracer.measurement.plain_values import as_tensors, equal, is_comparable, is_form, summary
+from tracer.measurement.plain_values import (
+    as_tensors,
+    equal,
+    is_comparable,
+    is_form,
+    is_left_out,
+    summary,
+)
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row
 from tracer.measurement.written import Marks, changes, marks
@@ -121,25 +128,8 @@ class Comparer:
         parent = _enclosing(reference, self.records)
         if parent is not None:
             self.records[parent].children.append(calls.key)
-        record = self.records[calls.key] = CallRecord(
-            module=reference.name,
-            call=reference.index,
-            candidate_module=candidate.name,
-            parent=parent,
-            reference_caller=reference.caller,
-            candidate_caller=candidate.caller,
-            reference_definition=definition(reference.module),
-            candidate_definition=definition(candidate.module),
-            main_argument=next(iter(reference.arguments), None),
-            arguments={},
-            outputs=[],
-            described={},
-            edited=(),
-            form_differences=[],
-            children=[],
-            start=self._next(),
-            autocast=reference.autocast,
-        )
+        record = CallRecord.of(reference, candidate, parent, start=self._next())
+        self.records[calls.key] = record
         self._paddings.note(self._around(record), padding_of(reference, self.roles))
         for name, r, c in calls.arguments():
             self._compare_values(record, ValuePath.of_argument(name), r, c)
@@ -207,7 +197,7 @@ class Comparer:
             self._differ_in_form(record, path, r, c)  # None for a cache that is empty yet
         for leaf_path, left in reference.items():
             right = candidate.get(leaf_path)
-            if _is_left_out(left) or _is_left_out(right):
+            if is_left_out(left) or is_left_out(right):
                 self.left_out += 1
                 common = True
             elif not is_comparable(left, leaf_path, candidate):
@@ -416,7 +406,3 @@ def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | N
 def _is_tensor(*values: object) -> bool:
     """Whether any of the values is a tensor."""
     return any(isinstance(value, Tensor) for value in values)
-
-
-def _is_left_out(value: object) -> bool:
-    return isinstance(value, LeftOut) and not isinstance(value, Fingerprint)

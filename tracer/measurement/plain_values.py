@@ -6,7 +6,8 @@ from typing import TypeGuard
 
 import torch
 
-from tracer.tensors.leaves import Opaque, describe
+from tracer.tensors.fingerprints import Fingerprint
+from tracer.tensors.leaves import LeftOut, Opaque, describe
 from tracer.tensors.value_path import ValuePath
 
 
@@ -35,6 +36,11 @@ def is_form(left: object, right: object) -> bool:
     if all(isinstance(value, torch.dtype) for value in both):
         return all(value.is_floating_point for value in both)  # type: ignore[attr-defined]
     return left is None or all(isinstance(value, torch.device) for value in both)
+
+
+def is_left_out(value: object) -> bool:
+    """Whether a recording has not even a fingerprint of a value."""
+    return isinstance(value, LeftOut) and not isinstance(value, Fingerprint)
 
 
 def as_tensors(left: object, right: object) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tracer.execution.hooks import Location
+from tracer.execution.hooks import Call, Location, definition
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
 from tracer.tensors.relations import Relation
@@ -224,6 +224,31 @@ class CallRecord:
     end: int = -1
     autocast: torch.dtype | None = None
     passed_on: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, reference: Call, candidate: Call, parent: CallKey | None, start: int
+    ) -> "CallRecord":
+        """The record of two calls that have just begun."""
+        return cls(
+            module=reference.name,
+            call=reference.index,
+            candidate_module=candidate.name,
+            parent=parent,
+            reference_caller=reference.caller,
+            candidate_caller=candidate.caller,
+            reference_definition=definition(reference.module),
+            candidate_definition=definition(candidate.module),
+            main_argument=next(iter(reference.arguments), None),
+            arguments={},
+            outputs=[],
+            described={},
+            edited=(),
+            form_differences=[],
+            children=[],
+            start=start,
+            autocast=reference.autocast,
+        )
 
     @property
     def returned(self) -> list[Row]:
