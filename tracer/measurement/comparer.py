@@ -31,7 +31,7 @@ from tracer.measurement.plain_values import (
     summary,
 )
 from tracer.measurement.remarks import Remark, RemarkKind
-from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row
+from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row, enclosing
 from tracer.measurement.written import Marks, changes, marks
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
@@ -125,7 +125,7 @@ class Comparer:
 
     def _start(self, calls: CallPair) -> CallRecord:
         reference, candidate = calls.reference, calls.candidate
-        parent = _enclosing(reference, self.records)
+        parent = enclosing(reference, self.records)
         if parent is not None:
             self.records[parent].children.append(calls.key)
         record = CallRecord.of(reference, candidate, parent, start=self._next())
@@ -393,14 +393,6 @@ class Comparer:
     ) -> None:
         remark = Remark(kind, summary(reference), summary(candidate))
         self._add(record, Row.of_form(self._next(), record.key, path, remark))
-
-
-def _enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | None:
-    """The nearest call around this one that was compared."""
-    parent = call.parent
-    while parent is not None and (parent.name, parent.index) not in records:
-        parent = parent.parent
-    return None if parent is None else (parent.name, parent.index)
 
 
 def _is_tensor(*values: object) -> bool:

@@ -299,3 +299,11 @@ def inputs_of(row: Row, records: Mapping[CallKey, CallRecord]) -> Iterator[Row]:
             yield earlier
     for child in inside.children:
         yield from (earlier for earlier in records[child].outputs if earlier.order < row.order)
+
+
+def enclosing(call: Call, records: Mapping[CallKey, CallRecord]) -> CallKey | None:
+    """The nearest call around this one that was compared."""
+    parent = call.parent
+    while parent is not None and (parent.name, parent.index) not in records:
+        parent = parent.parent
+    return None if parent is None else (parent.name, parent.index)
