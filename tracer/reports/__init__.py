@@ -69,8 +69,9 @@ def save(comparison: "Comparison", path: str | Path, *, run: Run | None = None) 
             shutil.copymode(target, partial)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UsageError(f"the report {path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)  # an interruption leaves nothing, either
 
 
 def wants_samples(paths: Iterable[str | Path]) -> bool:

@@ -131,6 +131,16 @@ def test_padding_makes_no_divergence(family: str, side: str) -> None:
     assert found.coverage.not_comparable == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", PAIRED[:20])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_nor_does_it_in_bfloat16(family: str, side: str) -> None:
+    """Where near ties of the routing are turned over, too."""
+    model, other = (each.bfloat16() for each in pair(family))
+    verdict = tracer.compare(model, other, padded(side)).verdict
+    assert verdict.agrees, verdict.explanation
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_an_expert_that_is_wrong_is_found(side: str) -> None:
     model, other = pair("Mixtral")

@@ -351,3 +351,50 @@ def test_a_killed_study_goes_on_where_it_was(quick: Workload, tmp_path: Path):
     assert after.startswith(kept)
     lines = after.splitlines()
     assert len(lines) == len(set(lines)) == 1 + 4 + 2 * 2  # the head, the search, the finalists
+
+
+WITH_WORKERS = """
+import sys, time
+from wrappers.studies.execute.runner import _Processes
+from wrappers.studies.plan.workload import Workload
+
+def main():
+    with _Processes(Workload("."), 2) as processes:
+        pool = processes._pool
+        list(pool.map(abs, [1, 2]))
+        print(*pool._processes, flush=True)
+        time.sleep(120)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def lives(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # ended, and not waited for yet
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="a system without /proc")
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent(ended_by: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "study.py"
+    script.write_text(WITH_WORKERS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [int(number) for number in parent.stdout.readline().split()]
+        assert workers
+        assert all(map(lives, workers))
+        parent.send_signal(ended_by)
+        parent.wait()
+        until = time.monotonic() + 30
+        while any(map(lives, workers)) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not any(map(lives, workers))
