@@ -46,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.no_cover)
 
 
+@pytest.fixture(autouse=True)
+def _nobody_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests do not depend on whether a CI job runs them; those of CI jobs say so themselves."""
+    for name in ("CI", "BUILD_NUMBER", "PYTHONBREAKPOINT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data; a test that needs it is skipped where there is none."""

@@ -171,7 +171,7 @@ def port(reference: Any) -> Port:
 FIRST, SECOND = "model.layers.0", "model.layers.1"
 
 PORTED = [
-    Mistake("weights not permuted", not_permuted, f"{FIRST}.self_attn.q_proj", "parameter", missed="the port declares another order, in which the reference's weights cannot be given to it: the module is named, unconfirmed"),
+    Mistake("weights not permuted", not_permuted, f"{FIRST}.self_attn.q_proj", "parameter"),
     Mistake("halves turned for neighbours", in_all_layers("attention", "turn", turn_halves), f"{FIRST}.self_attn", "computation"),
     Mistake("gate and up exchanged", exchange("layers.1.feed_forward.w1", "layers.1.feed_forward.w3"), f"{SECOND}.mlp.gate_proj", "parameter"),
     Mistake("norms exchanged", exchange("layers.1.attention_norm", "layers.1.ffn_norm"), f"{SECOND}.input_layernorm", "parameter"),

@@ -18,7 +18,7 @@ from tracer.execution.offload import value_of
 from tracer.execution.pairing import Pairing
 from tracer.execution.torch_internals import as_written
 from tracer.interventions.exchange import attribute_at, plain_attributes
-from tracer.measurement.arguments import scale_between
+from tracer.measurement.arguments import declared_rows, scale_between
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import (
     children,
@@ -96,7 +96,8 @@ def changed_parameters(
 
     Those of one dtype must be equal; others may differ by the tolerance of their dtypes. Where the
     candidate declares a factor on its output, its parameters may carry it. Where it declares
-    another form, its own parameters cannot be compared; the coverage names the module.
+    another order of channels, the rows of a linear layer are read in it; what declares any other
+    form cannot be compared, and the coverage names the module.
 
     Args:
         called: names of modules inside that were called. What they hold is their own affair; what
@@ -114,6 +115,7 @@ def changed_parameters(
     )
     if factor is not None and is_as_it_was:
         factor = 1.0  # the candidate applies it elsewhere
+    rows = declared_rows(reference, candidate)
     changed: dict[str, ParameterDifference] = {}
     # A different implementation may need less, or more.
     one_sided = _are_related(reference, candidate)
@@ -129,9 +131,12 @@ def changed_parameters(
         elif r.shape != c.shape:
             shapes = str(list(r.shape)), str(list(c.shape))
             changed[name] = ParameterDifference(ParameterKind.SHAPES, False, *shapes)
-        elif factor is not None or "." in name:
-            r, c = value_of(reference, name, r), value_of(candidate, name, c)
-            apart = _values_apart(r, c.to(r.device), tolerance, factor)
+        elif factor is not None or "." in name or rows is not None:
+            r, c = value_of(reference, name, r), value_of(candidate, name, c).to(r.device)
+            if rows is not None and "." not in name:
+                apart = _values_apart(r, c[rows.to(r.device)], tolerance)
+            else:
+                apart = _values_apart(r, c, tolerance, factor)
             if apart is not None:
                 changed[name] = apart
     for name in candidates.keys() - references.keys() if one_sided else ():

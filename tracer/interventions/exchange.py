@@ -10,7 +10,7 @@ from tracer.execution.fusions import Part
 from tracer.execution.offload import load_instead, value_of
 from tracer.execution.torch_internals import as_written, buffers_of, parameters_of
 from tracer.interventions.substitution import device_of
-from tracer.measurement.arguments import scale_between
+from tracer.measurement.arguments import declared_rows, scale_between
 from tracer.tensors.leaves import children, deep_copy, replace_leaves
 
 
@@ -40,6 +40,9 @@ def exchange(
         like = value if found is None else value_of(owners[0], last, found)
         factor = scale_between(reference, candidate) if not owner else 1.0
         value = value.mT if transposed else value
+        rows = declared_rows(reference, candidate) if not owner else None
+        if rows is not None:
+            value = value[rows.argsort().to(value.device)]
         given = value.to(like.device, like.dtype)
         given = given if factor in (1.0, None) else given * factor
         return _put(owners[0], mine, last, _as_parameter(given, found))

@@ -220,6 +220,22 @@ def scale_between(reference: nn.Module, candidate: nn.Module) -> float | None:
     return None if scales[0] is None or scales[1] is None else scales[1] / scales[0]
 
 
+def declared_rows(reference: nn.Module, candidate: nn.Module) -> torch.Tensor | None:
+    """Which row of the candidate's own weight is each of the reference's, where it is a linear
+    layer and says that its output has the reference's channels in another order; else None."""
+    read = getattr(candidate, "to_reference_output", None)
+    if read is None or not isinstance(candidate, nn.Linear):
+        return None
+    if hasattr(reference, "to_reference_output"):
+        return None
+    weight = candidate.weight
+    channels = torch.arange(weight.shape[0], dtype=torch.float32, device=weight.device)
+    order = read(channels[None])
+    if not isinstance(order, torch.Tensor) or order.shape != (1, len(channels)):
+        return None
+    return order[0].long() if torch.equal(order[0].sort().values, channels) else None
+
+
 def _declared_scale(module: nn.Module) -> float | None:
     if not hasattr(module, "to_reference_output"):
         return 1.0

@@ -18,8 +18,6 @@ from tracer.cli import main
 @pytest.fixture
 def at_prompt(monkeypatch, capsys):
     """Runs `compare random-llama` with answers for its prompts: the code, and what is printed."""
-    for name in ("CI", "PYTHONBREAKPOINT"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(answers: str, *arguments: object) -> tuple[int, str, str]:

@@ -99,8 +99,6 @@ class Session:
 
 @pytest.fixture
 def at_prompt(monkeypatch, capsys) -> Iterator[Session]:
-    for name in ("CI", "PYTHONBREAKPOINT"):
-        monkeypatch.delenv(name, raising=False)
     names, trace = dict(vars(builtins)), sys.gettrace()
     yield Session(monkeypatch, capsys)
     assert dict(vars(builtins)) == names
@@ -624,8 +622,6 @@ class TestInATerminal:
                 "OMP_NUM_THREADS": "1",
                 "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody answers where the cursor is
             }  # fmt: skip
-            for name in ("CI", "PYTHONBREAKPOINT"):
-                environment.pop(name, None)
             child = pexpect.spawn(
                 *(sys.executable, ["examples/find_the_mask_bug.py", *arguments]), env=environment,
                 cwd=str(ROOT), encoding="utf-8", timeout=40, dimensions=(50, 160),

@@ -20,12 +20,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch) -> None:
-    for name in ("CI", "PYTHONBREAKPOINT"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def streams(monkeypatch) -> SimpleNamespace:
     """What the room takes for standard input and output: those of a terminal."""

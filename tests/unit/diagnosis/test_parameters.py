@@ -167,6 +167,11 @@ class Reversed(nn.Linear):
         return output.flip(-1)
 
 
+class Negated(nn.Linear):
+    def to_reference_output(self, output):
+        return -output
+
+
 def with_weights(kind, weight, bias) -> nn.Linear:
     linear = kind(3, 4)
     linear.weight, linear.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
@@ -200,8 +205,18 @@ class TestDeclaredForms:
         assert torch.equal(both[0].weight, both[1].weight)
 
     def test_forms_of_parameters(self) -> None:
-        for weight in (self.weight.flip(0), self.weight + 1.0):
-            assert changed(self.reference(), with_weights(Reversed, weight, self.bias)) == {}
+        right = self.weight.flip(0), self.bias.flip(0)
+        assert changed(self.reference(), with_weights(Reversed, *right)) == {}
+        found = changed(self.reference(), with_weights(Reversed, self.weight, right[1]))
+        assert list(found) == ["weight"]
+        wrong = with_weights(Reversed, self.weight, right[1])
+        undo = exchange(wrong, self.reference(), "weight")
+        assert undo is not None
+        assert torch.equal(wrong.weight, right[0])
+        undo()
+        assert torch.equal(wrong.weight, self.weight)
+        # A form that is more than an order says nothing of the weight's rows.
+        assert changed(self.reference(), with_weights(Negated, self.weight, self.bias)) == {}
         both = [with_weights(Reversed, self.weight + i, self.bias) for i in range(2)]
         assert list(changed(*both)) == ["weight"]
 

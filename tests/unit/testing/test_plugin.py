@@ -50,9 +50,6 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Runs pytest on a file of tests; nothing of this suite's settings holds for it."""
     # Other plugins would be imported anew by each run.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    # There pytest shows whole messages in its summary.
-    for name in ("CI", "BUILD_NUMBER"):
-        monkeypatch.delenv(name, raising=False)
 
     def run(tests: str, *arguments: str) -> pytest.RunResult:
         pytester.makepyfile(test_port=f"{MODELS}\n{tests}")
