@@ -89,6 +89,8 @@ def place(row: "Row") -> str:
     module = module_in_words(row.module) + (f" (call {row.call})" if row.call else "")
     if row.is_written:
         return f"`{row.value.in_argument}` as left by {module}"
+    if row.value.is_gradient:
+        return f"the gradient of `{row.value.in_argument}` of {module}"
     what = row.value if row.is_output else f"argument `{row.value.label}`"
     return f"{what} of {module}"
 

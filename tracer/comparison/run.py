@@ -23,7 +23,8 @@ from tracer.comparison.trace_limits import (
 )
 from tracer.debugger.breakpoints import Breakpoint, debugger_of
 from tracer.diagnosis.discrete import NearTie, near_ties
-from tracer.diagnosis.finding import ForwardOnly, OriginKind, RandomDraws
+from tracer.diagnosis.finding import OriginKind, RandomDraws
+from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
@@ -40,6 +41,7 @@ from tracer.isolation.levels import modules_at
 from tracer.isolation.measure import isolated
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.coverage import make_coverage
+from tracer.measurement.gradients import CannotDifferentiateError
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import first_divergence
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
@@ -179,8 +181,7 @@ def compare(
     raise_failure(free.outcome.failure, comparison)
     _check_something_compared(comparison, free, session.pairs)
     if train and comparison.verdict.agrees:
-        verdict = comparison.verdict.with_beside(ForwardOnly())
-        comparison = replace(comparison, verdict=verdict)
+        comparison = _with_gradients(comparison, experiment)
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):
@@ -285,6 +286,24 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool, strict: bo
         rows=tuple(comparer.rows),
         form_differences=tuple(form for record in records for form in record.form_differences),
     )
+
+
+def _with_gradients(comparison: Comparison, experiment: Experiment) -> Comparison:
+    """The comparison of models that agree going forward, with what their gradients say."""
+    order = len(comparison.rows)
+    try:
+        found = compare_gradients(experiment.session, experiment.tolerance, experiment.roles, order)
+    except CannotDifferentiateError as error:
+        ended = replace(comparison, verdict=judge_ended(comparison.rows, error.side))
+        raise ModelRunError(
+            f"the {error.side} raised {error}, in its forward with gradients or in its backward",
+            ended,
+        ) from error.__cause__
+    if not isinstance(found, GradientsDiffer):
+        return replace(comparison, verdict=comparison.verdict.with_beside(found))
+    verdict = found.verdict.with_beside(*comparison.verdict.beside)
+    differing = replace(comparison, verdict=verdict, rows=(*comparison.rows, *found.rows))
+    return differing if found.zoomed is None else with_zoom(differing, found.zoomed)
 
 
 def with_zoom(comparison: Comparison, zoomed: Zoomed) -> Comparison:

@@ -18,6 +18,7 @@ class OriginKind(StrEnum):
     PARAMETER = "parameter"
     COMPUTATION = "computation"
     ARGUMENT = "argument"
+    GRADIENT = "gradient"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class FindingKind(StrEnum):
     LEFT = "left"  # what it leaves in an argument
     PARAMETERS = "parameters"
     RAISES = "raises"
+    BACKWARD = "backward"  # the gradients that it passes on
     GROWS = "grows"  # no single value is the cause
 
 
@@ -67,7 +69,8 @@ class Finding:
             distinguished by `peir` alone.
         peir: how far it is off.
         since: the last module before it whose results agree.
-        names: the arguments that are edited, or the argument that something is left in.
+        names: the arguments that are edited, or the argument that something is left in; of a
+            backward, the arguments and parameters whose gradients are wrong.
         parameters: those that differ, by name.
         equals: those of them that equal another one of the reference's, whose name it is.
         settings: those of its module that differ, and the dtypes of what raises.
@@ -120,8 +123,3 @@ class RandomDraws:
 
     sides: tuple[Draws, ...]
     agreed: bool
-
-
-@dataclass(frozen=True)
-class ForwardOnly:
-    """Models in training mode agree, and what is trained by was not compared: their gradients."""

@@ -34,11 +34,13 @@ class Outcome(StrEnum):
     OUTPUT_BETTER = "output_better"  # the model's error falls by half and more
     AFTER_AGREES = "after_agrees"  # everything after the call
     RUNS = "runs"  # the candidate no longer raises
+    GRADIENTS_AGREE = "gradients_agree"
+    GRADIENTS_DIFFER = "gradients_differ"
 
 
 _UNCONFIRMED = (
     *(Outcome.NOT_TRIED, Outcome.NOT_REPLACED, Outcome.RAISED),
-    *(Outcome.STILL_THERE, Outcome.STILL_DIVERGES),
+    *(Outcome.STILL_THERE, Outcome.STILL_DIVERGES, Outcome.GRADIENTS_DIFFER),
 )
 
 

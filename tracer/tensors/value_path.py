@@ -14,11 +14,13 @@ from tracer.tensors.leaves import all_leaves, leaves
 
 
 class ValueKind(Enum):
-    """What a value is to a call; what it leaves in a cache, list or dict is a result of it."""
+    """What a value is to a call; what it leaves in a cache, list or dict is a result of it, and so
+    is the gradient of an argument or of a parameter."""
 
     ARGUMENT = "kwargs"
     OUTPUT = "output"
     WRITTEN = "written"
+    GRADIENT = "gradient"
 
 
 class ValuePath(str):
@@ -71,10 +73,20 @@ class ValuePath(str):
         """The path of what a call leaves in an argument."""
         return cls(ValueKind.WRITTEN, name)
 
+    @classmethod
+    def of_gradient(cls, name: str) -> "ValuePath":
+        """The path of the gradient of an argument, or of what is in one, or of a parameter."""
+        return cls(ValueKind.GRADIENT, *name.split(".", 1))
+
     @property
     def is_result(self) -> bool:
         """Whether it came out of the call."""
         return self.kind is not ValueKind.ARGUMENT
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it is the gradient of something."""
+        return self.kind is ValueKind.GRADIENT
 
     @property
     def in_argument(self) -> str:

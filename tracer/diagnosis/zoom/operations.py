@@ -13,7 +13,7 @@ a call that makes more than `MOST_BYTES` cannot be recorded.
 import linecache
 import os
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -120,8 +120,14 @@ class OperationLog(TorchDispatchMode):
         finished: the call has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lines_of: Mapping[Any, tuple[Line, ...]] | None = None) -> None:
+        """Not in force yet.
+
+        Args:
+            lines_of: for a backward pass, where the forward made the nodes of its graph.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
+        self._lines_of = lines_of or {}
         self.steps: list[Step] = []
         self.values: list[torch.Tensor] = []
         self.makers: list[int | None] = []
@@ -137,7 +143,7 @@ class OperationLog(TorchDispatchMode):
 
     def begin(self) -> None:
         """Comes into force; the module's call has begun."""
-        self._outside = next(_frames(sys._getframe(1)), None)
+        self._outside = next(frames(sys._getframe(1)), None)
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
@@ -306,13 +312,13 @@ class OperationLog(TorchDispatchMode):
         return renewed
 
     def _lines(self) -> tuple[Line, ...]:
-        found: list[Line] = []
-        for frame in _frames(sys._getframe(1)):
-            line = frame.f_code, frame.f_lineno
-            if frame is self._outside:
-                return tuple(found) or (line,)
-            found.append(line)
-        return tuple(found)
+        found = lines_from(sys._getframe(1), self._outside)
+        if found:
+            return found
+        node = torch._C._current_autograd_node()
+        if node in self._lines_of:
+            return self._lines_of[node]
+        return () if self._outside is None else (_line(self._outside),)
 
 
 def described(recording: OperationLog, index: int, line: Line | None = None) -> Operation:
@@ -340,7 +346,21 @@ def at_line(name: str, location: Location | None) -> Operation | None:
     return Operation(name, location.file, location.line, location.function, text, (), ())
 
 
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+def lines_from(frame: FrameType, outside: FrameType | None = None) -> tuple[Line, ...]:
+    """The lines that are executed, the innermost first, up to a frame."""
+    found: list[Line] = []
+    for each in frames(frame):
+        if each is outside:
+            break
+        found.append(_line(each))
+    return tuple(found)
+
+
+def _line(frame: FrameType) -> Line:
+    return frame.f_code, frame.f_lineno
+
+
+def frames(frame: FrameType | None) -> Iterator[FrameType]:
     """The frames outside PyTorch and the tracer, going up."""
     while frame is not None:
         file = frame.f_code.co_filename

@@ -55,6 +55,7 @@ class Zoomed:
         leading_to_match: how many did not, and led to one.
         unmatched: how many did not and led to a wrong result only; the first of them is the
             culprit, unless one of `tracer.diagnosis.zoom.culprit.RULES` explains it.
+        is_backward: the operations are those of the call's backward.
     """
 
     module: str
@@ -68,6 +69,7 @@ class Zoomed:
     matched: int
     leading_to_match: int
     unmatched: int
+    is_backward: bool = False
 
     @property
     def guilty(self) -> Operation | None:
@@ -321,7 +323,7 @@ class ZoomVisitor(Intervention):
         sides = SideLog(reference, results[0]), SideLog(candidate, results[1])
         case = case_of(sides, found, limit, is_wrong=is_wrong)
         culprit = culprit_of(case, self._rules, edits=bool(record.edited))
-        zoomed = _zoomed(self._key, case, culprit, tuple(self._replaced))
+        zoomed = zoomed_at(self._key, case, culprit, tuple(self._replaced))
         if zoomed.kind is ZoomKind.MISSING and zoomed.culprit is None and zoomed.made is None:
             zoomed = replace(zoomed, culprit=at_line("no operation", record.candidate_caller))
         self.zoomed = zoomed
@@ -357,7 +359,10 @@ class ZoomVisitor(Intervention):
         ]
 
 
-def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) -> Zoomed:
+def zoomed_at(
+    key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...], *, is_backward: bool = False
+) -> Zoomed:
+    """What was found in a call, as it is reported."""
     reference, candidate = case.reference.recording, case.candidate.recording
     named, expected = named_operations(reference, candidate, culprit)
     return Zoomed(
@@ -372,6 +377,7 @@ def _zoomed(key: CallKey, case: Case, culprit: Culprit, given: tuple[str, ...]) 
         matched=case.matched,
         leading_to_match=case.leading_to_match,
         unmatched=len(case.unmatched),
+        is_backward=is_backward,
     )
 
 

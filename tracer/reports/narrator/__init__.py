@@ -12,7 +12,8 @@ from functools import singledispatch
 from tracer.comparison.noise_floor import NoiseReading
 from tracer.comparison.trace_limits import TraceLimit
 from tracer.diagnosis.discrete import NearTie
-from tracer.diagnosis.finding import ForwardOnly, RandomDraws
+from tracer.diagnosis.finding import RandomDraws
+from tracer.diagnosis.gradients import ForwardOnly, GradientsAgree
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.isolation.result import Isolation
@@ -61,5 +62,6 @@ lines.register(Isolation)(isolation.lines)
 lines.register(NoiseReading)(noise.lines)
 lines.register(TraceLimit)(traces.lines)
 lines.register(RandomDraws)(randomness.lines)
-lines.register(ForwardOnly)(training.lines)
+lines.register(ForwardOnly)(training.forward_only)
+lines.register(GradientsAgree)(training.gradients_agree)
 lines.register(NearTie)(ties.lines)

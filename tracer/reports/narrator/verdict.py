@@ -112,6 +112,8 @@ _CAUSES = {
     FindingKind.LEFT: "What {module} leaves in its argument {names} is wrong.",
     FindingKind.PARAMETERS: "The inputs of {module} agree, its {names} {differ} ({how}).",
     FindingKind.RAISES: "{module} of the candidate raises; nothing else had differed.",
+    FindingKind.BACKWARD: "It is introduced in the backward of {module} itself: of the same "
+    "gradient of its output it makes another gradient of {names}.",
     FindingKind.GROWS: "No single value causes it: the error grows from PEIR {growth}, as "
     "accumulated rounding does. If that much is expected, give a tolerance above it.",
 }
@@ -190,11 +192,16 @@ _OUTCOMES = {
     Outcome.OUTPUT_BETTER: "the model's output gets better",
     Outcome.AFTER_AGREES: "everything after it agrees",
     Outcome.RUNS: "it does not raise",
+    Outcome.GRADIENTS_AGREE: "all gradients before it agree",
+    Outcome.GRADIENTS_DIFFER: "gradients still differ",
 }
 
 
 def _proof(proof: Proof, why_not_tried: str) -> str:
     """What was tried, and what it led to."""
+    if proof.outcome in (Outcome.GRADIENTS_AGREE, Outcome.GRADIENTS_DIFFER):
+        sure = "Confirmed" if proof.confirmed else "Not confirmed"
+        return f"{sure}: with the reference's module in its place, {_OUTCOMES[proof.outcome]}."
     if proof.trial is None:
         return f"Not confirmed: {why_not_tried or 'a second run was not asked for'}."
     kind, names = given(proof.trial)

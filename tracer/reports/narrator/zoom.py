@@ -27,6 +27,7 @@ def lines(zoomed: Zoomed) -> list[str]:
         f"{zoomed.operations[1]} operations, {zoomed.operations[0]} in the reference; "
         f"{zoomed.matched} match the reference, {zoomed.leading_to_match} lead to a match"
     )
+    where = f"the backward of {name}" if zoomed.is_backward else name
     given = []
     if zoomed.given:
         names = few([f"`{name}`" for name in zoomed.given], " and ")
@@ -35,7 +36,7 @@ def lines(zoomed: Zoomed) -> list[str]:
         return [*given, f"Inside {name} there is no culprit: {counted}."]
     return [
         *given,
-        f"Inside {name}: {counted}; {_WHAT[zoomed.kind]}:",
+        f"Inside {where}: {counted}; {_WHAT[zoomed.kind]}:",
         *_at("reference", zoomed.expected),
         *(_at("candidate, before", zoomed.made) if _is_elsewhere(zoomed) else ()),
         *_at("candidate", zoomed.culprit),
