@@ -104,6 +104,8 @@ def compare_gradients(
     models = session.reference, session.candidate
     if any(isinstance(model, StandIn | Driver) for model in models):
         return ForwardOnly("a model that runs in steps, or from a file, is not differentiated")
+    if "" not in session.pairs.values():
+        return ForwardOnly("only some modules were to be compared, and not the models themselves")
     search = _Search(session, tolerance, roles)
     root = search.root()
     parameters = shared_parameters(session.pairing, "")
@@ -231,12 +233,12 @@ class _Calls:
         self._begun: dict[CallKey, tuple[Trained, Trained]] = {}
         self._inside = inside
         self._roles = roles
-        self._paired = frozenset(pairing.pairs.values())
+        self._paired = frozenset(session.pairs.values())
         self._names = [
             {id(module): name for name, module in modules.items()}
             for modules in (pairing.reference, pairing.candidate)
         ]
-        self._streams = {name: name for name in self._paired}, pairing.pairs
+        self._streams = {name: name for name in pairing.pairs.values()}, pairing.pairs
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Copies the arguments of two calls that have started; notes the form of two outputs."""

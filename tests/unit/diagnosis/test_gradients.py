@@ -142,6 +142,13 @@ def test_what_only_the_reference_trains() -> None:
     )
 
 
+def test_without_the_models_themselves() -> None:
+    comparison = tracer.compare(Net(), Net(), IDS, train=True, include="layers.*")
+    found = said(comparison)
+    assert isinstance(found, ForwardOnly)
+    assert found.why.startswith("only some modules")
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_what_cannot_be_differentiated() -> None:
     found = said(compared(Net(), Net(training.Reentrant)))

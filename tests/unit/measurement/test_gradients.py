@@ -94,7 +94,7 @@ def test_outputs_that_belong_together(
 
 
 class Raises(nn.Module):
-    def forward(self, input):
+    def forward(self, input):  # noqa: A002
         raise ValueError("no")
 
 
