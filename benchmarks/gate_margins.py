@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="*", default=["random-llama", "tiny-qwen3-vl"])
     parser.add_argument("--sequence-length", type=int)
     parser.add_argument("--candidates", type=int, default=len(CANDIDATES), help="the first N")
+    parser.add_argument("--processors", type=int, default=len(PROCESSORS), help="the first N")
     arguments = parser.parse_args(argv)
     own = torch.backends.cpu.get_cpu_capability()
     print(f"{platform.machine()} ({own}), torch {torch.__version__}")
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             here = measured(options, {})
             found = [
                 (factor, name, key[0], processor)
-                for processor, environment in PROCESSORS.items()
+                for processor, environment in [*PROCESSORS.items()][: arguments.processors]
                 for factor, name, key in moves(here, measured(options, environment))
             ]
             print(f"  {candidate}")

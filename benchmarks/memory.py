@@ -48,6 +48,7 @@ EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, metavar="N")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS, help="which (all)")
     parser.add_argument("--offload", action="store_true", help="from memory against from disk")
     parser.add_argument("--run", choices=(*RUNS, "memory", "disk"), help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
@@ -61,16 +62,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.offload:
         show_offload()
     else:
-        show_depth(arguments.layers)
+        show_depth(arguments.layers, arguments.runs)
 
 
-def show_depth(depths: list[int]) -> None:
+def show_depth(depths: Sequence[int], runs: Sequence[str]) -> None:
     print("MiB; peaks are those beyond the models, of the process and of tensors alone")
     print(
         f"{'run':9} {'layers':>6} {'parameters':>10} {'one layer':>9} {'process':>8} "
         f"{'tensors':>8} {'held':>6} {'rows':>6}"
     )
-    for run in RUNS:
+    for run in runs:
         for layers in depths:
             found = in_process("--run", run, "--layers", str(layers))
             print(

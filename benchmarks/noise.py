@@ -28,12 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="*", default=["random-llama", "tiny-qwen3-vl"])
     parser.add_argument("--sequence-length", type=int)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--without-compile", action="store_true")
     arguments = parser.parse_args(argv)
     print(f"{platform.machine()}, torch {torch.__version__}")
     for name in arguments.models:
         loaded = models.load(name, sequence_length=arguments.sequence_length, batch=arguments.batch)
         print(name)
-        for kind, candidate in candidates(loaded):
+        for kind, candidate in candidates(loaded, compiled=not arguments.without_compile):
             comparison = tracer.compare(loaded.model, candidate, loaded.inputs, confirm=False)
             measured = [row for row in comparison.rows if row.difference is not None]
             worst = max(measured, key=lambda row: row.error)
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
 
-def candidates(loaded: models.Loaded) -> Iterator[tuple[str, nn.Module]]:
-    for kind in ("sdpa", "compile"):
+def candidates(loaded: models.Loaded, *, compiled: bool) -> Iterator[tuple[str, nn.Module]]:
+    for kind in ("sdpa", "compile")[: 2 if compiled else 1]:
         yield kind, models.candidate(loaded, kind)
     for dtype in DTYPES:
         yield str(dtype).removeprefix("torch."), copy.deepcopy(loaded.model).to(dtype)

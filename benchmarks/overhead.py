@@ -32,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=9, help="interleaved runs of each (9)")
     parser.add_argument("--memory", choices=("plain", "traced"), help=argparse.SUPPRESS)
+    parser.add_argument("--sequence", type=int, default=SEQUENCE, help=f"tokens ({SEQUENCE})")
     arguments = parser.parse_args(argv)
     if arguments.memory:
-        print(peak_growth(traced=arguments.memory == "traced"))
+        print(peak_growth(arguments.sequence, traced=arguments.memory == "traced"))
         return
-    reference, candidate, inputs = models()
+    reference, candidate, inputs = models(arguments.sequence)
     calls = {
         "two plain forwards": lambda: plain(reference, candidate, inputs),
         "hooks and hand-overs only": lambda: without_statistics(reference, candidate, inputs),
@@ -67,7 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     growth: dict[str, list[float]] = {"plain": [], "traced": []}
     for _ in range(arguments.runs):
         for kind, figures in growth.items():
-            command = [sys.executable, __file__, "--memory", kind]
+            command = [
+                sys.executable,
+                __file__,
+                "--memory",
+                kind,
+                "--sequence",
+                str(arguments.sequence),
+            ]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             figures.append(float(done.stdout))
     plain_mib, traced_mib = (statistics.median(figures) for figures in growth.values())
@@ -77,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def models() -> tuple[LlamaForCausalLM, LlamaForCausalLM, dict[str, torch.Tensor]]:
+def models(
+    sequence: int = SEQUENCE,
+) -> tuple[LlamaForCausalLM, LlamaForCausalLM, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=512,
@@ -86,14 +96,14 @@ def models() -> tuple[LlamaForCausalLM, LlamaForCausalLM, dict[str, torch.Tensor
         num_attention_heads=8,
         num_key_value_heads=4,
         vocab_size=1024,
-        max_position_embeddings=SEQUENCE,
+        max_position_embeddings=sequence,
         attn_implementation="eager",
     )
     reference = LlamaForCausalLM(config).eval()
     return (
         reference,
         copy.deepcopy(reference),
-        {"input_ids": torch.randint(0, config.vocab_size, (1, SEQUENCE)), "use_cache": False},
+        {"input_ids": torch.randint(0, config.vocab_size, (1, sequence)), "use_cache": False},
     )
 
 
@@ -116,9 +126,9 @@ def without_statistics(
         Difference.of = measured  # type: ignore[method-assign]
 
 
-def peak_growth(*, traced: bool) -> float:
+def peak_growth(sequence: int, *, traced: bool) -> float:
     """MiB by which a run raises this process's resident memory at its peak (Linux)."""
-    reference, candidate, inputs = models()
+    reference, candidate, inputs = models(sequence)
     short = {**inputs, "input_ids": inputs["input_ids"][:, :8]}
     # A first run on a short sequence loads what is loaded once: kernels, thread pools, imports.
     plain(reference, candidate, short)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import tracer
-from benchmarks.overhead import models
+from benchmarks.overhead import SEQUENCE, models
 from tracer.reports import WRITERS
 from tracer.tensors.samples import SAMPLES
 
@@ -30,9 +30,12 @@ BLOCKS = 501  # of four modules each, itself included; with the root 2,005
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="interleaved runs of each (5)")
-    runs = parser.parse_args(argv).runs
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"of four modules ({BLOCKS})")
+    parser.add_argument("--sequence", type=int, default=SEQUENCE, help=f"tokens ({SEQUENCE})")
+    arguments = parser.parse_args(argv)
+    runs = arguments.runs
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    reference, candidate, inputs = models()
+    reference, candidate, inputs = models(arguments.sequence)
     without, drawn = medians(
         [
             lambda: tracer.compare(reference, candidate, inputs),
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     ratio = drawn / without
     print(f"compare {without:.2f} s, with {SAMPLES} samples {drawn:.2f} s, ratio {ratio:.2f}")
-    comparison = many_modules()
+    comparison = many_modules(arguments.blocks)
     print(f"{comparison.coverage}; {len(comparison.rows)} rows")
     with tempfile.TemporaryDirectory() as folder:
         for suffix in WRITERS:
@@ -65,15 +68,15 @@ def medians(calls: list[Callable[[], object]], runs: int) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
-def many_modules() -> tracer.Comparison:
+def many_modules(blocks: int = BLOCKS) -> tracer.Comparison:
     """A chain of blocks, of which one in the middle is wrong."""
     torch.manual_seed(0)
     reference = nn.Sequential(
-        *(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.LayerNorm(16)) for _ in range(BLOCKS))
+        *(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.LayerNorm(16)) for _ in range(blocks))
     )
     candidate = copy.deepcopy(reference)
     with torch.no_grad():
-        candidate[BLOCKS // 2][0].weight[3] *= 1.5
+        candidate[blocks // 2][0].weight[3] *= 1.5
     return tracer.compare(reference, candidate, torch.randn(8, 16), samples=SAMPLES)
 
 

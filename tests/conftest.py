@@ -39,10 +39,11 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs data or tico, which not every machine has, is not counted as coverage: it would
-    hide what nothing else covers, and measuring takes long there."""
+    """Slow tests only add to what others check, and what needs data or tico is not everywhere: that
+    is not counted as coverage. It would hide what nothing else covers, and measuring takes long."""
     for item in items:
-        if {"shared_data", "tico"} & set(getattr(item, "fixturenames", ())):
+        needed = {"shared_data", "tico"} & set(getattr(item, "fixturenames", ()))
+        if needed or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
 
 

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "fake_quantize": (["--runs", "1"], ["one token", "a large weight", "torch/ours"]),
     "gate_margins": (
-        ["random-llama", "--sequence-length", "4", "--candidates", "1"],
+        ["random-llama", "--sequence-length", "4", "--candidates", "1", "--processors", "1"],
         ["random-llama", "relative_l2", "peir"],
     ),
     "localisation": (
@@ -27,9 +27,15 @@ SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["family  mutants", "right rewrites", "0"],
     ),
     "mask_fill": (["--seeds", "1", "--sequence-length", "4"], ["-120", "-inf, unclamped"]),
-    "memory": (["--layers", "1"], ["wrapped ", "samples "]),
-    "noise": (["random-llama", "--sequence-length", "4"], ["sdpa", "agrees", "rows beyond 1e-05"]),
-    "overhead": (["--runs", "1"], ["traced comparison", "peak memory beyond the two models"]),
+    "memory": (["--layers", "1", "--runs", "wrapped", "samples"], ["wrapped ", "samples "]),
+    "noise": (
+        ["random-llama", "--sequence-length", "4", "--without-compile"],
+        ["sdpa", "agrees", "rows beyond 1e-05"],
+    ),
+    "overhead": (
+        ["--runs", "1", "--sequence", "16"],
+        ["traced comparison", "peak memory beyond the two models"],
+    ),
     "quantized_forward": (["--runs", "1"], ["32/8", "attention"]),
     "quantized_logits": (["random-llama"], ["prefill_reference  uint8       uint4"]),
     "reliability": (
@@ -40,7 +46,10 @@ SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
             "what-if                     2        0",
         ],
     ),
-    "reports": (["--runs", "1"], [".html", ".json", "KB, written in"]),
+    "reports": (
+        ["--runs", "1", "--blocks", "20", "--sequence", "16"],
+        [".html", ".json", "KB, written in"],
+    ),
     "variants": (
         ["--runs", "1", "--heads", "4/2", "--lengths", "16"],
         ["4/2", "quantised: prefill_reference is up to", "capacity 1024: float"],

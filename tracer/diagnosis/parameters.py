@@ -132,7 +132,8 @@ def changed_parameters(
             shapes = str(list(r.shape)), str(list(c.shape))
             changed[name] = ParameterDifference(ParameterKind.SHAPES, False, *shapes)
         elif factor is not None or "." in name or rows is not None:
-            r, c = value_of(reference, name, r), value_of(candidate, name, c).to(r.device)
+            r = value_of(reference, name, r)
+            c = value_of(candidate, name, c).to(r.device)
             if rows is not None and "." not in name:
                 apart = _values_apart(r, c[rows.to(r.device)], tolerance)
             else:
