@@ -113,7 +113,8 @@ def compare(
             level.
         what_if, causes: as for `Isolate`, whose level is "leaves" unless `isolate` says otherwise.
         noise_floor: measures what rounding alone does to the reference, in two further runs of it,
-            one in float64; rows then also have their PEIR as a multiple of that.
+            one in float64; rows then also have their PEIR as a multiple of that, and agree up to
+            8 times of it.
         zoom: names the culprit, an operation and its line, inside a module, by the reference's
             name; for a confirmed origin in a module's own forward that is done by itself.
         breakpoints, post_mortem, debugger: as for `Debugging`.
@@ -153,12 +154,17 @@ def compare(
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     sampler = Sampler(samples) if samples else None
 
+    floor = measure_noise(reference, session.given, include, roles) if noise_floor else None
+    rounding = {} if floor is None else floor.peir
+
     def comparer(*interventions: Intervention) -> Comparer:
-        return Comparer(tolerance, interventions, roles=roles, progress=progress, sampler=sampler)
+        made = Comparer(tolerance, interventions, roles=roles, progress=progress, sampler=sampler)
+        made.rounding = rounding
+        return made
 
     may_run = confirm and not why_not_run_again(reference, candidate)
     free = _run(session, comparer, debugging, may_run=may_run)
-    experiment = Experiment(session, tolerance, roles, free.clone)
+    experiment = Experiment(session, tolerance, roles, free.clone, rounding=rounding)
     ties: tuple[NearTie, ...] = ()
     is_whole = free.outcome.failure is None and not free.outcome.ended
     if confirm and is_whole and not is_recorded(reference, candidate):
@@ -187,8 +193,8 @@ def compare(
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):
         zoomed = zoom_of(comparison.verdict.origin, free.comparer, experiment)
         comparison = comparison if zoomed is None else with_zoom(comparison, zoomed)
-    if noise_floor:
-        comparison = with_floor(comparison, measure_noise(reference, session.given, include, roles))
+    if floor is not None:
+        comparison = with_floor(comparison, floor)
     if isolating is not None:
         with _holding(comparison):
             isolation = isolated(

@@ -1,7 +1,7 @@
 """What all further runs of a comparison share, and what one of them leaves behind."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -56,6 +56,7 @@ class Experiment:
         tolerance: how far pairs may lie apart.
         roles: what arguments are, as their names say.
         clone: events whose values are edited in place before they can be compared.
+        rounding: the noise floor of values, as for a `Comparer`.
         same_choices: calls that give the reference's output in every run, as rounding alone has
             turned over what they choose.
     """
@@ -65,6 +66,7 @@ class Experiment:
     roles: Roles = DEFAULT_ROLES
     clone: frozenset[EventKey] = frozenset()
     same_choices: frozenset[CallKey] = frozenset()
+    rounding: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
 
     @property
     def modules(self) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
@@ -80,6 +82,7 @@ class Experiment:
         if self.same_choices:
             interventions = SameChoices(self.same_choices), *interventions
         comparer = Comparer(self.tolerance, interventions, roles=self.roles)
+        comparer.rounding = self.rounding
         return Run(comparer, self.session.run(comparer, self.clone).failure)
 
     def must_rerun(self, *interventions: Intervention) -> Run:

@@ -57,6 +57,7 @@ class Comparer:
         compared_elements: how many elements were compared, each pair of tensors counted once.
         tolerance: how far pairs may lie apart, from where it stands on; autocast rounds further.
         roles: what arguments are, as their names say.
+        rounding: the noise floor of values, by module, call and path, where it was measured.
         observer: the one of the interventions that is also told of each side's events.
     """
 
@@ -78,10 +79,9 @@ class Comparer:
         self._interventions = interventions
         self._progress = progress
         self._sampler = sampler
-        self.left_out = 0
-        self.not_comparable = 0
         self.final = FinalOutput()
-        self.compared_elements = 0
+        self.left_out = self.not_comparable = self.compared_elements = 0
+        self.rounding: Mapping[tuple[str, int, str], float] = {}
         self._order = 0
         self._finished = 0
         self._paddings = Paddings()
@@ -261,7 +261,9 @@ class Comparer:
                 self.left_out += 1
                 return
         else:
-            found = measured(r, c, self.tolerance, unpadded, is_mask=is_mask)
+            # What is kept from call to call is wrong where it is longer.
+            is_plain = not is_kept and (path.is_result or path.inside is None)
+            found = measured(r, c, self.tolerance, unpadded, is_mask=is_mask, is_plain=is_plain)
             if found is None:
                 self._differ_in_form(record, path, r, c)
                 return
@@ -319,6 +321,7 @@ class Comparer:
 
     def _enter(self, record: CallRecord, row: Row, r: Tensor, c: Tensor) -> None:
         """Keeps the row of a pair that was compared."""
+        row = row.allowing(self.rounding.get((row.module, row.call, row.value)))
         self.compared_elements += row.difference.elements if row.difference is not None else 0
         if row.is_output and not row.module:
             self.final.note(row)
@@ -347,10 +350,8 @@ class Comparer:
 
     def _add(self, record: CallRecord, row: Row) -> None:
         if row.is_output:
-            inputs = [
-                argument.peir for argument in record.arguments.values() if not argument.is_mask
-            ]
-            row = replace(row, input_peir=max(inputs, default=None))
+            peirs = (a.peir for a in record.arguments.values() if not a.is_mask)
+            row = replace(row, input_peir=max(peirs, default=None))
         self.rows.append(row)
         if row.is_output:
             record.outputs.append(row)

@@ -6,7 +6,7 @@ hold the same. Outputs at padded positions have no weight.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -26,9 +26,6 @@ from tracer.tensors.value_path import OUTPUT, ValuePath
 from tracer.text import with_class
 
 Tensor = torch.Tensor
-
-# A gradient is off if it is this many times as far as rounding takes the reference's from itself.
-_BEYOND_ROUNDING = 8.0
 
 
 class CannotDifferentiateError(Exception):
@@ -291,9 +288,7 @@ def _row(
 
 def _allowing(row: Row, reference: Tensor, moved: Tensor) -> Row:
     """A row that allows for what rounding makes of the reference's gradient."""
-    floor = Difference.of(reference, moved).relative_peak
-    limit = max(row.limit, _BEYOND_ROUNDING * floor)
-    return replace(row, floor=floor, limit=limit, agrees=row.error <= limit)
+    return row.allowing(Difference.of(reference, moved).relative_peak)
 
 
 def _peak(tensor: Tensor) -> float:

@@ -19,6 +19,10 @@ Tensor = torch.Tensor | Fingerprint
 # Measures a pair without padded positions; None where none are known.
 _Unpadded = Callable[[], Difference | None]
 
+# Tensors of other lengths belong together if they have this many numbers in common, and are no
+# further apart; else only their shapes can be told.
+_FEWEST, _NEAR = 4, 0.25
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -40,9 +44,18 @@ class Measured:
 
 
 def measured(
-    r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance, unpadded: _Unpadded, *, is_mask: bool
+    r: torch.Tensor,
+    c: torch.Tensor,
+    tolerance: Tolerance,
+    unpadded: _Unpadded,
+    *,
+    is_mask: bool,
+    is_plain: bool = True,
 ) -> Measured | None:
     """Compares two tensors, attention masks by what they let through.
+
+    Args:
+        is_plain: the candidate's may be longer, as it is not kept from call to call.
 
     Returns:
         None for masks whose forms do not compare.
@@ -58,7 +71,10 @@ def measured(
             remarks = (Remark(RemarkKind.MASKS, describe_mask(r), describe_mask(c)),)
         return Measured(difference, 0.0, agrees, remarks)
     if r.shape != c.shape:
-        return None if is_mask else Measured(None, 0.0, False, (_shapes(r, c),))
+        if is_mask:
+            return None
+        apart = Measured(None, 0.0, False, (_shapes(r, c),))
+        return (_where_both_are(r, c, tolerance) if is_plain else None) or apart
     try:
         whole = Difference.of(r, c)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # a kind that PyTorch adds
@@ -76,6 +92,59 @@ def measured(
     if relation is not None:
         remarks = (*remarks, Remark(RemarkKind.RELATED, candidate=relation.value))
     return Measured(whole, limit, False, remarks, part, whole, relation)
+
+
+def _where_both_are(r: torch.Tensor, c: torch.Tensor, tolerance: Tolerance) -> Measured | None:
+    """Two tensors of other shapes; compared at the positions that both have where the candidate has
+    more of them, as one that pads to a length of its own.
+
+    Those are the first or the last ones, whichever fits better by far.
+    """
+    dim = _longer(r, c)
+    if dim is None:
+        return None
+    length = r.shape[dim]
+    parts = {"first": c.narrow(dim, 0, length), "last": c.narrow(dim, -length, length)}
+    found = {where: Difference.of(r, part) for where, part in parts.items()}
+    where, other = sorted(found, key=lambda each: _distance(found[each]))
+    difference = found[where]
+    is_chance = difference.count < _FEWEST or difference.reference_min == difference.reference_max
+    agrees = tolerance.agrees(difference, r.dtype, c.dtype)
+    is_near = _distance(difference) < min(_NEAR, _distance(found[other]) / 2)
+    if is_chance or not (agrees or is_near):
+        return None
+    said = f"compared at the {where} {length} of {c.shape[dim]} positions"
+    relation = None if agrees else relation_of(r, parts[where])
+    return Measured(
+        difference,
+        tolerance.limit(r.dtype, c.dtype),
+        agrees,
+        (Remark(RemarkKind.FORM, candidate=said),),
+        relation=relation,
+    )
+
+
+def _longer(r: torch.Tensor, c: torch.Tensor) -> int | None:
+    """The dimension of positions that is longer in the candidate's; None if more than that differs.
+
+    Batches and channels are none.
+    """
+    if r.dim() != c.dim() or not r.numel():
+        return None
+    unlike = [dim for dim in range(r.dim()) if r.shape[dim] != c.shape[dim]]
+    if len(unlike) != 1 or r.shape[unlike[0]] > c.shape[unlike[0]]:
+        return None
+    positions = range(r.dim() - 1, r.dim())  # of tokens and the like
+    if r.is_floating_point():
+        positions = range(1, r.dim() - 1) if r.dim() > 2 else range(r.dim() - 1)
+    return unlike[0] if unlike[0] in positions else None
+
+
+def _distance(difference: Difference) -> float:
+    """How far a pair is apart: by its error, or by the share of its numbers that are not equal."""
+    if difference.mismatched:
+        return difference.mismatched / difference.elements
+    return difference.relative_peak
 
 
 def estimated(

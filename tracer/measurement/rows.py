@@ -5,7 +5,7 @@ Numbers and words only: no activation lives longer than its comparison.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,6 +18,9 @@ from tracer.tensors.value_path import ValueKind, ValuePath
 
 # A module's identity in a run: the reference's name and the call index.
 CallKey = tuple[str, int]
+
+BEYOND_ROUNDING = 8.0
+"""How many times its noise floor a value has to be off to be more than rounding."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,19 @@ class Row:
             agrees=False,
             remarks=(remark,),
         )
+
+    def allowing(self, floor: float | None) -> "Row":
+        """The row with its noise floor; what is no further off than that is rounding, and agrees.
+
+        That is up to `BEYOND_ROUNDING` times the floor, which two runs alone have shown.
+        """
+        if floor is None:
+            return self
+        limit = max(self.limit, BEYOND_ROUNDING * floor)
+        is_rounding = self.is_inexact and self.difference is not None and self.error <= limit
+        if self.agrees or not is_rounding:
+            return replace(self, floor=floor)
+        return replace(self, floor=floor, limit=limit, agrees=True)
 
     @property
     def note(self) -> str:

@@ -141,3 +141,27 @@ def test_the_model_stays_as_it_is(reference, x) -> None:
     assert torch.equal(reference(x), before)
     assert reference.linear.weight.dtype == torch.float32
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Cancels(nn.Module):
+    """What it adds it takes away again, in one order or another; the digits in between are lost."""
+
+    def __init__(self, *, at_once: bool, factor: float = 1.0) -> None:
+        super().__init__()
+        self.at_once, self.factor = at_once, factor
+
+    def forward(self, x):
+        return x * self.factor if self.at_once else (x + 1e5) - 1e5
+
+
+def test_what_is_rounding_agrees() -> None:
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    models = Cancels(at_once=False), Cancels(at_once=True)
+    assert not tracer.compare(*models, x).verdict.agrees
+    comparison = tracer.compare(*models, x, noise_floor=True)
+    assert comparison.verdict.agrees
+    row = comparison.rows[-1]
+    assert row.floor is not None
+    assert 1e-5 < row.peir <= row.limit
+    wrong = models[0], Cancels(at_once=True, factor=1.1)
+    assert not tracer.compare(*wrong, x, noise_floor=True).verdict.agrees

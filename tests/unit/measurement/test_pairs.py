@@ -1,5 +1,6 @@
 """Two tensors, or fingerprints instead of them, compared."""
 
+import pytest
 import torch
 
 from tracer.measurement.pairs import difference_at, estimated, measured
@@ -43,6 +44,43 @@ def test_other_shapes() -> None:
     assert found is not None
     assert (found.difference, found.agrees) == (None, False)
     assert [remark.kind for remark in found.remarks] == [RemarkKind.SHAPES]
+
+
+def sequence(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((2, 5, 3), 1), ((5, 3), 0), ((2, 4, 5, 3), 2)])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_longer_sequence_is_compared_where_both_are(shape, dim: int, where: str) -> None:
+    r = sequence(*shape)
+    more = sequence(*shape).narrow(dim, 0, 2) + 1.0
+    c = torch.cat([r, more] if where == "first" else [more, r], dim)
+    found = measured(r, c, TOLERANCE, none, is_mask=False)
+    assert found is not None
+    assert found.agrees
+    assert str(found.remarks[0]) == f"compared at the {where} 5 of 7 positions"
+    found = measured(r, c * 1.01, TOLERANCE, none, is_mask=False)
+    assert found is not None
+    assert found.difference is not None
+    assert not found.agrees
+    # What the candidate lacks, other channels, and two dimensions at once are apart.
+    for left, right in ((c, r), (r.mT, c.mT), (r[:1], c)):
+        found = measured(left, right, TOLERANCE, none, is_mask=False)
+        assert found is not None
+        assert (found.difference, found.agrees) == (None, False)
+
+
+def test_tokens_that_one_side_pads() -> None:
+    ids = torch.arange(10).reshape(2, 5)
+    padded = torch.nn.functional.pad(ids, (0, 3))
+    found = measured(ids, padded, TOLERANCE, none, is_mask=False)
+    assert found is not None
+    assert found.agrees
+    zeros = torch.zeros(2, 5)
+    found = measured(zeros[..., None], zeros.new_zeros(2, 8, 1), TOLERANCE, none, is_mask=False)
+    assert found is not None
+    assert not found.agrees  # all alike: that may be chance
 
 
 def test_masks_go_by_what_they_let_through() -> None:
