@@ -148,10 +148,11 @@ class Cancels(nn.Module):
 
     def __init__(self, *, at_once: bool, factor: float = 1.0) -> None:
         super().__init__()
-        self.at_once, self.factor = at_once, factor
+        self.at_once, self.weight = at_once, nn.Parameter(torch.tensor(factor))
 
     def forward(self, x):
-        return x * self.factor if self.at_once else (x + 1e5) - 1e5
+        x = x * self.weight
+        return x if self.at_once else (x + 1e5) - 1e5
 
 
 def test_what_is_rounding_agrees() -> None:
