@@ -94,8 +94,8 @@ def no_truth_value(result: object, instead: str) -> UsageError:
         instead: what to write.
     """
     return UsageError(
-        f"a {type(result).__name__} is neither true nor false: write {instead}, or `is None` to ask "
-        "whether there is one"
+        f"a {type(result).__name__} is neither true nor false: write {instead}, or `is None` to "
+        "ask whether there is one"
     )
 
 

@@ -1,7 +1,7 @@
 """How the two models of a comparison were made, for a later one to be checked against.
 
 settings(parse(["compare", "tiny-llama", "--candidate", "quantized", "--weight", "uint4"]))
-{"reference": "tiny-llama", "candidate": "quantized", "variant": "prefill", "weight": "uint4", ...}
+{"reference": "tiny-llama", "candidate": "quantized", "weight": "uint4", ...}
 """
 
 import hashlib

@@ -72,7 +72,8 @@ def of_older(run: Mapping[str, Any] | None) -> Identity | None:
     reference, candidate = (_DESCRIBED.fullmatch(str(run[side])) for side in _NAMES)
     if reference is None:
         return None
-    model, dtype, *_ = (*reference["settings"].split(", "), "")
+    model, _, rest = str(reference["settings"]).partition(", ")
+    dtype = rest.partition(", ")[0]
     settings = {"reference": reference["name"]}
     settings["candidate"] = str(run["candidate"]) if candidate is None else candidate["name"]
     for each in () if candidate is None else candidate["settings"].split(", "):
@@ -103,13 +104,15 @@ def _sides(
     if then.training is None:  # of an older report, which says no more
         return
     if then.training != now.training:
-        modes = ("training" if side.training else "evaluation" for side in (then, now))
-        yield Mismatch("mode", name, *modes)
+        yield Mismatch("mode", name, _mode(then), _mode(now))
     if then.steps != now.steps:
-        steps = ("" if side.steps is None else str(side.steps) for side in (then, now))
-        yield Mismatch("steps", name, *steps)
+        yield Mismatch("steps", name, str(then.steps or ""), str(now.steps or ""))
     if then.points != now.points:
         yield Mismatch("points", name, ", ".join(then.points), ", ".join(now.points))
+
+
+def _mode(side: SideIdentity) -> str:
+    return "training" if side.training else "evaluation"
 
 
 def _weights(then: Identity, now: Identity) -> Iterator[Mismatch]:
@@ -155,9 +158,9 @@ def _ends_in(path: str, end: str) -> bool:
 def _inputs(then: Mapping[str, Content], now: Mapping[str, Content]) -> Iterator[Mismatch]:
     for path in dict.fromkeys((*then, *now)):
         before, here = then.get(path), now.get(path)
-        forms = ("" if content is None else content.form for content in (before, here))
         if before is None or here is None or before.form != here.form:
-            yield Mismatch("form", path, *forms)
+            forms = ["" if content is None else content.form for content in (before, here)]
+            yield Mismatch("form", path, forms[0], forms[1])
             continue
         distance = before.distance(here)
         if distance > (_SAME_FLOATS if here.is_inexact else 0.0):
