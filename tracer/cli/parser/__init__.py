@@ -69,8 +69,8 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     }
     commands["compare"].epilog = (
         f"{exit_codes()}. With a quantised candidate differences are expected: only a limit "
-        "(--tolerance, --max-peir, --min-sqnr, ...) or a --baseline makes it 1. --fail-on says what "
-        "does."
+        "(--tolerance, --max-peir, --min-sqnr, ...) or a --baseline makes it 1. --fail-on says "
+        "what does."
     )
     add_fields(commands["compare"], CompareRequest)
     add_fields(commands["record"], RecordRequest)
