@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tracer
+from tracer.choices import TRACE_HEADER
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.requests import RecordRequest
 from tracer.cli.resolve import resolve_model
@@ -57,7 +58,7 @@ def _place(request: RecordRequest) -> Iterator[str | Path]:
         check_new(request.out)
         yield request.out
         return
-    if target.is_symlink() or not is_trace(request.out):
+    if target.is_symlink() or not (target / TRACE_HEADER).is_file():
         raise StorageError(
             f"{request.out} exists already and is no trace: --force replaces nothing else"
         )

@@ -27,6 +27,8 @@ from tracer.traces.recorded import Recorded
 
 # Elements that are looked at, at equal distances: of each parameter, and of each float input.
 _OF_A_PARAMETER, _OF_AN_INPUT = 128, 32_768
+# How many were looked at is not kept; of so many no bound on a distance is made.
+_UNKNOWN_COUNT = 2**62
 
 
 @dataclass(frozen=True)
@@ -204,4 +206,4 @@ def _packed(fingerprint: Fingerprint) -> str:
 def _unpacked(text: str) -> Fingerprint:
     data = base64.b64decode(text)
     numbers = list(struct.unpack(f"<{len(data) // 8}d", data))
-    return Fingerprint.from_numbers(numbers, (), torch.float64)
+    return Fingerprint.from_numbers(numbers, (_UNKNOWN_COUNT,), torch.float64)
