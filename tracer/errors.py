@@ -87,6 +87,18 @@ class ShapeMismatchError(TracerError):
     """Two tensors of different shapes were given to a Difference, which never broadcasts."""
 
 
+def no_truth_value(result: object, instead: str) -> UsageError:
+    """What a result of several answers raises where it is used as one.
+
+    Args:
+        instead: what to write.
+    """
+    return UsageError(
+        f"a {type(result).__name__} is neither true nor false: write {instead}, or `is None` to "
+        "ask whether there is one"
+    )
+
+
 def near_names(name: str, known: Iterable[str], count: int = 3) -> str:
     """A clause that suggests close names, or the empty string: "; did you mean 'a', 'b'?"."""
     close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)

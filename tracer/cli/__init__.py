@@ -20,15 +20,19 @@ from tracer.cli.parser import parse
 from tracer.cli.requests import (
     AblateRequest,
     CompareRequest,
+    DiffRequest,
+    HistoryRequest,
     RecordRequest,
     Request,
     ShowRequest,
 )
+from tracer.cli.skipping import skipping
 from tracer.cli.streams import alone, check_open, let_go, say
 from tracer.errors import ModelRunError, TracerError
 from tracer.text import brief, cut, with_class
 
 
+@skipping
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
@@ -55,7 +59,7 @@ def _exit_code(error: BaseException, request: Request | None) -> int:
     """Says what has ended the work, and returns the exit code for it."""
     match error:
         case SystemExit() if request is None:
-            return int(error.code or 0)  # argparse has said why
+            return error.code if isinstance(error.code, int) else 0  # argparse has said why
         case SystemExit():
             say(f"code of the model's has ended the program (exit code {error.code})")
         case KeyboardInterrupt():
@@ -76,7 +80,7 @@ def _exit_code(error: BaseException, request: Request | None) -> int:
         case _:
             say(
                 f"an error of its own, {with_class(error)}; please report it in "
-                "the issues of trace_model, with what it prints under TRACE_MODEL_DEBUG=1"
+                "the issues of trace_model, with what it prints under --verbose"
             )
             return ExitCode.INTERNAL_ERROR
     return ExitCode.WRONG_USE
@@ -97,6 +101,14 @@ def _run(request: Request, command: str, out: TextIO) -> ExitCode:
             from tracer.cli.show import show
 
             return show(request, out)
+        case DiffRequest():
+            from tracer.cli.diff import diff
+
+            return diff(request)
+        case HistoryRequest():
+            from tracer.cli.history import history
+
+            return history(request)
         case AblateRequest():
             from tracer.cli.ablate import ablate
 
@@ -108,8 +120,11 @@ def _show_compared(error: ModelRunError, request: CompareRequest) -> None:
     if error.comparison is not None and not request.json:
         from tracer.reports.console import show_rows
 
-        show_rows(error.comparison, all_rows=request.all)
-        sys.stdout.flush()
+        try:
+            show_rows(error.comparison, all_rows=request.all)
+            sys.stdout.flush()
+        except OSError:  # what has ended the work is said all the same
+            let_go()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -120,10 +135,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _is_known(error: BaseException) -> bool:
     """Whether an error says in one sentence what the user can do about it."""
-    if isinstance(error, TracerError):
-        return True
-    if "wrappers" not in sys.modules:
-        return False
-    import wrappers
-
-    return isinstance(error, wrappers.errors.WrappersError)
+    # Another module of that name may be the user's own.
+    wrappers = getattr(sys.modules.get("wrappers.errors"), "WrappersError", TracerError)
+    return isinstance(error, TracerError | wrappers)

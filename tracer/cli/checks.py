@@ -4,6 +4,8 @@ from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
 from tracer.cli.requests import (
     AblateRequest,
     CompareRequest,
+    DiffRequest,
+    HistoryRequest,
     ModelRequest,
     Request,
     ShowRequest,
@@ -23,6 +25,8 @@ def check(request: Request) -> None:
     if isinstance(request, AblateRequest):
         if "model" in request.workload:
             locate(request.workload["model"])
+        return
+    if isinstance(request, DiffRequest | HistoryRequest):
         return
     if not (isinstance(request, ShowRequest) and is_trace(request.model)):
         _check_model(request)
@@ -107,11 +111,13 @@ def _check_findings(request: CompareRequest) -> None:
 def _check_gate(request: CompareRequest) -> None:
     if request.baseline is None and request.fail_on == "coverage":
         raise UsageError("--fail-on coverage is checked against a --baseline, and there is none")
-    if request.fail_on == "regression" and not (request.baseline or request.max_peir):
+    if request.fail_on == "regression" and not (request.baseline or request.limits):
         raise UsageError(
-            "--fail-on regression is checked against a --baseline or limits (--max-peir), and "
-            "there are none"
+            "--fail-on regression is checked against a --baseline or limits (--max-peir, "
+            "--min-sqnr, --min-cosine, --max-l2), and there are none"
         )
+    if request.baseline_any and request.baseline is None:
+        raise UsageError("--baseline-any goes with --baseline FILE.json|TRACE, and there is none")
     for path in request.report:
         if request.baseline and path.expanduser().resolve() == request.baseline.resolve():
             raise UsageError(

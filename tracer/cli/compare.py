@@ -1,6 +1,7 @@
 """`trace_model compare`: compares, judges, reports."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TextIO
 
 import torch
@@ -10,6 +11,7 @@ from tracer.choices import LEVELS, NO_ISOLATION
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.requests import CompareRequest
 from tracer.cli.resolve import Sides, resolve
+from tracer.cli.settings import identified
 from tracer.cli.thresholds import open_former, thresholds
 from tracer.comparison.capturing import Captured
 from tracer.comparison.result import Comparison
@@ -32,7 +34,9 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
         notes=(*sides.notes, *debugger_note),
         command=command,
         quantized=sides.quantized,
-        differences_expected=sides.quantized and request.tolerance is None,
+        differences_expected=sides.quantized
+        and request.tolerance is None
+        and request.fail_on != "divergence",
     )
     rename = dict(request.map)
     limits = thresholds(request, sides, former)
@@ -58,6 +62,7 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
             progress=None if debugging else tell,  # no bar where a prompt may open
             **debugging,
         )
+    comparison = identified(comparison, request)
     if _is_whole(comparison):
         comparison = limits.judge(comparison, differences_expected=run.differences_expected)
     captured: list[Captured] = []
@@ -68,10 +73,12 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
             rename=rename,
             inside=request.inside,
         )
+    code = _exit_code(comparison, run, request.fail_on)
+    run = replace(run, exit_code=int(code))
     for report in request.report:
         save(comparison, report, run=run)
     _print(comparison, request, run, captured, out)
-    return _exit_code(comparison, run, request.fail_on)
+    return code
 
 
 def _debugging(request: CompareRequest) -> tuple[dict[str, Any], tuple[str, ...]]:

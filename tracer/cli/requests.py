@@ -203,7 +203,8 @@ class CompareRequest(ModelRequest):
         reference: a trace that is the reference; None where the model is.
         map: regular expressions and replacements for the candidate's module names.
         breakpoints: globs of `--break`.
-        max_peir: globs and limits, in the order in which they were given.
+        max_peir, min_sqnr, min_cosine, max_l2: globs and limits, in the order in which they were
+            given.
     """
 
     model: str | None = option(
@@ -314,24 +315,55 @@ class CompareRequest(ModelRequest):
         metavar="FILE.json|TRACE",
         group="the gate",
     )
+    baseline_any: bool = switch(
+        "take the baseline also where it is of another reference, candidate, dtype or other "
+        "inputs, which is refused otherwise"
+    )
     max_peir: tuple[tuple[str, float], ...] = repeatable(
         "a limit on the outputs of matching modules, instead of the tolerance (repeatable; the "
         "last one that matches counts)",
         type=types.limit,
         metavar="GLOB=PEIR",
     )
+    min_sqnr: tuple[tuple[str, float], ...] = repeatable(
+        "as --max-peir, for the ratio of signal to noise in dB, at least",
+        type=types.limit_of("DB", "lm_head=30"),
+        metavar="GLOB=DB",
+    )
+    min_cosine: tuple[tuple[str, float], ...] = repeatable(
+        "as --max-peir, for the cosine similarity, at least",
+        type=types.limit_of("COSINE", "lm_head=0.999", -1.0, 1.0),
+        metavar="GLOB=COSINE",
+    )
+    max_l2: tuple[tuple[str, float], ...] = repeatable(
+        "as --max-peir, for the relative L2 error, at most",
+        type=types.limit_of("L2", "lm_head=0.02", 0.0),
+        metavar="GLOB=L2",
+    )
     fail_on: str | None = option(
         "what makes the exit code 1: less was compared than in the baseline (coverage); that, "
-        "or an output is worse than in the baseline or beyond a --max-peir (regression); that, "
-        "or the models diverge (divergence) (default: regression with --baseline, else "
-        "divergence)",
+        "or an output is worse than in the baseline or beyond a limit (regression); that, "
+        "or the models diverge, a quantised candidate too (divergence) (default: regression with "
+        "--baseline, and with limits on a quantised candidate; else divergence, which is not "
+        "asked of a quantised one)",
         choices=choices.FAIL_ON,
+    )
+    exit_skip: int | None = option(
+        "exit with CODE instead of 2 and 3, where nothing can be said of the models: 125 tells "
+        "`git bisect run` to skip a commit",
+        type=types.count(2, 255),
+        metavar="CODE",
     )
 
     @property
     def debugs(self) -> bool:
         """Whether a debugger may open."""
         return bool(self.breakpoints) or self.post_mortem
+
+    @property
+    def limits(self) -> dict[str, tuple[tuple[str, float], ...]]:
+        """The given limits by the names of `tracer.gate`'s."""
+        return self.given("max_peir", "min_sqnr", "min_cosine", "max_l2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +372,10 @@ class RecordRequest(ModelRequest):
 
     out: str = option(
         "the folder to make: run.trace", default=MISSING, required=True, metavar="FOLDER"
+    )
+    force: bool = switch(
+        "replace a trace that is there already, once the new one is complete; nothing but a trace "
+        "is ever replaced"
     )
     include: tuple[str, ...] = repeatable(
         "record matching modules only (repeatable)", metavar="GLOB"
@@ -389,9 +425,40 @@ class AblateRequest:
     workers: int = 1
     ray: str | None = None
     report: tuple[str, ...] = ()
+    out: str | None = None
 
 
-Request = CompareRequest | RecordRequest | ShowRequest | AblateRequest
+@dataclass(frozen=True, kw_only=True)
+class DiffRequest:
+    """`trace_model diff`: two reports.
+
+    Attributes:
+        all: every change, none left out.
+    """
+
+    former: Path
+    now: Path
+    fail_on: str = choices.FAIL_ON[1]
+    baseline_any: bool = False
+    exit_skip: int | None = None
+    all: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryRequest:
+    """`trace_model history`: a folder of reports.
+
+    Attributes:
+        module: a glob of the outputs that the figures are of; None for the last.
+    """
+
+    folder: Path
+    module: str | None = None
+
+
+Request = (
+    CompareRequest | RecordRequest | ShowRequest | AblateRequest | DiffRequest | HistoryRequest
+)
 
 
 def flag(name: str) -> str:

@@ -50,15 +50,23 @@ def alone(is_json: bool) -> Iterator[TextIO]:
 
 
 def say(message: str) -> None:
-    """Prints a line to standard error, if there is one."""
+    """Prints a line to standard error, if there is one that can be written to."""
     if sys.stderr is not None:
-        print(f"trace_model: {visible(message)}", file=sys.stderr)
+        try:
+            print(f"trace_model: {visible(message)}", file=sys.stderr)
+        except OSError:  # full, or closed by its reader: the exit code is left to say it
+            let_go(sys.stderr)
 
 
-def let_go() -> None:
-    """Keeps the interpreter from trying to flush what cannot be written when it ends."""
-    if _descriptor(sys.stdout) is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def let_go(stream: TextIO | None = None) -> None:
+    """Keeps the interpreter from trying to flush what cannot be written when it ends.
+
+    Args:
+        stream: standard output by default.
+    """
+    stream = sys.stdout if stream is None else stream
+    if _descriptor(stream) is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _descriptor(stream: TextIO) -> int | None:

@@ -9,7 +9,8 @@ from tracer.comparison.run import compare
 from tracer.errors import InputError
 from tracer.execution.session import named_modules
 from tracer.regression.baseline import Baseline, open_baseline
-from tracer.regression.gating import check_limits, gate
+from tracer.regression.gating import gate
+from tracer.regression.limits import Limits
 from tracer.traces.recorded import Recorded
 
 # A baseline, or a trace that one is to be made of.
@@ -22,13 +23,16 @@ class Thresholds:
 
     Attributes:
         baseline: None without one.
-        limits: by globs of module names, in the order in which they were given last.
+        limits: of each kind, as `tracer.gate` takes them: by globs of module names, in the order
+            in which they were given last.
         fail_on: what is to fail; None where nothing was said.
+        baseline_any: the baseline may be of another comparison.
     """
 
     baseline: Baseline | None
-    limits: dict[str, float]
+    limits: dict[str, dict[str, float]]
     fail_on: str | None
+    baseline_any: bool = False
 
     def judge(self, comparison: Comparison, *, differences_expected: bool) -> Comparison:
         """The comparison with what the gate decides, where there is anything to decide by."""
@@ -38,8 +42,9 @@ class Thresholds:
             comparison,
             self.baseline,
             fail_on=self.fail_on,
-            max_peir=self.limits,
+            **self.limits,
             differences_expected=differences_expected,
+            baseline_any=self.baseline_any,
         )
         return comparison.judged(decided)
 
@@ -51,13 +56,15 @@ def open_former(request: CompareRequest) -> Former | None:
 
 def thresholds(request: CompareRequest, sides: Sides, former: Former | None) -> Thresholds:
     """What the options ask for, checked against the models before they are compared."""
-    limits: dict[str, float] = {}
-    for glob, peir in request.max_peir:
-        limits.pop(glob, None)
-        limits[glob] = peir
-    check_limits(limits, named_modules(sides.reference))
+    limits: dict[str, dict[str, float]] = {}
+    for kind, given in request.limits.items():
+        of_kind = limits.setdefault(kind, {})
+        for glob, value in given:
+            of_kind.pop(glob, None)
+            of_kind[glob] = value
+    Limits.of(**limits).check(named_modules(sides.reference))
     baseline = _measured(former, request, sides) if isinstance(former, Recorded) else former
-    return Thresholds(baseline, limits, request.fail_on)
+    return Thresholds(baseline, limits, request.fail_on, request.baseline_any)
 
 
 def _measured(former: Recorded, request: CompareRequest, sides: Sides) -> Baseline:

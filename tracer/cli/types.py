@@ -106,6 +106,28 @@ def limit(text: str) -> tuple[str, float]:
     return glob, tolerance(value)
 
 
+def limit_of(
+    name: str, example: str, low: float = -math.inf, high: float = math.inf
+) -> Callable[[str], tuple[str, float]]:
+    """A limit on something else than PEIR, from `low` to `high`."""
+
+    def convert(text: str) -> tuple[str, float]:
+        glob, separator, value = text.rpartition("=")
+        try:
+            figure = float(value)
+        except ValueError:
+            figure = math.nan
+        if not (separator and glob and math.isfinite(figure) and low <= figure <= high):
+            span = "" if math.isinf(low) else f" of at least {low:g}"
+            span = span if math.isinf(high) else f" from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected GLOB={name} with a number{span}, such as '{example}'"
+            )
+        return glob, figure
+
+    return convert
+
+
 def report(text: str) -> Path:
     try:
         return check_path(text)

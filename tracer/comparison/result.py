@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracer.comparison.identity import Identity
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
+from tracer.errors import no_truth_value
 from tracer.isolation.result import Isolation
 from tracer.measurement.coverage import Coverage
 from tracer.measurement.rows import FormDifference, Row
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 class Comparison:
     """The result of comparing two models on one set of inputs.
 
+    It is neither true nor false, as an array is neither: `assert compare(a, b, x)` raises a
+    UsageError that says what to write. That the verdict agrees, that it is no divergence under
+    `strict` and that a gate passes are three answers, `if comparison` also asks whether there is
+    one, and a plain assert would show nothing of where the models diverge.
+
     Attributes:
         verdict: whether they agree, and if not, where and why they diverge.
         coverage: how much was compared.
@@ -32,6 +39,7 @@ class Comparison:
         zoomed: the operation that is the culprit, where that was asked for or the origin lies in
             the forward of a module itself.
         gate: whether it passes, checked against a baseline and limits; see `judged`.
+        identity: which models and inputs it is of; None for one that was made by hand.
     """
 
     verdict: Verdict
@@ -41,6 +49,12 @@ class Comparison:
     isolation: Isolation | None = None
     zoomed: Zoomed | None = None
     gate: "Gate | None" = None
+    identity: Identity | None = None
+
+    def __bool__(self) -> bool:
+        raise no_truth_value(
+            self, "`.verdict.agrees`, `.gate.passes` with a gate, or tracer.assert_equivalent(...)"
+        )
 
     def judged(self, gate: "Gate") -> "Comparison":
         """The comparison with what `tracer.gate` has decided of it, which its reports then say."""

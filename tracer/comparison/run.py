@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.options import Debugging, Isolate
 from tracer.comparison.result import Comparison
@@ -291,6 +292,7 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool, strict: bo
         coverage=coverage,
         rows=tuple(comparer.rows),
         form_differences=tuple(form for record in records for form in record.form_differences),
+        identity=Identity.of(experiment.session),
     )
 
 

@@ -18,6 +18,7 @@ from tracer.diagnosis.origin import Search
 from tracer.diagnosis.other_origins import other_findings
 from tracer.diagnosis.parameters import Setting
 from tracer.diagnosis.trials import Outcome
+from tracer.errors import no_truth_value
 from tracer.execution.side import Failure
 from tracer.interventions.experiment import Experiment
 from tracer.measurement.comparer import Comparer
@@ -135,6 +136,8 @@ class Ended:
 class Verdict:
     """What a comparison found.
 
+    It is neither true nor false, as a Comparison is neither: ask `agrees`, or for its `outcome`.
+
     Attributes:
         agrees: the outputs agree, and with `strict` every compared value. Attention masks that
             differ without any effect on a computed value do not count.
@@ -158,6 +161,9 @@ class Verdict:
     origins: tuple[Origin, ...] = ()
     why_not_tried: str = ""
     beside: tuple[object, ...] = ()
+
+    def __bool__(self) -> bool:
+        raise no_truth_value(self, "`.agrees`, or compare `.outcome`")
 
     @property
     def outcome(self) -> VerdictOutcome:

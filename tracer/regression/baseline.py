@@ -11,15 +11,17 @@ candidate (`Baseline.of`).
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tracer.comparison.identity import Identity
 from tracer.comparison.result import Comparison, row_fields
 from tracer.errors import UsageError
 from tracer.execution.limits import read_json, user_path
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.models.locate import is_trace
+from tracer.regression.related import of_older
 from tracer.reports.json import SCHEMA
 from tracer.tensors.fingerprints import LEAST_OVER_ESTIMATE, MOST_OVER_ESTIMATE
 from tracer.tensors.value_path import ValuePath
@@ -83,6 +85,8 @@ class Baseline:
         figures: of each output, in execution order.
         modules: the reference's names of those compared.
         calls, elements: how many were compared.
+        identity: what it is of, as far as that is known.
+        differences_expected: a difference was no failure: the candidate was quantised.
     """
 
     source: str
@@ -91,6 +95,8 @@ class Baseline:
     modules: tuple[str, ...]
     calls: int
     elements: int
+    identity: Identity | None = None
+    differences_expected: bool = False
 
     @classmethod
     def of(cls, comparison: Comparison, source: str = "the baseline") -> "Baseline":
@@ -103,7 +109,10 @@ class Baseline:
         if coverage.ended or coverage.recordings:
             raise _unfinished(source)
         rows = [row_fields(row) for row in comparison.rows]
-        return cls._of(source, comparison.verdict.agrees, rows, vars(coverage))
+        return replace(
+            cls._of(source, comparison.verdict.agrees, rows, vars(coverage)),
+            identity=comparison.identity,
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> "Baseline":
@@ -113,12 +122,17 @@ class Baseline:
             UsageError: there is no such file, it is no report or one of a newer schema, or it is
                 that of a run which did not come to its end.
         """
-        report = _report(Path(path))
+        report = read_report(Path(path))
         try:
             coverage = report["coverage"]
             if coverage["ended"] or coverage.get("recordings"):
                 raise _unfinished(f"the baseline {path}")
-            return cls._of(str(path), report["verdict"]["agrees"], _rows(report), coverage)
+            of_what, run = report.get("identity"), report.get("run")
+            return replace(
+                cls._of(str(path), report["verdict"]["agrees"], _rows(report), coverage),
+                identity=of_older(run) if of_what is None else Identity.read(of_what),
+                differences_expected=run is not None and bool(run["differences_expected"]),
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UsageError(
                 f"the baseline {path} is no report of trace_model, or a damaged one "
@@ -165,27 +179,31 @@ def open_baseline(path: str | Path) -> Baseline | Recorded:
     return recorded
 
 
-def _report(path: Path) -> dict[str, Any]:
-    """A JSON report of a schema that is known here."""
+def read_report(path: Path) -> dict[str, Any]:
+    """A JSON report of a schema that is known here.
+
+    Raises:
+        UsageError: there is no such file, or it is no report or one of a newer schema.
+    """
     try:
         report = read_json(user_path(path).read_bytes())
     except OSError as error:
-        raise UsageError(f"the baseline {path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"the report {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(
-            f"the baseline {path} is no JSON, or it is cut off ({brief(error)}): expected a report "
+            f"the report {path} is no JSON, or it is cut off ({brief(error)}): expected a report "
             "that --report FILE.json has written"
         ) from error
     schema = report.get("schema") if isinstance(report, dict) else None
     if not isinstance(schema, int):
         raise UsageError(
-            f"the baseline {path} is no report of trace_model: it names no schema; write one with "
+            f"the report {path} is no report of trace_model: it names no schema; write one with "
             "--report FILE.json"
         )
     if schema > SCHEMA:
         raise UsageError(
-            f"the baseline {path} is of schema {schema}, and this version reads up to {SCHEMA}: "
-            "install a newer one, or write the baseline again"
+            f"the report {path} is of schema {schema}, and this version reads up to {SCHEMA}: "
+            "install a newer one, or write the report again"
         )
     return dict(report)
 

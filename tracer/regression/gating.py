@@ -9,18 +9,17 @@ an output is worse than in the baseline or beyond a limit; "divergence", that, o
 diverge; "never", nothing.
 """
 
-import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from tracer.choices import FAIL_ON
 from tracer.comparison.result import Comparison
-from tracer.errors import UsageError, near_names
-from tracer.measurement.rows import Row
+from tracer.errors import UsageError
 from tracer.regression.baseline import Baseline, Figures, ValueKey
+from tracer.regression.limits import Judged, Limits, are_excused, found_by
+from tracer.regression.related import Mismatch, mismatches, unchecked
 from tracer.regression.result import Change, Gate, Kind, Less, Limit, Reason
-from tracer.text import listed
+from tracer.reports.narrator.gate import refusal
 
 # By what factor the error of a value beyond its tolerance has to move to be called worse or better.
 # What is computed is the same on every machine, its rounding is not: where a value lies at the edge
@@ -40,48 +39,121 @@ def gate(
     *,
     fail_on: str | None = None,
     max_peir: Mapping[str, float] | None = None,
+    min_sqnr: Mapping[str, float] | None = None,
+    min_cosine: Mapping[str, float] | None = None,
+    max_l2: Mapping[str, float] | None = None,
     differences_expected: bool = False,
+    baseline_any: bool = False,
 ) -> Gate:
     """Decides whether a comparison passes.
 
     Args:
         baseline: what a former comparison of these models on these inputs has measured.
         fail_on: "divergence" (the default without a baseline), "regression" (the default with
-            one), "coverage" or "never"; see the module's docstring.
-        max_peir: limits on the outputs of modules by globs of the reference's names; of several
-            that match, the last counts. They replace the tolerance: what is within one
-            neither diverges nor is worse. Where differences are expected they are limits beside
-            the baseline.
-        differences_expected: the candidate is quantised: that it differs everywhere is no failure.
+            one, and with limits where differences are expected), "coverage" or "never"; see the
+            module's docstring.
+        max_peir, min_sqnr, min_cosine, max_l2: limits on the outputs of modules by globs of the
+            reference's names: PEIR, SQNR in dB, cosine and relative L2 error; of several of one
+            kind that match, the last counts. They replace the tolerance: what is within all of its
+            limits neither diverges nor is worse. Where differences are expected they are limits
+            beside the baseline.
+        differences_expected: the candidate is quantised: that it differs everywhere is no failure,
+            unless `fail_on` is "divergence".
+        baseline_any: the baseline may be of another reference, candidate or inputs.
 
     Raises:
-        UsageError: `fail_on` is none of these or has nothing to be checked against, a limit is no
-            PEIR or matches no compared module, nothing of the baseline is found again, or the
-            comparison did not come to its end.
+        UsageError: `fail_on` is none of these or has nothing to be checked against, a limit is
+            none or matches no compared module, the baseline is of another comparison or nothing of
+            it is found again, or the comparison did not come to its end.
     """
-    limits = dict(max_peir or {})
-    fail_on = fail_on or ("divergence" if baseline is None else "regression")
-    _check_fail_on(fail_on, has_baseline=baseline is not None, has_limits=bool(limits))
-    check_limits(limits, {row.module for row in comparison.rows if row.is_output})
+    limits = Limits.of(max_peir=max_peir, min_sqnr=min_sqnr, min_cosine=min_cosine, max_l2=max_l2)
+    expected = differences_expected and fail_on != "divergence"
+    has_other = baseline is not None or (expected and bool(limits.bounds))
+    fail_on = fail_on or ("regression" if has_other else "divergence")
+    _check_fail_on(fail_on, has_baseline=baseline is not None, has_limits=bool(limits.bounds))
+    limits.check({row.module for row in comparison.rows if row.is_output})
     now = Baseline.of(comparison, "the comparison")
-    judged = [_Judged(row, _matching(row.module, limits)) for row in comparison.rows]
-    excused = {item.key for item in judged if item.is_within and not differences_expected}
-    diverges = not (differences_expected or comparison.verdict.agrees or _is_excused(judged))
-    found = _checked(judged)
+    judged = [Judged(row, limits.matching(row.module)) for row in comparison.rows]
+    excused = {item.key for item in judged if item.is_within and not expected}
+    diverges = not (expected or comparison.verdict.agrees or are_excused(judged))
+    found = tuple(found_by(judged))
+    begins_elsewhere = diverges and baseline is not None and _begins_elsewhere(comparison, baseline)
+    return _decided(
+        now,
+        baseline,
+        fail_on=fail_on,
+        excused=excused,
+        expected=expected,
+        diverges=diverges,
+        begins_elsewhere=begins_elsewhere,
+        limits=found,
+        baseline_any=baseline_any,
+    )
+
+
+def gate_between(
+    former: Baseline,
+    now: Baseline,
+    *,
+    fail_on: str = "regression",
+    baseline_any: bool = False,
+) -> Gate:
+    """Decides as `gate` does, of a comparison whose report alone is there.
+
+    Raises:
+        UsageError: `fail_on` is none of these, the reports are of different comparisons, or have
+            nothing in common.
+    """
+    _check_fail_on(fail_on, has_baseline=True, has_limits=False)
+    expected = now.differences_expected and fail_on != "divergence"
+    return _decided(
+        now,
+        former,
+        fail_on=fail_on,
+        excused=frozenset(),
+        expected=expected,
+        diverges=not (expected or now.agrees),
+        begins_elsewhere=former.agrees,
+        limits=(),
+        baseline_any=baseline_any,
+    )
+
+
+def _decided(
+    now: Baseline,
+    baseline: Baseline | None,
+    *,
+    fail_on: str,
+    excused: Set[ValueKey],
+    expected: bool,
+    diverges: bool,
+    begins_elsewhere: bool,
+    limits: tuple[Limit, ...],
+    baseline_any: bool,
+) -> Gate:
+    """What fails, of all that is found.
+
+    Args:
+        excused: outputs that are within the limits on them.
+        expected: differences are.
+        begins_elsewhere: models that agreed diverge in something else than an output.
+    """
     reasons = [
         Reason("limit", count=limit.exceeded, total=limit.outputs, limit=limit)
-        for limit in found
+        for limit in limits
         if limit.exceeded
     ]
     changes: list[Change] = []
     gone: tuple[str, ...] = ()
+    other: tuple[Mismatch, ...] = ()
     if baseline is not None:
-        _check_related(baseline, now)
-        changes = _changes(baseline, now, excused, expected=differences_expected)
+        other = mismatches(baseline.identity, now.identity)
+        _check_related(baseline, now, () if baseline_any else other)
+        changes = _changes(baseline, now, excused, expected=expected)
         there = set(now.modules)
         gone = tuple(name for name in baseline.modules if name not in there)
         reasons = [*_regressions(baseline, now, changes), *reasons]
-        if diverges and not reasons and _begins_elsewhere(comparison, baseline):
+        if diverges and not reasons and begins_elsewhere:
             reasons.append(Reason("agreed", baseline.source))
         reasons += _less_covered(baseline, now, gone, changes)
     if diverges:
@@ -98,26 +170,10 @@ def gate(
         outputs=0 if baseline is None else _common(baseline, now),
         changes=tuple(changes),
         modules_gone=gone,
-        limits=tuple(found),
+        limits=limits,
+        mismatches=other,
+        unchecked=() if baseline is None else unchecked(baseline.identity, now.identity),
     )
-
-
-def check_limits(limits: Mapping[str, float], modules: Iterable[str]) -> None:
-    """Checks that each limit is one, and on modules that there are.
-
-    Raises:
-        UsageError: it is not.
-    """
-    names = list(modules)
-    for glob, peir in limits.items():
-        if not (peir >= 0.0 and math.isfinite(peir)):
-            raise UsageError(f"the limit {glob}={peir!r}: expected a finite PEIR of at least 0")
-        if not fnmatch.filter(names, glob):
-            raise UsageError(
-                f"the limit {glob}={peir:g} matches none of the {len(names)} modules that are "
-                f"compared, such as {listed([name for name in names if name][:3])}"
-                f"{near_names(glob, names)}"
-            )
 
 
 def _check_fail_on(fail_on: str, *, has_baseline: bool, has_limits: bool) -> None:
@@ -136,62 +192,20 @@ def _check_fail_on(fail_on: str, *, has_baseline: bool, has_limits: bool) -> Non
         )
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A row and the limit that applies to it, if one does."""
+def _check_related(baseline: Baseline, now: Baseline, other: Sequence[Mismatch]) -> None:
+    """Checks that a baseline is of the same comparison, as far as that is known.
 
-    row: Row
-    limit: tuple[str, float] | None
-
-    @property
-    def key(self) -> ValueKey:
-        return self.row.module, self.row.call, self.row.value, self.row.shape
-
-    @property
-    def diverges(self) -> bool:
-        return not self.row.agrees and not self.row.is_mask
-
-    @property
-    def is_within(self) -> bool:
-        return self.limit is not None and self.row.error <= self.limit[1]
-
-
-def _is_excused(judged: Sequence[_Judged]) -> bool:
-    """Whether all that diverges is within a limit; what shows in no row is not."""
-    diverging = [item for item in judged if item.diverges]
-    return bool(diverging) and all(item.is_within for item in diverging)
-
-
-def _matching(module: str, limits: Mapping[str, float]) -> tuple[str, float] | None:
-    """The last limit on a module."""
-    return next(
-        (item for item in reversed(list(limits.items())) if fnmatch.fnmatchcase(module, item[0])),
-        None,
-    )
-
-
-def _checked(judged: Sequence[_Judged]) -> list[Limit]:
-    groups: dict[tuple[str, float], list[Row]] = {}
-    for item in judged:
-        if item.limit is not None and item.row.is_output:
-            groups.setdefault(item.limit, []).append(item.row)
-    found = []
-    for (glob, peir), rows in groups.items():
-        worst = max(rows, key=lambda row: row.error)
-        exceeded = sum(row.error > peir for row in rows)
-        place = worst.module, worst.call, worst.value
-        found.append(Limit(glob, peir, len(rows), exceeded, *place, worst.error))
-    return found
-
-
-def _check_related(baseline: Baseline, now: Baseline) -> None:
-    if _common(baseline, now):
-        return
-    raise UsageError(
-        f"none of the {len(baseline.figures)} outputs in the baseline {baseline.source} is found "
-        f"among the {len(now.figures)} of this comparison with the same name and shape: compare "
-        "the same models on the same inputs, or write the baseline again"
-    )
+    Raises:
+        UsageError: it is not, or nothing of it is found again.
+    """
+    if other:
+        raise UsageError(refusal(baseline.source, other))
+    if not _common(baseline, now):
+        raise UsageError(
+            f"none of the {len(baseline.figures)} outputs in the baseline {baseline.source} is "
+            f"found among the {len(now.figures)} of this comparison with the same name and shape: "
+            "compare the same models on the same inputs, or write the baseline again"
+        )
 
 
 def _changes(

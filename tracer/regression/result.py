@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tracer.errors import no_truth_value
 from tracer.regression.baseline import Figures
+from tracer.regression.related import Mismatch
 from tracer.reports.narrator import gate as narrator
 from tracer.reports.narrator import lines
 
 Kind = Literal["worse", "new", "gone", "better"]
+# What a limit may be on; the names are those of a Difference.
+Measure = Literal["peir", "sqnr", "cosine", "relative_l2"]
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,25 @@ class Limit:
 
     Attributes:
         glob: of the modules' names.
-        peir: the limit.
+        peir: the limit, where it is one on PEIR.
         outputs, exceeded: how many it was checked against, and how many are beyond it.
         module, call, value: the worst of them.
-        worst: its PEIR, as it is checked against a tolerance; see `Row.error`.
+        worst: its figure; a PEIR as it is checked against a tolerance, see `Row.error`.
+        measure: what it is a limit on: "peir" or "relative_l2", at most; "sqnr" or "cosine", at
+            least.
+        bound: the limit, of whatever measure.
     """
 
     glob: str
-    peir: float
+    peir: float | None
     outputs: int
     exceeded: int
     module: str
     call: int
     value: str
     worst: float
+    measure: Measure = "peir"
+    bound: float | None = None
 
 
 # The level of `tracer.choices.FAIL_ON` from which up each fails.
@@ -126,6 +135,8 @@ class Reason:
 class Gate:
     """Whether a comparison passes, and why not.
 
+    It is neither true nor false, as a Comparison is neither: ask `passes`.
+
     Attributes:
         passes: it does.
         fail_on: what was to fail, one of `tracer.choices.FAIL_ON`.
@@ -137,6 +148,8 @@ class Gate:
         changes: since the baseline, what fails first, and the worst of it.
         modules_gone: those that were compared in the baseline, and not now.
         limits: those that were given, with the worst of their outputs.
+        mismatches: in what the baseline is of another comparison, where that was let pass.
+        unchecked: what the baseline does not say of what it is of: "weights", "inputs", "settings".
     """
 
     passes: bool
@@ -149,6 +162,11 @@ class Gate:
     changes: tuple[Change, ...] = ()
     modules_gone: tuple[str, ...] = ()
     limits: tuple[Limit, ...] = ()
+    mismatches: tuple[Mismatch, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        raise no_truth_value(self, "`.passes`")
 
 
 lines.register(Gate)(narrator.lines)

@@ -38,6 +38,7 @@ class Run:
         quantized: the candidate is quantised.
         differences_expected: a difference is no failure: the candidate is quantised, and no limit
             was given.
+        exit_code: that of the command; None from Python.
     """
 
     reference: str
@@ -46,6 +47,7 @@ class Run:
     command: str | None = None
     quantized: bool = False
     differences_expected: bool = False
+    exit_code: int | None = None
 
 
 def save(comparison: "Comparison", path: str | Path, *, run: Run | None = None) -> None:

@@ -87,6 +87,11 @@ def show_rows(
     _print(table(items, comparison.verdict.symptom, width=console.width), console)
 
 
+def show_parts(parts: Iterable[RenderableType], console: Console | None = None) -> None:
+    """Prints parts of a report."""
+    _print(parts, console or make_console())
+
+
 def error_summary(
     reference: torch.Tensor,
     quantized: torch.Tensor,

@@ -10,14 +10,16 @@
       "isolation": {"level": "leaves", "calls": [...], "modules": [...], "explanation": "...", ...},
       "zoomed": {"kind": "wrong", "culprit": {"file": "...", "line": 254, "text": "...", ...}, ...},
       "gate": {"passes": false, "fail_on": "regression", "reasons": [...], "changes": [...], ...},
-      "run": {"reference": "tiny-llama", "candidate": "wrapped", "command": "trace_model ...", ...},
-      "environment": {"trace_model": "0.1.0", "python": "3.12.3", "torch": "2.13.0", ...}
+      "identity": {"reference": {"model": "LlamaForCausalLM", ...}, "inputs": {...}, ...},
+      "run": {"reference": "tiny-llama", "command": "trace_model ...", "exit_code": 1, ...},
+      "environment": {"trace_model": "0.1.0", "date": "...", "commit": "76ab408...", ...}
     }
 
 It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
-"isolation", "zoomed" and "gate" where there is none, and "ranking" but for a quantised candidate
-without isolation. Rows are in execution order and have the columns of `Comparison.to_frame`.
+"identity" for one made by hand, "isolation", "zoomed" and "gate" where there is none, and "ranking"
+but for a quantised candidate without isolation. Rows are in execution order and have the columns of
+`Comparison.to_frame`.
 `schema` grows by one when a key is renamed, removed or means something else, not when one is added.
 The JSON Schema in `report.schema.json` beside this file says what each key means.
 """
@@ -70,6 +72,7 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             "isolation": comparison.isolation,
             "zoomed": comparison.zoomed,
             "gate": comparison.gate,
+            "identity": comparison.identity,
             "run": run,
             "environment": environment(),
         }

@@ -61,14 +61,18 @@ def _made(given: str) -> Path:
 
 @pytest.fixture
 def assert_equivalent(request: pytest.FixtureRequest) -> "Callable[..., Comparison]":
-    """`tracer.assert_equivalent`; with --trace-report DIR a failure is written to a report."""
+    """`tracer.assert_equivalent`; with --trace-report DIR a failure is written to a report.
+
+    What is no verdict and no wrong use, but an error of trace_model's own, says so in a note.
+    """
     import tracer
 
     directory = request.config.stash[_DIRECTORY]
-    if directory is None:
-        return tracer.assert_equivalent
-    from tracer.tensors.samples import SAMPLES
+    given: dict[str, Any] = {}
+    if directory is not None:
+        from tracer.tensors.samples import SAMPLES
 
+        given["samples"] = SAMPLES
     counted = itertools.count(1)
 
     @functools.wraps(tracer.assert_equivalent)
@@ -76,23 +80,37 @@ def assert_equivalent(request: pytest.FixtureRequest) -> "Callable[..., Comparis
         __tracebackhide__ = True
         call = next(counted)
         try:
-            return tracer.assert_equivalent(*args, **{"samples": SAMPLES} | kwargs)
+            return tracer.assert_equivalent(*args, **given | kwargs)
         except tracer.NotEquivalentError as error:
-            _write(error, directory / _name(request.node.nodeid, call), request.node.nodeid)
+            if directory is not None:
+                _write(error, directory / _name(request.node.nodeid, call), request.node.nodeid)
+            raise
+        except tracer.TracerError:
+            raise
+        except Exception as error:
+            error.add_note(
+                "an error of trace_model's own, and no verdict on the models; please report it in "
+                "the issues of trace_model, with this traceback"
+            )
             raise
 
     return asserted
 
 
 def _write(error: "NotEquivalentError", path: Path, test: str) -> None:
-    """Writes the reports and names the first of them in the error's text."""
+    """Writes the reports and names the first of them in the error's text, or why there is none."""
+    from tracer.errors import UsageError
     from tracer.reports import Run, save
 
     run = Run(reference="the reference", candidate="the candidate", notes=(f"test: {test}",))
     files = [path.with_name(f"{path.name}{suffix}") for suffix in _SUFFIXES]
-    for file in files:
-        save(error.comparison, file, run=run)
-    error.add_note(f"report: {files[0]}")
+    try:
+        for file in files:
+            save(error.comparison, file, run=run)
+    except UsageError as why:  # the models diverge all the same
+        error.add_note(str(why))
+    else:
+        error.add_note(f"report: {files[0]}")
 
 
 def _name(test: str, call: int) -> str:

@@ -341,7 +341,7 @@ class TestTrouble:
         monkeypatch.setattr(models, "load", functools.partial(load, ZeroDivisionError))
         sentence = (
             "trace_model: an error of its own, ZeroDivisionError; please report it in "
-            "the issues of trace_model, with what it prints under TRACE_MODEL_DEBUG=1\n"
+            "the issues of trace_model, with what it prints under --verbose\n"
         )
         assert (main(["compare", "tiny-llama"]), capsys.readouterr()) == (3, ("", sentence))
         monkeypatch.setenv("TRACE_MODEL_DEBUG", "1")

@@ -56,7 +56,7 @@ COMPARE = {
     "tiny-llama --candidate nowhere:build": "there is no module 'nowhere'",
     # The gate.
     "tiny-llama --fail-on coverage": "--fail-on coverage is checked against a --baseline",
-    "tiny-llama --fail-on regression": "or limits (--max-peir), and there are none",
+    "tiny-llama --fail-on regression": "--min-cosine, --max-l2), and there are none",
     "tiny-llama --fail-on worse": "invalid choice: 'worse'",
     "tiny-llama --max-peir lm_head": "'lm_head': expected GLOB=PEIR, such as",
     "tiny-llama --max-peir =0.1": "'=0.1': expected GLOB=PEIR",

@@ -19,7 +19,19 @@ def made(*limits: tuple[str, float]) -> Thresholds:
 
 def test_the_last_limit_of_a_glob_counts() -> None:
     found = made(("last", 0.1), ("block", 0.2), ("last", 0.3))
-    assert list(found.limits.items()) == [("block", 0.2), ("last", 0.3)]
+    assert list(found.limits) == ["max_peir"]
+    assert list(found.limits["max_peir"].items()) == [("block", 0.2), ("last", 0.3)]
+
+
+def test_limits_of_each_kind(make_row, make_comparison) -> None:
+    request = CompareRequest(
+        model="m", candidate="itself", min_sqnr=(("last", 30.0),), max_l2=(("*", 0.5),)
+    )
+    sides = Sides(Net(), Net(), None, ("a", "b"), (), quantized=False)
+    found = thresholds(request, sides, None)
+    assert found.limits == {"min_sqnr": {"last": 30.0}, "max_l2": {"*": 0.5}}
+    judged = found.judge(make_comparison([make_row("last", 0.2)]), differences_expected=True)
+    assert [limit.measure for limit in judged.gate.limits] == ["sqnr", "relative_l2"]
 
 
 def test_a_limit_of_no_module() -> None:

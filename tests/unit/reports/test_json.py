@@ -33,7 +33,7 @@ class TestSchema:
         assert SCHEMA == report["schema"] == 2
         assert list(report) == [
             *("schema", "verdict", "coverage", "rows", "form_differences"),
-            *("ranking", "isolation", "zoomed", "gate", "run", "environment"),
+            *("ranking", "isolation", "zoomed", "gate", "identity", "run", "environment"),
         ]
         assert list(report["verdict"]) == [
             *("agrees", "symptom", "origin", "confirmed", "details", "mistakes", "origins"),
@@ -47,8 +47,8 @@ class TestSchema:
             *("paired_modules", "reference_only", "candidate_only", "reasons"),
             *("compared_calls", "compared_elements", "unmatched_calls", "held_bytes_peak"),
         }
-        assert set(report["environment"]) == {
-            *("trace_model", "python", "torch", "transformers", "platform")
+        assert set(report["environment"]) - {"commit", "commit_date"} == {
+            *("trace_model", "python", "torch", "transformers", "platform", "date")
         }
 
     def test_rows_and_numbers(self, make_row, make_comparison):

@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import tracer
 from tracer.cli.exit_codes import ExitCode, exit_codes
-from tracer.cli.parser import ablate, compare
+from tracer.cli.parser import ablate, compare, reports
 from tracer.cli.parser.common import Parser, add_fields
-from tracer.cli.requests import CompareRequest, RecordRequest, Request, ShowRequest
+from tracer.cli.requests import (
+    CompareRequest,
+    DiffRequest,
+    HistoryRequest,
+    RecordRequest,
+    Request,
+    ShowRequest,
+)
 from tracer.errors import near_names
 
 # The commands: what each does, in short and in full.
@@ -28,6 +35,16 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "print what goes through one model, or a trace of one",
         "Prints each call of a model's modules with its arguments and its output: shape, dtype, "
         "mean, min, max and standard deviation, and quantization points where there are.",
+    ),
+    "diff": (
+        "say what has changed between two reports, without any model",
+        "Reads two .json reports and prints the gate's table: which outputs are worse, better, "
+        "gone and new, and whether the gate would pass.",
+    ),
+    "history": (
+        "show the reports of many commits as a table and a curve",
+        "Reads the .json reports of a folder and prints, in the order of their commits, the exit "
+        "code, the verdict and the figures of each.",
     ),
     "ablate": (
         "study which settings of the quantiser are better, and how sure that is",
@@ -52,11 +69,14 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     }
     commands["compare"].epilog = (
         f"{exit_codes()}. With a quantised candidate differences are expected: only a limit "
-        "(--tolerance, --max-peir) or a --baseline makes it 1. --fail-on says what does."
+        "(--tolerance, --max-peir, --min-sqnr, ...) or a --baseline makes it 1. --fail-on says "
+        "what does."
     )
     add_fields(commands["compare"], CompareRequest)
     add_fields(commands["record"], RecordRequest)
     add_fields(commands["show"], ShowRequest)
+    reports.add_diff_options(commands["diff"])
+    reports.add_history_options(commands["history"])
     ablate.add_options(commands["ablate"])
     return parser, commands
 
@@ -92,5 +112,9 @@ def parse(arguments: Sequence[str]) -> Request:
             return RecordRequest(**given)
         case "show":
             return ShowRequest(**given)
+        case "diff":
+            return DiffRequest(**given)
+        case "history":
+            return HistoryRequest(**given)
         case _:
             return ablate.request(given)

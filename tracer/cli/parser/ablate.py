@@ -119,6 +119,14 @@ def add_options(parser: Parser) -> None:
 
     group = parser.add_argument_group("how it is run")
     group.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help=(
+            "a folder for all that is written, made if there is none: STUDY.jsonl, STUDY.html and "
+            "STUDY.md (default: STUDY.jsonl in the working directory, and what --report names)"
+        ),
+    )
+    group.add_argument(
         "--results",
         metavar="FILE.jsonl",
         help=(

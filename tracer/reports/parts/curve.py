@@ -23,7 +23,30 @@ def curve(
         colour: with escape codes for colours.
         expected: differing points are in the colour of a remark rather than of an alarm.
     """
-    points = _points(rows)
+    return drawn(
+        _points(rows),
+        width=width,
+        height=height,
+        colour=colour,
+        expected=expected,
+        label="calls in execution order",
+    )
+
+
+def drawn(
+    points: Sequence[tuple[float, bool]],
+    *,
+    width: int,
+    height: int,
+    label: str,
+    colour: bool = False,
+    expected: bool = False,
+) -> str:
+    """A curve of PEIRs, each with whether it agrees, as for `curve`.
+
+    Args:
+        label: of what follows on each other.
+    """
     finite = [math.log10(peir) for peir, _ in points if 0.0 < peir < math.inf]
     if len(points) < _FEWEST_POINTS or not finite:
         return ""
@@ -53,7 +76,7 @@ def curve(
     counted = list(range(1, len(points) + 1, stride))
     figure.ruler("x").ticks(counted, [str(x) for x in counted])
     figure.label("PEIR", "y")
-    figure.label("calls in execution order", "x")
+    figure.label(label, "x")
     text = str(figure.build().string(colorless=not colour))
     figure.clear()
     return "\n".join(line.rstrip() for line in text.splitlines())

@@ -29,17 +29,18 @@ _NAME_AT = 2 + _KIND_WIDTH + len(HEADS) * (_COLUMN_WIDTH + 1) + _GAP
 _STYLES = {True: "red", False: "dim"}
 
 
-def section(gate: "Gate", width: int) -> Iterator[RenderableType]:
+def section(gate: "Gate", width: int, *, all_changes: bool = False) -> Iterator[RenderableType]:
     """The lines of the gate for a terminal.
 
     Args:
         width: in characters.
+        all_changes: none is left out.
     """
     yield ""
     yield Text(outcome(gate), style="bold green" if gate.passes else "bold red")
     for line in findings(gate):
         yield Padding(Text(line), (0, 0, 0, 2))
-    shown = gate.changes[:MOST_CHANGES]
+    shown = gate.changes if all_changes else gate.changes[:MOST_CHANGES]
     if shown:
         heads = "".join(f"{head:>{_COLUMN_WIDTH + 1}}" for head in HEADS)
         yield Text(f"  {'':{_KIND_WIDTH}}{heads}  output", "dim", no_wrap=True)
@@ -49,7 +50,7 @@ def section(gate: "Gate", width: int) -> Iterator[RenderableType]:
         yield Text(
             f"  {change.kind:{_KIND_WIDTH}}{cells}  {name}", _STYLES[change.fails], no_wrap=True
         )
-    if rest := the_rest(gate):
+    if not all_changes and (rest := the_rest(gate)):
         yield Text(f"  … {rest}", "dim")
 
 

@@ -83,9 +83,10 @@ def _end(comparison: Comparison) -> str:
     last = final_output(comparison.rows)
     assert last is not None
     assert last.difference is not None
+    said = "" if comparison.gate is not None else " Exit code 0: no limit was given."
     return (
-        "With quantisation on everything differs a little; a tolerance, a limit or a baseline "
-        f"makes more than that a failure.\n{last.value} of {last.module or 'the model'} ends at "
+        f"With quantisation on everything differs a little.{said}\n"
+        f"{last.value} of {last.module or 'the model'} ends at "
         f"PEIR {number(last.peir)}, SQNR {last.difference.sqnr:.1f} dB, cosine "
         f"{last.difference.cosine:.6f}."
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from wrappers.studies.judge.judgement import Difference, Spread, choose
+from wrappers.studies.judge.judgement import Choice, Difference, Spread, choose
 from wrappers.studies.plan.trials import Result
 
 Found = Mapping[str, Sequence[Result]]
@@ -21,12 +21,15 @@ class Table:
         title: what it shows.
         columns, rows: the first column names the rows.
         best: the index of the row with the least figure; None where there is none.
+        recommended: that of the row that the figures speak for, as `Choice.chosen` says: the
+            default, unless another is clearly better.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     best: int | None = None
+    recommended: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,12 @@ def table_of(
             rows[row].append(cell([_tasks(r).get(task) for r in results], ".3f"))
     if not any(rows[FLOAT_MODEL][1:]):
         del rows[FLOAT_MODEL]
-    best = _best({name: by_seed(some, measured[0]) for name, some in done.items()}, default)
+    choice = _choice({name: by_seed(some, measured[0]) for name, some in done.items()}, default)
     filled = tuple((*cells, *[""] * (len(columns) - len(cells))) for cells in rows.values())
-    return Table(title, tuple(columns), filled, None if best is None else list(rows).index(best))
+    if choice is None:
+        return Table(title, tuple(columns), filled)
+    best, recommended = (list(rows).index(name) for name in (choice.best, choice.chosen))
+    return Table(title, tuple(columns), filled, best, recommended)
 
 
 def _is_there(metric: str, found: Found) -> bool:
@@ -159,11 +165,11 @@ def _over(figures: Mapping[str, Mapping[int, float]], name: str, default: str) -
     return str(Difference.of(figures[name], figures[default]))
 
 
-def _best(figures: Mapping[str, Mapping[int, float]], default: str) -> str | None:
+def _choice(figures: Mapping[str, Mapping[int, float]], default: str) -> Choice | None:
     if not figures.get(default):
         return None
     choice = choose(figures, default)
-    return choice.best if math.isfinite(choice.spread.mean) else None
+    return choice if math.isfinite(choice.spread.mean) else None
 
 
 def _tasks(result: Result) -> Mapping[str, float]:

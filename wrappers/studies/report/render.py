@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,14 @@ _LEAST = 12  # characters of the first column, however long the others are
 _WIDTH, _HEIGHT = 640, 260  # of a drawing, in its own units
 _MARGIN = 56
 _LETTER = 7  # about the width of one in a drawing
-_COLOURS = ("#2f6fb0", "#c2571a", "#2e8b57", "#8a4fb0", "#b0a02f", "#555555")
+# Of the lines of a drawing, on a light page and on a dark one.
+_COLOURS = ("#2f6fb0", "#c2571a", "#2e8b57", "#8a4fb0", "#8a7d1f", "#555555")
+_DARK_COLOURS = ("#6aa9e9", "#f0905a", "#5cc98b", "#c08be6", "#d6c558", "#a5abb3")
+
+
+def _named(colours: Sequence[str]) -> str:
+    """Colours as variables of a style sheet."""
+    return "".join(f"--c{number}:{colour};" for number, colour in enumerate(colours))
 
 
 def show(report: Report) -> None:
@@ -165,8 +172,10 @@ def page(report: Report) -> str:
     for table in report.tables:
         head = "".join(f"<th>{escape(column)}" for column in table.columns)
         body = "".join(
-            f"<tr{' class=best' if place == table.best else ''}>"
-            + "".join(f"<td>{escape(cell)}" for cell in row)
+            f"<tr{_classes(table, place)}>"
+            + "".join(f"<td>{escape(cell)}" for cell in row[:1])
+            + ("<b class=mark>recommended</b>" if place == table.recommended else "")
+            + "".join(f"<td>{escape(cell)}" for cell in row[1:])
             for place, row in enumerate(table.rows)
         )
         parts.append(
@@ -186,13 +195,26 @@ def page(report: Report) -> str:
     )
 
 
+def _classes(table: Table, place: int) -> str:
+    """What a row is, for its style."""
+    names = {"best": table.best, "recommended": table.recommended}
+    found = " ".join(name for name, marked in names.items() if marked == place)
+    return f" class='{found}'" if found else ""
+
+
+# Dark where the reader's system is, with the lines of the drawings in lighter colours.
 _STYLE = (
-    ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;margin:0}"
+    ":root{color-scheme:light dark;--page:#fff;--text:#1b1f24;--line:#d6dae0;--mark:#1f7a4d;"
+    f"--row:#e5f4ec;{_named(_COLOURS)}}}"
+    "@media(prefers-color-scheme:dark){:root{--page:#14171b;--text:#e4e7ea;--line:#363c44;"
+    f"--mark:#58c896;--row:#17342a;{_named(_DARK_COLOURS)}}}}}"
+    "body{font:15px/1.5 system-ui,sans-serif;margin:0;background:var(--page);color:var(--text)}"
     "main{max-width:1100px;margin:auto;padding:1rem}.q{opacity:.75}.wide{overflow-x:auto}"
     "table{border-collapse:collapse}th,td{padding:.25rem .6rem;text-align:right;white-space:nowrap;"
-    "border-bottom:1px solid #8884}th:first-child,td:first-child{text-align:left}"
-    ".best td{font-weight:700}svg{max-width:100%;height:auto}svg text{fill:currentColor;"
-    "font:12px system-ui,sans-serif}"
+    "border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}"
+    ".best td{font-weight:700}.recommended td{background:var(--row)}"
+    ".mark{margin-left:.6rem;color:var(--mark);font-size:.85em}"
+    "svg{max-width:100%;height:auto}svg text{fill:currentColor;font:12px system-ui,sans-serif}"
 )
 
 
@@ -219,15 +241,15 @@ def _drawing(plot: Plot) -> str:
             f"<text x={_MARGIN - 6} y={up(value) + 4:.1f} text-anchor=end>{value:.4g}</text>"
         )
     for number, (name, series) in enumerate(plot.series.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = f"var(--c{number % len(_COLOURS)})"
         line = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _ in series)
-        parts.append(f"<polyline points='{line}' fill=none stroke='{colour}' />")
+        parts.append(f"<polyline points='{line}' fill=none style='stroke:{colour}' />")
         for x, y, deviation in series:
             at = across(x)
             parts.append(
                 f"<line x1={at:.1f} x2={at:.1f} y1={up(y - deviation):.1f} "
-                f"y2={up(y + deviation):.1f} stroke='{colour}' />"
-                f"<circle cx={at:.1f} cy={up(y):.1f} r=3 fill='{colour}' />"
+                f"y2={up(y + deviation):.1f} style='stroke:{colour}' />"
+                f"<circle cx={at:.1f} cy={up(y):.1f} r=3 style='fill:{colour}' />"
             )
         if name in names:
             parts.append(
