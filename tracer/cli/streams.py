@@ -1,14 +1,104 @@
 """Standard output and standard error: what goes there, and what is done where they are closed."""
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
 from io import TextIOWrapper
 from typing import TextIO
 
 from tracer.errors import UsageError
 from tracer.text import visible
+
+# Libraries that do not obey the root logger, and the variables that they read when imported.
+_OWN_LEVELS = {"transformers": "TRANSFORMERS_VERBOSITY", "huggingface_hub": "HF_HUB_VERBOSITY"}
+_COLOURS: Mapping[str, Mapping[str, str | None]] = {
+    "auto": {},
+    "always": {"FORCE_COLOR": "1", "NO_COLOR": None},
+    "never": {"FORCE_COLOR": None, "NO_COLOR": "1"},
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """How much is printed, and in which way.
+
+    Attributes:
+        quiet: the verdict in one line, and no progress.
+        verbose: what is done on the way as well, and the traceback of an error of its own.
+        log_level: from which level on libraries and trace_model log to standard error; None for
+            what `quiet` and `verbose` say, or else what the libraries do by themselves.
+        color: one of `tracer.choices.COLORS`.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    log_level: str | None = None
+    color: str = "auto"
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Prints and logs in this way meanwhile, in worker processes too."""
+        level = self.log_level or ("info" if self.verbose else "error" if self.quiet else None)
+        variables = dict(_COLOURS[self.color])
+        if level is not None:
+            variables |= dict.fromkeys(_OWN_LEVELS.values(), level)
+        with ExitStack() as changed:
+            changed.enter_context(changed_environment(variables))
+            changed.enter_context(_logged(level))
+            if self.quiet:
+                from tracer.reports.progress import silence
+
+                changed.enter_context(silence())
+            yield
+
+
+DEFAULT = Output()
+
+
+@contextmanager
+def changed_environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets environment variables meanwhile; None stands for one that is not set."""
+    former = {name: os.environ.get(name) for name in variables}
+    try:
+        _set(variables)
+        yield
+    finally:
+        _set(former)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _logged(level: str | None) -> Iterator[None]:
+    """Logs to standard error from a level on; warnings of Python's are of the level `warning`."""
+    if level is None:
+        yield
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in _OWN_LEVELS if name in sys.modules)]
+    former = [logger.level for logger in loggers]
+    root.addHandler(handler)
+    for logger in loggers:
+        logger.setLevel(level.upper())
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, was in zip(loggers, former, strict=True):
+            logger.setLevel(was)
+        root.removeHandler(handler)
 
 
 def check_open() -> None:
