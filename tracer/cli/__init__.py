@@ -26,6 +26,7 @@ from tracer.cli.requests import (
     RecordRequest,
     Request,
     ShowRequest,
+    given,
 )
 from tracer.cli.streams import alone, check_open, let_go, say
 from tracer.errors import ModelRunError, TracerError
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_open()
         request = parse(arguments)
         with request.output.in_force(), hub_cache(request.cache):
-            _logger.info("%s", request)
+            _logger.info("%s", given(request))
             check_request(request)
             with alone(getattr(request, "json", False)) as out:
                 code = _run(request, shlex.join(["trace_model", *arguments]), out)

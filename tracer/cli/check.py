@@ -29,7 +29,7 @@ from tracer.cli.parser import make_parser, parse
 from tracer.cli.parser.common import StrictParser
 from tracer.cli.requests import CheckRequest, CompareRequest
 from tracer.cli.streams import say
-from tracer.errors import UsageError
+from tracer.errors import TracerError, UsageError
 from tracer.models.hub_cache import hub_cache
 
 if TYPE_CHECKING:
@@ -126,7 +126,6 @@ class Suite:
         try:
             asked = self.request(check, request, without)
             with hub_cache(asked.cache):
-                check_request(asked)
                 done = examine(asked, self.command(check, without))
         except KeyboardInterrupt:
             raise
@@ -142,7 +141,7 @@ class Suite:
     def request(
         self, check: Check, request: CheckRequest, without: Sequence[str] = ()
     ) -> CompareRequest:
-        """What a check asks for.
+        """What a check asks for, checked before anything is loaded.
 
         Raises:
             UsageError: options that do not go together, or that name what is not there.
@@ -150,13 +149,15 @@ class Suite:
         file = self.configuration.file.name
         try:
             asked = parse(self.arguments(check, without), StrictParser)
-        except UsageError as error:
+            assert isinstance(asked, CompareRequest)
+            with hub_cache(asked.cache):
+                check_request(asked)
+        except TracerError as error:
             baseline = check.options.get("baseline")
             hint = ""
             if baseline is not None and "baseline" not in without and not Path(baseline).exists():
                 hint = f"; make it: trace_model check {check.name} --update-baseline"
             raise UsageError(f"{file}: {check.place}: {error}{hint}") from error
-        assert isinstance(asked, CompareRequest)
         return replace(asked, output=request.output)
 
 

@@ -214,10 +214,9 @@ def _options(
             continue
         here = f"{place}{written}"
         try:
-            key = keys.known(written)
+            key = keys.known(written, others)
         except UsageError as error:
-            near = "" if "did you mean" in str(error) else near_names(written, others)
-            raise UsageError(f"{file.name}: {here}: {error}{near}") from error
+            raise UsageError(f"{file.name}: {here}: {error}") from error
         if key in found:
             raise UsageError(f"{file.name}: {here}: {key} is given twice in this table")
         _check(file, here, keys, key, value)

@@ -8,7 +8,7 @@ that is added there is a key here.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tracer.cli import types
@@ -41,8 +41,11 @@ class Keys:
     def __contains__(self, key: str) -> bool:
         return key in self._actions
 
-    def known(self, key: str) -> str:
+    def known(self, key: str, others: Sequence[str] = ()) -> str:
         """A key as its option is written; `_` stands for `-` as well.
+
+        Args:
+            others: names that may have been meant as well.
 
         Raises:
             UsageError: there is no such key.
@@ -52,7 +55,7 @@ class Keys:
             return name
         if name in self._others:
             raise UsageError("this is an option of the command line alone: leave it out")
-        raise UsageError(f"unknown key{near_names(name, self._actions)}")
+        raise UsageError(f"unknown key{near_names(name, [*self._actions, *others], 1)}")
 
     def value(self, key: str, text: str) -> Any:
         """What the parser makes of a text.
@@ -87,10 +90,9 @@ class Keys:
         return [argument for item in items for argument in self._written(action, item)]
 
     def _written(self, action: argparse.Action, item: object) -> Iterator[str]:
-        expected = "a text" if action.type is None else action.metavar or "a value"
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             several = ", or an array of them" if _repeats(action) else ""
-            raise UsageError(f"found {_kind(item)}, expected {expected}{several}")
+            raise UsageError(f"found {_kind(item)}, expected {_wanted(action)}{several}")
         text = item if isinstance(item, str) else repr(item)
         if action.type not in _LOOK_AT_FILES:
             made = _converted(action, text)
@@ -116,6 +118,19 @@ def _key(action: argparse.Action) -> str:
 def _option(action: argparse.Action) -> str:
     """How an option is given; the empty string for what is given by its place."""
     return next((name for name in action.option_strings if name.startswith("--")), "")
+
+
+def _wanted(action: argparse.Action) -> str:
+    """What an option takes, in words."""
+    if action.type is None:
+        return "a text"
+    try:
+        is_number = action.type not in _LOOK_AT_FILES and isinstance(
+            _converted(action, "1"), int | float
+        )
+    except UsageError:
+        is_number = False
+    return "a number" if is_number else str(action.metavar)
 
 
 def _repeats(action: argparse.Action) -> bool:

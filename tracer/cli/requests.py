@@ -7,7 +7,7 @@ None stands for an option that was not given, where what it goes to has a defaul
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +424,14 @@ class CheckRequest:
 
 
 Request = CompareRequest | RecordRequest | ShowRequest | AblateRequest | CheckRequest
+
+
+def given(request: Request) -> str:
+    """What a request asks for, in words: each field that is not as it would be without it."""
+    values = {
+        field.name: (getattr(request, field.name), field.default) for field in fields(request)
+    }
+    return ", ".join(f"{name}={value}" for name, (value, usual) in values.items() if value != usual)
 
 
 def flag(name: str) -> str:

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -12,7 +12,9 @@ from typing import TextIO
 from tracer.errors import UsageError
 from tracer.text import visible
 
-# Libraries that do not obey the root logger, and the variables that they read when imported.
+# Our packages, and libraries that do not obey the root logger, with the variables that they read
+# when they are imported.
+_OURS = ("tracer", "wrappers")
 _OWN_LEVELS = {"transformers": "TRANSFORMERS_VERBOSITY", "huggingface_hub": "HF_HUB_VERBOSITY"}
 _COLOURS: Mapping[str, Mapping[str, str | None]] = {
     "auto": {},
@@ -28,8 +30,9 @@ class Output:
     Attributes:
         quiet: the verdict in one line, and no progress.
         verbose: what is done on the way as well, and the traceback of an error of its own.
-        log_level: from which level on libraries and trace_model log to standard error; None for
-            what `quiet` and `verbose` say, or else what the libraries do by themselves.
+        log_level: from which level on trace_model and libraries log to standard error; None for
+            what they do by themselves, with `verbose` our own from `info` on, and with `quiet` all
+            from `error` on.
         color: one of `tracer.choices.COLORS`.
     """
 
@@ -41,13 +44,17 @@ class Output:
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Prints and logs in this way meanwhile, in worker processes too."""
-        level = self.log_level or ("info" if self.verbose else "error" if self.quiet else None)
+        level = self.log_level or ("error" if self.quiet else None)
         variables = dict(_COLOURS[self.color])
         if level is not None:
             variables |= dict.fromkeys(_OWN_LEVELS.values(), level)
         with ExitStack() as changed:
             changed.enter_context(changed_environment(variables))
-            changed.enter_context(_logged(level))
+            if level is not None:
+                names = ["", *(name for name in _OWN_LEVELS if name in sys.modules)]
+                changed.enter_context(_logged(level, names))
+            elif self.verbose:
+                changed.enter_context(_logged("info", _OURS))
             if self.quiet:
                 from tracer.reports.progress import silence
 
@@ -78,27 +85,30 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 @contextmanager
-def _logged(level: str | None) -> Iterator[None]:
-    """Logs to standard error from a level on; warnings of Python's are of the level `warning`."""
-    if level is None:
-        yield
-        return
+def _logged(level: str, names: Sequence[str]) -> Iterator[None]:
+    """Logs to standard error what loggers are given from a level on.
+
+    Args:
+        names: of the loggers; with the root, "", warnings of Python's are of the level `warning`.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
-    root = logging.getLogger()
-    loggers = [root, *(logging.getLogger(name) for name in _OWN_LEVELS if name in sys.modules)]
+    loggers = [logging.getLogger(name) for name in names]
+    heads = loggers[:1] if "" in names else loggers  # the root has what the others are given
     former = [logger.level for logger in loggers]
-    root.addHandler(handler)
+    for head in heads:
+        head.addHandler(handler)
     for logger in loggers:
         logger.setLevel(level.upper())
-    logging.captureWarnings(True)
+    logging.captureWarnings("" in names)
     try:
         yield
     finally:
         logging.captureWarnings(False)
         for logger, was in zip(loggers, former, strict=True):
             logger.setLevel(was)
-        root.removeHandler(handler)
+        for head in heads:
+            head.removeHandler(handler)
 
 
 def check_open() -> None:

@@ -82,8 +82,7 @@ def show(checks: Sequence[Checked], console: Console | None = None) -> None:
 def summary(checks: Sequence[Checked]) -> str:
     """How many pass and which do not, in one line."""
     passing = sum(check.code == 0 for check in checks)
-    of = "1 check" if len(checks) == 1 else f"{len(checks)} checks"
-    parts = [f"{passing} of {of} {'passes' if passing == 1 else 'pass'}"]
+    parts = [f"{passing} of {len(checks)} checks {'passes' if passing == 1 else 'pass'}"]
     for outcome, verb in ((_FAILS, ("fails", "fail")), (_NO_RESULT, ("has no", "have no"))):
         names = [check.name for check in checks if check.outcome == outcome[0]]
         if names:

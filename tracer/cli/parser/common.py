@@ -34,7 +34,8 @@ def add_output(parser: Parser) -> None:
     either.add_argument(
         *("-q", "--quiet"),
         action="store_true",
-        help="the verdict in one line, no progress, and of what libraries log errors alone",
+        help="the verdict, or the sum of all checks, in one line; no progress, and of what is logged "
+        "errors alone",
     )
     either.add_argument(
         *("-v", "--verbose"),
@@ -44,8 +45,8 @@ def add_output(parser: Parser) -> None:
     group.add_argument(
         "--log-level",
         choices=LOG_LEVELS,
-        help="of what libraries and trace_model log to standard error (default: info with -v, "
-        "error with -q, else what each library logs by itself)",
+        help="of what trace_model and the libraries under it log to standard error (default: "
+        "error with -q, what each of them does by itself without)",
     )
     group.add_argument(
         "--color",
