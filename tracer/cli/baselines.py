@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tracer.choices import NO_ISOLATION
 from tracer.cli.check import Suite
 from tracer.cli.compare import Compared
 from tracer.cli.configuration import Check
@@ -20,7 +21,7 @@ from tracer.reports.narrator.gate import counts
 from tracer.text import visible
 
 # What a run that makes a baseline is not given: it is what later runs are checked against.
-_NOT_GIVEN = ("baseline", "fail-on", "report")
+_NOT_GIVEN = ("baseline", "baseline-any", "fail-on", "report", "what-if")
 
 
 def update(suite: Suite, chosen: Sequence[Check], request: CheckRequest) -> ExitCode:
@@ -38,7 +39,7 @@ def update(suite: Suite, chosen: Sequence[Check], request: CheckRequest) -> Exit
     found: dict[Path, Compared] = {}
     codes = []
     for target, each in targets.items():
-        outcome, done = suite.run(each, request, _NOT_GIVEN)
+        outcome, done = suite.run(_bare(each), request)
         if done is not None and done.code in (ExitCode.AGREES, ExitCode.DIVERGES):
             found[target] = done
             continue
@@ -53,6 +54,12 @@ def update(suite: Suite, chosen: Sequence[Check], request: CheckRequest) -> Exit
         write(report, target)
         print(visible("\n".join(said[target])))
     return ExitCode.AGREES
+
+
+def _bare(check: Check) -> Check:
+    """A check without what a baseline is not made by."""
+    options = {key: value for key, value in check.options.items() if key not in _NOT_GIVEN}
+    return replace(check, options={**options, "isolate": NO_ISOLATION})
 
 
 def _has_baseline(check: Check, request: CheckRequest) -> bool:

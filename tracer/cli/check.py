@@ -104,18 +104,15 @@ class Suite:
         folder = self.configuration.file.parent
         return "" if folder == Path.cwd() else f"cd {shlex.quote(os.path.relpath(folder))} && "
 
-    def arguments(self, check: Check, without: Sequence[str] = ()) -> list[str]:
+    def arguments(self, check: Check) -> list[str]:
         """The arguments of the command that a check is."""
-        options = {key: value for key, value in check.options.items() if key not in without}
-        return ["compare", *self.keys.arguments({**options, **self.given})]
+        return ["compare", *self.keys.arguments({**check.options, **self.given})]
 
-    def command(self, check: Check, without: Sequence[str] = ()) -> str:
+    def command(self, check: Check) -> str:
         """The command that a check is."""
-        return shlex.join(["trace_model", *self.arguments(check, without)])
+        return shlex.join(["trace_model", *self.arguments(check)])
 
-    def run(
-        self, check: Check, request: CheckRequest, without: Sequence[str] = ()
-    ) -> "tuple[Checked, Compared | None]":
+    def run(self, check: Check, request: CheckRequest) -> "tuple[Checked, Compared | None]":
         """Runs a check; whatever it raises becomes its outcome."""
         from tracer.cli import exit_code
         from tracer.cli.compare import examine
@@ -124,9 +121,9 @@ class Suite:
         begin = time.perf_counter()
         asked: CompareRequest | None = None
         try:
-            asked = self.request(check, request, without)
+            asked = self.request(check, request)
             with hub_cache(asked.cache):
-                done = examine(asked, self.command(check, without))
+                done = examine(asked, self.command(check))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -138,9 +135,7 @@ class Suite:
         seconds = _since(begin)
         return Checked(check.name, done.code, seconds, done.comparison, done.run), done
 
-    def request(
-        self, check: Check, request: CheckRequest, without: Sequence[str] = ()
-    ) -> CompareRequest:
+    def request(self, check: Check, request: CheckRequest) -> CompareRequest:
         """What a check asks for, checked before anything is loaded.
 
         Raises:
@@ -148,14 +143,14 @@ class Suite:
         """
         file = self.configuration.file.name
         try:
-            asked = parse(self.arguments(check, without), StrictParser)
+            asked = parse(self.arguments(check), StrictParser)
             assert isinstance(asked, CompareRequest)
             with hub_cache(asked.cache):
                 check_request(asked)
         except TracerError as error:
             baseline = check.options.get("baseline")
             hint = ""
-            if baseline is not None and "baseline" not in without and not Path(baseline).exists():
+            if baseline is not None and not Path(baseline).exists():
                 hint = f"; make it: trace_model check {check.name} --update-baseline"
             raise UsageError(f"{file}: {check.place}: {error}{hint}") from error
         return replace(asked, output=request.output)

@@ -14,9 +14,9 @@ from typing import Any
 from tracer.cli import types
 from tracer.errors import UsageError, near_names
 
-# What belongs to the command line alone: it prints instead of a report, or asks somebody.
+# What belongs to the command line alone: it says how to print or exit, or asks somebody.
 _NOT_KEYS = (
-    *("help", "json", "quiet", "verbose", "log_level", "color"),
+    *("help", "json", "exit_skip", "quiet", "verbose", "log_level", "color"),
     *("breakpoints", "break_at", "break_when", "post_mortem", "debugger"),
 )
 # What these say depends on which files there are, and not on what was written.

@@ -141,7 +141,7 @@ def save(checks: Sequence[Checked], path: Path) -> None:
 def _why(check: Checked, comparison: Comparison) -> Iterator[RenderableType]:
     """What a check fails for; one without a comparison has its reason in the table."""
     _, colour, _ = _OUTCOMES.get(check.code, _NO_RESULT)
-    yield Text(f"{check.name}: {check.outcome}: {check.line}", f"bold {colour}")
+    yield Text(f"{check.name}: {check.line}", f"bold {colour}")
     yield Text(headline(comparison, expected=check.expected).text)
     if comparison.gate is not None:
         yield Text("\n".join(gate.lines(comparison.gate)))

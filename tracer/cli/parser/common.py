@@ -34,8 +34,8 @@ def add_output(parser: Parser) -> None:
     either.add_argument(
         *("-q", "--quiet"),
         action="store_true",
-        help="the verdict, or the sum of all checks, in one line; no progress, and of what is logged "
-        "errors alone",
+        help="the verdict, or what became of all checks, in one line; no progress, and of what "
+        "is logged errors alone",
     )
     either.add_argument(
         *("-v", "--verbose"),
