@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import chdir, redirect_stderr
@@ -130,8 +131,10 @@ class Suite:
             said = io.StringIO()
             with redirect_stderr(said):
                 code = exit_code(error, asked or request)
-            message = said.getvalue().removeprefix("trace_model: ").strip()
-            return Checked(check.name, code, _since(begin), message=message), None
+            traceback, _, message = f"\n{said.getvalue()}".rpartition("\ntrace_model: ")
+            if traceback:
+                print(traceback.strip(), file=sys.stderr)
+            return Checked(check.name, code, _since(begin), message=message.strip()), None
         seconds = _since(begin)
         return Checked(check.name, done.code, seconds, done.comparison, done.run), done
 
@@ -169,13 +172,14 @@ def _run(suite: Suite, chosen: Sequence[Check], request: CheckRequest, out: Text
             took = f"{outcome.seconds:.1f} s"
             say(f"{number} of {len(chosen)}: {each.name}: {outcome.outcome} ({took})")
         if done is not None and request.output.verbose:
+            print(each.name, file=out)
             show(done, suite.request(each, request), out)
     for path in request.report:
         checked.save(ended, path)
     if request.output.quiet:
         print(checked.summary(ended), file=out)
     else:
-        checked.show(ended)
+        checked.show(ended, reasons=not request.output.verbose)
     return worst(outcome.code for outcome in ended)
 
 

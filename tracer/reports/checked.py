@@ -70,11 +70,18 @@ class Checked:
         return self.run is not None and self.run.differences_expected
 
 
-def show(checks: Sequence[Checked], console: Console | None = None) -> None:
-    """Prints why checks have failed, the table of all, and the sum of it."""
+def show(
+    checks: Sequence[Checked], *, reasons: bool = True, console: Console | None = None
+) -> None:
+    """Prints the table of all checks and the sum of it.
+
+    Args:
+        reasons: print before it why checks have failed.
+        console: where to; standard output by default.
+    """
     console = console or make_console()
     for check in checks:
-        if check.code and check.comparison is not None:
+        if reasons and check.code and check.comparison is not None:
             _print(_why(check, check.comparison), console)
     _print([_table(checks), Text(), Text(summary(checks))], console)
 
