@@ -44,6 +44,20 @@ NO_ISOLATION = "none"
 # What makes the gate fail; each includes those after it.
 FAIL_ON = ("divergence", "regression", "coverage", "never")
 
+# The files that hold what has become of several checks, by their suffixes.
+SUMMARIES = (".xml", ".md")
+
+# What is logged on standard error, from much to little, and when there is colour.
+LOG_LEVELS = ("debug", "info", "warning", "error")
+COLORS = ("auto", "always", "never")
+
+# The environment variables that stand for options which were not given.
+VARIABLES: Mapping[str, str] = {
+    "device": "TRACE_MODEL_DEVICE",
+    "dtype": "TRACE_MODEL_DTYPE",
+    "cache": "TRACE_MODEL_CACHE",
+}
+
 # What is taken where nothing is given: by the public functions, and as the help says.
 DEFAULT_CANDIDATE = "wrapped"
 DEFAULT_DTYPE, DEFAULT_DEVICE = DTYPES[0], "cpu"

@@ -1,6 +1,7 @@
 """The workflow of examples/ci: its commands, run as they stand, pass and catch a regression."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tracer.cli.parser import parse
-from tracer.cli.types import limit
+from tracer.cli.configuration import Configuration
+from tracer.cli.keys import Keys
+from tracer.cli.parser import make_parser, parse
+from tracer.cli.requests import CheckRequest
 
 REPOSITORY = Path(__file__).parents[2]
 CI = REPOSITORY / "examples" / "ci"
@@ -24,9 +27,16 @@ printf '%s\\n' "$@" > comment.arguments
 """
 
 
-def run(folder: Path, **changed: str) -> dict[str, int]:
-    """Runs the commands of all steps but the installation; the exit codes by step."""
-    (folder / "examples").symlink_to(REPOSITORY / "examples")
+def run(folder: Path, *change: str) -> dict[str, int]:
+    """Runs the commands of all steps but the installation; the exit codes by step.
+
+    Args:
+        change: what stands in the checks, and what is to stand there instead.
+    """
+    shutil.copytree(CI, folder / "examples" / "ci")
+    if change:
+        checks = folder / WORKFLOW["env"]["CONFIGURATION"]
+        checks.write_text(checks.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     gh = folder / "bin" / "gh"
     gh.parent.mkdir()
     gh.write_text(GH)
@@ -42,7 +52,7 @@ def run(folder: Path, **changed: str) -> dict[str, int]:
         if "run" in step and step["name"] != "Install":
             own = {"GH_TOKEN": "token", "NUMBER": "7"} if "env" in step else {}
             shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
-            environment = os.environ | WORKFLOW["env"] | given | own | changed
+            environment = os.environ | WORKFLOW["env"] | given | own
             finished = subprocess.run(
                 shell, cwd=folder, env=environment, capture_output=True, text=True, check=False
             )
@@ -57,41 +67,42 @@ def run(folder: Path, **changed: str) -> dict[str, int]:
 @pytest.mark.slow
 class TestCommands:
     def test_as_it_stands_it_passes(self, tmp_path):
-        assert run(tmp_path) == {"Compare": 0, "Summary": 0, "Comment": 0}
+        assert run(tmp_path) == {"Check": 0, "Summary": 0, "Comment": 0}
         summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
-        assert summary.startswith("## ⚠️ diverges at model.embed\\_tokens")
-        assert "and no worse than in examples/ci/baseline.json" in summary
-        assert "71 outputs in common with examples/ci/baseline.json: none has changed" in summary
+        assert summary.startswith("## ✅ `3 of 3 checks pass`")
+        assert "| ✅ passes | `attention.padded` | `agrees` |" in summary
+        assert "and no worse than in baseline.json` |" in summary
         assert (tmp_path / "comment.arguments").read_text().split()[:3] == ["pr", "comment", "7"]
-        assert {path.suffix for path in tmp_path.glob("trace_model.*")} == {
-            *(".md", ".html", ".xml", ".json")
-        }
+        assert {path.suffix for path in tmp_path.glob("trace_model.*")} == {".md", ".xml"}
+        reports = {path.name for path in (tmp_path / "examples" / "ci").glob("report-*")}
+        names = "quantized", "attention.short", "attention.padded"
+        assert reports == {f"report-{name}{end}" for name in names for end in (".html", ".json")}
 
     def test_a_regression_fails(self, tmp_path):
         """Weights of fewer bits, and a candidate that says nothing else of it."""
-        weaker = WORKFLOW["env"]["QUANTIZED"].replace("--weight uint8", "--weight uint4")
-        assert run(tmp_path, QUANTIZED=weaker)["Compare"] == 1
+        change = 'weight = "uint8"', 'weight = "uint4"\nisolate = "none"'
+        assert run(tmp_path, *change)["Check"] == 1
         summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
-        assert summary.startswith("## ❌ fails: ")
-        assert "outputs are worse than in examples/ci/baseline.json" in summary
+        assert summary.startswith("## ❌ `2 of 3 checks pass; 1 fails: quantized`")
+        assert "| ✅ passes | `attention.short` | `agrees` |" in summary
+        assert "outputs are worse than in baseline.json" in summary
         assert "| worse | `model.embed_tokens` |" in summary
         assert "beyond the limit lm\\_head=0.2: most `lm_head`" in summary
 
 
-def test_every_option_is_known():
-    """Also those of the command that makes the baseline, in the text beside the workflow."""
+def test_the_command_that_makes_the_baseline():
+    """It stands in the text beside the workflow."""
     text = (CI / "README.md").read_text(encoding="utf-8")
-    command = text[text.index("    trace_model compare") :].split("\n\n")[0].replace("\\\n", " ")
-    made = parse(command.split()[1:])
-    (compare,) = (step["run"] for step in STEPS if step.get("name") == "Compare")
-    for name, value in WORKFLOW["env"].items():
-        compare = compare.replace(f"${name}", value)
-    held = parse(compare.split()[1:])
-    assert held.max_peir == (limit("lm_head=0.2"),)
-    # What makes model, candidate and inputs is the same.
-    for name in ("model", "candidate", "activation", "weight", "sequence_length", "calibrate"):
-        assert getattr(made, name) == getattr(held, name)
-    assert made.report == (Path("examples/ci/baseline.json").absolute(),)
+    command = text[text.index("    trace_model check") :].split("\n\n")[0]
+    made = parse(shlex.split(command)[1:])
+    assert isinstance(made, CheckRequest)
+    assert made.update_baseline
+    configuration = Configuration.read(REPOSITORY / made.file, Keys(make_parser()[1]["compare"]))
+    [check] = configuration.select(made.names)
+    assert check.options["baseline"] == "baseline.json"
+    (step,) = (step["run"] for step in STEPS if step.get("name") == "Check")
+    held = parse(shlex.split(step.replace("$CONFIGURATION", WORKFLOW["env"]["CONFIGURATION"]))[1:])
+    assert held.file == made.file
 
 
 def test_what_the_steps_and_the_baseline_hold():

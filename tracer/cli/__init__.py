@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: parse, check, call what the request asks for, return the exit code.
 
     trace_model compare tiny-llama
@@ -7,6 +8,7 @@ What the exit codes mean is in `exit_codes`; wrong use and bad input are said in
 Whatever takes time to import is imported after the options have been checked.
 """
 
+import logging
 import os
 import shlex
 import sys
@@ -14,22 +16,27 @@ import traceback
 from collections.abc import Sequence
 from typing import TextIO
 
-from tracer.cli.checks import check
+from tracer.cli.checks import check as check_request
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.parser import parse
 from tracer.cli.requests import (
     AblateRequest,
+    CheckRequest,
     CompareRequest,
     DiffRequest,
     HistoryRequest,
     RecordRequest,
     Request,
     ShowRequest,
+    given,
 )
 from tracer.cli.skipping import skipping
 from tracer.cli.streams import alone, check_open, let_go, say
 from tracer.errors import ModelRunError, TracerError
+from tracer.models.hub_cache import hub_cache
 from tracer.text import brief, cut, with_class
+
+_logger = logging.getLogger(__name__)
 
 
 @skipping
@@ -44,18 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_open()
         request = parse(arguments)
-        check(request)
-        with alone(getattr(request, "json", False)) as out:
-            code = _run(request, shlex.join(["trace_model", *arguments]), out)
+        with request.output.in_force(), hub_cache(request.cache):
+            _logger.info("%s", given(request))
+            check_request(request)
+            with alone(getattr(request, "json", False)) as out:
+                code = _run(request, shlex.join(["trace_model", *arguments]), out)
         sys.stdout.flush()  # here, where a reader that has gone is taken for what it is
         return code
     except BaseException as error:
         if os.environ.get("TRACE_MODEL_DEBUG") == "1" and not isinstance(error, SystemExit):
             traceback.print_exc()
-        return _exit_code(error, request)
+        return exit_code(error, request)
 
 
-def _exit_code(error: BaseException, request: Request | None) -> int:
+def exit_code(error: BaseException, request: Request | None) -> int:
     """Says what has ended the work, and returns the exit code for it."""
     match error:
         case SystemExit() if request is None:
@@ -78,6 +87,8 @@ def _exit_code(error: BaseException, request: Request | None) -> int:
         case _ if _is_out_of_memory(error):
             say(f"out of memory: {brief(error)}; give a smaller model or inputs, or --offload")
         case _:
+            if request is not None and request.output.verbose:
+                traceback.print_exception(error)
             say(
                 f"an error of its own, {with_class(error)}; please report it in "
                 "the issues of trace_model, with what it prints under --verbose"
@@ -101,6 +112,10 @@ def _run(request: Request, command: str, out: TextIO) -> ExitCode:
             from tracer.cli.show import show
 
             return show(request, out)
+        case CheckRequest():
+            from tracer.cli.check import check
+
+            return check(request, out)
         case DiffRequest():
             from tracer.cli.diff import diff
 

@@ -1,7 +1,7 @@
 """`trace_model compare`: compares, judges, reports."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import torch
@@ -19,12 +19,36 @@ from tracer.comparison.trace_limits import why_not_run_again
 from tracer.debugger.breakpoints import Breakpoint
 from tracer.debugger.prompt import choose_debugger
 from tracer.reports import Run, console, json, save, wants_samples
+from tracer.reports.parts.headline import headline
 from tracer.reports.progress import call_counter
 from tracer.tensors.samples import SAMPLES
+from tracer.text import visible
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison has given.
+
+    Attributes:
+        captured: the values of `--focus`.
+        code: what the process exits with.
+    """
+
+    comparison: Comparison
+    run: Run
+    captured: Sequence[Captured]
+    code: ExitCode
 
 
 def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
     """Does the work and returns the exit code; `out` is where JSON goes."""
+    done = examine(request, command)
+    show(done, request, out)
+    return done.code
+
+
+def examine(request: CompareRequest, command: str) -> Compared:
+    """Compares, judges and writes the reports."""
     former = open_former(request)
     sides = resolve(request)
     debugging, debugger_note = _debugging(request)
@@ -77,8 +101,24 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
     run = replace(run, exit_code=int(code))
     for report in request.report:
         save(comparison, report, run=run)
-    _print(comparison, request, run, captured, out)
-    return code
+    return Compared(comparison, run, captured, code)
+
+
+def show(done: Compared, request: CompareRequest, out: TextIO) -> None:
+    """Prints what was found, as the request asks for it."""
+    if request.json:
+        out.write(json.render(done.comparison, done.run))
+    elif request.output.quiet:
+        said = headline(done.comparison, expected=done.run.differences_expected)
+        print(visible(said.line), file=out)
+    else:
+        console.show(
+            done.comparison,
+            all_rows=request.all,
+            ranked=done.run.quantized,
+            focus=done.captured,
+            run=done.run,
+        )
 
 
 def _debugging(request: CompareRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -103,21 +143,6 @@ def _isolation(request: CompareRequest, sides: Sides) -> str | None:
     if request.isolate is None and ((sides.quantized and can_be) or request.what_if):
         return LEVELS[0]
     return None if request.isolate == NO_ISOLATION else request.isolate
-
-
-def _print(
-    comparison: Comparison,
-    request: CompareRequest,
-    run: Run,
-    captured: Sequence[Captured],
-    out: TextIO,
-) -> None:
-    if request.json:
-        out.write(json.render(comparison, run))
-    else:
-        console.show(
-            comparison, all_rows=request.all, ranked=run.quantized, focus=captured, run=run
-        )
 
 
 def _exit_code(comparison: Comparison, run: Run, fail_on: str | None) -> ExitCode:

@@ -1,5 +1,6 @@
 """What the process exits with. This is the one table of it: help and documents are made from it."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -27,6 +28,11 @@ class ExitCode(IntEnum):
     )
     INTERNAL_ERROR = 3, "trace_model itself has failed, which is to be reported"
     INTERRUPTED = 130, "the run was interrupted from the keyboard"
+
+
+def worst(codes: Iterable[int]) -> ExitCode:
+    """The exit code that stands for several: 3 before 2, 2 before 1, 1 before 0."""
+    return {int(code): code for code in ExitCode}[max(codes)]
 
 
 def exit_codes() -> str:

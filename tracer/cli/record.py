@@ -32,10 +32,9 @@ def record(request: RecordRequest, command: str) -> ExitCode:
             notes=subject.notes,
             **request.given("include", "values"),
         )
-    print(
-        f"{request.out}: {made.calls} calls, {made.tensors} tensors, {made.size / 2**20:.2f} MiB "
-        "of values"
-    )
+    size = f"{made.size / 2**20:.2f} MiB of values"
+    if not request.output.quiet:
+        print(f"{request.out}: {made.calls} calls, {made.tensors} tensors, {size}")
     return ExitCode.AGREES
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tracer import choices
 from tracer.cli import types
+from tracer.cli.streams import DEFAULT, Output
 from tracer.reports import known_suffixes
 
 # The options that say how inputs are made.
@@ -66,8 +67,10 @@ class ModelRequest:
     Attributes:
         model: a name or a path; None where `compare` is given two traces.
         candidate: a kind of candidate or a path; or the model itself.
+        output: how much is printed; its options are those of every command.
     """
 
+    output: Output = DEFAULT
     model: str | None = option(_MODEL, default=MISSING, names=("model",), metavar="MODEL")
     candidate: str = option(
         "a candidate made from the model instead of it, as `trace_model compare` makes it: "
@@ -82,6 +85,11 @@ class ModelRequest:
         group="the model",
     )
     device: str | None = option(f"cpu, cuda, cuda:1, mps, ... (default: {choices.DEFAULT_DEVICE})")
+    cache: Path | None = option(
+        "where models of the hub are kept (default: what HF_HUB_CACHE says)",
+        type=types.folder,
+        metavar="FOLDER",
+    )
     offload: str | bool | None = option(
         "leave the weights of both models on disk until a module needs its own, for models that "
         "do not fit in memory; those that a checkpoint does not hold as they are needed are "
@@ -426,6 +434,30 @@ class AblateRequest:
     ray: str | None = None
     report: tuple[str, ...] = ()
     out: str | None = None
+    cache: Path | None = None
+    output: Output = DEFAULT
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRequest:
+    """`trace_model check`.
+
+    Attributes:
+        names: of checks, or of one of their input sets (`port.padded`); none for all.
+        file: the configuration; None for the one that is found.
+        device, dtype, cache: what every check is given instead of its own.
+    """
+
+    names: tuple[str, ...] = ()
+    file: Path | None = None
+    listing: bool = False
+    print_command: bool = False
+    update_baseline: bool = False
+    report: tuple[Path, ...] = ()
+    device: str | None = None
+    dtype: str | None = None
+    cache: Path | None = None
+    output: Output = DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +474,8 @@ class DiffRequest:
     baseline_any: bool = False
     exit_skip: int | None = None
     all: bool = False
+    cache: Path | None = None
+    output: Output = DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,11 +488,27 @@ class HistoryRequest:
 
     folder: Path
     module: str | None = None
+    cache: Path | None = None
+    output: Output = DEFAULT
 
 
 Request = (
-    CompareRequest | RecordRequest | ShowRequest | AblateRequest | DiffRequest | HistoryRequest
+    CompareRequest
+    | RecordRequest
+    | ShowRequest
+    | AblateRequest
+    | CheckRequest
+    | DiffRequest
+    | HistoryRequest
 )
+
+
+def given(request: Request) -> str:
+    """What a request asks for, in words: each field that is not as it would be without it."""
+    values = {
+        field.name: (getattr(request, field.name), field.default) for field in fields(request)
+    }
+    return ", ".join(f"{name}={value}" for name, (value, usual) in values.items() if value != usual)
 
 
 def flag(name: str) -> str:

@@ -6,14 +6,19 @@ which the model cannot be built exits with 2, and would be called bad.
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from tracer.cli.exit_codes import ExitCode
 
 _FLAG = "--exit-skip"
 _SKIPPED = (ExitCode.WRONG_USE, ExitCode.INTERNAL_ERROR)
 
-Main = Callable[[Sequence[str] | None], int]
+
+class Main(Protocol):
+    """A main function; without arguments it takes those of the process."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
 def skipping(main: Main) -> Main:

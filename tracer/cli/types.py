@@ -68,6 +68,14 @@ def file(text: str) -> Path:
     return path
 
 
+def folder(text: str) -> Path:
+    """A folder that is there, or can be made."""
+    path = user_path(text).absolute()
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file: expected a folder")
+    return path
+
+
 # What torch.set_printoptions takes, and of what type.
 PRINT_OPTIONS: Mapping[str, Callable[[str], object]] = {
     "precision": count(0, 20),

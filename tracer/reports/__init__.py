@@ -59,12 +59,21 @@ def save(comparison: "Comparison", path: str | Path, *, run: Run | None = None) 
     Raises:
         UsageError: as for `check_path`, or the file cannot be written.
     """
-    target = check_path(path).resolve()
+    target = check_path(path)
     render: Callable[[Comparison, Run | None], str | bytes] = pkgutil.resolve_name(
         WRITERS[_suffix(path)]
     )
+    write(render(comparison, run), target)
+
+
+def write(report: str | bytes, path: Path) -> None:
+    """Writes what a report holds, as `save` does.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    target = path.resolve()
     partial = _partial(target)
-    report = render(comparison, run)
     try:
         partial.write_bytes(visible(report).encode() if isinstance(report, str) else report)
         if target.exists():

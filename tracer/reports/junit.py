@@ -9,7 +9,7 @@ What a gate decides is a case of its own; a divergence that it lets pass fails n
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -31,29 +31,55 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 def render(comparison: Comparison, run: Run | None = None) -> str:
     """The report as text, with a newline at the end."""
+    return document([suite(comparison, run)])
+
+
+def document(suites: Sequence[ElementTree.Element]) -> str:
+    """The text of a file that holds suites, with a newline at the end."""
+    totals = {
+        name: str(sum(int(found.attrib[name]) for found in suites))
+        for name in ("tests", "failures", "errors")
+    }
+    root = _element("testsuites", name="trace_model", **totals)
+    root.extend(suites)
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def unfinished(name: str, message: str) -> ElementTree.Element:
+    """The suite of a comparison that came to no result."""
+    counts = {"tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
+    made = _element("testsuite", name=name, **counts)
+    case = _element("testcase", classname=_ROOT, name="verdict")
+    case.append(_element("error", message, type="unfinished", message=message))
+    made.append(case)
+    return made
+
+
+def suite(
+    comparison: Comparison, run: Run | None = None, name: str | None = None
+) -> ElementTree.Element:
+    """The suite of a comparison; its name is that of the models unless another is given."""
     said = headline(comparison, expected=run is not None and run.differences_expected)
     cases = list(_cases(comparison, said))
     counts = {"tests": len(cases)} | {
         kind: sum(case.find(tag) is not None for case in cases)
         for kind, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped"))
     }
-    suite = _element(
+    models = "trace_model" if run is None else f"{run.reference} against {run.candidate}"
+    made = _element(
         "testsuite",
-        name="trace_model" if run is None else f"{run.reference} against {run.candidate}",
+        name=name or models,
         **{name: str(count) for name, count in counts.items()},
     )
     properties = _element("properties")
     for name, value in _properties(comparison, run):
         properties.append(_element("property", name=name, value=value))
-    suite.append(properties)
-    suite.extend(cases)
-    suite.append(_element("system-out", f"{said.line}\n{said.text}\n"))
-    totals = {name: str(count) for name, count in counts.items() if name != "skipped"}
-    root = _element("testsuites", name="trace_model", **totals)
-    root.append(suite)
-    ElementTree.indent(root)
-    text = ElementTree.tostring(root, encoding="unicode")
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+    made.append(properties)
+    made.extend(cases)
+    made.append(_element("system-out", f"{said.line}\n{said.text}\n"))
+    return made
 
 
 def _properties(comparison: Comparison, run: Run | None) -> Iterator[tuple[str, str]]:

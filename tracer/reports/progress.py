@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
@@ -12,10 +13,27 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, tr
 _PATIENCE = 1.0  # seconds
 
 
+_is_silent = ContextVar("_is_silent", default=False)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Shows nothing of the progress meanwhile."""
+    token = _is_silent.set(True)
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)
+
+
+def _console(**settings: Any) -> Console:
+    return Console(stderr=True, quiet=_is_silent.get(), **settings)
+
+
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """A spinner with a text."""
-    console = Console(stderr=True)
+    console = _console()
     if not console.is_terminal:
         yield
         return
@@ -33,7 +51,7 @@ def call_counter(text: str, expected: int) -> Iterator[Callable[[int], None]]:
     Yields:
         A function to call with the number of finished calls.
     """
-    console = Console(stderr=True)
+    console = _console()
     if not console.is_terminal:
         yield lambda finished: None
         return
@@ -60,7 +78,7 @@ def trial_counter(text: str) -> Iterator[Callable[[str, int, int], None]]:
     Yields:
         A function to call with each that has ended, how many have, and how many are wanted.
     """
-    console = Console(stderr=True, highlight=False)
+    console = _console(highlight=False)
     if not console.is_terminal:
 
         def tell_in_lines(what: str, ended: int, wanted: int) -> None:
@@ -81,7 +99,7 @@ def trial_counter(text: str) -> Iterator[Callable[[str, int, int], None]]:
 
 def tracked(items: Iterable[Any]) -> Iterable[Any]:
     """Hands on what it is given and shows how far it is."""
-    console = Console(stderr=True)
+    console = _console()
     return track(
         items, "calibrating", console=console, transient=True, disable=not console.is_terminal
     )

@@ -6,9 +6,12 @@ Nothing here takes time to import: help and wrong use are answered without PyTor
 from collections.abc import Mapping, Sequence
 
 import tracer
+from tracer.cli.completion import complete
+from tracer.cli.configuration import standing
 from tracer.cli.exit_codes import ExitCode, exit_codes
-from tracer.cli.parser import ablate, compare, reports
-from tracer.cli.parser.common import Parser, add_fields
+from tracer.cli.keys import Keys
+from tracer.cli.parser import ablate, check, compare, reports
+from tracer.cli.parser.common import Parser, add_fields, add_output
 from tracer.cli.requests import (
     CompareRequest,
     DiffRequest,
@@ -17,6 +20,7 @@ from tracer.cli.requests import (
     Request,
     ShowRequest,
 )
+from tracer.cli.streams import Output
 from tracer.errors import near_names
 
 # The commands: what each does, in short and in full.
@@ -25,6 +29,12 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "run a model and a candidate side by side and say where they diverge",
         "Runs a model and a candidate side by side on the same inputs and says where they diverge, "
         "and why.",
+    ),
+    "check": (
+        "run the comparisons that the configuration names, with one summary and one exit code",
+        "Runs the checks of pyproject.toml ([tool.trace_model.checks.NAME]) or trace_model.toml, "
+        "each what `trace_model compare` would be with its keys as options. One that fails does "
+        "not stop the others.",
     ),
     "record": (
         "write what goes through a model to disk, to compare with it elsewhere or later",
@@ -54,9 +64,9 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def make_parser() -> tuple[Parser, dict[str, Parser]]:
+def make_parser(kind: type[Parser] = Parser) -> tuple[Parser, dict[str, Parser]]:
     """The parser of the command line, and those of its commands by their names."""
-    parser = Parser(
+    parser = kind(
         prog="trace_model",
         description="Finds where two PyTorch models that should agree stop agreeing, and why.",
         epilog=exit_codes(),
@@ -78,19 +88,27 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     reports.add_diff_options(commands["diff"])
     reports.add_history_options(commands["history"])
     ablate.add_options(commands["ablate"])
+    check.add_options(commands["check"])
+    commands["check"].epilog = (
+        f"{exit_codes()}. The exit code is that of the worst check: 3 before 2, 2 before 1, 1 "
+        "before 0"
+    )
+    for command in commands.values():
+        add_output(command)
     return parser, commands
 
 
-def parse(arguments: Sequence[str]) -> Request:
+def parse(arguments: Sequence[str], kind: type[Parser] = Parser) -> Request:
     """Reads the arguments of the command line.
 
     What they name need not exist, but for files that are read or written; see `checks.check`.
 
     Raises:
         SystemExit: they make no sense, which has been said; or help was asked for.
-        UsageError: names that do not go together.
+        UsageError: names that do not go together, or what environment or configuration give.
     """
-    parser, commands = make_parser()
+    parser, commands = make_parser(kind)
+    complete(parser, commands)
     if not arguments:
         parser.print_help()
         parser.exit(ExitCode.WRONG_USE)
@@ -104,8 +122,14 @@ def parse(arguments: Sequence[str]) -> Request:
         chosen.error(f"unknown option or argument {unknown[0]!r}{near}")
     if command is None:
         parser.error(f"expected a command: {', '.join(commands)}")
+    keys = Keys(commands[command])
+    given = standing(keys, with_file=command != "check") | given
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    told = {name: given.pop(name) for name in Output.__annotations__ if name in given}
+    given["output"] = Output(**told)
     match command:
+        case "check":
+            return check.request(given)
         case "compare":
             return compare.request(given)
         case "record":

@@ -7,7 +7,7 @@ from typing import Any
 
 from tracer.cli.parser.common import Parser
 from tracer.cli.requests import AblateRequest, flag
-from tracer.cli.types import count, file
+from tracer.cli.types import count, file, folder
 from tracer.errors import UsageError
 
 _STUDIES = {
@@ -134,6 +134,7 @@ def add_options(parser: Parser) -> None:
             "(default: STUDY.jsonl)"
         ),
     )
+    group.add_argument("--cache", type=folder, metavar="FOLDER", help="as for compare")
     group.add_argument(
         "--retry-failed",
         action="store_true",

@@ -4,8 +4,10 @@ import argparse
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from tracer.choices import COLORS, LOG_LEVELS
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.requests import ModelRequest, flag
+from tracer.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,10 +20,45 @@ class Parser(argparse.ArgumentParser):
         self.exit(ExitCode.WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+class StrictParser(Parser):
+    """Raises what is wrong, for those who know where it was written."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def add_output(parser: Parser) -> None:
+    """Adds the options of every command that say how much is printed: the fields of `Output`."""
+    group = parser.add_argument_group("what is printed")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        *("-q", "--quiet"),
+        action="store_true",
+        help="the verdict, or what became of all checks, in one line; no progress, and of what "
+        "is logged errors alone",
+    )
+    either.add_argument(
+        *("-v", "--verbose"),
+        action="store_true",
+        help="also what is done on the way, and the traceback of an error of trace_model's own",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        help="of what trace_model and the libraries under it log to standard error (default: "
+        "error with -q, what each of them does by itself without)",
+    )
+    group.add_argument(
+        "--color",
+        choices=COLORS,
+        help=f"auto: on a terminal, unless NO_COLOR or FORCE_COLOR says so (default: {COLORS[0]})",
+    )
+
+
 def add_fields(parser: Parser, request: type[ModelRequest]) -> None:
     """Adds the options that a request declares, its own first."""
-    declared = {field.name: dict(field.metadata) for field in fields(request)}
-    own = list(request.__annotations__)
+    declared = {field.name: dict(field.metadata) for field in fields(request) if field.metadata}
+    own = [name for name in request.__annotations__ if name in declared]
     alternatives = None
     for names in (own, [name for name in declared if name not in own]):
         place: argparse._ActionsContainer = parser
