@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tracer.choices import VARIABLES
 from tracer.comparison.result import Comparison
 from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
 from tracer.diagnosis.trials import Outcome, Proof
@@ -50,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _nobody_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not depend on whether a CI job runs them; those of CI jobs say so themselves."""
-    for name in ("CI", "BUILD_NUMBER", "PYTHONBREAKPOINT"):
+    for name in ("CI", "BUILD_NUMBER", "PYTHONBREAKPOINT", *VARIABLES.values()):
         monkeypatch.delenv(name, raising=False)
 
 

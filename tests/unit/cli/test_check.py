@@ -18,8 +18,6 @@ XSD = etree.XMLSchema(etree.parse(Path(__file__).parents[2] / "builders" / "juni
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
-    for name in ("DEVICE", "DTYPE", "CACHE"):
-        monkeypatch.delenv(f"TRACE_MODEL_{name}", raising=False)
     make_checks(tmp_path)
     return tmp_path
 

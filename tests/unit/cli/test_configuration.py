@@ -35,8 +35,6 @@ def keys() -> Keys:
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("DEVICE", "DTYPE", "CACHE"):
-        monkeypatch.delenv(f"TRACE_MODEL_{name}", raising=False)
     return tmp_path
 
 
