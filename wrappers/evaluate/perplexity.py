@@ -54,6 +54,11 @@ class Perplexity:
     tokens: tuple[int, ...]
     windows: int
 
+    def __repr__(self) -> str:
+        value = f"{self.value:.5g}" if any(self.tokens) else None
+        scored = f"tokens={sum(self.tokens)}, documents={len(self.tokens)}"
+        return f"Perplexity(value={value}, {scored}, windows={self.windows})"
+
     @property
     def loss(self) -> float:
         """The mean negative log-likelihood of a token, in nats."""
