@@ -31,8 +31,8 @@ from tracer.reports.parts.isolation import section
 from tracer.text import cut, visible
 from tracer.traces.dataflow import Flow
 
-# Of a page of text, in characters.
-WIDTH = 110
+# Of a page of text, and of what is printed in a notebook, in characters.
+WIDTH = 100
 _LONGEST = 160
 # In pixels: an iframe with a report, one with text at most, a line of text, and what is around it.
 _REPORT, _MOST, _LINE, _AROUND = 620, 520, 18, 44
@@ -126,8 +126,8 @@ def _framed(document: str, height: int, *, allowed: str = "") -> str:
     )
 
 
-def in_notebook() -> bool:
-    """Whether what is displayed goes to a notebook, and not to a terminal or a file."""
+def is_shown_in() -> bool:
+    """Whether there is a notebook that shows what is displayed."""
     ipython: Any = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
@@ -146,7 +146,7 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
 
     begin = time.monotonic()
     handle: Any = None
-    shown, state = 0.0, None
+    shown, state = 0.0, ("", 0, 0)
 
     def show(text: str, done: int, total: int) -> None:
         nonlocal handle, shown
@@ -169,5 +169,5 @@ def bar() -> Iterator[Callable[[str, int, int], None]]:
     try:
         yield tell
     finally:
-        if handle is not None and state is not None:
+        if handle is not None:
             show(*state)
