@@ -52,7 +52,7 @@ class TestNotebook:
 
     def test_a_comparison_shows_a_bar(self, cells):
         [bar] = [out.data for out in cells["comparison"] if out.output_type == "display_data"]
-        assert bar["text/plain"].startswith("comparing: 58 of ")
+        assert bar["text/plain"].startswith("comparing: 58 of 59 calls, ")
         assert bar["text/html"].startswith('<progress value="58" max=')
 
     def test_a_comparison_in_text(self, cells):

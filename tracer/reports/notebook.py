@@ -12,8 +12,7 @@ Nothing but IPython is needed, which every notebook has; the bar is no widget.
 import io
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import singledispatch
 from typing import Any
 
@@ -133,41 +132,56 @@ def is_shown_in() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-@contextmanager
-def bar() -> Iterator[Callable[[str, int, int], None]]:
+class Bar:
     """A bar in the output of a notebook's cell, which comes up once the run has taken a while.
 
-    Its last state stays.
-
-    Yields:
-        A function to call with what is being done, how much of it is, and of about how much.
+    It is what `compare` takes as `progress`. Its last state stays.
     """
-    from IPython.display import display
 
-    begin = time.monotonic()
-    handle: Any = None
-    shown, state = 0.0, ("", 0, 0)
+    def __init__(self, text: str, expected: int) -> None:
+        """Begins to wait.
 
-    def show(text: str, done: int, total: int) -> None:
-        nonlocal handle, shown
-        shown = time.monotonic()
-        said = f"{text}: {done} of {max(total, done)}, {shown - begin:.1f} s"
-        drawn = Markup('<progress value="{}" max="{}"></progress> {}')
-        bundle = {"text/plain": said, "text/html": drawn.format(done, max(total, done, 1), said)}
-        if handle is None:
-            handle = display(bundle, raw=True, display_id=True)
-        else:
-            handle.update(bundle, raw=True)
+        Args:
+            text: what goes on, until a phase is told.
+            expected: about how many calls there will be in each run.
+        """
+        self._text, self._expected, self._finished = text, expected, 0
+        self._begin, self._shown = time.monotonic(), 0.0
+        self._handle: Any = None
 
-    def tell(text: str, done: int, total: int) -> None:
-        nonlocal state
-        state = text, done, total
+    def __call__(self, finished: int) -> None:
+        """A pair of calls has ended."""
+        self._finished = finished
+        self._expected = max(self._expected, finished)
+        self._show_again()
+
+    def phase(self, name: str, run: int, runs: int | None) -> None:
+        """A run begins: which it is of a phase, and of how many where that is known."""
+        numbers = f" {run} of {runs}" if runs else f", run {run}"
+        self._text = name if run == 1 and runs in (None, 1) else f"{name}{numbers}"
+        self._finished = 0
+        self._show_again()
+
+    def close(self) -> None:
+        """Shows the last state, of a bar that has come up."""
+        if self._handle is not None:
+            self._show()
+
+    def _show_again(self) -> None:
         now = time.monotonic()
-        if now - begin > _PATIENCE and now - shown > _INTERVAL:
-            show(*state)
+        if now - self._begin > _PATIENCE and now - self._shown > _INTERVAL:
+            self._show()
 
-    try:
-        yield tell
-    finally:
-        if handle is not None:
-            show(*state)
+    def _show(self) -> None:
+        from IPython.display import display
+
+        self._shown = time.monotonic()
+        seconds = f"{self._shown - self._begin:.1f} s"
+        said = f"{self._text}: {self._finished} of {self._expected} calls, {seconds}"
+        drawn = Markup('<progress value="{}" max="{}"></progress> {}')
+        page = drawn.format(self._finished, max(self._expected, 1), said)
+        bundle = {"text/plain": said, "text/html": page}
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)

@@ -1,6 +1,4 @@
-"""What a long run shows while it lasts: on a terminal, on standard error, gone at its end; and in
-the output of a notebook's cell. Elsewhere nothing, or plain lines.
-"""
+"""What a long run shows while it lasts: on a terminal only, on standard error, gone at its end."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +7,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
-
-from tracer.reports import notebook
 
 # A run that is over before then needs no bar.
 _PATIENCE = 1.0  # seconds
@@ -37,10 +33,6 @@ def call_counter(text: str, expected: int) -> Iterator[Callable[[int], None]]:
     Yields:
         A function to call with the number of finished calls.
     """
-    if notebook.is_shown_in():
-        with notebook.bar() as show:
-            yield lambda finished: show(text, finished, expected)
-        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda finished: None

@@ -12,7 +12,7 @@ from torch import nn
 
 import tracer
 from tests.builders import browser
-from tracer.reports import notebook, progress
+from tracer.reports import notebook
 from wrappers import evaluate
 
 HOSTILE = "</iframe></pre><script>top.stolen=1</script><img src=x onerror=top.stolen=1>\"'"
@@ -220,26 +220,39 @@ def display(monkeypatch: pytest.MonkeyPatch) -> _Display:
 
 class TestBar:
     def test_a_short_run_shows_none(self, display):
-        with progress.call_counter("comparing", 3) as tell:
-            tell(1)
+        bar = notebook.Bar("comparing", 3)
+        bar(1)
+        bar.close()
         assert display.bundles == []
 
     def test_a_long_run_shows_one_that_stays(self, display, monkeypatch):
         monkeypatch.setattr(notebook, "_PATIENCE", -1.0)
-        with pytest.raises(ValueError, match="stop"), progress.call_counter("<b>", 3) as tell:
-            tell(1)
-            tell(2)  # too soon to be drawn
-            tell(5)
-            raise ValueError("stop")
+        bar = notebook.Bar("<b>", 3)
+        bar(1)
+        bar(2)  # too soon to be drawn
+        bar(5)
+        bar.close()
         [first, last] = display.bundles
-        assert first["text/plain"].startswith("<b>: 1 of 3, ")
-        assert last["text/plain"].startswith("<b>: 5 of 5, ")
+        assert first["text/plain"].startswith("<b>: 1 of 3 calls, ")
+        assert last["text/plain"].startswith("<b>: 5 of 5 calls, ")
         assert first["text/html"].startswith('<progress value="1" max="3"></progress> &lt;b&gt;: 1')
+
+    @pytest.mark.parametrize(("phase", "said"), [
+        (("confirming", 1, None), "confirming"),
+        (("confirming", 2, None), "confirming, run 2"),
+        (("zooming", 1, 1), "zooming"),
+        (("isolating", 1, 7), "isolating 1 of 7"),
+    ])  # fmt: skip
+    def test_it_names_the_phase(self, phase, said, display, monkeypatch):
+        monkeypatch.setattr(notebook, "_PATIENCE", -1.0)
+        bar = notebook.Bar("comparing", 3)
+        bar.phase(*phase)
+        assert display.bundles[-1]["text/plain"].startswith(f"{said}: 0 of 3 calls, ")
 
     def test_of_a_comparison(self, display, monkeypatch):
         monkeypatch.setattr(notebook, "_PATIENCE", -1.0)
         compared(progress=True)
-        assert display.bundles[-1]["text/plain"].startswith("comparing: 3 of 3, ")
+        assert display.bundles[-1]["text/plain"].startswith("comparing: 3 of 3 calls, ")
         display.bundles.clear()
         told: list[int] = []
         compared(progress=told.append)
