@@ -33,7 +33,7 @@ ModelInputs = Mapping[str, Any] | tuple[Any, ...] | list[Any] | Tensor
 """Keyword arguments, positional arguments, or the single argument of a model."""
 
 Progress = Callable[[Iterable[ModelInputs]], Iterable[ModelInputs]]
-"""Passes on what it is given and shows how far it is, such as `rich.progress.track` or `tqdm`."""
+"""Passes on what it is given and shows how far it is: `tqdm`; on a terminal also rich's `track`."""
 
 SHOWN = 8  # names in a message
 

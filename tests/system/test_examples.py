@@ -130,7 +130,7 @@ def test_quantising_and_exporting(name, monkeypatch, capsys, tmp_path) -> None:
         [file] = tmp_path.glob("*.circle")
         assert f"{file}: {file.stat().st_size} bytes" in printed
     else:
-        assert "pip install 'trace-model[export]'" in printed
+        assert "pip install 'tico>=0.3'" in printed
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_train_tiny_llama(flushed, monkeypatch, capsys, tmp_path) -> None:
 def test_quantising_without_tico(monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     printed = run("quantize_llama_mlp.py", monkeypatch, capsys, str(tmp_path))
-    assert "written by tico, which is not installed: pip install 'trace-model[export]'" in printed
+    assert "written by tico, which is not installed: pip install 'tico>=0.3'" in printed
     assert [file.suffix for file in tmp_path.iterdir()] == [".pt2"]
 
 

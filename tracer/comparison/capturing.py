@@ -13,6 +13,7 @@ from tracer.execution.session import Session
 from tracer.execution.side import EventKey
 from tracer.execution.torch_internals import can_open_fused
 from tracer.measurement.arguments import CallPair
+from tracer.tensors.leaves import dtype_name
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.value_path import OUTPUT, ValuePath
 
@@ -31,6 +32,11 @@ class Captured:
     value: ValuePath
     reference: torch.Tensor
     candidate: torch.Tensor
+
+    def __repr__(self) -> str:
+        form = f"{dtype_name(self.reference.dtype)} {list(self.reference.shape)}"
+        name, call = self.module or "the root", f", call {self.call}" if self.call else ""
+        return f"<Captured: {self.value} of {name}{call}, {form}>"
 
 
 @can_open_fused

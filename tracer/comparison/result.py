@@ -56,6 +56,17 @@ class Comparison:
             self, "`.verdict.agrees`, `.gate.passes` with a gate, or tracer.assert_equivalent(...)"
         )
 
+    def __repr__(self) -> str:
+        from tracer.reports.notebook import in_one_line
+
+        return f"<Comparison: {in_one_line(self)}; {self.coverage}>"
+
+    def _repr_html_(self) -> str:
+        """The report to explore, for notebooks."""
+        from tracer.reports.notebook import html
+
+        return html(self)
+
     def judged(self, gate: "Gate") -> "Comparison":
         """The comparison with what `tracer.gate` has decided of it, which its reports then say."""
         return replace(self, gate=gate)

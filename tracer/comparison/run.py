@@ -14,6 +14,7 @@ from torch import nn
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.options import Debugging, Isolate
+from tracer.comparison.progress_bar import can_show_progress
 from tracer.comparison.result import Comparison
 from tracer.comparison.trace_limits import (
     check_asked,
@@ -56,6 +57,7 @@ from tracer.text import module_in_words
 _MOST_RUNS = 4
 
 
+@can_show_progress
 @can_open_fused
 def compare(
     reference: nn.Module,
@@ -80,7 +82,7 @@ def compare(
     debugger: str | None = None,
     debugging: Debugging | None = None,
     samples: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | bool | None = None,
 ) -> Comparison:
     """Runs two models side by side on the same inputs and says where they diverge, and why.
 
@@ -122,7 +124,7 @@ def compare(
         debugging: these three in one.
         samples: how many pairs of elements of each output to keep, for the drawings of an .html
             report; 256 are enough.
-        progress: called with the number of finished pairs of calls.
+        progress: called with the number of finished pairs of calls; True shows them as a bar.
 
     Raises:
         InputError: the inputs are of another type, name arguments that forward does not take, or
@@ -154,12 +156,13 @@ def compare(
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     sampler = Sampler(samples) if samples else None
+    tell = None if isinstance(progress, bool) else progress
 
     floor = measure_noise(reference, session.given, include, roles) if noise_floor else None
     rounding = {} if floor is None else floor.peir
 
     def comparer(*interventions: Intervention) -> Comparer:
-        made = Comparer(tolerance, interventions, roles=roles, progress=progress, sampler=sampler)
+        made = Comparer(tolerance, interventions, roles=roles, progress=tell, sampler=sampler)
         made.rounding = rounding
         return made
 

@@ -165,6 +165,24 @@ class Verdict:
     def __bool__(self) -> bool:
         raise no_truth_value(self, "`.agrees`, or compare `.outcome`")
 
+    def __repr__(self) -> str:
+        said = [str(self.outcome)]
+        if isinstance(self.details, Ended):
+            said = ["the run did not come to its end"]
+        if self.symptom is not None:
+            place = f"{self.symptom.value} of {self.symptom.module or 'the root'}"
+            said.append(f"first visible at {place}, PEIR {self.symptom.peir:.3g}")
+        if self.origin is not None:
+            passed = f", argument {self.origin.argument}" if self.origin.argument else ""
+            proof = "confirmed" if self.confirmed else "not confirmed"
+            said.append(f"origin {self.origin.module or 'the root'}{passed}, {proof}")
+        return f"<Verdict: {'; '.join(said)}>"
+
+    def _repr_html_(self) -> str:
+        from tracer.reports.notebook import html
+
+        return html(self)
+
     @property
     def outcome(self) -> VerdictOutcome:
         """Whether every value agrees, the outputs alone do, or the models diverge."""

@@ -107,6 +107,18 @@ class Isolation:
     recoveries: tuple[Recovery, ...] = ()
     unforced: tuple[CallKey, ...] = ()
 
+    def __repr__(self) -> str:
+        worst = self.modules[0] if self.modules else None
+        most = ""
+        if worst is not None and worst.share > 0.0:
+            most = f", most by {worst.module or 'the root'}, {worst.share:.1%}"
+        return f"<Isolation: {len(self.modules)} modules ({self.level}){most}>"
+
+    def _repr_html_(self) -> str:
+        from tracer.reports.notebook import html
+
+        return html(self)
+
     @property
     def explanation(self) -> str:
         """The worst modules with their shares and causes, and what swapping did, in words."""

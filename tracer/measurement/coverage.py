@@ -65,6 +65,9 @@ class Coverage:
     rename_rules: Mapping[str, str] = field(default_factory=dict)
     opened: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Coverage: {self}>"
+
     def __str__(self) -> str:
         total = len(self.paired_modules) + len(self.reference_only)
         text = (

@@ -12,9 +12,11 @@ import torch
 from tracer.execution.hooks import Call, Location, definition
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.tensors.difference import Difference
+from tracer.tensors.leaves import dtype_name
 from tracer.tensors.relations import Relation
 from tracer.tensors.samples import Sample
 from tracer.tensors.value_path import ValueKind, ValuePath
+from tracer.text import figure, place
 
 # A module's identity in a run: the reference's name and the call index.
 CallKey = tuple[str, int]
@@ -71,6 +73,12 @@ class Row:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))
+
+    def __repr__(self) -> str:
+        form = "" if self.dtype is None else f", {dtype_name(self.dtype)} {list(self.shape)}"
+        outcome = "agrees" if self.agrees else "differs"
+        note = f"; {self.note}" if self.note else ""
+        return f"<Row: {place(self)}{form}, PEIR {figure(self.peir)}, {outcome}{note}>"
 
     @classmethod
     def of_form(cls, order: int, call: CallKey, value: ValuePath, remark: Remark) -> "Row":

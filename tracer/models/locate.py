@@ -117,7 +117,7 @@ def check_offload(place: bool | str | Path) -> None:
     if find_spec("accelerate") is None:
         raise UsageError(
             "weights are kept on disk by accelerate, which is not installed: "
-            "pip install 'trace-model[offload]'"
+            "pip install 'accelerate>=1.10'"
         )
     if isinstance(place, bool):
         return

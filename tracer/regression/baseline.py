@@ -98,6 +98,11 @@ class Baseline:
     identity: Identity | None = None
     differences_expected: bool = False
 
+    def __repr__(self) -> str:
+        outcome = "agrees" if self.agrees else "diverges"
+        outputs = f"{len(self.figures)} outputs of {len(self.modules)} modules"
+        return f"<Baseline: {self.source}, {outcome}, {outputs}>"
+
     @classmethod
     def of(cls, comparison: Comparison, source: str = "the baseline") -> "Baseline":
         """Makes a baseline of a comparison, such as one with a trace of the former candidate.

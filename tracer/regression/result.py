@@ -168,5 +168,16 @@ class Gate:
     def __bool__(self) -> bool:
         raise no_truth_value(self, "`.passes`")
 
+    def __repr__(self) -> str:
+        what = "; ".join(reason.what for reason in self.reasons)
+        outcome = "passes" if self.passes else f"fails: {what}"
+        return f"<Gate: {outcome} (fail_on={self.fail_on!r})>"
+
+    def _repr_html_(self) -> str:
+        from tracer.reports.notebook import WIDTH, page
+        from tracer.reports.parts.gate import section
+
+        return page(section(self, WIDTH))
+
 
 lines.register(Gate)(narrator.lines)

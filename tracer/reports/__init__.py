@@ -24,7 +24,7 @@ WRITERS = {
 }  # fmt: skip
 # Those that draw samples of the values, and those for which a package is needed.
 _DRAWN = (".html",)
-_PACKAGES = {".parquet": "pyarrow"}
+_PACKAGES = {".parquet": ("pyarrow", "pip install 'pyarrow>=18.0'")}
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,9 @@ def check_path(path: str | Path) -> Path:
         raise UsageError(
             f"the report {path} has the suffix {file.suffix!r}: expected {known_suffixes()}"
         )
-    package = _PACKAGES.get(_suffix(path))
-    if package is not None and find_spec(package) is None:
-        raise UsageError(
-            f"the report {path} needs {package}, which is not installed: "
-            f"pip install 'trace-model[{_suffix(path)[1:]}]'"
-        )
+    package, install = _PACKAGES.get(_suffix(path), ("", ""))
+    if package and find_spec(package) is None:
+        raise UsageError(f"the report {path} needs {package}, which is not installed: {install}")
     if file.is_dir():
         raise UsageError(f"the report {path} is a directory: expected the name of a file")
     directory = file.parent

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from tracer.comparison.capturing import Captured
 from tracer.comparison.result import Comparison
-from tracer.reports import Run
+from tracer.reports import Run, notebook
 from tracer.reports.parts import gate
 from tracer.reports.parts.curve import curve
 from tracer.reports.parts.fold import arrange, number
@@ -129,9 +129,14 @@ def error_summary(
 
 
 def make_console() -> Console:
-    """A console on standard output: a terminal's own width, else COLUMNS or 200 columns."""
-    console = _Console(file=sys.stdout, highlight=False, emoji=False)
-    if not console.is_terminal:
+    """A console on standard output: a terminal's own width, else COLUMNS or 200 columns; in the
+    output of a notebook's cell 100.
+    """
+    # In a notebook a console of rich's would put each part into an output of its own.
+    console = _Console(file=sys.stdout, highlight=False, emoji=False, force_jupyter=False)
+    if notebook.is_shown_in():
+        console.width = notebook.WIDTH
+    elif not console.is_terminal:
         columns = os.environ.get("COLUMNS", "")
         console.width = int(columns) if columns.isdecimal() and int(columns) else _PLAIN_WIDTH
     return console

@@ -23,7 +23,8 @@ from tracer.execution.session import matching, named_modules, run_alone
 from tracer.execution.torch_internals import can_open_fused
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.kinds import plain
-from tracer.tensors.leaves import is_stateful, leaves, version_of
+from tracer.tensors.leaves import dtype_name, is_stateful, leaves, version_of
+from tracer.text import listed
 from tracer.traces.recorded import Playback, Recorded, RecordedModule
 
 
@@ -122,6 +123,15 @@ class FlowCall:
     outputs: tuple[FlowValue, ...] = ()
     ended: bool = False
 
+    def __repr__(self) -> str:
+        forms = (
+            [f"{v.path} {dtype_name(v.dtype)} {list(v.shape)}" for v in values if v.dtype]
+            for values in (self.arguments, self.outputs)
+        )
+        passed, returned = (listed(form, 2) for form in forms)
+        name = self.module or "the root"
+        return f"<FlowCall {self.call} of {name} ({self.module_class}): {passed} -> {returned}>"
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -138,6 +148,16 @@ class Flow:
     calls: tuple[FlowCall, ...]
     points: Mapping[str, Mapping[str, Mapping[str, object]]]
     is_complete: bool = True
+
+    def __repr__(self) -> str:
+        modules = len({call.module for call in self.calls})
+        ended = "" if self.is_complete else ", ended early"
+        return f"<Flow: {self.model}, {len(self.calls)} calls of {modules} modules{ended}>"
+
+    def _repr_html_(self) -> str:
+        from tracer.reports.notebook import html
+
+        return html(self)
 
 
 @can_open_fused

@@ -105,8 +105,7 @@ def _write_circle(model: nn.Module, inputs: ModelInputs, target: Path, check: bo
     _check_types(model, inputs)
     if importlib.util.find_spec("tico") is None:
         raise MissingExtraError(
-            "a .circle is written by tico, which is not installed: pip install "
-            "'trace-model[export]'"
+            "a .circle is written by tico, which is not installed: pip install 'tico>=0.3'"
         )
     with _replaced(target) as file:
         circle = _converted(_captured(model, inputs))

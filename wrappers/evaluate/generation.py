@@ -62,6 +62,11 @@ class GenerationCheck:
 
     continuations: tuple[Continuation, ...]
 
+    def __repr__(self) -> str:
+        share = f", {self.equal_share:.1%} of the tokens equal" if self.continuations else ""
+        texts = f"{self.identical} of {len(self.continuations)} texts identical"
+        return f"<GenerationCheck: {texts}{share}>"
+
     @property
     def equal_share(self) -> float:
         """Equal tokens over all: where one text is longer, its surplus is different."""

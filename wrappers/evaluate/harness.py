@@ -91,7 +91,7 @@ def _chosen(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingExtraError(
-            f"lm-eval's tasks need a package: {error}; pip install 'trace-model[eval]'"
+            f"lm-eval's tasks need a package: {error}; pip install 'lm-eval>=0.4.13'"
         ) from error
     if not tasks:
         raise ModelInputError("no tasks were given; expected names of lm-eval or task files")

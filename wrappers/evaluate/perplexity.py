@@ -37,7 +37,7 @@ from wrappers.evaluate.decoded import DecodedModel, step_logits
 _LONG_TEXT, _LINES = 20_000, 64
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
-"""Hands on a list and shows how far it is, such as `rich.progress.track` or `tqdm`."""
+"""Hands on a list and shows how far it is: `tqdm`, or on a terminal `rich.progress.track`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class Perplexity:
     losses: tuple[float, ...]
     tokens: tuple[int, ...]
     windows: int
+
+    def __repr__(self) -> str:
+        value = f"{self.value:.5g}" if any(self.tokens) else None
+        scored = f"tokens={sum(self.tokens)}, documents={len(self.tokens)}"
+        return f"Perplexity(value={value}, {scored}, windows={self.windows})"
 
     @property
     def loss(self) -> float:

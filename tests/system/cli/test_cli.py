@@ -81,7 +81,7 @@ class TestWrongUse:
         photo = tmp_path / "photo.png"
         photo.write_bytes(b"")
         message = refused("compare", "tiny-qwen3-vl", "--image", photo)
-        assert "pip install 'trace-model[vision]'" in message
+        assert "pip install 'pillow>=11.0'" in message
 
     def test_what_is_out_of_reach(self, refused, tmp_path: Path, monkeypatch):
         assert "without config.json" in refused("compare", tmp_path)

@@ -418,7 +418,7 @@ class TestRefusals:
 
     def test_without_tico(self, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(MissingExtraError, match=r"pip install 'trace-model\[export\]'"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'tico>="):
             export(Recorded(), torch.ones(2, 4), tmp_path / "a.circle")
         assert not list(tmp_path.iterdir())
 

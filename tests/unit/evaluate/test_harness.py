@@ -166,7 +166,7 @@ class TestNames:
             return real(name, *args, **kwargs)
 
         monkeypatch.setattr(builtins, "__import__", without)
-        with pytest.raises(MissingExtraError, match=r"pip install 'trace-model\[eval\]'"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'lm-eval>="):
             run_tasks(llama.model, llama.tokenizer, ["arc_easy"])
 
 

@@ -81,5 +81,5 @@ def test_where_weights_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr("tracer.models.locate.os.access", lambda *_: False)
         check_offload(folder)
     monkeypatch.setattr("tracer.models.locate.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'trace-model\[offload\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'accelerate>="):
         check_offload(True)

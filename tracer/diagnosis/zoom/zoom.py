@@ -33,6 +33,7 @@ from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.tensors.leaves import is_stateful
 from tracer.tensors.tolerance import Tolerance
 from tracer.tensors.value_path import OUTPUT, ValuePath
+from tracer.text import short_line
 
 _SIDES = ("reference", "candidate")
 
@@ -70,6 +71,10 @@ class Zoomed:
     leading_to_match: int
     unmatched: int
     is_backward: bool = False
+
+    def __repr__(self) -> str:
+        place = "" if self.culprit is None else f" at {short_line(self.culprit.location)}"
+        return f"<Zoomed: {self.kind} in {self.module or 'the root'}{place}>"
 
     @property
     def guilty(self) -> Operation | None:

@@ -68,9 +68,7 @@ def load_processor(
 def check_pillow() -> None:
     """Raises a UsageError where Pillow is not installed."""
     if importlib.util.find_spec("PIL") is None:
-        raise UsageError(
-            "images need Pillow, which is not installed: pip install 'trace-model[vision]'"
-        )
+        raise UsageError("images need Pillow, which is not installed: pip install 'pillow>=11.0'")
 
 
 def tokens_of(processor: "Processor") -> Tokens:

@@ -280,7 +280,7 @@ def _on_ray(workload: Workload, where: Where) -> Iterator[Execute]:
         import ray
     except ImportError as error:
         raise MissingExtraError(
-            f"a cluster needs a package: {error}; pip install 'trace-model[ray]'"
+            f"a cluster needs a package: {error}; pip install 'ray>=2.50'"
         ) from error
     own = not ray.is_initialized()
     if own:
