@@ -47,7 +47,14 @@ def grouped(ranked: Sequence[IsolatedModule], pairing: Pairing) -> tuple[Isolate
         if item.share > 0.0:
             groups[pattern_of(item.module, pairing.reference)].append(item)
     found = (
-        IsolatedGroup(pattern, len(own), math.fsum(item.share for item in own), own[0])
+        IsolatedGroup(
+            pattern=pattern,
+            modules=len(own),
+            share=math.fsum(item.share for item in own),
+            worst=own[0].module,
+            worst_share=own[0].share,
+            introduced=max(item.worst.introduced for item in own),
+        )
         for pattern, own in groups.items()
     )
     return tuple(sorted(found, key=lambda group: group.share, reverse=True))
