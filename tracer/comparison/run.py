@@ -43,6 +43,7 @@ from tracer.measurement.comparer import Comparer
 from tracer.measurement.coverage import make_coverage
 from tracer.measurement.gradients import CannotDifferentiateError
 from tracer.measurement.intervention import Intervention
+from tracer.measurement.progress import Phases
 from tracer.measurement.rows import first_divergence
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.samples import Sampler
@@ -120,7 +121,8 @@ def compare(
         debugging: these three in one.
         samples: how many pairs of elements of each output to keep, for the drawings of an .html
             report; 256 are enough.
-        progress: called with the number of finished pairs of calls.
+        progress: called with the number of finished pairs of calls; with a method `phase`, in all
+            runs, and told what each is for: see `tracer.measurement.progress`.
 
     Raises:
         InputError: the inputs are of another type, name arguments that forward does not take, or
@@ -153,12 +155,17 @@ def compare(
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     sampler = Sampler(samples) if samples else None
 
+    phases = Phases(progress)
+
     def comparer(*interventions: Intervention) -> Comparer:
-        return Comparer(tolerance, interventions, roles=roles, progress=progress, sampler=sampler)
+        told = phases.next_run()
+        return Comparer(tolerance, interventions, roles=roles, progress=told, sampler=sampler)
 
     may_run = confirm and not why_not_run_again(reference, candidate)
+    phases.begin_comparing()
     free = _run(session, comparer, debugging, may_run=may_run)
-    experiment = Experiment(session, tolerance, roles, free.clone)
+    experiment = Experiment(session, tolerance, roles, free.clone, phases=phases)
+    phases.begin("confirming")
     ties: tuple[NearTie, ...] = ()
     is_whole = free.outcome.failure is None and not free.outcome.ended
     if confirm and is_whole and not is_recorded(reference, candidate):
@@ -181,14 +188,18 @@ def compare(
     raise_failure(free.outcome.failure, comparison)
     _check_something_compared(comparison, free, session.pairs)
     if train and comparison.verdict.agrees:
+        phases.begin("comparing gradients")
+        phases.next_run()
         comparison = _with_gradients(comparison, experiment)
+    phases.begin("zooming")
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):
         zoomed = zoom_of(comparison.verdict.origin, free.comparer, experiment)
         comparison = comparison if zoomed is None else with_zoom(comparison, zoomed)
     if noise_floor:
-        comparison = with_floor(comparison, measure_noise(reference, session.given, include, roles))
+        floor = measure_noise(reference, session.given, include, roles, phases)
+        comparison = with_floor(comparison, floor)
     if isolating is not None:
         with _holding(comparison):
             isolation = isolated(

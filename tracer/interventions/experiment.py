@@ -1,7 +1,7 @@
 """What all further runs of a comparison share, and what one of them leaves behind."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from tracer.execution.side import EventKey, Failure
 from tracer.interventions.forcing import SameChoices
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
+from tracer.measurement.progress import Phases
 from tracer.measurement.rows import CallKey, CallRecord, Row, inputs_of
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.tolerance import Tolerance
@@ -58,6 +59,7 @@ class Experiment:
         clone: events whose values are edited in place before they can be compared.
         same_choices: calls that give the reference's output in every run, as rounding alone has
             turned over what they choose.
+        phases: are told of each run.
     """
 
     session: Session
@@ -65,6 +67,7 @@ class Experiment:
     roles: Roles = DEFAULT_ROLES
     clone: frozenset[EventKey] = frozenset()
     same_choices: frozenset[CallKey] = frozenset()
+    phases: Phases = field(default_factory=Phases, compare=False)
 
     @property
     def modules(self) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
@@ -79,7 +82,9 @@ class Experiment:
         """Runs both models once more, with interventions in that order."""
         if self.same_choices:
             interventions = SameChoices(self.same_choices), *interventions
-        comparer = Comparer(self.tolerance, interventions, roles=self.roles)
+        comparer = Comparer(
+            self.tolerance, interventions, roles=self.roles, progress=self.phases.next_run()
+        )
         return Run(comparer, self.session.run(comparer, self.clone).failure)
 
     def must_rerun(self, *interventions: Intervention) -> Run:

@@ -185,7 +185,7 @@ def switches_of(module: nn.Module) -> Iterator[_Switch]:
     for path, owner in module.named_modules():
         for listed, disabled in _METHODS:
             if hasattr(owner, listed) and hasattr(owner, disabled):
-                meanings = getattr(owner, _MEANINGS, dict)()
+                meanings: Mapping[str, str] = getattr(owner, _MEANINGS, dict)()
                 for name, kind in getattr(owner, listed)().items():
                     off = partial(getattr(owner, disabled), name)
                     point = f"{path}.{name}".lstrip(".")

@@ -67,6 +67,7 @@ def isolated(
         raise UsageError(f"isolate {level!r}: none of {listed(sorted(chosen or ()), 3)} was called")
     calls: list[IsolatedCall] = []
     unforced: set[CallKey] = set()
+    experiment.phases.begin("isolating", runs=len(depths))
     for depth, modules in depths.items():
         forcing = Forcing(modules, Replaced.INEXACT)
         run = experiment.must_rerun(forcing)
@@ -75,15 +76,15 @@ def isolated(
     ranked = _by_module(calls)
     worst = _worst(ranked)
     causes: dict[str, tuple[Cause, ...]] = {}
-    for depth, modules in (
-        depths.items() if explain and any(switches_of(experiment.session.candidate)) else ()
-    ):
-        watched = [item.module for item in worst if item.worst.depth == depth]
-        if watched:
-            used = _used(free.records)
-            trials = SwitchTrials(watched, used, own_lines=modules is None)
+    if explain and any(switches_of(experiment.session.candidate)):
+        watched = {depth: [i.module for i in worst if i.worst.depth == depth] for depth in depths}
+        watched = {depth: names for depth, names in watched.items() if names}
+        experiment.phases.begin("looking for causes", runs=len(watched))
+        for depth, names in watched.items():
+            modules = depths[depth]
+            trials = SwitchTrials(names, _used(free.records), own_lines=modules is None)
             experiment.must_rerun(Forcing(modules, Replaced.INEXACT), trials)
-            causes |= {module: trials.found(module) for module in watched}
+            causes |= {module: trials.found(module) for module in names}
     order = {key: record.start for key, record in free.records.items()}
     return Isolation(
         level=level,
@@ -251,7 +252,9 @@ def _recoveries(
     before = final_output(free.rows)
     assert before is not None  # a comparison without any has failed by now
     names = tuple(item.module for item in ranked if item.module and item.share > 0.0)[:count]
-    for swapped in (*((name,) for name in names), *((names,) if len(names) > 1 else ())):
+    runs = (*((name,) for name in names), *((names,) if len(names) > 1 else ()))
+    experiment.phases.begin("swapping", runs=len(runs))
+    for swapped in runs:
         swapping = Swapping(swapped)
         after = final_output(experiment.must_rerun(swapping).rows)
         errors = (math.inf, math.inf) if after is None else after.visible_errors

@@ -202,7 +202,9 @@ def _over_all_layers(found: Isolation) -> Iterator[str]:
     if not found.points:
         return
     yield ""
-    yield from _header("goes away without it", "quantization point", "modules", "kind", "what it is")
+    yield from _header(
+        "goes away without it", "quantization point", "modules", "kind", "what it is"
+    )
     for point in found.points[:most]:
         cells = f"{point.modules} | {_escaped(point.kind)} | {_escaped(point.meaning)}"
         yield f"| {point.share:.1%} | {_code(point.pattern)} | {cells} |"

@@ -1,4 +1,4 @@
-"""What is at a quantization point, in a few words, by the point's name: the same in all wrappers."""
+"""What is at a quantization point, in a few words, by its name: the same in all wrappers."""
 
 _MEANINGS = {
     "weight": "the module's weight",
