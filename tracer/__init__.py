@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     )
     from tracer.execution.stepping import Stepped, Stepping
     from tracer.isolation.causes import Cause
-    from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
+    from tracer.isolation.result import (
+        IsolatedCall,
+        IsolatedGroup,
+        IsolatedModule,
+        IsolatedPoint,
+        Isolation,
+        Recovery,
+    )
     from tracer.measurement.coverage import Coverage
     from tracer.measurement.rows import FormDifference, Row
     from tracer.regression.baseline import Baseline
@@ -61,7 +68,9 @@ __all__ = [
     "InputError",
     "Isolate",
     "IsolatedCall",
+    "IsolatedGroup",
     "IsolatedModule",
+    "IsolatedPoint",
     "Isolation",
     "ModelLoadError",
     "ModelRunError",
@@ -122,7 +131,14 @@ _ROOMS = {
     "regression.gating": ("gate",),
     "regression.result": ("Gate",),
     "reports.narrator": ("explain",),
-    "isolation.result": ("IsolatedCall", "IsolatedModule", "Isolation", "Recovery"),
+    "isolation.result": (
+        "IsolatedCall",
+        "IsolatedGroup",
+        "IsolatedModule",
+        "IsolatedPoint",
+        "Isolation",
+        "Recovery",
+    ),
     "diagnosis.finding": ("Origin",),
     "traces.recorded": ("Recorded", "open_trace"),
     "traces.recording": ("Recording", "record"),

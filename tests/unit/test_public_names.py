@@ -11,8 +11,9 @@ import tracer
 PUBLIC = [
     "Baseline", "Breakpoint", "Captured", "Cause", "Comparison", "Coverage", "Debugging",
     "Difference", "Flow", "FormDifference", "Gate", "InputError", "Isolate", "IsolatedCall",
-    "IsolatedModule", "Isolation", "ModelLoadError", "ModelRunError", "NotEquivalentError",
-    "NothingComparedError", "Origin", "Recorded", "Recording", "Recovery", "Roles", "Row",
+    "IsolatedGroup", "IsolatedModule", "IsolatedPoint", "Isolation", "ModelLoadError",
+    "ModelRunError", "NotEquivalentError", "NothingComparedError", "Origin", "Recorded",
+    "Recording", "Recovery", "Roles", "Row",
     "ShapeMismatchError", "Stepped", "Stepping", "StorageError", "Symptom", "Tolerance",
     "TracerError", "UsageError", "Verdict", "assert_equivalent", "capture", "compare", "explain",
     "flow", "gate", "models", "open_trace", "record",

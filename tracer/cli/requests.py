@@ -7,7 +7,7 @@ None stands for an option that was not given, where what it goes to has a defaul
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 

@@ -21,6 +21,7 @@ from tracer.interventions.experiment import Experiment
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
+from tracer.measurement.progress import Phases
 from tracer.measurement.rows import CallRecord, Row, first_divergence
 from tracer.tensors.leaves import deep_copy, is_stateful, map_tensors, tensor_leaves
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
@@ -100,6 +101,7 @@ def measure_noise(
     inputs: Inputs,
     include: str | Sequence[str],
     roles: Roles = DEFAULT_ROLES,
+    phases: Phases | None = None,
 ) -> NoiseFloor:
     """Measures the noise floor of a model on some inputs.
 
@@ -107,7 +109,10 @@ def measure_noise(
 
     Args:
         inputs, include, roles: as for `compare`.
+        phases: are told of the two runs.
     """
+    phases = phases or Phases()
+    phases.begin("measuring the noise floor", runs=2)
     floor: dict[ValueKey, float] = {}
     unmeasured = []
     try:
@@ -117,10 +122,11 @@ def measure_noise(
     else:
         wide = deep_copy(inputs, _widened)
         session = Session(exact, reference, wide, None, include)
-        experiment = Experiment(session, Tolerance(), roles)
+        experiment = Experiment(session, Tolerance(), roles, phases=phases)
         unmeasured += _run(experiment, (), floor, NoiseRun.FLOAT64)
         del exact, session, experiment
-    beside = Experiment(Session(reference, reference, inputs, None, include), Tolerance(), roles)
+    session = Session(reference, reference, inputs, None, include)
+    beside = Experiment(session, Tolerance(), roles, phases=phases)
     unmeasured += _run(beside, (_Perturbing(),), floor, NoiseRun.PERTURBED)
     return NoiseFloor(floor, tuple(unmeasured))
 

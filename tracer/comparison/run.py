@@ -45,6 +45,7 @@ from tracer.measurement.comparer import Comparer
 from tracer.measurement.coverage import make_coverage
 from tracer.measurement.gradients import CannotDifferentiateError
 from tracer.measurement.intervention import Intervention
+from tracer.measurement.progress import Phases
 from tracer.measurement.rows import first_divergence
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.samples import Sampler
@@ -124,7 +125,9 @@ def compare(
         debugging: these three in one.
         samples: how many pairs of elements of each output to keep, for the drawings of an .html
             report; 256 are enough.
-        progress: called with the number of finished pairs of calls; True shows them as a bar.
+        progress: called with the number of finished pairs of calls; with a method `phase`, in all
+            runs, and told what each is for: see `tracer.measurement.progress`. True shows them as a
+            bar.
 
     Raises:
         InputError: the inputs are of another type, name arguments that forward does not take, or
@@ -156,19 +159,24 @@ def compare(
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
     sampler = Sampler(samples) if samples else None
-    tell = None if isinstance(progress, bool) else progress
-
-    floor = measure_noise(reference, session.given, include, roles) if noise_floor else None
+    phases = Phases(None if isinstance(progress, bool) else progress)
+    floor = None
+    if noise_floor:
+        floor = measure_noise(reference, session.given, include, roles, phases)
     rounding = {} if floor is None else floor.peir
 
     def comparer(*interventions: Intervention) -> Comparer:
-        made = Comparer(tolerance, interventions, roles=roles, progress=tell, sampler=sampler)
+        made = Comparer(
+            tolerance, interventions, roles=roles, progress=phases.next_run(), sampler=sampler
+        )
         made.rounding = rounding
         return made
 
     may_run = confirm and not why_not_run_again(reference, candidate)
+    phases.begin_comparing()
     free = _run(session, comparer, debugging, may_run=may_run)
-    experiment = Experiment(session, tolerance, roles, free.clone, rounding=rounding)
+    experiment = Experiment(session, tolerance, roles, free.clone, rounding=rounding, phases=phases)
+    phases.begin("confirming")
     ties: tuple[NearTie, ...] = ()
     is_whole = free.outcome.failure is None and not free.outcome.ended
     if confirm and is_whole and not is_recorded(reference, candidate):
@@ -191,7 +199,10 @@ def compare(
     raise_failure(free.outcome.failure, comparison)
     _check_something_compared(comparison, free, session.pairs)
     if train and comparison.verdict.agrees:
+        phases.begin("comparing gradients")
+        phases.next_run()
         comparison = _with_gradients(comparison, experiment)
+    phases.begin("zooming")
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):

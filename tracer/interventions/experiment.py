@@ -12,6 +12,7 @@ from tracer.execution.side import EventKey, Failure
 from tracer.interventions.forcing import SameChoices
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
+from tracer.measurement.progress import Phases
 from tracer.measurement.rows import CallKey, CallRecord, Row, inputs_of
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.tolerance import Tolerance
@@ -59,6 +60,7 @@ class Experiment:
         rounding: the noise floor of values, as for a `Comparer`.
         same_choices: calls that give the reference's output in every run, as rounding alone has
             turned over what they choose.
+        phases: are told of each run.
     """
 
     session: Session
@@ -67,6 +69,7 @@ class Experiment:
     clone: frozenset[EventKey] = frozenset()
     same_choices: frozenset[CallKey] = frozenset()
     rounding: Mapping[tuple[str, int, str], float] = field(default_factory=dict)
+    phases: Phases = field(default_factory=Phases, compare=False)
 
     @property
     def modules(self) -> tuple[Mapping[str, nn.Module], Mapping[str, nn.Module]]:
@@ -81,7 +84,9 @@ class Experiment:
         """Runs both models once more, with interventions in that order."""
         if self.same_choices:
             interventions = SameChoices(self.same_choices), *interventions
-        comparer = Comparer(self.tolerance, interventions, roles=self.roles)
+        comparer = Comparer(
+            self.tolerance, interventions, roles=self.roles, progress=self.phases.next_run()
+        )
         comparer.rounding = self.rounding
         return Run(comparer, self.session.run(comparer, self.clone).failure)
 

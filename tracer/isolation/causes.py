@@ -34,6 +34,7 @@ _LEAST_FALL = 0.05
 _MOST_CAUSES = 5
 # The methods of a `Switchable`, and their former names.
 _METHODS = (("ablatable_points", "disabled"), ("switches", "switched_off"))
+_MEANINGS = "point_meanings"
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,28 @@ class Cause:
         before, after: the relative L2 error of the module's output with everything in it at work,
             and with this switch off; over all its calls, of the worst leaf that is used. For a
             module of which only its own forward is looked at, both are without the modules inside.
+        meaning: what is there, where the candidate says it: "what the module returns".
     """
 
     point: str
     kind: str
     before: float
     after: float
+    meaning: str = ""
+
+    @property
+    def part(self) -> float:
+        """How much of the error's power goes away without it: 0 for nothing, 1 for all."""
+        if not self.after < self.before:
+            return 0.0
+        return 1.0 - (self.after / self.before) ** 2 if math.isfinite(self.before) else 1.0
 
 
 class Switchable(Protocol):
-    """A module that can leave out parts of what it does."""
+    """A module that can leave out parts of what it does.
+
+    It may also have `point_meanings()`, which says of parts by name what is there.
+    """
 
     def ablatable_points(self) -> Mapping[str, str]:
         """The parts by name, each in a few words."""
@@ -72,6 +85,7 @@ class _Switch:
     kind: str
     name: str
     off: Callable[[], AbstractContextManager[None]]
+    meaning: str
 
     @property
     def is_own(self) -> bool:
@@ -102,7 +116,7 @@ class SwitchTrials(Intervention):
         self._recalls: dict[CallKey, Recall] = {}
         # By module, for each of its calls: with everything at work (""), and without each point.
         self._calls: dict[str, list[dict[str, _Sums]]] = defaultdict(list)
-        self._kinds: dict[str, dict[str, str]] = defaultdict(dict)
+        self._tried: dict[str, dict[str, _Switch]] = defaultdict(dict)
 
     def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
         """Takes down what a watched module begins with."""
@@ -116,17 +130,21 @@ class SwitchTrials(Intervention):
             self._try(calls, record, run, recall)
         return None
 
-    def causes(self, module: str) -> tuple[Cause, ...]:
-        """The switches that explain most of a module's error, the first one most of all."""
+    def found(self, module: str) -> tuple[Cause, ...]:
+        """All switches of a module, and what they do to its error."""
         calls = self._calls[module]
         before = _relative([call[""] for call in calls])
         # A point that another form of the module lacks changes nothing in that one's calls.
-        found = [
-            Cause(point, kind, before, _relative([call.get(point, call[""]) for call in calls]))
-            for point, kind in self._kinds[module].items()
-        ]
-        explain = [cause for cause in found if cause.after < (1 - _LEAST_FALL) * before]
-        return tuple(sorted(explain, key=lambda cause: cause.after)[:_MOST_CAUSES])
+        return tuple(
+            Cause(
+                point=switch.point,
+                kind=switch.kind,
+                before=before,
+                after=_relative([call.get(switch.point, call[""]) for call in calls]),
+                meaning=switch.meaning,
+            )
+            for switch in self._tried[module].values()
+        )
 
     def _try(self, calls: CallPair, record: CallRecord, run: Comparer, recall: Recall) -> None:
         switches = list(switches_of(calls.candidate.module))
@@ -138,7 +156,7 @@ class SwitchTrials(Intervention):
             again = replace(calls, candidate=replace(calls.candidate, output=output))
             return self._compare_outputs(again, record, run)
 
-        self._kinds[record.module] |= {switch.point: switch.kind for switch in tried}
+        self._tried[record.module] |= {switch.point: switch for switch in tried}
         measured = {switch.point: sums(*off, switch) for switch in tried}
         self._calls[record.module].append({"": sums(*off), **measured})
 
@@ -156,14 +174,22 @@ class SwitchTrials(Intervention):
         return sums
 
 
+def explaining(found: Sequence[Cause]) -> tuple[Cause, ...]:
+    """The switches that explain most of a module's error, the first one most of all."""
+    explain = [cause for cause in found if cause.after < (1 - _LEAST_FALL) * cause.before]
+    return tuple(sorted(explain, key=lambda cause: cause.after)[:_MOST_CAUSES])
+
+
 def switches_of(module: nn.Module) -> Iterator[_Switch]:
     """The switches of a module and of those inside it."""
     for path, owner in module.named_modules():
         for listed, disabled in _METHODS:
             if hasattr(owner, listed) and hasattr(owner, disabled):
+                meanings: Mapping[str, str] = getattr(owner, _MEANINGS, dict)()
                 for name, kind in getattr(owner, listed)().items():
                     off = partial(getattr(owner, disabled), name)
-                    yield _Switch(f"{path}.{name}".lstrip("."), kind, name, off)
+                    point = f"{path}.{name}".lstrip(".")
+                    yield _Switch(point, kind, name, off, meanings.get(name, ""))
                 break
 
 

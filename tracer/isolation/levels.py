@@ -50,14 +50,15 @@ def modules_at(level: str, pairing: Pairing) -> frozenset[str] | None:
 def _layers(modules: Mapping[str, nn.Module]) -> frozenset[str]:
     found: set[str] = set()
     for name, module in modules.items():
-        if _is_repeated(module) and not any(name.startswith(f"{layer}.") for layer in found):
+        if is_repeated(module) and not any(name.startswith(f"{layer}.") for layer in found):
             members = _inside(name, module).items()
             # A list is never called: what is in it is.
             found.update(key for key, part in members if not isinstance(part, nn.ModuleList))
     return frozenset(found)
 
 
-def _is_repeated(module: nn.Module) -> bool:
+def is_repeated(module: nn.Module) -> bool:
+    """Whether a module is a list of others that do the same kind of work."""
     if isinstance(module, nn.ModuleList):
         return True
     members = list(module.children())

@@ -13,6 +13,7 @@ has a run of its own. An attention mask stays the candidate's, which may have a 
 the error of a wrong one shows where it is used.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -21,15 +22,17 @@ from dataclasses import replace
 from tracer.errors import UsageError
 from tracer.interventions.experiment import Experiment, Run
 from tracer.interventions.forcing import Forcing, Replaced
-from tracer.isolation.causes import Cause, SwitchTrials, switches_of
+from tracer.isolation.causes import Cause, SwitchTrials, explaining, switches_of
+from tracer.isolation.groups import grouped, points_of
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
 from tracer.isolation.what_if import Swapping
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallKey, CallRecord, Row, final_output
 from tracer.text import listed
 
-# Whose causes are looked for: each of their points costs a call of the module.
-_MOST_EXPLAINED = 5
+# Causes are looked for in the modules that introduce this part of the error, the worst first: each
+# of their points costs a call of the module.
+_EXPLAINED = 0.99
 
 
 def isolated(
@@ -64,31 +67,47 @@ def isolated(
         raise UsageError(f"isolate {level!r}: none of {listed(sorted(chosen or ()), 3)} was called")
     calls: list[IsolatedCall] = []
     unforced: set[CallKey] = set()
+    experiment.phases.begin("isolating", runs=len(depths))
     for depth, modules in depths.items():
         forcing = Forcing(modules, Replaced.INEXACT)
         run = experiment.must_rerun(forcing)
         unforced |= forcing.unforced
         calls += _shared(_measured(run, modules, free.records, depth))
     ranked = _by_module(calls)
-    worst = [item for item in ranked if item.share > 0.0][:_MOST_EXPLAINED]
+    worst = _worst(ranked)
     causes: dict[str, tuple[Cause, ...]] = {}
-    for depth, modules in (
-        depths.items() if explain and any(switches_of(experiment.session.candidate)) else ()
-    ):
-        watched = [item.module for item in worst if item.worst.depth == depth]
-        if watched:
-            used = _used(free.records)
-            trials = SwitchTrials(watched, used, own_lines=modules is None)
+    if explain and any(switches_of(experiment.session.candidate)):
+        watched = {depth: [i.module for i in worst if i.worst.depth == depth] for depth in depths}
+        watched = {depth: names for depth, names in watched.items() if names}
+        experiment.phases.begin("looking for causes", runs=len(watched))
+        for depth, names in watched.items():
+            modules = depths[depth]
+            trials = SwitchTrials(names, _used(free.records), own_lines=modules is None)
             experiment.must_rerun(Forcing(modules, Replaced.INEXACT), trials)
-            causes |= {module: trials.causes(module) for module in watched}
+            causes |= {module: trials.found(module) for module in names}
     order = {key: record.start for key, record in free.records.items()}
     return Isolation(
         level=level,
         calls=tuple(sorted(calls, key=lambda call: order.get((call.module, call.call), 0))),
-        modules=tuple(replace(item, causes=causes.get(item.module, ())) for item in ranked),
+        modules=tuple(
+            replace(item, causes=explaining(causes.get(item.module, ()))) for item in ranked
+        ),
         recoveries=tuple(_recoveries(ranked, what_if, free, experiment)),
         unforced=tuple(sorted(unforced)),
+        groups=grouped(ranked, experiment.session.pairing),
+        points=points_of(causes, ranked, experiment.session.pairing),
     )
+
+
+def _worst(ranked: Sequence[IsolatedModule]) -> list[IsolatedModule]:
+    """The modules that introduce nearly all of the error."""
+    before = itertools.accumulate((item.share for item in ranked), initial=0.0)
+    whole = math.fsum(item.share for item in ranked)
+    return [
+        item
+        for item, sum_before in zip(ranked, before, strict=False)
+        if item.share > 0.0 and sum_before < _EXPLAINED * whole
+    ]
 
 
 def _depths(
@@ -123,24 +142,27 @@ def _measured(
 ) -> list[IsolatedCall]:
     """The worst value of each call in a run where it had the reference's inputs."""
     values: dict[CallKey, list[tuple[str, Row]]] = defaultdict(list)
-    for key, value, row in _own_values(run, modules, _used(free) | _used(run.records)):
-        values[key].append((value, row))
+    for key, receiver, row in _own_values(run, modules, _used(free) | _used(run.records)):
+        values[key].append((receiver, row))
     calls = []
     for (module, call), own in values.items():
-        value, row = max(own, key=lambda item: item[1].visible_errors[::-1])
+        receiver, row = max(own, key=lambda item: item[1].visible_errors[::-1])
+        given = run.records[row.module, row.call].arguments.values() if receiver else ()
         introduced_peir, introduced = row.visible_errors
         freely = _same_value(row, free.get((row.module, row.call)))
         calls.append(
             IsolatedCall(
                 module=module,
                 call=call,
-                value=value,
+                value=f"{receiver}.{row.value}" if receiver else row.value,
                 own_lines=modules is None and bool(run.records[module, call].children),
                 depth=depth,
                 input_peir=_input_peir(free.get((module, call))),
                 peir=None if freely is None else freely.visible_errors[0],
                 introduced_peir=introduced_peir,
                 introduced=introduced,
+                receiver=receiver,
+                passed_as=row.value.label if sum(not each.is_mask for each in given) > 1 else "",
             )
         )
     return calls
@@ -149,7 +171,7 @@ def _measured(
 def _own_values(
     run: Run, modules: Collection[str] | None, used: Container[tuple[str, int, str]]
 ) -> Iterator[tuple[CallKey, str, Row]]:
-    """What each call makes of right inputs: the call, the name of the value, and its row.
+    """What each call makes of right inputs: the call, whom it passes that to, and its row.
 
     Where everything is forced, an argument is made in the forward of the call that passes it on.
     Of an output with several parts those that are not `used` are left out.
@@ -161,11 +183,11 @@ def _own_values(
         if row.is_output:
             chosen = modules is None or row.module in modules
             if chosen and (row.module, row.call, row.value) in used:
-                yield key, row.value, row
+                yield key, "", row
         elif modules is None and not row.is_mask:
             giver = run.records[key].parent
             if giver is not None:
-                yield giver, f"{row.module.removeprefix(f'{giver[0]}.')}.{row.value}", row
+                yield giver, row.module.removeprefix(f"{giver[0]}."), row
 
 
 def _used(records: Mapping[CallKey, CallRecord]) -> set[tuple[str, int, str]]:
@@ -230,7 +252,9 @@ def _recoveries(
     before = final_output(free.rows)
     assert before is not None  # a comparison without any has failed by now
     names = tuple(item.module for item in ranked if item.module and item.share > 0.0)[:count]
-    for swapped in (*((name,) for name in names), *((names,) if len(names) > 1 else ())):
+    runs = (*((name,) for name in names), *((names,) if len(names) > 1 else ()))
+    experiment.phases.begin("swapping", runs=len(runs))
+    for swapped in runs:
         swapping = Swapping(swapped)
         after = final_output(experiment.must_rerun(swapping).rows)
         errors = (math.inf, math.inf) if after is None else after.visible_errors

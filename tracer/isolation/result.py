@@ -23,6 +23,8 @@ class IsolatedCall:
         module, call: the reference's name and the call index.
         value: which of its values is the worst: "output", "output.logits", "written....", or with
             `leaves` what it passes to a module that it calls: "o_proj.kwargs.input".
+        receiver: that module, by its name inside this one: "o_proj"; empty for an output.
+        passed_as: the argument's name, where the receiver takes several values.
         own_lines: it calls others, and this is what it computes in its own forward.
         depth: in how many other chosen modules it is; 0 with `leaves`.
         input_peir: the largest PEIR among its inputs where both models run freely; None where no
@@ -47,6 +49,8 @@ class IsolatedCall:
     introduced_peir: float
     introduced: float
     share: float = 0.0
+    receiver: str = ""
+    passed_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class IsolatedModule:
         worst: its call of the largest introduced error.
         calls: how many calls it has.
         share: the sum of their shares.
-        causes: of the few worst modules, the switches of the candidate that explain most.
+        causes: of modules that matter, the switches of the candidate that explain most.
     """
 
     module: str
@@ -66,6 +70,49 @@ class IsolatedModule:
     calls: int
     share: float
     causes: tuple[Cause, ...] = ()
+
+
+@dataclass(frozen=True)
+class IsolatedGroup:
+    """Modules whose names differ in the number of their layer only, and the error of all of them.
+
+    Attributes:
+        pattern: their name with a star for each such number: "model.layers.*.input_layernorm".
+        modules: how many of them introduce an error.
+        share: the sum of their shares.
+        worst: the name of the one of the largest share.
+        worst_share: that share.
+        introduced: the largest relative L2 error that a call of one of them introduces.
+    """
+
+    pattern: str
+    modules: int
+    share: float
+    worst: str
+    worst_share: float
+    introduced: float
+
+
+@dataclass(frozen=True)
+class IsolatedPoint:
+    """A switch of the candidate's, such as a quantization point, over all layers that have it.
+
+    Attributes:
+        pattern: its name with a star for the number of each layer:
+            "model.layers.*.self_attn.softmax".
+        kind: what it is in words: "uint8 activation"; several with commas, where layers differ.
+        meaning: what is there, where the candidate says it.
+        modules: how many modules have it.
+        share: the part of the whole error that goes away without it, one module at a time: the sum
+            over its modules of their share times `Cause.part`. Errors of several points in a row
+            can hide one another, or add up, so that these shares need not sum to 1.
+    """
+
+    pattern: str
+    kind: str
+    meaning: str
+    modules: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +143,9 @@ class Isolation:
         level: what was chosen: "leaves", "blocks", "layers" or a glob.
         calls: one for each chosen call, in execution order.
         modules: the same by module, those that introduce most first.
+        groups: the same by pattern of their names, over all layers.
+        points: by quantization point over all layers, those that cost most first; nothing without
+            causes.
         recoveries: one for each module that was swapped, and one for all of them together.
         unforced: (module, call) of those that could not be given the reference's values; what comes
             after them inherits their error.
@@ -106,6 +156,13 @@ class Isolation:
     modules: tuple[IsolatedModule, ...]
     recoveries: tuple[Recovery, ...] = ()
     unforced: tuple[CallKey, ...] = ()
+    groups: tuple[IsolatedGroup, ...] = ()
+    points: tuple[IsolatedPoint, ...] = ()
+
+    @property
+    def is_repetitive(self) -> bool:
+        """Whether the groups say more than the modules do."""
+        return any(group.modules > 1 for group in self.groups)
 
     def __repr__(self) -> str:
         worst = self.modules[0] if self.modules else None

@@ -22,10 +22,12 @@ from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run
+from tracer.reports.narrator.isolation import in_its_own
 from tracer.reports.parts import gate
 from tracer.reports.parts.excerpt import Excerpt, excerpt, origin_in_words, origins
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.headline import Tone, headline
+from tracer.reports.parts.isolation import introducing
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import dtypes
 from tracer.reports.parts.unseen import other_forms, unpaired
@@ -58,7 +60,8 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         gated=gate,
         origins=[] if expected else [_Place.of(origin) for origin in origins(comparison.verdict)],
         isolation=isolation,
-        introducing=[] if isolation is None else [m for m in isolation.modules if m.share > 0.0],
+        introducing=introducing(isolation),
+        own=in_its_own,
         ranking=ranking(comparison.rows)[:_MOST_RANKED]
         if run is not None and run.quantized and isolation is None
         else [],

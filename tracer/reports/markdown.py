@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from tracer.comparison.result import Comparison
 from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
+from tracer.isolation.result import Isolation
 from tracer.measurement.rows import Row
 from tracer.reports import Run
 from tracer.reports.narrator.gate import findings, outcome
-from tracer.reports.parts import gate
+from tracer.reports.narrator.isolation import in_its_own
+from tracer.reports.parts import gate, isolation
 from tracer.reports.parts.curve import curve
 from tracer.reports.parts.excerpt import excerpt, numbered, origin_in_words, origins
 from tracer.reports.parts.fold import Fold, around, arrange, is_symptom, number
@@ -164,21 +166,50 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 
 def _isolated(comparison: Comparison) -> str:
-    isolation = comparison.isolation
-    worst = [] if isolation is None else [item for item in isolation.modules if item.share > 0.0]
-    if not worst:
+    found = comparison.isolation
+    worst = isolation.introducing(found)
+    if found is None or not worst:
         return ""
-    lines = _header("share", "module", "PEIR in", "PEIR out", "own PEIR", "own relative L2")
-    for item in worst[:_MOST_RANKED]:
+    lines = [*_over_all_layers(found), ""] if found.is_repetitive else []
+    lines += _header("share", "module", "PEIR in", "PEIR out", "own PEIR", "own relative L2")
+    most = isolation.most_modules(found)
+    for item in worst[:most]:
         call = item.worst
         figures = (call.input_peir, call.peir, call.introduced_peir, call.introduced)
         cells = ["-" if figure is None else number(figure) for figure in figures]
+        own = f": {_with_code(said)}" if (said := in_its_own(call)) else ""
         lines.append(
-            f"| {item.share:.1%} | {_call(call.module, call.call)} | {' | '.join(cells)} |"
+            f"| {item.share:.1%} | {_call(call.module, call.call)}{own} | {' | '.join(cells)} |"
         )
-    if len(worst) > _MOST_RANKED:
-        lines.append(f"\n… {len(worst) - _MOST_RANKED} more")
+    if len(worst) > most:
+        lines.append(f"\n… {len(worst) - most} more")
     return "\n".join(lines)
+
+
+def _over_all_layers(found: Isolation) -> Iterator[str]:
+    """The tables by pattern of modules and by quantization point."""
+    most = isolation.MOST_RANKED
+    yield from _header("share", "over all layers", "modules", "worst", "own relative L2")
+    for group in found.groups[:most]:
+        name = group.pattern if group.modules > 1 else group.worst
+        worst = f"{group.worst_share:.1%}"
+        yield (
+            f"| {group.share:.1%} | {_call(name, 0)} | {group.modules} | {worst} | "
+            f"{number(group.introduced)} |"
+        )
+    if len(found.groups) > most:
+        yield f"\n… {len(found.groups) - most} more"
+    if not found.points:
+        return
+    yield ""
+    yield from _header(
+        "goes away without it", "quantization point", "modules", "kind", "what it is"
+    )
+    for point in found.points[:most]:
+        cells = f"{point.modules} | {_escaped(point.kind)} | {_escaped(point.meaning)}"
+        yield f"| {point.share:.1%} | {_code(point.pattern)} | {cells} |"
+    if len(found.points) > most:
+        yield f"\n… {len(found.points) - most} more"
 
 
 def _ranked(comparison: Comparison) -> str:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from wrappers.core.config import PTQConfig
+from wrappers.core.meanings import meaning
 from wrappers.core.offloading import is_offloaded, parameter_of
 from wrappers.core.point import Mode, QuantPoint
 from wrappers.core.quantizers import IdentityQuantizer, Quantizer
@@ -155,6 +156,13 @@ class QuantModule(nn.Module):
             for name, point in self.points.items()
             if not isinstance(point.quantizer, IdentityQuantizer)
         }
+
+    def point_meanings(self) -> dict[str, str]:
+        """What is at each point of this wrapper, in a few words, where that is known.
+
+        A wrapper with points of its own names extends it.
+        """
+        return {name: words for name in self.points if (words := meaning(name))}
 
     def quantization_points(self) -> dict[str, dict[str, object]]:
         """What is known of each point of this wrapper by name; see `QuantPoint.summary`.

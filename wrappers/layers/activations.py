@@ -79,6 +79,10 @@ class SiLU(Activation):
     def _setup(self, config: PTQConfig) -> None:
         self._add_points("act_in", "sigmoid", "mul", "act_out")
 
+    def point_meanings(self) -> dict[str, str]:
+        """As for all wrappers; `mul` is not what it is in an MLP."""
+        return super().point_meanings() | {"mul": "x * sigmoid(x) inside SiLU"}
+
     def forward(self, input: Tensor) -> Tensor:
         """[...] to the same."""
         x = self.quantize(input, "act_in")

@@ -405,7 +405,7 @@ class TestRuns:
         frame = isolation(model, scaled(model, m0=1.1), X).to_frame()
         assert list(frame.columns) == [
             *("module", "call", "value", "own_lines", "depth", "input_peir", "peir"),
-            *("introduced_peir", "introduced", "share"),
+            *("introduced_peir", "introduced", "share", "receiver", "passed_as"),
         ]
         assert frame["module"].tolist() == ["", "0", "1"]
         assert frame["share"].tolist() == [0.0, 1.0, 0.0]

@@ -19,7 +19,13 @@ from tests.builders import browser
 from tests.builders.said import said
 from tracer.diagnosis.finding import Origin, OriginKind
 from tracer.isolation.causes import Cause
-from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
+from tracer.isolation.result import (
+    IsolatedCall,
+    IsolatedGroup,
+    IsolatedModule,
+    IsolatedPoint,
+    Isolation,
+)
 from tracer.measurement.rows import FormDifference
 from tracer.reports import Run, save, wants_samples
 from tracer.reports.html import render
@@ -151,6 +157,41 @@ class TestStructure:
             "weight (uint4 weight): 5.00e-01 → 2.50e-01 act (uint8): 5.00e-01 → 3.75e-01"
         )
         assert "5 more introduce 20.0 % together." in words(section)
+
+    def test_what_all_layers_introduce(self, make_row, make_comparison):
+        call = IsolatedCall(
+            *("model.layers.1.attn", 0, "o_proj.kwargs.input", True, 0),
+            *(None, 0.5, 0.25, 0.125, 0.75),
+            receiver="o_proj",
+        )
+        causes = (Cause("softmax", "uint8 activation", 0.5, 0.25, "the <weights>"),)
+        found = Isolation(
+            "leaves",
+            (call,),
+            (IsolatedModule("model.layers.1.attn", call, 1, 0.75, causes),),
+            groups=tuple(
+                IsolatedGroup(f"model.layers.*.m{i}", 28, 0.04, "model.layers.1.attn", 0.02, 0.5)
+                for i in range(25)
+            ),
+            points=tuple(
+                IsolatedPoint(f"layers.*.p{i}", "uint8 activation", "the <weights>", 28, 0.02)
+                for i in range(21)
+            ),
+        )
+        page = page_of(replace(make_comparison([make_row("a", 0.5)]), isolation=found))
+        groups, points = (page.get_element_by_id(name) for name in ("groups", "points"))
+        assert len(groups.xpath(".//tbody/tr")) == len(points.xpath(".//tbody/tr")) == 20
+        assert spaced(groups.xpath(".//tbody/tr")[0]) == "4.0 % model.layers.*.m0 28 2.0 % 5.00e-01"
+        (link,) = groups.xpath(".//tbody/tr[1]//button")
+        assert (link.get("data-module"), link.get("data-call")) == ("model.layers.1.attn", "0")
+        assert spaced(points.xpath(".//tbody/tr")[0]) == (
+            "2.0 % layers.*.p0 28 uint8 activation the <weights>"
+        )
+        said = spaced(page.get_element_by_id("isolation"))
+        assert "5 more introduce 20.0 % together." in said
+        assert "1 more." in said
+        assert "model.layers.1.attn what it passes to o_proj - " in said
+        assert "softmax (uint8 activation): 5.00e-01 → 2.50e-01 the <weights>" in said
 
     def test_a_quantised_candidate_is_ranked(self, make_row, make_comparison):
         run = Run("a", "b", quantized=True, differences_expected=True)

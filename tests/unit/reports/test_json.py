@@ -14,7 +14,14 @@ from torch import nn
 import tracer
 from tracer.errors import UsageError
 from tracer.isolation.causes import Cause
-from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
+from tracer.isolation.result import (
+    IsolatedCall,
+    IsolatedGroup,
+    IsolatedModule,
+    IsolatedPoint,
+    Isolation,
+    Recovery,
+)
 from tracer.measurement.rows import FormDifference
 from tracer.reports import Run, check_path, save
 from tracer.reports.json import SCHEMA, document, render
@@ -93,33 +100,51 @@ class TestSchema:
 
     def test_isolation_takes_the_place_of_the_ranking(self, make_row, make_comparison):
         call = IsolatedCall("embed", 0, "output", False, 0, None, 0.5, 0.25, math.inf, 1.0)
-        cause = Cause("weight", "uint4 weight", math.inf, 0.5)
+        cause = Cause("weight", "uint4 weight", math.inf, 0.5, "the module's weight")
         found = Isolation(
             "leaves",
             (call,),
             (IsolatedModule("embed", call, 1, 1.0, (cause,)),),
             (Recovery(("embed",), 0.5, 0.25, 0.4, 0.2),),
             (("norm", 0),),
+            (IsolatedGroup("layers.*.embed", 2, 1.0, "embed", 0.75, math.inf),),
+            (IsolatedPoint("layers.*.embed.weight", "uint4 weight", "its weight", 2, 0.5),),
         )
         run = Run("a", "b", quantized=True, differences_expected=True)
         report = strict(render(make_comparison([make_row("embed", 0.5)], isolation=found), run))
         assert report["ranking"] is None
         isolation = report["isolation"]
         assert list(isolation) == [
-            *("level", "calls", "modules", "recoveries", "unforced", "explanation")
+            *("level", "calls", "modules", "recoveries", "unforced", "groups", "points"),
+            "explanation",
         ]
         assert isolation["calls"] == [
             {
                 "module": "embed", "call": 0, "value": "output", "own_lines": False, "depth": 0,
                 "input_peir": None, "peir": 0.5, "introduced_peir": 0.25, "introduced": "inf",
-                "share": 1.0,
+                "share": 1.0, "receiver": "", "passed_as": "",
             },
         ]  # fmt: skip
         (module,) = isolation["modules"]
         assert module["worst"] == isolation["calls"][0]
         assert module["causes"] == [
-            {"point": "weight", "kind": "uint4 weight", "before": "inf", "after": 0.5}
-        ]
+            {
+                "point": "weight", "kind": "uint4 weight", "before": "inf", "after": 0.5,
+                "meaning": "the module's weight",
+            }
+        ]  # fmt: skip
+        assert isolation["groups"] == [
+            {
+                "pattern": "layers.*.embed", "modules": 2, "share": 1.0, "worst": "embed",
+                "worst_share": 0.75, "introduced": "inf",
+            }
+        ]  # fmt: skip
+        assert isolation["points"] == [
+            {
+                "pattern": "layers.*.embed.weight", "kind": "uint4 weight", "meaning": "its weight",
+                "modules": 2, "share": 0.5,
+            }
+        ]  # fmt: skip
         assert isolation["recoveries"][0]["after_l2"] == 0.2
         assert isolation["unforced"] == [["norm", 0]]
         assert isolation["explanation"] == found.explanation

@@ -11,7 +11,13 @@ from torch import nn
 import tracer
 from tests.builders.said import said
 from tracer.diagnosis.finding import Origin, OriginKind
-from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
+from tracer.isolation.result import (
+    IsolatedCall,
+    IsolatedGroup,
+    IsolatedModule,
+    IsolatedPoint,
+    Isolation,
+)
 from tracer.measurement.rows import FormDifference
 from tracer.reports import Run
 from tracer.reports.markdown import LIMIT, render
@@ -83,6 +89,31 @@ class TestContent:
         text = render(replace(comparison, isolation=Isolation("leaves", tuple(calls), modules)))
         assert "| 8.3% | `m1#1` | - | 5.00e-01 | 2.50e-01 | 1.25e-01 |" in text
         assert "… 2 more" in text
+
+    def test_what_all_layers_introduce(self, make_row, make_comparison):
+        call = IsolatedCall(
+            *("m.0.attn", 0, "o_proj.kwargs.input", True, 0, None, 0.5, 0.25, 0.125, 0.75),
+            receiver="o_proj",
+        )
+        found = Isolation(
+            "leaves",
+            (call,),
+            (IsolatedModule("m.0.attn", call, 1, 0.75),) * 7,
+            groups=(
+                IsolatedGroup("m.*.attn", 28, 0.75, "m.0.attn", 0.5, 0.125),
+                *(IsolatedGroup(f"m.{i}", 1, 0.01, f"n.{i}", 0.01, 0.25) for i in range(11)),
+            ),
+            points=(IsolatedPoint("m.*.attn.p", "uint8 activation", "the | weights", 28, 0.6),)
+            * 12,
+        )
+        text = render(replace(make_comparison([make_row("a", 0.5)]), isolation=found))
+        assert "| 75.0% | `m.*.attn` | 28 | 50.0% | 1.25e-01 |" in text
+        assert "| 1.0% | `n.0` | 1 | 1.0% | 2.50e-01 |" in text
+        assert "| 60.0% | `m.*.attn.p` | 28 | uint8 activation | the \\| weights |" in text
+        assert "| 75.0% | `m.0.attn`: what it passes to `o_proj` | - | 5.00e-01 |" in text
+        assert text.count("… 2 more") == 3
+        tables = MarkdownIt("commonmark").enable("table").render(text)
+        assert tables.count("<table>") == 4
 
     def test_origins_and_rankings(self, make_row, make_comparison):
         comparison = make_comparison([make_row("a", 0.5)])

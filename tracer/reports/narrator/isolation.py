@@ -1,17 +1,34 @@
 """What isolation found, in words.
 
-The error that modules introduce themselves (leaves):
-    9.1%  `model.layers.0.mlp.down_proj`, PEIR 0.0596, relative L2 0.106
-          without `weight` (uint4 weight): relative L2 0.106 → 0.000131
+The error that modules introduce themselves (leaves), over all layers:
+   49.6%  `model.layers.*.self_attn`: 4 modules, the worst 17.5%
+By quantization point, over all layers: the part that goes away without it.
+   37.2%  `model.layers.*.self_attn.mask_add` (uint8 activation):
+          the attention scores with the mask added, before the softmax
+By module:
+   17.5%  `model.layers.1.self_attn` in what it passes to `o_proj`, PEIR 0.0596, relative L2 0.106
+          without `mask_add` (uint8 activation): relative L2 0.106 → 0.0131
+
+Where no layers repeat, the modules come alone.
 """
 
 import math
 from collections.abc import Iterator
 
-from tracer.isolation.result import IsolatedModule, Isolation, Recovery
+from tracer.isolation.result import (
+    IsolatedCall,
+    IsolatedGroup,
+    IsolatedModule,
+    IsolatedPoint,
+    Isolation,
+    Recovery,
+)
 from tracer.text import FEW, figure, listed, module_in_words
 
 _MOST_MODULES, _MOST_CAUSES = 5, 2
+# Of each list, where there are groups.
+_MOST_GROUPED = 3
+_INDENT = " " * 10
 
 
 def lines(isolation: Isolation) -> list[str]:
@@ -19,22 +36,44 @@ def lines(isolation: Isolation) -> list[str]:
     return list(_lines(isolation))
 
 
+def in_its_own(call: IsolatedCall) -> str:
+    """What of a call's work it is that is wrong: "what it passes to `o_proj`"; empty where it is
+    the output of the whole module."""
+    if call.receiver:
+        passed = f" as `{call.passed_as}`" if call.passed_as else ""
+        return f"what it passes to `{call.receiver}`{passed}"
+    return "its own forward" if call.own_lines else ""
+
+
 def _lines(isolation: Isolation) -> Iterator[str]:
     worst = [item for item in isolation.modules if item.share > 0.0]
     if not worst:
         yield "No module introduces an error of its own."
         return
-    yield f"The error that modules introduce themselves ({isolation.level}):"
-    for item in worst[:_MOST_MODULES]:
+    grouped = isolation.is_repetitive
+    title = f"The error that modules introduce themselves ({isolation.level})"
+    most, causes = (_MOST_GROUPED, 1) if grouped else (_MOST_MODULES, _MOST_CAUSES)
+    if grouped:
+        yield f"{title}, over all layers:"
+        yield from map(_group, isolation.groups[:most])
+        yield from _rest([group.share for group in isolation.groups[most:]])
+        if isolation.points:
+            yield "By quantization point, over all layers: the part that goes away without it."
+        for point in isolation.points[:most]:
+            yield from _point(point)
+        yield "By module:"
+    else:
+        yield f"{title}:"
+    for item in worst[:most]:
         yield f"  {item.share:6.1%}  {_introduced(item)}"
-        for cause in item.causes[:_MOST_CAUSES]:
+        for cause in item.causes[:causes]:
             yield (
-                f"          without `{cause.point}` ({cause.kind}): relative L2 "
+                f"{_INDENT}without `{cause.point}` ({cause.kind}): relative L2 "
                 f"{figure(cause.before)} → {figure(cause.after)}"
             )
-    if len(worst) > _MOST_MODULES:
-        rest = math.fsum(item.share for item in worst[_MOST_MODULES:])
-        yield f"  {rest:6.1%}  {len(worst) - _MOST_MODULES} more"
+            if cause.meaning and not grouped:
+                yield f"{_INDENT}`{cause.point}`: {cause.meaning}"
+    yield from _rest([item.share for item in worst[most:]])
     for recovery in isolation.recoveries:
         yield _recovered(recovery)
     if isolation.unforced:
@@ -42,11 +81,32 @@ def _lines(isolation: Isolation) -> Iterator[str]:
         yield f"What follows {listed(names, FEW)} inherits an error: its form cannot be replaced."
 
 
+def _group(group: IsolatedGroup) -> str:
+    if group.modules == 1:
+        return f"  {group.share:6.1%}  {module_in_words(group.worst)}"
+    return (
+        f"  {group.share:6.1%}  `{group.pattern}`: {group.modules} modules, the worst "
+        f"{group.worst_share:.1%}"
+    )
+
+
+def _point(point: IsolatedPoint) -> Iterator[str]:
+    name = f"  {point.share:6.1%}  `{point.pattern}` ({point.kind})"
+    yield f"{name}:" if point.meaning else name
+    if point.meaning:
+        yield f"{_INDENT}{point.meaning}"
+
+
+def _rest(shares: list[float]) -> Iterator[str]:
+    if shares:
+        yield f"  {math.fsum(shares):6.1%}  {len(shares)} more"
+
+
 def _introduced(item: IsolatedModule) -> str:
     worst = item.worst
-    text = module_in_words(item.module)
-    text += " in its own forward" if worst.own_lines else ""
-    text += f" at `{worst.value}`" if worst.value != "output" else ""
+    own = in_its_own(worst)
+    text = module_in_words(item.module) + (f" in {own}" if own else "")
+    text += f" at `{worst.value}`" if worst.value != "output" and not worst.receiver else ""
     text += f", PEIR {figure(worst.introduced_peir)}, relative L2 {figure(worst.introduced)}"
     return text + (f", worst at call {worst.call} of {item.calls}" if item.calls > 1 else "")
 
