@@ -153,7 +153,7 @@ def add_options(parser: Parser) -> None:
         "--report",
         action="append",
         metavar="FILE",
-        help="write a report as well: .html, .md or .csv (repeatable)",
+        help="write a report as well: .html, .md, .csv or .json (repeatable)",
     )
 
 

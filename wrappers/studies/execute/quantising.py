@@ -57,6 +57,20 @@ def check_on(loaded: LoadedWorkload, trials: Iterable[Trial]) -> None:
                 ) from error
 
 
+def check_sets(loaded: LoadedWorkload, trials: Iterable[Trial]) -> None:
+    """Checks that the text to calibrate on gives each seed a set of its own.
+
+    Args:
+        trials: all that are wanted, those that have been run included.
+
+    Raises:
+        StudyError: it is too short for that.
+    """
+    trials = list(trials)
+    largest = max({**DEFAULTS, **trial.settings}["calibration"] for trial in trials)
+    loaded.check_sets(len({trial.seed for trial in trials}), largest)
+
+
 def _check_steps(steps: int, length: int) -> None:
     if steps >= length:
         raise StudyError(

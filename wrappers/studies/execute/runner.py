@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 
 from wrappers.errors import MissingExtraError, StudyError
-from wrappers.studies.execute.quantising import check_on
+from wrappers.studies.execute.quantising import check_on, check_sets
 from wrappers.studies.execute.scoring import measure
 from wrappers.studies.plan.trials import Result, Results, Trial
 from wrappers.studies.plan.workload import Workload, load
@@ -110,8 +110,9 @@ def run(
         retry_failed: trials that failed in earlier runs are tried again.
 
     Raises:
-        StudyError: the workload cannot be loaded, nothing is wanted, settings do not fit the
-            model, another run is writing to the results, or there is no such cluster.
+        StudyError: the workload cannot be loaded, nothing is wanted, the text is too short for
+            calibration sets that differ, settings do not fit the model, another run is writing to
+            the results, or there is no such cluster.
         MissingExtraError: a cluster is named, and Ray is not installed.
     """
     where = where or Where()
@@ -123,6 +124,7 @@ def run(
     missing = results.missing(wanted, or_failed=retry_failed)
     if not missing:
         return
+    check_sets(loaded, wanted)
     check_on(loaded, missing)
     # Others check that they have loaded the same.
     workload = replace(workload, checksum=loaded.checksum)

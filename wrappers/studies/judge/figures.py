@@ -92,6 +92,8 @@ _METRICS: Mapping[str, tuple[str, str]] = {
     "mask_step": ("mask step", ".2g"),
 }  # fmt: skip
 FLOAT_MODEL = "float model"
+VERDICT = "verdict"
+"""The header of the column that says what a difference is, an `Outcome`."""
 
 
 def table_of(
@@ -109,7 +111,8 @@ def table_of(
         title: what it shows.
         first: the header of the names.
         found: results by setting; one of which no trial has succeeded has no row.
-        measured: losses, each with a column for its difference; the best is by the first.
+        measured: losses, each with columns for its difference and what that is; the best is by
+            the first.
         default: what is compared with.
         baseline: how headers and its row call it; its name, and nothing, if None.
     """
@@ -126,12 +129,14 @@ def table_of(
         # The same tokens and model in all trials: they differ by rounding, if at all.
         rows[FLOAT_MODEL].append(next((f"{p:.4g}" for p in own if p is not None), ""))
         if name in measured:
-            columns.append(_over_header(loss, baseline or default))
+            columns += [_over_header(loss, baseline or default), _verdict_header(loss)]
             figures = {row: by_seed(results, name) for row, results in done.items()}
+            over = choose(figures, default).over if figures.get(default) else {}
             for row in done:
                 is_default = row == default
                 rows[row].append(baseline or "" if is_default else _over(figures, row, default))
-            rows[FLOAT_MODEL].append("")
+                rows[row].append(over[row].outcome if row in over else "")
+            rows[FLOAT_MODEL] += ["", ""]
     for name, (header, form) in _METRICS.items():
         if _is_there(name, done):
             columns.append(header)
@@ -157,6 +162,10 @@ def _is_there(metric: str, found: Found) -> bool:
 
 def _over_header(loss: Loss, default: str) -> str:
     return f"{f'{loss.short}, ' if loss.short else ''}loss over {default} [95 %]"
+
+
+def _verdict_header(loss: Loss) -> str:
+    return f"{loss.short}, {VERDICT}" if loss.short else VERDICT
 
 
 def _over(figures: Mapping[str, Mapping[int, float]], name: str, default: str) -> str:

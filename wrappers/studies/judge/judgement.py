@@ -1,8 +1,12 @@
 """Which setting is better, and how sure that is.
 
 Settings are compared pairwise by seed: both have been calibrated on the same sequences, so that the
-luck of a calibration set falls out of the difference. A difference counts where its interval of
-95 % (Student's t over the seeds) does not hold zero; else there is none, which is an answer too.
+luck of a calibration set falls out of the difference. What a difference is, its interval of 95 %
+(Student's t over the seeds) says, with a margin below which nobody would notice it:
+
+    wholly below -margin or above +margin    better, worse
+    wholly within both                       no difference that matters
+    anything else                            cannot tell
 
 The best of ten settings is the luckiest as well. Whoever looks at ten differences therefore takes
 each at 99.5 %, so that all together are wrong in 5 % of the studies at most (Bonferroni).
@@ -15,10 +19,15 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-# A loss per token that is less than this lower makes a perplexity that is 0.1 % lower: however sure
-# that is, nobody would notice.
-NEGLIGIBLE = 0.001
+MARGIN = 0.001
+"""Of the loss per token: 0.1 % of the perplexity, up to which a difference does not matter."""
+
+MARGIN_SOURCE = (
+    "half a unit of the second decimal, to which perplexities are published (0.005 of the 5.47 of "
+    "Llama-2-7B on WikiText-2 in Lin et al. 2023, AWQ, arXiv:2306.00978)"
+)
 _LISTED = 6  # names of settings in a sentence
 
 
@@ -50,6 +59,15 @@ class Spread:
         if math.isnan(self.deviation):
             return mean
         return f"{mean} ± {self.deviation:.2g} over {self.count} seeds"
+
+
+class Outcome(StrEnum):
+    """What a difference is, as its interval and the margin say."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    ALIKE = "no difference"
+    UNKNOWN = "cannot tell"
 
 
 @dataclass(frozen=True)
@@ -93,14 +111,14 @@ class Difference:
         return cls(spread.mean, spread.mean - half, spread.mean + half, len(pairs))
 
     @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves no doubt of its sign."""
-        return self.low > 0 or self.high < 0
-
-    @property
-    def matters(self) -> bool:
-        """Whether it is clear, and more than negligible."""
-        return self.is_clear and abs(self.mean) > NEGLIGIBLE
+    def outcome(self) -> Outcome:
+        """Whether the first of the two is better."""
+        if self.high < -MARGIN:
+            return Outcome.BETTER
+        if self.low > MARGIN:
+            return Outcome.WORSE
+        is_within = self.low >= -MARGIN and self.high <= MARGIN
+        return Outcome.ALIKE if is_within else Outcome.UNKNOWN
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
@@ -147,19 +165,15 @@ class Choice:
         order: the settings from the least mean to the greatest; the default alone if none is
             finite.
         spread: of the best.
-        over: each other setting minus the default, if that is finite.
-        above: each other setting minus the best.
+        over: each other setting minus the default, if that is finite; they share 5 %.
         not_finite: settings that are left out, since their mean is infinite or NaN.
         incomplete: of those that are left out, since they lack seeds of the default, how many.
-
-    The differences of `over` share 5 %, and so do those of `above`.
     """
 
     default: str
     order: tuple[str, ...]
     spread: Spread
     over: Mapping[str, Difference]
-    above: Mapping[str, Difference]
     not_finite: tuple[str, ...]
     incomplete: Mapping[str, int]
 
@@ -170,35 +184,25 @@ class Choice:
 
     @property
     def chosen(self) -> str:
-        """The best where it is clearly better than the default, by more than is negligible.
-
-        Else the default, unless that is not finite.
-        """
-        over = self.over_default
+        """The first of those that are better than the default; else the default, if finite."""
         if self.default in self.not_finite:
             return self.best
-        return self.best if over is not None and over.matters and over.high < 0 else self.default
+        return next(iter(self.judged(Outcome.BETTER)), self.default)
 
-    @property
-    def over_default(self) -> Difference | None:
-        """The best minus the default; None where that is the best, or is not finite."""
-        return self.over.get(self.best)
-
-    @property
-    def alike(self) -> tuple[str, ...]:
-        """Settings that are not clearly worse than the best, the best included."""
-        return (self.best, *(name for name, above in self.above.items() if not above.low > 0))
+    def judged(self, outcome: Outcome) -> list[str]:
+        """The settings whose difference to the default is this, the least mean first."""
+        return [name for name, over in self.over.items() if over.outcome is outcome]
 
 
 def choose(figures: Mapping[str, Mapping[int, float]], default: str) -> Choice:
-    """Chooses the setting with the least figure, if that is sure and matters.
+    """Compares settings with the default.
 
     All are compared over the seeds of the default; a setting that lacks one of them is left out,
     since what it lacks may be what is bad.
 
     Args:
         figures: losses by setting and seed.
-        default: what stays where nothing is clearly better, by more than is negligible.
+        default: what stays where nothing is better.
 
     Raises:
         KeyError: the default has no figures.
@@ -216,26 +220,23 @@ def choose(figures: Mapping[str, Mapping[int, float]], default: str) -> Choice:
     best, *others = sorted(finite, key=lambda name: (means[name], name != default)) or [default]
     order = (best, *others)
 
-    def differences(to: str) -> dict[str, Difference]:
-        return {
-            name: Difference.of(ranked[name], ranked[to], comparisons=len(others))
-            for name in order
-            if name != to and to in finite
-        }
-
+    over = {
+        name: Difference.of(ranked[name], ranked[default], comparisons=len(others))
+        for name in order
+        if name != default and default in finite
+    }
     return Choice(
         default,
         order,
         Spread.of(list(ranked[best].values())),
-        differences(default),
-        differences(best),
+        over,
         tuple(name for name in ranked if name not in finite),
         {n: len(seeds - by_seed.keys()) for n, by_seed in figures.items() if n not in ranked},
     )
 
 
 def in_words(choice: Choice, measured: str = "loss") -> str:
-    """A sentence: what is best, against the default, and what is as good.
+    """A sentence: what is best, whether to choose it, and what the others are to the default.
 
     Args:
         choice: what is reported.
@@ -244,45 +245,48 @@ def in_words(choice: Choice, measured: str = "loss") -> str:
     if not math.isfinite(choice.spread.mean):
         return f"none has a finite {measured}: keep {choice.default}."
     text = f"{choice.best} has the least {measured}, {choice.spread}; {_against_default(choice)}"
-    others = [name for name in choice.order if name in choice.alike and name != choice.best]
-    if len(others) > 1 and len(others) == len(choice.above):
-        text += "; none is clearly worse"
-    elif others:
-        text += f"; not clearly worse: {_listed(others)}"
-    elif choice.above:
-        text += "; all others are clearly worse"
+    for outcome, words in _OTHERS.items():
+        names = [n for n in choice.judged(outcome) if n not in (choice.best, choice.chosen)]
+        if outcome in (Outcome.BETTER, Outcome.WORSE):
+            names = [f"{name}, {choice.over[name]}" for name in names]
+        if names:
+            text += f"; {words}: {_listed(names, '; ' if ', ' in names[0] else ', ')}"
     return f"{text}{_left_out(choice)}."
 
 
+_OTHERS = {
+    Outcome.BETTER: "better as well",
+    Outcome.ALIKE: "no difference that matters to the default",
+    Outcome.UNKNOWN: "cannot tell from the default",
+    Outcome.WORSE: "worse than the default",
+}
+
+
 def _against_default(choice: Choice) -> str:
-    over = choice.over_default
     if choice.best == choice.default:
-        return f"it is the default{_next(choice)}"
+        alone = "" if choice.over else ", and there is nothing to compare it with"
+        return f"it is the default{alone}"
+    over = choice.over.get(choice.best)
     if over is None:
         return f"that of the default, {choice.default}, is not finite: choose {choice.best}"
-    if over.count == 1:
+    if over.outcome is Outcome.BETTER:
         return (
-            f"{-over.mean:.4f} below the default with one seed, which says nothing of the spread: "
-            "keep the default"
-        )
-    if choice.chosen == choice.best:
-        return (
-            f"clearly better than the default, by {-over.mean:.4f} [{-over.high:.4f}, "
+            f"better than the default, {choice.default}, by {-over.mean:.4f} [{-over.high:.4f}, "
             f"{-over.low:.4f}]: choose {choice.best}"
         )
-    if over.high < 0:
+    if over.outcome is Outcome.ALIKE:
+        text = f"no difference that matters to the default, {choice.default} ({over})"
+        return text if choice.chosen != choice.default else f"{text}: keep the default"
+    text = f"cannot tell it from the default, {choice.default}"
+    if over.count == 1:
+        return f"{text}: one calibration set says nothing of the spread ({over.mean:+.4f})"
+    if choice.chosen != choice.default:
+        other = choice.over[choice.chosen]
         return (
-            f"clearly better than the default, but by {-over.mean:.4f} only, which is negligible: "
-            "keep the default"
+            f"{text} ({over}); {choice.chosen} is better than that, by {-other.mean:.4f} "
+            f"[{-other.high:.4f}, {-other.low:.4f}]: choose {choice.chosen}"
         )
-    return f"no clear difference to the default ({over}): keep the default"
-
-
-def _next(choice: Choice) -> str:
-    if not choice.above:
-        return ", and there is nothing to compare it with"
-    name = choice.order[1]
-    return f"; the next, {name}, is {choice.above[name]} above"
+    return f"{text} ({over}): more calibration sets may tell"
 
 
 def extremes_in_words(choice: Choice, measured: str = "loss") -> str:
@@ -298,7 +302,7 @@ def extremes_in_words(choice: Choice, measured: str = "loss") -> str:
         if over is None:
             clauses.append(f"{name}, the baseline, has the {end} {measured}")
             continue
-        how = "clear" if over.is_clear else "not clear"
+        how = "no difference that matters" if over.outcome is Outcome.ALIKE else over.outcome
         clauses.append(f"{name} has the {end} {measured}: {over} over {choice.default}, {how}")
     return f"{'; '.join(clauses)}{_left_out(choice)}."
 
@@ -316,7 +320,7 @@ def _left_out(choice: Choice) -> str:
     return "".join(f"; {each}" for each in clauses)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], between: str) -> str:
     if len(names) <= _LISTED:
-        return ", ".join(names)
-    return f"{', '.join(names[:_LISTED])} and {len(names) - _LISTED} more"
+        return between.join(names)
+    return f"{between.join(names[:_LISTED])} and {len(names) - _LISTED} more"

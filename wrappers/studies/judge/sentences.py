@@ -6,7 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 from wrappers.studies.judge.figures import LOSSES, Found, by_seed
-from wrappers.studies.judge.judgement import NEGLIGIBLE, Choice, Difference, Spread, in_words
+from wrappers.studies.judge.judgement import (
+    MARGIN,
+    MARGIN_SOURCE,
+    Choice,
+    Difference,
+    Outcome,
+    Spread,
+    in_words,
+)
 from wrappers.studies.plan.decode_calibration import BASELINE
 from wrappers.studies.plan.mask_fill import FAITHFUL, SEARCH
 from wrappers.studies.plan.trials import Result
@@ -27,11 +35,11 @@ def figures_of(found: Found, measured: str) -> dict[str, dict[int, float]]:
 def disagreement(
     what: str, choices: Mapping[str, Choice], found: Mapping[str, Found], measured: str
 ) -> list[str]:
-    """What each variant says of the other's best, where they differ by more than is negligible."""
+    """What each variant says of the other's best, unless that is no difference in both."""
     if len(choices) < 2 or choices[SEARCH].best == choices[FAITHFUL].best:
         return []
     bests = [choices[SEARCH].best, choices[FAITHFUL].best]
-    clauses, clear, differences = [], [], []
+    clauses, outcomes = [], set()
     for variant, choice in choices.items():
         figures = figures_of(found[variant], measured)
         means = [
@@ -39,17 +47,16 @@ def disagreement(
             for name in bests
             if figures.get(name)
         ]
-        clauses.append(f"in {variant} {' and '.join(means)}")
         one, other = (figures.get(name, {}) for name in bests)
         if one.keys() & other.keys():
-            difference = Difference.of(one, other, comparisons=len(choice.above))
-            differences.append(abs(difference.mean))
-            clear += [variant] if difference.is_clear else []
-    sure = f"clear in {' and '.join(clear)}" if clear else "not clear in either"
-    text = f"{what}: the variants differ in what is best ({'; '.join(clauses)}), which is {sure}"
+            difference = Difference.of(one, other, comparisons=len(choice.order) - 1)
+            means[-1] += f": {difference.outcome}"
+            outcomes.add(difference.outcome)
+        clauses.append(f"in {variant} {' and '.join(means)}")
+    text = f"{what}: the variants differ in what is best ({'; '.join(clauses)})"
     chosen = [choices[variant].chosen for variant in (SEARCH, FAITHFUL)]
     is_the_same = len(set(chosen)) == 1
-    if is_the_same and max(differences, default=math.inf) <= NEGLIGIBLE:
+    if is_the_same and outcomes == {Outcome.ALIKE}:
         return []
     if not is_the_same:
         text += (
@@ -60,48 +67,54 @@ def disagreement(
 
 
 def of_objective(what: str, choices: Mapping[str, Choice]) -> list[str]:
-    """One line for all places where nothing clearly differs, and one for each other place."""
+    """One line for all places without a difference that matters, one for all where that cannot be
+    told, and one for each other place."""
     lines = []
-    quiet = {}
+    quiet: dict[Outcome, dict[str, Choice]] = {Outcome.ALIKE: {}, Outcome.UNKNOWN: {}}
     for place, choice in choices.items():
-        left_out = choice.incomplete or choice.not_finite
-        if left_out or any(over.matters for over in choice.over.values()):
-            lines.append(f"{what}, {place}: {with_worse(choice)}")
-        else:
-            quiet[place] = choice
-    overs = [
-        (over, f"{name} at {place}")
-        for place, choice in quiet.items()
-        for name, over in choice.over.items()
+        outcomes = {over.outcome for over in choice.over.values()}
+        if choice.incomplete or choice.not_finite or outcomes & {Outcome.BETTER, Outcome.WORSE}:
+            lines.append(f"{what}, {place}: {in_words(choice)}")
+        elif outcomes:
+            is_unknown = Outcome.UNKNOWN in outcomes
+            quiet[Outcome.UNKNOWN if is_unknown else Outcome.ALIKE][place] = choice
+    lines[:0] = [
+        f"{what}: {_of_places(outcome, places, len(choices))}"
+        for outcome, places in quiet.items()
+        if places
     ]
-    if overs:
-        where = "any size or variant" if len(quiet) == len(choices) else " or ".join(quiet)
-        largest, name = max(overs, key=lambda pair: abs(pair[0].mean))
-        is_none_clear = not any(over.is_clear for over, _ in overs)
-        how = "clear" if is_none_clear else f"clear and more than negligible ({NEGLIGIBLE})"
-        lines.insert(
-            0,
-            f"{what}: no difference to {BASELINE} at {where} is {how}: keep {BASELINE}; the "
-            f"largest is {largest}, {name}.",
-        )
     chosen = {choice.chosen for choice in choices.values()}
     if len(chosen) > 1:
-        alike = set.intersection(*(set(choice.alike) for choice in choices.values()))
-        among = f"among the best in all: {', '.join(sorted(alike)) or 'none'}"
         lines.append(
             f"{what}: the answer is not the same for every size and variant "
-            f"({', '.join(sorted(chosen))}); {among}."
+            f"({', '.join(sorted(chosen))})."
         )
     return lines
 
 
-def with_worse(choice: Choice) -> str:
-    """A choice in words, with what is clearly worse than the default, and by how much."""
-    worse = [
-        f"{name}, {over}" for name, over in choice.over.items() if over.matters and over.low > 0
+def _of_places(outcome: Outcome, places: Mapping[str, Choice], count: int) -> str:
+    """What is the same in several places, of `count` in all."""
+    overs = [
+        (over, name, place)
+        for place, choice in places.items()
+        for name, over in choice.over.items()
+        if over.outcome is outcome
     ]
-    clauses = f"; clearly worse than {choice.default}: {'; '.join(worse)}" if worse else ""
-    return f"{in_words(choice)[:-1]}{clauses}."
+    where = " or ".join(places)
+    if outcome is Outcome.ALIKE:
+        where = "any size or variant" if len(places) == count else where
+        largest, name, place = max(overs, key=lambda each: abs(each[0].mean))
+        return (
+            f"no difference to {BASELINE} at {where} matters: keep {BASELINE}; the largest is "
+            f"{largest}, {name} at {place}."
+        )
+    where = "any size or variant" if len(places) == count > 1 else where
+    widest, name, place = max(overs, key=lambda each: each[0].high - each[0].low)
+    names = " or ".join(dict.fromkeys(name for _, name, _ in overs))
+    return (
+        f"cannot tell {names} from {BASELINE} at {where}: more calibration sets may tell; the "
+        f"widest interval is {widest}, {name} at {place}."
+    )
 
 
 def without(what: str, found: Found, default: str, role: str = "default") -> list[str]:
@@ -151,11 +164,13 @@ def sets_in_words(seeds: Sequence[int], size: str = "") -> str:
         f"Each setting was calibrated {many}{of}, drawn from the part of the text that is "
         "not scored; all settings on the same sets, and they are compared set by set. Figures are "
         "means ± standard deviations over the sets. An interval in a table, [95 %], is Student's t "
-        "of that one difference. Those in the sentences are wider: all comparisons of one table "
-        "with the default share 5 % (Bonferroni), since the best of many is the luckiest as well; "
-        "'clear' is what holds by them. They cover the luck of the calibration sets; not the "
-        "choice of the text that is scored, nor another model. A difference of up to "
-        f"{NEGLIGIBLE} of the loss, 0.1 % of the perplexity, counts as negligible."
+        "of that one difference. Verdicts, and the intervals in the sentences, are by wider ones: "
+        "all comparisons of one table with the default share 5 % (Bonferroni), since the best of "
+        f"many is the luckiest as well. One that lies wholly beyond {MARGIN} of the loss either "
+        "way is a difference (better, worse); one wholly within is no difference that matters; of "
+        f"any other it is said that it cannot tell. {MARGIN} of the loss is 0.1 % of the "
+        f"perplexity, {MARGIN_SOURCE}. The intervals cover the luck of the calibration sets; not "
+        "the choice of the text that is scored, nor another model."
     )
 
 

@@ -131,6 +131,11 @@ class File:
                 f"{self.path}: found seeds {seeds!r}; expected a list of whole numbers from 0 to "
                 "2**63 - 1"
             )
+        if len(set(seeds)) < len(seeds):
+            raise StudyError(
+                f"{self.path}: found seeds {seeds!r}; expected each once, as a seed draws the same "
+                "calibration set each time"
+            )
         for name, kind, expected in (("name", str, "a text"), ("baseline", dict, "a table")):
             value = self.study.get(name, kind())
             if not isinstance(value, kind):

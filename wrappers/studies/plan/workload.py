@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from wrappers.errors import ModelInputError, StudyError
 from wrappers.evaluate import check_tasks, documents, positions_of
 
-# Where no text is given a model writes this many documents itself, more where its window is short
-# and fewer where that would make them shorter than this many tokens.
-_WRITTEN, _SHORTEST = 64, 128
+# Where no text is given a model writes this many documents itself to be scored, more where its
+# window is short and fewer where that would make them shorter than this many tokens; and to
+# calibrate on twice as many tokens, at least so many.
+_WRITTEN, _SHORTEST = 32, 128
+_TO_CALIBRATE = 4096
+_PHRASE = 16  # tokens in a row: text that says them again is no further text
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,30 @@ class LoadedWorkload:
         starts = [draw.randrange(len(self.calibration) - length + 1) for _ in range(size)]
         return [[*head, *self.calibration[start : start + length]] for start in starts]
 
+    def check_sets(self, count: int, size: int) -> None:
+        """Checks that there is text enough for sets that differ.
+
+        Args:
+            count: how many sets are drawn.
+            size: sequences of each.
+
+        Raises:
+            StudyError: the text without its repetitions is shorter than all sets together.
+        """
+        length = self.workload.calibration_length - (self.bos is not None)
+        needed = count * size * length
+        there = _different(self.calibration, min(_PHRASE, length), needed)
+        if there >= needed:
+            return
+        again = len(self.calibration) - there
+        raise StudyError(
+            f"found {there} tokens to calibrate on{f' ({again} more repeat them)' if again else ''}"
+            f", {there // length} sequences of {length}; expected {needed}, {count * size} "
+            f"sequences for {count} calibration set{'s' * (count > 1)} of {size}, as sets of the "
+            "same text say nothing of the luck in drawing them: give more text to calibrate on, "
+            "or fewer or smaller sets"
+        )
+
     @functools.cached_property
     def checksum(self) -> str:
         """SHA-256 of parameters and texts: what a result depends on besides the settings."""
@@ -166,8 +193,7 @@ def _load(workload: Workload) -> LoadedWorkload:
     _check_positions(found.model, workload)
     bos = found.tokenizer.bos_token_id
     if workload.text is None:
-        texts = _written(found.model, bos, workload)
-        scored, rest = texts[::2], texts[1::2]
+        scored, rest = _written(found.model, bos, workload)
     else:
         scored, rest = _first(_documents(workload.text, found.tokenizer, workload), workload.tokens)
     if workload.calibration_text is not None:
@@ -215,6 +241,16 @@ def _documents(file: str, tokenizer: Any, workload: Workload) -> list[list[int]]
         raise StudyError(f"{file}: {error}") from error
 
 
+def _different(ids: Sequence[int], phrase: int, most: int) -> int:
+    """How many tokens there are without repetitions of phrases; counted up to `most`."""
+    seen = set()
+    for start in range(len(ids) - phrase + 1):
+        seen.add(tuple(ids[start : start + phrase]))
+        if len(seen) + phrase - 1 >= most:
+            break
+    return len(seen) + phrase - 1 if seen else 0
+
+
 def _first(texts: list[list[int]], most: int) -> tuple[list[list[int]], list[list[int]]]:
     """The documents of the first tokens, and the others; a document alone is divided."""
     if len(texts) == 1:
@@ -227,19 +263,25 @@ def _first(texts: list[list[int]], most: int) -> tuple[list[list[int]], list[lis
 
 
 @torch.no_grad()
-def _written(model: nn.Module, bos: int | None, workload: Workload) -> list[list[int]]:
-    """Documents that the model has written, sampled with a seed: twice the tokens to be scored."""
+def _written(
+    model: nn.Module, bos: int | None, workload: Workload
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Documents that the model has written, sampled with a seed: to be scored, to calibrate on."""
     if bos is None:
         raise StudyError(
             f"{workload.model} has no token to begin a text with: give a text to score"
         )
     most = workload.window or positions_of(model)
     assert most is not None  # it has been checked
-    length = min(most - 1, max(_SHORTEST, 2 * workload.tokens // _WRITTEN))
+    length = min(most - 1, max(_SHORTEST, workload.tokens // _WRITTEN))
+    scored, rest = (
+        math.ceil(tokens / length)
+        for tokens in (workload.tokens, max(2 * workload.tokens, _TO_CALIBRATE))
+    )
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        start = torch.full((max(2, math.ceil(2 * workload.tokens / length)), 1), bos)
+        start = torch.full((scored + rest, 1), bos)
         made = model.generate(  # type: ignore[operator]
             start,
             attention_mask=torch.ones_like(start),
@@ -250,7 +292,8 @@ def _written(model: nn.Module, bos: int | None, workload: Workload) -> list[list
         )
     finally:
         torch.random.set_rng_state(state)
-    return [list(row) for row in made[:, 1:].tolist()]
+    texts = [list(row) for row in made[:, 1:].tolist()]
+    return texts[:scored], texts[scored:]
 
 
 def _prompts(scored: Sequence[int], bos: int | None, count: int) -> list[list[int]]:

@@ -23,7 +23,14 @@ from wrappers.studies.judge.figures import (
     succeeded,
     table_of,
 )
-from wrappers.studies.judge.judgement import Spread, choose, extremes_in_words
+from wrappers.studies.judge.judgement import (
+    Choice,
+    Difference,
+    Spread,
+    choose,
+    extremes_in_words,
+    in_words,
+)
 from wrappers.studies.judge.labels import differing, labels
 from wrappers.studies.judge.sentences import (
     OBJECTIVES,
@@ -33,7 +40,6 @@ from wrappers.studies.judge.sentences import (
     listed,
     of_objective,
     sets_in_words,
-    with_worse,
     without,
 )
 from wrappers.studies.plan.decode_calibration import BASELINE, DecodeCalibration
@@ -43,6 +49,24 @@ from wrappers.studies.plan.settings import SOURCES
 from wrappers.studies.plan.trials import Result, Results, Trial
 
 _TICKS = 60  # characters of all names of a plot's ticks; longer ones give way to numbers
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A setting against the default.
+
+    Attributes:
+        place: where, such as "uint8/uint8, prefill".
+        setting, default: their names.
+        measured: the metric that they are compared by.
+        difference: the setting's minus the default's, with the interval that its outcome is by.
+    """
+
+    place: str
+    setting: str
+    default: str
+    measured: str
+    difference: Difference
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,7 @@ class Report:
         method: what was drawn how often, and what the intervals hold; "" if it is not reported.
         head: of the file of results: workload and environment.
         results: of the trials that the study wants.
+        judgements: each setting against the default.
     """
 
     title: str
@@ -69,6 +94,7 @@ class Report:
     method: str = ""
     head: Mapping[str, Any] = field(default_factory=dict)
     results: tuple[Result, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
 
 
 @functools.singledispatch
@@ -82,6 +108,7 @@ def _(study: MaskFill, known: Results) -> Report:
     default = _written(DEFAULT_FILL)
     measured = study.measured
     tables, layers, reading = [], [], []
+    judged: list[Judgement] = []
     series = {}
     costs = {}
     for pair in study.pairs:
@@ -96,8 +123,9 @@ def _(study: MaskFill, known: Results) -> Report:
             figures = figures_of(found, measured)
             if figures.get(default):
                 choices[variant] = choose(figures, default)
+                judged += _judgements(title, measured, choices[variant])
                 costs[_named(pair)] = (variant, found[default])
-                reading.append(f"{title}: {with_worse(choices[variant])}")
+                reading.append(f"{title}: {in_words(choices[variant])}")
             else:
                 reading += without(title, found, default)
         both = {SEARCH: searched, FAITHFUL: finalists}
@@ -115,6 +143,7 @@ def _(study: MaskFill, known: Results) -> Report:
         f"{sets_in_words(study.seeds, f'{study.calibration} sequences')} {SEARCH} searches; the "
         f"best values and the default are run again in {FAITHFUL}, which computes as the hardware "
         "does, on the same sets.",
+        judged,
     )
 
 
@@ -135,6 +164,7 @@ def _written(fill: float) -> str:
 @report_of.register
 def _(study: DecodeCalibration, known: Results) -> Report:
     tables, layers, reading = [], [], []
+    judged: list[Judgement] = []
     plots: list[Plot] = []
     costs = {}
     places = [(size, SEARCH) for size in study.sizes] + [(max(study.sizes), FAITHFUL)]
@@ -162,6 +192,8 @@ def _(study: DecodeCalibration, known: Results) -> Report:
                 if (figures := figures_of(each, measured)).get(BASELINE)
             }
             reading += of_objective(f"{_named(pair)}, {OBJECTIVES[measured]}", choices)
+            for place, choice in choices.items():
+                judged += _judgements(f"{_named(pair)}, {place}", measured, choice)
         *_, (title, last) = found.items()
         for prefix, words in _PASTS.items():
             metrics = {f"{prefix}{name}": name_words for name, name_words in _OF_LAYERS.items()}
@@ -183,6 +215,7 @@ def _(study: DecodeCalibration, known: Results) -> Report:
         f"{sets_in_words(study.seeds, f'{listed(study.sizes)} sequences')} {study.steps} tokens of "
         f"a sequence are decoded. The largest size is run in {SEARCH} and in {FAITHFUL}, which "
         "computes as the hardware does.",
+        judged,
     )
 
 
@@ -220,6 +253,7 @@ def _(study: Grid, known: Results) -> Report:
     loss = LOSSES[study.measured]
     figures = figures_of(found, study.measured)
     tables, plots, reading = [], [], []
+    judged: list[Judgement] = []
     shown = sorted((n for n in found if figures[n]), key=lambda n: _badness(figures[n]))
     if shown:
         ordered = {name: found[name] for name in shown}
@@ -241,7 +275,9 @@ def _(study: Grid, known: Results) -> Report:
     if figures.get(baseline):
         costs = {"": (f"baseline {baseline}", found[baseline])}
         reading += costs_in_words(f"with the baseline, {baseline},", costs, study.measured)
-        reading.append(extremes_in_words(choose(figures, baseline), loss.words))
+        choice = choose(figures, baseline)
+        judged = _judgements(study.name, study.measured, choice)
+        reading.append(extremes_in_words(choice, loss.words))
     else:
         reading += without(study.name, found, baseline, "baseline")
     every = "combination" if len(varying) > 1 else "value"
@@ -253,6 +289,7 @@ def _(study: Grid, known: Results) -> Report:
         tables,
         plots,
         sets_in_words(study.seeds),
+        judged,
     )
 
 
@@ -269,6 +306,7 @@ def _report(
     tables: Sequence[Table],
     plots: Sequence[Plot],
     method: str,
+    judged: Sequence[Judgement],
 ) -> Report:
     # The file may hold more, of seeds or values that the study no longer wants.
     results = known.of({trial.key: trial for trial in study.wanted(known)}.values())
@@ -291,7 +329,14 @@ def _report(
         method,
         known.head,
         tuple(results),
+        tuple(judged),
     )
+
+
+def _judgements(place: str, measured: str, choice: Choice) -> list[Judgement]:
+    return [
+        Judgement(place, name, choice.default, measured, over) for name, over in choice.over.items()
+    ]
 
 
 def _named(pair: Pair) -> str:

@@ -1,4 +1,4 @@
-"""Writes the report of a study: to a terminal, as .md, .html or .csv."""
+"""Writes the report of a study: to a terminal, as .md, .html, .csv or .json."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wrappers.errors import StudyError
-from wrappers.studies.judge.figures import Plot, Table
+from wrappers.studies.judge.figures import VERDICT, Plot, Table
+from wrappers.studies.judge.judgement import MARGIN, MARGIN_SOURCE
 from wrappers.studies.report.contents import Report
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-_KEPT = 3  # columns of a table that every terminal shows: name, figure and difference
+_KEPT = (
+    3  # columns of a table that every terminal shows: name, figure and difference; a verdict too
+)
 _LEAST = 12  # characters of the first column, however long the others are
 _WIDTH, _HEIGHT = 640, 260  # of a drawing, in its own units
 _MARGIN = 56
@@ -63,12 +67,13 @@ def _rich(table: Table, width: int) -> RichTable:
     from rich.text import Text
 
     widths = [max(map(len, cells)) for cells in zip(table.columns, *table.rows, strict=True)]
-    room = width - 1 - sum(each + 3 for each in widths[1:_KEPT])
+    kept = _KEPT + (table.columns[_KEPT : _KEPT + 1] == (VERDICT,))
+    room = width - 1 - sum(each + 3 for each in widths[1:kept])
     first = min(widths[0], max(_LEAST, room - 3))
     shown, taken = 1, 1 + first + 3
     for each in widths[1:]:
         taken += each + 3
-        if taken > width and shown >= _KEPT:
+        if taken > width and shown >= kept:
             break
         shown += 1
     left_out = len(table.columns) - shown
@@ -299,6 +304,43 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def document(report: Report) -> str:
+    """The report as JSON: what it says, each difference with its verdict, and all results.
+
+    What is not finite is a text there: "inf", "-inf", "nan".
+    """
+    value = {
+        "title": report.title,
+        "question": report.question,
+        "reading": report.reading,
+        "method": report.method,
+        "margin": {"loss": MARGIN, "source": MARGIN_SOURCE},
+        "judgements": [
+            {
+                "place": each.place,
+                "setting": each.setting,
+                "default": each.default,
+                "measured": each.measured,
+                "verdict": each.difference.outcome,
+                **asdict(each.difference),
+            }
+            for each in report.judgements
+        ],
+        "failures": report.failures,
+        **{name: report.head.get(name, {}) for name in ("workload", "environment")},
+        "results": [asdict(result) for result in report.results],
+    }
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _facts(report: Report) -> dict[str, str]:
     """What reproduces a report: command, versions, and the workload with its checksum."""
     workload = report.head.get("workload", {})
@@ -314,6 +356,7 @@ WRITERS: Mapping[str, Callable[[Report], str]] = {
     ".md": markdown,
     ".html": page,
     ".csv": table_of_results,
+    ".json": document,
 }
 
 

@@ -115,6 +115,14 @@ class TestRun:
     def test_a_seed_that_cannot_be_is_an_error_of_its_trial(self, quick: Workload):
         assert "Overflow" in run_trial(quick, Trial({}, 2**70)).error
 
+    def test_sets_of_the_same_text_are_refused(self, quick: Workload, tmp_path: Path):
+        quick = replace(quick, tokens=300)  # which leaves little to calibrate on
+        study = Few(seeds=(0, 1, 2))
+        results = Results(tmp_path / "r.jsonl", head_of(study, quick))
+        with pytest.raises(StudyError, match=r"for 3 calibration sets of \d+, as sets of the same"):
+            run(study, quick, results)
+        assert not results.path.exists()
+
     def test_none_has_succeeded(self, quick: Workload, tmp_path: Path, monkeypatch):
         study = Few(fills=(-60.0,), seeds=(0,))
         results = Results(tmp_path / "r.jsonl", head_of(study, quick))

@@ -4,8 +4,8 @@ import statistics
 
 import pytest
 
-from wrappers.studies import Difference, Spread, choose
-from wrappers.studies.judge.judgement import extremes_in_words, in_words, student
+from wrappers.studies import Difference, Outcome, Spread, choose
+from wrappers.studies.judge.judgement import MARGIN, extremes_in_words, in_words, student
 
 
 def by_seed(*figures: float) -> dict[int, float]:
@@ -71,7 +71,7 @@ class TestDifference:
         difference = Difference.of(by_seed(2, 4, 6), by_seed(1, 2, 3))
         assert difference.mean == 2.0
         assert difference.high - 2.0 == pytest.approx(4.3026527 / math.sqrt(3))
-        assert not difference.is_clear
+        assert difference.outcome is Outcome.UNKNOWN
         assert str(difference) == "+2.0000 [-0.4841, +4.4841]"
         # Five comparisons share the 5 %: each at 99 %, t(2) = 9.9248.
         difference = Difference.of(by_seed(2, 4, 6), by_seed(1, 2, 3), comparisons=5)
@@ -81,22 +81,34 @@ class TestDifference:
         luck = [0.0, 5.0, -3.0]
         one = by_seed(*(1.0 + x for x in luck))
         other = by_seed(*(x + noise for x, noise in zip(luck, (0.01, -0.01, 0.0), strict=True)))
-        assert Difference.of(one, other).is_clear
+        assert Difference.of(one, other).outcome is Outcome.WORSE
         assert Difference.of({0: 1.0, 1: 2.0}, {1: 1.0, 2: 9.0}).count == 1
         with pytest.raises(ValueError, match="no seed in common"):
             Difference.of({0: 1.0}, {1: 1.0})
         difference = Difference.of({0: 1.0}, {0: 9.0})
         assert (difference.low, difference.high) == (-math.inf, math.inf)
-        assert not difference.is_clear
+        assert difference.outcome is Outcome.UNKNOWN
 
-    @pytest.mark.parametrize(("one", "other", "is_clear"), [
-        ((math.inf, math.inf), (1.0, 1.0), True), ((1.0, 1.0), (math.inf, math.inf), True),
-        ((math.inf, 1.0), (1.0, 1.1), False), ((math.inf, 1.0), (1.0, math.inf), False),
-        ((math.inf, math.inf), (math.inf, math.inf), False),
-        ((math.nan, 1.0), (1.0, 1.0), False),
+    @pytest.mark.parametrize(("low", "high", "outcome"), [
+        (-0.2, -0.0011, Outcome.BETTER), (0.0011, 0.2, Outcome.WORSE),
+        (-0.001, 0.001, Outcome.ALIKE), (-0.0009, -0.0001, Outcome.ALIKE), (0, 0, Outcome.ALIKE),
+        (-0.17, 0.17, Outcome.UNKNOWN), (-0.0112, -0.0004, Outcome.UNKNOWN),
+        (0.0, 0.0011, Outcome.UNKNOWN), (-math.inf, math.inf, Outcome.UNKNOWN),
+        (math.nan, math.nan, Outcome.UNKNOWN),
     ])  # fmt: skip
-    def test_what_is_not_finite(self, one, other, is_clear):
-        assert Difference.of(by_seed(*one), by_seed(*other)).is_clear == is_clear
+    def test_the_whole_interval_says_what_it_is(self, low, high, outcome):
+        assert MARGIN == 0.001
+        assert Difference((low + high) / 2, low, high, 3).outcome is outcome
+
+    @pytest.mark.parametrize(("one", "other", "outcome"), [
+        ((math.inf, math.inf), (1.0, 1.0), "worse"), ((1.0, 1.0), (math.inf, math.inf), "better"),
+        ((math.inf, 1.0), (1.0, 1.1), "cannot tell"),
+        ((math.inf, 1.0), (1.0, math.inf), "cannot tell"),
+        ((math.inf, math.inf), (math.inf, math.inf), "cannot tell"),
+        ((math.nan, 1.0), (1.0, 1.0), "cannot tell"),
+    ])  # fmt: skip
+    def test_what_is_not_finite(self, one, other, outcome):
+        assert Difference.of(by_seed(*one), by_seed(*other)).outcome == outcome
 
     def test_an_interval_of_95_percent_holds_the_truth_in_95_percent(self):
         draw = random.Random(0)
@@ -109,19 +121,33 @@ class TestDifference:
 
 
 class TestChoose:
-    def test_a_clear_winner_or_none(self):
+    def test_a_winner_or_none(self):
         choice = choose({"a": by_seed(1.0, 2.0, 3.0), "b": by_seed(0.5, 1.51, 2.49)}, default="a")
-        assert (choice.best, choice.chosen, choice.alike) == ("b", "b", ("b",))
-        assert "clearly better than the default, by 0.5000 [0.4752, 0.5248]: choose b" in (
+        assert (choice.best, choice.chosen) == ("b", "b")
+        assert "better than the default, a, by 0.5000 [0.4752, 0.5248]: choose b" in (
             in_words(choice)
         )
         choice = choose({"a": by_seed(1.0, 1.0, 1.0), "b": by_seed(0.5, 1.4, 1.0)}, default="a")
-        assert ((choice.best, choice.chosen), choice.alike) == (("b", "a"), ("b", "a"))
+        assert (choice.best, choice.chosen) == ("b", "a")
+        assert in_words(choice).endswith(
+            "; cannot tell it from the default, a (-0.0333 [-1.1535, +1.0868]): more calibration "
+            "sets may tell."
+        )
         figures = {"a": by_seed(1.0, 1.1, 1.2), "b": by_seed(0.9995, 1.0995, 1.1994)}
         choice = choose(figures, default="a")
-        assert choice.over_default.is_clear
         assert (choice.best, choice.chosen) == ("b", "a")
-        assert "by 0.0005 only, which is negligible" in in_words(choice)
+        assert "no difference that matters to the default, a (-0.0005 [" in in_words(choice)
+        assert in_words(choice).endswith("keep the default.")
+
+    def test_one_that_is_better_is_chosen_before_a_lucky_one(self):
+        figures = {
+            "a": by_seed(1.0, 1.0, 1.0),
+            "lucky": by_seed(0.2, 1.1, 0.7),
+            "b": by_seed(0.9, 0.9, 0.9),
+        }
+        choice = choose(figures, default="a")
+        assert (choice.best, choice.chosen) == ("lucky", "b")
+        assert "b is better than that, by 0.1000 [0.1000, 0.1000]: choose b" in in_words(choice)
 
     def test_the_default_is_best(self):
         assert choose({"b": by_seed(1.0), "a": by_seed(1.0)}, default="a").best == "a"
@@ -129,16 +155,16 @@ class TestChoose:
         assert "it is the default, and there is nothing to compare it with." in in_words(choice)
         assert extremes_in_words(choice) == "a is the baseline: nothing to compare it with."
         choice = choose({"a": by_seed(1.0, 1.0), "b": by_seed(2.0, 2.1)}, default="a")
-        assert (choice.best, choice.chosen, choice.over_default) == ("a", "a", None)
+        assert (choice.best, choice.chosen) == ("a", "a")
         assert in_words(choice) == (
-            "a has the least loss, 1.0000 ± 0 over 2 seeds; it is the default; the next, b, is "
-            "+1.0500 [+0.4147, +1.6853] above; all others are clearly worse."
+            "a has the least loss, 1.0000 ± 0 over 2 seeds; it is the default; worse than the "
+            "default: b, +1.0500 [+0.4147, +1.6853]."
         )
 
     def test_the_best_of_many_and_chance(self):
         choice = choose({"a": by_seed(1.0), "b": by_seed(0.5)}, default="a")
         assert choice.chosen == "a"
-        assert "0.5000 below the default with one seed" in in_words(choice)
+        assert "one calibration set says nothing of the spread (-0.5000)" in in_words(choice)
         figures = {"a": by_seed(1.0, 1.0, 1.0), "b": by_seed(0.95, 0.96, 0.97)}
         assert choose(figures, default="a").chosen == "b"
         many = figures | {f"c{number}": by_seed(2.0, 2.0, 2.0) for number in range(9)}
@@ -156,7 +182,8 @@ class TestChoose:
         names = {name: by_seed(1.0, 1.1, 1.2) for name in "bcdefghi"}
         figures = names | {"a": by_seed(1.0, 1.1, 1.15), "z": by_seed(9.0, 9.0, 9.0)}
         assert in_words(choose(figures, default="a")).endswith(
-            "; not clearly worse: b, c, d, e, f, g and 2 more."
+            "; cannot tell from the default: b, c, d, e, f, g and 2 more; worse than the default: "
+            "z, +7.9167 [+7.3275, +8.5058]."
         )
         # Over the seeds that both have, b is worse by 0.095.
         figures = {"a": {0: 1.4, 1: 3.0, 2: 1.4}, "b": {0: 1.5, 2: 1.49}, "c": {}}
@@ -176,7 +203,7 @@ class TestChoose:
     @pytest.mark.parametrize("bad", [(math.inf, math.inf), (math.nan, math.nan), (math.nan, 0.1)])
     def test_what_is_not_finite_is_not_ranked(self, bad):
         choice = choose({"b": by_seed(*bad), "a": by_seed(1.0, 1.1)}, default="a")
-        assert (choice.order, choice.chosen, choice.alike) == (("a",), "a", ("a",))
+        assert (choice.order, choice.chosen) == (("a",), "a")
         assert in_words(choice).endswith("; b is left out: its figures are not finite.")
 
     def test_what_is_not_finite(self):
@@ -200,9 +227,9 @@ class TestExtremes:
         }
         text = extremes_in_words(choose(figures, "base"), "loss over a past")
         assert text == (
-            "better has the least loss over a past: -0.0200 [-0.2905, +0.2505] over base, not "
-            "clear; worse has the most loss over a past: +0.3033 [+0.2826, +0.3240] over base, "
-            "clear."
+            "better has the least loss over a past: -0.0200 [-0.2905, +0.2505] over base, "
+            "cannot tell; worse has the most loss over a past: +0.3033 [+0.2826, +0.3240] over "
+            "base, worse."
         )
 
     def test_the_baseline_at_an_end(self):

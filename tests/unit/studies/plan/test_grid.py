@@ -60,6 +60,7 @@ class TestFile:
         ("[grid]\nweight = ['int99']\n", "these settings make no PTQConfig"),
         ("[study]\nseeds = 2\n[grid]\nweight = ['int8']\n", "found seeds 2; expected a list"),
         ("[study]\nseeds = []\n[grid]\nweight = ['int8']\n", r"found seeds \[\]"),
+        ("[study]\nseeds = [1, 1]\n[grid]\nweight = ['int8']\n", "expected each once"),
         ("[study]\nseeds = [true]\n[grid]\nweight = ['int8']\n", r"found seeds \[True\]"),
         ("[study]\nseeds = [0, 1.5]\n[grid]\nweight = ['int8']\n", r"found seeds \[0, 1.5\]"),
         ("[study]\nseeds = [9223372036854775808]\n[grid]\nweight = ['int8']\n", "2..63 - 1"),

@@ -42,7 +42,21 @@ class TestLoad:
         again = _load.__wrapped__(own)
         assert (found.texts, found.checksum) == (again.texts, again.checksum)
         assert len({tuple(ids) for ids in found.texts}) > 1
-        assert len(found.calibration) > 24
+        assert len(found.calibration) >= 4096
+
+    def test_sets_that_cannot_differ_are_refused(self, loaded: LoadedWorkload):
+        few = replace(loaded, calibration=loaded.calibration[:100])
+        few.check_sets(1, 4)
+        with pytest.raises(StudyError) as raised:
+            few.check_sets(3, 4)
+        assert str(raised.value) == (
+            "found 100 tokens to calibrate on, 4 sequences of 23; expected 276, 12 sequences for 3 "
+            "calibration sets of 4, as sets of the same text say nothing of the luck in drawing "
+            "them: give more text to calibrate on, or fewer or smaller sets"
+        )
+        again = replace(few, calibration=[*few.calibration] * 30)
+        with pytest.raises(StudyError, match=r"found 115 tokens .* \(2885 more repeat them\)"):
+            again.check_sets(3, 4)
 
     @pytest.mark.parametrize("tokens", [20, 400])
     def test_what_it_writes_is_long_enough(self, workload: Workload, tokens: int):

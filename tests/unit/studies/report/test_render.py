@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from wrappers.errors import StudyError
-from wrappers.studies import Report, Result, Trial, save, show
+from wrappers.studies import Difference, Judgement, Report, Result, Trial, save, show
 from wrappers.studies.judge.figures import Plot, Table
-from wrappers.studies.report.render import markdown, page, table_of_results, text_plot
+from wrappers.studies.report.render import document, markdown, page, table_of_results, text_plot
 
 HEAD = {
     "workload": {"model": "<m>", "text": None, "tokens": 64, "checksum": "c0ffee"},
@@ -95,12 +96,25 @@ class TestFiles:
             assert (row["checksum"], row["workload_tokens"]) == ("c0ffee", "64")
         assert rows[0]["tokens"] == "[3, 4]"
 
+    def test_json_holds_each_difference_with_its_verdict(self, report: Report):
+        difference = Difference(-0.01, -math.inf, math.inf, 1)
+        judged = Judgement("uint8/uint8", "-80", "-120", "loss", difference)
+        found = json.loads(document(replace(report, judgements=(judged,))))
+        assert found["judgements"] == [{
+            "place": "uint8/uint8", "setting": "-80", "default": "-120", "measured": "loss",
+            "verdict": "cannot tell", "mean": -0.01, "low": "-inf", "high": "inf", "count": 1,
+        }]  # fmt: skip
+        assert found["margin"]["loss"] == 0.001
+        assert found["results"][0]["metrics"]["loss"] == 0.96
+        assert found["reading"] == ["-80 has the least loss."]
+
     def test_no_results_and_each_suffix(self, report: Report, tmp_path: Path):
         assert table_of_results(replace(report, results=())).startswith("model,text,")
-        for suffix, write in {".md": markdown, ".html": page, ".csv": table_of_results}.items():
+        writers = {".md": markdown, ".html": page, ".csv": table_of_results, ".json": document}
+        for suffix, write in writers.items():
             save(report, tmp_path / f"r{suffix}")
             assert (tmp_path / f"r{suffix}").read_text() == write(report)
-        assert len(list(tmp_path.iterdir())) == 3
+        assert len(list(tmp_path.iterdir())) == 4
 
     @pytest.mark.parametrize(
         ("name", "message"), [("r.pdf", "has the suffix '.pdf'"), ("none/r.md", "create it first")]
