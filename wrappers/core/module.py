@@ -105,7 +105,12 @@ class QuantModule(nn.Module):
         try:
             spec = self.ptq_config.spec_for(name, role=role, default=default)
             self.points[name] = QuantPoint(
-                name, spec, role=role, parameter=parameter, channel_axis=channel_axis
+                name,
+                spec,
+                role=role,
+                parameter=parameter,
+                channel_axis=channel_axis,
+                exactly=self.ptq_config.states_qscheme(name),
             )
         except ConfigError as error:
             raise ConfigError(f"{self._scope()}: {error}") from error

@@ -42,6 +42,7 @@ class QuantPoint:
         quantizer: what the frozen observer left behind, or what was loaded; None before that.
         off: its wrapper leaves it out; see `QuantModule.disabled`.
         locked: `quantizer` was loaded, and calibration leaves it alone.
+        qscheme_note: how its scheme differs from the one asked for, and why; None if it does not.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class QuantPoint:
         role: Role = "activation",
         parameter: str | None = None,
         channel_axis: int | None = None,
+        exactly: bool = False,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -59,11 +61,15 @@ class QuantPoint:
         self.parameter = parameter
         channels = role == "weight" and channel_axis is not None
         qscheme = spec.resolved_qscheme(channels=channels)
+        self.qscheme_note: str | None = None
         if qscheme is not None and qscheme.per_channel and channel_axis is None:
-            raise ConfigError(
-                f"the point {name!r} has no axis of channels: {qscheme.value} is not possible; "
-                "use a per-tensor scheme"
-            )
+            if role != "weight" or exactly:
+                raise ConfigError(
+                    f"the point {name!r} has no axis of channels: {qscheme.value} is not possible; "
+                    "use a per-tensor scheme"
+                )
+            self.qscheme_note = f"{qscheme.value} asked for, and it has no axis of channels"
+            qscheme = qscheme.per_tensor
         self.observer: Observer = build_observer(
             spec.observer, spec.dtype, qscheme, axis=channel_axis, options=spec.options
         )
@@ -93,6 +99,7 @@ class QuantPoint:
             "role": self.role,
             "dtype": self.kind,
             "qscheme": None if observer.qscheme is None else observer.qscheme.value,
+            "qscheme_note": self.qscheme_note,
             "observed_min": None if seen is None else seen.minimum.tolist(),
             "observed_max": None if seen is None else seen.maximum.tolist(),
             "scale": None if qparams is None else qparams.scale.tolist(),
