@@ -271,9 +271,9 @@ class QuantModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for point in self.points.values():
-            qparams = point.qparams
-            if qparams is not None:
-                point.move(fn(torch.empty(0, device=qparams.scale.device)).device)
+            device = point.device
+            if device is not None:
+                point.move(fn(torch.empty(0, device=device)).device)
             point.forget_result()
         return self
 
