@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wrappers.core.config import PTQConfig
+from wrappers.core.config import PTQConfig, is_pattern, matches
 from wrappers.core.module import QuantModule, iter_points, iter_wrappers, shallow_copy
 from wrappers.core.point import Mode
 from wrappers.core.registry import has_wrapper, lookup
+from wrappers.core.spec import Role
 from wrappers.errors import (
     CalibrationWarning,
     MissingWrapperError,
@@ -79,7 +80,9 @@ def prepare(model: nn.Module, config: PTQConfig) -> nn.Module:
         return shallow_copy(module, kind, config, wrap)
 
     wrapped = wrap(model, config)
-    points = [f"{module}.{point}".lstrip(".") for module, point, _ in iter_points(wrapped)]
+    points = {
+        f"{module}.{name}".lstrip("."): point.role for module, name, point in iter_points(wrapped)
+    }
     if not points:
         raise WrapError(f"nothing in {type(model).__name__} has a wrapper with quantization points")
     _check_overrides(config, points)
@@ -196,14 +199,16 @@ def call_arguments(inputs: ModelInputs) -> tuple[tuple[Any, ...], dict[str, Any]
     )
 
 
-def _check_overrides(config: PTQConfig, points: list[str]) -> None:
-    known = set(points)
+def _check_overrides(config: PTQConfig, points: Mapping[str, Role]) -> None:
     for path in config.overrides:
-        if path in known:
+        if path in points:
+            continue
+        if is_pattern(path) and any(matches(path, name, role) for name, role in points.items()):
             continue
         near = difflib.get_close_matches(path, points, n=3, cutoff=0.5)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {listed(points)}"
-        raise UnknownOverrideError(f"the override {path!r} names no quantization point; {advice}")
+        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {listed([*points])}"
+        does = "matches" if is_pattern(path) else "names"
+        raise UnknownOverrideError(f"the override {path!r} {does} no quantization point; {advice}")
 
 
 def listed(names: list[str]) -> str:

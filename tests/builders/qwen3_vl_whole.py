@@ -33,6 +33,41 @@ def tiny(implementation="eager", *, dtype=torch.float32, text=None, **changes):
     return model.to(dtype).eval()
 
 
+def published(seed=42):
+    """The reduced Qwen3-VL of which errors are published, and an input like the one it was given:
+    a black image in 280 patches and a question, 84 tokens."""
+    vocabulary = 1000
+    image, video, start = vocabulary - 2, vocabulary - 1, vocabulary - 3
+    config = Qwen3VLConfig(
+        text_config={
+            "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32,
+            "max_position_embeddings": 1024, "vocab_size": vocabulary,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 500000.0, "mrope_section": [1, 1, 2],
+            },
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 64, "num_heads": 4, "out_hidden_size": 64,
+            "patch_size": 16, "temporal_patch_size": 2, "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=image, video_token_id=video, vision_start_token_id=start,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(config)
+    model.set_attn_implementation("eager")
+    # The tokens of the chat template and of "Describe the image.", modulo the vocabulary.
+    ids = [644, 872, 198, start, *[image] * 70, 653, 785, 279, 168, 13, 645, 198, 644, 91, 198]
+    input_ids = torch.tensor([ids])
+    return model.eval(), {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "pixel_values": torch.full((280, 1536), -1.0),
+        "image_grid_thw": torch.tensor([[1, 20, 14]]),
+        "mm_token_type_ids": (input_ids == image).int(),
+    }
+
+
 def batch_of(*rows, side="left", seed=1):
     """Inputs for sequences made of numbers of text tokens and ("image" or "video", its grid)."""
     generator = torch.Generator().manual_seed(seed)

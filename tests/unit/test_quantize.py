@@ -152,6 +152,18 @@ def test_an_override_of_nothing_lists_near_names(net, path, advice):
         prepare(net, PTQConfig(overrides={path: affine("int8")}))
 
 
+def test_overrides_by_pattern_reach_their_points(net):
+    wrapped = prepare(net, PTQConfig(overrides={"blocks.*:activation": no_quantization()}))
+    off = {
+        f"{module}.{name}"
+        for module, name, point in iter_points(wrapped)
+        if point.spec == no_quantization()
+    }
+    assert off and all(name.startswith("blocks.") and "weight" not in name for name in off)
+    with pytest.raises(UnknownOverrideError, match=r"'block\.\*' matches no quantization point"):
+        prepare(net, PTQConfig(overrides={"block.*": no_quantization()}))
+
+
 def test_a_single_layer_and_inputs_of_every_form(net):
     wrapped = prepare(nn.Linear(6, 2), PTQConfig(overrides={"weight": affine("int8")}))
     assert wrapped.points["weight"].spec == affine("int8")

@@ -6,12 +6,18 @@
         overrides={
             "model.layers.0.mlp.down_proj": {"weight": affine("int8"), "act_in": {"dtype": "int8"}},
             "lm_head.act_out": no_quantization(),
+            "model.visual.*": no_quantization(),
+            "*.self_attn.*:weight": {"qscheme": "per_channel_symmetric"},
         },
     )
 
-The spec of a quantization point is, in this order: the override of the point, the default of its
-wrapper, the config's `weight` or `activation` after the point's role. An override that is a
-`QuantSpec` replaces that spec whole; one that is a dict of keywords changes only those.
+The spec of a quantization point is, in this order: the override of the point, the overrides by
+pattern that match it, the default of its wrapper, the config's `weight` or `activation` after the
+point's role. An override that is a `QuantSpec` replaces that spec whole; one that is a dict of
+keywords changes only those. Of several patterns that match, each changes what those before it made.
+
+A pattern is a path from the root of the prepared model with `*` for any characters, dots among
+them, and `?` for one; `:weight` or `:activation` after it confines it to points of that role.
 """
 
 from __future__ import annotations
@@ -19,9 +25,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from wrappers.core.observers import build_observer
 from wrappers.core.spec import (
@@ -45,8 +52,9 @@ class PTQConfig:
         activation: the spec of points with the role of an activation.
         weight: the spec of points with the role of a weight.
         overrides: specs of single points, by dot path from the root of the prepared model
-            (`"model.layers.0.mlp.down_proj.weight"`) or nested dicts, or both mixed. Leaves are
-            a `QuantSpec`, or a dict of its keywords.
+            (`"model.layers.0.mlp.down_proj.weight"`) or nested dicts, or both mixed; or of all
+            points that a pattern matches (`"model.visual.*"`, `"*.mlp.*:weight"`). Leaves are a
+            `QuantSpec`, or a dict of its keywords.
         model_args: what a family's wrappers need to know beforehand, such as image grids.
         strict_wrap: a module that owns parameters and has no wrapper is an error instead of
             staying float.
@@ -56,7 +64,7 @@ class PTQConfig:
 
     Raises:
         ConfigError: a field is of the wrong type or out of range, two overrides name the same
-            point, or an override is not a spec.
+            point, a pattern names no role, or an override is not a spec.
     """
 
     activation: QuantSpec = field(default_factory=lambda: affine("uint8"))
@@ -91,18 +99,21 @@ class PTQConfig:
                 f"{fill!r}: it is quantised along with the mask"
             )
         overrides = dict(_flatten_overrides(self.overrides, ""))
+        for path in overrides:
+            check_role(path)
         object.__setattr__(self, "overrides", FrozenMapping(overrides))
         object.__setattr__(self, "model_args", FrozenMapping(self.model_args))
 
     def child(self, name: str) -> PTQConfig:
-        """The config of the child module `name`: everything, with the overrides below it."""
+        """The config of the child module `name`: everything, with the overrides below it, and
+        those by pattern, which stay patterns of paths from the root."""
         prefix = f"{name}."
         child = dataclasses.replace(
             self,
             overrides={
-                path.removeprefix(prefix): leaf
+                path if is_pattern(path) else path.removeprefix(prefix): leaf
                 for path, leaf in self.overrides.items()
-                if path.startswith(prefix)
+                if is_pattern(path) or path.startswith(prefix)
             },
         )
         object.__setattr__(child, "scope", f"{self.scope}.{name}" if self.scope else name)
@@ -128,13 +139,25 @@ class PTQConfig:
             role: which of the config's two specs it takes when nothing else is said.
             default: the wrapper's own default.
         """
-        base = default or (self.weight if role == "weight" else self.activation)
+        spec = default or (self.weight if role == "weight" else self.activation)
+        path = f"{self.scope}.{point}".lstrip(".")
+        matching = [
+            override
+            for pattern, override in self.overrides.items()
+            if is_pattern(pattern) and matches(pattern, path, role)
+        ]
+        if point in self.overrides:
+            matching.append(self.overrides[point])
+        for override in matching:
+            spec = override if isinstance(override, QuantSpec) else spec.changed(override)
+        return spec
+
+    def states_qscheme(self, point: str) -> bool:
+        """Whether the override of just this point, not one by pattern, gives it its qscheme."""
         override = self.overrides.get(point)
-        if override is None:
-            return base
         if isinstance(override, QuantSpec):
-            return override
-        return base.changed(override)
+            return override.qscheme is not None
+        return override is not None and override.get("qscheme") is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` reads them."""
@@ -183,6 +206,32 @@ class PTQConfig:
         if not isinstance(plain, dict):
             raise ConfigError(f"not a PTQConfig in JSON: expected an object, found {plain!r}")
         return cls.from_dict(plain)
+
+
+def is_pattern(path: str) -> bool:
+    """Whether an override is of all points that match, rather than of one."""
+    return any(character in path for character in "*?:")
+
+
+def matches(pattern: str, path: str, role: Role) -> bool:
+    """Whether a pattern matches a point, given its path from the root and its role."""
+    glob, _, wanted = pattern.partition(":")
+    written = re.escape(glob).replace(r"\*", ".*").replace(r"\?", ".")
+    return wanted in ("", role) and re.fullmatch(written, path) is not None
+
+
+def check_role(path: str) -> None:
+    """Checks the part of an override's path that says the role.
+
+    Raises:
+        ConfigError: there is no such role.
+    """
+    _, colon, role = path.partition(":")
+    if colon and role not in get_args(Role):
+        raise ConfigError(
+            f"the override {path!r} is for points of the role {role!r}: write "
+            + " or ".join(f"':{known}'" for known in get_args(Role))
+        )
 
 
 def _flatten_overrides(node: Mapping[str, Any], path: str) -> dict[str, Any]:

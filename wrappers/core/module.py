@@ -106,7 +106,12 @@ class QuantModule(nn.Module):
         try:
             spec = self.ptq_config.spec_for(name, role=role, default=default)
             self.points[name] = QuantPoint(
-                name, spec, role=role, parameter=parameter, channel_axis=channel_axis
+                name,
+                spec,
+                role=role,
+                parameter=parameter,
+                channel_axis=channel_axis,
+                exactly=self.ptq_config.states_qscheme(name),
             )
         except ConfigError as error:
             raise ConfigError(f"{self._scope()}: {error}") from error
@@ -274,9 +279,9 @@ class QuantModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for point in self.points.values():
-            qparams = point.qparams
-            if qparams is not None:
-                point.move(fn(torch.empty(0, device=qparams.scale.device)).device)
+            device = point.device
+            if device is not None:
+                point.move(fn(torch.empty(0, device=device)).device)
             point.forget_result()
         return self
 

@@ -22,6 +22,7 @@ from wrappers.core.quantizers import IdentityQuantizer, Quantizer
 from wrappers.errors import ConfigError, ObserverError, TensorError, UnseenObserverError
 from wrappers.numerics.affine import AffineQParams, affine_qparams
 from wrappers.numerics.dtypes import DType, QScheme
+from wrappers.numerics.grouped import GroupedQParams
 from wrappers.numerics.microscaling import MXQuantizer
 
 
@@ -130,7 +131,9 @@ class AffineObserver(Observer):
         return affine_qparams(minimum, maximum, self.dtype, self.qscheme, axis=self.axis)
 
     def accepts(self, quantizer: Quantizer) -> bool:
-        """Could this observer have given `quantizer`?"""
+        """Could this observer have given `quantizer`, or one that is finer?"""
+        if isinstance(quantizer, GroupedQParams):
+            return quantizer.dtype == self.dtype and self.axis == 0
         return (
             isinstance(quantizer, AffineQParams)
             and quantizer.dtype == self.dtype

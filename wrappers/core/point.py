@@ -15,6 +15,7 @@ from wrappers.core.quantizers import Quantizer, quantizer_from_state
 from wrappers.core.spec import QuantSpec, Role
 from wrappers.errors import ConfigError, ModeError, QParamsError
 from wrappers.numerics.affine import AffineQParams
+from wrappers.numerics.grouped import GroupedQParams
 
 
 class Mode(Enum):
@@ -42,6 +43,7 @@ class QuantPoint:
         quantizer: what the frozen observer left behind, or what was loaded; None before that.
         off: its wrapper leaves it out; see `QuantModule.disabled`.
         locked: `quantizer` was loaded, and calibration leaves it alone.
+        qscheme_note: how its scheme differs from the one asked for, and why; None if it does not.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class QuantPoint:
         role: Role = "activation",
         parameter: str | None = None,
         channel_axis: int | None = None,
+        exactly: bool = False,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -59,11 +62,15 @@ class QuantPoint:
         self.parameter = parameter
         channels = role == "weight" and channel_axis is not None
         qscheme = spec.resolved_qscheme(channels=channels)
+        self.qscheme_note: str | None = None
         if qscheme is not None and qscheme.per_channel and channel_axis is None:
-            raise ConfigError(
-                f"the point {name!r} has no axis of channels: {qscheme.value} is not possible; "
-                "use a per-tensor scheme"
-            )
+            if role != "weight" or exactly:
+                raise ConfigError(
+                    f"the point {name!r} has no axis of channels: {qscheme.value} is not possible; "
+                    "use a per-tensor scheme"
+                )
+            self.qscheme_note = f"{qscheme.value} asked for, and it has no axis of channels"
+            qscheme = qscheme.per_tensor
         self.observer: Observer = build_observer(
             spec.observer, spec.dtype, qscheme, axis=channel_axis, options=spec.options
         )
@@ -78,6 +85,14 @@ class QuantPoint:
         return self.quantizer if isinstance(self.quantizer, AffineQParams) else None
 
     @property
+    def device(self) -> torch.device | None:
+        """Where its scales are, if it has any."""
+        quantizer = self.quantizer
+        if isinstance(quantizer, AffineQParams | GroupedQParams):
+            return quantizer.scale.device
+        return None
+
+    @property
     def kind(self) -> str:
         """What it quantises to, in a word: "uint4", or an observer that has no integer type."""
         return self.spec.observer if self.observer.dtype is None else str(self.observer.dtype)
@@ -85,14 +100,17 @@ class QuantPoint:
     def summary(self) -> dict[str, object]:
         """What is known of it, in plain values; None where it is not known, or there is none.
 
-        Lists have one item per channel.
+        Lists have one item per channel, or per channel a list of one per group.
         """
-        observer, qparams = self.observer, self.qparams
+        observer, qparams = self.observer, self.quantizer
+        if not isinstance(qparams, AffineQParams | GroupedQParams):
+            qparams = None
         seen = observer if isinstance(observer, AffineObserver) and observer.seen else None
         return {
             "role": self.role,
             "dtype": self.kind,
             "qscheme": None if observer.qscheme is None else observer.qscheme.value,
+            "qscheme_note": self.qscheme_note,
             "observed_min": None if seen is None else seen.minimum.tolist(),
             "observed_max": None if seen is None else seen.maximum.tolist(),
             "scale": None if qparams is None else qparams.scale.tolist(),
@@ -101,12 +119,19 @@ class QuantPoint:
 
     facts = summary  # its former name
 
-    def load_qparams(self, scale: Tensor | float, zero_point: Tensor | int = 0) -> None:
+    def load_qparams(
+        self,
+        scale: Tensor | float,
+        zero_point: Tensor | int = 0,
+        *,
+        columns: Tensor | None = None,
+    ) -> None:
         """Take scale and zero point found elsewhere, such as by GPTQ, and keep them for good.
 
         Args:
-            scale: positive; 0-d, or [channels] for a per-channel scheme.
+            scale: positive; 0-d, or [channels] for a per-channel scheme, or [channels, groups].
             zero_point: integers of the same shape; 0 stands for zeros of that shape.
+            columns: the group of each column of the weight, for scales by group.
 
         Raises:
             QParamsError: the point's spec has no affine parameters, or these do not fit it.
@@ -123,7 +148,15 @@ class QuantPoint:
             zero_point = zero_point.expand(scale.shape).clone()
         if observer.qscheme is not None and observer.qscheme.symmetric and zero_point.any():
             raise QParamsError(f"{observer.qscheme.value} has zero point 0, found {zero_point}")
-        self.quantizer = AffineQParams(scale, zero_point, observer.dtype, observer.axis)
+        if columns is None:
+            self.quantizer = AffineQParams(scale, zero_point, observer.dtype, observer.axis)
+        else:
+            if observer.axis != 0:
+                raise QParamsError(
+                    f"scales by group need a per-channel scheme along dimension 0, and the point "
+                    f"{self.name!r} has {observer.qscheme.value if observer.qscheme else 'none'}"
+                )
+            self.quantizer = GroupedQParams(scale, zero_point, observer.dtype, columns)
         self.locked = True
 
     def reset(self) -> None:
@@ -164,9 +197,9 @@ class QuantPoint:
 
     def move(self, device: torch.device) -> None:
         """Follow the wrapper to another device; scales stay float32."""
-        qparams = self.qparams
-        if qparams is not None and device.type != "meta":  # which would lose the numbers
-            self.quantizer = qparams.to(device)
+        quantizer = self.quantizer
+        if device.type != "meta" and isinstance(quantizer, AffineQParams | GroupedQParams):
+            self.quantizer = quantizer.to(device)  # to meta would lose the numbers
 
     def forget_result(self) -> None:
         """Drop the fake-quantised parameter that is kept, if any."""

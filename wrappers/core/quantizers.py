@@ -12,6 +12,7 @@ from torch import Tensor
 from wrappers.errors import QParamsError
 from wrappers.numerics.affine import AffineQParams
 from wrappers.numerics.dtypes import DType
+from wrappers.numerics.grouped import GroupedQParams
 from wrappers.numerics.microscaling import MXQuantizer
 
 
@@ -54,8 +55,17 @@ def quantizer_from_state(state: Mapping[str, Any]) -> Quantizer:
             DType.parse(state["dtype"]),
             state["axis"],
         )
+    if kind == "grouped":
+        return GroupedQParams(
+            torch.tensor(state["scale"]),
+            torch.tensor(state["zero_point"]),
+            DType.parse(state["dtype"]),
+            torch.tensor(state["columns"]),
+        )
     if kind == "mx":
         return MXQuantizer(state["element"], state["block_size"], state["axis"])
     if kind == "identity":
         return IdentityQuantizer()
-    raise QParamsError(f"a quantiser of the unknown kind {kind!r}: expected affine, mx or identity")
+    raise QParamsError(
+        f"a quantiser of the unknown kind {kind!r}: expected affine, grouped, mx or identity"
+    )

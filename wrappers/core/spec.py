@@ -56,8 +56,8 @@ class QuantSpec:
 
     Args:
         dtype: the integer type, a `DType` or its name; None for observers that have none.
-        qscheme: a `QScheme` or its value; None for the default of the type (signed: per-tensor
-            symmetric; unsigned: per-tensor asymmetric, for weights with channels per-channel).
+        qscheme: a `QScheme` or its value; None for the default (weights with channels:
+            per-channel asymmetric; else per-tensor, symmetric for signed types).
         observer: a name in `wrappers.core.observers.OBSERVERS`.
         options: keyword arguments of that observer.
 

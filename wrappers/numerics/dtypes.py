@@ -92,6 +92,11 @@ class QScheme(Enum):
         return self in (QScheme.PER_CHANNEL_ASYMMETRIC, QScheme.PER_CHANNEL_SYMMETRIC)
 
     @property
+    def per_tensor(self) -> QScheme:
+        """The scheme of the same symmetry with one scale for the whole tensor."""
+        return QScheme.PER_TENSOR_SYMMETRIC if self.symmetric else QScheme.PER_TENSOR_ASYMMETRIC
+
+    @property
     def symmetric(self) -> bool:
         """The zero point is 0."""
         return self in (QScheme.PER_TENSOR_SYMMETRIC, QScheme.PER_CHANNEL_SYMMETRIC)
@@ -104,9 +109,9 @@ def default_qscheme(dtype: DType, *, channels: bool = False) -> QScheme:
         dtype: the integer type.
         channels: the tensor is a weight with an axis of channels.
     """
-    if dtype.signed:
-        return QScheme.PER_TENSOR_SYMMETRIC
-    return QScheme.PER_CHANNEL_ASYMMETRIC if channels else QScheme.PER_TENSOR_ASYMMETRIC
+    if channels:
+        return QScheme.PER_CHANNEL_ASYMMETRIC
+    return QScheme.PER_TENSOR_SYMMETRIC if dtype.signed else QScheme.PER_TENSOR_ASYMMETRIC
 
 
 def check_qscheme(dtype: DType, qscheme: QScheme) -> None:

@@ -188,3 +188,23 @@ def test_what_an_override_changes():
     )
     whole = PTQConfig(overrides={"act_in": affine("int4")})
     assert whole.spec_for("act_in", default=default) == affine("int4")
+
+
+def test_overrides_by_pattern_and_role():
+    config = PTQConfig(
+        overrides={
+            "a.*": affine("int16"),
+            "a.*:weight": {"dtype": "int4"},
+            "?.norm.*": {"dtype": "int8"},
+            "a.b.weight": {"observer": "ema"},
+        }
+    )
+    below = config.child("a").child("b")
+    assert below.spec_for("act_in") == affine("int16")
+    assert below.spec_for("weight", role="weight") == affine("int4", observer="ema")
+    assert config.child("a").child("norm").spec_for("weight", role="weight") == affine("int8")
+    assert config.child("ab").spec_for("act_in") == affine("uint8")
+    assert config.child("c").child("norm").spec_for("act_in") == affine("int8")
+    assert PTQConfig.from_json(config.to_json()) == config
+    with pytest.raises(ConfigError, match="role 'bias': write ':activation' or ':weight'"):
+        PTQConfig(overrides={"a.*:bias": affine("int4")})

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tests.builders.layers import X, linear, quantized_linear
-from wrappers import affine, calibrate, convert, no_quantization
-from wrappers.errors import ModeError, QParamsError
+from wrappers import PTQConfig, affine, calibrate, convert, no_quantization, prepare
+from wrappers.errors import ConfigError, ModeError, QParamsError
 
 
 def test_a_parameter_is_quantised_once_until_it_changes():
@@ -47,6 +47,20 @@ def test_loaded_qparams_are_locked():
     assert not wrapper.points["act_out"].locked
     wrapper.points["weight"].load_qparams(torch.ones(4))  # one zero point does for all channels
     assert wrapper.points["weight"].qparams.zero_point.tolist() == [0, 0, 0, 0]
+
+
+def test_a_scheme_for_the_whole_model_falls_back_where_a_parameter_has_no_channels():
+    spec = affine("int4", qscheme="per_channel_symmetric")
+    for config in (PTQConfig(weight=spec), PTQConfig(overrides={"*:weight": spec})):
+        norm = prepare(nn.RMSNorm(6), config).points["weight"].summary()
+        assert norm["qscheme"] == "per_tensor_symmetric"
+        assert (
+            norm["qscheme_note"]
+            == "per_channel_symmetric asked for, and it has no axis of channels"
+        )
+        assert prepare(nn.Linear(6, 4), config).points["weight"].summary()["qscheme_note"] is None
+    with pytest.raises(ConfigError, match="'weight' has no axis of channels"):
+        prepare(nn.RMSNorm(6), PTQConfig(overrides={"weight": spec}))
 
 
 @pytest.mark.parametrize(("point", "qparams", "said"), [

@@ -53,7 +53,8 @@ def test_a_spec_that_cannot_be(fields, message):
 def test_schemes_and_changes_of_a_spec():
     assert affine("uint8").resolved_qscheme(channels=True) is QScheme.PER_CHANNEL_ASYMMETRIC
     assert affine("uint8").resolved_qscheme(channels=False) is QScheme.PER_TENSOR_ASYMMETRIC
-    assert affine("int8").resolved_qscheme(channels=True) is QScheme.PER_TENSOR_SYMMETRIC
+    assert affine("int8").resolved_qscheme(channels=True) is QScheme.PER_CHANNEL_ASYMMETRIC
+    assert affine("int8").resolved_qscheme(channels=False) is QScheme.PER_TENSOR_SYMMETRIC
     assert no_quantization().resolved_qscheme(channels=True) is None
     spec = affine("int8", qscheme="per_channel_symmetric", observer="ema", momentum=0.5)
     assert spec.changed({"dtype": "int4"}) == affine(

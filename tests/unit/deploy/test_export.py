@@ -615,6 +615,13 @@ class TestCircle:
         least = {"uint8": 0, "int16": -32767}[activation]
         assert scale * (least - zero_point) == pytest.approx(FILL, rel=1e-6)
 
+    def test_the_sum_after_the_attention_is_quantised_with_its_point_off(self, tmp_path):
+        step, inputs, _ = case("layer", "decode", ("uint8", "uint8"))
+        with_point = exported(step, inputs, tmp_path)
+        with step.module.disabled("attn_residual_out"):
+            without = exported(step, inputs, tmp_path)
+        assert without.types == with_point.types
+
     def test_weights_of_ones_and_per_channel(self, tmp_path):
         norm = wrap(tiny(), "prefill").model.norm
         assert (norm.weight == 1).all()

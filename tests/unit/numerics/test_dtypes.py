@@ -50,7 +50,7 @@ def test_a_width_out_of_range_is_refused(bits):
 
 def test_default_schemes():
     assert default_qscheme(INT16) is QScheme.PER_TENSOR_SYMMETRIC
-    assert default_qscheme(INT8, channels=True) is QScheme.PER_TENSOR_SYMMETRIC
+    assert default_qscheme(INT8, channels=True) is QScheme.PER_CHANNEL_ASYMMETRIC
     assert default_qscheme(UINT8) is QScheme.PER_TENSOR_ASYMMETRIC
     assert default_qscheme(UINT8, channels=True) is QScheme.PER_CHANNEL_ASYMMETRIC
 
@@ -68,5 +68,7 @@ def test_unsigned_and_symmetric_exclude_each_other(qscheme):
 def test_schemes_by_name():
     assert QScheme.parse("per_channel_symmetric").per_channel
     assert QScheme.parse(QScheme.PER_TENSOR_SYMMETRIC).symmetric
+    assert QScheme.PER_CHANNEL_SYMMETRIC.per_tensor is QScheme.PER_TENSOR_SYMMETRIC
+    assert QScheme.PER_CHANNEL_ASYMMETRIC.per_tensor is QScheme.PER_TENSOR_ASYMMETRIC
     with pytest.raises(ConfigError, match="'per_tensor_asymmetric'"):
         QScheme.parse("per_row")
