@@ -44,6 +44,8 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
             sides.reference,
             sides.candidate,
             sides.inputs,
+            candidate_inputs=sides.candidate_inputs,
+            map_inputs=dict(request.map_input),
             rename=rename,
             tolerance=request.tolerance,
             train=request.train,
@@ -65,6 +67,8 @@ def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
         captured = tracer.capture(
             *(sides.reference, sides.candidate, sides.inputs),
             include=request.focus,
+            candidate_inputs=sides.candidate_inputs,
+            map_inputs=dict(request.map_input),
             rename=rename,
             inside=request.inside,
         )

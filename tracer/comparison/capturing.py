@@ -40,6 +40,8 @@ def capture(
     inputs: Inputs | None = None,
     *,
     include: str | Sequence[str],
+    candidate_inputs: Inputs | None = None,
+    map_inputs: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
     roles: Roles = DEFAULT_ROLES,
     inside: bool = False,
@@ -48,7 +50,11 @@ def capture(
 
     Args and errors are those of `compare`; `include` names the modules to keep.
     """
-    session = Session(reference, candidate, inputs, rename, include)
+    session = Session(
+        *(reference, candidate, inputs, rename, include),
+        candidate_inputs=candidate_inputs,
+        map_inputs=map_inputs,
+    )
     collector = _Collector(roles)
     raise_failure(session.run(collector, frozenset()).failure, None)
     return collector.captured

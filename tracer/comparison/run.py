@@ -61,6 +61,8 @@ def compare(
     candidate: nn.Module,
     inputs: Inputs | None = None,
     *,
+    candidate_inputs: Inputs | None = None,
+    map_inputs: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
     tolerance: float | Tolerance | None = None,
     roles: Roles = DEFAULT_ROLES,
@@ -96,6 +98,10 @@ def compare(
         inputs: keyword arguments as a dict, positional ones as a tuple, or a single tensor. Floats
             of the reference's dtype are cast to the candidate's where that is another one. By
             default those of a recording.
+        candidate_inputs: what the candidate is given instead, in the same forms. What both are
+            given under one name has to be the same data, in any dtype and order of dimensions.
+        map_inputs: the reference's name of an argument by the candidate's, where they differ:
+            `{"tokens": "input_ids"}`.
         rename: regular expressions and replacements that turn the candidate's module names into
             the reference's.
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
@@ -123,8 +129,8 @@ def compare(
         progress: called with the number of finished pairs of calls.
 
     Raises:
-        InputError: the inputs are of another type, name arguments that forward does not take, or
-            are not those of a recording.
+        InputError: the inputs are of another type, name arguments that forward does not take, are
+            not those of a recording, or are not the same on both sides.
         StorageError: a recording is damaged, or one of another model.
         UsageError: a glob or rename rule matches nothing, the tolerance is no limit, there is
             nothing to isolate, a lazy module has not been run yet, a number is negative, or the
@@ -145,7 +151,11 @@ def compare(
         debugger=debugging.is_asked,
     )
     check_training(reference, candidate, train=train)
-    session = Session(reference, candidate, inputs, rename, include)
+    session = Session(
+        *(reference, candidate, inputs, rename, include),
+        candidate_inputs=candidate_inputs,
+        map_inputs=map_inputs,
+    )
     chosen = None if isolating is None else modules_at(isolating.level, session.pairing)
     check_zoom(zoom, session.pairs.values())
     if not isinstance(tolerance, Tolerance):

@@ -76,6 +76,8 @@ class Loaded:
         processor: where there are images, or one was asked for.
         request: what the inputs were made from; None if they were given.
         offload: whether the weights lie on disk, or where those that are no checkpoint's do.
+        own_inputs: what the function that made the model returned as inputs, where others were
+            given instead.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Loaded:
     processor: "Processor | None" = None
     request: InputSpec | None = None
     offload: bool | str | Path = False
+    own_inputs: dict[str, torch.Tensor] | None = None
 
 
 def load(
@@ -218,11 +221,15 @@ def _load_built(
     built = factories.build(name, request.seed)
     model = built.model if dtype is None else cast(built.model, dtype)
     made, description = given, f"given: {listed(list(given or ()))}"
-    if made is None and built.inputs is not None:
+    own = built.inputs
+    if own is not None:
+        own = {key: cast_float(tensor, dtype).to(device) for key, tensor in own.items()}
+    if made is None and own is not None:
         if request != InputSpec(seed=request.seed):
             raise UsageError(f"{name} makes its own inputs: leave out what describes others")
-        made = {key: cast_float(tensor, dtype) for key, tensor in built.inputs.items()}
-        description = f"of {name}: {listed(list(made))}"
+        made, description = own, f"of {name}: {listed(list(own))}"
+    elif own is not None:
+        description += f", and not what {name} returns: {listed(list(own))}"
     if made is None:
         if not hasattr(model, "get_input_embeddings"):
             raise InputError(
@@ -231,13 +238,14 @@ def _load_built(
             )
         made, description = from_text(model, None, request)
     if hasattr(model, "main_input_name"):
-        check(model, made, name)
+        check(model, own or made, name)
     return Loaded(
         name=name,
         model=model.to(device).eval(),
         inputs={key: tensor.to(device) for key, tensor in made.items()},
         notes=(f"inputs: {description}",),
-        request=None if given or built.inputs else request,
+        request=None if given or own else request,
+        own_inputs=None if given is None else own,
     )
 
 
