@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.comparison.run import raise_failure
+from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.inputs import Inputs
 from tracer.execution.session import Session
@@ -33,6 +35,7 @@ class Captured:
     candidate: torch.Tensor
 
 
+@checked(UsageError, but=("inputs", "candidate_inputs"))
 @can_open_fused
 def capture(
     reference: nn.Module,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.options import Debugging, Isolate
 from tracer.comparison.result import Comparison
@@ -55,6 +56,7 @@ from tracer.text import module_in_words
 _MOST_RUNS = 4
 
 
+@checked(UsageError, but=("inputs", "candidate_inputs"))
 @can_open_fused
 def compare(
     reference: nn.Module,

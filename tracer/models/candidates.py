@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.choices import (
     CANDIDATES,
     DEFAULT_ACTIVATION,
@@ -121,6 +122,7 @@ def _shortest(prompt: Mapping[str, torch.Tensor]) -> int:
     return prompt["input_ids"].shape[1] if mask is None else int(mask.sum(dim=1).min())
 
 
+@checked(UsageError)
 def candidate(
     loaded: Loaded,
     kind: str,
@@ -224,6 +226,7 @@ def load_candidate(
     )
 
 
+@checked(UsageError)
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of a model that holds the same parameters and buffers, and a config of its own."""
     made: nn.Module = copy_model(model, shared=(*model.parameters(), *model.buffers()))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.choices import (
     DEFAULT_BATCH,
     DEFAULT_DEVICE,
@@ -43,8 +44,6 @@ from tracer.execution.stepping import ending_in_steps as ending_in_steps
 from tracer.execution.torch_internals import attention_implementation
 from tracer.models import builtin as tiny
 from tracer.models import factories
-from tracer.models.calibration_data import Calibration as Calibration
-from tracer.models.calibration_data import calibration as calibration
 from tracer.models.checkpoints import load_pretrained, load_tokenizer
 from tracer.models.inputs.images import from_images, open_image
 from tracer.models.inputs.processors import Processor, check_processor, load_processor, tokens_of
@@ -91,6 +90,7 @@ class Loaded:
     own_inputs: dict[str, torch.Tensor] | None = None
 
 
+@checked(UsageError)
 def load(
     name_or_path: str | Path,
     *,
@@ -249,6 +249,7 @@ def _load_built(
     )
 
 
+@checked(UsageError)
 def usable_device(device: str | torch.device) -> torch.device:
     """A device by its name.
 
@@ -271,6 +272,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     return target
 
 
+@checked(UsageError)
 def moved(loaded: Loaded, device: str | torch.device) -> Loaded:
     """A copy of a loaded model and its inputs on another device, for candidates made from it.
 
@@ -377,6 +379,7 @@ def _devices() -> list[str]:
     return ["cpu", *(str(device) for device in found)]
 
 
+@checked(UsageError)
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Casts a model's weights in place, as loading its checkpoint in that dtype would.
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from tracer.annotations import checked
 from tracer.choices import FAIL_ON
 from tracer.comparison.result import Comparison
 from tracer.errors import UsageError, near_names
@@ -34,6 +35,7 @@ RELATIVE_L2_MARGIN, PEIR_MARGIN = 1.25, 2.5
 _KINDS: tuple[Kind, ...] = ("worse", "new", "gone", "better")
 
 
+@checked(UsageError)
 def gate(
     comparison: Comparison,
     baseline: Baseline | None = None,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import NotEquivalentError, UsageError
@@ -17,6 +18,7 @@ from tracer.tensors.tolerance import Tolerance
 from tracer.testing.failure import render
 
 
+@checked(UsageError, but=("inputs", "candidate_inputs"))
 def assert_equivalent(
     reference: nn.Module,
     candidate: nn.Module,

@@ -162,9 +162,7 @@ class TestBesideARecording:
         with pytest.raises(InputError, match="not the same data"):
             both_arguments(None, {"tokens": IDS + 1}, NAMES, recorded[0], Tokens())
 
-    def test_a_candidate(
-        self, recorded: tuple[nn.Module, nn.Module], tmp_path: Path
-    ) -> None:
+    def test_a_candidate(self, recorded: tuple[nn.Module, nn.Module], tmp_path: Path) -> None:
         given, own = both_arguments(None, None, NAMES, Ids(), recorded[1])
         assert torch.equal(given[1]["input_ids"], IDS)
         assert own is None
