@@ -1,6 +1,7 @@
 """Every exception that `wrappers` raises on purpose.
 
     WrappersError
+    ├── ArgumentError (TypeError)        an argument of another type than a function takes
     ├── ConfigError (ValueError)         a QuantSpec, PTQConfig or dtype that cannot be
     │   └── UnknownOverrideError         an override path that names no quantization point
     ├── QParamsError (ValueError)        a scale or zero point that cannot be, or does not fit
@@ -30,6 +31,10 @@ from torch import Tensor
 
 class WrappersError(Exception):
     """The root of the tree."""
+
+
+class ArgumentError(WrappersError, TypeError):
+    """An argument of another type than a function takes."""
 
 
 class ConfigError(WrappersError, ValueError):

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracer.annotations import checked
 from wrappers.core.config import PTQConfig, is_pattern, matches
 from wrappers.core.module import QuantModule, iter_points, iter_wrappers, shallow_copy
 from wrappers.core.point import Mode
 from wrappers.core.registry import has_wrapper, lookup
 from wrappers.core.spec import Role
 from wrappers.errors import (
+    ArgumentError,
     CalibrationWarning,
     MissingWrapperError,
     ModeError,
@@ -39,6 +41,7 @@ Progress = Callable[[Iterable[ModelInputs]], Iterable[ModelInputs]]
 SHOWN = 8  # names in a message
 
 
+@checked(ArgumentError)
 def prepare(model: nn.Module, config: PTQConfig) -> nn.Module:
     """A copy of the model's tree in which every class with a wrapper is wrapped.
 
@@ -89,6 +92,7 @@ def prepare(model: nn.Module, config: PTQConfig) -> nn.Module:
     return wrapped
 
 
+@checked(ArgumentError)
 def calibrate(
     wrapped: nn.Module, inputs: Iterable[ModelInputs], *, progress: Progress | None = None
 ) -> None:
@@ -121,6 +125,7 @@ def calibrate(
     warn_of_dropped(wrapped)
 
 
+@checked(ArgumentError)
 def convert(wrapped: nn.Module) -> nn.Module:
     """Freeze every quantization point and quantise from now on.
 

@@ -21,6 +21,7 @@ from wrappers import (
     prepare,
 )
 from wrappers.errors import (
+    ArgumentError,
     CalibrationWarning,
     MissingWrapperError,
     ModeError,
@@ -201,8 +202,12 @@ def test_calibrating_sees_every_batch_without_gradients(net):
 def test_what_cannot_be_calibrated(net):
     with pytest.raises(ModelInputError, match="no calibration inputs"):
         calibrate(prepare(net, PTQConfig()), iter(()))
-    with pytest.raises(ModelInputError, match="not str"):
+    with pytest.raises(
+        ArgumentError, match=r"inputs holds 'a prompt' .* a list of mappings, tuples"
+    ):
         calibrate(prepare(net, PTQConfig()), ["a prompt"])
+    with pytest.raises(ModelInputError, match="not str"):
+        calibrate(prepare(net, PTQConfig()), iter(["a prompt"]))
     with pytest.raises(ModeError, match="give the model that prepare"):
         calibrate(net, [X])
     with pytest.raises(ModeError, match="give the model that prepare"):

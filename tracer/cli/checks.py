@@ -81,6 +81,14 @@ def _check_model(request: ModelRequest) -> None:
                     f"{flag(name)} goes with --candidate {' or '.join(needed)}, and the candidate "
                     f"is {request.candidate}"
                 )
+    if request.map_input:
+        if request.candidate in CANDIDATES:
+            raise UsageError(
+                "--map-input names the arguments of another model, and the candidate is "
+                f"{request.candidate}, which has those of the model: leave it out"
+            )
+        if request.steps is not None:
+            raise UsageError("--steps gives both sides input_ids: leave --map-input out")
     if request.inputs is not None:
         for name in request.making_inputs:
             raise UsageError(f"{flag(name)} makes inputs, and --inputs gives them: choose one")

@@ -72,6 +72,8 @@ def examine(request: CompareRequest, command: str) -> Compared:
             sides.reference,
             sides.candidate,
             sides.inputs,
+            candidate_inputs=sides.candidate_inputs,
+            map_inputs=dict(request.map_input),
             rename=rename,
             tolerance=request.tolerance,
             train=request.train,
@@ -94,6 +96,8 @@ def examine(request: CompareRequest, command: str) -> Compared:
         captured = tracer.capture(
             *(sides.reference, sides.candidate, sides.inputs),
             include=request.focus,
+            candidate_inputs=sides.candidate_inputs,
+            map_inputs=dict(request.map_input),
             rename=rename,
             inside=request.inside,
         )

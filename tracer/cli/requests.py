@@ -151,6 +151,11 @@ class ModelRequest:
         type=types.file,
         metavar="FILE.safetensors",
     )
+    map_input: tuple[tuple[str, str], ...] = repeatable(
+        "the candidate's name of an argument, and the model's: tokens=input_ids (repeatable)",
+        type=types.argument,
+        metavar="OWN_NAME=NAME",
+    )
     seed: int = option(
         "of random inputs, of what a model writes to be calibrated on, of what drops out with "
         "--train, and of the weights of random-llama and tiny-qwen3-vl "

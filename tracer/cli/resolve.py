@@ -5,10 +5,11 @@ What is compared is a model and its candidate with the model's inputs, or a trac
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tracer.choices import (
+    CANDIDATES,
     DEFAULT_ACTIVATION,
     DEFAULT_VARIANT,
     DEFAULT_WEIGHT,
@@ -34,7 +35,8 @@ class Sides:
 
     Attributes:
         reference, candidate: models or recordings.
-        inputs: None where both are recordings.
+        inputs: None where the reference is a recording, whose own are taken.
+        candidate_inputs: those of the candidate's own, where it has some.
         names: both in words.
         notes: how they came about.
         quantized: whether the candidate is.
@@ -46,6 +48,7 @@ class Sides:
     names: tuple[str, str]
     notes: tuple[str, ...]
     quantized: bool
+    candidate_inputs: "dict[str, Any] | None" = None
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,13 @@ def resolve(request: CompareRequest) -> Sides:
         _check_device(request.candidate_device)
         loaded = _load(request, inputs)
         _check_focus(request.focus, loaded.model, loaded.name)
-        live = _prepared(request, loaded)
         origin = _origin(request.candidate_device, loaded)
+        other = None if candidate is not None else _other(request, origin)
+        beside = loaded if recorded is not None else other
+        loaded, own = _both_inputs(request, loaded, beside, is_reference=candidate is not None)
+        live = _prepared(request, loaded)
         data = _calibration(request, origin)
-    made = candidate or _candidate(request, origin, data)
+    made = candidate or _candidate(request, origin, other, data)
     names = (
         _describe(loaded) if reference is None else _describe_trace(reference),
         _describe_candidate(request, origin) if candidate is None else _describe_trace(candidate),
@@ -94,7 +100,8 @@ def resolve(request: CompareRequest) -> Sides:
     notes = *live.notes, *_calibrated(data)
     if request.train:
         notes += (_trained(live.model, made),)
-    return Sides(reference or live.model, made, live.inputs, names, notes, quantized)
+    inputs = None if reference is not None else live.inputs
+    return Sides(reference or live.model, made, inputs, names, notes, quantized, own)
 
 
 def resolve_model(request: ModelRequest) -> Subject:
@@ -103,10 +110,18 @@ def resolve_model(request: ModelRequest) -> Subject:
 
     with status(f"loading {request.model}"):
         loaded = _load(request)
+        other = _other(request, loaded)
+        loaded, own = _both_inputs(request, loaded, other)
         live = _prepared(request, loaded)
         data = _calibration(request, loaded)
-    model = _candidate(request, loaded, data)
-    return Subject(model, live.inputs, (*live.notes, *_calibrated(data)))
+    model = _candidate(request, loaded, other, data)
+    from tracer.execution.inputs import check_same, renamed
+
+    names = dict(request.map_input)
+    if own is not None:
+        check_same(live.inputs, own, names)
+    inputs = renamed(live.inputs, names, model) if own is None else own
+    return Subject(model, inputs, (*live.notes, *_calibrated(data)))
 
 
 def _check_device(device: str | None) -> None:
@@ -136,20 +151,95 @@ def _trained(*both: "nn.Module") -> str:
     return f"training mode: {listed(found, 1)}; each call draws the same numbers on both sides"
 
 
-def _candidate(request: ModelRequest, loaded: "Loaded", data: "Calibration | None") -> "nn.Module":
+def _other(request: ModelRequest, loaded: "Loaded") -> "Loaded | None":
+    """A candidate that is a model of its own, and not made from the loaded one."""
+    if request.candidate in (*CANDIDATES, ITSELF):
+        return None
+    from tracer.models.candidates import load_candidate
+
+    return load_candidate(
+        loaded,
+        request.candidate,
+        trust_remote_code=request.trust_remote_code,
+        map_inputs=dict(request.map_input),
+    )
+
+
+def _both_inputs(
+    request: ModelRequest, loaded: "Loaded", beside: "Loaded | None", *, is_reference: bool = False
+) -> "tuple[Loaded, dict[str, Any] | None]":
+    """The model with what it is run on, and the candidate's own inputs.
+
+    Inputs of the model that nobody has asked for give way to what the candidate's function returns.
+
+    Args:
+        beside: what a function may have made with inputs of its own.
+        is_reference: it is the model beside a trace that is the candidate.
+    """
+    own = None if beside is None else beside.own_inputs
+    if beside is None or own is None:
+        return loaded, None
+    source, kept = f"of {beside.name}: {listed([*own])}", loaded.notes[:-1]
+    if is_reference:
+        return replace(loaded, inputs=own, notes=(*kept, f"inputs: {source}")), None
+    if beside is loaded:
+        return replace(loaded, notes=(*kept, f"inputs of the candidate: {source}")), own
+    names = dict(request.map_input)
+    if loaded.request is not None and not request.making_inputs:
+        taken = _taken_over(own, names, beside.name, loaded)
+        loaded = replace(loaded, inputs=taken, notes=(*kept, f"inputs: {source}"))
+    else:
+        note = f"inputs of the candidate: {source}"
+        others = [name for name in own if names.get(name, name) not in loaded.inputs]
+        if others:
+            note += f"; not checked to be the reference's: {listed(others)}"
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+    if request.steps is not None:
+        from tracer import models
+
+        own = models.ending_in_steps(own, request.steps)
+    return loaded, own
+
+
+def _taken_over(
+    own: "Mapping[str, Any]", names: Mapping[str, str], source: str, loaded: "Loaded"
+) -> dict[str, Any]:
+    """The candidate's inputs as the model takes them."""
+    from tracer.execution.inputs import argument_names
+    from tracer.execution.offload import execution_device
+    from tracer.execution.session import working_dtype
+    from tracer.models.loading import cast_float
+
+    known = argument_names(loaded.model)
+    unknown = [name for name in own if names.get(name, name) not in known]
+    if unknown:
+        raise UsageError(
+            f"{source} returns inputs named {listed([*own])}, and {loaded.name} takes "
+            f"{listed(known)}: say which is which, such as --map-input {unknown[0]}={known[0]}"
+        )
+    dtype, device = working_dtype(loaded.model), execution_device(loaded.model)
+    return {
+        names.get(name, name): cast_float(value, dtype).to(device) for name, value in own.items()
+    }
+
+
+def _candidate(
+    request: ModelRequest, loaded: "Loaded", other: "Loaded | None", data: "Calibration | None"
+) -> "nn.Module":
     """The model that is run instead of the candidate."""
     from tracer import models
     from tracer.reports.progress import tracked
 
     if request.candidate == ITSELF:
         return _driven(request, loaded)
+    if other is not None:
+        return _driven(request, other)
     return models.candidate(
         loaded,
         request.candidate,
         **request.given("variant", "steps", "activation", "weight"),
         calibration=data,
         progress=tracked,
-        trust_remote_code=request.trust_remote_code,
     )
 
 
@@ -170,7 +260,14 @@ def _inputs_of(recorded: "Recorded", request: CompareRequest) -> dict[str, Any]:
             f"{recorded.name} was recorded with other inputs than tensors by name: compare it in "
             "Python, tracer.compare(tracer.open_trace(PATH), model, inputs)"
         )
-    return kwargs
+    names = dict(request.map_input)
+    if recorded.name == request.candidate:
+        return {names.get(name, name): value for name, value in kwargs.items()}
+    return {_own_name(name, names): value for name, value in kwargs.items()}
+
+
+def _own_name(name: str, names: Mapping[str, str]) -> str:
+    return next((own for own, theirs in names.items() if theirs == name), name)
 
 
 def _is_quantized(recorded: "Recorded | None") -> bool:

@@ -74,6 +74,8 @@ def _measured(former: Recorded, request: CompareRequest, sides: Sides) -> Baseli
             sides.reference,
             former,
             sides.inputs,
+            candidate_inputs=sides.candidate_inputs,
+            map_inputs=dict(request.map_input),
             rename=dict(request.map),
             tolerance=request.tolerance,
             train=request.train,

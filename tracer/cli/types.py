@@ -39,6 +39,16 @@ def rule(text: str) -> tuple[str, str]:
     return pattern, replacement
 
 
+def argument(text: str) -> tuple[str, str]:
+    own, _, name = text.partition("=")
+    if not (own.isidentifier() and name.isidentifier()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected OWN_NAME=NAME, the candidate's name of an argument and the "
+            "model's, such as tokens=input_ids"
+        )
+    return own, name
+
+
 def count(least: int, most: int = LARGEST_INTEGER) -> Callable[[str], int]:
     def convert(text: str) -> int:
         try:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.comparison.run import raise_failure
+from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.inputs import Inputs
 from tracer.execution.session import Session
@@ -39,6 +41,7 @@ class Captured:
         return f"<Captured: {self.value} of {name}{call}, {form}>"
 
 
+@checked(UsageError, but=("inputs", "candidate_inputs"))
 @can_open_fused
 def capture(
     reference: nn.Module,
@@ -46,6 +49,8 @@ def capture(
     inputs: Inputs | None = None,
     *,
     include: str | Sequence[str],
+    candidate_inputs: Inputs | None = None,
+    map_inputs: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
     roles: Roles = DEFAULT_ROLES,
     inside: bool = False,
@@ -54,7 +59,11 @@ def capture(
 
     Args and errors are those of `compare`; `include` names the modules to keep.
     """
-    session = Session(reference, candidate, inputs, rename, include)
+    session = Session(
+        *(reference, candidate, inputs, rename, include),
+        candidate_inputs=candidate_inputs,
+        map_inputs=map_inputs,
+    )
     collector = _Collector(roles)
     raise_failure(session.run(collector, frozenset()).failure, None)
     return collector.captured

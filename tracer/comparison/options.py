@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tracer.annotations import checked
 from tracer.debugger.breakpoints import Breakpoint
 from tracer.errors import UsageError
 
 
+@checked(UsageError)
 @dataclass(frozen=True)
 class Isolate:
     """How much of the error modules introduce themselves, measured in further runs.
@@ -34,6 +36,7 @@ class Isolate:
             )
 
 
+@checked(UsageError)
 @dataclass(frozen=True)
 class Debugging:
     """Where the debugger opens, with both models at the same call.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.options import Debugging, Isolate
@@ -58,6 +59,7 @@ from tracer.text import module_in_words
 _MOST_RUNS = 4
 
 
+@checked(UsageError, but=("inputs", "candidate_inputs"))
 @can_show_progress
 @can_open_fused
 def compare(
@@ -65,6 +67,8 @@ def compare(
     candidate: nn.Module,
     inputs: Inputs | None = None,
     *,
+    candidate_inputs: Inputs | None = None,
+    map_inputs: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
     tolerance: float | Tolerance | None = None,
     roles: Roles = DEFAULT_ROLES,
@@ -100,6 +104,10 @@ def compare(
         inputs: keyword arguments as a dict, positional ones as a tuple, or a single tensor. Floats
             of the reference's dtype are cast to the candidate's where that is another one. By
             default those of a recording.
+        candidate_inputs: what the candidate is given instead, in the same forms. What both are
+            given under one name has to be the same data, in any dtype and order of dimensions.
+        map_inputs: the reference's name of an argument by the candidate's, where they differ:
+            `{"tokens": "input_ids"}`.
         rename: regular expressions and replacements that turn the candidate's module names into
             the reference's.
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
@@ -130,8 +138,8 @@ def compare(
             bar.
 
     Raises:
-        InputError: the inputs are of another type, name arguments that forward does not take, or
-            are not those of a recording.
+        InputError: the inputs are of another type, name arguments that forward does not take, are
+            not those of a recording, or are not the same on both sides.
         StorageError: a recording is damaged, or one of another model.
         UsageError: a glob or rename rule matches nothing, the tolerance is no limit, there is
             nothing to isolate, a lazy module has not been run yet, a number is negative, or the
@@ -152,7 +160,11 @@ def compare(
         debugger=debugging.is_asked,
     )
     check_training(reference, candidate, train=train)
-    session = Session(reference, candidate, inputs, rename, include)
+    session = Session(
+        *(reference, candidate, inputs, rename, include),
+        candidate_inputs=candidate_inputs,
+        map_inputs=map_inputs,
+    )
     chosen = None if isolating is None else modules_at(isolating.level, session.pairing)
     check_zoom(zoom, session.pairs.values())
     if not isinstance(tolerance, Tolerance):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from tracer.annotations import checked
 from tracer.choices import BREAK_AT, BREAK_WHEN
 from tracer.debugger.prompt import Choice, Prompt, choose_debugger, in_builtins
 from tracer.errors import ShapeMismatchError, UsageError, near_names
@@ -39,6 +40,7 @@ diff(a, b): their Difference; n, s, r: step on in the candidate; u, d: look arou
 c: to the next breakpoint; q: end the run"""
 
 
+@checked(UsageError)
 @dataclass(frozen=True)
 class Breakpoint:
     """Calls at which the debugger opens.

@@ -16,9 +16,9 @@ from tracer.execution.inputs import (
     Inputs,
     arguments_of,
     as_it_is,
+    both_arguments,
     copied,
     fitting,
-    shared_arguments,
 )
 from tracer.execution.lockstep import Outcome, lockstep
 from tracer.execution.matching import Called
@@ -27,7 +27,7 @@ from tracer.execution.offload import copy_model, unshare_offloaded
 from tracer.execution.pairing import Pairing, pair
 from tracer.execution.scheduler import RunObserver, Visitor
 from tracer.execution.side import EventKey
-from tracer.execution.standin import StandIn
+from tracer.execution.standin import Arguments, StandIn
 from tracer.execution.state import ThreadState, random_state_kept
 from tracer.execution.stepping import stages_of
 from tracer.execution.torch_internals import is_compiled
@@ -44,6 +44,9 @@ class Session:
         inputs: Inputs | None,
         rename: Mapping[str, str] | None,
         include: str | Sequence[str],
+        *,
+        candidate_inputs: Inputs | None = None,
+        map_inputs: Mapping[str, str] | None = None,
     ) -> None:
         for side, model in (("reference", reference), ("candidate", candidate)):
             _check_initialised(side, model)
@@ -54,7 +57,9 @@ class Session:
         self._rename, self._include = rename, [include] if isinstance(include, str) else include
         self.pairing = pair(reference, candidate, rename)
         _check_counterparts(self.pairing, reference, candidate)
-        self.inputs = shared_arguments(inputs, reference, candidate)
+        self.inputs, self.candidate_inputs = both_arguments(
+            inputs, candidate_inputs, map_inputs, reference, candidate
+        )
         self.pairs = self._available_pairs()
         self._beyond_torch = False
         self.call_order: dict[tuple[str, int], int] = {}
@@ -87,7 +92,7 @@ class Session:
 
     @property
     def given(self) -> Inputs:
-        """The inputs as they are given to `compare`."""
+        """The reference's inputs as they are given to `compare`."""
         args, kwargs = self.inputs
         return kwargs or args
 
@@ -103,8 +108,10 @@ class Session:
             outcome = lockstep(
                 self.reference,
                 self.candidate,
-                lambda: self._call(self.reference, as_it_is),
-                lambda: self._call(self.candidate, self.adapt_inputs),
+                lambda: self._call(self.reference, self.inputs, as_it_is),
+                lambda: self._call(
+                    self.candidate, self.candidate_inputs or self.inputs, self.adapt_inputs
+                ),
                 self.pairs,
                 visitor,
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},
@@ -122,10 +129,10 @@ class Session:
         self._beyond_torch |= outcome.shared_draws
         return outcome
 
-    def _call(self, model: nn.Module, fits: "Fitting") -> object:
+    def _call(self, model: nn.Module, inputs: Arguments, fits: "Fitting") -> object:
         if isinstance(model, StandIn) and not model.computes:
             return None
-        args, kwargs = copied(self.inputs, fits)
+        args, kwargs = copied(inputs, fits)
         return model(*args, **kwargs)
 
 

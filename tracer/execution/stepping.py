@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracer.annotations import checked
 from tracer.errors import InputError, UsageError
 from tracer.execution.replay import Replay
 from tracer.execution.standin import StandIn
@@ -42,6 +43,7 @@ class Driver(nn.Module):
         raise NotImplementedError
 
 
+@checked(UsageError)
 class Stepping(Driver):
     """One or two causal language models of transformers' kind as they generate.
 
@@ -110,6 +112,7 @@ class Stepping(Driver):
         }
 
 
+@checked(UsageError)
 class Stepped(Driver, StandIn):
     """A reference that runs once over all positions, and is compared as if it had stepped.
 
@@ -153,6 +156,7 @@ def stages_of(model: nn.Module) -> Mapping[str, nn.Module]:
     return model.stages if isinstance(model, Driver) else {"": model}
 
 
+@checked(UsageError)
 def decode_step(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """The keyword arguments of one decode step: the last token of each row, and the cache of the
     tokens before it.
@@ -182,6 +186,7 @@ def prompt_of(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
     return prompt
 
 
+@checked(UsageError)
 def ending_in_steps(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
     """Moves the last tokens of each row into the last columns; see this module's picture.
 

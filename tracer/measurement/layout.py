@@ -45,7 +45,7 @@ def in_shape_of(
     """A candidate's tensor of another shape in the reference's, if it has as many elements.
 
     Leading dimensions that were merged or split, and those of size 1 that were dropped, are read
-    back; so is another order of dimensions, where only one fits.
+    back; so is another order of dimensions, where only one fits or gives the very same values.
     """
     if reference.shape == candidate.shape or reference.numel() != candidate.numel():
         return None
@@ -53,7 +53,10 @@ def in_shape_of(
         return None
     orders = _orders(reference.shape, candidate.shape)
     if orders:
-        return (candidate.permute(orders[0]), Form.PERMUTED) if len(orders) == 1 else None
+        if len(orders) > 1:
+            there = candidate.to(reference.device)
+            orders = [o for o in orders if torch.equal(reference, there.permute(o))][:1]
+        return (candidate.permute(orders[0]), Form.PERMUTED) if orders else None
     if reference.shape[-1] == candidate.shape[-1] or 1 in (reference.dim(), candidate.dim()):
         return candidate.reshape(reference.shape), Form.RESHAPED
     return None

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tracer.annotations import checked
 from tracer.choices import DEFAULT_CALIBRATE
 from tracer.errors import UsageError
 from tracer.execution.limits import user_path
 from tracer.models.inputs.images import QUESTIONS, crop, from_images, open_image
 from tracer.models.inputs.synthetic import image_and_text
 from tracer.models.inputs.text import InputSpec, random_tokens, tokenize
+from tracer.models.loading import Loaded
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:
     from tracer.models.inputs.processors import Processor
-    from tracer.models.loading import Loaded
 
 _PASSAGE = 24  # words of a text that go with an image
 
@@ -38,8 +39,9 @@ class Calibration:
     description: str
 
 
+@checked(UsageError)
 def calibration(
-    loaded: "Loaded",
+    loaded: Loaded,
     *,
     count: int = DEFAULT_CALIBRATE,
     text: str | Path | None = None,
@@ -87,7 +89,7 @@ def calibration(
 
 
 def _of_tokens(
-    loaded: "Loaded", count: int, file: Path | None, seed: int
+    loaded: Loaded, count: int, file: Path | None, seed: int
 ) -> tuple[list[dict[str, torch.Tensor]], str]:
     length = loaded.inputs["input_ids"].shape[1]
     if file is not None:
@@ -107,14 +109,14 @@ def _of_tokens(
     return batches, source
 
 
-def _writes(loaded: "Loaded") -> bool:
+def _writes(loaded: Loaded) -> bool:
     """Whether the model is one that continues a text."""
     can_generate = getattr(loaded.model, "can_generate", None)
     return loaded.tokenizer is not None and can_generate is not None and bool(can_generate())
 
 
 @torch.no_grad()
-def _written(loaded: "Loaded", count: int, length: int, seed: int) -> torch.Tensor:
+def _written(loaded: Loaded, count: int, length: int, seed: int) -> torch.Tensor:
     """Texts that a model makes up after the token that its inputs begin with, [count, length]."""
     model, own = loaded.model, loaded.inputs["input_ids"]
     mask = loaded.inputs.get("attention_mask", torch.ones_like(own))
@@ -159,7 +161,7 @@ def _passages(file: Path) -> list[str]:
     return [" ".join(words[i : i + _PASSAGE]) for i in range(0, len(words), _PASSAGE)]
 
 
-def _windows(loaded: "Loaded", file: Path, length: int) -> torch.Tensor:
+def _windows(loaded: Loaded, file: Path, length: int) -> torch.Tensor:
     """The tokens of a text file in pieces of one length, [pieces, 1, length]."""
     if loaded.tokenizer is None:
         raise UsageError(

@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.choices import (
     CANDIDATES,
     DEFAULT_ACTIVATION,
@@ -29,14 +30,14 @@ from tracer.execution.stepping import decode_step as decode_step
 from tracer.execution.stepping import ending_in_steps as ending_in_steps
 from tracer.models.calibration_data import Calibration as Calibration
 from tracer.models.calibration_data import calibration as calibration
+from tracer.models.loading import FLOAT_DTYPES, Loaded, cast, load, set_attention
 from tracer.models.locate import factory_of, locate
 from tracer.text import listed
 
-if TYPE_CHECKING:
-    pass
-from tracer.models.loading import FLOAT_DTYPES, Loaded, cast, load, set_attention
-
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+# The candidates that hold the model's own weights, and need no wrappers.
+_KINDS = (*FLOAT_DTYPES, "sdpa", "eager", "compile")
 
 # How many of the last tokens of each prompt a single decode step is calibrated on.
 _CALIBRATED_STEPS = 8
@@ -121,6 +122,7 @@ def _shortest(prompt: Mapping[str, torch.Tensor]) -> int:
     return prompt["input_ids"].shape[1] if mask is None else int(mask.sum(dim=1).min())
 
 
+@checked(UsageError)
 def candidate(
     loaded: Loaded,
     kind: str,
@@ -132,8 +134,12 @@ def candidate(
     calibration: Calibration | None = None,
     progress: Progress | None = None,
     trust_remote_code: bool = False,
+    map_inputs: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Builds the model to compare with a loaded one, which stays as it is.
+
+    Inputs that a function of yours returns with its model are not among the results: load it by
+    `load("port.py:build")` for both, and give them to `compare` as `candidate_inputs`.
 
     Args:
         kind: one of `CANDIDATES`, or a name or path to load:
@@ -151,6 +157,7 @@ def candidate(
         calibration: for "quantized"; the loaded model's inputs alone if None.
         progress: shows how far the calibration is, and yields what it iterates over.
         trust_remote_code: as for `load`, for a path.
+        map_inputs: as for `compare`, for a path.
 
     Raises:
         UsageError: the kind is unknown, or not to be had for this model or on this machine.
@@ -158,7 +165,13 @@ def candidate(
         wrappers.errors.WrappersError: the model cannot be wrapped or quantised that way.
     """
     if kind not in NEED_WRAPPERS:
-        other = _unwrapped(loaded, kind, trust_remote_code)
+        if kind in _KINDS:
+            other = _unwrapped(loaded, kind)
+        else:
+            locate(kind, CANDIDATES)
+            other = load_candidate(
+                loaded, kind, trust_remote_code=trust_remote_code, map_inputs=map_inputs
+            ).model
         return other if steps is None else Stepping(other, steps=steps)
     check_wrappers(loaded.model, loaded.name, kind)
     batches: Sequence[dict[str, torch.Tensor]] | None = None
@@ -173,7 +186,7 @@ def candidate(
     return made if steps is None else Stepping(made, steps=steps)
 
 
-def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
+def _unwrapped(loaded: Loaded, kind: str) -> nn.Module:
     model = loaded.model
     if kind in FLOAT_DTYPES:
         return cast(copy_model(model), FLOAT_DTYPES[kind])
@@ -181,23 +194,39 @@ def _unwrapped(loaded: Loaded, kind: str, trust_remote_code: bool) -> nn.Module:
         other = share_parameters(model)
         set_attention(other, kind, loaded.name)
         return other
-    if kind == "compile":
-        if loaded.offload:
-            raise UsageError("a model whose weights are loaded when needed cannot be compiled")
-        return _compiled(model)
-    locate(kind, CANDIDATES)
+    if loaded.offload:
+        raise UsageError("a model whose weights are loaded when needed cannot be compiled")
+    return _compiled(model)
+
+
+def load_candidate(
+    loaded: Loaded,
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    map_inputs: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Loads another model to be compared with a loaded one; see `candidate`.
+
+    Returns:
+        With `own_inputs`, where a function returned some; its `inputs` are the loaded one's.
+    """
+    model = loaded.model
     first = next(model.parameters(), None)
+    names = map_inputs or {}
+    own_names = {name: own for own, name in names.items()}
     return load(
-        kind,
+        name,
         # What the user's own code makes is in the dtype that it is meant to be in.
-        dtype="auto" if first is None or factory_of(kind) is not None else first.dtype,
+        dtype="auto" if first is None or factory_of(name) is not None else first.dtype,
         device=execution_device(model),
-        inputs=loaded.inputs,
+        inputs={own_names.get(key, key): value for key, value in loaded.inputs.items()},
         trust_remote_code=trust_remote_code,
         offload=loaded.offload,
-    ).model
+    )
 
 
+@checked(UsageError)
 def share_parameters(model: nn.Module) -> nn.Module:
     """A copy of a model that holds the same parameters and buffers, and a config of its own."""
     made: nn.Module = copy_model(model, shared=(*model.parameters(), *model.buffers()))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.choices import (
     DEFAULT_BATCH,
     DEFAULT_DEVICE,
@@ -43,8 +44,6 @@ from tracer.execution.stepping import ending_in_steps as ending_in_steps
 from tracer.execution.torch_internals import attention_implementation
 from tracer.models import builtin as tiny
 from tracer.models import factories
-from tracer.models.calibration_data import Calibration as Calibration
-from tracer.models.calibration_data import calibration as calibration
 from tracer.models.checkpoints import load_pretrained, load_tokenizer
 from tracer.models.inputs.images import from_images, open_image
 from tracer.models.inputs.processors import Processor, check_processor, load_processor, tokens_of
@@ -76,6 +75,8 @@ class Loaded:
         processor: where there are images, or one was asked for.
         request: what the inputs were made from; None if they were given.
         offload: whether the weights lie on disk, or where those that are no checkpoint's do.
+        own_inputs: what the function that made the model returned as inputs, where others were
+            given instead.
     """
 
     name: str
@@ -86,8 +87,10 @@ class Loaded:
     processor: "Processor | None" = None
     request: InputSpec | None = None
     offload: bool | str | Path = False
+    own_inputs: dict[str, torch.Tensor] | None = None
 
 
+@checked(UsageError)
 def load(
     name_or_path: str | Path,
     *,
@@ -218,11 +221,15 @@ def _load_built(
     built = factories.build(name, request.seed)
     model = built.model if dtype is None else cast(built.model, dtype)
     made, description = given, f"given: {listed(list(given or ()))}"
-    if made is None and built.inputs is not None:
+    own = built.inputs
+    if own is not None:
+        own = {key: cast_float(tensor, dtype).to(device) for key, tensor in own.items()}
+    if made is None and own is not None:
         if request != InputSpec(seed=request.seed):
             raise UsageError(f"{name} makes its own inputs: leave out what describes others")
-        made = {key: cast_float(tensor, dtype) for key, tensor in built.inputs.items()}
-        description = f"of {name}: {listed(list(made))}"
+        made, description = own, f"of {name}: {listed(list(own))}"
+    elif own is not None:
+        description += f", and not what {name} returns: {listed(list(own))}"
     if made is None:
         if not hasattr(model, "get_input_embeddings"):
             raise InputError(
@@ -231,16 +238,18 @@ def _load_built(
             )
         made, description = from_text(model, None, request)
     if hasattr(model, "main_input_name"):
-        check(model, made, name)
+        check(model, own or made, name)
     return Loaded(
         name=name,
         model=model.to(device).eval(),
         inputs={key: tensor.to(device) for key, tensor in made.items()},
         notes=(f"inputs: {description}",),
-        request=None if given or built.inputs else request,
+        request=None if given or own else request,
+        own_inputs=None if given is None else own,
     )
 
 
+@checked(UsageError)
 def usable_device(device: str | torch.device) -> torch.device:
     """A device by its name.
 
@@ -263,6 +272,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     return target
 
 
+@checked(UsageError)
 def moved(loaded: Loaded, device: str | torch.device) -> Loaded:
     """A copy of a loaded model and its inputs on another device, for candidates made from it.
 
@@ -369,6 +379,7 @@ def _devices() -> list[str]:
     return ["cpu", *(str(device) for device in found)]
 
 
+@checked(UsageError)
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Casts a model's weights in place, as loading its checkpoint in that dtype would.
 

@@ -12,6 +12,7 @@ diverge; "never", nothing.
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 
+from tracer.annotations import checked
 from tracer.choices import FAIL_ON
 from tracer.comparison.result import Comparison
 from tracer.errors import UsageError
@@ -33,6 +34,7 @@ RELATIVE_L2_MARGIN, PEIR_MARGIN = 1.25, 2.5
 _KINDS: tuple[Kind, ...] = ("worse", "new", "gone", "better")
 
 
+@checked(UsageError)
 def gate(
     comparison: Comparison,
     baseline: Baseline | None = None,

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from tracer.annotations import checked
+from tracer.errors import UsageError
 
+
+@checked(UsageError)
 @dataclass(frozen=True)
 class Roles:
     """Globs of argument names by role, in lower case.

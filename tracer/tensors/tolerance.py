@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tracer.annotations import checked
 from tracer.errors import UsageError
 from tracer.tensors.difference import Difference
 from tracer.tensors.exact import is_inexact
 
 
+@checked(UsageError)
 @dataclass(frozen=True)
 class Tolerance:
     """How far a pair of leaves may lie apart and still agree, as a limit on PEIR per dtype.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import NotEquivalentError, UsageError
@@ -17,12 +18,15 @@ from tracer.tensors.tolerance import Tolerance
 from tracer.testing.failure import render
 
 
+@checked(UsageError, but=("inputs", "candidate_inputs"))
 def assert_equivalent(
     reference: nn.Module,
     candidate: nn.Module,
     inputs: Inputs | None = None,
     *,
     peir: float | Tolerance | None = None,
+    candidate_inputs: Inputs | None = None,
+    map_inputs: Mapping[str, str] | None = None,
     rename: Mapping[str, str] | None = None,
     include: str | Sequence[str] = "*",
     min_modules: int = 1,
@@ -36,7 +40,7 @@ def assert_equivalent(
     """Compares two models and raises where they do not agree.
 
     Args:
-        reference, candidate, inputs: as for `compare`.
+        reference, candidate, inputs, candidate_inputs, map_inputs: as for `compare`.
         peir: the peak error to interval ratio up to which values agree; by default a limit per
             dtype. A quantised candidate, which differs everywhere, needs one.
         min_modules: how many modules have to be compared at least, the model itself among them.
@@ -58,6 +62,8 @@ def assert_equivalent(
         reference,
         candidate,
         inputs,
+        candidate_inputs=candidate_inputs,
+        map_inputs=map_inputs,
         rename=rename,
         tolerance=peir,
         include=include,

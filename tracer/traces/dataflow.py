@@ -17,6 +17,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from tracer.annotations import checked
+from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.inputs import Inputs
 from tracer.execution.session import matching, named_modules, run_alone
@@ -160,6 +162,7 @@ class Flow:
         return html(self)
 
 
+@checked(UsageError, but=("inputs",))
 @can_open_fused
 def flow(
     model: nn.Module,

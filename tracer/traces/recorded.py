@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracer.errors import StorageError
+from tracer.annotations import checked
+from tracer.errors import StorageError, UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.offload import own_parameters
 from tracer.execution.standin import StandIn
@@ -157,6 +158,7 @@ class Checksum:
         return cls(dtype_name(parameter.dtype), tuple(parameter.shape), checksum(parameter))
 
 
+@checked(UsageError)
 def open_trace(path: str | Path, *, salvage: bool = False) -> Recorded:
     """Opens a trace, to be compared with a model or with another trace.
 

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from tracer.choices import VALUES
 from tracer.environment import environment
 from tracer.errors import ModelRunError, UsageError
@@ -69,6 +70,7 @@ class Recording:
     size: int
 
 
+@checked(UsageError, but=("inputs",))
 @can_open_fused
 def record(
     model: nn.Module,

@@ -84,6 +84,10 @@ class PTQConfig:
                 raise ConfigError(
                     f"{name} must be a QuantSpec such as affine('uint8'), not {value!r}"
                 )
+        if not isinstance(self.model_args, Mapping):
+            raise ConfigError(
+                f"model_args must be a mapping of names to values, not {self.model_args!r}"
+            )
         if not isinstance(self.strict_wrap, bool):
             raise ConfigError(f"strict_wrap must be True or False, not {self.strict_wrap!r}")
         if not isinstance(self.variant, str) or not self.variant:

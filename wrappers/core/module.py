@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tracer.annotations import checked
 from wrappers.core.config import PTQConfig
 from wrappers.core.meanings import meaning
 from wrappers.core.offloading import is_offloaded, parameter_of
@@ -38,7 +39,14 @@ from wrappers.core.transformers_compat import (
     without_hook,
     without_recording_hooks,
 )
-from wrappers.errors import ConfigError, ModeError, ObserverError, PointError, WrapError
+from wrappers.errors import (
+    ArgumentError,
+    ConfigError,
+    ModeError,
+    ObserverError,
+    PointError,
+    WrapError,
+)
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -310,6 +318,7 @@ class QuantModule(nn.Module):
         return self.ptq_config.scope or f"the root ({type(self).__name__})"
 
 
+@checked(ArgumentError)
 def iter_wrappers(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
     """All wrappers of a model with their module names, each once, in the order of definition."""
     for name, module in model.named_modules():
@@ -317,6 +326,7 @@ def iter_wrappers(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
             yield name, module
 
 
+@checked(ArgumentError)
 def iter_points(model: nn.Module) -> Iterator[tuple[str, str, QuantPoint]]:
     """All quantization points of a model as (module name, point name, point)."""
     for module_name, module in iter_wrappers(model):

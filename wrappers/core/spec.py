@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tracer.annotations import checked
 from wrappers.core.observers import OBSERVERS, build_observer
-from wrappers.errors import ConfigError
+from wrappers.errors import ArgumentError, ConfigError
 from wrappers.numerics.dtypes import DType, QScheme, check_qscheme, default_qscheme
 
 Role = Literal["activation", "weight"]
@@ -31,6 +32,8 @@ class FrozenMapping(Mapping[str, Any]):
     """
 
     def __init__(self, items: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(items, Mapping | None):
+            raise ConfigError(f"expected a mapping of names to values, found {items!r}")
         self._items = {text_key(key): _freeze(value) for key, value in (items or {}).items()}
 
     def __getitem__(self, key: str) -> Any:
@@ -71,7 +74,7 @@ class QuantSpec:
     options: Mapping[str, Any] = field(default_factory=FrozenMapping)
 
     def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
+        if not isinstance(self.observer, str) or self.observer not in OBSERVERS:
             raise ConfigError(
                 f"unknown observer {self.observer!r}: choose one of {', '.join(OBSERVERS)}"
             )
@@ -136,6 +139,7 @@ class QuantSpec:
         return cls(**plain)
 
 
+@checked(ArgumentError)
 def affine(
     dtype: str | DType,
     *,
@@ -162,6 +166,7 @@ def affine(
     )
 
 
+@checked(ArgumentError)
 def microscaling(element: str = "int8", *, block_size: int = 32, axis: int = -1) -> QuantSpec:
     """Blocks of values that share a power of two as their scale, after the OCP MX specification.
 

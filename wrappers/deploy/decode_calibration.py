@@ -1,18 +1,18 @@
 """Calibration of a decode model: on what it meets after a float or a quantised prefill.
 
-    calibrate_decode(prefill, decode, prompts, steps=16, source="float")
+    calibrate_decode(prefill, decode, batches, steps=16, source="float")
     quantized = wrappers.convert(decode)
 
-Of each prompt the last `steps` tokens are taken one at a time, as they would be in generation; the
-keys and values before them are those that the prefill model computes. Which model that is makes
-two objectives:
+Of each prompt in a batch the last `steps` tokens are taken one at a time, as they would be in
+generation; the keys and values before them are those that the prefill model computes. Which model
+that is makes two objectives:
 
 | source | the prefill model | the objective |
 |---|---|---|
 | `float` | not quantised | to decode as the float model does, on the float model's past |
 | `quantized` | quantised, as it is deployed | to decode well on a past that has its errors |
 
-Inputs are made one by one as they are asked for, and memory holds the cache of one prompt.
+Inputs are made one by one as they are asked for, and memory holds the cache of one batch.
 """
 
 from __future__ import annotations
@@ -24,25 +24,38 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tracer.annotations import checked
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
-from wrappers.deploy.runtime import Prompt, Prompts, run_prefill, step_inputs
-from wrappers.errors import ModeError, ModelInputError
+from wrappers.deploy.runtime import PromptBatch, Prompts, run_prefill, step_inputs
+from wrappers.errors import ArgumentError, ModeError, ModelInputError
 from wrappers.quantize import Progress, calibrate, convert, set_mode, warn_of_dropped
 
 Source = Literal["float", "quantized"]
 
+_ADVICE = {
+    "batches": "each is token ids [batch, prompt], or a mapping that holds them as input_ids, such "
+    "as torch.tensor([[1, 5, 7]])"
+}
 
+
+@checked(ArgumentError, but=("source",), advice=_ADVICE)
 def decode_inputs(
-    prefill: nn.Module, decode: nn.Module, prompts: Iterable[Prompt], *, steps: int, source: Source
+    prefill: nn.Module,
+    decode: nn.Module,
+    batches: Iterable[PromptBatch],
+    *,
+    steps: int,
+    source: Source,
 ) -> Iterator[dict[str, Any]]:
-    """Yields keyword arguments of the decode model, `steps` for each prompt.
+    """Yields keyword arguments of the decode model, `steps` for each batch of prompts.
 
     Args:
         prefill: the causal LM that computes the past: float or wrapped, and quantised just if
             `source` says so. It observes nothing meanwhile.
         decode: the wrapped causal LM that the inputs are for; it is not run.
-        prompts: each longer than `steps` in every row.
+        batches: of prompts, each token ids [B, prompt], or these as `input_ids` with an
+            `attention_mask`; every row longer than `steps`.
         steps: how many of the last tokens of each row are decoded.
         source: where the past comes from, see this module's table.
 
@@ -52,13 +65,14 @@ def decode_inputs(
         ModeError: the prefill model, when it begins, is not what `source` says.
     """
     _check_options(steps, source)
-    return _inputs(prefill, decode, prompts, steps, source, together=False)
+    return _inputs(prefill, decode, batches, steps, source, together=False)
 
 
+@checked(ArgumentError, but=("source",), advice=_ADVICE)
 def calibrate_decode(
     prefill: nn.Module,
     decode: nn.Module,
-    prompts: Iterable[Prompt],
+    batches: Iterable[PromptBatch],
     *,
     steps: int,
     source: Source,
@@ -69,14 +83,15 @@ def calibrate_decode(
     Args:
         progress: as in `calibrate`; it counts steps.
     """
-    batches = decode_inputs(prefill, decode, prompts, steps=steps, source=source)
-    calibrate(decode, batches, progress=progress)
+    inputs = decode_inputs(prefill, decode, batches, steps=steps, source=source)
+    calibrate(decode, inputs, progress=progress)
 
 
+@checked(ArgumentError, but=("source",), advice=_ADVICE)
 def calibrate_both(
     prefill: nn.Module,
     decode: nn.Module,
-    prompts: Iterable[Prompt],
+    batches: Iterable[PromptBatch],
     *,
     steps: int,
     source: Source,
@@ -90,30 +105,30 @@ def calibrate_both(
     Args:
         prefill: wrapped, in a variant of prefill; quantised afterwards if `source` is `quantized`.
         decode: wrapped, in the variant `decode`.
-        prompts: as for `decode_inputs`; not an iterator if they are gone through twice.
+        batches: as for `decode_inputs`; not an iterator if they are gone through twice.
         steps: as for `decode_inputs`.
         source: as for `decode_inputs`.
         progress: as in `calibrate`; it counts steps.
 
     Raises:
-        ModelInputError: see `decode_inputs`; or prompts that can be gone through once only.
+        ModelInputError: see `decode_inputs`; or batches that can be gone through once only.
         ModeError: a model has no wrappers.
     """
     _check_options(steps, source)
     if source == "float":
         set_mode(prefill, Mode.CALIBRATE)
-        batches = _inputs(prefill, decode, prompts, steps, source, together=True)
-        calibrate(decode, batches, progress=progress)
+        inputs = _inputs(prefill, decode, batches, steps, source, together=True)
+        calibrate(decode, inputs, progress=progress)
         warn_of_dropped(prefill)
         return
-    if isinstance(prompts, Iterator):
+    if isinstance(batches, Iterator):
         raise ModelInputError(
-            "the prompts are gone through twice, first for the prefill, and an iterator is "
+            "the batches are gone through twice, first for the prefill, and an iterator is "
             "used up then: give a list or another iterable that can begin again"
         )
-    calibrate(prefill, (Prompts.packed(prompt).inputs() for prompt in prompts))
+    calibrate(prefill, (Prompts.packed(batch).inputs() for batch in batches))
     convert(prefill)
-    calibrate_decode(prefill, decode, prompts, steps=steps, source=source, progress=progress)
+    calibrate_decode(prefill, decode, batches, steps=steps, source=source, progress=progress)
 
 
 def _check_options(steps: int, source: Source) -> None:
@@ -136,7 +151,7 @@ def _check_source(prefill: nn.Module, source: Source) -> None:
 def _inputs(
     prefill: nn.Module,
     decode: nn.Module,
-    prompts: Iterable[Prompt],
+    batches: Iterable[PromptBatch],
     steps: int,
     source: Source,
     *,
@@ -144,15 +159,15 @@ def _inputs(
 ) -> Iterator[dict[str, Any]]:
     """See `decode_inputs`; `together`: the prefill model is being calibrated too."""
     _check_source(prefill, source)
-    for prompt in prompts:
-        # What one prompt needs is gone before the next.
-        yield from _inputs_of_prompt(prefill, decode, prompt, steps, together=together)
+    for batch in batches:
+        # What one needs is gone before the next.
+        yield from _inputs_of_batch(prefill, decode, batch, steps, together=together)
 
 
-def _inputs_of_prompt(
-    prefill: nn.Module, decode: nn.Module, prompt: Prompt, steps: int, *, together: bool
+def _inputs_of_batch(
+    prefill: nn.Module, decode: nn.Module, batch: PromptBatch, steps: int, *, together: bool
 ) -> Iterator[dict[str, Any]]:
-    packed = Prompts.packed(prompt)
+    packed = Prompts.packed(batch)
     shortest = int(packed.lengths.min())
     if shortest <= steps:
         raise ModelInputError(

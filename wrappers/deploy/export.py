@@ -33,10 +33,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from transformers.utils import ModelOutput
 
+from tracer.annotations import checked
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.core.transformers_compat import tree_leaves
-from wrappers.errors import ExportError, MissingExtraError, ModeError, WrappersError
+from wrappers.errors import ArgumentError, ExportError, MissingExtraError, ModeError, WrappersError
 from wrappers.numerics.affine import AffineQParams
 from wrappers.numerics.dtypes import INT16, UINT4, UINT8
 from wrappers.numerics.microscaling import MXQuantizer
@@ -53,6 +54,7 @@ _DROPOUT = (torch.ops.aten.dropout.default, torch.ops.aten.native_dropout.defaul
 _logger = logging.getLogger(__name__)
 
 
+@checked(ArgumentError, but=("example_inputs",))
 def export(
     model: nn.Module, example_inputs: ModelInputs, path: str | PathLike[str], *, check: bool = True
 ) -> None:

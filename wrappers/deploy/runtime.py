@@ -28,17 +28,19 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from tracer.annotations import checked
 from wrappers.attention.cache import StepCache
-from wrappers.errors import CacheFullError, ModelInputError
+from wrappers.errors import ArgumentError, CacheFullError, ModelInputError
 from wrappers.layers.decoder_blocks import key_factors
 
-Prompt = Tensor | Mapping[str, Tensor]
+PromptBatch = Tensor | Mapping[str, Tensor]
 """Token ids [B, prompt], or these as `input_ids` with an `attention_mask`, padded on any side."""
 
 PickTokens = Callable[[Tensor], Tensor]
 """Takes logits [B, vocabulary] and returns tokens [B]."""
 
 
+@checked(ArgumentError)
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn; each limit is off at its default.
@@ -94,16 +96,25 @@ class Prompts:
     lengths: Tensor
 
     @classmethod
-    def packed(cls, prompt: Prompt) -> Prompts:
+    def packed(cls, batch: PromptBatch) -> Prompts:
         """Moves padding to the end and cuts off what all have of it.
 
         Raises:
             ModelInputError: no token ids, a mask of another shape, or a row without tokens.
         """
-        given = {"input_ids": prompt} if isinstance(prompt, Tensor) else prompt
+        if not isinstance(batch, Tensor | Mapping):
+            raise ModelInputError(
+                f"a batch of prompts is a {type(batch).__name__}; expected token ids [batch, "
+                "prompt], or a mapping that holds them as input_ids"
+            )
+        given = {"input_ids": batch} if isinstance(batch, Tensor) else batch
         if "input_ids" not in given:
-            raise ModelInputError(f"a prompt holds {', '.join(given)}; expected input_ids")
+            raise ModelInputError(
+                f"a batch of prompts holds {', '.join(given)}; expected input_ids"
+            )
         input_ids, mask = given["input_ids"], given.get("attention_mask")
+        if input_ids.is_floating_point():
+            raise ModelInputError(f"found input_ids of {input_ids.dtype}; expected integers")
         if input_ids.ndim != 2:
             raise ModelInputError(
                 f"found input_ids of shape {list(input_ids.shape)}; expected [batch, sequence]"
@@ -209,6 +220,7 @@ class Slots:
         return Slots(layers, self.lengths)
 
 
+@checked(ArgumentError)
 class Runtime:
     """Prefill and decode over a static cache.
 
@@ -230,6 +242,7 @@ class Runtime:
         self.decode = prefill if decode is None else decode
         self.capacity = capacity
 
+    @checked(ArgumentError)
     @torch.no_grad()
     def generate(
         self,

@@ -29,12 +29,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tracer.annotations import checked
 from wrappers.attention.cache import StepCache
 from wrappers.attention.causal import AttentionInputs, CausalAttention
 from wrappers.attention.masks import MaskBuilder
-from wrappers.errors import ModelInputError, WrapError
+from wrappers.errors import ArgumentError, ModelInputError, WrapError
 
 
+@checked(ArgumentError)
 class Step(nn.Module):
     """A wrapped attention, decoder layer, text model or causal LM as a static graph.
 

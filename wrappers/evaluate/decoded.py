@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from tracer.annotations import checked
 from wrappers.deploy.runtime import Prompts, run_prefill, step_inputs
-from wrappers.errors import ModelInputError
+from wrappers.errors import ArgumentError, ModelInputError
 
 
 @torch.no_grad()
@@ -46,6 +47,7 @@ def step_logits(
     return torch.cat(found, dim=1)
 
 
+@checked(ArgumentError)
 class DecodedModel(nn.Module):
     """Computes logits of whole sequences through a decode graph.
 
@@ -61,6 +63,11 @@ class DecodedModel(nn.Module):
     def __init__(self, prefill: nn.Module, decode: nn.Module, *, prompt: int = 1) -> None:
         if prompt < 1:
             raise ModelInputError(f"found a prompt of {prompt} tokens; expected at least 1")
+        for model in (prefill, decode):
+            if not hasattr(model, "config"):
+                raise ModelInputError(
+                    f"a {type(model).__name__} has no config; expected a causal LM of transformers"
+                )
         super().__init__()
         self.prefill = prefill
         self.decode = decode

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracer.annotations import checked
 from wrappers.deploy.runtime import Runtime
-from wrappers.errors import ModelInputError
+from wrappers.errors import ArgumentError, ModelInputError
 
 # Repetition is counted in runs of the first number of tokens; a text is degenerate that ends in a
 # loop of at most the second number of tokens, repeated at least the third number of times.
@@ -101,6 +102,10 @@ class GenerationCheck:
         )
 
 
+@checked(
+    ArgumentError,
+    advice={"prompts": "token ids of each prompt, without padding, such as [[1, 5, 7], [1, 9]]"},
+)
 @torch.no_grad()
 def generation_check(
     reference: nn.Module | Runtime | Sequence[Sequence[int]],
@@ -128,6 +133,12 @@ def generation_check(
         raise ModelInputError(
             "a generation check takes at least one prompt, each of at least one token"
         )
+    for model in (reference, candidate):
+        if isinstance(model, nn.Module) and not hasattr(model, "generate"):
+            raise ModelInputError(
+                f"a {type(model).__name__} cannot generate; expected a causal LM of transformers, "
+                "or a Runtime"
+            )
     if max_new_tokens < 1:
         raise ModelInputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
     if not isinstance(reference, nn.Module | Runtime) and len(reference) != len(prompts):
@@ -172,6 +183,7 @@ def _unlimited(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
+@checked(ArgumentError)
 def repetition(tokens: Sequence[int]) -> float:
     """The share of runs of four tokens that occurred before, from 0 to 1; 0 for a shorter text."""
     runs = [tuple(tokens[start : start + _RUN]) for start in range(len(tokens) - _RUN + 1)]

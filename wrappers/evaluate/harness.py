@@ -17,11 +17,13 @@ from typing import Any
 import yaml
 from torch import nn
 
-from wrappers.errors import MissingExtraError, ModelInputError
+from tracer.annotations import checked
+from wrappers.errors import ArgumentError, MissingExtraError, ModelInputError
 
 _TASK_FILES = (".yaml", ".yml")
 
 
+@checked(ArgumentError)
 def run_tasks(
     model: nn.Module,
     tokenizer: Any,
@@ -74,6 +76,7 @@ def run_tasks(
     return found
 
 
+@checked(ArgumentError)
 def check_tasks(tasks: Sequence[str | Path], *, data: str | Path | None = None) -> None:
     """Checks what `run_tasks` needs before a model is at hand.
 

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracer.annotations import checked
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
+from wrappers.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class LayerError:
     sensitivity: float
 
 
+@checked(ArgumentError)
 def layer_errors(
     reference: nn.Module, candidate: nn.Module, inputs: Mapping[str, Any]
 ) -> tuple[LayerError, ...]:

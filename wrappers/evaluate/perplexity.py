@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wrappers.errors import ModelInputError
+from tracer.annotations import checked
+from wrappers.errors import ArgumentError, ModelInputError
 from wrappers.evaluate.decoded import DecodedModel, step_logits
 
 # A text of more characters is given to the tokenizer in parts of this many lines, since the time
@@ -88,6 +89,7 @@ class Window:
     scored: int
 
 
+@checked(ArgumentError)
 def documents(text: str, tokenizer: Any, *, separator: str | None = None) -> list[list[int]]:
     """The token ids of each document of a text, without special tokens.
 
@@ -119,6 +121,7 @@ def _tokenized(text: str, tokenizer: Any) -> list[int]:
     return [token for ids in found for token in ids]
 
 
+@checked(ArgumentError)
 def windows(
     texts: Sequence[Sequence[int]], *, window: int, stride: int | None = None, bos: int | None
 ) -> list[Window]:
@@ -157,6 +160,7 @@ def windows(
     return made
 
 
+@checked(ArgumentError)
 @torch.no_grad()
 def perplexity(
     model: nn.Module,
@@ -201,6 +205,7 @@ def perplexity(
     return Perplexity(tuple(losses), tuple(tokens), len(cut))
 
 
+@checked(ArgumentError)
 def decoded_perplexity(
     prefill: nn.Module,
     decode: nn.Module,
@@ -241,6 +246,7 @@ def decoded_perplexity(
     return _score_steps(cut, logits_of, places, len(texts), model.device, batch, progress)
 
 
+@checked(ArgumentError)
 def step_perplexity(
     past: nn.Module,
     decode: nn.Module,
@@ -337,9 +343,18 @@ def _score_steps(
     )
 
 
+@checked(ArgumentError)
 def positions_of(model: nn.Module) -> int | None:
-    """How many positions a causal LM has; None if its config does not say."""
-    config: Any = model.config
+    """How many positions a causal LM has; None if its config does not say.
+
+    Raises:
+        ModelInputError: the model has no config.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise ModelInputError(
+            f"a {type(model).__name__} has no config; expected a causal LM of transformers"
+        )
     if hasattr(config, "get_text_config"):  # of a model with images as well
         config = config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)

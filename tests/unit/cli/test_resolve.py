@@ -1,12 +1,17 @@
 """A request becomes models and inputs."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.builders.small_net import Net, X, recorded
+from tracer.cli import main
+from tracer.cli.parser import parse
 from tracer.cli.requests import CompareRequest, RecordRequest
 from tracer.cli.resolve import resolve, resolve_model
-from tracer.errors import UsageError
+from tracer.errors import InputError, UsageError
 
 
 def test_a_model_and_its_candidate() -> None:
@@ -35,3 +40,131 @@ def test_a_trace_that_is_compared_in_python(tmp_path) -> None:
     request = CompareRequest(model="random-llama", reference=str(path), candidate="itself")
     with pytest.raises(UsageError, match="recorded with other inputs than tensors by name"):
         resolve(request)
+
+
+PORTS = """
+import torch
+from torch import nn
+
+class A(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, pixels):
+        return self.conv(pixels)
+
+class B(A):
+    def forward(self, image):
+        return self.conv(image.permute(0, 3, 1, 2))
+
+class C(A):
+    def forward(self, image):
+        return self.conv(image)
+
+class Embedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(512, 4)
+
+    def forward(self, tokens):
+        return self.table(tokens)
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+def a():
+    return A(), {"pixels": X}
+
+def b():
+    return B(), {"image": X.permute(0, 2, 3, 1)}
+
+def other():
+    return B(), {"image": X.permute(0, 2, 3, 1) + 1}
+
+def alone():
+    return C()
+
+def tokens():
+    return Embedding(), {"tokens": torch.arange(6)[None]}
+
+def tokens_alone():
+    return Embedding()
+"""
+NAMES = (("image", "pixels"),)
+
+
+class TestTheInputsOfACandidateThatAFunctionMakes:
+    @pytest.fixture(autouse=True)
+    def ports(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "ports.py").write_text(PORTS)
+
+    def test_they_are_its_own(self) -> None:
+        sides = resolve(CompareRequest(model="ports.py:a", candidate="ports.py:b"))
+        assert [*sides.inputs] == ["pixels"]
+        assert [*sides.candidate_inputs] == ["image"]
+        assert sides.notes == (
+            "inputs: of ports.py:a: pixels",
+            "inputs of the candidate: of ports.py:b: image; not checked to be the reference's: "
+            "image",
+        )
+
+    def test_a_name_is_mapped_and_what_is_the_same_agrees(self) -> None:
+        request = ["compare", "ports.py:a", "--map-input", "image=pixels", "--candidate"]
+        sides = resolve(parse([*request, "ports.py:b"]))
+        assert sides.notes[1] == "inputs of the candidate: of ports.py:b: image"
+        assert main([*request, "ports.py:b"]) == 0
+        assert main([*request, "ports.py:alone"]) == 0
+
+    def test_other_data_is_refused(self, capsys) -> None:
+        request = ["compare", "ports.py:a", "--map-input", "image=pixels", "--candidate"]
+        assert main([*request, "ports.py:other"]) == 2
+        assert "both sides are given `pixels` (the candidate's `image`), and not" in (
+            capsys.readouterr().err
+        )
+
+    def test_made_up_inputs_give_way(self) -> None:
+        names = (("tokens", "input_ids"),)
+        request = CompareRequest(model="random-llama", candidate="ports.py:tokens", map_input=names)
+        sides = resolve(request)
+        assert sides.inputs is not None
+        assert sides.inputs["input_ids"].tolist() == [list(range(6))]
+        assert sides.notes[-1] == "inputs: of ports.py:tokens: tokens"
+        asked = replace(request, sequence_length=6)
+        assert resolve(asked).inputs["input_ids"].tolist() != [list(range(6))]
+        with pytest.raises(UsageError, match=r"inputs named tokens, and random-llama takes "
+                           "input_ids.*--map-input tokens=input_ids"):  # fmt: skip
+            resolve(replace(request, map_input=()))
+
+    def test_traces_on_either_side(self, tmp_path, capsys) -> None:
+        for name in ("a", "b"):
+            assert main(["record", f"ports.py:{name}", "--out", f"{name}.trace"]) == 0
+        mapped = ["--map-input", "image=pixels"]
+        for reference, candidate in (
+            ("a.trace", "ports.py:b"), ("a.trace", "ports.py:alone"), ("ports.py:a", "b.trace"),
+            ("a.trace", "b.trace"),
+        ):  # fmt: skip
+            assert main(["compare", reference, "--candidate", candidate, *mapped]) == 0
+        assert main(["compare", "a.trace", "--candidate", "ports.py:other", *mapped]) == 2
+        assert "not the same data" in capsys.readouterr().err
+        compared = ["compare", "ports.py:a", "--candidate", "ports.py:b", *mapped]
+        assert main([*compared, "--baseline", "b.trace"]) == 0
+
+    def test_recorded_alone(self, capsys) -> None:
+        request = RecordRequest(model="ports.py:a", candidate="ports.py:b", out="x")
+        assert [*resolve_model(request).inputs] == ["image"]
+        alone = replace(request, candidate="ports.py:tokens_alone", model="random-llama")
+        subject = resolve_model(replace(alone, map_input=(("tokens", "input_ids"),)))
+        assert [*subject.inputs] == ["tokens"]
+        with pytest.raises(InputError, match="not the same data"):
+            resolve_model(replace(request, candidate="ports.py:other", map_input=NAMES))
+
+    @pytest.mark.parametrize(("options", "message"), [
+        (["--candidate", "sdpa"], "the candidate is sdpa, which has those of the model"),
+        (["--candidate", "ports.py:tokens", "--steps", "1"], "--steps gives both sides input_ids"),
+    ])  # fmt: skip
+    def test_names_that_mean_nothing(self, options, message, capsys) -> None:
+        command = ["compare", "random-llama", "--map-input", "tokens=input_ids", *options]
+        assert main(command) == 2
+        assert message in capsys.readouterr().err

@@ -310,7 +310,7 @@ class TestPacking:
         assert torch.equal(prompts.input_ids, tokens(2, 5))
         assert prompts.lengths.tolist() == [5, 5]
         assert prompts.inputs()["attention_mask"].all()
-        with pytest.raises(ModelInputError, match="a prompt holds ids, mask; expected input_ids"):
+        with pytest.raises(ModelInputError, match="prompts holds ids, mask; expected input_ids"):
             Prompts.packed({"ids": tokens(1, 2), "mask": tokens(1, 2)})
 
 

@@ -75,4 +75,7 @@ def test_a_batch_of_one_that_was_dropped() -> None:
 
 def test_an_order_that_cannot_be_told() -> None:
     cube = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(1))
-    assert in_shape_of(cube, cube.permute(2, 0, 1)) is None
+    assert in_shape_of(cube, cube.permute(2, 0, 1) + 1e-6) is None
+    found = in_shape_of(cube, cube.permute(2, 0, 1))  # but by the very same values
+    assert found is not None
+    assert torch.equal(found[0], cube)
