@@ -283,6 +283,7 @@ class Comparer:
             sample=self._sampled(path, r, c, found),
             is_mask=not path.is_result and self.roles.is_mask(path.argument),
             relation=found.relation,
+            candidate_module=record.other_name,
         )
         self._enter(record, row, r, own)
 
@@ -301,6 +302,7 @@ class Comparer:
                 order=self._next(),
                 module=record.module,
                 call=record.call,
+                candidate_module=record.other_name,
                 value=path,
                 sample=earlier.sample or self._sampled(path, r, c),
             )
@@ -392,7 +394,8 @@ class Comparer:
         candidate: Mapping[ValuePath, object],
     ) -> None:
         remark = Remark(kind, summary(reference), summary(candidate))
-        self._add(record, Row.of_form(self._next(), record.key, path, remark))
+        form = Row.of_form(self._next(), record.key, path, remark, record.other_name)
+        self._add(record, form)
 
 
 def _is_tensor(*values: object) -> bool:

@@ -10,7 +10,7 @@ form many values that the reference never has; they are innocent as long as what
 found again. The culprit is the first operation from which no value that is found again follows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -124,18 +124,25 @@ def zoom(
     return closer.zoomed
 
 
-def check_zoom(module: str | None, names: Iterable[str]) -> None:
-    """Whether a module that the user has named is one of both models.
+def named_by_user(module: str, pairs: Mapping[str, str]) -> str:
+    """The reference's name of a module that the user has named as either side does.
+
+    Args:
+        pairs: the modules that the models have in common, the reference's names by the
+            candidate's.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is none of these.
     """
-    known = list(names)
-    if module is not None and module not in known:
+    known = dict.fromkeys(pairs.values())
+    if module in known:
+        return module
+    if module not in pairs:
         raise UsageError(
-            f"zoom {module!r}: expected the reference's name of one of the {len(known)} modules "
-            f"that the models have in common{near_names(module, known)}"
+            f"zoom {module!r}: expected one of the {len(known)} modules that the models have in "
+            f"common{near_names(module, [*known, *pairs])}"
         )
+    return pairs[module]
 
 
 def zoom_at(
