@@ -116,7 +116,8 @@ def compare(
         noise_floor: measures what rounding alone does to the reference, in two further runs of it,
             one in float64; rows then also have their PEIR as a multiple of that.
         zoom: names the culprit, an operation and its line, inside a module, by the reference's name
-            or the candidate's; for a confirmed origin in a module's own forward that is done by itself.
+            or the candidate's; for a confirmed origin in a module's own forward that is done by
+            itself.
         breakpoints, post_mortem, debugger: as for `Debugging`.
         debugging: these three in one.
         samples: how many pairs of elements of each output to keep, for the drawings of an .html

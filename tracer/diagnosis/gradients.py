@@ -156,10 +156,8 @@ class _Search:
                     lines[side] = lines[side] if operation is None else operation.location
             name = pair.key[0]
             own_name = self._own_names.get(name, name)
-            origin = Origin(
-                *(name, None, OriginKind.GRADIENT, *lines),
-                candidate_module=None if own_name == name else own_name,
-            )
+            candidate_module = None if own_name == name else own_name
+            origin = Origin(name, None, OriginKind.GRADIENT, lines[0], lines[1], candidate_module)
             names = tuple(dict.fromkeys(row.value.in_argument for row in rows))
             findings.append(Finding(origin, FindingKind.BACKWARD, proof, names=names))
         first = wrong[0]
@@ -171,6 +169,8 @@ class _Search:
             details=Divergence(tuple(findings), first),
             origins=tuple(finding.origin for finding in findings),
         )
+        if zoomed is not None:
+            zoomed = replace(zoomed, candidate_module=findings[0].origin.candidate_module)
         return GradientsDiffer(verdict, tuple(wrong), zoomed)
 
     def _origins(

@@ -127,8 +127,7 @@ def _layers(row: Row, other: Row) -> tuple[str, str] | None:
 
 def _has_same_code(module: str, layers: tuple[str, str], run: Run) -> bool:
     """Whether a module in one layer and its counterpart in another run the same lines."""
-    old, new = layers
-    if not f"{module}.".startswith(f"{old}."):
+    if not f"{module}.".startswith(f"{layers[0]}."):
         return False
     both = run.records.get((module, 0)), run.records.get((_in_layer(module, layers), 0))
     code = [

@@ -366,6 +366,8 @@ class Comparer:
                 *(self._next(), record.module, record.call, path, words(r), words(c)),
                 is_mask=self.roles.is_mask(path),
                 one_is_none=r is None or c is None,
+                missing_on="reference" if r is None else "candidate" if c is None else "",
+                is_cache=is_any(path, self.roles.caches),
             )
         )
 

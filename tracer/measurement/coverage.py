@@ -137,10 +137,10 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
     unseen = [name for name in dict.fromkeys(inside) if name not in pairing.reference]
     reasons.update(dict.fromkeys(unseen, _FUSED))
     measured = [row for row in comparer.rows if row.difference is not None]
-    own = {name: name for name in references} | _holders(pairing)
-    own |= {target: name for name, target in reversed(list(pairing.pairs.items()))}
+    own_names = {name: name for name in references} | _holders(pairing)
+    own_names |= {target: name for name, target in reversed(list(pairing.pairs.items()))}
     return Coverage(
-        paired_modules={name: own[name] for name in references if name in paired},
+        paired_modules={name: own_names[name] for name in references if name in paired},
         reference_only=tuple(n for n in (*references, *unseen) if n not in paired),
         candidate_only=tuple(name for name in pairing.candidate if name in one_sided),
         reasons=reasons,

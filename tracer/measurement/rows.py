@@ -174,6 +174,8 @@ class FormDifference:
         reference, candidate: what each side passed, in words.
         is_mask: whether it is an attention mask.
         one_is_none: one side passed nothing there.
+        missing_on: the side that did; empty where both passed something.
+        is_cache: whether it is part of a cache.
     """
 
     order: int
@@ -184,6 +186,8 @@ class FormDifference:
     candidate: str
     is_mask: bool = False
     one_is_none: bool = False
+    missing_on: str = ""
+    is_cache: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))

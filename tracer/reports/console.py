@@ -25,16 +25,18 @@ from rich.text import Text
 
 from tracer.comparison.capturing import Captured
 from tracer.comparison.result import Comparison
+from tracer.diagnosis.verdict import Divergence
 from tracer.reports import Run
 from tracer.reports.parts import gate
 from tracer.reports.parts.curve import curve
+from tracer.reports.parts.excerpt import numbered_lines, places
 from tracer.reports.parts.fold import arrange, number
 from tracer.reports.parts.headline import headline
 from tracer.reports.parts.isolation import introduced, section
 from tracer.reports.parts.ranking import Ranked, ranking
 from tracer.reports.parts.summary import box, scatter
 from tracer.reports.parts.table import shortened, table
-from tracer.reports.parts.unseen import fused, other_forms, rename_rules, unpaired
+from tracer.reports.parts.unseen import forms_in_short, fused, rename_rules, unpaired
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import dtype_name
 from tracer.text import listed, visible
@@ -42,7 +44,8 @@ from tracer.text import listed, visible
 # The width of what is not read on a terminal, where COLUMNS does not say.
 _PLAIN_WIDTH = 200
 _CURVE_WIDTH = 110
-_PANEL_WIDTH = 120
+_PANEL_WIDTH, _PANEL_MARGIN = 120, 4
+_LINES_AROUND = 2
 _SCATTER_WIDTH, _SCATTER_HEIGHT = 64, 24
 _MOST_LISTED = 5
 _MOST_NAMES = 3
@@ -302,7 +305,9 @@ def coverage_lines(comparison: Comparison) -> Iterator[RenderableType]:
     yield from _grouped("unpaired", unpaired(comparison))
     yield from _grouped("fused", fused(comparison))
     yield from _grouped("paired by what they hold", rename_rules(comparison))
-    yield from _grouped("in another form", other_forms(comparison))
+    forms = forms_in_short(comparison)
+    if forms:
+        yield Text(f"in another form: {forms}", style="dim")
     yield ""
 
 
@@ -319,13 +324,22 @@ def _grouped(title: str, groups: Mapping[str, Sequence[str]]) -> Iterator[Render
 def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> RenderableType:
     said = headline(comparison, expected=expected)
     style = _STYLES[said.tone]
-    lines = Group(Text(said.line, style=f"bold {style}"), Text(said.text))
+    width = min(console.width, _PANEL_WIDTH)
+    source = [] if expected else _source(comparison, width - _PANEL_MARGIN)
+    lines = Group(Text(said.line, style=f"bold {style}"), *source, Text(said.text))
     if not console.is_terminal:
         return lines
-    return Panel(
-        lines,
-        border_style=style,
-        title="verdict",
-        title_align="left",
-        width=min(console.width, _PANEL_WIDTH),
-    )
+    return Panel(lines, border_style=style, title="verdict", title_align="left", width=width)
+
+
+def _source(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    """The lines around the first origin on both sides, the candidate's first."""
+    details = comparison.verdict.details
+    if isinstance(details, Divergence) and details.checkpoints is not None:
+        return  # no line is to blame
+    for place in places(comparison, _LINES_AROUND)[:1]:
+        for side, found in reversed(place.sources.items()):
+            if found.lines:
+                yield Text(f"{side}: {found.place}", style="dim")
+                for line, text in numbered_lines(found, width):
+                    yield Text(text, "bold" if line == found.marked else "dim", no_wrap=True)

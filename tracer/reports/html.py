@@ -10,7 +10,6 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 
 import jinja2
@@ -18,12 +17,11 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run
 from tracer.reports.parts import gate
-from tracer.reports.parts.excerpt import Excerpt, excerpt, origin_in_words, origins
+from tracer.reports.parts.excerpt import origins, places
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.headline import Tone, headline
 from tracer.reports.parts.ranking import ranking
@@ -56,7 +54,7 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         verdict=comparison.verdict,
         gate=comparison.gate,
         gated=gate,
-        origins=[] if expected else [_Place.of(origin) for origin in origins(comparison.verdict)],
+        origins=[] if expected else places(comparison),
         isolation=isolation,
         introducing=[] if isolation is None else [m for m in isolation.modules if m.share > 0.0],
         ranking=ranking(comparison.rows)[:_MOST_RANKED]
@@ -70,19 +68,6 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         script=Markup((page / "report.js").read_text(encoding="utf-8")),
         data=_embedded(_data(comparison, said.tone, has_origins=not expected)),
     )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """An origin with the source of both sides."""
-
-    words: str
-    sources: Mapping[str, Excerpt]
-
-    @classmethod
-    def of(cls, origin: Origin) -> "_Place":
-        sides = {"reference": origin.reference_line, "candidate": origin.candidate_line}
-        return cls(origin_in_words(origin), {side: excerpt(line) for side, line in sides.items()})
 
 
 def _prose(text: str) -> Markup:

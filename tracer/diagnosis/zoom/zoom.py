@@ -56,6 +56,7 @@ class Zoomed:
         unmatched: how many did not and led to a wrong result only; the first of them is the
             culprit, unless one of `tracer.diagnosis.zoom.culprit.RULES` explains it.
         is_backward: the operations are those of the call's backward.
+        candidate_module: the candidate's name of the module; None where it is the reference's.
     """
 
     module: str
@@ -70,6 +71,7 @@ class Zoomed:
     leading_to_match: int
     unmatched: int
     is_backward: bool = False
+    candidate_module: str | None = None
 
     @property
     def guilty(self) -> Operation | None:
@@ -118,10 +120,11 @@ def zoom(
         return None
     if failure is not None or closer.zoomed is None:
         return None
+    found = replace(closer.zoomed, candidate_module=record.other_name)
     if inward and closer.leads_into is not None:
         deeper = zoom(closer.leads_into, free, experiment)
-        return deeper if deeper is not None and deeper.kind is not ZoomKind.NONE else closer.zoomed
-    return closer.zoomed
+        return deeper if deeper is not None and deeper.kind is not ZoomKind.NONE else found
+    return found
 
 
 def named_by_user(module: str, pairs: Mapping[str, str]) -> str:

@@ -77,6 +77,9 @@ def _divergence(divergence: Divergence, why_not_tried: str, names: Names) -> Ite
             f"{names.place(spread.last)} ends at PEIR {figure(spread.last.peir)}."
         )
     yield from _other_origins(others, why_not_tried, names)
+    unexplained = sum(each.unexplained for each in divergence.findings)
+    if unexplained:
+        yield f"{unexplained} more values disagree although their inputs are right."
 
 
 def _other_origins(others: Sequence[Alike], why_not_tried: str, names: Names) -> Iterator[str]:
@@ -96,9 +99,6 @@ def _other_origins(others: Sequence[Alike], why_not_tried: str, names: Names) ->
     if suspects:
         places = "One more place is suspected" if suspects == 1 else f"{suspects} more places are"
         yield f"{places}{'' if suspects == 1 else ' suspected'}, which no run has confirmed."
-    unexplained = sum(each.unexplained for group in others for each in (group.first, *group.others))
-    if unexplained:
-        yield f"{unexplained} more values disagree although their inputs are right."
 
 
 def elsewhere(group: Alike, names: Names) -> str:
@@ -128,14 +128,16 @@ def _runs(numbers: Sequence[int]) -> list[str]:
 
 def _checkpoints(found: Checkpoints) -> str:
     """That these may be two checkpoints, with the counts."""
-    counts = [f"{found.differing} differ"] if found.differing else []
-    counts += [f"{found.unpaired} have no counterpart"] if found.unpaired else []
+    rest = [f"{found.differing} differ{'s' if found.differing == 1 else ''}"]
     hint = ""
     if found.unpaired:
+        verb = "has" if found.unpaired == 1 else "have"
+        rest.append(f"{found.unpaired} {verb} no counterpart")
         hint = " If it is the same one, pair the modules by rename rules (--map)."
+    how_many = f"Only {found.equal}" if found.equal else "None"
     return (
-        f"Another checkpoint? Only {found.equal} of the reference's {found.modules} modules with "
-        f"parameters hold equal ones in the candidate; {', '.join(counts)}.{hint}"
+        f"Another checkpoint? {how_many} of the reference's {found.modules} modules with "
+        f"parameters hold equal ones in the candidate; {', '.join(rest)}.{hint}"
     )
 
 
@@ -180,8 +182,8 @@ _CAUSES = {
     FindingKind.RAISES: "{module} of the candidate raises; nothing else had differed.",
     FindingKind.BACKWARD: "The error is introduced in the backward of {module} itself: of the same "
     "gradient of its output it makes another gradient of {names}.",
-    FindingKind.GROWS: "No single value causes the divergence: the error grows from PEIR {growth}, as "
-    "accumulated rounding does. If that much is expected, give a tolerance above it.",
+    FindingKind.GROWS: "No single value causes the divergence: the error grows from PEIR "
+    "{growth}, as accumulated rounding does. If that much is expected, give a tolerance above it.",
 }
 
 
