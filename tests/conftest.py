@@ -103,7 +103,7 @@ def make_comparison() -> Callable[..., Comparison]:
             proof = Proof(Outcome.ALL_AGREES, Replacements(output=(first.module, first.call)))
             details = Divergence((Finding(origin, FindingKind.INSIDE, proof),), first)
             verdict = Verdict(False, symptom, origin, True, details, ("a scale",))
-        modules = tuple(dict.fromkeys(row.module for row in rows))
+        modules = {row.module: row.module for row in rows}
         coverage = Coverage(modules, (), (), {}, len(rows), 3 * len(rows), (), 0)
         defaults = {"verdict": verdict, "coverage": coverage, "form_differences": ()}
         return Comparison(rows=tuple(rows), **(defaults | fields))

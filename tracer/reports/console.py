@@ -12,6 +12,7 @@ What does not fit a narrow terminal (shapes, dtypes, SQNR, cosine, limits) comes
 import io
 import math
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from tracer.reports.parts.excerpt import numbered_lines, places
 from tracer.reports.parts.fold import arrange, number
 from tracer.reports.parts.headline import headline
 from tracer.reports.parts.isolation import introduced, section
+from tracer.reports.parts.legend import legend
 from tracer.reports.parts.ranking import Ranked, ranking
 from tracer.reports.parts.summary import box, scatter
 from tracer.reports.parts.table import shortened, table
@@ -127,12 +129,26 @@ def error_summary(
 
 
 def make_console() -> Console:
-    """A console on standard output: a terminal's own width, else COLUMNS or 200 columns."""
+    """A console on standard output: a terminal's own width, else COLUMNS or 200 columns.
+
+    What goes into another program (less, head) is as wide as the terminal that standard error is.
+    """
     console = _Console(file=sys.stdout, highlight=False, emoji=False)
     if not console.is_terminal:
         columns = os.environ.get("COLUMNS", "")
-        console.width = int(columns) if columns.isdecimal() and int(columns) else _PLAIN_WIDTH
+        given = int(columns) if columns.isdecimal() else 0
+        console.width = given or _width_beside() or _PLAIN_WIDTH
     return console
+
+
+def _width_beside() -> int:
+    """The width of the terminal that standard error is, if standard output is a pipe; else 0."""
+    try:
+        if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode) and sys.stderr.isatty():
+            return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (AttributeError, OSError, ValueError):  # a stream that is closed, or no file
+        return 0
+    return 0
 
 
 class _Console(Console):
@@ -190,6 +206,7 @@ def _parts(
         yield from _head(run)
     expected = ranked if run is None else run.differences_expected
     items = arrange(comparison.rows, comparison.verdict.symptom, all_rows=all_rows)
+    yield Text(legend(comparison.rows), style="dim")
     yield from table(
         items,
         comparison.verdict.symptom,

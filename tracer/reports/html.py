@@ -24,6 +24,7 @@ from tracer.reports.parts import gate
 from tracer.reports.parts.excerpt import origins, places
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.headline import Tone, headline
+from tracer.reports.parts.legend import legend
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import dtypes
 from tracer.reports.parts.unseen import other_forms, unpaired
@@ -60,6 +61,7 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         ranking=ranking(comparison.rows)[:_MOST_RANKED]
         if run is not None and run.quantized and isolation is None
         else [],
+        legend=legend(comparison.rows),
         most=_MOST_RANKED,
         coverage=comparison.coverage,
         unseen={"Unpaired": unpaired(comparison), "In another form": other_forms(comparison)},
@@ -113,6 +115,7 @@ def _data(comparison: Comparison, tone: Tone, *, has_origins: bool) -> dict[str,
         },
         "texts": texts.known,
         "paired": list(coverage.paired_modules),
+        "names": {r: c for r, c in coverage.paired_modules.items() if r != c},
         "unseen": {name: coverage.reasons[name] for name in unseen},
         "introduced": [
             [texts.number(call.module), call.call, _plain(call.introduced_peir)]

@@ -101,7 +101,7 @@ def _source(comparison: Comparison, module: str) -> str:
     blocks = [
         f"\n\n{side}: {found.place}\n{numbered(found, _LONGEST_SOURCE)}"
         for place in places(comparison)
-        if place.module == module
+        if module in place.modules
         for side, found in place.sources.items()
         if found.lines
     ]

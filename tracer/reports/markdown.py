@@ -22,6 +22,7 @@ from tracer.reports.parts.curve import curve
 from tracer.reports.parts.excerpt import Place, numbered, places
 from tracer.reports.parts.fold import Fold, around, arrange, is_symptom, number
 from tracer.reports.parts.headline import headline
+from tracer.reports.parts.legend import legend
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import statistic
 from tracer.reports.parts.unseen import forms_in_short, fused, rename_rules, unpaired
@@ -137,21 +138,28 @@ def _table(comparison: Comparison) -> str:
     symptom = comparison.verdict.symptom
     items = arrange(comparison.rows, symptom)
     shown = around(items, symptom, _MOST_ROWS)
-    lines = _header("", "module", "value", *(name for name, _ in _COLUMNS), "note")
+    own = any(row.candidate_module is not None for row in shown if isinstance(row, Row))
+    names = ["module", "candidate"] if own else ["module"]
+    lines = [f"{_escaped(legend(comparison.rows))}\n"]
+    lines += _header("", *names, "value", *(name for name, _ in _COLUMNS), "note")
     for item in shown:
         if isinstance(item, Fold):
-            lines.append(f"| | _{_escaped(str(item))}_ |{' |' * (len(_COLUMNS) + 2)}")
+            lines.append(f"| | _{_escaped(str(item))}_ |{' |' * (len(_COLUMNS) + len(names) + 1)}")
         else:
-            lines.append(_row_line(item, is_first=is_symptom(item, symptom)))
+            lines.append(_row_line(item, own=own, is_first=is_symptom(item, symptom)))
     if len(items) > len(shown):
         lines.append(f"\n{len(items) - len(shown)} further lines are in the other reports.")
     return "\n".join(lines)
 
 
-def _row_line(row: Row, *, is_first: bool) -> str:
+def _row_line(row: Row, *, own: bool, is_first: bool) -> str:
     mark = "▶" if is_first else "" if row.agrees else "✗"
     figures = [value(row) for _, value in _COLUMNS]
-    cells = [mark, _call(row.module, row.call), _code(row.value), *figures]
+    names = [_call(row.module, row.call)]
+    if own:
+        other = row.module if row.candidate_module is None else row.candidate_module
+        names.append(_call(other, row.call))
+    cells = [mark, *names, _code(row.value), *figures]
     return f"| {' | '.join(cells)} | {_with_code(cut(row.note, _LONGEST_CELL))} |"
 
 

@@ -37,12 +37,12 @@ class Place:
     """An origin, and the lines of both sides that it lies in.
 
     Attributes:
-        module: the reference's name.
+        modules: the reference's names: the first, and those where it is the same.
         words: what has gone wrong where: "`model` passes a wrong `attention_mask`".
         sources: the source on each side, by "reference" and "candidate".
     """
 
-    module: str
+    modules: tuple[str, ...]
     words: str
     sources: dict[str, Excerpt]
 
@@ -71,7 +71,8 @@ def places(comparison: Comparison, around: int = _AROUND) -> list[Place]:
         place = _place(group.first.origin, comparison.zoomed, around)
         if group.others:
             words = f"{place.words}, the same in {elsewhere(group, names)}"
-            place = replace(place, words=words)
+            modules = (finding.origin.module for finding in group.others)
+            place = replace(place, words=words, modules=(*place.modules, *modules))
         found.append(place)
     return found
 
@@ -79,7 +80,7 @@ def places(comparison: Comparison, around: int = _AROUND) -> list[Place]:
 def _place(origin: Origin, zoomed: Zoomed | None, around: int) -> Place:
     both = zip(("reference", "candidate"), lines_of(origin, zoomed), strict=True)
     sources = {side: excerpt(line, around) for side, line in both}
-    return Place(origin.module, origin_in_words(origin), sources)
+    return Place((origin.module,), origin_in_words(origin), sources)
 
 
 def origin_in_words(origin: Origin) -> str:

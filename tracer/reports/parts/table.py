@@ -104,7 +104,7 @@ def _columns(
     value, *others = (
         column for column in _optional_columns(rows, symptom) if _is_filled(column, rows)
     )
-    chosen = []
+    chosen, beside = [], []
     # Modules that have another name in the candidate are called by it where there is one column.
     own = any(row.candidate_module is not None for row in rows)
     names = _longest(rows, lambda row: _label(row, with_value=False))
@@ -112,7 +112,7 @@ def _columns(
         other = _fitting("candidate", _candidate, _LONGEST_NAME, rows)
         if room - 2 * gap - other.width - value.width >= _wanted(names):
             own = False
-            chosen.append(other)
+            beside.append(other)
             room -= gap + other.width
         else:
             names = _longest(rows, lambda row: _label(row, with_value=False, own=True))
@@ -122,7 +122,7 @@ def _columns(
         if room - gap - column.width >= _wanted(longest):
             chosen.append(column)
             room -= gap + column.width
-    header = "module (candidate's)" if own else "module"
+    header = "candidate" if own else "module"
     module = min(room, _GUTTER + max(longest, len(header)))
     if chosen and chosen[-1].header == "status":
         status = chosen.pop()
@@ -135,7 +135,7 @@ def _columns(
         mark = "▶ " if is_symptom(row, symptom) else "  "
         return mark + labels[_label(row, with_value=with_value, own=own)]
 
-    return [_Column(f"  {header}", module, name), *statistics, *chosen]
+    return [_Column(f"  {header}", module, name), *beside, *statistics, *chosen]
 
 
 def _is_filled(column: _Column, rows: Sequence[Row]) -> bool:
