@@ -109,3 +109,19 @@ def make_comparison() -> Callable[..., Comparison]:
         return Comparison(rows=tuple(rows), **(defaults | fields))
 
     return make
+
+
+@pytest.fixture
+def blame() -> Callable[..., Comparison]:
+    """Gives a comparison made by hand other origins, each confirmed."""
+
+    def give(comparison: Comparison, *origins: Origin) -> Comparison:
+        verdict = comparison.verdict
+        findings = tuple(
+            Finding(origin, FindingKind.INSIDE, Proof(Outcome.ALL_AGREES)) for origin in origins
+        )
+        details = replace(verdict.details, findings=findings)
+        verdict = replace(verdict, origin=origins[0], origins=origins, details=details)
+        return replace(comparison, verdict=verdict)
+
+    return give

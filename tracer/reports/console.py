@@ -206,7 +206,6 @@ def _parts(
         yield from _head(run)
     expected = ranked if run is None else run.differences_expected
     items = arrange(comparison.rows, comparison.verdict.symptom, all_rows=all_rows)
-    yield Text(legend(comparison.rows), style="dim")
     yield from table(
         items,
         comparison.verdict.symptom,
@@ -214,6 +213,7 @@ def _parts(
         expected=expected,
         introduced=introduced(comparison.isolation),
     )
+    yield Text(legend(comparison.rows), style="dim")
     yield ""
     drawn = curve(
         comparison.rows,

@@ -129,6 +129,7 @@ def _runs(numbers: Sequence[int]) -> list[str]:
 def _checkpoints(found: Checkpoints) -> str:
     """That these may be two checkpoints, with the counts."""
     rest = [f"{found.differing} differ{'s' if found.differing == 1 else ''}"]
+    rest[0] += f" (by up to PEIR {figure(found.largest)})" if found.largest else ""
     hint = ""
     if found.unpaired:
         verb = "has" if found.unpaired == 1 else "have"
