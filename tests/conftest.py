@@ -105,9 +105,25 @@ def make_comparison() -> Callable[..., Comparison]:
             proof = Proof(Outcome.ALL_AGREES, Replacements(output=(first.module, first.call)))
             details = Divergence((Finding(origin, FindingKind.INSIDE, proof),), first)
             verdict = Verdict(False, symptom, origin, True, details, ("a scale",))
-        modules = tuple(dict.fromkeys(row.module for row in rows))
+        modules = {row.module: row.module for row in rows}
         coverage = Coverage(modules, (), (), {}, len(rows), 3 * len(rows), (), 0)
         defaults = {"verdict": verdict, "coverage": coverage, "form_differences": ()}
         return Comparison(rows=tuple(rows), **(defaults | fields))
 
     return make
+
+
+@pytest.fixture
+def blame() -> Callable[..., Comparison]:
+    """Gives a comparison made by hand other origins, each confirmed."""
+
+    def give(comparison: Comparison, *origins: Origin) -> Comparison:
+        verdict = comparison.verdict
+        findings = tuple(
+            Finding(origin, FindingKind.INSIDE, Proof(Outcome.ALL_AGREES)) for origin in origins
+        )
+        details = replace(verdict.details, findings=findings)
+        verdict = replace(verdict, origin=origins[0], origins=origins, details=details)
+        return replace(comparison, verdict=verdict)
+
+    return give

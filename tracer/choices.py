@@ -62,5 +62,11 @@ VARIABLES: Mapping[str, str] = {
 DEFAULT_CANDIDATE = "wrapped"
 DEFAULT_DTYPE, DEFAULT_DEVICE = DTYPES[0], "cpu"
 DEFAULT_BATCH, DEFAULT_PADDING = 1, PADDING_SIDES[0]
+# What the variants of the wrappers are, in short.
+VARIANTS = {
+    "prefill": "the whole prompt in one forward, attention head by head, as it is exported",
+    "prefill_reference": "the whole prompt in one forward, all heads at once, as in transformers",
+    "decode": "one token over a cache",
+}
 DEFAULT_VARIANT, DEFAULT_ACTIVATION, DEFAULT_WEIGHT = "prefill", "uint8", "uint8"
 DEFAULT_CALIBRATE, DEFAULT_SEED = 8, 0

@@ -84,9 +84,14 @@ def module_in_words(name: str) -> str:
     return f"`{name}`" if name else "the root module"
 
 
-def place(row: "Row") -> str:
-    """Where a row's value belongs: "argument `input` of `model.norm` (call 1)"."""
-    module = module_in_words(row.module) + (f" (call {row.call})" if row.call else "")
+def place(row: "Row", module: str | None = None) -> str:
+    """Where a row's value belongs: "argument `input` of `model.norm` (call 1)".
+
+    Args:
+        module: the module in words; by default the reference's name.
+    """
+    module = module or module_in_words(row.module)
+    module += f" (call {row.call})" if row.call else ""
     if row.is_written:
         return f"`{row.value.in_argument}` as left by {module}"
     if row.value.is_gradient:

@@ -171,8 +171,10 @@ class ModelRequest:
         metavar="N",
     )
     variant: str | None = option(
-        "form of the wrappers: prefill, prefill_reference, or decode, which is run on the last "
-        f"token of each sequence over the float model's cache (default: {choices.DEFAULT_VARIANT})",
+        f"form of the wrappers: prefill ({choices.VARIANTS['prefill']}), prefill_reference "
+        f"({choices.VARIANTS['prefill_reference']}), or decode ({choices.VARIANTS['decode']}), "
+        "which is run on the last token of each sequence over the float model's cache (default: "
+        f"{choices.DEFAULT_VARIANT})",
         group="the wrapped or quantised candidate",
     )
     activation: str | None = option(
@@ -282,12 +284,12 @@ class CompareRequest(ModelRequest):
         metavar="N",
     )
     zoom: str | None = option(
-        "name the operation that is the culprit inside a module (the reference's name of it), "
+        "name the operation that is the culprit inside a module (by either model's name of it), "
         "and its line (by itself where the origin lies in a module's own forward)",
         metavar="MODULE",
     )
     breakpoints: tuple[str, ...] = repeatable(
-        "open a debugger where the candidate calls matching modules (the reference's names), "
+        "open a debugger where the candidate calls matching modules (by either model's names), "
         "with both models at that call (repeatable)",
         metavar="GLOB",
         names=("--break",),
@@ -310,7 +312,7 @@ class CompareRequest(ModelRequest):
         choices=choices.DEBUGGERS,
     )
     focus: tuple[str, ...] = repeatable(
-        "print the values of matching modules, on both sides (repeatable)",
+        "print the values of matching modules, on both sides, by either's names (repeatable)",
         metavar="GLOB",
         group="what is reported",
     )

@@ -15,6 +15,7 @@ from tracer.choices import (
     DEFAULT_WEIGHT,
     ITSELF,
     NEED_WRAPPERS,
+    VARIANTS,
 )
 from tracer.cli.requests import CompareRequest, ModelRequest, flag
 from tracer.errors import UsageError, near_names
@@ -78,14 +79,15 @@ def resolve(request: CompareRequest) -> Sides:
         )
         quantized = request.candidate == "quantized" or _is_quantized(candidate)
         if reference is not None and candidate is not None:
-            _check_focus(request.focus, reference, reference.name)
+            _check_focus(request.focus, reference.name, reference, candidate)
             names = _describe_trace(reference), _describe_trace(candidate)
             return Sides(reference, candidate, None, names, (), quantized)
         recorded = reference or candidate
         inputs = None if recorded is None else _inputs_of(recorded, request)
         _check_device(request.candidate_device)
         loaded = _load(request, inputs)
-        _check_focus(request.focus, loaded.model, loaded.name)
+        if request.candidate in NEED_WRAPPERS:  # which keep the names, and may take long to make
+            _check_focus(request.focus, loaded.name, loaded.model)
         origin = _origin(request.candidate_device, loaded)
         other = None if candidate is not None else _other(request, origin)
         beside = loaded if recorded is not None else other
@@ -93,11 +95,15 @@ def resolve(request: CompareRequest) -> Sides:
         live = _prepared(request, loaded)
         data = _calibration(request, origin)
     made = candidate or _candidate(request, origin, other, data)
+    _check_focus(request.focus, loaded.name, loaded.model, made)
     names = (
         _describe(loaded) if reference is None else _describe_trace(reference),
         _describe_candidate(request, origin) if candidate is None else _describe_trace(candidate),
     )
     notes = *live.notes, *_calibrated(data)
+    variant = request.variant or DEFAULT_VARIANT
+    if candidate is None and request.candidate in NEED_WRAPPERS and variant in VARIANTS:
+        notes = f"{variant}: {VARIANTS[variant]}", *notes
     if request.train:
         notes += (_trained(live.model, made),)
     inputs = None if reference is not None else live.inputs
@@ -328,8 +334,9 @@ def _driven(request: ModelRequest, loaded: "Loaded") -> "nn.Module":
     return models.Stepping(loaded.model, steps=request.steps)
 
 
-def _check_focus(globs: Sequence[str], model: "nn.Module", model_name: str) -> None:
-    names = [name for name, _ in model.named_modules()]
+def _check_focus(globs: Sequence[str], model_name: str, *models: "nn.Module") -> None:
+    """Whether each glob matches a module of the first model, or of another one."""
+    names = list(dict.fromkeys(name for model in models for name, _ in model.named_modules()))
     for glob in globs:
         if not fnmatch.filter(names, glob):
             raise UsageError(

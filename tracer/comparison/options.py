@@ -42,8 +42,8 @@ class Debugging:
     """Where the debugger opens, with both models at the same call.
 
     Attributes:
-        breakpoints: globs of the reference's module names, or `Breakpoint`s. A run that is ended
-            there returns what it has compared, with `coverage.ended`.
+        breakpoints: globs of module names, the reference's or the candidate's, or `Breakpoint`s. A
+            run that is ended there returns what it has compared, with `coverage.ended`.
         post_mortem: it also opens where a model raises.
         debugger: "ipdb" or "pdb"; by default what PYTHONBREAKPOINT says, or ipdb in a terminal and
             pdb elsewhere.

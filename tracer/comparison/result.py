@@ -77,7 +77,7 @@ class Comparison:
         Columns: module, call, value, shape, dtype, mean, min, max, stddev, peir (a ratio), sqnr
         (dB), cosine, agrees; then candidate_dtype, limit, elements, mismatched,
         reference_nonfinite, candidate_nonfinite, peak_index, note; floor (a PEIR) and multiple (of
-        it), where the noise floor was measured.
+        it), where the noise floor was measured; candidate_module, the candidate's name of it.
         """
         import pandas
 
@@ -132,6 +132,7 @@ ROW_COLUMNS = (
     "note",
     "floor",
     "multiple",
+    "candidate_module",
 )
 
 
@@ -172,5 +173,6 @@ def row_values(row: Row) -> dict[str, object]:
         "note": row.note,
         "floor": row.floor,
         "multiple": row.multiple,
+        "candidate_module": row.module if row.candidate_module is None else row.candidate_module,
         **statistics,
     }

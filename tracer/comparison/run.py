@@ -26,10 +26,10 @@ from tracer.comparison.trace_limits import (
 )
 from tracer.debugger.breakpoints import Breakpoint, debugger_of
 from tracer.diagnosis.discrete import NearTie, near_ties
-from tracer.diagnosis.finding import OriginKind, RandomDraws
+from tracer.diagnosis.finding import OriginKind, RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
-from tracer.diagnosis.zoom.zoom import Zoomed, check_zoom, zoom_at, zoom_of
+from tracer.diagnosis.zoom.zoom import Zoomed, named_by_user, zoom_at, zoom_of
 from tracer.errors import ModelRunError, NothingComparedError, UsageError
 from tracer.execution.dropout import check_training
 from tracer.execution.inputs import Inputs
@@ -48,6 +48,7 @@ from tracer.measurement.gradients import CannotDifferentiateError
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.progress import Phases
 from tracer.measurement.rows import first_divergence
+from tracer.tensors.leaves import dtype_name
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.samples import Sampler
 from tracer.tensors.tolerance import Tolerance
@@ -112,7 +113,7 @@ def compare(
             the reference's.
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
         roles: which arguments are attention masks, padding and caches, as their names say.
-        include: globs of the reference's module names to compare.
+        include: globs of the modules to compare, by the reference's names or the candidate's.
         inside: opens the layers that PyTorch computes in one piece (the fused path of
             `nn.TransformerEncoderLayer`), whose numbers are then those of the path without it.
         train: allows dropout that is active. Each paired call then draws the same random numbers on
@@ -127,8 +128,9 @@ def compare(
         noise_floor: measures what rounding alone does to the reference, in two further runs of it,
             one in float64; rows then also have their PEIR as a multiple of that, and agree up to
             8 times of it.
-        zoom: names the culprit, an operation and its line, inside a module, by the reference's
-            name; for a confirmed origin in a module's own forward that is done by itself.
+        zoom: names the culprit, an operation and its line, inside a module, by the reference's name
+            or the candidate's; for a confirmed origin in a module's own forward that is done by
+            itself.
         breakpoints, post_mortem, debugger: as for `Debugging`.
         debugging: these three in one.
         samples: how many pairs of elements of each output to keep, for the drawings of an .html
@@ -166,7 +168,7 @@ def compare(
         map_inputs=map_inputs,
     )
     chosen = None if isolating is None else modules_at(isolating.level, session.pairing)
-    check_zoom(zoom, session.pairs.values())
+    zoom = None if zoom is None else named_by_user(zoom, session.pairs)
     if not isinstance(tolerance, Tolerance):
         working = (working_dtype(model) for model in (reference, candidate))
         tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
@@ -266,7 +268,7 @@ def _run(
         if run == 0:
             watch = debugger_of(
                 debugging.breakpoints,
-                list(session.pairs.values()),
+                session.pairs,
                 comparer.records,
                 debugger=debugging.debugger,
                 post_mortem=debugging.post_mortem,
@@ -310,9 +312,15 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool, strict: bo
         )
         if failure is not None and verdict.agrees:
             verdict = judge_ended(comparer.rows, failure.side)
+    below = experiment.tolerance.below_rounding()
+    if below is not None and verdict.symptom is not None:
+        tight = TightTolerance(experiment.tolerance.peir or 0.0, dtype_name(below[0]), below[1])
+        verdict = verdict.with_beside(tight)
     if free.outcome.draws:
         verdict = verdict.with_beside(RandomDraws(free.outcome.draws, verdict.agrees))
     records = comparer.records.values()
+    names = {record.module: record.candidate_module for record in comparer.records.values()}
+    verdict = replace(verdict, names={r: c for r, c in names.items() if r != c})
     return Comparison(
         verdict=with_recordings(verdict, reference, candidate),
         coverage=coverage,
@@ -336,6 +344,7 @@ def _with_gradients(comparison: Comparison, experiment: Experiment) -> Compariso
     if not isinstance(found, GradientsDiffer):
         return replace(comparison, verdict=comparison.verdict.with_beside(found))
     verdict = found.verdict.with_beside(*comparison.verdict.beside)
+    verdict = replace(verdict, names=comparison.verdict.names)
     differing = replace(comparison, verdict=verdict, rows=(*comparison.rows, *found.rows))
     return differing if found.zoomed is None else with_zoom(differing, found.zoomed)
 

@@ -25,7 +25,7 @@ from tracer.choices import BREAK_AT, BREAK_WHEN
 from tracer.debugger.prompt import Choice, Prompt, choose_debugger, in_builtins
 from tracer.errors import ShapeMismatchError, UsageError, near_names
 from tracer.execution.hooks import Call, Location, Phase, is_machinery
-from tracer.execution.session import matching
+from tracer.execution.session import matching_pairs
 from tracer.execution.side import Failure, Side
 from tracer.execution.state import random_state_kept
 from tracer.measurement.rows import CallKey, CallRecord, Row
@@ -46,7 +46,7 @@ class Breakpoint:
     """Calls at which the debugger opens.
 
     Attributes:
-        glob: the reference's names of the modules.
+        glob: names of the modules, the reference's or the candidate's.
         at: "start" or "end" of a call.
         when: "always", or "diverged": only where a value that is compared there disagrees, which
             is an argument at the start and an output at the end. Attention masks count.
@@ -68,7 +68,7 @@ class Breakpoint:
 
 def debugger_of(
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint],
-    names: Sequence[str],
+    pairs: Mapping[str, str],
     records: Mapping[CallKey, CallRecord],
     *,
     debugger: str | None,
@@ -78,7 +78,8 @@ def debugger_of(
 
     Args:
         breakpoints: where it opens; a glob alone stands for the start of every call.
-        names: the reference's names of the modules that the models have in common.
+        pairs: the modules that the models have in common, the reference's names by the
+            candidate's.
         records: what the run compares, as far as it has come.
         debugger: "ipdb" or "pdb"; see `tracer.debugger.prompt.choose_debugger`.
         post_mortem: whether it also opens where an exception was raised.
@@ -90,7 +91,7 @@ def debugger_of(
     points = [p if isinstance(p, Breakpoint) else Breakpoint(p) for p in given]
     by_module: dict[str, list[Breakpoint]] = {}
     for point in points:
-        for name in matching(point.glob, names):
+        for name in matching_pairs(point.glob, pairs):
             by_module.setdefault(name, []).append(point)
     if not points and not post_mortem:
         return None

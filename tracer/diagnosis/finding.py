@@ -30,6 +30,7 @@ class Origin:
         argument: the argument that this module passed wrongly, if that is what it did.
         kind: what is wrong.
         reference_line, candidate_line: "file:line" on each side; None where there is no source.
+        candidate_module: the candidate's name of the module; None where it is the reference's.
     """
 
     module: str
@@ -37,6 +38,7 @@ class Origin:
     kind: OriginKind
     reference_line: str | None
     candidate_line: str | None
+    candidate_module: str | None = None
 
 
 class FindingKind(StrEnum):
@@ -110,6 +112,21 @@ class Finding:
     def trial(self) -> Replacements | None:
         """What was replaced in that run; None where none was made."""
         return None if self.proof is None else self.proof.trial
+
+
+@dataclass(frozen=True)
+class TightTolerance:
+    """A tolerance below what rounding alone may come to in the dtype that the models work in.
+
+    Attributes:
+        peir: the tolerance.
+        dtype: the dtype, as a word.
+        limit: the limit that goes by it.
+    """
+
+    peir: float
+    dtype: str
+    limit: float
 
 
 @dataclass(frozen=True)

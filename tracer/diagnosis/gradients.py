@@ -136,6 +136,7 @@ class _Search:
         self._session = session
         self._tolerance = tolerance
         self._roles = roles
+        self._own_names = {name: own for own, name in session.pairs.items()}
 
     def root(self) -> TrainedPair:
         """The call of both models."""
@@ -153,18 +154,23 @@ class _Search:
                 operations = zoomed.expected, zoomed.culprit
                 for side, operation in enumerate(operations):
                     lines[side] = lines[side] if operation is None else operation.location
-            origin = Origin(pair.key[0], None, OriginKind.GRADIENT, *lines)
+            name = pair.key[0]
+            own_name = self._own_names.get(name, name)
+            candidate_module = None if own_name == name else own_name
+            origin = Origin(name, None, OriginKind.GRADIENT, lines[0], lines[1], candidate_module)
             names = tuple(dict.fromkeys(row.value.in_argument for row in rows))
             findings.append(Finding(origin, FindingKind.BACKWARD, proof, names=names))
         first = wrong[0]
         verdict = Verdict(
             agrees=False,
-            symptom=Symptom(first.module, first.call, first.value, first.peir),
+            symptom=Symptom.of(first),
             origin=findings[0].origin,
             confirmed=proof.confirmed,
             details=Divergence(tuple(findings), first),
             origins=tuple(finding.origin for finding in findings),
         )
+        if zoomed is not None:
+            zoomed = replace(zoomed, candidate_module=findings[0].origin.candidate_module)
         return GradientsDiffer(verdict, tuple(wrong), zoomed)
 
     def _origins(

@@ -146,11 +146,13 @@ class Search:
     def _passed(self, suspect: Suspect, proof: Proof) -> Finding:
         """The finding of a wrong argument."""
         record = self.trail.records[suspect.calls[0]]
-        module = suspect.giver[0] if suspect.giver else ""
+        giver = None if suspect.giver is None else self.trail.records[suspect.giver]
+        module = "" if giver is None else giver.module
+        own_name = None if giver is None else giver.other_name
         lines = _line(record.reference_caller), _line(record.candidate_caller)
         passed, peir = self._both_forms(record, suspect.argument)
         return Finding(
-            Origin(module, suspect.argument, OriginKind.ARGUMENT, *lines),
+            Origin(module, suspect.argument, OriginKind.ARGUMENT, *lines, own_name),
             FindingKind.PASSED,
             proof,
             other=record.module,
@@ -208,6 +210,7 @@ class Search:
             OriginKind.COMPUTATION,
             _line(record.reference_caller),
             _line(record.candidate_caller),
+            None if caller is None else caller.other_name,
         )
         before = self.trail.last_agreeing_before(record)
         return Finding(
@@ -232,6 +235,7 @@ class Search:
             OriginKind.COMPUTATION,
             _line(_own_line(lines_of, record, reference=True)),
             _line(_own_line(lines_of, record, reference=False)),
+            record.other_name,
         )
         proof = self.evidence.confirm(Replacements(output=record.key), start)
         kind = FindingKind.AFTER_CALLS if children else FindingKind.INSIDE
@@ -269,6 +273,7 @@ class Search:
             OriginKind.PARAMETER,
             _line(record.reference_caller),
             _line(record.candidate_caller),
+            record.other_name,
         )
         others = {} if transposed else {name: self._whose(record, name) for name in changed}
         equals = {name: other for name, other in others.items() if other is not None}
@@ -332,6 +337,7 @@ def _inside(record: CallRecord, kind: OriginKind) -> Origin:
         kind,
         _line(record.reference_definition),
         _line(record.candidate_definition),
+        record.other_name,
     )
 
 

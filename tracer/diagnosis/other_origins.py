@@ -2,15 +2,18 @@
 
 In one more run the candidate goes on with the reference's values after each call (`Forcing`), so
 that no error is inherited: what still disagrees begins right there. Each such value is examined as
-the first divergence is, with runs of the same kind, until all are explained.
+the first divergence is, with runs of the same kind, until all are explained. The same mistake in
+other layers, whose code is the same, is confirmed for all of them in one run.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from tracer.diagnosis.finding import Finding
+from tracer.diagnosis.alike import layers_of
+from tracer.diagnosis.finding import Finding, FindingKind
 from tracer.diagnosis.origin import Search
+from tracer.diagnosis.trials import Outcome, Proof
 from tracer.interventions.experiment import Run
 from tracer.interventions.forcing import Forcing
 from tracer.interventions.trial import Replacements
@@ -43,6 +46,11 @@ def other_findings(
     if first.confirmed and first.trial is not None:
         left = _still_there(left, again, first.trial)
     found = [first]
+    starts = {id(first): start.order}
+    if not is_otherwise:
+        same, left = _in_other_layers(first, start, left, run, again)
+        starts |= {id(finding): order for order, finding in same}
+        found += [finding for _, finding in same]
     left_over = math.inf
     if is_otherwise and first.trial is not None:
         left_over = search.evidence.output_error([first.trial])
@@ -51,8 +59,8 @@ def other_findings(
         examined < _MOST_ORIGINS
     ):
         examined += 1
-        finding = again.examine(left[0])
-        left = left[1:]
+        begins_at, *left = left
+        finding = again.examine(begins_at)
         if is_otherwise:
             trials = [trial for each in (*found, finding) if (trial := each.trial) is not None]
             error = search.evidence.output_error(trials)
@@ -62,10 +70,90 @@ def other_findings(
         if finding.confirmed and finding.trial is not None:
             left = _still_there(left, again, finding.trial)
         if all(_kind(finding) != _kind(other) for other in found):
+            starts[id(finding)] = begins_at.order
             found.append(finding)
-    if left and len(found) > 1:
-        found[-1] = replace(found[-1], unexplained=len(left))
-    return found[1:]
+            if not is_otherwise:
+                same, left = _in_other_layers(finding, begins_at, left, run, again)
+                starts |= {id(other): order for order, other in same}
+                found += [other for _, other in same]
+    others = sorted(found[1:], key=lambda finding: starts[id(finding)])
+    if left and others:
+        others[-1] = replace(others[-1], unexplained=len(left))
+    return others
+
+
+def _in_other_layers(
+    finding: Finding, start: Row, left: Sequence[Row], run: Run, search: Search
+) -> tuple[list[tuple[int, Finding]], list[Row]]:
+    """The same mistake in other layers, which one run of all of them confirms.
+
+    Returns:
+        What was found, each with the place of its value; and the values that are left.
+    """
+    trial, origin = finding.trial, finding.origin
+    if trial is None or not finding.confirmed or finding.kind is FindingKind.PARAMETERS:
+        return [], list(left)
+    moved: list[tuple[Row, Replacements, Finding]] = []
+    for row in left:
+        layers = _layers(start, row)
+        there = None if layers is None else trial.moved(*layers)
+        if layers is None or there is None or not _has_same_code(origin.module, layers, run):
+            continue
+        moved.append((row, there, _moved(finding, layers, run)))
+    if not moved:
+        return [], list(left)
+    after = search.evidence.run_together([there for _, there, _ in moved])
+    if after.failure is not None:
+        return [], list(left)
+    found = []
+    for row, there, other in moved:
+        now = after.row(row)
+        if now is not None and now.agrees:
+            found.append((row.order, replace(other, proof=Proof(Outcome.FALLS, there, (row, now)))))
+    remaining = ((row, after.row(row)) for row in left)
+    return found, [row for row, now in remaining if now is not None and not now.agrees]
+
+
+def _layers(row: Row, other: Row) -> tuple[str, str] | None:
+    """The names of the layers that two values are in, if these alone tell them apart."""
+    if (row.call, row.value) != (other.call, other.value):
+        return None
+    names = row.module.split("."), other.module.split(".")
+    if layers_of(row.module, [other.module]) is None:
+        return None
+    end = 1 + next(i for i, both in enumerate(zip(*names, strict=True)) if both[0] != both[1])
+    return ".".join(names[0][:end]), ".".join(names[1][:end])
+
+
+def _has_same_code(module: str, layers: tuple[str, str], run: Run) -> bool:
+    """Whether a module in one layer and its counterpart in another run the same lines."""
+    if not f"{module}.".startswith(f"{layers[0]}."):
+        return False
+    both = run.records.get((module, 0)), run.records.get((_in_layer(module, layers), 0))
+    code = [
+        None if record is None else (record.reference_definition, record.candidate_definition)
+        for record in both
+    ]
+    return code[0] is not None and code[0] == code[1]
+
+
+def _moved(finding: Finding, layers: tuple[str, str], run: Run) -> Finding:
+    """A finding as it would be in another layer."""
+    module = _in_layer(finding.origin.module, layers)
+    own_name = run.records[module, 0].other_name
+    return replace(
+        finding,
+        origin=replace(finding.origin, module=module, candidate_module=own_name),
+        other=None if finding.other is None else _in_layer(finding.other, layers),
+        since=None if finding.since is None else _in_layer(finding.since, layers),
+        settings=(),
+        unexplained=0,
+    )
+
+
+def _in_layer(module: str, layers: tuple[str, str]) -> str:
+    old, new = layers
+    return new + module[len(old) :] if f"{module}.".startswith(f"{old}.") else module
 
 
 def _is_known(row: Row, run: Run, found: Iterable[Finding]) -> bool:

@@ -118,14 +118,18 @@ class Evidence:
             trial.restore()
         return TrialRun(run.comparer, run.failure, trial.applied, tuple(trial.mistakes))
 
-    def output_error(self, trials: Sequence[Replacements]) -> float:
-        """How far the model's output is from the reference's with all of some trials."""
+    def run_together(self, trials: Sequence[Replacements]) -> Run:
+        """A run with all of some trials."""
         made = [Trial(each, None, self._experiment.modules[0]) for each in trials]
         try:
-            run = self._experiment.rerun(*made)
+            return self._experiment.rerun(*made, *([Forcing()] if self._forced else []))
         finally:
             for each in made:
                 each.restore()
+
+    def output_error(self, trials: Sequence[Replacements]) -> float:
+        """How far the model's output is from the reference's with all of some trials."""
+        run = self.run_together(trials)
         return math.inf if run.failure is not None else Healing(run.comparer).output_error()
 
     def output_distance(self, replacements: Replacements) -> float:

@@ -7,11 +7,12 @@ value replaced by the reference's: if the divergence is gone, the suspect is con
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tracer.diagnosis.beginnings import first_origin, hidden_by_tolerance
+from tracer.diagnosis.checkpoints import Checkpoints, other_checkpoint
 from tracer.diagnosis.finding import Finding, Origin
 from tracer.diagnosis.healing import Healing, Region
 from tracer.diagnosis.origin import Search
@@ -35,15 +36,22 @@ class Symptom:
         module, call: the reference's name of the module and the call index.
         value: the value's path: "output", "kwargs.hidden_states", ...
         peir: how far it is off; infinite where the shapes differ.
+        candidate_module: the candidate's name of the module; None where it is the reference's.
     """
 
     module: str
     call: int
     value: ValuePath
     peir: float
+    candidate_module: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))
+
+    @classmethod
+    def of(cls, row: Row) -> "Symptom":
+        """The symptom that a row is."""
+        return cls(row.module, row.call, row.value, row.peir, row.candidate_module)
 
 
 class VerdictOutcome(StrEnum):
@@ -110,6 +118,7 @@ class Divergence:
         one_sided: (side, module, call index) of calls that the other side did not make, without
             those inside them.
         spread: how far it goes; None where no output comes after it.
+        checkpoints: what the two hold, where that makes two checkpoints likely.
     """
 
     findings: tuple[Finding, ...]
@@ -117,6 +126,7 @@ class Divergence:
     introduced: Row | None = None
     one_sided: tuple[tuple[str, str, int], ...] = ()
     spread: Spread | None = None
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,7 @@ class Verdict:
             away.
         details: what was found, as data.
         mistakes: known kinds of mistake that explain the first divergence, best first.
+        names: the candidate's names of modules by the reference's, where they differ.
     """
 
     agrees: bool
@@ -161,6 +172,7 @@ class Verdict:
     origins: tuple[Origin, ...] = ()
     why_not_tried: str = ""
     beside: tuple[object, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         raise no_truth_value(self, "`.agrees`, or compare `.outcome`")
@@ -241,7 +253,7 @@ def judge(
         others = other_findings(finding, start, search, is_otherwise=is_otherwise)
     return Verdict(
         agrees=False,
-        symptom=Symptom(first.module, first.call, first.value, first.peir),
+        symptom=Symptom.of(first),
         origin=finding.origin,
         confirmed=finding.confirmed,
         details=Divergence(
@@ -250,6 +262,7 @@ def judge(
             None if start is first else start,
             _outermost(one_sided),
             _spread(comparer.rows, first),
+            None if is_otherwise else other_checkpoint(experiment),
         ),
         mistakes=tuple(fit.mistake for fit in finding.mistakes),
         origins=(finding.origin, *(other.origin for other in others)),
@@ -270,7 +283,7 @@ def judge_ended(rows: Sequence[Row], raised: str = "") -> Verdict:
     first = first_divergence(rows)
     symptom = None
     if first is not None:
-        symptom = Symptom(first.module, first.call, first.value, first.peir)
+        symptom = Symptom.of(first)
     return Verdict(False, symptom, None, False, Ended(first, raised))
 
 
@@ -284,7 +297,7 @@ def _raising(search: Search, failure: Failure) -> Verdict:
     finding = search.examine_failure(record)
     return Verdict(
         agrees=False,
-        symptom=Symptom(record.module, record.call, OUTPUT, math.inf),
+        symptom=Symptom(record.module, record.call, OUTPUT, math.inf, record.other_name),
         origin=finding.origin,
         confirmed=finding.confirmed,
         details=Divergence((finding,)),

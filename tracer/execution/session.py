@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tracer.errors import ModelRunError, TracerError, UsageError, near_names
+from tracer.execution.fusions import whole_name
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
 from tracer.execution.inputs import (
     Fitting,
@@ -259,14 +260,37 @@ def _check_counterparts(pairing: Pairing, reference: nn.Module, candidate: nn.Mo
             model.check_counterpart(other, paired, modules)
 
 
+def matching_pairs(glob: str, pairs: Mapping[str, str]) -> list[str]:
+    """The reference's names of the modules that a glob names, on either side.
+
+    Candidate's names count where none of the reference's matches.
+
+    Args:
+        pairs: the reference's names by the candidate's.
+
+    Raises:
+        UsageError: it matches none of either side's.
+    """
+    names = list(dict.fromkeys(pairs.values()))
+    matched = fnmatch.filter(names, glob)
+    if not matched:  # part of a module that holds several is named as it or as the whole
+        own = [n for n in pairs if glob == n or fnmatch.fnmatch(whole_name(n), glob)]
+        matched = list(dict.fromkeys(pairs[name] for name in own))
+    return matched or matching(glob, list(dict.fromkeys([*names, *pairs])), _IN_COMMON, len(names))
+
+
+_IN_COMMON = "the models have in common"
+
+
 def matching(
-    glob: str, names: Sequence[str], whose: str = "the models have in common"
+    glob: str, names: Sequence[str], whose: str = _IN_COMMON, count: int | None = None
 ) -> list[str]:
     """The modules whose names match a glob.
 
     Args:
-        names: the reference's names of all modules that can be named.
+        names: the names of all modules that can be named.
         whose: which these are, for the message.
+        count: how many modules these are, if some have two names.
 
     Raises:
         UsageError: it matches none.
@@ -277,7 +301,7 @@ def matching(
         parts = end.count(".") + 1
         ends = {f"*{'.'.join(name.split('.')[-parts:])}" for name in names if glob != end}
         raise UsageError(
-            f"{glob!r} matches none of the {len(names)} modules that {whose}, such as "
+            f"{glob!r} matches none of the {count or len(names)} modules that {whose}, such as "
             f"{', '.join([n for n in names if n][:3]) or 'the root'}"
             f"{near_names(glob, [*names, *sorted(ends)])}"
         )
@@ -285,9 +309,8 @@ def matching(
 
 
 def _included(pairing: Pairing, globs: Sequence[str]) -> dict[str, str]:
-    """The pairs whose reference name matches a glob."""
-    names = list(pairing.pairs.values())
+    """The pairs of which a name matches a glob."""
     wanted: set[str] = set()
     for glob in globs:
-        wanted.update(matching(glob, names))
+        wanted.update(matching_pairs(glob, pairing.pairs))
     return {name: target for name, target in pairing.pairs.items() if target in wanted}

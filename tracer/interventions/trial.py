@@ -43,6 +43,27 @@ class Replacements:
     spared: tuple[CallKey, tuple[str, ...]] | None = None
     transposed: bool = False
 
+    def moved(self, old: str, new: str) -> "Replacements | None":
+        """The same in another layer; None where something else than a value is replaced, or
+        something outside the layer.
+
+        Args:
+            old, new: the names of the two layers.
+        """
+        calls = [*self.arguments, *([] if self.output is None else [self.output])]
+        is_inside = all(f"{name}.".startswith(f"{old}.") for name, _ in calls)
+        others = self.handed, self.parameters, self.spared
+        if not calls or not is_inside or any(each is not None for each in others):
+            return None
+
+        def there(key: CallKey) -> CallKey:
+            return new + key[0][len(old) :], key[1]
+
+        return Replacements(
+            arguments={there(key): name for key, name in self.arguments.items()},
+            output=None if self.output is None else there(self.output),
+        )
+
 
 class Trial(Intervention):
     """The intervention of such a run.

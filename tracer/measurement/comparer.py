@@ -285,6 +285,7 @@ class Comparer:
             sample=self._sampled(path, r, c, found),
             is_mask=not path.is_result and self.roles.is_mask(path.argument),
             relation=found.relation,
+            candidate_module=record.other_name,
         )
         self._enter(record, row, r, own)
 
@@ -303,6 +304,7 @@ class Comparer:
                 order=self._next(),
                 module=record.module,
                 call=record.call,
+                candidate_module=record.other_name,
                 value=path,
                 sample=earlier.sample or self._sampled(path, r, c),
             )
@@ -365,6 +367,8 @@ class Comparer:
                 *(self._next(), record.module, record.call, path, words(r), words(c)),
                 is_mask=self.roles.is_mask(path),
                 one_is_none=r is None or c is None,
+                missing_on="reference" if r is None else "candidate" if c is None else "",
+                is_cache=is_any(path, self.roles.caches),
             )
         )
 
@@ -393,7 +397,8 @@ class Comparer:
         candidate: Mapping[ValuePath, object],
     ) -> None:
         remark = Remark(kind, summary(reference), summary(candidate))
-        self._add(record, Row.of_form(self._next(), record.key, path, remark))
+        form = Row.of_form(self._next(), record.key, path, remark, record.other_name)
+        self._add(record, form)
 
 
 def _is_tensor(*values: object) -> bool:

@@ -24,7 +24,10 @@ class Coverage:
     """How much a comparison has seen. A verdict is worth no more than this.
 
     Attributes:
-        paired_modules: the reference's names of modules with a counterpart that was seen.
+        paired_modules: the candidate's names of modules that were seen on both sides, by the
+            reference's. Where two of the candidate's models share one of the reference's, those of
+            the first; where one side holds in one module what the other has in several, the
+            module that holds it.
         reference_only, candidate_only: names of modules on one side only, or called on one only.
         reasons: why, by name, for both of them.
         compared_calls: pairs of calls of which at least one leaf was compared.
@@ -47,7 +50,7 @@ class Coverage:
             switched off, as it was: their numbers are those of the other path.
     """
 
-    paired_modules: tuple[str, ...]
+    paired_modules: Mapping[str, str]
     reference_only: tuple[str, ...]
     candidate_only: tuple[str, ...]
     reasons: Mapping[str, str]
@@ -137,8 +140,10 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
     unseen = [name for name in dict.fromkeys(inside) if name not in pairing.reference]
     reasons.update(dict.fromkeys(unseen, _FUSED))
     measured = [row for row in comparer.rows if row.difference is not None]
+    own_names = {name: name for name in references} | _holders(pairing)
+    own_names |= {target: name for name, target in reversed(list(pairing.pairs.items()))}
     return Coverage(
-        paired_modules=tuple(name for name in references if name in paired),
+        paired_modules={name: own_names[name] for name in references if name in paired},
         reference_only=tuple(n for n in (*references, *unseen) if n not in paired),
         candidate_only=tuple(name for name in pairing.candidate if name in one_sided),
         reasons=reasons,
@@ -163,6 +168,17 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         fused={fusion.holder: tuple(fusion.parts) for fusion in pairing.fusions},
         rename_rules=proposed_rules(pairing),
     )
+
+
+def _holders(pairing: Pairing) -> dict[str, str]:
+    """The candidate's names of what is paired by the rows of what it holds."""
+    names: dict[str, str] = {}
+    for fusion in pairing.fusions:
+        if fusion.is_candidate:
+            names |= dict.fromkeys(fusion.parts, fusion.holder)
+        else:
+            names[fusion.holder] = ", ".join(fusion.parts)
+    return names
 
 
 def _is_unread(reference: nn.Module, candidate: nn.Module) -> bool:

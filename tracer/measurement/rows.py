@@ -51,6 +51,7 @@ class Row:
         relation: what the candidate's value is of the reference's where they disagree: scaled,
             permuted, rotated; None where nothing of the kind was found.
         is_mask: whether the leaf is an attention mask that was passed as an argument.
+        candidate_module: the candidate's name of the module; None where it is the reference's.
     """
 
     order: int
@@ -70,6 +71,7 @@ class Row:
     sample: Sample | None = None
     is_mask: bool = False
     relation: Relation | None = None
+    candidate_module: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))
@@ -81,12 +83,20 @@ class Row:
         return f"<Row: {place(self)}{form}, PEIR {figure(self.peir)}, {outcome}{note}>"
 
     @classmethod
-    def of_form(cls, order: int, call: CallKey, value: ValuePath, remark: Remark) -> "Row":
+    def of_form(
+        cls,
+        order: int,
+        call: CallKey,
+        value: ValuePath,
+        remark: Remark,
+        candidate_module: str | None = None,
+    ) -> "Row":
         """The row of a result whose forms do not compare."""
         return cls(
             order=order,
             module=call[0],
             call=call[1],
+            candidate_module=candidate_module,
             value=value,
             shape=(),
             dtype=None,
@@ -188,6 +198,8 @@ class FormDifference:
         reference, candidate: what each side passed, in words.
         is_mask: whether it is an attention mask.
         one_is_none: one side passed nothing there.
+        missing_on: the side that did; empty where both passed something.
+        is_cache: whether it is part of a cache.
     """
 
     order: int
@@ -198,6 +210,8 @@ class FormDifference:
     candidate: str
     is_mask: bool = False
     one_is_none: bool = False
+    missing_on: str = ""
+    is_cache: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", ValuePath.parse(self.value))
@@ -283,6 +297,11 @@ class CallRecord:
     def key(self) -> CallKey:
         """The module and the call index."""
         return self.module, self.call
+
+    @property
+    def other_name(self) -> str | None:
+        """The candidate's name of the module; None where it is the reference's."""
+        return None if self.candidate_module == self.module else self.candidate_module
 
     def row(self, value: ValuePath) -> Row | None:
         """The row of a value of this call; None if it was not compared."""

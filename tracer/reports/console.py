@@ -12,6 +12,7 @@ What does not fit a narrow terminal (shapes, dtypes, SQNR, cosine, limits) comes
 import io
 import math
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,16 +26,19 @@ from rich.text import Text
 
 from tracer.comparison.capturing import Captured
 from tracer.comparison.result import Comparison
+from tracer.diagnosis.verdict import Divergence
 from tracer.reports import Run, notebook
 from tracer.reports.parts import gate
 from tracer.reports.parts.curve import curve
+from tracer.reports.parts.excerpt import numbered_lines, places
 from tracer.reports.parts.fold import arrange, number
 from tracer.reports.parts.headline import headline
 from tracer.reports.parts.isolation import introduced, section
+from tracer.reports.parts.legend import legend
 from tracer.reports.parts.ranking import Ranked, ranking
 from tracer.reports.parts.summary import box, scatter
 from tracer.reports.parts.table import shortened, table
-from tracer.reports.parts.unseen import fused, other_forms, rename_rules, unpaired
+from tracer.reports.parts.unseen import forms_in_short, fused, rename_rules, unpaired
 from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import dtype_name
 from tracer.text import listed, visible
@@ -42,7 +46,8 @@ from tracer.text import listed, visible
 # The width of what is not read on a terminal, where COLUMNS does not say.
 _PLAIN_WIDTH = 200
 _CURVE_WIDTH = 110
-_PANEL_WIDTH = 120
+_PANEL_WIDTH, _PANEL_MARGIN = 120, 4
+_LINES_AROUND = 2
 _SCATTER_WIDTH, _SCATTER_HEIGHT = 64, 24
 _MOST_LISTED = 5
 _MOST_NAMES = 3
@@ -131,6 +136,8 @@ def error_summary(
 def make_console() -> Console:
     """A console on standard output: a terminal's own width, else COLUMNS or 200 columns; in the
     output of a notebook's cell 100.
+
+    What goes into another program (less, head) is as wide as the terminal that standard error is.
     """
     # In a notebook a console of rich's would put each part into an output of its own.
     console = _Console(file=sys.stdout, highlight=False, emoji=False, force_jupyter=False)
@@ -138,8 +145,19 @@ def make_console() -> Console:
         console.width = notebook.WIDTH
     elif not console.is_terminal:
         columns = os.environ.get("COLUMNS", "")
-        console.width = int(columns) if columns.isdecimal() and int(columns) else _PLAIN_WIDTH
+        given = int(columns) if columns.isdecimal() else 0
+        console.width = given or _width_beside() or _PLAIN_WIDTH
     return console
+
+
+def _width_beside() -> int:
+    """The width of the terminal that standard error is, if standard output is a pipe; else 0."""
+    try:
+        if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode) and sys.stderr.isatty():
+            return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (AttributeError, OSError, ValueError):  # a stream that is closed, or no file
+        return 0
+    return 0
 
 
 class _Console(Console):
@@ -204,6 +222,7 @@ def _parts(
         expected=expected,
         introduced=introduced(comparison.isolation),
     )
+    yield Text(legend(comparison.rows), style="dim")
     yield ""
     drawn = curve(
         comparison.rows,
@@ -312,7 +331,9 @@ def coverage_lines(comparison: Comparison) -> Iterator[RenderableType]:
     yield from _grouped("unpaired", unpaired(comparison))
     yield from _grouped("fused", fused(comparison))
     yield from _grouped("paired by what they hold", rename_rules(comparison))
-    yield from _grouped("in another form", other_forms(comparison))
+    forms = forms_in_short(comparison)
+    if forms:
+        yield Text(f"in another form: {forms}", style="dim")
     yield ""
 
 
@@ -329,13 +350,22 @@ def _grouped(title: str, groups: Mapping[str, Sequence[str]]) -> Iterator[Render
 def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> RenderableType:
     said = headline(comparison, expected=expected)
     style = _STYLES[said.tone]
-    lines = Group(Text(said.line, style=f"bold {style}"), Text(said.text))
+    width = min(console.width, _PANEL_WIDTH)
+    source = [] if expected else _source(comparison, width - _PANEL_MARGIN)
+    lines = Group(Text(said.line, style=f"bold {style}"), *source, Text(said.text))
     if not console.is_terminal:
         return lines
-    return Panel(
-        lines,
-        border_style=style,
-        title="verdict",
-        title_align="left",
-        width=min(console.width, _PANEL_WIDTH),
-    )
+    return Panel(lines, border_style=style, title="verdict", title_align="left", width=width)
+
+
+def _source(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    """The lines around the first origin on both sides, the candidate's first."""
+    details = comparison.verdict.details
+    if isinstance(details, Divergence) and details.checkpoints is not None:
+        return  # no line is to blame
+    for place in places(comparison, _LINES_AROUND)[:1]:
+        for side, found in reversed(place.sources.items()):
+            if found.lines:
+                yield Text(f"{side}: {found.place}", style="dim")
+                for line, text in numbered_lines(found, width):
+                    yield Text(text, "bold" if line == found.marked else "dim", no_wrap=True)

@@ -10,7 +10,6 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 
 import jinja2
@@ -18,16 +17,16 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run
 from tracer.reports.narrator.isolation import in_its_own
 from tracer.reports.parts import gate
-from tracer.reports.parts.excerpt import Excerpt, excerpt, origin_in_words, origins
+from tracer.reports.parts.excerpt import origins, places
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.headline import Tone, headline
 from tracer.reports.parts.isolation import introducing
+from tracer.reports.parts.legend import legend
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import dtypes
 from tracer.reports.parts.unseen import other_forms, unpaired
@@ -58,13 +57,14 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         verdict=comparison.verdict,
         gate=comparison.gate,
         gated=gate,
-        origins=[] if expected else [_Place.of(origin) for origin in origins(comparison.verdict)],
+        origins=[] if expected else places(comparison),
         isolation=isolation,
         introducing=introducing(isolation),
         own=in_its_own,
         ranking=ranking(comparison.rows)[:_MOST_RANKED]
         if run is not None and run.quantized and isolation is None
         else [],
+        legend=legend(comparison.rows),
         most=_MOST_RANKED,
         coverage=comparison.coverage,
         unseen={"Unpaired": unpaired(comparison), "In another form": other_forms(comparison)},
@@ -73,19 +73,6 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         script=Markup((page / "report.js").read_text(encoding="utf-8")),
         data=_embedded(_data(comparison, said.tone, has_origins=not expected)),
     )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """An origin with the source of both sides."""
-
-    words: str
-    sources: Mapping[str, Excerpt]
-
-    @classmethod
-    def of(cls, origin: Origin) -> "_Place":
-        sides = {"reference": origin.reference_line, "candidate": origin.candidate_line}
-        return cls(origin_in_words(origin), {side: excerpt(line) for side, line in sides.items()})
 
 
 def _prose(text: str) -> Markup:
@@ -131,6 +118,7 @@ def _data(comparison: Comparison, tone: Tone, *, has_origins: bool) -> dict[str,
         },
         "texts": texts.known,
         "paired": list(coverage.paired_modules),
+        "names": {r: c for r, c in coverage.paired_modules.items() if r != c},
         "unseen": {name: coverage.reasons[name] for name in unseen},
         "introduced": [
             [texts.number(call.module), call.call, _plain(call.introduced_peir)]

@@ -1,9 +1,9 @@
 """The report for programs: one JSON object of a stable schema.
 
     {
-      "schema": 2,
+      "schema": 3,
       "verdict": {"agrees": false, "symptom": {...}, "origin": {...}, "details": {...}, ...},
-      "coverage": {"paired_modules": [...], "reference_only": [...], "compared_calls": 58, ...},
+      "coverage": {"paired_modules": {"model": "body", ...}, "compared_calls": 58, ...},
       "rows": [{"module": "model.embed_tokens", "call": 0, "value": "output", "peir": 0.0, ...}],
       "form_differences": [{"module": "model", "value": "kwargs.attention_mask", ...}],
       "ranking": [{"module": "model.embed_tokens", "input_peir": 0.0, "growth": "inf", ...}],
@@ -39,10 +39,10 @@ from tracer.reports import Run
 from tracer.reports.narrator.verdict import given
 from tracer.reports.parts.ranking import ranking
 
-SCHEMA = 2
+SCHEMA = 3
 # Properties that are written as well, beside the fields that they are made of.
 _IN_WORDS = ("level", "what", "where", "explanation")
-_OF_A_ROW = ("module", "call", "value", "peir", "limit", "agrees", "note")
+_OF_A_ROW = ("module", "candidate_module", "call", "value", "peir", "limit", "agrees", "note")
 
 
 def render(comparison: Comparison, run: Run | None = None) -> str:
@@ -82,10 +82,12 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:
-    """What zoom has found stands in the report beside the verdict, not in it."""
+    """What zoom has found stands in the report beside the verdict, and the names of modules in the
+    coverage."""
+    fields_of_it = {name: value for name, value in _fields(verdict).items() if name != "names"}
     beside = [each for each in verdict.beside if not isinstance(each, Zoomed)]
     return {
-        **_fields(verdict),
+        **fields_of_it,
         "outcome": verdict.outcome,
         "details": _named(verdict.details),
         "beside": [_named(each) for each in beside],

@@ -1,10 +1,11 @@
 """The report for CI servers: JUnit XML, a test case for each module.
 
     <testcase classname="model.layers.0" name="self_attn">
-      <failure type="computation" message="diverges at model.layers.0.self_attn, PEIR 4.61e-01">
+      <failure type="computation" message="diverges: port.py:27, in `blocks.0.attn`">
 
-The modules in which an error begins have failed, with the verdict as the text. What disagrees after
-them is skipped: it was given wrong inputs, so nothing can be said of it. So is what was not seen.
+The modules in which an error begins have failed, with the verdict and the source as the text. What
+disagrees after them is skipped: it was given wrong inputs, so nothing can be said of it. So is what
+was not seen.
 What a gate decides is a case of its own; a divergence that it lets pass fails nothing.
 """
 
@@ -17,7 +18,7 @@ from tracer.comparison.result import Comparison
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run
-from tracer.reports.parts.excerpt import origins
+from tracer.reports.parts.excerpt import numbered, origins, places
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.headline import Headline, headline
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tracer.regression.result import Gate
 
 _ROOT = "(root)"
+_LONGEST_SOURCE = 130
 # What XML 1.0 cannot hold, not even escaped.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -101,7 +103,8 @@ def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Eleme
         case = _case(name)
         row = worst.get(name)
         if name in culprits:
-            case.append(_element("failure", said.text, type=culprits[name], message=said.line))
+            text = f"{said.text}{_source(comparison, name)}"
+            case.append(_element("failure", text, type=culprits[name], message=said.line))
         elif name in unseen:
             case.append(_element("skipped", message=f"not seen: {unseen[name]}"))
         elif row is None:
@@ -117,6 +120,18 @@ def _cases(comparison: Comparison, said: Headline) -> Iterator[ElementTree.Eleme
         yield case
     if comparison.gate is not None:
         yield _gate(comparison.gate)
+
+
+def _source(comparison: Comparison, module: str) -> str:
+    """The source of both sides at the origins in a module, below the verdict."""
+    blocks = [
+        f"\n\n{side}: {found.place}\n{numbered(found, _LONGEST_SOURCE)}"
+        for place in places(comparison)
+        if module in place.modules
+        for side, found in place.sources.items()
+        if found.lines
+    ]
+    return "".join(blocks)
 
 
 def _gate(gate: "Gate") -> ElementTree.Element:

@@ -1,8 +1,8 @@
 """The report for a comment on a pull request or the summary of a job: Markdown, at most 60 KB.
 
-    ## ❌ diverges at model.layers.0.self_attn.o_proj, PEIR 4.61e-01
+    ## ❌ diverges: port.py:27, in `blocks.0.attn` (reference: `model.layers.0.self_attn`)
 
-    > First visible at output of `model.layers.0.self_attn.o_proj`, PEIR 0.461 (limit 1e-05).
+    > The error is introduced in the forward of `blocks.0.attn` itself: its inputs agree, its ...
 
 Sections come in the order of what they are worth; those that would go beyond the limit are left
 out, and the end says so.
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.finding import Origin
 from tracer.environment import environment
 from tracer.isolation.result import Isolation
 from tracer.measurement.rows import Row
@@ -22,12 +21,13 @@ from tracer.reports.narrator.gate import findings, outcome
 from tracer.reports.narrator.isolation import in_its_own
 from tracer.reports.parts import gate, isolation
 from tracer.reports.parts.curve import curve
-from tracer.reports.parts.excerpt import excerpt, numbered, origin_in_words, origins
+from tracer.reports.parts.excerpt import Place, numbered, places
 from tracer.reports.parts.fold import Fold, around, arrange, is_symptom, number
 from tracer.reports.parts.headline import headline
+from tracer.reports.parts.legend import legend
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import statistic
-from tracer.reports.parts.unseen import fused, other_forms, rename_rules, unpaired
+from tracer.reports.parts.unseen import forms_in_short, fused, rename_rules, unpaired
 from tracer.text import cut, listed
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
 
 def _verdict(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[str]:
     said = headline(comparison, expected=expected)
-    yield f"## {_MARKS[said.tone]} {_escaped(cut(said.line, _LONGEST_LINE))}"
+    yield f"## {_MARKS[said.tone]} {_with_code(cut(said.line, _LONGEST_LINE))}"
     yield ""
     if run is not None:
         models = (_escaped(cut(model, _LONGEST_LINE)) for model in (run.reference, run.candidate))
@@ -99,10 +99,10 @@ def _fitting(parts: Sequence[str], room: int) -> tuple[list[str], int]:
 def _sections(comparison: Comparison, run: Run | None, expected: bool) -> Iterator[tuple[str, str]]:
     if comparison.gate is not None:
         yield f"### {outcome(comparison.gate).capitalize()}", _gate(comparison.gate)
-    found = origins(comparison.verdict) if not expected else ()
-    for place, origin in enumerate(found[:_MOST_ORIGINS], start=1):
-        title = "### Where it begins" if len(found) == 1 else f"### Origin {place} of {len(found)}"
-        yield f"{title}: {_with_code(origin_in_words(origin))}", _sources(origin)
+    found = places(comparison) if not expected else []
+    for count, place in enumerate(found[:_MOST_ORIGINS], start=1):
+        title = "### Where it begins" if len(found) == 1 else f"### Origin {count} of {len(found)}"
+        yield f"{title}: {_with_code(place.words)}", _sources(place)
     yield "### Around it" if not comparison.verdict.agrees else "### Values", _table(comparison)
     yield "### Where the error is introduced", _isolated(comparison)
     if run is not None and run.quantized and comparison.isolation is None:
@@ -126,11 +126,10 @@ def _gate(decided: "Gate") -> str:
     return "\n".join(lines)
 
 
-def _sources(origin: Origin) -> str:
+def _sources(place: Place) -> str:
     """The lines of both sides, for as far as they can be read here."""
     blocks = []
-    for side, line in (("reference", origin.reference_line), ("candidate", origin.candidate_line)):
-        found = excerpt(line)
+    for side, found in place.sources.items():
         blocks.append(f"{side}: {_code(found.place)}")
         if found.lines:
             blocks.append(_fenced(numbered(found, _LONGEST_SOURCE), "python"))
@@ -141,21 +140,28 @@ def _table(comparison: Comparison) -> str:
     symptom = comparison.verdict.symptom
     items = arrange(comparison.rows, symptom)
     shown = around(items, symptom, _MOST_ROWS)
-    lines = _header("", "module", "value", *(name for name, _ in _COLUMNS), "note")
+    own = any(row.candidate_module is not None for row in shown if isinstance(row, Row))
+    names = ["module", "candidate"] if own else ["module"]
+    lines = [f"{_escaped(legend(comparison.rows))}\n"]
+    lines += _header("", *names, "value", *(name for name, _ in _COLUMNS), "note")
     for item in shown:
         if isinstance(item, Fold):
-            lines.append(f"| | _{_escaped(str(item))}_ |{' |' * (len(_COLUMNS) + 2)}")
+            lines.append(f"| | _{_escaped(str(item))}_ |{' |' * (len(_COLUMNS) + len(names) + 1)}")
         else:
-            lines.append(_row_line(item, is_first=is_symptom(item, symptom)))
+            lines.append(_row_line(item, own=own, is_first=is_symptom(item, symptom)))
     if len(items) > len(shown):
         lines.append(f"\n{len(items) - len(shown)} further lines are in the other reports.")
     return "\n".join(lines)
 
 
-def _row_line(row: Row, *, is_first: bool) -> str:
+def _row_line(row: Row, *, own: bool, is_first: bool) -> str:
     mark = "▶" if is_first else "" if row.agrees else "✗"
     figures = [value(row) for _, value in _COLUMNS]
-    cells = [mark, _call(row.module, row.call), _code(row.value), *figures]
+    names = [_call(row.module, row.call)]
+    if own:
+        other = row.module if row.candidate_module is None else row.candidate_module
+        names.append(_call(other, row.call))
+    cells = [mark, *names, _code(row.value), *figures]
     return f"| {' | '.join(cells)} | {_with_code(cut(row.note, _LONGEST_CELL))} |"
 
 
@@ -227,9 +233,10 @@ def _coverage(comparison: Comparison) -> str:
         ("Unpaired", unpaired(comparison)),
         ("Fused", fused(comparison)),
         ("Paired by what they hold", rename_rules(comparison)),
-        ("In another form", other_forms(comparison)),
     ):
         lines += _grouped(title, groups)
+    if forms := forms_in_short(comparison):
+        lines.append(f"- In another form: {_with_code(forms)}")
     return "\n".join(lines)
 
 

@@ -53,6 +53,15 @@ class Tolerance:
         dtypes = (reference, candidate, *self.working)
         return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if is_inexact(dtype))
 
+    def below_rounding(self) -> tuple[torch.dtype, float] | None:
+        """The dtype that the models work in, and its limit, where the one that was given is below
+        what that allows for rounding; None where it is not."""
+        own = Tolerance(working=self.working)
+        dtype = max(self.working, key=lambda dtype: own.limit(dtype, dtype), default=None)
+        if self.peir is None or dtype is None or self.peir >= (limit := own.limit(dtype, dtype)):
+            return None
+        return dtype, limit
+
     def is_coarse(self, dtype: torch.dtype | None, reference: torch.dtype | None) -> bool:
         """Whether a value of this dtype is coarser than the reference's and than both models."""
         if dtype is None or reference is None or not is_inexact(dtype):

@@ -1,7 +1,7 @@
 """The text of a failed assertion: the verdict, the rows around it, and the source of both sides.
 
-diverges at mlp.up, PEIR 3.31e-01
-First visible at output of `mlp.up`, PEIR 0.331 (limit 1e-05).
+diverges: model.py:12, in `mlp.up`
+The error is introduced in the forward of `mlp.up` itself: its inputs agree, its output does not.
 ...
   module      mean      min      max   stddev     PEIR
 ────────────────────────────────────────────────────
@@ -14,9 +14,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.finding import Origin
 from tracer.reports.console import as_text, coverage_lines
-from tracer.reports.parts.excerpt import excerpt, numbered, origin_in_words, origins
+from tracer.reports.parts.excerpt import Place, numbered, places
 from tracer.reports.parts.fold import around, arrange
 from tracer.reports.parts.headline import headline
 from tracer.reports.parts.table import table
@@ -44,16 +43,15 @@ def _parts(comparison: Comparison, reason: str, width: int) -> Iterator[Renderab
     items = around(arrange(comparison.rows, symptom), symptom, _MOST_ROWS)
     yield from table(items, symptom, width=width)
     yield ""
-    for origin in origins(comparison.verdict)[:_MOST_ORIGINS]:
-        yield from _sources(origin, width)
+    for place in places(comparison)[:_MOST_ORIGINS]:
+        yield from _sources(place, width)
     yield from coverage_lines(comparison)
 
 
-def _sources(origin: Origin, width: int) -> Iterator[RenderableType]:
+def _sources(place: Place, width: int) -> Iterator[RenderableType]:
     """The lines of both sides, for as far as they can be read here."""
-    yield Text(origin_in_words(origin))
-    for side, line in (("reference", origin.reference_line), ("candidate", origin.candidate_line)):
-        found = excerpt(line)
+    yield Text(place.words)
+    for side, found in place.sources.items():
         yield Text(f"{side}: {found.place}")
         if found.lines:
             yield Text(numbered(found, width))

@@ -280,7 +280,7 @@ def test_mistake_below_the_tolerance_is_followed_back_to_where_it_began(x) -> No
     assert not comparison.verdict.agrees
     assert comparison.verdict.symptom.module != "0"
     assert comparison.verdict.origin.module == "0"
-    assert "It was introduced at output of `0`" in comparison.verdict.explanation
+    assert "The error was introduced at output of `0`" in comparison.verdict.explanation
 
 
 def test_accumulated_rounding_has_no_origin(x) -> None:

@@ -6,7 +6,14 @@ from torch import nn
 
 from tracer.errors import InputError, ModelRunError, UsageError
 from tracer.execution.hooks import Phase
-from tracer.execution.session import Session, matching, named_modules, run_alone, working_dtype
+from tracer.execution.session import (
+    Session,
+    matching,
+    matching_pairs,
+    named_modules,
+    run_alone,
+    working_dtype,
+)
 from tracer.execution.stepping import Stepping
 
 X = torch.ones(2, 4)
@@ -78,3 +85,29 @@ def test_modules_of_two_stages_go_by_stage() -> None:
     assert list(named_modules(Stepping(nn.Tanh(), nn.Tanh(), steps=1)))[-2:] == [
         *("prefill", "decode")
     ]
+
+
+PAIRS = {
+    "body": "model", "blocks.0": "layers.0", "blocks.1": "layers.1", "layers.0": "layers.2",
+    "qkv[query]": "query", "qkv[key]": "key",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("glob", "found"),
+    [
+        ("layers.*", ["layers.0", "layers.1", "layers.2"]),
+        ("blocks.*", ["layers.0", "layers.1"]),
+        ("body", ["model"]),
+        ("layers.0", ["layers.0"]),  # the reference's name comes first
+        ("qkv", ["query", "key"]),
+        ("qkv[key]", ["key"]),
+    ],
+)
+def test_either_sides_names(glob: str, found: list[str]) -> None:
+    assert matching_pairs(glob, PAIRS) == found
+
+
+def test_neither_sides_name_is_refused_with_near_ones_of_both() -> None:
+    with pytest.raises(UsageError, match=r"'block\.0' matches none of the 6 .* mean 'blocks\.0'"):
+        matching_pairs("block.0", PAIRS)

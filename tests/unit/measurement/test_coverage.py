@@ -36,7 +36,7 @@ def coverage(candidate: nn.Module, reference: nn.Module) -> Coverage:
 def test_everything() -> None:
     net = Net()
     found = coverage(copy.deepcopy(net), net)
-    assert found.paired_modules == ("", "first", "second")
+    assert tuple(found.paired_modules) == ("", "first", "second")
     assert (found.reference_only, found.candidate_only, dict(found.reasons)) == ((), (), {})
     assert (found.compared_calls, found.compared_elements) == (3, 3 * 12)
     assert found.unread_parameters == ()
@@ -50,7 +50,7 @@ def test_what_one_side_lacks_or_does_not_call() -> None:
     net.fourth = nn.Tanh()
     candidate.forward = lambda x: candidate.first(x)
     found = coverage(candidate, net)
-    assert found.paired_modules == ("", "first")
+    assert tuple(found.paired_modules) == ("", "first")
     assert found.reference_only == ("second", "fourth")
     assert found.reasons["second"] == "called by the reference, not by the candidate"
     assert found.reasons["fourth"] == "the candidate has no such module"

@@ -149,7 +149,7 @@ class TestRead:
         (b"[]", "is no report of trace_model: it names no schema"),
         (b'{"schema": "1"}', "it names no schema"),
         (b'{"schema": 1}', r"or a damaged one \(KeyError: 'coverage'\)"),
-        (b'{"schema": 99}', "is of schema 99, and this version reads up to 2: install"),
+        (b'{"schema": 99}', "is of schema 99, and this version reads up to 3: install"),
     ])  # fmt: skip
     def test_other_files(self, tmp_path, content: bytes, message: str):
         path = tmp_path / "other.json"

@@ -101,8 +101,16 @@ class TestTable:
         note = "shape [2]; candidate [3]"
         text = shown(make_comparison([make_row("linear", None, note=note)]), width=200)
         line = next(line for line in text.splitlines() if "linear" in line)
-        assert line.split()[:6] == ["▶", "linear", "-", "-", "-", "-"]
+        assert line.split()[:3] == [
+            "▶",
+            "linear",
+            "output",
+        ]  # what says nothing of any row is left out
         assert note in line
+        rows = [make_row("linear", None, note=note), make_row("norm")]
+        text = shown(make_comparison(rows), width=200)
+        line = next(line for line in text.splitlines() if "linear" in line)
+        assert line.split()[:6] == ["▶", "linear", "-", "-", "-", "-"]
 
 
 class TestShortened:
@@ -331,12 +339,16 @@ class TestVerdict:
         assert (
             shown(diverging)
             .split("\n\n")[-1]
-            .startswith("diverges at model.layers.3.self_attn.o_proj, PEIR 5.00e-01\nFirst visible")
+            .startswith(
+                "diverges: /b/model.py:5, in `model.layers.3.self_attn.o_proj`\nThe error is "
+            )
         )
         assert shown(agreeing).split("\n\n")[-1].startswith("agrees\nThe models agree.")
         rows = [make_row("attention", 0.5, value="kwargs.attention_mask", call=1)]
-        text = shown(make_comparison(rows))
-        assert "diverges at attention, argument attention_mask, call 1, PEIR 5.00e-01" in text
+        text = " ".join(shown(make_comparison(rows)).split())
+        assert (
+            "First visible at argument `attention_mask` of `attention` (call 1), PEIR 0.5" in text
+        )
 
     def test_a_quantised_candidate_differs_unless_limited(self, diverging):
         text = " ".join(shown(diverging, ranked=True).split())
@@ -345,7 +357,7 @@ class TestVerdict:
         run = Run("a", "b", quantized=True, differences_expected=False)
         text = shown(diverging, ranked=True, run=run)
         assert "as expected" not in text
-        assert "It is introduced in the forward of" in text
+        assert "The error is introduced in the forward of" in text
 
 
 class TestCoverage:
@@ -372,10 +384,7 @@ class TestCoverage:
             for i in range(5)
         )
         text = shown(make_comparison([make_row("a")], form_differences=forms), width=120)
-        assert (
-            "in another form: attention_mask: float32 [1]; candidate None: "
-            "layers.0, layers.1, layers.2 and 2 more\n"
-        ) in text
+        assert "in another form: `attention_mask` is of another form: 5 calls\n" in text
 
 
 class TestFocus:

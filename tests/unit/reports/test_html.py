@@ -105,9 +105,7 @@ class TestStructure:
         assert first == "verdict"
         assert others == ["curve", "modules", "detail", "isolation", "coverage", "environment"]
         section = page.get_element_by_id("verdict")
-        assert words(section.find("h1")).endswith(
-            "diverges at layers.2.up, PEIR " + peir(diverging)
-        )
+        assert words(section.find("h1")).endswith("diverges: weight of layers.2.up differs")
         assert "confirmed by a counterfactual run" in words(section)
         for line in diverging.verdict.explanation.replace("`", "").splitlines():
             assert " ".join(line.split()) in words(section)
@@ -121,7 +119,7 @@ class TestStructure:
         assert not page.find_class("origin")
         assert "isolation" not in page.xpath("//section/@id")
 
-    def test_the_source_of_both_sides(self, make_row, make_comparison, tmp_path):
+    def test_the_source_of_both_sides(self, make_row, make_comparison, blame, tmp_path):
         file = tmp_path / "model.py"
         file.write_text("".join([f"    if a < {i} and b > {i}: pass\n" for i in range(1, 21)]))
         comparison = make_comparison([make_row("a", 0.5)])
@@ -129,8 +127,7 @@ class TestStructure:
             Origin("a", "mask", OriginKind.ARGUMENT, f"{file}:10", None),
             Origin("b", None, OriginKind.PARAMETER, "/nowhere.py:3", f"{file}:20"),
         )
-        verdict = replace(comparison.verdict, origin=places[0], origins=places)
-        first, second = page_of(replace(comparison, verdict=verdict)).find_class("origin")
+        first, second = page_of(blame(comparison, *places)).find_class("origin")
         assert words(first.find("summary")) == "Origin 1 of 2: a passes a wrong mask"
         assert first.get("open") is not None
         assert second.get("open") is None

@@ -37,7 +37,7 @@ def strict(text: str) -> dict:
 class TestSchema:
     def test_the_keys_are_pinned(self, make_row, make_comparison):
         report = strict(render(make_comparison([make_row("a", 0.5)])))
-        assert SCHEMA == report["schema"] == 2
+        assert SCHEMA == report["schema"] == 3
         assert list(report) == [
             *("schema", "verdict", "coverage", "rows", "form_differences"),
             *("ranking", "isolation", "zoomed", "gate", "identity", "run", "environment"),
@@ -46,9 +46,12 @@ class TestSchema:
             *("agrees", "symptom", "origin", "confirmed", "details", "mistakes", "origins"),
             *("why_not_tried", "beside", "explanation", "outcome"),
         ]
-        assert list(report["verdict"]["symptom"]) == ["module", "call", "value", "peir"]
+        assert list(report["verdict"]["symptom"]) == [
+            *("module", "call", "value", "peir", "candidate_module")
+        ]
         assert list(report["verdict"]["origin"]) == [
-            *("module", "argument", "kind", "reference_line", "candidate_line")
+            *("module", "argument", "kind", "reference_line", "candidate_line"),
+            "candidate_module",
         ]
         assert set(report["coverage"]) >= {
             *("paired_modules", "reference_only", "candidate_only", "reasons"),

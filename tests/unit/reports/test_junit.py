@@ -46,9 +46,9 @@ class TestOutcomes:
         suite = suite_of(make_comparison(rows))
         assert outcomes(suite) == {"(root).a": "passed", "a.b": "failure", "(root).c": "skipped"}
         failure = suite.find(".//failure")
-        assert failure.get("message") == "diverges at a.b, PEIR 5.00e-01"
+        assert failure.get("message") == "diverges: /b/model.py:5, in `a.b`"
         assert failure.get("type") == "computation"
-        assert failure.text.startswith("First visible at output of `a.b`, PEIR 0.5")
+        assert failure.text.startswith("The error is introduced in the forward of `a.b` itself")
         skipped = suite.find(".//skipped")
         assert skipped.get("message") == "not judged: PEIR 2.50e-01 after the divergence in a.b"
 

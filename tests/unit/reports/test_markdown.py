@@ -36,9 +36,9 @@ class TestContent:
     def test_a_divergence(self, make_row, make_comparison):
         rows = [make_row("a"), make_row("b", 0.5), make_row("c", 0.25, call=1)]
         text = render(make_comparison(rows), Run("tiny", "sdpa", ("3 tokens",), "trace_model x"))
-        assert text.startswith("## ❌ diverges at b, PEIR 5.00e-01\n")
+        assert text.startswith("## ❌ diverges: /b/model.py:5, in `b`\n")
         assert "**tiny** against **sdpa**" in text
-        assert "> It is introduced in the forward of `b` itself" in text
+        assert "> The error is introduced in the forward of `b` itself" in text
         assert "### Where it begins: `b` computes a wrong result" in text
         assert "reference: `/a/model.py:3`" in text
         lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -71,12 +71,14 @@ class TestContent:
         assert "`m39`" not in text
         assert "40 further lines are in the other reports." in text
 
-    def test_the_source_and_what_modules_introduce(self, make_row, make_comparison, tmp_path):
+    def test_the_source_and_what_modules_introduce(
+        self, make_row, make_comparison, blame, tmp_path
+    ):
         file = tmp_path / "model.py"
         file.write_text("".join(f"        line_{i}()\n" for i in range(1, 21)))
         comparison = make_comparison([make_row("a", 0.5)])
         origin = Origin("a", "mask", OriginKind.ARGUMENT, f"{file}:10", f"{file}:99")
-        text = render(replace(comparison, verdict=replace(comparison.verdict, origin=origin)))
+        text = render(blame(comparison, origin))
         assert "### Where it begins: `a` passes a wrong `mask`" in text
         assert "     9   line_9()\n    10 > line_10()\n    11   line_11()" in text
         assert text.count("```python") == 1  # the candidate's line is beyond the end of the file
@@ -115,11 +117,10 @@ class TestContent:
         tables = MarkdownIt("commonmark").enable("table").render(text)
         assert tables.count("<table>") == 4
 
-    def test_origins_and_rankings(self, make_row, make_comparison):
+    def test_origins_and_rankings(self, make_row, make_comparison, blame):
         comparison = make_comparison([make_row("a", 0.5)])
         places = tuple(Origin(f"m{i}", None, OriginKind.PARAMETER, None, None) for i in range(7))
-        verdict = replace(comparison.verdict, origin=places[0], origins=places)
-        text = render(replace(comparison, verdict=verdict))
+        text = render(blame(comparison, *places))
         assert "### Origin 2 of 7: `m1` has wrong parameters" in text
         assert "### Origin 6 of 7" not in text
         run = Run("a", "b", quantized=True, differences_expected=True)
@@ -143,7 +144,8 @@ class TestContent:
         text = render(replace(comparison, coverage=coverage))
         assert "- Unpaired: the candidate has no such module: `n0`, `n1`" in text
         assert "`n4` and 4 more" in text
-        assert "- In another form: 2 more" in text
+        assert "- In another form: `x0` is of another form: 1 call; `x1` is of another" in text
+        assert "1 call; 6 more reasons" in text
 
 
 HOSTILE = [
@@ -202,7 +204,7 @@ class TestSize:
         run = Run(deep, deep, tuple(names), "c " * 40_000)
         text = render(replace(comparison, verdict=verdict, coverage=coverage), run)
         assert len(text.encode()) <= LIMIT
-        assert text.startswith("## ❌ diverges at")
+        assert text.startswith("## ❌ diverges: /b/model.py:5, in ")
         assert "more lines" in text
         assert text.rstrip().endswith(f"they do not fit in {LIMIT // 1000} KB._")
 
@@ -213,7 +215,7 @@ class TestSize:
         verdict = said(comparison.verdict, "\n".join([long] * 100))
         text = render(replace(comparison, verdict=verdict), Run(long, long))
         assert len(text.encode()) <= LIMIT
-        assert text.startswith("## ❌ diverges at")
+        assert text.startswith("## ❌ diverges: /b/model.py:5, in ")
         assert re.search(r"> … \d+ more lines", text)
 
     def test_nothing_is_left_out_of_a_usual_one(self):

@@ -6,7 +6,7 @@ from tracer.testing.failure import render
 def test_the_verdict_the_rows_and_both_lines(make_row, make_comparison) -> None:
     comparison = make_comparison([make_row("a"), make_row("b", 0.5), make_row("c", 0.5)])
     text = render(comparison)
-    assert text.startswith("diverges at b, PEIR 5.00e-01\n")
+    assert text.startswith("diverges: /b/model.py:5, in `b`\n")
     assert "▶ b" in text
     assert "\nreference: /a/model.py:3\ncandidate: /b/model.py:5\n" in text
     assert all(len(line) <= 92 for line in text.splitlines())

@@ -85,7 +85,7 @@ class TestFixture:
         result.stdout.fnmatch_lines(
             [
                 ">       assert_equivalent(original, port, X)",
-                "E       tracer.errors.NotEquivalentError: diverges at down, PEIR *",
+                "E       tracer.errors.NotEquivalentError: diverges: `bias` of `down` differs",
                 "E       The inputs of `down` agree, its `bias` differs *",
                 "E         module *PEIR*",
                 "E       ▶ down *",
@@ -132,7 +132,7 @@ class TestReports:
     def test_port(assert_equivalent, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         for _ in range(2):
-            with pytest.raises(AssertionError, match="diverges at down") as caught:
+            with pytest.raises(AssertionError, match="`bias` of `down` differs") as caught:
                 assert_equivalent(*models(), X)
             assert "report: " in caught.value.__notes__[0]
 """,

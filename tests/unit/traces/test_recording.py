@@ -176,7 +176,7 @@ def test_names_and_files_of_a_trace(tmp_path: Path, net) -> None:
     model.add_module("name", nn.Linear(8, 8))
     model.forward = lambda x: model.name(model.header(x))
     trace = recorded(model, X, tmp_path / "a")
-    assert tracer.compare(trace, model).coverage.paired_modules == ("", "header", "name")
+    assert tuple(tracer.compare(trace, model).coverage.paired_modules) == ("", "header", "name")
     recorded(net, X, tmp_path / "b")
     names = sorted(file.name for file in (tmp_path / "b").iterdir())
     assert names == ["events.jsonl", "header.json", "values-00000.safetensors"]

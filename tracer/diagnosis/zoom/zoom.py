@@ -10,7 +10,7 @@ form many values that the reference never has; they are innocent as long as what
 found again. The culprit is the first operation from which no value that is found again follows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +57,7 @@ class Zoomed:
         unmatched: how many did not and led to a wrong result only; the first of them is the
             culprit, unless one of `tracer.diagnosis.zoom.culprit.RULES` explains it.
         is_backward: the operations are those of the call's backward.
+        candidate_module: the candidate's name of the module; None where it is the reference's.
     """
 
     module: str
@@ -71,6 +72,7 @@ class Zoomed:
     leading_to_match: int
     unmatched: int
     is_backward: bool = False
+    candidate_module: str | None = None
 
     def __repr__(self) -> str:
         place = "" if self.culprit is None else f" at {short_line(self.culprit.location)}"
@@ -123,24 +125,32 @@ def zoom(
         return None
     if failure is not None or closer.zoomed is None:
         return None
+    found = replace(closer.zoomed, candidate_module=record.other_name)
     if inward and closer.leads_into is not None:
         deeper = zoom(closer.leads_into, free, experiment)
-        return deeper if deeper is not None and deeper.kind is not ZoomKind.NONE else closer.zoomed
-    return closer.zoomed
+        return deeper if deeper is not None and deeper.kind is not ZoomKind.NONE else found
+    return found
 
 
-def check_zoom(module: str | None, names: Iterable[str]) -> None:
-    """Whether a module that the user has named is one of both models.
+def named_by_user(module: str, pairs: Mapping[str, str]) -> str:
+    """The reference's name of a module that the user has named as either side does.
+
+    Args:
+        pairs: the modules that the models have in common, the reference's names by the
+            candidate's.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is none of these.
     """
-    known = list(names)
-    if module is not None and module not in known:
+    known = dict.fromkeys(pairs.values())
+    if module in known:
+        return module
+    if module not in pairs:
         raise UsageError(
-            f"zoom {module!r}: expected the reference's name of one of the {len(known)} modules "
-            f"that the models have in common{near_names(module, known)}"
+            f"zoom {module!r}: expected one of the {len(known)} modules that the models have in "
+            f"common{near_names(module, [*known, *pairs])}"
         )
+    return pairs[module]
 
 
 def zoom_at(

@@ -1,9 +1,8 @@
 """Findings in sentences: the only place that makes sentences of them.
 
 >>> print(tracer.explain(comparison.verdict))
-First visible at output of `model.layers.0.mlp`, PEIR 0.331 (limit 1e-05).
-It is introduced in the forward of `model.layers.0.mlp` itself: its inputs agree, its output does
-not.
+The error is introduced in the forward of `model.layers.0.mlp` itself: its inputs agree, its output
+does not.
 ...
 """
 
@@ -12,7 +11,7 @@ from functools import singledispatch
 from tracer.comparison.noise_floor import NoiseReading
 from tracer.comparison.trace_limits import TraceLimit
 from tracer.diagnosis.discrete import NearTie
-from tracer.diagnosis.finding import RandomDraws
+from tracer.diagnosis.finding import RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import ForwardOnly, GradientsAgree
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
@@ -22,6 +21,7 @@ from tracer.reports.narrator import (
     noise,
     randomness,
     ties,
+    tolerances,
     traces,
     training,
     verdict,
@@ -65,3 +65,4 @@ lines.register(RandomDraws)(randomness.lines)
 lines.register(ForwardOnly)(training.forward_only)
 lines.register(GradientsAgree)(training.gradients_agree)
 lines.register(NearTie)(ties.lines)
+lines.register(TightTolerance)(tolerances.lines)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from tracer.diagnosis.zoom.case import ZoomKind
 from tracer.diagnosis.zoom.operations import Operation
 from tracer.diagnosis.zoom.zoom import Zoomed
-from tracer.text import few, module_in_words, short_line
+from tracer.reports.narrator.names import both_names
+from tracer.text import few, short_line
 
 _WHAT: Mapping[ZoomKind, str] = {
     ZoomKind.WRONG: "the first that does neither, or what explains it, is the culprit",
@@ -22,7 +23,8 @@ _WHAT: Mapping[ZoomKind, str] = {
 
 def lines(zoomed: Zoomed) -> list[str]:
     """The lines that say which operation is the culprit, and what the reference does there."""
-    name = module_in_words(zoomed.module) + (f" (call {zoomed.call})" if zoomed.call else "")
+    name = both_names(zoomed.module, zoomed.candidate_module)
+    name += f" (call {zoomed.call})" if zoomed.call else ""
     counted = (
         f"{zoomed.operations[1]} operations, {zoomed.operations[0]} in the reference; "
         f"{zoomed.matched} match the reference, {zoomed.leading_to_match} lead to a match"

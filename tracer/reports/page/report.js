@@ -39,7 +39,7 @@
   }
 
   /** Modules by name, parents before children, in execution order otherwise. */
-  function modulesOf(rows, { paired, unseen, origins }) {
+  function modulesOf(rows, { paired, names, unseen, origins }) {
     const found = new Map();
     const culprit = new Set(origins);
     const add = (name) => {
@@ -48,7 +48,7 @@
       const cut = name.lastIndexOf(".");
       const parent = name === "" ? null : add(cut < 0 ? "" : name.slice(0, cut));
       const module = {
-        name, parent, children: [], rows: [], worst: null, reason: unseen[name] ?? null,
+        name, own: names[name] ?? null, parent, children: [], rows: [], worst: null, reason: unseen[name] ?? null,
         culprit: culprit.has(name), depth: parent ? parent.depth + 1 : 0, inside: false, open: true,
         label: name === "" ? "(root)" : name.slice(cut + 1), place: found.size,
       };
@@ -114,6 +114,11 @@
     for (const [name, value] of Object.entries(attributes)) if (value !== null) made.setAttribute(name, value);
     made.append(...children);
     return made;
+  }
+
+  /** A module by the candidate's name, with the reference's where that is another. */
+  function bothNames({ name, own }) {
+    return own === null ? name || "(root)" : `${own} (reference: ${name})`;
   }
 
   function named(row) {
@@ -257,6 +262,7 @@
     function tell(i) {
       const { row, own } = calls[i];
       const figures = [`PEIR ${number(row.peir)}`, `limit ${number(row.limit)}`];
+      if (data.names[row.module]) figures.unshift(`candidate: ${data.names[row.module]}`);
       if (own !== null) figures.push(`own ${number(own)}`);
       if (row.floor) figures.push(`${short(row.peir / row.floor)} x noise`);
       tip.replaceChildren(element("b", {}, named(row)), figures.join(", "));
@@ -368,7 +374,7 @@
       const flat = !isTree();
       const matches = matcher();
       if (flat) {
-        shown = [...modules.values()].filter((module) => kinds[filter.value](module) && matches(module.name || "(root)"));
+        shown = [...modules.values()].filter((module) => kinds[filter.value](module) && (matches(module.name || "(root)") || (module.own !== null && matches(module.own))));
         shown.sort(orders[sort.value]);
       } else {
         shown = [];
@@ -405,7 +411,7 @@
       if (module.differs) classes.push("differs");
       if (module.culprit) classes.push("culprit");
       if (!module.rows.length) classes.push("unseen");
-      const line = element("div", { class: classes.join(" "), role: "treeitem", title: module.reason ? `${module.name}: ${module.reason}` : module.name || "(root)" },
+      const line = element("div", { class: classes.join(" "), role: "treeitem", title: module.reason ? `${module.name}: ${module.reason}` : bothNames(module) },
         element("span", { class: "name" }, element("span", { class: "twist" }), element("bdi")),
         element("span", { class: "figure" }, worst ? number(worst.peir) : module.rows.length ? "–" : ""),
         element("span", { class: "heat", hidden: worst ? null : "" }, element("i")),
@@ -497,7 +503,7 @@
     function show(name, call, value, quietly) {
       const module = modules.get(name);
       if (!module) return;
-      title.textContent = name || "(root)";
+      title.textContent = bothNames(module);
       if (!quietly) box.classList.add("open");
       const ofCall = module.rows.filter((row) => row.call === call);
       const row = ofCall.find((row) => row.value === value) ?? ofCall.find((row) => row.isOutput)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.verdict import VerdictOutcome
+from tracer.diagnosis.verdict import Symptom, VerdictOutcome
 from tracer.measurement.rows import final_output
+from tracer.reports.narrator.cause import cause
 from tracer.reports.parts.fold import number
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ class Headline:
 
     Attributes:
         tone: how alarming it is; "expected" is a difference that quantisation makes.
-        line: "diverges at model.layers.0.self_attn.o_proj, PEIR 4.61e-01"; with a gate also what
-            that makes of it.
+        line: "diverges: port.py:27, in `blocks.0.attn`"; with a gate also what that makes of it.
         text: the explanation, several lines; what isolation has found comes last.
     """
 
@@ -44,11 +44,8 @@ def headline(comparison: Comparison, *, expected: bool = False) -> Headline:
     elif verdict.outcome is VerdictOutcome.EQUIVALENT:
         tone, line = "diverges", "equivalent, and every value is to agree"
     else:
-        tone, line = "diverges", f"diverges at {symptom.module or 'the root'}"
-        if not symptom.value.is_result:
-            line += f", argument {symptom.value.label}"
-        line += f", call {symptom.call}" if symptom.call else ""
-        line += f", PEIR {number(symptom.peir)}"
+        found = None if expected else cause(verdict, comparison.zoomed)
+        tone, line = "diverges", f"diverges: {found}" if found else _visible_at(symptom)
         if expected and not comparison.coverage.ended:
             tone, line = "expected", f"{line}, as expected of a quantised candidate"
             text = _end(comparison)
@@ -58,6 +55,15 @@ def headline(comparison: Comparison, *, expected: bool = False) -> Headline:
     if comparison.gate is not None:
         tone, line = _gated(comparison.gate, tone, line)
     return Headline(tone, line, text)
+
+
+def _visible_at(symptom: Symptom) -> str:
+    """Where a divergence was first visible, as far as its cause was not looked for."""
+    line = f"diverges at {symptom.candidate_module or symptom.module or 'the root'}"
+    if not symptom.value.is_result:
+        line += f", argument {symptom.value.label}"
+    line += f", call {symptom.call}" if symptom.call else ""
+    return f"{line}, PEIR {number(symptom.peir)}"
 
 
 def _gated(gate: "Gate", tone: Tone, line: str) -> tuple[Tone, str]:

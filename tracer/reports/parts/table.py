@@ -10,6 +10,7 @@ from rich.text import Text
 from tracer.diagnosis.verdict import Symptom
 from tracer.measurement.rows import CallKey, Row
 from tracer.reports.parts.fold import Fold, is_symptom, number
+from tracer.reports.parts.shortening import apart
 from tracer.tensors.leaves import dtype_name
 from tracer.tensors.value_path import ValueKind
 
@@ -98,26 +99,57 @@ def _columns(
     ]
     if introduced:
         statistics.append(_Column("own PEIR", _NUMBER_WIDTH, _introduced(introduced), numeric=True))
+    statistics = [column for column in statistics if _is_filled(column, rows)]
     room = width - sum(gap + column.width for column in statistics)
-    value, *others = _optional_columns(rows, symptom)
+    value, *others = (
+        column for column in _optional_columns(rows, symptom) if _is_filled(column, rows)
+    )
+    chosen, beside = [], []
+    # Modules that have another name in the candidate are called by it where there is one column.
+    own = any(row.candidate_module is not None for row in rows)
     names = _longest(rows, lambda row: _label(row, with_value=False))
+    if own:
+        other = _fitting("candidate", _candidate, _LONGEST_NAME, rows)
+        if room - 2 * gap - other.width - value.width >= _wanted(names):
+            own = False
+            beside.append(other)
+            room -= gap + other.width
+        else:
+            names = _longest(rows, lambda row: _label(row, with_value=False, own=True))
     with_value = room - gap - value.width < _wanted(names)
-    longest = _longest(rows, lambda row: _label(row, with_value=with_value))
-    chosen = []
+    longest = _longest(rows, lambda row: _label(row, with_value=with_value, own=own))
     for column in others if with_value else (value, *others):
         if room - gap - column.width >= _wanted(longest):
             chosen.append(column)
             room -= gap + column.width
-    module = min(room, _GUTTER + max(longest, len("module")))
+    header = "candidate" if own else "module"
+    module = min(room, _GUTTER + max(longest, len(header)))
     if chosen and chosen[-1].header == "status":
         status = chosen.pop()
         chosen.append(replace(status, width=status.width + room - module))
+    full = [_label(row, with_value=with_value, own=own) for row in rows]
+    short = [_label(row, with_value=with_value, own=own, width=module - _GUTTER) for row in rows]
+    labels = dict(zip(full, apart(full, short, module - _GUTTER), strict=True))
 
     def name(row: Row) -> str:
         mark = "▶ " if is_symptom(row, symptom) else "  "
-        return mark + _label(row, with_value=with_value, width=module - _GUTTER)
+        return mark + labels[_label(row, with_value=with_value, own=own)]
 
-    return [_Column("  module", module, name), *statistics, *chosen]
+    return [_Column(f"  {header}", module, name), *beside, *statistics, *chosen]
+
+
+def _is_filled(column: _Column, rows: Sequence[Row]) -> bool:
+    """Whether it says anything of any row."""
+    return not rows or any(column.text(row) not in ("", "-") for row in rows)
+
+
+def _fitting(header: str, text: Callable[[Row], str], most: int, rows: Sequence[Row]) -> _Column:
+    return _Column(header, max(len(header), min(_longest(rows, text), most)), text)
+
+
+def _candidate(row: Row) -> str:
+    name = row.module if row.candidate_module is None else row.candidate_module
+    return shortened(name or "(root)", _LONGEST_NAME)
 
 
 def _wanted(longest: int) -> int:
@@ -126,22 +158,25 @@ def _wanted(longest: int) -> int:
 
 
 def _optional_columns(rows: Sequence[Row], symptom: Symptom | None) -> list[_Column]:
-    def fitting(header: str, text: Callable[[Row], str], most: int) -> _Column:
-        return _Column(header, max(len(header), min(_longest(rows, text), most)), text)
-
     noise = any(row.floor is not None for row in rows)
+    full = list(dict.fromkeys(_value(row) for row in rows))
+    short = [shortened(value, _LONGEST_VALUE) for value in full]
+    values = dict(zip(full, apart(full, short, _LONGEST_VALUE), strict=True))
 
     def value(row: Row) -> str:
-        return shortened(_value(row), _LONGEST_VALUE)
+        return values[_value(row)]
 
     def status(row: Row) -> str:
         return _status(row, symptom)
 
+    def shape(row: Row) -> str:
+        return "x".join(map(str, row.shape))
+
     return [
-        fitting("value", value, _LONGEST_VALUE),
+        _fitting("value", value, _LONGEST_VALUE, rows),
         *([_Column("x noise", _NUMBER_WIDTH, _multiple, numeric=True)] if noise else []),
-        fitting("shape", lambda row: "x".join(map(str, row.shape)), _LONGEST_SHAPE),
-        fitting("dtype", dtypes, _LONGEST_VALUE),
+        _fitting("shape", shape, _LONGEST_SHAPE, rows),
+        _fitting("dtype", dtypes, _LONGEST_VALUE, rows),
         _Column("SQNR dB", len("SQNR dB"), _sqnr, numeric=True),
         _Column("cosine", len("-0.123456"), _cosine, numeric=True),
         _Column("limit", _NUMBER_WIDTH, lambda row: number(row.limit), numeric=True),
@@ -174,9 +209,15 @@ def _gap(width: int) -> int:
     return 2 if width >= _ROOMY else 1
 
 
-def _label(row: Row, *, with_value: bool = True, width: int | None = None) -> str:
-    """The row's module, with the call and the value where these are not the usual ones."""
-    name = row.module or "(root)"
+def _label(
+    row: Row, *, with_value: bool = True, own: bool = False, width: int | None = None
+) -> str:
+    """The row's module, with the call and the value where these are not the usual ones.
+
+    Args:
+        own: the candidate's name of it.
+    """
+    name = (row.candidate_module if own else None) or row.module or "(root)"
     suffix = f"#{row.call}" if row.call else ""
     if with_value and row.value != "output":
         if row.value.kind is ValueKind.OUTPUT:

@@ -3,7 +3,8 @@
 import pytest
 
 import tracer
-from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
+from tracer.diagnosis.checkpoints import Checkpoints
+from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind, TightTolerance
 from tracer.diagnosis.parameters import ParameterDifference, ParameterKind, Setting
 from tracer.diagnosis.trials import Outcome, Proof
 from tracer.diagnosis.verdict import Agreement, Divergence, Ended, Spread, Tally, Verdict
@@ -39,8 +40,8 @@ def said(*findings, why="", **fields):
             FindingKind.BEFORE_CALL,
             {"other": "m.a", "since": "m.b", "settings": (Setting("eps", "1", "2"),)},
             [
-                "It is introduced in the forward of `m` itself: what it computes for `m.a` is "
-                "wrong, after `m.b` still agreed.",
+                "The error is introduced in the forward of `m` itself: what it computes for `m.a` "
+                "is wrong, after `m.b` still agreed.",
                 *LINES,
                 "Its `eps` is 1 in the reference and 2 in the candidate.",
             ],
@@ -49,8 +50,8 @@ def said(*findings, why="", **fields):
             FindingKind.AFTER_CALLS,
             {"other": "m.a", "settings": (Setting(None, "A", "B"),) * 9},
             [
-                "It is introduced in the forward of `m` itself, after its last call (`m.a`), which "
-                "still agreed.",
+                "The error is introduced in the forward of `m` itself, after its last call "
+                "(`m.a`), which still agreed.",
                 *LINES,
                 *["Its class is A in the reference and B in the candidate."] * 6,
                 "3 more settings differ.",
@@ -60,8 +61,8 @@ def said(*findings, why="", **fields):
             FindingKind.INSIDE,
             {"form_alone": True, "unexplained": 2},
             [
-                "It is introduced in the forward of `m` itself: its inputs agree, its output does "
-                "not.",
+                "The error is introduced in the forward of `m` itself: its inputs agree, its "
+                "output does not.",
                 *LINES,
                 "If the form alone differs, give the candidate's module a method "
                 "`to_reference_output(output)` that reads it back.",
@@ -171,17 +172,19 @@ def test_a_whole_divergence(make_row):
     proof = Proof(Outcome.ALL_AGREES, OUTPUT, mistakes=mistakes)
     lines = said(
         Finding(ORIGIN, FindingKind.INSIDE, proof),
-        Finding(ORIGIN, FindingKind.LEFT, names=("x",)),
+        Finding(ORIGIN, FindingKind.LEFT, proof, names=("x",)),
+        Finding(ORIGIN, FindingKind.LEFT, names=("y",)),
         first=make_row("later", 0.5),
         introduced=make_row("m", 2e-6),
         one_sided=(("reference", "gone", 1),),
         spread=Spread(7, 5, make_row("", 0.25)),
     )
     assert lines == [
-        "First visible at output of `later`, PEIR 0.5 (limit 1e-05).",
-        "It was introduced at output of `m`, PEIR 2e-06 (limit 1e-05).",
-        "It is introduced in the forward of `m` itself: its inputs agree, its output does not.",
+        "The error is introduced in the forward of `m` itself: its inputs agree, its output does "
+        "not.",
         *LINES,
+        "First visible at output of `later`, PEIR 0.5 (limit 1e-05).",
+        "The error was introduced at output of `m`, PEIR 2e-06 (limit 1e-05).",
         "Confirmed: with the reference's output of `m`, everything agrees.",
         "It matches a known mistake: scaled by 2 (residual 0.001).",
         "It matches a known mistake: clipped (residual 0.01).",
@@ -190,7 +193,52 @@ def test_a_whole_divergence(make_row):
         "One more origin, each with the reference's values before it:",
         "2. What `m` leaves in its argument `x` is wrong.",
         *(f" {line}" for line in LINES),
+        "   Confirmed: with the reference's output of `m`, everything agrees.",
+        "One more place is suspected, which no run has confirmed.",
     ]
+
+
+def layer(number: int, **fields) -> Finding:
+    """A confirmed finding in a layer, which the candidate calls a block."""
+    name = f"layers.{number}.attn"
+    origin = Origin(name, None, OriginKind.COMPUTATION, "r.py:3", "c.py:5", f"blocks.{number}.a")
+    return Finding(origin, FindingKind.INSIDE, Proof(Outcome.ALL_AGREES, OUTPUT), **fields)
+
+
+@pytest.mark.parametrize(("numbers", "words"), [
+    ((0, 1), "`blocks.1.a`"), ((0, 1, 2, 3, 4), "blocks 1 to 4"),
+    ((0, 2, 4, 5, 6), "blocks 2 and 4 to 6"), ((0, 1, 2, 4), "blocks 1, 2 and 4"),
+])  # fmt: skip
+def test_the_same_in_several_layers_is_one_origin(numbers, words):
+    findings = tuple(map(layer, numbers))
+    names = {f"layers.{n}.attn": f"blocks.{n}.a" for n in numbers}
+    verdict = Verdict(False, None, ORIGIN, True, Divergence(findings), names=names)
+    lines = tracer.explain(verdict).splitlines()
+    assert lines[0].startswith(
+        "The error is introduced in the forward of `blocks.0.a` (reference: `layers.0.attn`) itself"
+    )
+    assert f"The same in {words}." in lines
+    assert not any("more origin" in line for line in lines)
+
+
+def test_another_checkpoint_comes_first_with_its_counts():
+    finding = Finding(ORIGIN, FindingKind.INSIDE)
+    lines = said(finding, checkpoints=Checkpoints(39, 0, 1, 1.6))
+    assert lines[0] == (
+        "Another checkpoint? None of the reference's 39 modules with parameters hold equal ones in "
+        "the candidate; 1 differs (by up to PEIR 1.6), 38 have no counterpart. If it is the same "
+        "one, pair the modules by rename rules (--map)."
+    )
+    lines = said(finding, checkpoints=Checkpoints(39, 2, 37, 0.5))
+    assert lines[0].endswith("Only 2 of the reference's 39 modules with parameters hold equal ones "
+                             "in the candidate; 37 differ (by up to PEIR 0.5).")  # fmt: skip
+
+
+def test_a_tolerance_below_rounding_is_warned_of():
+    text = tracer.explain(TightTolerance(1e-8, "float32", 1e-5))
+    assert text == (
+        "The tolerance of 1e-08 is below the limit of float32, 1e-05: rounding alone may exceed it."
+    )
 
 
 def test_an_agreement(make_row):

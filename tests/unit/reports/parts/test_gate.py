@@ -55,12 +55,12 @@ class TestHeadline:
         comparison = judged({"a": 0.5}, {"a": 0.5})
         assert self.line(comparison) == (
             "expected",
-            "diverges at a, PEIR 5.00e-01, as in main.json",
+            "diverges: /b/model.py:5, in `a`, as in main.json",
         )
         comparison = judged({"a": 0.5, "b": 0.9}, {"a": 0.5, "b": 0.1})
         assert self.line(comparison) == (
             "diverges",
-            "fails: 1 of 2 outputs is worse than in main.json; diverges at a, PEIR 5.00e-01",
+            "fails: 1 of 2 outputs is worse than in main.json; diverges: /b/model.py:5, in `a`",
         )
 
     def test_within_limits(self, judged):
@@ -72,17 +72,17 @@ class TestHeadline:
         comparison = judged({"a": 0.5}, max_peir={"a": 0.6})
         assert self.line(comparison) == (
             "expected",
-            "diverges at a, PEIR 5.00e-01, within the limits given",
+            "diverges: /b/model.py:5, in `a`, within the limits given",
         )
 
     def test_let_pass_and_divergence_alone(self, judged):
-        assert self.line(judged({"a": 0.5}, fail_on="never"))[1].endswith("5.00e-01, let pass")
+        assert self.line(judged({"a": 0.5}, fail_on="never"))[1].endswith("in `a`, let pass")
         comparison = judged({"a": 0.5}, {"a": 0.1}, fail_on="coverage")
         assert self.line(comparison) == (
             "expected",
-            "diverges at a, PEIR 5.00e-01; let pass: 1 of 1 outputs is worse than in main.json",
+            "diverges: /b/model.py:5, in `a`; let pass: 1 of 1 outputs is worse than in main.json",
         )
-        assert self.line(judged({"a": 0.5})) == ("diverges", "diverges at a, PEIR 5.00e-01")
+        assert self.line(judged({"a": 0.5})) == ("diverges", "diverges: /b/model.py:5, in `a`")
         assert self.line(judged({"a": 0.0})) == ("agrees", "agrees")
         assert self.line(judged({"a": 0.0}, {"a": 0.0})) == ("agrees", "agrees")
 
@@ -247,7 +247,7 @@ class TestReports:
         monkeypatch.setenv("COLUMNS", "80")
         failing.show()
         text = capsys.readouterr().out
-        assert text.index("It is introduced in the forward") < text.index(
+        assert text.index("The error is introduced in the forward") < text.index(
             "gate: fails (--fail-on regression)"
         )
         assert max(map(len, text.splitlines())) <= 80

@@ -9,7 +9,7 @@ from tracer.reports.parts.headline import headline
     ("peir", "expected", "tone", "line"),
     [
         (0.0, False, "agrees", "agrees"),
-        (0.5, False, "diverges", "diverges at mlp, call 2, PEIR 5.00e-01"),
+        (0.5, False, "diverges", "diverges: /b/model.py:5, in `mlp`"),
         (
             0.5,
             True,
