@@ -9,4 +9,4 @@ if __name__ == "__main__":
     assert trace_model.tracer
     from tracer.cli import main
 
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

