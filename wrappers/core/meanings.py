@@ -58,9 +58,9 @@ _ROTATION = {
     "x1": "the first half of {} before rotation",
     "x2": "the second half of {} before rotation",
     "neg": "the second half of {} negated, for the rotation",
-    "cat": "the halves of {} changed round, for the rotation",
+    "cat": "{} with their halves swapped, for the rotation",
     "cos": "{} times cosine, in the rotation",
-    "sin": "{} with halves changed round times sine, in the rotation",
+    "sin": "{} with their halves swapped, times sine",
     "rot": "{} after rotation",
 }
 _NUMBERED = {

@@ -58,8 +58,8 @@ def test_layers_come_before_points_and_points_before_modules() -> None:
 
 def test_what_does_not_fit() -> None:
     many = replace(LAYERS, groups=LAYERS.groups * 6, points=LAYERS.points * 6)
-    lines = text_of(many, 50)
-    assert all(len(line) <= 50 for line in lines if "mlp" in line)
+    lines = text_of(many, 60)
+    assert all(len(line) <= 60 for line in lines if "mlp" in line)
     assert [line for line in lines if line.startswith("  ") and "…" in line and "more" in line] == [
         "  100.0%  … 2 more",
         "          … 2 more",
