@@ -68,8 +68,9 @@ class TestCommands:
         }
 
     def test_a_regression_fails(self, tmp_path):
-        """Weights of fewer bits, and a candidate that says nothing else of it."""
+        """Weights of fewer bits, which stand for a change of the code that makes it worse."""
         weaker = WORKFLOW["env"]["QUANTIZED"].replace("--weight uint8", "--weight uint4")
+        weaker += " --baseline-any"
         assert run(tmp_path, QUANTIZED=weaker)["Compare"] == 1
         summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
         assert summary.startswith("## ❌ fails: ")
@@ -101,5 +102,5 @@ def test_what_the_steps_and_the_baseline_hold():
     assert len(after) == 3
     assert all(step["if"].startswith("always()") for step in after)
     text = (CI / "baseline.json").read_text(encoding="utf-8")
-    assert len(text) < 100_000
+    assert len(text) < 110_000
     assert '"/' not in text
