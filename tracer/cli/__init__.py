@@ -17,11 +17,10 @@ from typing import TextIO
 from tracer.cli.checks import check
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.parser import parse
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
     CompareRequest,
-    DiffRequest,
-    HistoryRequest,
     RecordRequest,
     Request,
     ShowRequest,

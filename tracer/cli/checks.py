@@ -1,11 +1,10 @@
 """Which options of the command line go together: what can be checked before PyTorch is loaded."""
 
 from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
     CompareRequest,
-    DiffRequest,
-    HistoryRequest,
     ModelRequest,
     Request,
     ShowRequest,

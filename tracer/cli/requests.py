@@ -13,6 +13,7 @@ from typing import Any
 
 from tracer import choices
 from tracer.cli import types
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.reports import known_suffixes
 
 # The options that say how inputs are made.
@@ -426,34 +427,6 @@ class AblateRequest:
     ray: str | None = None
     report: tuple[str, ...] = ()
     out: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffRequest:
-    """`trace_model diff`: two reports.
-
-    Attributes:
-        all: every change, none left out.
-    """
-
-    former: Path
-    now: Path
-    fail_on: str = choices.FAIL_ON[1]
-    baseline_any: bool = False
-    exit_skip: int | None = None
-    all: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistoryRequest:
-    """`trace_model history`: a folder of reports.
-
-    Attributes:
-        module: a glob of the outputs that the figures are of; None for the last.
-    """
-
-    folder: Path
-    module: str | None = None
 
 
 Request = (

@@ -195,13 +195,12 @@ def test_the_plugin_alone_imports_no_torch() -> None:
 def test_an_error_of_its_own_says_so(suite, tmp_path):
     """It is no verdict; with and without reports."""
     tests = """
-    import tracer.testing.equivalence as equivalence
-
     def test_a(assert_equivalent, monkeypatch):
         def compare(*args, **kwargs):
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(equivalence, "compare", compare)
+        names = assert_equivalent.__wrapped__.__globals__
+        monkeypatch.setitem(names, "compare", compare)
         assert_equivalent(*models(), X)
     """
     for options in ((), ("--trace-report", str(tmp_path / "reports"))):
@@ -210,7 +209,11 @@ def test_an_error_of_its_own_says_so(suite, tmp_path):
         result.stdout.fnmatch_lines(
             ["*ZeroDivisionError: a bug", "*an error of trace_model's own*"]
         )
-    result = suite("def test_b(assert_equivalent): assert_equivalent(*models(), X, include='no')")
+    wrong_use = """
+    def test_b(assert_equivalent):
+        assert_equivalent(*models(), X, include="no")
+    """
+    result = suite(wrong_use)
     result.assert_outcomes(failed=1)
     result.stdout.no_fnmatch_line("*an error of trace_model's own*")
 

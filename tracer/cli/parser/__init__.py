@@ -9,10 +9,9 @@ import tracer
 from tracer.cli.exit_codes import ExitCode, exit_codes
 from tracer.cli.parser import ablate, compare, reports
 from tracer.cli.parser.common import Parser, add_fields
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     CompareRequest,
-    DiffRequest,
-    HistoryRequest,
     RecordRequest,
     Request,
     ShowRequest,
