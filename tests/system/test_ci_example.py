@@ -80,7 +80,7 @@ class TestCommands:
 
     def test_a_regression_fails(self, tmp_path):
         """Weights of fewer bits, and a candidate that says nothing else of it."""
-        change = 'weight = "uint8"', 'weight = "uint4"\nisolate = "none"'
+        change = 'weight = "uint8"', 'weight = "uint4"\nisolate = "none"\nbaseline-any = true'
         assert run(tmp_path, *change)["Check"] == 1
         summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
         assert summary.startswith("## ❌ `2 of 3 checks pass; 1 fails: quantized`")
@@ -112,5 +112,5 @@ def test_what_the_steps_and_the_baseline_hold():
     assert len(after) == 3
     assert all(step["if"].startswith("always()") for step in after)
     text = (CI / "baseline.json").read_text(encoding="utf-8")
-    assert len(text) < 100_000
+    assert len(text) < 110_000
     assert '"/' not in text

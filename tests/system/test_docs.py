@@ -24,7 +24,10 @@ GUIDES = sorted((DOCS / "guides").glob("*.md"))
 PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "examples" / "ci" / "README.md"]
 
 # Files and traces that commands name; the parser looks whether they exist.
-FILES = ("FILE", "photo.png", "main.json", "quantized.json", "examples/studies/sensitivity.toml")
+FILES = (
+    *("FILE", "photo.png", "main.json", "new.json", "quantized.json"),
+    "examples/studies/sensitivity.toml",
+)
 
 _BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(trace_model\s[^`]+)`")

@@ -19,12 +19,11 @@ from typing import TextIO
 from tracer.cli.checks import check as check_request
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.parser import parse
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
     CheckRequest,
     CompareRequest,
-    DiffRequest,
-    HistoryRequest,
     RecordRequest,
     Request,
     ShowRequest,

@@ -1,12 +1,11 @@
 """Which options of the command line go together: what can be checked before PyTorch is loaded."""
 
 from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
     CheckRequest,
     CompareRequest,
-    DiffRequest,
-    HistoryRequest,
     ModelRequest,
     Request,
     ShowRequest,

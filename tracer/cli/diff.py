@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tracer.cli.exit_codes import ExitCode
-from tracer.cli.requests import DiffRequest
+from tracer.cli.report_requests import DiffRequest
 from tracer.regression.baseline import Baseline
 from tracer.regression.gating import gate_between
 from tracer.regression.history import read_entry

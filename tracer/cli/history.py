@@ -1,7 +1,7 @@
 """`trace_model history`: the reports of many commits as a table and a curve."""
 
 from tracer.cli.exit_codes import ExitCode
-from tracer.cli.requests import HistoryRequest
+from tracer.cli.report_requests import HistoryRequest
 from tracer.execution.limits import user_path
 from tracer.regression.history import read_history
 from tracer.reports.console import make_console, show_parts

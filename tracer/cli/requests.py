@@ -13,6 +13,7 @@ from typing import Any
 
 from tracer import choices
 from tracer.cli import types
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.streams import DEFAULT, Output
 from tracer.reports import known_suffixes
 
@@ -463,38 +464,6 @@ class CheckRequest:
     report: tuple[Path, ...] = ()
     device: str | None = None
     dtype: str | None = None
-    cache: Path | None = None
-    output: Output = DEFAULT
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffRequest:
-    """`trace_model diff`: two reports.
-
-    Attributes:
-        all: every change, none left out.
-    """
-
-    former: Path
-    now: Path
-    fail_on: str = choices.FAIL_ON[1]
-    baseline_any: bool = False
-    exit_skip: int | None = None
-    all: bool = False
-    cache: Path | None = None
-    output: Output = DEFAULT
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistoryRequest:
-    """`trace_model history`: a folder of reports.
-
-    Attributes:
-        module: a glob of the outputs that the figures are of; None for the last.
-    """
-
-    folder: Path
-    module: str | None = None
     cache: Path | None = None
     output: Output = DEFAULT
 

@@ -51,6 +51,8 @@ class TestConfig:
         assert head["environment"]["command"].startswith("trace_model ablate --config")
         assert [r["trial"]["settings"]["weight"] for r in results] == ["uint8", "uint4"]
         assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+        said = "writes grid.jsonl (a line for each trial; the same command goes on there), out.csv"
+        assert printed.out.splitlines()[0] == said
         # Again: nothing is run, and the report is the same.
         assert ablate(*options) == 0
         again = capsys.readouterr()

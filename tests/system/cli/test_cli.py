@@ -352,6 +352,42 @@ class TestTrouble:
         assert printed.err.endswith(f"\nZeroDivisionError\n{sentence}")
 
 
+class TestNothingButAVerdictExitsWith1:
+    MAIN = "import sys; from tracer.cli import main; sys.exit(main(sys.argv[1:]))"
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+    def test_standard_error_that_is_full(self):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-c", self.MAIN, "compare", "nowhere"]
+            assert subprocess.run(command, stderr=full, check=False).returncode == 2
+
+    def test_a_module_of_the_users_that_is_called_wrappers(self, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "wrappers", type(sys)("wrappers"))
+        monkeypatch.delitem(sys.modules, "wrappers.errors", raising=False)
+
+        def load(*args: object, **kwargs: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(models, "load", load)
+        assert main(["compare", "tiny-llama", "--candidate", "sdpa"]) == 3
+        assert "an error of its own, ZeroDivisionError" in capsys.readouterr().err
+
+    def test_a_terminal_that_is_closed_while_rows_are_shown(self, monkeypatch, capsys):
+        from tracer.errors import ModelRunError
+        from tracer.reports import console
+
+        def show_rows(*args: object, **kwargs: object) -> None:
+            raise BrokenPipeError
+
+        def load(*args: object, **kwargs: object) -> None:
+            raise ModelRunError("the candidate raised", comparison=object())
+
+        monkeypatch.setattr(models, "load", load)
+        monkeypatch.setattr(console, "show_rows", show_rows)
+        assert main(["compare", "tiny-llama", "--candidate", "sdpa"]) == 2
+        assert "the candidate raised" in capsys.readouterr().err
+
+
 class TestProcess:
     MAIN = "import sys; from tracer.cli import main; code = main(sys.argv[1:]); "
 

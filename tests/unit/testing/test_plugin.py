@@ -190,3 +190,43 @@ def test_suites_that_do_not_use_it_import_nothing(pytester: pytest.Pytester) -> 
 def test_the_plugin_alone_imports_no_torch() -> None:
     program = "import sys; import tracer.testing.plugin; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
+def test_an_error_of_its_own_says_so(suite, tmp_path):
+    """It is no verdict; with and without reports."""
+    tests = """
+    def test_a(assert_equivalent, monkeypatch):
+        def compare(*args, **kwargs):
+            raise ZeroDivisionError("a bug")
+
+        names = assert_equivalent.__wrapped__.__globals__
+        monkeypatch.setitem(names, "compare", compare)
+        assert_equivalent(*models(), X)
+    """
+    for options in ((), ("--trace-report", str(tmp_path / "reports"))):
+        result = suite(tests, *options)
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines(
+            ["*ZeroDivisionError: a bug", "*an error of trace_model's own*"]
+        )
+    wrong_use = """
+    def test_b(assert_equivalent):
+        assert_equivalent(*models(), X, include="no")
+    """
+    result = suite(wrong_use)
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*an error of trace_model's own*")
+
+
+def test_a_report_that_cannot_be_written_hides_no_failure(suite, tmp_path):
+    folder = tmp_path / "reports"
+    tests = f"""
+    import shutil
+
+    def test_a(assert_equivalent):
+        shutil.rmtree({str(folder)!r})
+        assert_equivalent(*models(), X)
+    """
+    result = suite(tests, "--trace-report", str(folder))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*NotEquivalentError*", "*does not exist; create it first*"])

@@ -12,10 +12,9 @@ from tracer.cli.exit_codes import ExitCode, exit_codes
 from tracer.cli.keys import Keys
 from tracer.cli.parser import ablate, check, compare, reports
 from tracer.cli.parser.common import Parser, add_fields, add_output
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     CompareRequest,
-    DiffRequest,
-    HistoryRequest,
     RecordRequest,
     Request,
     ShowRequest,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tracer.cli.parser import parse
-from tracer.cli.requests import DiffRequest, HistoryRequest
+from tracer.cli.report_requests import DiffRequest, HistoryRequest
 
 
 def test_diff(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -180,3 +181,17 @@ class TestPlots:
             assert text_plot(plot)
             assert "nan" not in page(replace(report, plots=(plot,)))
         assert math.isfinite(high)
+
+
+def test_the_page_marks_what_is_recommended_and_has_a_dark_mode(report):
+    table = replace(report.tables[0], best=1, recommended=0)
+    text = page(replace(report, tables=(table,)))
+    rows = re.findall(r"<tr( class='[^']*')?>(.*?)(?=<tr|</table>)", text.split("<h2>")[1])
+    assert [classes for classes, _ in rows] == [
+        *("", " class='recommended'", " class='best'"),
+        *("" for _ in table.rows[2:]),
+    ]
+    assert [place for place, (_, row) in enumerate(rows) if ">recommended</b>" in row] == [1]
+    assert "@media(prefers-color-scheme:dark)" in text
+    both = page(replace(report, tables=(replace(table, recommended=1),)))
+    assert "<tr class='best recommended'>" in both
