@@ -117,7 +117,7 @@ def test_the_mask_bug_is_found_as_it_is_shown(monkeypatch, capsys) -> None:
         [shown] = [
             block
             for _, _, block in _BLOCK.findall(page.read_text(encoding="utf-8"))
-            if block.startswith("First visible")
+            if block.startswith("`model.language_model` passes a wrong")
         ]
         assert names_and_figures(shown) <= printed, page.name
 

@@ -26,8 +26,8 @@ from rich.text import Text
 
 from tracer.comparison.capturing import Captured
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.verdict import Divergence
 from tracer.reports import Run, notebook
+from tracer.reports.narrator.cause import is_at_a_line
 from tracer.reports.parts import gate
 from tracer.reports.parts.curve import curve
 from tracer.reports.parts.excerpt import numbered_lines, places
@@ -360,11 +360,14 @@ def _verdict(comparison: Comparison, console: Console, *, expected: bool) -> Ren
 
 def _source(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     """The lines around the first origin on both sides, the candidate's first."""
-    details = comparison.verdict.details
-    if isinstance(details, Divergence) and details.checkpoints is not None:
-        return  # no line is to blame
+    if not is_at_a_line(comparison.verdict):
+        return
     for place in places(comparison, _LINES_AROUND)[:1]:
-        for side, found in reversed(place.sources.items()):
+        reference, candidate = place.sources["reference"], place.sources["candidate"]
+        sides = {"candidate": candidate, "reference": reference}
+        if reference == candidate:
+            sides = {"both": candidate}
+        for side, found in sides.items():
             if found.lines:
                 yield Text(f"{side}: {found.place}", style="dim")
                 for line, text in numbered_lines(found, width):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tracer import models
+from tracer.choices import VARIANTS
 from tracer.cli import main
 from tracer.reports import WRITERS
 
@@ -194,7 +195,9 @@ class TestOutcome:
         assert ran.code == 1
         assert ran.err == ""  # without progress bars nothing goes there
         assert "▶ model.layers.2.mlp.up_proj" in ran.out
-        assert ran.out.split("\n\n")[-1].startswith("diverges at model.layers.2.mlp.up_proj")
+        assert ran.out.split("\n\n")[-1].startswith(
+            "diverges: `weight` of `model.layers.2.mlp.up_proj` differs"
+        )
         assert compare("tiny-llama", "--candidate", broken, "--tolerance", "1").code == 0
         assert compare(*SDPA, "--tolerance", "1e-12").code == 1
 
@@ -234,7 +237,8 @@ class TestOptions:
         assert embedded(report)["shape"] == [2, 12, 64]
         assert embedded(report)["dtype"] == "float64"
         assert report["run"]["notes"] == [
-            "inputs: 12 random tokens (seed 3), a batch of 2 with lengths 12, 9, padded on the left"
+            f"prefill: {VARIANTS['prefill']}",
+            "inputs: 12 random tokens (seed 3), a batch of 2 with lengths 12, 9, padded on the left",
         ]
 
     def test_inputs_from_a_file(self, compare, tmp_path: Path):
@@ -285,7 +289,7 @@ class TestOptions:
         assert "values of model.layers.0.self_attn" not in ran.out
         ran = compare(*SDPA, "--all")
         table = ran.out.split("\n\n")[1]
-        assert len(table.splitlines()) == 2 + len(ran.report["rows"])
+        assert len(table.splitlines()) == 3 + len(ran.report["rows"])  # head, line, legend
         assert " agree, " not in table
 
     def test_calibration_text(self, compare, shared_data: Path, tmp_path: Path):

@@ -62,7 +62,7 @@ def test_masks_that_one_side_does_without_are_no_divergence(at_prompt) -> None:
     options = ("--candidate", "sdpa", "--break", "*", "--break-when", "diverged")
     code, out, _ = at_prompt("q", *options)
     assert code == 0
-    assert "candidate None" in out
+    assert "the candidate is given no `attention_mask`" in out
     assert "(Pdb)" not in out
 
 

@@ -54,7 +54,7 @@ class TestExitCodes:
         ran = gate("--candidate", "worse", "--baseline", "worse.json")
         assert ran.code == 0
         printed = ran.out
-        assert "diverges at model.layers.3.mlp.up_proj, " in printed
+        assert "diverges: `weight` of `model.layers.3.mlp.up_proj` differs" in printed
         assert ", as in worse.json" in printed
         assert printed.index("Confirmed: ") < printed.index("gate: passes (--fail-on regression)")
 
@@ -119,7 +119,7 @@ class TestExitCodes:
 
     def test_coverage(self, made, gate, tmp_path):
         report = json.loads((made / "same.json").read_text())
-        report["coverage"]["paired_modules"].append("model.layers.4")
+        report["coverage"]["paired_modules"]["model.layers.4"] = "model.layers.4"
         (tmp_path / "more.json").write_text(json.dumps(report))
         arguments = ("--candidate", made / "same", "--baseline", tmp_path / "more.json")
         ran = gate(*arguments, "--fail-on", "coverage")

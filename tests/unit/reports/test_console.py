@@ -1,8 +1,13 @@
 """The report for terminals: what it says, what it folds, and that it fits."""
 
+import fcntl
 import io
 import math
+import os
 import re
+import struct
+import tempfile
+import termios
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -465,3 +470,39 @@ def test_show_is_the_method_of_a_comparison(diverging, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     diverging.show(all_rows=True)
     assert "…" not in capsys.readouterr().out.split("\n\n")[0].replace("model…", "")
+
+
+class TestWidthBesideAPipe:
+    """`trace_model compare ... | less` is read on the terminal that standard error is."""
+
+    @pytest.fixture
+    def columns(self, monkeypatch):
+        def made(*, columns: str | None = None, piped: bool = True, terminal: bool = True) -> int:
+            monkeypatch.delenv("COLUMNS", raising=False)
+            if columns is not None:
+                monkeypatch.setenv("COLUMNS", columns)
+            ends, (leader, follower) = os.pipe(), os.openpty()
+            fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 93, 0, 0))
+            try:
+                with (
+                    os.fdopen(os.dup(ends[1]), "w")
+                    if piped
+                    else tempfile.TemporaryFile("w") as out,
+                    os.fdopen(os.dup(follower if terminal else ends[1]), "w") as err,
+                ):
+                    monkeypatch.setattr("sys.stdout", out)
+                    monkeypatch.setattr("sys.stderr", err)
+                    width = make_console().width
+                    monkeypatch.undo()
+            finally:
+                for end in (*ends, leader, follower):
+                    os.close(end)
+            return width
+
+        return made
+
+    def test_that_terminal_counts_for_a_pipe_alone(self, columns):
+        assert columns() == 93
+        assert columns(piped=False) == 200  # a file is read elsewhere
+        assert columns(terminal=False) == 200
+        assert columns(columns="120") == 120

@@ -7,6 +7,7 @@ from tracer.diagnosis.alike import Alike, alike
 from tracer.diagnosis.checkpoints import Checkpoints
 from tracer.diagnosis.finding import Finding, FindingKind, Origin
 from tracer.diagnosis.verdict import Divergence, Verdict
+from tracer.diagnosis.zoom.case import ZoomKind
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.reports.narrator.names import Names, both_names
 from tracer.reports.narrator.verdict import elsewhere
@@ -19,12 +20,22 @@ def lines_of(origin: Origin, zoomed: Zoomed | None) -> tuple[str | None, str | N
     lines = origin.reference_line, origin.candidate_line
     if zoomed is None or zoomed.module != origin.module:
         return lines
+    if origin.argument is not None and zoomed.kind is ZoomKind.MISSING:
+        return lines  # where it is passed says more than where nothing is done
     found = (
         None if each is None or not each.line else each.location
         for each in (zoomed.expected, zoomed.culprit)
     )
     reference, candidate = (exact or line for exact, line in zip(found, lines, strict=True))
     return reference, candidate
+
+
+def is_at_a_line(verdict: Verdict) -> bool:
+    """Whether the cause is a line of code, and neither a parameter nor another checkpoint."""
+    details = verdict.details
+    if not isinstance(details, Divergence) or details.checkpoints is not None:
+        return False
+    return details.findings[0].kind not in _WITHOUT_LINE
 
 
 def cause(verdict: Verdict, zoomed: Zoomed | None) -> str | None:

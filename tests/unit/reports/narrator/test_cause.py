@@ -75,3 +75,6 @@ def test_the_line_is_the_culprits_where_zoom_has_found_it() -> None:
     assert lines_of(ORIGIN, replace(zoomed, module="n")) == ("r.py:3", "c.py:5")
     finding = Finding(ORIGIN, FindingKind.INSIDE, PROOF)
     assert said(finding, zoomed=zoomed) == f"port.py:27, in {OWN}"
+    passed = replace(ORIGIN, argument="mask", kind=OriginKind.ARGUMENT)
+    assert lines_of(passed, zoomed) == ("r.py:3", "port.py:27")
+    assert lines_of(passed, replace(zoomed, kind=ZoomKind.MISSING)) == ("r.py:3", "c.py:5")
