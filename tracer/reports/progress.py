@@ -194,4 +194,4 @@ def _console() -> Console:
 
 def _animates(console: Console) -> bool:
     """Whether lines can be drawn anew: on a true terminal, whatever variables say of colours."""
-    return console.file.isatty() and not console.is_dumb_terminal
+    return console.file.isatty() and not console.is_dumb_terminal and not console.quiet
