@@ -38,7 +38,7 @@ def frozen_findings(
 
     Args:
         frozen: these parameters.
-        left: the gradients that differ once both sides train them.
+        left: the gradients that differ once both sides train them, for no other reason.
     """
     still = {(row.module, row.value.in_argument) for row in left}
     own_names = {name: own for own, name in pairing.pairs.items()}

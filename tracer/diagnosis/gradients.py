@@ -162,10 +162,12 @@ class _Search:
             if frozen:
                 rows = gradient_rows(root, parameters, self._tolerance, self._roles)
                 left = [row for row in rows if not row.agrees]
-                findings += frozen_findings(frozen, left, self._session.pairing)[:_MOST_ORIGINS]
             if left:
-                found, zoomed = self._wrong(root, left)
-                findings += found
+                findings, zoomed = self._wrong(root, left)
+        if all(finding.confirmed for finding in findings):
+            left = ()  # what else differs comes from them
+        others = frozen_findings(frozen, left, self._session.pairing)
+        findings = [*others[:_MOST_ORIGINS], *findings]
         first = wrong[0]
         verdict = Verdict(
             agrees=False,

@@ -162,7 +162,7 @@ def run_forward(
                 random.follow(call, phase)
                 if phase is Phase.START:
                     calls.append(call)
-                elif perturb is not None:
+                elif perturb is not None and call is not calls[0]:
                     return NewOutput(map_tensors(call.output, perturb))
                 return None
 

@@ -80,8 +80,10 @@ def zoom_backward(
         return replace(zoomed, kind=kind, culprit=cut, expected=None, made=None), True
     missing = _cut_that_matters(given, 0, r, c)
     if missing is not None:
-        kind = ZoomKind.MISSING if zoomed.culprit is None else zoomed.kind
-        return replace(zoomed, kind=kind, expected=missing), True
+        if r.is_cut or zoomed.culprit is None:
+            kind = ZoomKind.MISSING
+            return replace(zoomed, kind=kind, culprit=None, expected=missing, made=None), True
+        return replace(zoomed, expected=missing), True
     cuts = _first_cut(c, r), _first_cut(r, c)
     if cuts != (None, None):
         kind = ZoomKind.MISSING if cuts[0] is None else ZoomKind.WRONG
