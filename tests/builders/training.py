@@ -65,6 +65,59 @@ class Detached(MLP):
         return self.drop(self.down(gelu(h)))
 
 
+class ToPython(MLP):
+    def forward(self, x):
+        h = torch.tensor(self.up(x).tolist())  # the gradient ends here
+        return self.drop(self.down(gelu(h)))
+
+
+class Gated(MLP):
+    def forward(self, x):
+        h = self.up(x)
+        return self.drop(self.down(h * gelu(h)))
+
+
+class GatedDetached(MLP):
+    def forward(self, x):
+        h = self.up(x)
+        return self.drop(self.down(h * gelu(h).detach()))  # a part of the gradient ends here
+
+
+class Scaling(MLP):
+    def forward(self, x):
+        h = self.up(x)
+        if h.requires_grad:
+            h.register_hook(lambda gradient: gradient * 0.5)  # the hook scales
+        return self.drop(self.down(gelu(h)))
+
+
+class Hooked(MLP):
+    """Hooks that look on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_full_backward_hook(lambda *_: None)
+        self.up.register_full_backward_pre_hook(lambda *_: None)
+
+
+class Complex(MLP):
+    """The same by way of complex numbers."""
+
+    def forward(self, x):
+        h = torch.fft.irfft(torch.fft.rfft(self.up(x)), n=16)
+        return self.drop(self.down(gelu(h)))
+
+
+class OtherState(MLP):
+    """Drops other elements in the backward."""
+
+    def forward(self, x):
+        def inner(x):
+            return self.drop(self.down(gelu(self.up(x))))  # other numbers are drawn
+
+        return checkpoint(inner, x, use_reentrant=False, preserve_rng_state=False)
+
+
 class WithoutGrad(MLP):
     def forward(self, x):
         with torch.no_grad():
@@ -118,3 +171,33 @@ class RightBackward(MLP):
 class WrongBackward(MLP):
     def forward(self, x):
         return self.drop(self.down(_WrongGelu.apply(self.up(x))))
+
+
+class BetweenLayers(Net):
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = x + layer(x.detach())  # the gradient ends here
+        return self.head(self.norm(x))
+
+
+class InAutocast(Net):
+    def forward(self, ids):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(ids)
+
+
+class Phase(nn.Module):
+    """Complex numbers turned by a complex parameter."""
+
+    def __init__(self, *, of_parts: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.turn = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.of_parts = of_parts
+
+    def forward(self, z):
+        if not self.of_parts:
+            return z * self.turn
+        a, b, c, d = z.real, z.imag, self.turn.real, self.turn.imag
+        return torch.complex(a * c - b * d, a * d + b * c)

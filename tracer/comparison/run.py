@@ -215,7 +215,7 @@ def compare(
     if train and comparison.verdict.agrees:
         phases.begin("comparing gradients")
         phases.next_run()
-        comparison = _with_gradients(comparison, experiment)
+        comparison = _with_gradients(comparison, experiment, free.comparer.tolerance)
     phases.begin("zooming")
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
@@ -330,11 +330,13 @@ def _judged(free: _FreeRun, experiment: Experiment, *, confirm: bool, strict: bo
     )
 
 
-def _with_gradients(comparison: Comparison, experiment: Experiment) -> Comparison:
+def _with_gradients(
+    comparison: Comparison, experiment: Experiment, tolerance: Tolerance
+) -> Comparison:
     """The comparison of models that agree going forward, with what their gradients say."""
     order = len(comparison.rows)
     try:
-        found = compare_gradients(experiment.session, experiment.tolerance, experiment.roles, order)
+        found = compare_gradients(experiment.session, tolerance, experiment.roles, order)
     except CannotDifferentiateError as error:
         ended = replace(comparison, verdict=judge_ended(comparison.rows, error.side))
         raise ModelRunError(

@@ -53,6 +53,8 @@ class FindingKind(StrEnum):
     PARAMETERS = "parameters"
     RAISES = "raises"
     BACKWARD = "backward"  # the gradients that it passes on
+    FROZEN = "frozen"  # parameters that the reference trains
+    NOT_FROZEN = "not_frozen"  # parameters that the reference does not train
     GROWS = "grows"  # no single value is the cause
 
 

@@ -8,22 +8,26 @@ run of the reference, in which each module's output is moved by one unit in the 
 Where gradients differ, the same is done for the modules that are called directly inside, each with
 its own side's arguments, and inside those that differ themselves. A module whose gradients differ
 although those of all modules inside it agree is an origin. Last, the candidate is run with the
-reference's modules in the place of all origins.
+reference's modules in the place of all origins; or, where the models themselves are the origin, in
+the place of all modules that they call.
+
+What one side trains and the other does not is found first, and trained on both from there on.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
 
 from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
+from tracer.diagnosis.frozen import frozen_findings, line_of, trained_alike
 from tracer.diagnosis.trials import Outcome, Proof
 from tracer.diagnosis.verdict import Divergence, Symptom, Verdict
 from tracer.diagnosis.zoom.backward import zoom_backward
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.execution.backward import Trained
 from tracer.execution.fusions import Part
-from tracer.execution.hooks import Answer, Call, Phase, definition
+from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.session import Session
 from tracer.execution.side import EventKey
 from tracer.execution.standin import StandIn
@@ -36,6 +40,7 @@ from tracer.measurement.gradients import (
     gradient_rows,
     outputs_together,
     shared_parameters,
+    visible_in,
 )
 from tracer.measurement.rows import CallKey, Row
 from tracer.tensors.leaves import deep_copy
@@ -54,9 +59,9 @@ class GradientsAgree:
 
     Attributes:
         compared: how many.
-        left_out: how many parameters that the reference trains have no counterpart that the
-            candidate trains and that holds the same.
-        worst: the one with the largest error for its limit.
+        left_out: how many parameters that the reference trains have no counterpart that holds the
+            same.
+        worst: the one with the largest error for its limit, of those that are more than rounding.
     """
 
     compared: int
@@ -108,7 +113,7 @@ def compare_gradients(
         return ForwardOnly("only some modules were to be compared, and not the models themselves")
     search = _Search(session, tolerance, roles)
     root = search.root()
-    parameters = shared_parameters(session.pairing, "")
+    parameters = search.parameters("")
     if not root.outputs:
         return ForwardOnly("the outputs of the models do not belong together one by one")
     try:
@@ -126,7 +131,8 @@ def compare_gradients(
         id(parameter) for parameter in session.reference.parameters() if parameter.requires_grad
     }
     left_out = len(trained - {id(parameter.reference) for parameter in parameters})
-    return GradientsAgree(len(rows), left_out, max(rows, key=lambda row: row.error / row.limit))
+    more = [row for row in rows if row.error <= row.limit] or rows
+    return GradientsAgree(len(rows), left_out, max(more, key=lambda row: row.error / row.limit))
 
 
 class _Search:
@@ -137,6 +143,9 @@ class _Search:
         self._tolerance = tolerance
         self._roles = roles
         self._own_names = {name: own for own, name in session.pairs.items()}
+        every = shared_parameters(session.pairing, "")
+        # If both train none of them, one side is not there to be trained.
+        self._is_trained = not all(parameter.is_frozen for parameter in every)
 
     def root(self) -> TrainedPair:
         """The call of both models."""
@@ -144,34 +153,61 @@ class _Search:
 
     def differ(self, root: TrainedPair, wrong: Sequence[Row]) -> GradientsDiffer:
         """Where gradients that differ part, and the evidence."""
-        origins = list(self._origins(root, wrong))
-        proof = Proof(self._outcome(root, [pair for pair, _ in origins]))
-        zoomed = zoom_backward(*origins[0], self._parameters(origins[0][0]), self._roles)
+        keys = {(row.module, row.value.in_argument) for row in wrong}
+        parameters = self.parameters("")
+        frozen = [p for p in parameters if p.is_frozen and (p.module, p.name) in keys]
         findings: list[Finding] = []
-        for pair, rows in origins:
-            lines = [_line(pair.reference.module), _line(pair.candidate.module)]
-            if not findings and zoomed is not None:
-                operations = zoomed.expected, zoomed.culprit
-                for side, operation in enumerate(operations):
-                    lines[side] = lines[side] if operation is None else operation.location
-            name = pair.key[0]
-            own_name = self._own_names.get(name, name)
-            candidate_module = None if own_name == name else own_name
-            origin = Origin(name, None, OriginKind.GRADIENT, lines[0], lines[1], candidate_module)
-            names = tuple(dict.fromkeys(row.value.in_argument for row in rows))
-            findings.append(Finding(origin, FindingKind.BACKWARD, proof, names=names))
+        zoomed = None
+        with trained_alike(parameters):
+            left: Sequence[Row] = wrong
+            if frozen:
+                rows = gradient_rows(root, parameters, self._tolerance, self._roles)
+                left = [row for row in rows if not row.agrees]
+            if left:
+                findings, zoomed = self._wrong(root, left)
+        if all(finding.confirmed for finding in findings):
+            left = ()  # what else differs comes from them
+        others = frozen_findings(frozen, left, self._session.pairing)
+        findings = [*others[:_MOST_ORIGINS], *findings]
         first = wrong[0]
         verdict = Verdict(
             agrees=False,
             symptom=Symptom.of(first),
             origin=findings[0].origin,
-            confirmed=proof.confirmed,
+            confirmed=findings[0].confirmed,
             details=Divergence(tuple(findings), first),
             origins=tuple(finding.origin for finding in findings),
         )
         if zoomed is not None:
             zoomed = replace(zoomed, candidate_module=findings[0].origin.candidate_module)
         return GradientsDiffer(verdict, tuple(wrong), zoomed)
+
+    def _wrong(
+        self, root: TrainedPair, wrong: Sequence[Row]
+    ) -> tuple[list[Finding], Zoomed | None]:
+        """The modules that make wrong gradients, and the operation that does in the first."""
+        origins = list(self._origins(root, wrong))
+        proof = Proof(self._outcome(root, [pair for pair, _ in origins]))
+        zoomed, is_shown = zoom_backward(
+            *origins[0], self.parameters(origins[0][0].key[0]), self._roles
+        )
+        findings: list[Finding] = []
+        for pair, rows in origins:
+            modules = pair.reference.module, pair.candidate.module
+            lines = [line_of(module) for module in modules]
+            shown = proof
+            if not findings and zoomed is not None:
+                for side, operation in enumerate((zoomed.expected, zoomed.culprit)):
+                    lines[side] = lines[side] if operation is None else operation.location
+                if is_shown and not proof.confirmed:
+                    shown = Proof(Outcome.GRAPH_WHOLE)
+            name = pair.key[0]
+            own_name = self._own_names.get(name, name)
+            candidate_module = None if own_name == name else own_name
+            origin = Origin(name, None, OriginKind.GRADIENT, lines[0], lines[1], candidate_module)
+            names = tuple(dict.fromkeys(row.value.in_argument for row in rows))
+            findings.append(Finding(origin, FindingKind.BACKWARD, shown, names=names))
+        return findings, zoomed
 
     def _origins(
         self, pair: TrainedPair, wrong: Sequence[Row]
@@ -180,7 +216,9 @@ class _Search:
         found = 0
         for inside in reversed(self._calls(pair.key)):
             try:
-                rows = gradient_rows(inside, self._parameters(inside), self._tolerance, self._roles)
+                rows = gradient_rows(
+                    inside, self.parameters(inside.key[0]), self._tolerance, self._roles
+                )
             except CannotDifferentiateError:
                 continue  # what cannot be called by itself
             own = [row for row in rows if not row.agrees]
@@ -194,32 +232,55 @@ class _Search:
 
     def _outcome(self, root: TrainedPair, origins: Sequence[TrainedPair]) -> Outcome:
         """What becomes of the gradients with the reference's modules in the origins' places."""
-        if any(pair.key == _ROOT or not _can_stand_in(pair) for pair in origins):
+        if any(pair.key == _ROOT for pair in origins):
+            return self._without_what_it_calls(root)
+        if not all(map(_can_stand_in, origins)):
             return Outcome.NOT_REPLACED
-        instead = tuple((pair.candidate.module, pair.reference.module) for pair in origins)
         replaced = [pair.key[0] for pair in origins]
+        parameters = [p for p in self.parameters("") if not _is_inside(p.module, replaced)]
+        agree = self._agree_with(root, origins, parameters)
+        if agree is None:
+            return Outcome.NOT_REPLACED
+        return Outcome.GRADIENTS_AGREE if agree else Outcome.GRADIENTS_DIFFER
+
+    def _without_what_it_calls(self, root: TrainedPair) -> Outcome:
+        """Whether the gradients of the models differ whatever the modules do that they call."""
+        inside = self._calls(root.key)
+        if not inside or not all(map(_can_stand_in, inside)):
+            return Outcome.NOT_REPLACED
+        replaced = [pair.key[0] for pair in inside]
         parameters = [
-            parameter
-            for parameter in self._parameters(root)
-            if not any(f"{parameter.module}.".startswith(f"{name}.") for name in replaced)
+            replace(p, candidate=p.reference) if _is_inside(p.module, replaced) else p
+            for p in self.parameters("")
         ]
+        agree = self._agree_with(root, inside, parameters)
+        return Outcome.OWN_GRADIENTS if agree is False else Outcome.NOT_REPLACED
+
+    def _agree_with(
+        self, root: TrainedPair, others: Sequence[TrainedPair], parameters: Sequence[Parameter]
+    ) -> bool | None:
+        """Whether gradients agree with the reference's modules in the place of the candidate's;
+        None where a model raises."""
+        instead = {id(p.candidate.module): p for p in others}.values()
+        replaced = [pair.key[0] for pair in others]
         pairing = self._session.pairing
         inside = {
             id(pairing.reference[name]): own
             for own, name in pairing.pairs.items()
-            if name not in replaced and any(name.startswith(f"{each}.") for each in replaced)
+            if _is_inside(name, replaced)
         }
         names = {**root.candidate.names, **inside}
-        trial = replace(root, candidate=replace(root.candidate, names=names, instead=instead))
+        modules = tuple((pair.candidate.module, pair.reference.module) for pair in instead)
+        trial = replace(root, candidate=replace(root.candidate, names=names, instead=modules))
         try:
             rows = gradient_rows(trial, parameters, self._tolerance, self._roles)
         except CannotDifferentiateError:
-            return Outcome.NOT_REPLACED
-        agree = all(row.agrees for row in rows)
-        return Outcome.GRADIENTS_AGREE if agree else Outcome.GRADIENTS_DIFFER
+            return None
+        return all(row.agrees for row in rows)
 
-    def _parameters(self, pair: TrainedPair) -> list[Parameter]:
-        return shared_parameters(self._session.pairing, pair.key[0])
+    def parameters(self, inside: str) -> list[Parameter]:
+        """Those in a module of the reference's whose gradients are compared."""
+        return shared_parameters(self._session.pairing, inside) if self._is_trained else []
 
     def _calls(self, inside: CallKey | None) -> list[TrainedPair]:
         """The calls that are made directly inside another one, or that of the models."""
@@ -257,11 +318,20 @@ class _Calls:
                 self._begun[calls.key] = self._trained(*next(sides)), self._trained(*next(sides))
         elif calls.key in self._begun:
             both = self._begun.pop(calls.key)
-            self.ended.append(TrainedPair(calls.key, *both, outputs_together(calls)))
+            visible = self._visible(reference)
+            self.ended.append(TrainedPair(calls.key, *both, outputs_together(calls), visible))
         return None
 
     def stale(self, key: EventKey, paths: frozenset[str]) -> None:
         """Arguments are copied as a call begins."""
+
+    def _visible(self, call: Call | None) -> torch.Tensor | None:
+        while call is not None:
+            visible = visible_in(call, self._roles)
+            if visible is not None:
+                return visible
+            call = call.parent
+        return None
 
     def _is_inside(self, call: Call) -> bool:
         around = call.parent
@@ -281,9 +351,9 @@ class _Calls:
         )
 
 
-def _line(module: nn.Module) -> str | None:
-    defined = definition(module)
-    return None if defined is None else str(defined)
+def _is_inside(name: str, others: Sequence[str]) -> bool:
+    """Whether a module is one of others or inside one."""
+    return any(f"{name}.".startswith(f"{other}.") for other in others)
 
 
 def _can_stand_in(pair: TrainedPair) -> bool:

@@ -36,6 +36,9 @@ class Outcome(StrEnum):
     RUNS = "runs"  # the candidate no longer raises
     GRADIENTS_AGREE = "gradients_agree"
     GRADIENTS_DIFFER = "gradients_differ"
+    GRAPH_WHOLE = "graph_whole"  # gradients agree where the graph is not left at one line
+    OWN_GRADIENTS = "own_gradients"  # they differ with the reference's modules inside
+    TRAINED = "trained"  # they agree where both sides train the parameters
 
 
 _UNCONFIRMED = (

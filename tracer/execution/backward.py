@@ -14,8 +14,8 @@ from torch import nn
 from tracer.execution.hooks import Answer, Call, NewOutput, Phase, Recorder, hooked
 from tracer.execution.module_state import module_states_kept
 from tracer.execution.state import RandomNumbers, ThreadState, random_state_kept
-from tracer.execution.torch_internals import call_replaced
-from tracer.tensors.leaves import deep_copy, map_tensors
+from tracer.execution.torch_internals import call_replaced, sums_of
+from tracer.tensors.leaves import deep_copy, map_tensors, tensor_leaves
 
 Tensor = torch.Tensor
 
@@ -48,7 +48,8 @@ class Forward:
 
     Attributes:
         call: the module's own call, ended.
-        given: the leaf of the graph for each float that the module was given, by `id`.
+        given: the leaf of the graph for each float or complex tensor that the module was given, by
+            `id`.
         unused: whether the outputs do not depend on a tensor, as gradients were last taken.
     """
 
@@ -67,20 +68,52 @@ class Forward:
             Exception: what the backward of a model raises.
         """
         self._follow()
-        self.unused = [True] * len(of)
         total: Tensor | None = None
         for output, weight in zip(outputs, weights, strict=True):
             if output.requires_grad:
-                part = (output * weight.to(output.device, output.dtype)).sum().float()
+                real = torch.view_as_real(output) if output.is_complex() else output
+                part = (real * weight.to(real.device, real.dtype)).sum().float()
                 total = part if total is None else total + part.to(total.device)
-        found: Sequence[Tensor | None] = [None] * len(of)
-        if total is not None and of:
-            found = torch.autograd.grad(total, list(of), allow_unused=True)
+        trained = [tensor for tensor in of if tensor.requires_grad]
+        by_id: dict[int, Tensor | None] = {}
+        if total is not None and trained:
+            gradients = torch.autograd.grad(total, trained, allow_unused=True)
+            by_id = dict(zip(map(id, trained), gradients, strict=True))
+        found = [by_id.get(id(tensor)) for tensor in of]
         self.unused = [gradient is None for gradient in found]
         return [
             torch.zeros_like(tensor) if gradient is None else gradient
             for tensor, gradient in zip(of, found, strict=True)
         ]
+
+
+class _RandomNumbers(RandomNumbers):
+    """Random numbers of a forward, and of what a checkpoint computes of it again in the backward.
+
+    A call that is computed again draws what it drew, if it begins in the same random state: a
+    checkpoint that does not keep that draws others.
+
+    Args:
+        first: those of the forward, if these are the backward's.
+    """
+
+    def __init__(self, names: Mapping[str, str], first: "_RandomNumbers | None" = None) -> None:
+        super().__init__(True, names)
+        self._first = first
+        # By name, of each call the random state in which it began, and what it was given.
+        self._began: dict[str, list[tuple[Tensor, list[str]]]] = {}
+
+    def _stream(self, name: str, call: Call, around: Tensor) -> str:
+        given = sums_of([tensor for _, tensor in tensor_leaves(call.arguments, "")])
+        self._began.setdefault(name, []).append((around, given))
+        before = [] if self._first is None else self._first._began.get(name, [])
+        if not before:
+            return str(call.index)
+        alike = [i for i, began in enumerate(before) if torch.equal(began[0], around)]
+        if not alike:
+            return f"{call.index} in another state"
+        same = [i for i in alike if before[i][1] == given]
+        return str(next(iter(same or alike)))
 
 
 def _always(other: nn.Module) -> Callable[[Callable[..., object]], Callable[..., object]]:
@@ -104,7 +137,7 @@ def run_forward(
 
     def leaf(tensor: Tensor) -> Tensor:
         copy = tensor.detach().clone()
-        if not copy.is_floating_point():
+        if not (copy.is_floating_point() or copy.is_complex()):
             return copy
         given_now = copy.requires_grad_().clone()  # a leaf cannot be edited in place
         given[id(given_now)] = copy
@@ -120,7 +153,8 @@ def run_forward(
         for module, other in trained.instead:
             stack.enter_context(call_replaced(module, _always(other)))
         # What is computed again in the backward draws what it drew in the forward.
-        randoms = [RandomNumbers(True, trained.streams) for _ in range(2)]
+        first = _RandomNumbers(trained.streams)
+        randoms = first, _RandomNumbers(trained.streams, first)
         calls: list[Call] = []
 
         def recorder(random: RandomNumbers) -> Recorder:
@@ -128,7 +162,7 @@ def run_forward(
                 random.follow(call, phase)
                 if phase is Phase.START:
                     calls.append(call)
-                elif perturb is not None:
+                elif perturb is not None and call is not calls[0]:
                     return NewOutput(map_tensors(call.output, perturb))
                 return None
 
@@ -142,5 +176,7 @@ def run_forward(
 
         arguments = deep_copy(dict(trained.arguments), leaf)
         positional = [arguments.pop(name) for name in trained.positional]
-        trained.module(*positional, **arguments)
+        # Hooks of the module's own backward are attached to what is returned in the end.
+        returned = trained.module(*positional, **arguments)
+        calls[0].output = returned
         yield Forward(calls[0], given, follow)

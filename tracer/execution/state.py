@@ -69,8 +69,9 @@ class RandomNumbers:
         if name is None:
             return
         if phase is Phase.START:
-            self._around.append((call, RandomStates.read(beyond_torch=True)))
-            text = f"{name}#{call.index}".encode()
+            around = RandomStates.read(beyond_torch=True)
+            self._around.append((call, around))
+            text = f"{name}#{self._stream(name, call, around.cpu)}".encode()
             digest = hashlib.blake2b(text, digest_size=8, key=self._key).digest()
             _seed(int.from_bytes(digest, "little"))
             return
@@ -78,6 +79,14 @@ class RandomNumbers:
         while (ended := self._around.pop())[0] is not call:
             pass
         ended[1].write()
+
+    def _stream(self, name: str, call: Call, around: torch.Tensor) -> str:
+        """What tells the stream of a call from those of others of its name.
+
+        Args:
+            around: the random state in which it begins.
+        """
+        return str(call.index)
 
 
 def _seed(number: int) -> None:

@@ -57,6 +57,19 @@ def dispatch_modes() -> list[TorchDispatchMode]:
     return list(_python_dispatch._get_current_dispatch_mode_stack())
 
 
+def sums_of(tensors: Sequence[torch.Tensor]) -> list[str]:
+    """The sum of each tensor's numbers, computed where no mode sees it."""
+    modes = function_modes(), dispatch_modes()
+    set_dispatch_modes([])
+    set_function_modes([])
+    try:
+        with torch.no_grad():
+            return [str(t.sum().item()) for t in tensors if not (t.is_meta or t.is_sparse)]
+    finally:
+        set_function_modes(modes[0])
+        set_dispatch_modes(modes[1])
+
+
 def set_dispatch_modes(modes: Sequence[TorchDispatchMode]) -> None:
     """Sets what `dispatch_modes` returns."""
     for _ in dispatch_modes():

@@ -5,7 +5,7 @@ by the floats that the module is given, and by the parameters inside that both s
 hold the same. Outputs at padded positions have no weight.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,52 +48,98 @@ class TrainedPair:
         key: the reference's name and the call index.
         outputs: the path of the candidate's float by that of the reference's; empty where they do
             not belong together.
+        visible: which positions are not padding, [batch, sequence], as a call around it says.
     """
 
     key: CallKey
     reference: Trained
     candidate: Trained
     outputs: Mapping[ValuePath, ValuePath]
+    visible: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter that both sides train: the reference's name of its module, its own, and both."""
+    """A parameter that both sides have: the reference's name of its module, its own, and both."""
 
     module: str
     name: str
     reference: Tensor
     candidate: Tensor
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether one side alone trains it."""
+        return self.reference.requires_grad != self.candidate.requires_grad
+
 
 def shared_parameters(pairing: Pairing, inside: str) -> list[Parameter]:
-    """The parameters in a module of the reference's that both sides train and that hold the same.
+    """The parameters in a module of the reference's that hold the same on both sides, and that one
+    of them trains.
 
     Of others the gradients are not each other's: those of a folded weight, say.
     """
-    found: dict[int, Parameter] = {}
+    paired = list(_paired(pairing, inside))
+    known = {id(parameter.reference) for parameter in paired}
+    return paired + [p for p in _hidden(pairing, inside) if id(p.reference) not in known]
+
+
+def _hidden(pairing: Pairing, inside: str) -> Iterator[Parameter]:
+    """Those of modules that are paired by no call, as they are compiled, by their names."""
+    named = []
+    for modules in (pairing.reference, pairing.candidate):
+        parameters = modules[""].named_parameters(remove_duplicate=False) if "" in modules else ()
+        named.append({name.replace("_orig_mod.", ""): each for name, each in parameters})
+    for name, r in named[0].items():
+        module, _, last = name.rpartition(".")
+        c = named[1].get(name)
+        if c is None or r.is_meta or c.is_meta or not _is_inside(module, inside):
+            continue
+        is_hidden = module not in pairing.reference or module not in pairing.pairs.values()
+        if is_hidden and _is_trained(r, c) and _holds_the_same(r, c):
+            yield Parameter(module, last, r, c)
+
+
+def _is_inside(name: str, inside: str) -> bool:
+    return not inside or f"{name}.".startswith(f"{inside}.")
+
+
+def _is_trained(r: Tensor, c: Tensor) -> bool:
+    return r.requires_grad or c.requires_grad
+
+
+def _paired(pairing: Pairing, inside: str) -> Iterator[Parameter]:
+    found: set[int] = set()
     for own, name in pairing.pairs.items():
         modules = pairing.reference[name], pairing.candidate[own]
-        is_inside = not inside or f"{name}.".startswith(f"{inside}.")
-        if not is_inside or any(isinstance(module, Part) for module in modules):
+        if not _is_inside(name, inside) or any(isinstance(module, Part) for module in modules):
             continue
         if scale_between(*modules) != 1.0:
             continue
         theirs, owns = map(parameters_of, modules)
         for last, r in theirs.items():
             c = owns.get(last)
-            if r is None or c is None or not (r.requires_grad and c.requires_grad):
+            if r is None or c is None or id(r) in found or not _is_trained(r, c):
                 continue
-            if id(r) not in found and _is_same(modules, last, r, c):
-                found[id(r)] = Parameter(name, last, r, c)
-    return list(found.values())
+            if _is_same(modules, last, r, c):
+                found.add(id(r))
+                yield Parameter(name, last, r, c)
 
 
 def _is_same(modules: tuple[nn.Module, nn.Module], name: str, r: Tensor, c: Tensor) -> bool:
     if r.shape != c.shape:
         return False
-    values = value_of(modules[0], name, r), value_of(modules[1], name, c)
-    return torch.equal(values[0], values[1].to(values[0].device, values[0].dtype))
+    return _holds_the_same(value_of(modules[0], name, r), value_of(modules[1], name, c))
+
+
+def _holds_the_same(r: Tensor, c: Tensor) -> bool:
+    """Whether two parameters are equal, up to the rounding of the coarser dtype."""
+    is_inexact = all(each.is_floating_point() or each.is_complex() for each in (r, c))
+    if r.shape != c.shape or not is_inexact or r.is_complex() != c.is_complex():
+        return False
+    coarser = max(r.dtype, c.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    c = c.to(r.device)
+    return torch.equal(r, c.to(r.dtype)) or torch.equal(r.to(coarser), c.to(coarser))
 
 
 def outputs_together(calls: CallPair) -> dict[ValuePath, ValuePath]:
@@ -114,7 +160,7 @@ def _floats(output: object, roles: Roles) -> dict[ValuePath, Tensor]:
     return {
         path: leaf
         for path, leaf in OUTPUT.tensors(output).items()
-        if leaf.is_floating_point() and not is_any(path, roles.caches)
+        if (leaf.is_floating_point() or leaf.is_complex()) and not is_any(path, roles.caches)
     }
 
 
@@ -189,7 +235,8 @@ def differentiated(
     )
     paths = list(pair.outputs.values() if side else pair.outputs)
     outputs = [known[path] for path in paths]
-    visible = _visible(forward.call, roles)
+    visible = visible_in(forward.call, roles)
+    visible = pair.visible if visible is None else visible
     weights = [_weight(output, place, visible) for place, output in enumerate(outputs)]
     return forward.gradients(outputs, weights, of)
 
@@ -227,6 +274,7 @@ def leaves_given(forward: Forward) -> dict[ValuePath, Tensor]:
 
 def _weight(output: Tensor, place: int, visible: Tensor | None) -> Tensor:
     """Random numbers, the same for outputs of one size; 1 for a single element, a loss."""
+    output = torch.view_as_real(output) if output.is_complex() else output
     if output.numel() == 1:
         return torch.ones_like(output)
     generator = torch.Generator().manual_seed(place)
@@ -238,7 +286,7 @@ def _weight(output: Tensor, place: int, visible: Tensor | None) -> Tensor:
     return weight
 
 
-def _visible(call: Call, roles: Roles) -> Tensor | None:
+def visible_in(call: Call, roles: Roles) -> Tensor | None:
     """Which positions are not padding, [batch, sequence]; None where nothing says so."""
     for name, value in call.arguments.items():
         if isinstance(value, Tensor) and value.dim() == 2 and is_any(name, roles.padding):
@@ -248,11 +296,12 @@ def _visible(call: Call, roles: Roles) -> Tensor | None:
 
 def _moved(tensor: Tensor) -> Tensor:
     """A value that is moved by one unit in its last place, up or down at random."""
-    if not tensor.is_floating_point():
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     generator = torch.Generator().manual_seed(tensor.numel())
     signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device) * 2 - 1
-    return tensor * (1 + signs.to(tensor.dtype) * torch.finfo(tensor.dtype).eps)
+    eps = torch.finfo(tensor.dtype).eps
+    return tensor * (1 + signs.to(tensor.dtype) * eps)
 
 
 def _row(
@@ -271,6 +320,7 @@ def _row(
     difference = Difference.of(r, c)
     limit = tolerance.limit(r.dtype, c.dtype)
     eps = torch.finfo(max(r.dtype, c.dtype, key=lambda dtype: torch.finfo(dtype).eps)).eps
+    # Gradients that should be zero, as those of a bias of keys, are rounding of all the others.
     is_nothing = bool(((r - c).abs() <= eps * largest).all())
     return Row(
         order=place[0],

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import tracer
 from tests.builders import training
@@ -33,7 +34,11 @@ def line_of(kind: type, text: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "layer", [MLP, training.Written, training.Checkpointed, training.RightBackward]
+    "layer",
+    [
+        *(MLP, training.Written, training.Checkpointed, training.RightBackward),
+        *(training.Complex, training.Hooked),
+    ],
 )
 def test_right_layers_are_trained_alike(layer: type[nn.Module]) -> None:
     found = said(compared(Net(), Net(layer)))
@@ -45,7 +50,10 @@ def test_right_layers_are_trained_alike(layer: type[nn.Module]) -> None:
 @pytest.mark.parametrize(("right", "layer", "at"), [
     (MLP, training.Detached, (training.Detached, "the gradient ends here")),
     (MLP, training.WithoutGrad, (training.WithoutGrad, "the gradient ends here")),
+    (MLP, training.ToPython, (training.ToPython, "the gradient ends here")),
     (training.RightBackward, training.WrongBackward, (training._WrongGelu, "the sign is wrong")),
+    (MLP, training.Scaling, (training.Scaling, "the hook scales")),
+    (MLP, training.OtherState, (training.OtherState, "other numbers are drawn")),
 ])  # fmt: skip
 def test_a_wrong_backward_is_named(
     right: type[nn.Module], layer: type[nn.Module], at: tuple[type, str]
@@ -74,6 +82,68 @@ def test_a_reference_that_stops_the_gradient() -> None:
     assert origin.reference_line == f"{training.__file__}:{line}"
     assert comparison.zoomed is not None
     assert comparison.zoomed.kind == "missing"
+
+
+@pytest.mark.parametrize("stops", [0, 1])
+def test_a_part_of_a_gradient_that_is_stopped(stops: int) -> None:
+    """It is shown by a run of that side in which it is not."""
+    layers = [training.Gated, training.Gated]
+    layers[stops] = training.GatedDetached
+    verdict = compared(Net(layers[0]), Net(layers[1])).verdict
+    assert verdict.origin is not None
+    assert verdict.confirmed
+    lines = verdict.origin.reference_line, verdict.origin.candidate_line
+    line = line_of(training.GatedDetached, "a part of the gradient ends here")
+    assert lines[stops] == f"{training.__file__}:{line}"
+
+
+def test_a_model_that_stops_the_gradient_itself() -> None:
+    verdict = compared(Net(), training.BetweenLayers()).verdict
+    assert verdict.origin is not None
+    assert (verdict.origin.module, verdict.confirmed) == ("", True)
+    line = line_of(training.BetweenLayers, "the gradient ends here")
+    assert verdict.origin.candidate_line == f"{training.__file__}:{line}"
+    assert "the reference's modules in the place of all that it calls" in verdict.explanation
+
+
+def test_a_hook_of_a_modules_backward() -> None:
+    candidate = Net()
+    up = candidate.layers[1].up
+    up.register_full_backward_hook(lambda module, given, _: tuple(g * 0.5 for g in given))
+    verdict = compared(Net(), candidate).verdict
+    assert [origin.module for origin in verdict.origins] == ["layers.1.up"]
+    assert verdict.confirmed
+    assert verdict.origin is not None
+    assert f"{verdict.origin.candidate_line}".startswith(__file__)
+
+
+def test_checkpoints_of_shared_layers_draw_what_was_drawn() -> None:
+    models = [Net(), Net(training.Checkpointed, 0)]
+    for model in models:
+        model.layers = nn.ModuleList([model.layers[0]] * 3)
+    found = said(compared(*models))
+    assert isinstance(found, GradientsAgree)
+
+
+def test_compiled_models() -> None:
+    models = Net(), torch.compile(Net(), backend="aot_eager")
+    found = said(compared(*models))
+    assert isinstance(found, GradientsAgree)
+    assert (found.compared, found.left_out) == (17, 0)
+
+
+def test_autocast_on_one_side() -> None:
+    found = said(compared(Net(), training.InAutocast()))
+    assert isinstance(found, GradientsAgree)
+    assert found.worst.limit > 1e-3
+
+
+def test_complex_outputs_and_inputs() -> None:
+    z = torch.view_as_complex(torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)))
+    models = [training.Phase(of_parts=parts).train() for parts in (False, True)]
+    found = said(tracer.compare(*models, z, train=True))
+    assert isinstance(found, GradientsAgree)
+    assert found.compared == 2
 
 
 def test_gradients_that_differ_are_rows() -> None:
@@ -128,14 +198,24 @@ def test_rounding_is_no_difference() -> None:
     found = said(tracer.compare(*models, x, train=True))
     assert isinstance(found, GradientsAgree)
     assert found.compared == 7  # the input's, and three weights and biases
+    assert found.worst.error < found.worst.limit
 
 
-def test_what_only_the_reference_trains() -> None:
+def test_what_one_side_alone_trains() -> None:
+    for frozen, words in (
+        (1, "does not train its `weight`"),
+        (0, "trains its `weight`, which the"),
+    ):
+        models = Net(), Net(training.WrongBackward)
+        models[frozen].layers[0].up.weight.requires_grad_(False)
+        verdict = compared(*models).verdict
+        assert [origin.module for origin in verdict.origins] == ["layers.0.up", "layers.1"]
+        assert verdict.confirmed
+        assert f"`layers.0.up` {words}" in verdict.explanation
+        assert "Confirmed: trained on both sides, its gradients agree." in verdict.explanation
+        trained = [model.layers[0].up.weight.requires_grad for model in models]
+        assert trained == [frozen == 1, frozen == 0]
     candidate = Net()
-    candidate.layers[0].requires_grad_(False)
-    found = said(compared(Net(), candidate))
-    assert isinstance(found, GradientsAgree)
-    assert found.left_out == 4
     candidate.requires_grad_(False)
     assert said(compared(Net(), candidate)) == ForwardOnly(
         "there is nothing that both models are trained by"
@@ -206,7 +286,7 @@ def test_words() -> None:
     text = compared(Net(), Net()).verdict.explanation
     assert re.search(r"Their gradients agree: 17 were compared, all are equal\.", text)
     candidate = Net(training.Written)
-    candidate.layers[0].requires_grad_(False)
+    parametrizations.weight_norm(candidate.layers[0].up)
     text = compared(Net(), candidate).verdict.explanation
-    assert re.search(r"13 were compared, the largest PEIR is .*, at the gradient of `", text)
-    assert "4 parameters that the reference trains have no counterpart" in text
+    assert re.search(r"16 were compared, the largest PEIR is .*, at the gradient of `", text)
+    assert "1 parameters that the reference trains have no counterpart" in text

@@ -144,6 +144,23 @@ def test_trees_and_versions_of_tensors() -> None:
     assert version_of(tensor) == before + 1
 
 
+def test_sums_that_no_mode_sees() -> None:
+    # Broken: see how the stacks of modes are read and written.
+    seen = []
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    tensors = [torch.tensor([1.5, 2.0], requires_grad=True), torch.tensor([True, True])]
+    with Watching():
+        assert internals.sums_of(tensors) == ["3.5", "2"]
+        assert not seen
+        torch.add(1, 1)
+    assert len(seen) == 1
+
+
 def test_the_attention_of_a_transformers_model() -> None:
     # Broken: see what `set_attn_implementation` writes.
     model = make_llama()

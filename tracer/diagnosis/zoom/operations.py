@@ -10,6 +10,7 @@ Tensors are kept until the recording is dropped, which is as much memory as the 
 a call that makes more than `MOST_BYTES` cannot be recorded.
 """
 
+import contextlib
 import linecache
 import os
 import sys
@@ -38,6 +39,7 @@ MOST_BYTES = 4 << 30
 """What one side may hold: a verdict that stands must not be lost for want of memory."""
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_CONTEXTS = contextlib.__file__
 _TRACER = f"{Path(__file__).parents[2]}{os.sep}"
 
 # A line that was being executed: the code, and the number of the line.
@@ -316,8 +318,8 @@ class OperationLog(TorchDispatchMode):
         if found:
             return found
         node = torch._C._current_autograd_node()
-        if node in self._lines_of:
-            return self._lines_of[node]
+        if self._lines_of:
+            return self._lines_of.get(node, ())
         return () if self._outside is None else (_line(self._outside),)
 
 
@@ -367,7 +369,9 @@ def frames(frame: FrameType | None) -> Iterator[FrameType]:
         is_tracers = file.startswith(_TRACER) and not isinstance(
             frame.f_locals.get("self"), nn.Module
         )
-        is_others = file.startswith((_TORCH, "<frozen")) or is_hook_of_accelerate(frame.f_code)
+        is_others = file.startswith((_TORCH, _CONTEXTS, "<frozen")) or is_hook_of_accelerate(
+            frame.f_code
+        )
         if not is_tracers and not is_others:
             yield frame
         frame = frame.f_back

@@ -27,6 +27,6 @@ def gradients_agree(found: GradientsAgree) -> list[str]:
     if found.left_out:
         said.append(
             f"{found.left_out} parameters that the reference trains have no counterpart that holds "
-            "the same and is trained; their gradients were not compared."
+            "the same; their gradients were not compared."
         )
     return said

@@ -183,6 +183,10 @@ _CAUSES = {
     FindingKind.RAISES: "{module} of the candidate raises; nothing else had differed.",
     FindingKind.BACKWARD: "The error is introduced in the backward of {module} itself: of the same "
     "gradient of its output it makes another gradient of {names}.",
+    FindingKind.FROZEN: "{module} does not train its {names}, which the reference trains: "
+    "`requires_grad` is False.",
+    FindingKind.NOT_FROZEN: "{module} trains its {names}, which the reference does not: "
+    "`requires_grad` is True.",
     FindingKind.GROWS: "No single value causes the divergence: the error grows from PEIR "
     "{growth}, as accumulated rounding does. If that much is expected, give a tolerance above it.",
 }
@@ -261,16 +265,23 @@ _OUTCOMES = {
     Outcome.OUTPUT_BETTER: "the model's output gets better",
     Outcome.AFTER_AGREES: "everything after it agrees",
     Outcome.RUNS: "it does not raise",
-    Outcome.GRADIENTS_AGREE: "all gradients before it agree",
-    Outcome.GRADIENTS_DIFFER: "gradients still differ",
+}
+_OF_GRADIENTS = {
+    Outcome.GRADIENTS_AGREE: "with the reference's module in its place, all gradients before it "
+    "agree",
+    Outcome.GRADIENTS_DIFFER: "with the reference's module in its place, gradients still differ",
+    Outcome.GRAPH_WHOLE: "where the graph is not left at that line, its gradients agree",
+    Outcome.OWN_GRADIENTS: "with the reference's modules in the place of all that it calls, its "
+    "gradients still differ",
+    Outcome.TRAINED: "trained on both sides, its gradients agree",
 }
 
 
 def _proof(proof: Proof, why_not_tried: str, names: Names) -> str:
     """What was tried, and what it led to."""
-    if proof.outcome in (Outcome.GRADIENTS_AGREE, Outcome.GRADIENTS_DIFFER):
+    if proof.outcome in _OF_GRADIENTS:
         sure = "Confirmed" if proof.confirmed else "Not confirmed"
-        return f"{sure}: with the reference's module in its place, {_OUTCOMES[proof.outcome]}."
+        return f"{sure}: {_OF_GRADIENTS[proof.outcome]}."
     if proof.trial is None:
         return f"Not confirmed: {why_not_tried or 'a second run was not asked for'}."
     kind, given_names = given(proof.trial)
