@@ -17,6 +17,7 @@ from typing import TextIO
 from tracer.cli.checks import check
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.parser import parse
+from tracer.cli.parser.export import ExportRequest
 from tracer.cli.requests import (
     AblateRequest,
     CompareRequest,
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _exit_code(error, request)
 
 
-def _exit_code(error: BaseException, request: Request | None) -> int:
+def _exit_code(error: BaseException, request: Request | ExportRequest | None) -> int:
     """Says what has ended the work, and returns the exit code for it."""
     match error:
         case SystemExit() if request is None:
@@ -82,7 +83,7 @@ def _exit_code(error: BaseException, request: Request | None) -> int:
     return ExitCode.WRONG_USE
 
 
-def _run(request: Request, command: str, out: TextIO) -> ExitCode:
+def _run(request: Request | ExportRequest, command: str, out: TextIO) -> ExitCode:
     """Does what is asked for; the work of each command is imported when it is called."""
     match request:
         case CompareRequest():
@@ -97,6 +98,10 @@ def _run(request: Request, command: str, out: TextIO) -> ExitCode:
             from tracer.cli.show import show
 
             return show(request, out)
+        case ExportRequest():
+            from tracer.cli.export import export
+
+            return export(request)
         case AblateRequest():
             from tracer.cli.ablate import ablate
 

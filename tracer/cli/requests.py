@@ -173,6 +173,17 @@ class ModelRequest:
     weight: str | None = option(
         f"uint8, uint4, ... (default: {choices.DEFAULT_WEIGHT})", metavar="DTYPE"
     )
+    override: tuple[tuple[str, str], ...] = repeatable(
+        "another type for matching modules or quantization points; float: none (repeatable; the "
+        "last one that matches counts)",
+        type=types.override,
+        metavar="GLOB=DTYPE",
+    )
+    config: Path | None = option(
+        "a PTQConfig as its to_json() writes it, instead of --activation and --weight",
+        type=types.file,
+        metavar="FILE.json",
+    )
     calibrate: int | None = option(
         "how many inputs to calibrate on besides the inputs themselves: sequences, synthetic "
         "images, or random parts of the images with other questions (default: "

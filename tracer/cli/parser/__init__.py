@@ -9,6 +9,7 @@ import tracer
 from tracer.cli.exit_codes import ExitCode, exit_codes
 from tracer.cli.parser import ablate, compare
 from tracer.cli.parser.common import Parser, add_fields
+from tracer.cli.parser.export import ExportRequest
 from tracer.cli.requests import CompareRequest, RecordRequest, Request, ShowRequest
 from tracer.errors import near_names
 
@@ -28,6 +29,11 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "print what goes through one model, or a trace of one",
         "Prints each call of a model's modules with its arguments and its output: shape, dtype, "
         "mean, min, max and standard deviation, and quantization points where there are.",
+    ),
+    "export": (
+        "quantise a model and write it, or a part of it, as a graph",
+        "Quantises a model as `trace_model compare --candidate quantized` does, and writes it or a "
+        "part of it as a graph of static shapes, for torch (.pt2) or an accelerator (.circle).",
     ),
     "ablate": (
         "study which settings of the quantiser are better, and how sure that is",
@@ -57,11 +63,12 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     add_fields(commands["compare"], CompareRequest)
     add_fields(commands["record"], RecordRequest)
     add_fields(commands["show"], ShowRequest)
+    add_fields(commands["export"], ExportRequest)
     ablate.add_options(commands["ablate"])
     return parser, commands
 
 
-def parse(arguments: Sequence[str]) -> Request:
+def parse(arguments: Sequence[str]) -> Request | ExportRequest:
     """Reads the arguments of the command line.
 
     What they name need not exist, but for files that are read or written; see `checks.check`.
@@ -92,5 +99,7 @@ def parse(arguments: Sequence[str]) -> Request:
             return RecordRequest(**given)
         case "show":
             return ShowRequest(**given)
+        case "export":
+            return ExportRequest(**given)
         case _:
             return ablate.request(given)
