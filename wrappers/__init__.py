@@ -23,11 +23,11 @@ from wrappers.layers import convolutions as convolutions
 from wrappers.layers import linear as linear
 from wrappers.layers import norms as norms
 from wrappers.numerics.dtypes import DType, QScheme
-from wrappers.quantize import calibrate, convert, prepare
+from wrappers.quantize import calibrate, convert, overrides_for, prepare
 
 __all__ = [
     "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec", "Runtime",
     "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode", "convert",
     "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling", "no_quantization",
-    "prepare", "register",
+    "overrides_for", "prepare", "register",
 ]  # fmt: skip

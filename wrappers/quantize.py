@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from wrappers.core.config import PTQConfig, is_pattern, matches
 from wrappers.core.module import QuantModule, iter_points, iter_wrappers, shallow_copy
 from wrappers.core.point import Mode
 from wrappers.core.registry import has_wrapper, lookup
-from wrappers.core.spec import Role
+from wrappers.core.spec import QuantSpec, Role, affine, no_quantization
 from wrappers.errors import (
     ArgumentError,
     CalibrationWarning,
@@ -90,6 +91,56 @@ def prepare(model: nn.Module, config: PTQConfig) -> nn.Module:
         raise WrapError(f"nothing in {type(model).__name__} has a wrapper with quantization points")
     _check_overrides(config, points)
     return wrapped
+
+
+@checked(ArgumentError)
+def overrides_for(
+    model: nn.Module, config: PTQConfig, rules: Mapping[str, str | QuantSpec]
+) -> dict[str, QuantSpec]:
+    """The overrides of a config for all quantization points that globs match.
+
+        config = replace(config, overrides=overrides_for(model, config, {"*.down_proj": "int16"}))
+
+    Args:
+        model: the float model.
+        config: what it is to be quantised with; its own overrides stay, where no glob matches.
+        rules: an integer type, "float" for no quantisation, or a spec, by globs of dot paths of
+            modules, which stand for all points in them, or of points. The last that matches counts.
+            An integer type keeps the observer of a point, and takes its own default scheme.
+
+    Raises:
+        UnknownOverrideError: a glob matches no quantization point.
+        ConfigError: an unknown integer type.
+        WrapError, MissingWrapperError: as `prepare`.
+    """
+    points = {
+        f"{module}.{name}".lstrip("."): point
+        for module, name, point in iter_points(prepare(model, config))
+    }
+    found: dict[str, QuantSpec] = {}
+    for glob, rule in rules.items():
+        matched = [path for path in points if _is_in(path, glob)]
+        if not matched:
+            modules = {path.rpartition(".")[0] for path in points}
+            ends = [f"*.{module.rpartition('.')[2]}" for module in sorted(modules)]
+            raise UnknownOverrideError(f"the override {glob!r} {_no_point(glob, [*points], ends)}")
+        found |= {path: _changed(points[path].spec, rule) for path in matched}
+    kept = {path: spec for path, spec in config.overrides.items() if path not in found}
+    return {**kept, **found}
+
+
+def _is_in(path: str, glob: str) -> bool:
+    """Whether a glob matches a point, or a module around it."""
+    parts = path.split(".")
+    return any(fnmatchcase(".".join(parts[: end + 1]), glob) for end in range(len(parts)))
+
+
+def _changed(spec: QuantSpec, rule: str | QuantSpec) -> QuantSpec:
+    if isinstance(rule, QuantSpec):
+        return rule
+    if rule == "float":
+        return no_quantization()
+    return affine(rule) if spec.dtype is None else spec.changed({"dtype": rule, "qscheme": None})
 
 
 @checked(ArgumentError)
@@ -210,10 +261,15 @@ def _check_overrides(config: PTQConfig, points: Mapping[str, Role]) -> None:
             continue
         if is_pattern(path) and any(matches(path, name, role) for name, role in points.items()):
             continue
-        near = difflib.get_close_matches(path, points, n=3, cutoff=0.5)
-        advice = f"did you mean {' or '.join(near)}?" if near else f"there are {listed([*points])}"
-        does = "matches" if is_pattern(path) else "names"
-        raise UnknownOverrideError(f"the override {path!r} {does} no quantization point; {advice}")
+        raise UnknownOverrideError(f"the override {path!r} {_no_point(path, [*points])}")
+
+
+def _no_point(path: str, points: list[str], globs: Iterable[str] = ()) -> str:
+    known = dict.fromkeys([*globs, *points])
+    near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
+    advice = f"did you mean {' or '.join(near)}?" if near else f"there are {listed(points)}"
+    does = "matches" if is_pattern(path) else "names"
+    return f"{does} no quantization point; {advice}"
 
 
 def listed(names: list[str]) -> str:

@@ -25,7 +25,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "examples" / "ci" / "README
 
 # Files and traces that commands name; the parser looks whether they exist.
 FILES = (
-    *("FILE", "photo.png", "main.json", "new.json", "quantized.json"),
+    *("FILE", "photo.png", "main.json", "new.json", "quantized.json", "config.json"),
     "examples/studies/sensitivity.toml",
 )
 
@@ -75,36 +75,10 @@ def test_commands_parse(page, monkeypatch, capsys, tmp_path) -> None:
 
 
 def test_every_guide_shows_a_command() -> None:
-    without = {"export.md", "notebooks.md"}  # by Python alone
+    without = {"notebooks.md"}  # by Python alone
     for page in GUIDES:
         found = list(commands(page.read_text(encoding="utf-8")))
         assert bool(found) is (page.name not in without), page.name
-
-
-def snippets(page: Path) -> list[str]:
-    """The Python of a page that is there to be run."""
-    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [block for skipped, language, block in found if language == "python" and not skipped]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in GUIDES if snippets(page)], ids=name_of)
-def test_snippets_run(page, monkeypatch, capsys, tmp_path) -> None:
-    run(page, monkeypatch, tmp_path)
-
-
-def test_snippets_of_the_readme_run(monkeypatch, capsys, tmp_path) -> None:
-    assert run(README, monkeypatch, tmp_path)["comparison"].verdict.agrees
-    assert (tmp_path / "report.json").is_file()
-
-
-def run(page: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, object]:
-    """Runs the snippets of a page one after the other, and returns what they have named."""
-    monkeypatch.chdir(folder)
-    names: dict[str, object] = {"__name__": "snippets"}
-    for snippet in snippets(page):
-        exec(compile(snippet, name_of(page), "exec"), names)
-    return names
 
 
 @pytest.mark.slow

@@ -151,8 +151,11 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[Callable[..., Any], 
 CALLED = ("progress",)
 
 
-def test_wrong_types_are_said(calls: dict[Callable[..., Any], dict[str, Any]], tmp_path) -> None:
+def test_wrong_types_are_said(
+    calls: dict[Callable[..., Any], dict[str, Any]], tmp_path, monkeypatch
+) -> None:
     """Of each parameter, values that no function takes, or that some take: no raw Python error."""
+    monkeypatch.chdir(tmp_path)  # where traces and files of any name may be written
     raw: list[str] = []
     for function, good in calls.items():
         for name in [*good, *_optional(function, good)]:

@@ -9,7 +9,7 @@ def test_exported_members():
         "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec",
         "Runtime", "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode",
         "convert", "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling",
-        "no_quantization", "prepare", "register",
+        "no_quantization", "overrides_for", "prepare", "register",
     }  # fmt: skip
     for name in wrappers.__all__:
         assert hasattr(wrappers, name)

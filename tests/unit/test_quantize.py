@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,13 @@ from wrappers import (
     iter_points,
     iter_wrappers,
     no_quantization,
+    overrides_for,
     prepare,
 )
 from wrappers.errors import (
     ArgumentError,
     CalibrationWarning,
+    ConfigError,
     MissingWrapperError,
     ModeError,
     ModelInputError,
@@ -202,9 +205,7 @@ def test_calibrating_sees_every_batch_without_gradients(net):
 def test_what_cannot_be_calibrated(net):
     with pytest.raises(ModelInputError, match="no calibration inputs"):
         calibrate(prepare(net, PTQConfig()), iter(()))
-    with pytest.raises(
-        ArgumentError, match=r"inputs holds 'a prompt' .* a list of mappings, tuples"
-    ):
+    with pytest.raises(ArgumentError, match="inputs holds 'a prompt'"):
         calibrate(prepare(net, PTQConfig()), ["a prompt"])
     with pytest.raises(ModelInputError, match="not str"):
         calibrate(prepare(net, PTQConfig()), iter(["a prompt"]))
@@ -307,3 +308,39 @@ def test_a_quantised_causal_lm_is_saved_and_restored(llama, tmp_path):
     fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
     with torch.no_grad():
         assert torch.equal(convert(fresh)(TOKENS).logits, quantized(TOKENS).logits)
+
+
+class TestOverridesFor:
+    """Globs of modules and points."""
+
+    def dtypes(self, net, rules, **options):
+        config = PTQConfig(**options)
+        found = overrides_for(net, config, rules)
+        wrapped = prepare(net, replace(config, overrides=found))
+        return {f"{m}.{p}".lstrip("."): point.kind for m, p, point in iter_points(wrapped)}
+
+    def test_a_module_stands_for_its_points_and_the_last_rule_counts(self, net) -> None:
+        plain = self.dtypes(net, {})
+        assert set(plain.values()) == {"uint8"}
+        found = self.dtypes(net, {"blocks": "int16", "blocks.0.weight": "int8", "first": "float"})
+        inside = {path: kind for path, kind in found.items() if path.startswith("blocks.")}
+        assert inside.pop("blocks.0.weight") == "int8"
+        assert set(inside.values()) == {"int16"}
+        first = {kind for path, kind in found.items() if path.startswith("first.")}
+        assert first == {"identity"}
+        changed = ("blocks.", "first.")
+        assert {k for p, k in found.items() if not p.startswith(changed)} == {"uint8"}
+
+    def test_the_config_s_own_overrides_and_observers_stay(self, net) -> None:
+        own = {"blocks.0.weight": affine("int4"), "first.weight": affine("int4")}
+        config = PTQConfig(activation=affine("uint8", observer="ema"), overrides=own)
+        found = overrides_for(net, config, {"first": "int16"})
+        assert found["blocks.0.weight"] == affine("int4")
+        assert found["first.weight"] == affine("int16")
+        assert found["first.act_in"] == affine("int16", observer="ema")
+
+    def test_what_is_refused(self, net) -> None:
+        with pytest.raises(UnknownOverrideError, match=r"'\*\.frist' .*did you mean .*\*\.first"):
+            overrides_for(net, PTQConfig(), {"*.frist": "int8"})
+        with pytest.raises(ConfigError, match="unknown integer type 'in8'"):
+            overrides_for(net, PTQConfig(), {"*": "in8"})

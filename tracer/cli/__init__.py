@@ -19,6 +19,7 @@ from typing import TextIO
 from tracer.cli.checks import check as check_request
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.parser import parse
+from tracer.cli.parser.export import ExportRequest
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(error, request)
 
 
-def exit_code(error: BaseException, request: Request | None) -> int:
+def exit_code(error: BaseException, request: Request | ExportRequest | None) -> int:
     """Says what has ended the work, and returns the exit code for it."""
     match error:
         case SystemExit() if request is None:
@@ -96,7 +97,7 @@ def exit_code(error: BaseException, request: Request | None) -> int:
     return ExitCode.WRONG_USE
 
 
-def _run(request: Request, command: str, out: TextIO) -> ExitCode:
+def _run(request: Request | ExportRequest, command: str, out: TextIO) -> ExitCode:
     """Does what is asked for; the work of each command is imported when it is called."""
     match request:
         case CompareRequest():
@@ -123,6 +124,10 @@ def _run(request: Request, command: str, out: TextIO) -> ExitCode:
             from tracer.cli.history import history
 
             return history(request)
+        case ExportRequest():
+            from tracer.cli.export import export
+
+            return export(request)
         case AblateRequest():
             from tracer.cli.ablate import ablate
 

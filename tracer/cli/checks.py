@@ -1,6 +1,7 @@
 """Which options of the command line go together: what can be checked before PyTorch is loaded."""
 
 from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
+from tracer.cli.parser.export import ExportRequest, check_export
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
@@ -15,7 +16,7 @@ from tracer.errors import UsageError
 from tracer.models.locate import check_offload, is_trace, locate, locate_processor
 
 
-def check(request: Request) -> None:
+def check(request: Request | ExportRequest) -> None:
     """Checks what can be checked before PyTorch is loaded.
 
     Raises:
@@ -32,6 +33,8 @@ def check(request: Request) -> None:
         return
     if not (isinstance(request, ShowRequest) and is_trace(request.model)):
         _check_model(request)
+    if isinstance(request, ExportRequest):
+        check_export(request)
     if isinstance(request, CompareRequest):
         _check_sides(request)
         _check_findings(request)
@@ -72,14 +75,22 @@ def _check_model(request: ModelRequest) -> None:
     _check_offload(request)
     for needed, names in (
         (NEED_WRAPPERS, ("variant",)),
-        (("quantized",), ("activation", "weight", "calibrate", "calibration_text")),
+        (
+            ("quantized",),
+            ("activation", "weight", "override", "config", "calibrate", "calibration_text"),
+        ),
     ):
         for name in names:
-            if getattr(request, name) is not None and request.candidate not in needed:
+            if getattr(request, name) not in (None, ()) and request.candidate not in needed:
                 raise UsageError(
                     f"{flag(name)} goes with --candidate {' or '.join(needed)}, and the candidate "
                     f"is {request.candidate}"
                 )
+    if request.config is not None:
+        for name in request.given("activation", "weight"):
+            raise UsageError(
+                f"--config says what activations and weights are, and {flag(name)} too: choose one"
+            )
     if request.map_input:
         if request.candidate in CANDIDATES:
             raise UsageError(

@@ -9,13 +9,16 @@ None stands for an option that was not given, where what it goes to has a defaul
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracer import choices
 from tracer.cli import types
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.streams import DEFAULT, Output
 from tracer.reports import known_suffixes
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # The options that say how inputs are made.
 _MAKE_INPUTS = (
@@ -183,6 +186,17 @@ class ModelRequest:
     )
     weight: str | None = option(
         f"uint8, uint4, ... (default: {choices.DEFAULT_WEIGHT})", metavar="DTYPE"
+    )
+    override: tuple[tuple[str, str], ...] = repeatable(
+        "another type for matching modules or quantization points; float: none (repeatable; the "
+        "last one that matches counts)",
+        type=types.override,
+        metavar="GLOB=DTYPE",
+    )
+    config: Path | None = option(
+        "a PTQConfig as its to_json() writes it, instead of --activation and --weight",
+        type=types.file,
+        metavar="FILE.json",
     )
     calibrate: int | None = option(
         "how many inputs to calibrate on besides the inputs themselves: sequences, synthetic "
@@ -479,7 +493,7 @@ Request = (
 )
 
 
-def given(request: Request) -> str:
+def given(request: "DataclassInstance") -> str:
     """What a request asks for, in words: each field that is not as it would be without it."""
     values = {
         field.name: (getattr(request, field.name), field.default) for field in fields(request)

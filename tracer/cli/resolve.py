@@ -6,7 +6,8 @@ What is compared is a model and its candidate with the model's inputs, or a trac
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tracer.choices import (
     CANDIDATES,
@@ -20,7 +21,7 @@ from tracer.choices import (
 from tracer.cli.requests import CompareRequest, ModelRequest, flag
 from tracer.errors import UsageError, near_names
 from tracer.models.locate import is_trace
-from tracer.text import listed
+from tracer.text import brief, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from tracer.models import Calibration
     from tracer.models.loading import Loaded
     from tracer.traces.recorded import Recorded
+    from wrappers import PTQConfig
+
+Request = TypeVar("Request", bound=ModelRequest)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def resolve(request: CompareRequest) -> Sides:
     """Opens traces and makes models; a model is run on the inputs of the trace beside it."""
     from tracer.reports.progress import status
 
+    request = _with_variant(request)
     with status(f"loading {request.model or 'traces'}"):
         from tracer import open_trace
 
@@ -114,6 +119,7 @@ def resolve_model(request: ModelRequest) -> Subject:
     """One model, or the candidate made from it, with the inputs that it is run on."""
     from tracer.reports.progress import status
 
+    request = _with_variant(request)
     with status(f"loading {request.model}"):
         loaded = _load(request)
         other = _other(request, loaded)
@@ -244,9 +250,31 @@ def _candidate(
         loaded,
         request.candidate,
         **request.given("variant", "steps", "activation", "weight"),
+        config=_config(request.config),
+        overrides=dict(request.override),
         calibration=data,
         progress=tracked,
     )
+
+
+def _config(file: Path | None) -> "PTQConfig | None":
+    """The configuration of a file."""
+    if file is None:
+        return None
+    import wrappers
+
+    try:
+        return wrappers.PTQConfig.from_json(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, wrappers.errors.ConfigError) as error:
+        raise UsageError(f"--config {file}: {brief(error)}") from error
+
+
+def _with_variant(request: Request) -> Request:
+    """The request with the variant of its configuration, where it names none itself."""
+    config = _config(request.config)
+    if config is None or request.variant is not None:
+        return request
+    return replace(request, variant=config.variant)
 
 
 def _calibrated(data: "Calibration | None") -> tuple[str, ...]:
@@ -375,9 +403,12 @@ def _describe_candidate(request: CompareRequest, loaded: "Loaded") -> str:
     settings = []
     if request.candidate in NEED_WRAPPERS:
         settings.append(f"variant {request.variant or DEFAULT_VARIANT}")
-    if request.candidate == "quantized":
+    if request.config is not None:
+        settings.append(f"config {request.config.name}")
+    elif request.candidate == "quantized":
         settings.append(f"activation {request.activation or DEFAULT_ACTIVATION}")
         settings.append(f"weight {request.weight or DEFAULT_WEIGHT}")
+    settings += ["=".join(rule) for rule in request.override]
     if request.candidate_device is not None:
         settings.append(f"on {request.candidate_device}")
     return f"{request.candidate} ({', '.join(settings)})" if settings else request.candidate

@@ -146,6 +146,15 @@ def limit_of(
     return convert
 
 
+def override(text: str) -> tuple[str, str]:
+    glob, _, dtype = text.rpartition("=")
+    if not glob or not dtype:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected GLOB=DTYPE, such as '*.down_proj=int16' or 'lm_head=float'"
+        )
+    return glob, dtype
+
+
 def report(text: str) -> Path:
     try:
         return check_path(text)

@@ -6,6 +6,7 @@ The wrappers are imported where they are needed, and known by their public names
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -43,15 +44,19 @@ _KINDS = (*FLOAT_DTYPES, "sdpa", "eager", "compile")
 _CALIBRATED_STEPS = 8
 
 
-def wrapped(model: nn.Module, activation: str, weight: str, variant: str) -> nn.Module:
-    """The model wrapped for quantisation, with quantisation off."""
+def wrapped(model: nn.Module, config: Any, overrides: Mapping[str, str], variant: str) -> nn.Module:
+    """The model wrapped for quantisation, with quantisation off.
+
+    Args:
+        config: a `wrappers.PTQConfig`.
+        overrides: as for `candidate`.
+    """
     import wrappers
 
-    config = wrappers.PTQConfig(
-        activation=wrappers.affine(activation),
-        weight=wrappers.affine(weight),
-        variant=variant,
-    )
+    config = replace(config, variant=variant)
+    if overrides:
+        made = wrappers.overrides_for(model, config, overrides)
+        config = replace(config, overrides=made)
     return wrappers.prepare(model, config).eval()
 
 
@@ -127,10 +132,12 @@ def candidate(
     loaded: Loaded,
     kind: str,
     *,
-    variant: str = DEFAULT_VARIANT,
+    variant: str | None = None,
     steps: int | None = None,
-    activation: str = DEFAULT_ACTIVATION,
-    weight: str = DEFAULT_WEIGHT,
+    activation: str | None = None,
+    weight: str | None = None,
+    config: Any = None,
+    overrides: Mapping[str, str] | None = None,
     calibration: Calibration | None = None,
     progress: Progress | None = None,
     trust_remote_code: bool = False,
@@ -148,19 +155,25 @@ def candidate(
             "bfloat16", "float16": a copy cast to that dtype;
             "sdpa", "eager": the same weights with another attention implementation;
             "compile": the same weights through torch.compile.
-        variant: of the wrappers, for "wrapped" and "quantized". What is in the variant "decode"
-            is compared on a `decode_step`, and calibrated on such steps after a float prefill.
+        variant: of the wrappers, for "wrapped" and "quantized" (default: the config's, prefill).
+            What is in the variant "decode" is compared on a `decode_step`, and calibrated on such
+            steps after a float prefill.
         steps: makes a `Stepping` of as many decode steps, to be compared with one of the loaded
             model. The variant "decode" then has a model in the variant "prefill" before it, as on
             an accelerator; any other candidate takes the steps itself.
-        activation, weight: integer types for "quantized", such as "uint8", "int16", "uint4".
+        activation, weight: integer types for "quantized", such as "uint8", "int16", "uint4"
+            (default: uint8).
+        config: a `wrappers.PTQConfig` instead, which the variant, where it is given, is put into.
+        overrides: other integer types, or "float", by globs of modules or quantization points;
+            see `wrappers.overrides_for`.
         calibration: for "quantized"; the loaded model's inputs alone if None.
         progress: shows how far the calibration is, and yields what it iterates over.
         trust_remote_code: as for `load`, for a path.
         map_inputs: as for `compare`, for a path.
 
     Raises:
-        UsageError: the kind is unknown, or not to be had for this model or on this machine.
+        UsageError: the kind is unknown, or not to be had for this model or on this machine; or
+            integer types beside a config.
         ModelLoadError, InputError: as for `load`.
         wrappers.errors.WrappersError: the model cannot be wrapped or quantised that way.
     """
@@ -177,13 +190,31 @@ def candidate(
     batches: Sequence[dict[str, torch.Tensor]] | None = None
     if kind == "quantized":
         batches = (loaded.inputs,) if calibration is None else calibration.batches
-    wrap = partial(wrapped, loaded.model, activation, weight)
+    config = _config(config, activation, weight)
+    variant = variant or config.variant
+    wrap = partial(wrapped, loaded.model, config, overrides or {})
     if variant == "decode":
         return decoding(loaded.model, wrap, batches, steps, progress)
     made = wrap(variant)
     if batches is not None:
         made = quantized(made, batches, progress)
     return made if steps is None else Stepping(made, steps=steps)
+
+
+def _config(config: Any, activation: str | None, weight: str | None) -> Any:
+    import wrappers
+
+    if config is None:
+        return wrappers.PTQConfig(
+            activation=wrappers.affine(activation or DEFAULT_ACTIVATION),
+            weight=wrappers.affine(weight or DEFAULT_WEIGHT),
+            variant=DEFAULT_VARIANT,
+        )
+    if not isinstance(config, wrappers.PTQConfig):
+        raise UsageError(f"config is a {type(config).__name__}; expected a wrappers.PTQConfig")
+    if activation is not None or weight is not None:
+        raise UsageError("a config says what activations and weights are: leave them out beside it")
+    return config
 
 
 def _unwrapped(loaded: Loaded, kind: str) -> nn.Module:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import wrappers
 from tests.builders.small_net import Net, X, recorded
 from tracer.cli import main
 from tracer.cli.parser import parse
@@ -167,4 +168,64 @@ class TestTheInputsOfACandidateThatAFunctionMakes:
     def test_names_that_mean_nothing(self, options, message, capsys) -> None:
         command = ["compare", "random-llama", "--map-input", "tokens=input_ids", *options]
         assert main(command) == 2
+        assert message in capsys.readouterr().err
+
+
+class TestTheQuantisedCandidate:
+    """Mixed precision, and a configuration from a file."""
+
+    def kinds(self, *options: str) -> dict[str, str]:
+        command = ["compare", "random-llama", "--sequence-length", "4", "--calibrate", "0"]
+        request = parse([*command, "--candidate", "quantized", *options])
+        self.sides = resolve(request)
+        return {
+            f"{module}.{name}": point.kind
+            for module, name, point in wrappers.iter_points(self.sides.candidate)
+        }
+
+    def test_overrides(self) -> None:
+        kinds = self.kinds("--override", "*.down_proj=int16", "--override", "lm_head=float")
+        assert kinds["model.layers.3.mlp.down_proj.weight"] == "int16"
+        assert kinds["lm_head.weight"] == "identity"
+        assert kinds["model.layers.3.mlp.up_proj.weight"] == "uint8"
+        assert self.sides.names[1] == (
+            "quantized (variant prefill, activation uint8, weight uint8, *.down_proj=int16, "
+            "lm_head=float)"
+        )
+
+    def test_a_file(self, tmp_path) -> None:
+        file = tmp_path / "c.json"
+        config = wrappers.PTQConfig(
+            activation=wrappers.affine("int16"),
+            overrides={"lm_head.weight": wrappers.affine("uint4")},
+            variant="decode",
+        )
+        file.write_text(config.to_json())
+        kinds = self.kinds("--config", str(file), "--override", "lm_head.act_in=uint8")
+        assert kinds["model.layers.0.mlp.act_in"] == "int16"
+        assert kinds["lm_head.weight"] == "uint4"
+        assert kinds["lm_head.act_in"] == "uint8"
+        assert self.sides.names[1] == (
+            "quantized (variant decode, config c.json, lm_head.act_in=uint8)"
+        )
+        assert self.sides.inputs["input_ids"].shape == (1, 1)  # a decode step
+
+    @pytest.mark.parametrize(("text", "message"), [
+        ("", "c.json: not a PTQConfig in JSON"), ("[]", "expected an object, found"),
+        ('{"weigth": {}}', "a PTQConfig has no 'weigth'"), ("\\xff", "c.json: "),
+    ])  # fmt: skip
+    def test_a_file_that_is_none(self, text, message, tmp_path, capsys) -> None:
+        (tmp_path / "c.json").write_bytes(text.encode().decode("unicode_escape").encode("latin-1"))
+        options = ["--candidate", "quantized", "--config", str(tmp_path / "c.json")]
+        assert main(["compare", "random-llama", *options]) == 2
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("options", "message"), [
+        (["--override", "x=int8"], "--override goes with --candidate quantized"),
+        (["--candidate", "quantized", "--override", "int8"], "expected GLOB=DTYPE"),
+        (["--candidate", "quantized", "--override", "*.mpl=int8"], "did you mean *.mlp"),
+        (["--candidate", "quantized", "--weight", "int8", "--config", __file__], "choose one"),
+    ])  # fmt: skip
+    def test_what_is_refused(self, options, message, capsys) -> None:
+        assert main(["compare", "random-llama", *options]) == 2
         assert message in capsys.readouterr().err

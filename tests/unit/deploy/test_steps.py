@@ -256,3 +256,33 @@ class TestStructure:
         )
         with pytest.raises(ModelInputError, match="An attention mask of shape"):
             step(inputs, cos, sin, torch.zeros(shape), *past)
+
+
+class TestExampleInputs:
+    @pytest.mark.parametrize("past", [0, 5])
+    def test_they_are_those_of_the_float_model(self, past) -> None:
+        """With hidden states and a past that are random: tables and mask are the model's own."""
+        model = tiny()
+        step = Step(wrap(model, "decode").model.layers[0])
+        inputs, cos, sin, mask, *kept = step.example_inputs(tokens=3, past=past, batch=2)
+        positions = torch.arange(past, past + 3)[None]
+        expected = step.tables(*model.model.rotary_emb(inputs, positions))
+        assert torch.allclose(cos, expected[0], atol=1e-6)
+        assert torch.allclose(sin, expected[1], atol=1e-6)
+        assert mask.shape == (1, 3, past + 3)
+        visible = torch.ones(3, past + 3).tril(past)
+        assert torch.equal(mask[0], (1 - visible) * step.masks.fill_value)
+        assert [tuple(t.shape) for t in kept] == [(2, 2, past, 8)] * (2 if past else 0)
+        again = step.example_inputs(tokens=3, past=past, batch=2)
+        assert torch.equal(again[0], inputs)
+        assert not torch.equal(step.example_inputs(tokens=3, past=past, batch=2, seed=1)[0], inputs)
+
+    def test_what_is_refused(self) -> None:
+        step = Step(wrap(tiny(), "prefill"))
+        for options in ({"tokens": 0}, {"past": -1}, {"batch": 0}):
+            with pytest.raises(ModelInputError, match="expected at least 1 token"):
+                step.example_inputs(**options)
+
+    def test_in_the_dtype_of_the_model(self) -> None:
+        step = Step(wrap(tiny().bfloat16(), "prefill").model)
+        assert {tensor.dtype for tensor in step.example_inputs()} == {torch.bfloat16}

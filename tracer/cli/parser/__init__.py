@@ -12,6 +12,7 @@ from tracer.cli.exit_codes import ExitCode, exit_codes
 from tracer.cli.keys import Keys
 from tracer.cli.parser import ablate, check, compare, reports
 from tracer.cli.parser.common import Parser, add_fields, add_output
+from tracer.cli.parser.export import ExportRequest
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     CompareRequest,
@@ -55,6 +56,11 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "Reads the .json reports of a folder and prints, in the order of their commits, the exit "
         "code, the verdict and the figures of each.",
     ),
+    "export": (
+        "quantise a model and write it, or a part of it, as a graph",
+        "Quantises a model as `trace_model compare --candidate quantized` does, and writes it or a "
+        "part of it as a graph of static shapes, for torch (.pt2) or an accelerator (.circle).",
+    ),
     "ablate": (
         "study which settings of the quantiser are better, and how sure that is",
         "Quantises a model with many settings, measures each with several calibration sets, and "
@@ -86,6 +92,7 @@ def make_parser(kind: type[Parser] = Parser) -> tuple[Parser, dict[str, Parser]]
     add_fields(commands["show"], ShowRequest)
     reports.add_diff_options(commands["diff"])
     reports.add_history_options(commands["history"])
+    add_fields(commands["export"], ExportRequest)
     ablate.add_options(commands["ablate"])
     check.add_options(commands["check"])
     commands["check"].epilog = (
@@ -97,7 +104,7 @@ def make_parser(kind: type[Parser] = Parser) -> tuple[Parser, dict[str, Parser]]
     return parser, commands
 
 
-def parse(arguments: Sequence[str], kind: type[Parser] = Parser) -> Request:
+def parse(arguments: Sequence[str], kind: type[Parser] = Parser) -> Request | ExportRequest:
     """Reads the arguments of the command line.
 
     What they name need not exist, but for files that are read or written; see `checks.check`.
@@ -139,5 +146,7 @@ def parse(arguments: Sequence[str], kind: type[Parser] = Parser) -> Request:
             return DiffRequest(**given)
         case "history":
             return HistoryRequest(**given)
+        case "export":
+            return ExportRequest(**given)
         case _:
             return ablate.request(given)
