@@ -2,8 +2,9 @@
 
     corrected = BiasCorrection()(model, config, batches)  # a prepared model
 
-Layers are corrected in the order in which they run, so that each is measured behind those that have
-been corrected; a layer without a bias gets one.
+What is aimed at are the outputs with quantisation off; after GPTQ, those of the weights from before
+it. Layers are corrected in the order in which they run, so that each is measured behind those that
+have been corrected; a layer without a bias gets one. Time: as GPTQ, two forwards for one of its.
 """
 
 from __future__ import annotations
@@ -17,29 +18,20 @@ from torch import Tensor, nn
 from wrappers.algorithms.calls import call_groups, stopping_at
 from wrappers.algorithms.stage import (
     as_prepared,
+    before_rounding,
     checked,
     copied,
-    is_prepared,
     replace_parameter,
     set_unquantized,
     weighted_layers,
 )
 from wrappers.core.config import PTQConfig
-from wrappers.errors import WrapError
 from wrappers.quantize import ModelInputs, calibrate, convert
 
 
 @dataclass(frozen=True)
 class BiasCorrection:
-    """The stage.
-
-    Args:
-        reference: the float model whose mean outputs are aimed at; by default the model that the
-            stage is given, with quantisation off. After GPTQ that has rounded weights already: give
-            the model from before.
-    """
-
-    reference: nn.Module | None = None
+    """The stage; it has no options."""
 
     def __call__(
         self, model: nn.Module, config: PTQConfig, batches: Sequence[ModelInputs]
@@ -47,18 +39,13 @@ class BiasCorrection:
         """A prepared model with corrected biases, quantisation off.
 
         Raises:
-            WrapError: the reference is a prepared model.
             ModelInputError: there are no batches.
         """
         checked(batches)
-        if self.reference is not None and is_prepared(self.reference):
-            raise WrapError("the reference of a bias correction is a float model, not prepared")
         quantized = copied(as_prepared(model, config))
         result = copied(quantized)
         set_unquantized(result)
-        reference = (
-            copied(result) if self.reference is None else as_prepared(self.reference, config)
-        )
+        reference = copied(before_rounding(result))
         calibrate(quantized, batches)
         convert(quantized)
         layers = weighted_layers(quantized)

@@ -11,7 +11,8 @@ Memory beyond the model: of the layers that read one input, one matrix of inputs
 while data runs, three in float64 while they are rounded, and the new weights. Nothing is kept of
 the activations. Time: a forward over the data for each such group, stopped where it has run, so
 that a decoder of L layers takes about 2 L + 1 forwards; and for each layer the decomposition of the
-matrix, inputs^3, and the rounding, outputs x inputs^2.
+matrix, inputs^3, and the rounding, outputs x inputs^2. The weights from before stay with the
+model for a bias correction, until `quantize` is done.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from wrappers.algorithms.stage import (
     as_prepared,
     checked,
     copied,
+    note_before_rounding,
     replace_parameter,
     set_unquantized,
     weighted_layers,
@@ -100,7 +102,8 @@ class GPTQ:
         checked(batches)
         wrapped = copied(as_prepared(model, config))
         set_unquantized(wrapped)
-        reference = copied(wrapped) if self.match_float else None
+        before = copied(wrapped)
+        reference = before if self.match_float else None
         layers = {
             name: layer
             for name, layer in weighted_layers(wrapped).items()
@@ -121,6 +124,7 @@ class GPTQ:
             hessian, cross = _moments(wrapped, reference, group, batches, stop=once)
             for name in group:
                 self._round(layers[name], hessian, cross)
+        note_before_rounding(wrapped, before)
         return wrapped
 
     def _round(self, layer: QuantModule, hessian: Tensor, cross: Tensor | None) -> None:

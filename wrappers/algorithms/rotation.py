@@ -81,7 +81,7 @@ def hadamard(size: int, generator: torch.Generator) -> Tensor:
     rest = size // power
     if rest > 1:
         drawn = torch.randn(rest, rest, generator=generator, dtype=torch.float64)
-        matrix = torch.kron(matrix, torch.linalg.qr(drawn).Q)
+        matrix = torch.kron(matrix, torch.linalg.qr(drawn).Q.contiguous())
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
     return signs[:, None] * matrix
 
