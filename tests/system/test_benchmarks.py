@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, perplexity
+from benchmarks import memory, perplexity, quantised_perplexity
 from tracer.execution.module_state import module_states_kept
 
 REPOSITORY = Path(__file__).parents[2]
@@ -83,9 +83,19 @@ def test_perplexity(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "described 3.548, off +0.000" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_quantised_perplexity(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    smallest = ["--checkpoint", "stories260K", "--only", "alone", "--weight", "int4"]
+    quantised_perplexity.main([str(shared_data), *smallest])
+    printed = capsys.readouterr().out
+    assert "activations int16, weights int4: float 3.548" in printed
+    assert "rounding alone                      4.663" in printed
+
+
 def test_every_script_is_run() -> None:
     scripts = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
-    assert scripts == {*(name.partition(" ")[0] for name in SMALLEST), "perplexity"}
+    by_themselves = {"perplexity", "quantised_perplexity"}
+    assert scripts == {*(name.partition(" ")[0] for name in SMALLEST), *by_themselves}
 
 
 class TestMemory:

@@ -11,28 +11,27 @@ Memory beyond the model: of the layers that read one input, one matrix of inputs
 while data runs, three in float64 while they are rounded, and the new weights. Nothing is kept of
 the activations. Time: a forward over the data for each such group, stopped where it has run, so
 that a decoder of L layers takes about 2 L + 1 forwards; and for each layer the decomposition of the
-matrix, inputs^3, and the rounding, outputs x inputs^2.
+matrix, inputs^3, and the rounding, outputs x inputs^2. The weights from before stay with the
+model for a bias correction, until `quantize` is done.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from wrappers.algorithms.calls import call_groups, stopping_at
 from wrappers.algorithms.stage import (
     as_prepared,
     checked,
     copied,
-    listening,
+    note_before_rounding,
     replace_parameter,
-    run,
     set_unquantized,
     weighted_layers,
 )
@@ -103,7 +102,8 @@ class GPTQ:
         checked(batches)
         wrapped = copied(as_prepared(model, config))
         set_unquantized(wrapped)
-        reference = copied(wrapped) if self.match_float else None
+        before = copied(wrapped)
+        reference = before if self.match_float else None
         layers = {
             name: layer
             for name, layer in weighted_layers(wrapped).items()
@@ -112,7 +112,7 @@ class GPTQ:
         }
         if not layers:
             raise WrapError(f"no linear layer of {type(model).__name__} has an affine weight point")
-        groups, once = _groups(wrapped, layers, batches)
+        groups, once = call_groups(wrapped, layers, batches)
         missed = sorted(layers.keys() - {name for group in groups for name in group})
         if missed:
             warnings.warn(
@@ -124,6 +124,7 @@ class GPTQ:
             hessian, cross = _moments(wrapped, reference, group, batches, stop=once)
             for name in group:
                 self._round(layers[name], hessian, cross)
+        note_before_rounding(wrapped, before)
         return wrapped
 
     def _round(self, layer: QuantModule, hessian: Tensor, cross: Tensor | None) -> None:
@@ -284,43 +285,6 @@ def best_range(
     return scale, zero_point
 
 
-class _Reached(Exception):  # noqa: N818 - no error: the rest of a forward is not needed
-    """All layers of a group have run."""
-
-
-def _groups(
-    wrapped: nn.Module, layers: dict[str, QuantModule], batches: Sequence[ModelInputs]
-) -> tuple[list[list[str]], bool]:
-    """Layers that read one tensor, in the order in which they run; and whether each ran once."""
-    groups: list[list[str]] = []
-    found: set[str] = set()
-    calls: Counter[str] = Counter()
-    last: Tensor | None = None
-
-    def hear(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        nonlocal last
-        calls[name] += 1
-        if name in found:
-            last = None
-            return
-        found.add(name)
-        if x is last:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-        last = x
-
-    once = True
-    with listening(dict(layers), hear):
-        for batch in batches:
-            calls.clear()
-            run(wrapped, batch)
-            once = once and set(calls.values()) <= {1}
-            if len(found) == len(layers):
-                break
-    return groups, once
-
-
 def _moments(
     wrapped: nn.Module,
     reference: nn.Module | None,
@@ -330,24 +294,19 @@ def _moments(
     stop: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The mean of x x^T over the inputs of a group, and of (float x) x^T with a reference."""
-    first, last = group[0], group[-1]
     hessian: Tensor | None = None
     cross: Tensor | None = None
     count = 0
     heard: list[Tensor] = []
 
     def hear(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        if name == first:
+        if name == group[0]:
             wide = torch.promote_types(x.dtype, torch.float32)
             heard.append(x.detach().flatten(0, -2).to(wide))
-        if stop and name == last:
-            raise _Reached
 
     def inputs(model: nn.Module, batch: ModelInputs) -> Tensor:
         heard.clear()
-        ends = {name: model.get_submodule(name) for name in {first, last}}
-        with listening(ends, hear), suppress(_Reached):
-            run(model, batch)
+        stopping_at(model, group, hear, batch, stop=stop)
         return torch.cat(heard) if heard else torch.empty(0)
 
     for batch in batches:

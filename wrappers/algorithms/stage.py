@@ -26,6 +26,8 @@ from wrappers.core.point import Mode
 from wrappers.errors import ModelInputError, WrapError
 from wrappers.quantize import ModelInputs, calibrate, call_arguments, convert, prepare
 
+BEFORE_ROUNDING = "before_rounding"
+
 Stage = Callable[[nn.Module, PTQConfig, Sequence[ModelInputs]], nn.Module]
 
 
@@ -51,6 +53,7 @@ def quantize(
     for stage in stages:
         model = stage(model, config, batches)
     wrapped = as_prepared(model, config)
+    vars(wrapped).pop(BEFORE_ROUNDING, None)
     calibrate(wrapped, batches)
     return convert(wrapped)
 
@@ -93,7 +96,20 @@ def copied(model: nn.Module) -> nn.Module:
             )
     shared = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    before = vars(model).get(BEFORE_ROUNDING)
+    memo[id(before)] = before
     return copy.deepcopy(model, memo)
+
+
+def note_before_rounding(wrapped: nn.Module, before: nn.Module) -> None:
+    """Keeps with a prepared model the one that it was before its weights were rounded."""
+    vars(wrapped).setdefault(BEFORE_ROUNDING, before)  # no child: its names stay what they are
+
+
+def before_rounding(wrapped: nn.Module) -> nn.Module:
+    """A prepared model with the weights from before they were rounded, if they were."""
+    kept: nn.Module = vars(wrapped).get(BEFORE_ROUNDING, wrapped)
+    return kept
 
 
 def float_copy(model: nn.Module, stage: str) -> nn.Module:

@@ -401,6 +401,13 @@ class TestRefusals:
         with pytest.raises(ExportError, match=r"1 quantization points: model\.layers\.0\.mlp\.mul"):
             export(mlp, states, tmp_path / "a.circle")
 
+    def test_scales_by_group(self, tmp_path):
+        mlp, states = quantised_mlp(affine("uint8"), affine("uint8"))
+        columns = torch.arange(32) // 16
+        mlp.up_proj.points["weight"].load_qparams(torch.ones(40, 2), 3, columns=columns)
+        with pytest.raises(ExportError, match=r"up_proj\.weight \(uint8 by groups of columns\)"):
+            export(mlp, states, tmp_path / "a.circle")
+
     def test_types_of_points_that_are_off_do_not_matter(self, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         mlp = wrap(tiny(), "prefill", activation=affine("int8")).model.layers[0].mlp

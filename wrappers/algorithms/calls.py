@@ -1,0 +1,74 @@
+"""The order in which linear layers run, and forwards that end where some of them have run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from torch import Tensor, nn
+
+from wrappers.algorithms.stage import listening, run
+from wrappers.quantize import ModelInputs
+
+Hear = Callable[[str, nn.Module, Tensor, Tensor], None]
+"""Is told of a call: (name, module, input, output)."""
+
+
+class _Reached(Exception):  # noqa: N818 - no error: the rest of a forward is not needed
+    """All layers of a group have run."""
+
+
+def call_groups(
+    wrapped: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[ModelInputs]
+) -> tuple[list[list[str]], bool]:
+    """Layers that read one tensor, in the order in which they run; and whether each ran once."""
+    groups: list[list[str]] = []
+    found: set[str] = set()
+    calls: Counter[str] = Counter()
+    last: Tensor | None = None
+
+    def hear(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        nonlocal last
+        calls[name] += 1
+        if name in found:
+            last = None
+            return
+        found.add(name)
+        if x is last:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last = x
+
+    once = True
+    with listening(dict(layers), hear):
+        for batch in batches:
+            calls.clear()
+            run(wrapped, batch)
+            once = once and set(calls.values()) <= {1}
+            if len(found) == len(layers):
+                break
+    return groups, once
+
+
+def stopping_at(
+    model: nn.Module, group: Sequence[str], hear: Hear, batch: ModelInputs, *, stop: bool
+) -> None:
+    """Runs a model over a batch, tells of the calls of a group, and stops after its last one.
+
+    Args:
+        model: of any kind.
+        group: names of modules, in the order in which they run.
+        hear: is told of each call.
+        batch: the inputs.
+        stop: each runs once, so that nothing after the last of them is needed.
+    """
+
+    def listen(name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
+        hear(name, module, x, output)
+        if stop and name == group[-1]:
+            raise _Reached
+
+    with listening({name: model.get_submodule(name) for name in group}, listen), suppress(_Reached):
+        run(model, batch)
