@@ -57,9 +57,9 @@ def ablate(request: AblateRequest, command: str) -> ExitCode:
             study, workload, results, where=where, told=told, retry_failed=request.retry_failed
         )
     report = studies.report_of(study, results)
-    studies.show(report)
     for path in reports:
         studies.save(report, path)
+    studies.show(report)
     studies.check_succeeded(study, results)
     return ExitCode.AGREES
 
