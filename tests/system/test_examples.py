@@ -206,5 +206,5 @@ def test_compare_a_port(monkeypatch, capsys) -> None:
     assert printed.count("coverage: 53 of 59 modules") == 2
     right, wrong = printed.split("\nagrees\n")
     assert "differ" not in right
-    assert "The error is introduced in the forward of `model.layers.2.self_attn` itself" in wrong
+    assert "The error is introduced in the forward of `blocks.2.attention`" in wrong
     assert "mixed = functional.scaled_dot_product_attention(" in wrong

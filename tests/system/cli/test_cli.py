@@ -238,7 +238,8 @@ class TestOptions:
         assert embedded(report)["dtype"] == "float64"
         assert report["run"]["notes"] == [
             f"prefill: {VARIANTS['prefill']}",
-            "inputs: 12 random tokens (seed 3), a batch of 2 with lengths 12, 9, padded on the left",  # noqa: E501
+            "inputs: 12 random tokens (seed 3), a batch of 2 with lengths 12, 9, padded on the "
+            "left",
         ]
 
     def test_inputs_from_a_file(self, compare, tmp_path: Path):
