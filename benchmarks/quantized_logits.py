@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     )
                 logits = next(row for row in comparison.rows if row.value == "output.logits")
                 print(
-                    f"{variant:19}{activation:12}{weight:8}{logits.peir:8.2g}{logits.difference.mean:9.2g}  "
+                    f"{variant:19}{activation:12}{weight:8}{logits.peir:8.2g}"
+                    f"{logits.difference.mean if logits.difference else math.nan:9.2g}  "
                     f"{', '.join(most_growth(comparison))}"
                 )
 
