@@ -19,9 +19,6 @@ def right():
 def wrong():
     return make(1.5)
 
-def worse():
-    return make(3.0)
-
 def crash():
     import os
     raise SystemExit(7)

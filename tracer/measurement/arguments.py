@@ -228,8 +228,7 @@ def declared_rows(reference: nn.Module, candidate: nn.Module) -> torch.Tensor | 
         return None
     if hasattr(reference, "to_reference_output"):
         return None
-    weight = candidate.weight
-    channels = torch.arange(weight.shape[0], dtype=torch.float32, device=weight.device)
+    channels = torch.arange(candidate.weight.shape[0], dtype=torch.float32)
     order = read(channels[None])
     if not isinstance(order, torch.Tensor) or order.shape != (1, len(channels)):
         return None

@@ -36,7 +36,7 @@ def test_one_that_fails_does_not_stop_the_others(capsys) -> None:
     assert "make it: trace_model check gated.loose --update-baseline" in rows["gated.loose"]
     assert "trace_model.toml: checks.gated.input-sets.loose: " in rows["gated.loose"]
     assert "nets.py:crash cannot be called: SystemExit: 7" in rows["ended"]
-    assert printed.out.index("bad: diverges at ") < printed.out.index("Confirmed: ")
+    assert printed.out.index("bad: diverges: ") < printed.out.index("Confirmed: ")
     assert printed.out.endswith(
         "1 of 5 checks passes; 1 fails: bad; 3 have no result: gated.loose, gated.strict, ended\n"
     )
@@ -50,7 +50,7 @@ def test_one_that_fails_does_not_stop_the_others(capsys) -> None:
     assert suites.getroot().get("errors") == "3"
     page = Path("all.md").read_text()
     assert page.startswith("## ❌ `1 of 5 checks passes; ")
-    assert "| ❌ fails | `bad` | `diverges at " in page
+    assert "| ❌ fails | `bad` | `diverges: " in page
     assert "### Where" in page or "Confirmed" in page  # the report of the one that fails
 
 

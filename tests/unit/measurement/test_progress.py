@@ -43,9 +43,9 @@ def test_every_run_of_a_comparison_is_named() -> None:
     )
     names = [name for name, _, _ in told.phases]
     assert list(dict.fromkeys(names)) == [
-        "comparing", "confirming", "measuring the noise floor", "isolating", "swapping",
+        "measuring the noise floor", "comparing", "confirming", "isolating", "swapping",
     ]  # fmt: skip
-    assert told.phases[0] == ("comparing", 1, None)
+    assert told.phases[2] == ("comparing", 1, None)
     confirming = [run for name, run, _ in told.phases if name == "confirming"]
     assert confirming == [*range(1, len(confirming) + 1)]
     assert [phase for phase in told.phases if phase[2] is not None] == [

@@ -32,10 +32,10 @@ def test_the_table(checks) -> None:
     *_, table = page.getvalue().partition("check  ")
     assert [line.split() for line in table.splitlines()[1:4]] == [
         ["one", "passes", "1.0", "agrees"],
-        ["two", "fails", "2.0", *["diverges", "at", "b,", "PEIR", "5.00e-01"]],
+        ["two", "fails", "2.0", *["diverges:", "/b/model.py:5,", "in", "`b`"]],
         ["three", "no", "result", "0.0", *["there", "is", "no", "`a|b`"]],
     ]
-    assert page.getvalue().startswith("two: diverges at b")
+    assert page.getvalue().startswith("two: diverges: ")
     assert all(line == line.rstrip() for line in page.getvalue().splitlines())
     shown = io.StringIO()
     show(checks, reasons=False, console=Console(file=shown, width=100, force_terminal=True))

@@ -199,7 +199,9 @@ def test_an_error_of_its_own_says_so(suite, tmp_path):
         def compare(*args, **kwargs):
             raise ZeroDivisionError("a bug")
 
-        names = assert_equivalent.__wrapped__.__globals__
+        import inspect
+
+        names = inspect.unwrap(assert_equivalent).__globals__
         monkeypatch.setitem(names, "compare", compare)
         assert_equivalent(*models(), X)
     """
