@@ -46,6 +46,7 @@ NOT_RUN = {
     "--map": "needs a checkpoint under other names",
     "ablate": "takes minutes; tests/system/cli/test_ablate.py runs small ones",
     "folder": "is what an hour of training makes",
+    "check": "needs checks; tests/system/test_ci_guide.py runs it",
     "--help": "prints what is in docs/reference/cli.md",
 }
 
@@ -94,8 +95,12 @@ def test_what_is_not_run_says_why() -> None:
     assert skipped == [("studies.md", "<!-- not run: downloads lm-eval's tasks -->\n")]
 
 
+# The guide of checks is walked by tests/system/test_ci_guide.py.
+PAGES = [page for page in (README, *GUIDES) if page.name != "checks.md"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [README, *GUIDES], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_run(page, monkeypatch, capsys, tmp_path) -> None:
     """Each ends with the exit code of the output that its page shows, or 0."""
     monkeypatch.chdir(tmp_path)
@@ -149,11 +154,19 @@ def save_model(folder: str, *, broken: bool = False) -> None:
     model.save_pretrained(folder)
 
 
+def reports(folder: str) -> None:
+    Path(folder).mkdir()
+    for name in ("first", "second"):
+        assert main(["compare", "random-llama", "--report", f"{folder}/{name}.json"]) == 0
+
+
 QUANTIZED = ["compare", "random-llama", "--candidate", "quantized"]
 # What pages take for granted.
 MAKERS: Mapping[str, Callable[[], object]] = {
     "text.txt": lambda: Path("text.txt").write_text("Once upon a time. " * 200),
     "main.json": lambda: main([*QUANTIZED, "--report", "main.json"]),
+    "new.json": lambda: main([*QUANTIZED, "--report", "new.json"]),
+    "reports": lambda: reports("reports"),
     "config.json": lambda: Path("config.json").write_text(wrappers.PTQConfig().to_json()),
     "run.trace": lambda: record("--out", "run.trace"),
     "a.trace": lambda: record("--out", "a.trace"),
