@@ -191,6 +191,7 @@ def test_train_alike(capsys) -> None:
     assert "agrees The models agree: the largest PEIR is " in printed
 
 
+@pytest.mark.slow
 def test_smoothed(capsys) -> None:
     arguments = ["compare", "random-llama", "--candidate", str(EXAMPLES / "smoothed.py") + ":build"]
     assert main(arguments) == 0

@@ -172,6 +172,7 @@ class TestOutcome:
             "quantized (variant decode, activation uint8, weight uint8)"
         )
 
+    @pytest.mark.slow
     def test_what_is_isolated(self, compare):
         quantized = "tiny-llama", "--candidate", "quantized", "--calibrate", 1
         isolation = compare(*quantized, "--isolate", "blocks", "--what-if", 1).report["isolation"]

@@ -106,6 +106,7 @@ class TestExitCodes:
             *("relative_l2", "sqnr")
         }
 
+    @pytest.mark.slow
     def test_divergence_is_obeyed_of_a_quantised_candidate(self, made, gate):
         ran = gate(*QUANTIZED)
         assert ran.code == 0

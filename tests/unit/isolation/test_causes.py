@@ -233,6 +233,7 @@ def test_a_module_that_cannot_be_called_again():
 
 
 class TestQuantised:
+    @pytest.mark.slow
     def test_int4_among_int16_is_named_first(self):
         loaded = models.load("tiny-llama")
         planted = "model.layers.2.mlp.up_proj.weight"
