@@ -427,7 +427,7 @@ GENERATION = [
     Mistake("cache in bfloat16", attention(cache=in_half), ATTENTION, "computation"),
     Mistake("another order of heads in the cache", attention(cache=heads_flipped), ATTENTION, "computation"),
     Mistake("cache of another layer", neighbours_cache, ATTENTION, "computation", line="layer_idx"),
-    Mistake("layer without the cache", model(cacheless=1), "model", "past_key_values"),
+    Mistake("layer without the cache", model(cacheless=1), "model", "past_key_values", missed="what the prefill does not return comes first, and is named at the root, unconfirmed"),
     Mistake("next position off by one", model(positions=next_positions), "model", "position_ids"),
     Mistake("positions begin again", model(positions=lambda past, n: torch.arange(n)), "model", "position_ids"),
     Mistake("mask without the past", model(make_mask=without_past), "model", "attention_mask"),

@@ -400,7 +400,7 @@ FLOAT_TEXT = [
     Mistake("deepstack positions off by one", given(TEXT, visual_pos_masks=lambda m: m.roll(1, -1)), "model", "visual_pos_masks"),
     Mistake("deepstack features reversed", image_features(deepstack_reversed), "model", "deepstack_visual_embeds"),
     Mistake("deepstack features of the wrong block", image_features(deepstack_of_the_head), "model", "deepstack_visual_embeds"),
-    Mistake("deepstack features cut short", image_features(deepstack_cut), "model", "deepstack_visual_embeds"),
+    Mistake("deepstack features cut short", image_features(deepstack_cut), "model", "deepstack_visual_embeds", missed="a list that is shorter is a form; the error that it makes is named where it appears"),
     Mistake("images exchanged", image_features(images_exchanged), "model", "inputs_embeds"),
     Mistake("features one token late", image_features(features_late), "model", "inputs_embeds"),
     Mistake("features of the images lost", image_features(features_lost), "model", "inputs_embeds"),

@@ -127,8 +127,9 @@ class Trial(Intervention):
         if calls.key != (watch.module, watch.call):
             return
         root = ValuePath(watch.value.kind, watch.value.argument)
-        pair = calls.outputs()
-        if root != OUTPUT:
+        if root == OUTPUT:
+            pair = calls.outputs()
+        else:
             pair = next((r, c) for name, r, c in calls.arguments() if name == root.argument)
         r, c = (root.tensors(value).get(watch.value) for value in pair)
         if r is not None and c is not None:

@@ -108,3 +108,22 @@ def test_the_rest_may_be_forced(models) -> None:
     trial, run = tried(models, Replacements(arguments={("second", 0): "input"}), forced=True)
     assert trial.applied
     assert agreeing(run) == {"first": True, "second": False, "": True}
+
+
+class Declared(nn.Linear):
+    def to_reference_output(self, output: torch.Tensor) -> torch.Tensor:
+        return output[:]
+
+
+def test_an_argument_is_fitted_before_there_is_an_output(models) -> None:
+    _, candidate = models
+    declared = Declared(6, 6)
+    declared.load_state_dict(candidate.second.state_dict())
+    candidate.second = declared
+    candidate.shift = 0.5
+    free = Experiment(Session(*models, X, None, "*"), Tolerance()).rerun()
+    row = next(r for r in free.rows if r.module == "second" and not r.is_output)
+    assert not row.agrees
+    trial, run = tried(models, Replacements(), row)
+    assert run.row(row) is not None
+    assert trial.mistakes[0].residual < 1e-6  # the known mistake of something added
