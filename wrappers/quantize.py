@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.core.config import PTQConfig, is_pattern, matches
 from wrappers.core.module import QuantModule, iter_points, iter_wrappers, shallow_copy
 from wrappers.core.point import Mode

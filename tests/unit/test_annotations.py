@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tracer
 import wrappers
-from tracer.annotations import checked, found, in_words, matches
+from trace_model.annotations import checked, found, in_words, matches
 from tracer.errors import TracerError
 from wrappers import evaluate
 from wrappers.errors import WrappersError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.comparison.run import raise_failure
 from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Phase

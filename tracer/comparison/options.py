@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.debugger.breakpoints import Breakpoint
 from tracer.errors import UsageError
 

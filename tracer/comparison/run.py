@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
+from tracer.comparison.nothing_compared import check_something_compared
 from tracer.comparison.options import Debugging, Isolate
 from tracer.comparison.progress_bar import can_show_progress
 from tracer.comparison.result import Comparison
@@ -30,7 +31,7 @@ from tracer.diagnosis.finding import OriginKind, RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, named_by_user, zoom_at, zoom_of
-from tracer.errors import ModelRunError, NothingComparedError, UsageError
+from tracer.errors import ModelRunError, UsageError
 from tracer.execution.dropout import check_training
 from tracer.execution.inputs import Inputs
 from tracer.execution.lockstep import Outcome
@@ -211,7 +212,7 @@ def compare(
     if free.outcome.ended:
         return comparison
     raise_failure(free.outcome.failure, comparison)
-    _check_something_compared(comparison, free, session.pairs)
+    check_something_compared(comparison, free.comparer, free.outcome, session.pairs)
     if train and comparison.verdict.agrees:
         phases.begin("comparing gradients")
         phases.next_run()
@@ -392,51 +393,3 @@ def _cause(verdict: Verdict) -> str:
     if verdict.origin.kind is OriginKind.PARAMETER:
         return f"{module} computed with a wrong parameter"
     return f"the forward of {module} itself went wrong"
-
-
-def _check_something_compared(
-    comparison: Comparison, free: _FreeRun, pairs: Mapping[str, str]
-) -> None:
-    outcome = free.outcome
-    none = replace(comparison, verdict=replace(comparison.verdict, agrees=False))
-    compared = [row for row in comparison.rows if row.is_output and row.difference is not None]
-    called, others = (
-        [name for name in calls if name]
-        for calls in (outcome.reference_calls, outcome.candidate_calls)
-    )
-    known = {*pairs.values()} & {*called}  # by its name, even if the candidate does not call it
-    hint = "Are these the same model? If only the names differ, give rename rules"
-    if not compared:
-        raise NothingComparedError(
-            "no output of the candidate could be compared with the reference's: none of its "
-            f"{len(others) + 1} called modules has an output of the same shape as its counterpart "
-            f"among the reference's {len(called) + 1}. {hint}",
-            none,
-        )
-    if called and others and not comparison.verdict.agrees and not known:
-        raise NothingComparedError(
-            f"the outputs differ, and none of the reference's {len(called)} called modules (such "
-            f"as {', '.join(called[:3])}) has a counterpart among the candidate's {len(others)} "
-            f"(such as {', '.join(others[:3])}). {hint}",
-            none,
-        )
-    unseen = _why_no_verdict(free)
-    if comparison.verdict.agrees and unseen:
-        raise NothingComparedError(
-            f"no verdict: {unseen}; nothing that was compared disagrees, which says nothing of "
-            "what the models return",
-            none,
-        )
-
-
-def _why_no_verdict(free: _FreeRun) -> str:
-    """Why nothing is known of the models' own outputs; empty where they were compared."""
-    comparer, outcome = free.comparer, free.outcome
-    if any(not name for name, _ in (*outcome.unmatched_reference, *outcome.unmatched_candidate)):
-        return "one side called its root module where the other did not"
-    if all(record.module for record in comparer.records.values()) or comparer.left_out:
-        return ""  # its outputs are not asked for, or not in a recording
-    if not comparer.final.compared:
-        kinds = "of a kind that cannot be compared" if comparer.not_comparable else "empty"
-        return f"the models' outputs are {kinds}"
-    return "" if comparer.final.finite else "no element of the models' outputs is finite"

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.choices import BREAK_AT, BREAK_WHEN
 from tracer.debugger.prompt import Choice, Prompt, choose_debugger, in_builtins
 from tracer.errors import ShapeMismatchError, UsageError, near_names

@@ -1,4 +1,4 @@
-"""Gradients: whether two models that agree going forward are trained alike, and where they part.
+"""Gradients: whether two models that agree going forward are trained alike, and where they diverge.
 
 Both are run once more with gradients, each by itself, and both sums of their outputs with the same
 random weights are differentiated: by the floats that a model is given, and by the parameters that
@@ -82,7 +82,7 @@ class ForwardOnly:
 
 @dataclass(frozen=True)
 class GradientsDiffer:
-    """Where gradients part; see `compare_gradients`.
+    """Where gradients diverge; see `compare_gradients`.
 
     Attributes:
         verdict: that of the comparison.
@@ -152,7 +152,7 @@ class _Search:
         return next(iter(self._calls(None)))
 
     def differ(self, root: TrainedPair, wrong: Sequence[Row]) -> GradientsDiffer:
-        """Where gradients that differ part, and the evidence."""
+        """Where gradients that differ diverge first, and the evidence."""
         keys = {(row.module, row.value.in_argument) for row in wrong}
         parameters = self.parameters("")
         frozen = [p for p in parameters if p.is_frozen and (p.module, p.name) in keys]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.errors import InputError, UsageError
 from tracer.execution.replay import Replay
 from tracer.execution.standin import StandIn

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.choices import DEFAULT_CALIBRATE
 from tracer.errors import UsageError
 from tracer.execution.limits import user_path

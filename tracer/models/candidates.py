@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.choices import (
     CANDIDATES,
     DEFAULT_ACTIVATION,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.choices import (
     DEFAULT_BATCH,
     DEFAULT_DEVICE,

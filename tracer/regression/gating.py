@@ -12,7 +12,7 @@ diverge; "never", nothing.
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.choices import FAIL_ON
 from tracer.comparison.result import Comparison
 from tracer.errors import UsageError

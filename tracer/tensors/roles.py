@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.errors import UsageError
 
 

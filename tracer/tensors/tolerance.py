@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.errors import UsageError
 from tracer.tensors.difference import Difference
 from tracer.tensors.exact import is_inexact

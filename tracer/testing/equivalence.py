@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import NotEquivalentError, UsageError

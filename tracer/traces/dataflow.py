@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.inputs import Inputs

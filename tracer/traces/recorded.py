@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.errors import StorageError, UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.offload import own_parameters

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from tracer.choices import VALUES
 from tracer.environment import environment
 from tracer.errors import ModelRunError, UsageError

@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.core.config import PTQConfig
 from wrappers.core.meanings import meaning
 from wrappers.core.offloading import is_offloaded, parameter_of

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.core.observers import OBSERVERS, build_observer
 from wrappers.errors import ArgumentError, ConfigError
 from wrappers.numerics.dtypes import DType, QScheme, check_qscheme, default_qscheme

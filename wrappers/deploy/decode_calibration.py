@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.deploy.runtime import PromptBatch, Prompts, run_prefill, step_inputs

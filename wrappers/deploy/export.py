@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from transformers.utils import ModelOutput
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.core.transformers_compat import tree_leaves

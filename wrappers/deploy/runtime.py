@@ -28,7 +28,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.attention.cache import StepCache
 from wrappers.errors import ArgumentError, CacheFullError, ModelInputError
 from wrappers.layers.decoder_blocks import key_factors

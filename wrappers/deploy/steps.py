@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.attention.cache import StepCache
 from wrappers.attention.causal import AttentionInputs, CausalAttention, DecodeAttention
 from wrappers.attention.masks import MaskBuilder

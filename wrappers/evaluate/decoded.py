@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.deploy.runtime import Prompts, run_prefill, step_inputs
 from wrappers.errors import ArgumentError, ModelInputError
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.deploy.runtime import Runtime
 from wrappers.errors import ArgumentError, ModelInputError
 

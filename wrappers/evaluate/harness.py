@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.errors import ArgumentError, MissingExtraError, ModelInputError
 
 _TASK_FILES = (".yaml", ".yml")

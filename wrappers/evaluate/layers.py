@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.errors import ArgumentError

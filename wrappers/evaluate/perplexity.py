@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracer.annotations import checked
+from trace_model.annotations import checked
 from wrappers.errors import ArgumentError, ModelInputError
 from wrappers.evaluate.decoded import DecodedModel, step_logits
 

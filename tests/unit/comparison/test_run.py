@@ -18,7 +18,7 @@ from tracer.comparison.capturing import capture
 from tracer.comparison.result import ROW_COLUMNS, Comparison
 from tracer.comparison.run import compare
 from tracer.diagnosis.gradients import GradientsAgree
-from tracer.errors import InputError, ModelRunError, NothingComparedError, UsageError
+from tracer.errors import InputError, ModelRunError, UsageError
 from tracer.tensors.difference import Difference
 from tracer.tensors.tolerance import Tolerance
 
@@ -287,29 +287,6 @@ class TestCoverage:
         candidate.forward = lambda input: candidate.second(candidate.first(input))  # noqa: A006
         comparison = agreed(model, candidate, X, rename={"^first": "0", "^second": "1"})
         assert tuple(comparison.coverage.paired_modules) == ("", "0", "1", "1.0", "1.1")
-
-
-class TestNothingCompared:
-    def test_outputs_of_models_with_nothing_in_common(self) -> None:
-        with pytest.raises(NothingComparedError, match="no output of the candidate could"):
-            compare(nn.Linear(8, 4), nn.Linear(8, 3), X)
-        reference = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
-        candidate = nn.ModuleDict({"other": nn.Bilinear(8, 8, 8)})
-        candidate.forward = lambda input: candidate["other"](input, input)  # noqa: A006
-        with pytest.raises(NothingComparedError, match=r"such as 0, 1.*such as other"):
-            compare(reference, candidate, X)
-
-    def test_models_that_have_little_in_common(self) -> None:
-        """A wholly different computation of the same thing is what one may want to know of."""
-        reference = nn.Sequential(nn.Tanh())
-        candidate = nn.ModuleDict({"other": nn.Identity()})
-        candidate.forward = lambda input: torch.tanh(candidate["other"](input))  # noqa: A006
-        assert tuple(agreed(reference, candidate, X).coverage.paired_modules) == ("",)
-        assert agreed(nn.Identity(), nn.Identity(), X).coverage.compared_elements == 32
-        nothing = nn.Identity()
-        nothing.forward = lambda x: None
-        with pytest.raises(NothingComparedError):
-            compare(nothing, copy.deepcopy(nothing), X)
 
     def test_a_counterpart_of_another_shape_is_a_divergence(self, model: nn.Module) -> None:
         class Narrow(nn.Sequential):
