@@ -48,18 +48,28 @@ def frozen_findings(
         agree = not any((name, parameter.name) in still for parameter in own)
         sides = pairing.reference.get(name), pairing.candidate.get(own_names.get(name, ""))
         lines = [None if side is None else line_of(side) for side in sides]
-        own_name = own_names.get(name, name)
-        candidate_module = None if own_name == name else own_name
         kind = FindingKind.FROZEN if own[0].reference.requires_grad else FindingKind.NOT_FROZEN
         findings.append(
             Finding(
-                Origin(name, None, OriginKind.GRADIENT, lines[0], lines[1], candidate_module),
+                gradient_origin(name, lines, pairing),
                 kind,
                 Proof(Outcome.TRAINED if agree else Outcome.GRADIENTS_DIFFER),
                 names=tuple(parameter.name for parameter in own),
             )
         )
     return findings
+
+
+def gradient_origin(module: str, lines: Sequence[str | None], pairing: Pairing) -> Origin:
+    """The origin of a gradient that is wrong.
+
+    Args:
+        module: the reference's name.
+        lines: the reference's and the candidate's.
+    """
+    own = next((own for own, name in pairing.pairs.items() if name == module), module)
+    candidate_module = None if own == module else own
+    return Origin(module, None, OriginKind.GRADIENT, lines[0], lines[1], candidate_module)
 
 
 def line_of(module: nn.Module) -> str | None:

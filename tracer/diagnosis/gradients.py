@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tracer.diagnosis.finding import Finding, FindingKind, Origin, OriginKind
-from tracer.diagnosis.frozen import frozen_findings, line_of, trained_alike
+from tracer.diagnosis.finding import Finding, FindingKind
+from tracer.diagnosis.frozen import frozen_findings, gradient_origin, line_of, trained_alike
 from tracer.diagnosis.trials import Outcome, Proof
 from tracer.diagnosis.verdict import Divergence, Symptom, Verdict
 from tracer.diagnosis.zoom.backward import zoom_backward
@@ -142,7 +142,6 @@ class _Search:
         self._session = session
         self._tolerance = tolerance
         self._roles = roles
-        self._own_names = {name: own for own, name in session.pairs.items()}
         every = shared_parameters(session.pairing, "")
         # If both train none of them, one side is not there to be trained.
         self._is_trained = not all(parameter.is_frozen for parameter in every)
@@ -201,10 +200,7 @@ class _Search:
                     lines[side] = lines[side] if operation is None else operation.location
                 if is_shown and not proof.confirmed:
                     shown = Proof(Outcome.GRAPH_WHOLE)
-            name = pair.key[0]
-            own_name = self._own_names.get(name, name)
-            candidate_module = None if own_name == name else own_name
-            origin = Origin(name, None, OriginKind.GRADIENT, lines[0], lines[1], candidate_module)
+            origin = gradient_origin(pair.key[0], lines, self._session.pairing)
             names = tuple(dict.fromkeys(row.value.in_argument for row in rows))
             findings.append(Finding(origin, FindingKind.BACKWARD, shown, names=names))
         return findings, zoomed
