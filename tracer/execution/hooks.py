@@ -6,6 +6,7 @@ names, call indices and parents, and passes each start and end to a listener. Ho
 listener's answer (the counterfactual check) ever changes what a module is given or returns.
 """
 
+import functools
 import inspect
 import os
 import sys
@@ -313,8 +314,12 @@ def _intercepted(
 
 def definition(module: nn.Module) -> Location | None:
     """Where the module's forward is defined; None for one that has no Python source."""
-    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
-    code = getattr(forward, "__code__", None)
+    return _defined(getattr(module.forward, "__func__", module.forward))
+
+
+@functools.lru_cache(maxsize=4096)
+def _defined(forward: Callable[..., object]) -> Location | None:
+    code = getattr(inspect.unwrap(forward), "__code__", None)
     if code is None:
         return None
     return Location(code.co_filename, code.co_firstlineno, code.co_qualname)

@@ -8,9 +8,10 @@ are copied only of modules whose forward is seen to edit them in place.
 """
 
 import dis
+import operator
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -105,6 +106,7 @@ class ModuleStates:
     """What modules keep from call to call: attributes, and what lies in them, however deep."""
 
     _contents: list[tuple[Any, Any]] = field(default_factory=list)
+    _empty: list[Any] = field(default_factory=list)  # of a module's own dicts most are
     _tensors: list[_KeptTensor] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
 
@@ -130,12 +132,15 @@ class ModuleStates:
                 continue
             hook = accelerate_hook(module)
             for value in vars(module).values():
-                if value is not hook:
+                if type(value) not in _ATOMS and value is not hook:
                     states._look_into(value, shared, 0)
         return states
 
     def write(self) -> None:
         """Puts them back."""
+        for place in self._empty:
+            if place:
+                place.clear()
         for place, content in self._contents:
             _put_back(place, content)
         for kept in self._tensors:
@@ -148,8 +153,11 @@ class ModuleStates:
 
     def _look_into(self, value: Any, shared: set[int], depth: int) -> None:
         """Takes down what can be edited in place in a value, and goes on with what it holds."""
-        kind = type(value)
-        if kind in _ATOMS or id(value) in self._seen:
+        if id(value) in self._seen:
+            return
+        if type(value) in _DICTS and not value:
+            self._seen.add(id(value))
+            self._empty.append(value)
             return
         if isinstance(value, torch.Tensor):
             self._keep(value, copied=memory_of(value) not in shared)
@@ -175,12 +183,14 @@ class ModuleStates:
         else:
             return
         for item in list(inside):
-            self._look_into(item, shared, depth)
+            if type(item) not in _ATOMS:
+                self._look_into(item, shared, depth)
 
 
 _ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype}
 )
+_DICTS = (dict, OrderedDict)
 
 
 def _is_of_the_user(value: object) -> bool:
@@ -199,14 +209,17 @@ def _put_back(place: Any, content: Any) -> None:
     elif isinstance(place, bytearray):
         place[:] = content
     elif isinstance(place, dict):
-        if list(place) != list(content) or any(place[k] is not content[k] for k in content):
+        if not _holds(place.values(), content.values()) or list(place) != list(content):
             place.clear()
             place.update(content)
-    elif len(place) != len(content) or any(
-        mine is not theirs for mine, theirs in zip(place, content, strict=True)
-    ):
+    elif not _holds(place, content):
         place.clear()
         (place.update if isinstance(place, set) else place.extend)(content)
+
+
+def _holds(place: Collection[Any], content: Collection[Any]) -> bool:
+    """Whether the very same objects are in it, in the same order."""
+    return len(place) == len(content) and all(map(operator.is_, place, content))
 
 
 def _tensors_in(place: Any) -> list[torch.Tensor]:

@@ -29,7 +29,7 @@ from tracer.execution.pairing import Pairing, pair
 from tracer.execution.scheduler import RunObserver, Visitor
 from tracer.execution.side import EventKey
 from tracer.execution.standin import Arguments, StandIn
-from tracer.execution.state import ThreadState, random_state_kept
+from tracer.execution.state import ThreadState, garbage_set_aside, random_state_kept
 from tracer.execution.stepping import stages_of
 from tracer.execution.torch_internals import is_compiled
 from tracer.text import brief
@@ -105,7 +105,11 @@ class Session:
         Once Python's or NumPy's random numbers were seen to be drawn in evaluation, each side has
         its own in the runs that follow.
         """
-        with torch.no_grad(), module_states_kept((self.reference, self.candidate)):
+        with (
+            garbage_set_aside(),
+            torch.no_grad(),
+            module_states_kept((self.reference, self.candidate)),
+        ):
             outcome = lockstep(
                 self.reference,
                 self.candidate,
@@ -153,6 +157,7 @@ def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
     names = {id(module): name for name, module in named_modules(model).items()}
     recorder, thread = Recorder(names, listener), threading.get_ident()
     with (
+        garbage_set_aside(),
         ThreadState.capture().kept(),
         torch.no_grad(),
         module_states_kept((model,)),

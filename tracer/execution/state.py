@@ -4,6 +4,7 @@ Random numbers, and what a model may have switched on around a call: gradients, 
 mode, a default dtype or device, function and dispatch modes. Neither model must see the other's.
 """
 
+import gc
 import hashlib
 import random
 from collections.abc import Iterator, Mapping
@@ -106,6 +107,23 @@ def random_state_kept() -> Iterator["RandomStates"]:
         yield states
     finally:
         states.write()
+
+
+@contextmanager
+def garbage_set_aside() -> Iterator[None]:
+    """Lets the garbage collector look at what is made from here on only.
+
+    It goes through everything that a process has imported otherwise, which takes longer than a run
+    of a small model. What the caller has set aside stays so.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,9 @@ class Comparer:
         c: object,
         only: Set[ValuePath] | None = None,
     ) -> None:
+        if only is None and type(r) is type(c) is torch.Tensor and not (r.is_nested or c.is_nested):
+            self._compare_sole_tensors(record, path, r, c)
+            return
         reference, candidate = (
             {p: leaf for p, leaf in self._leaves(path, value) if only is None or p in only}
             for value in (r, c)
@@ -233,6 +236,15 @@ class Comparer:
             found = {p: right for p, right in candidate.items() if p in wrong}
             if wrong:
                 self._add_form(record, next(iter(wrong)), RemarkKind.RETURNED, wrong, found)
+
+    def _compare_sole_tensors(
+        self, record: CallRecord, path: ValuePath, r: torch.Tensor, c: torch.Tensor
+    ) -> None:
+        """What most values are, by itself: a tensor on either side."""
+        if is_comparable(r, path, {path: c}):
+            self._compare_tensors(record, path, r, c)
+        else:
+            self.not_comparable += 1
 
     def _leaves(self, path: ValuePath, value: object) -> Iterator[tuple[ValuePath, object]]:
         """The leaves of a value, of an output everything but the counters of a cache."""

@@ -10,6 +10,8 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     one all in a row, and of dtypes without operators (parts of a byte) the bytes.
     """
     tensor = tensor.detach()
+    if type(tensor) is torch.Tensor and tensor.dtype in _USUAL and _is_dense(tensor):
+        return tensor
     if isinstance(tensor, torch.masked.MaskedTensor):
         tensor = tensor.to_tensor(0)
     if hasattr(tensor, "full_tensor"):
@@ -34,6 +36,14 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(torch.uint8).clone().view(tensor.dtype)
     return tensor.clone()
 
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_neg()
+
+
+_USUAL = frozenset(
+    (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool)
+)
 
 _BYTES = frozenset(
     getattr(torch, name)

@@ -12,6 +12,7 @@ objects that hold tensors, such as key-value caches.
 import array
 import copy
 import dataclasses
+import functools
 import reprlib
 from collections import UserDict, deque
 from collections.abc import (
@@ -25,7 +26,7 @@ from collections.abc import (
     ValuesView,
 )
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,19 +62,20 @@ class Opaque:
 
 
 def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    """Yields the tensors and plain Python values in a nested value, each with its dotted path.
+    """The tensors and plain Python values in a nested value, each with its dotted path.
 
     Plain values are numbers, strings and None. Of objects that are no container (a cache, say) only
-    the tensors are yielded. An object that contains itself is walked once.
+    the tensors count. An object that contains itself is walked once.
 
     Args:
         value: any value that goes in or out of a module.
         path: the path of the value itself, such as "output".
     """
     if type(value) is torch.Tensor and not value.is_nested:
-        yield path, value
-    else:
-        yield from _walk(value, path, (), 0, set())
+        return iter(((path, value),))
+    found: list[tuple[str, object]] = []
+    _walk(value, path, (), 0, set(), found)
+    return iter(found)
 
 
 def all_leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
@@ -146,25 +148,66 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor])
 
 def children(value: object) -> list[tuple[str, object]]:
     """The named parts of a value; nothing for what holds no tensors of interest."""
-    if isinstance(value, Mapping):
-        return [(str(key), child) for key, child in value.items()]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return [(name, getattr(value, name)) for name in value._fields]
-    if isinstance(value, torch.Tensor):
-        value = value.unbind() if value.is_nested else ()
-    if isinstance(value, tuple | list):
-        return [(str(index), child) for index, child in enumerate(value)]
-    if isinstance(value, type | nn.Module | Enum | Set | str | bytes) or callable(value):
-        return []
-    if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value)]
+    make, names, _ = _parts_of(type(value))
+    if make is _Make.MAPPING:
+        return [(str(key), child) for key, child in value.items()]  # type: ignore[attr-defined]
+    if make is _Make.TENSOR:
+        assert isinstance(value, torch.Tensor)
+        value, make = (value.unbind() if value.is_nested else ()), _Make.SEQUENCE
+    if make is _Make.SEQUENCE:
+        return [(str(index), child) for index, child in enumerate(value)]  # type: ignore[arg-type]
+    if make in (_Make.NAMED, _Make.RECORD):
         return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+    if make is not _Make.OBJECT:
+        return []
     if _is_registered(value):
         parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
         return [(str(index), child) for index, child in enumerate(parts)]
-    slots = (name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name))
-    attributes = {name: getattr(value, name) for name in slots}
+    attributes = {name: getattr(value, name) for name in names if hasattr(value, name)}
     return list({**attributes, **getattr(value, "__dict__", {})}.items())
+
+
+class _Make(Enum):
+    """How a value holds its parts."""
+
+    PLAIN = "none, it is a number, a string or None"
+    MAPPING = "by key"
+    NAMED = "a named tuple"
+    TENSOR = "the tensors in a nested one"
+    SEQUENCE = "in a row"
+    NOTHING = "none of interest"
+    RECORD = "a dataclass"
+    OBJECT = "by attribute"
+
+
+class _Parts(NamedTuple):
+    """How values of a class hold their parts, and the names of those that the class lists."""
+
+    make: _Make
+    names: tuple[str, ...] = ()
+    is_container: bool = True
+
+
+@functools.lru_cache(maxsize=4096)
+def _parts_of(cls: type) -> _Parts:
+    if issubclass(cls, _PLAIN_TYPES):
+        return _Parts(_Make.PLAIN, is_container=False)
+    if issubclass(cls, Mapping):
+        return _Parts(_Make.MAPPING)
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return _Parts(_Make.NAMED, tuple(cls._fields))
+    if issubclass(cls, torch.Tensor):
+        return _Parts(_Make.TENSOR)
+    if issubclass(cls, tuple | list):
+        return _Parts(_Make.SEQUENCE)
+    is_record = dataclasses.is_dataclass(cls)
+    is_callable = any("__call__" in vars(each) for each in cls.__mro__)
+    if is_callable or issubclass(cls, type | nn.Module | Enum | Set):
+        return _Parts(_Make.NOTHING, is_container=is_record)
+    if is_record:
+        return _Parts(_Make.RECORD, tuple(field.name for field in dataclasses.fields(cls)))
+    slots = tuple(name for each in cls.__mro__ for name in _slots(each))
+    return _Parts(_Make.OBJECT, slots, is_container=False)
 
 
 def is_plain(value: object) -> bool:
@@ -211,21 +254,33 @@ def _number(value: float) -> str:
 
 
 def _walk(
-    value: object, path: str, above: tuple[int, ...], object_depth: int, deep: set[int]
-) -> Iterator[tuple[str, object]]:
-    is_leaf = isinstance(value, LeftOut) or (is_plain(value) and not object_depth)
-    if is_leaf or (isinstance(value, torch.Tensor) and not value.is_nested):
-        yield path, value
+    value: object,
+    path: str,
+    above: tuple[int, ...],
+    object_depth: int,
+    deep: set[int],
+    found: list[tuple[str, object]],
+) -> None:
+    make = _parts_of(type(value)).make
+    if make is _Make.PLAIN:
+        if not object_depth:
+            found.append((path, value))
+        return
+    if make is _Make.NOTHING:
+        return
+    is_whole = isinstance(value, torch.Tensor) and not value.is_nested
+    if is_whole or isinstance(value, LeftOut):
+        found.append((path, value))
         return
     if id(value) in above or id(value) in deep or len(above) > _MAX_DEPTH:
         return
     if object_depth > _MAX_OBJECT_DEPTH:
         deep.add(id(value))
-    inside_object = object_depth or not _is_container(value)
+    if object_depth or not _is_container(value):
+        object_depth += 1
+    above = (*above, id(value))
     for key, child in children(value):
-        yield from _walk(
-            child, f"{path}.{key}", (*above, id(value)), object_depth + bool(inside_object), deep
-        )
+        _walk(child, f"{path}.{key}", above, object_depth, deep, found)
 
 
 def _walk_all(value: object, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, object]]:
@@ -325,11 +380,7 @@ _UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def _is_container(value: object) -> bool:
-    return (
-        isinstance(value, tuple | list | Mapping | torch.Tensor)
-        or (dataclasses.is_dataclass(value) and not isinstance(value, type))
-        or _is_registered(value)
-    )
+    return _parts_of(type(value)).is_container or _is_registered(value)
 
 
 def _is_registered(value: object) -> bool:

@@ -4,6 +4,7 @@
 >>> tracer.compare(reference, candidate, inputs, roles=roles)
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -42,6 +43,11 @@ class Roles:
 
 def is_any(path: str, globs: Sequence[str]) -> bool:
     """Whether a part of a path matches any of the globs."""
+    return _matches(str(path), tuple(globs))
+
+
+@functools.lru_cache(maxsize=65536)
+def _matches(path: str, globs: tuple[str, ...]) -> bool:
     parts = path.lower().split(".")
     return any(fnmatchcase(part, glob) for glob in globs for part in parts)
 

@@ -1,5 +1,6 @@
 """How far a pair of values may lie apart and still agree."""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -50,8 +51,7 @@ class Tolerance:
             return 0.0
         if self.peir is not None:
             return self.peir
-        dtypes = (reference, candidate, *self.working)
-        return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if is_inexact(dtype))
+        return _rounding(reference, candidate, self.working)
 
     def below_rounding(self) -> tuple[torch.dtype, float] | None:
         """The dtype that the models work in, and its limit, where the one that was given is below
@@ -80,6 +80,14 @@ class Tolerance:
         if difference.relative_peak <= limit:
             return True
         return self.peir is None and difference.relative_l2 <= limit
+
+
+@functools.lru_cache(maxsize=4096)
+def _rounding(
+    reference: torch.dtype, candidate: torch.dtype, working: tuple[torch.dtype, ...]
+) -> float:
+    dtypes = (reference, candidate, *working)
+    return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if is_inexact(dtype))
 
 
 _TAIL = 4.0

@@ -5,6 +5,7 @@
 ('kwargs.position_embeddings.0', <ValueKind.ARGUMENT: 'kwargs'>, 'position_embeddings', '0')
 """
 
+import functools
 from collections.abc import Iterator
 from enum import Enum
 
@@ -66,12 +67,12 @@ class ValuePath(str):
     @classmethod
     def of_argument(cls, name: str) -> "ValuePath":
         """The path of a whole argument."""
-        return cls(ValueKind.ARGUMENT, name)
+        return _made(ValueKind.ARGUMENT, name, None)
 
     @classmethod
     def of_written(cls, name: str) -> "ValuePath":
         """The path of what a call leaves in an argument."""
-        return cls(ValueKind.WRITTEN, name)
+        return _made(ValueKind.WRITTEN, name, None)
 
     @classmethod
     def of_gradient(cls, name: str) -> "ValuePath":
@@ -100,18 +101,23 @@ class ValuePath(str):
 
     def inner(self, path: str) -> "ValuePath":
         """The path of what is inside this whole value, or of the whole where that is empty."""
-        return ValuePath(self.kind, self.argument, path or None)
+        return _made(self.kind, self.argument, path or None)
 
     def leaves(
         self, value: object, *, everything: bool = False
     ) -> Iterator[tuple["ValuePath", object]]:
         """The leaves of the value of this path, each with its own; see `leaves`, `all_leaves`."""
         for path, leaf in all_leaves(value, "") if everything else leaves(value, ""):
-            yield self.inner(path.removeprefix(".")), leaf
+            yield self.inner(path[1:]), leaf
 
     def tensors(self, value: object) -> dict["ValuePath", torch.Tensor]:
         """Those leaves that are tensors."""
         return {path: leaf for path, leaf in self.leaves(value) if isinstance(leaf, torch.Tensor)}
+
+
+@functools.lru_cache(maxsize=65536)
+def _made(kind: ValueKind, argument: str | None, inside: str | None) -> ValuePath:
+    return ValuePath(kind, argument, inside)
 
 
 OUTPUT = ValuePath(ValueKind.OUTPUT)
