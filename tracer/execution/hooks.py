@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 from torch import nn
@@ -314,14 +314,13 @@ def _intercepted(
 
 def definition(module: nn.Module) -> Location | None:
     """Where the module's forward is defined; None for one that has no Python source."""
-    return _defined(getattr(module.forward, "__func__", module.forward))
+    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
+    code = getattr(forward, "__code__", None)
+    return None if code is None else _beginning(code)
 
 
 @functools.lru_cache(maxsize=4096)
-def _defined(forward: Callable[..., object]) -> Location | None:
-    code = getattr(inspect.unwrap(forward), "__code__", None)
-    if code is None:
-        return None
+def _beginning(code: CodeType) -> Location:
     return Location(code.co_filename, code.co_firstlineno, code.co_qualname)
 
 

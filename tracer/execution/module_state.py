@@ -106,7 +106,7 @@ class ModuleStates:
     """What modules keep from call to call: attributes, and what lies in them, however deep."""
 
     _contents: list[tuple[Any, Any]] = field(default_factory=list)
-    _empty: list[Any] = field(default_factory=list)  # of a module's own dicts most are
+    _empty: list[Any] = field(default_factory=list)  # most of a module's own dicts are
     _tensors: list[_KeptTensor] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
 
@@ -155,7 +155,7 @@ class ModuleStates:
         """Takes down what can be edited in place in a value, and goes on with what it holds."""
         if id(value) in self._seen:
             return
-        if type(value) in _DICTS and not value:
+        if type(value) in _FILLED and not value:
             self._seen.add(id(value))
             self._empty.append(value)
             return
@@ -190,7 +190,7 @@ class ModuleStates:
 _ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype}
 )
-_DICTS = (dict, OrderedDict)
+_FILLED = (dict, OrderedDict, set, list)
 
 
 def _is_of_the_user(value: object) -> bool:

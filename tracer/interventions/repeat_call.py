@@ -4,8 +4,8 @@ time: with the same arguments, random numbers, and state of the module.
 Hooks see nothing of it, since neither model is running, and nothing of it is left behind.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -31,7 +31,18 @@ class Recall:
         self._random = RandomStates.read(beyond_torch=True)
 
     def __call__(self, *within: AbstractContextManager[None]) -> tuple[object, dict[str, object]]:
-        """Calls the module.
+        """Calls the module, and puts back what that has changed; see `again`."""
+        with self.opened():
+            return self.again(*within)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Puts back what calls of the module change, once for all that are made meanwhile."""
+        with module_states_kept((self._call.module,)), random_state_kept():
+            yield
+
+    def again(self, *within: AbstractContextManager[None]) -> tuple[object, dict[str, object]]:
+        """Calls the module while it is `opened`.
 
         Args:
             within: contexts that it is called in.
@@ -45,9 +56,8 @@ class Recall:
         module, positional = self._call.module, self._call.positional
         arguments: dict[str, object] = deep_copy(self._arguments)
         keywords = {key: value for key, value in arguments.items() if key not in positional}
-        states = module_states_kept((module,))
         autocast = self._call.autocast
-        with states, random_state_kept(), torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), ExitStack() as stack:
             if autocast is not None:
                 device = next((t.device for _, t in tensor_leaves(arguments, "")), None)
                 stack.enter_context(torch.autocast(device.type if device else "cpu", autocast))

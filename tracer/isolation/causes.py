@@ -152,13 +152,14 @@ class SwitchTrials(Intervention):
         tried = [switch for switch in switches if switch not in off]
 
         def sums(*off: _Switch) -> _Sums:
-            output, _ = recall(*(switch.off() for switch in off))
+            output, _ = recall.again(*(switch.off() for switch in off))
             again = replace(calls, candidate=replace(calls.candidate, output=output))
             return self._compare_outputs(again, record, run)
 
         self._tried[record.module] |= {switch.point: switch for switch in tried}
-        measured = {switch.point: sums(*off, switch) for switch in tried}
-        self._calls[record.module].append({"": sums(*off), **measured})
+        with recall.opened():
+            measured = {switch.point: sums(*off, switch) for switch in tried}
+            self._calls[record.module].append({"": sums(*off), **measured})
 
     def _compare_outputs(self, calls: CallPair, record: CallRecord, run: Comparer) -> _Sums:
         references, candidates = map(OUTPUT.tensors, calls.outputs())

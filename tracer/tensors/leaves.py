@@ -12,8 +12,8 @@ objects that hold tensors, such as key-value caches.
 import array
 import copy
 import dataclasses
-import functools
 import reprlib
+import weakref
 from collections import UserDict, deque
 from collections.abc import (
     Callable,
@@ -148,14 +148,13 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor])
 
 def children(value: object) -> list[tuple[str, object]]:
     """The named parts of a value; nothing for what holds no tensors of interest."""
-    make, names, _ = _parts_of(type(value))
-    if make is _Make.MAPPING:
-        return [(str(key), child) for key, child in value.items()]  # type: ignore[attr-defined]
-    if make is _Make.TENSOR:
-        assert isinstance(value, torch.Tensor)
-        value, make = (value.unbind() if value.is_nested else ()), _Make.SEQUENCE
-    if make is _Make.SEQUENCE:
-        return [(str(index), child) for index, child in enumerate(value)]  # type: ignore[arg-type]
+    make, names, _ = _parts_of(value)
+    if isinstance(value, Mapping):
+        return [(str(key), child) for key, child in value.items()]
+    if isinstance(value, torch.Tensor):
+        value = value.unbind() if value.is_nested else ()
+    if isinstance(value, tuple | list) and make is not _Make.NAMED:
+        return [(str(index), child) for index, child in enumerate(value)]
     if make in (_Make.NAMED, _Make.RECORD):
         return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
     if make is not _Make.OBJECT:
@@ -171,10 +170,8 @@ class _Make(Enum):
     """How a value holds its parts."""
 
     PLAIN = "none, it is a number, a string or None"
-    MAPPING = "by key"
+    ITEMS = "by key, or in a row"
     NAMED = "a named tuple"
-    TENSOR = "the tensors in a nested one"
-    SEQUENCE = "in a row"
     NOTHING = "none of interest"
     RECORD = "a dataclass"
     OBJECT = "by attribute"
@@ -188,18 +185,24 @@ class _Parts(NamedTuple):
     is_container: bool = True
 
 
-@functools.lru_cache(maxsize=4096)
-def _parts_of(cls: type) -> _Parts:
+# Classes are let go with those who made them.
+_KNOWN: weakref.WeakKeyDictionary[type, _Parts] = weakref.WeakKeyDictionary()
+
+
+def _parts_of(value: object) -> _Parts:
+    known = _KNOWN.get(type(value))
+    if known is None:
+        known = _KNOWN[type(value)] = _parts_of_class(type(value))
+    return known
+
+
+def _parts_of_class(cls: Any) -> _Parts:
     if issubclass(cls, _PLAIN_TYPES):
         return _Parts(_Make.PLAIN, is_container=False)
-    if issubclass(cls, Mapping):
-        return _Parts(_Make.MAPPING)
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return _Parts(_Make.NAMED, tuple(cls._fields))
-    if issubclass(cls, torch.Tensor):
-        return _Parts(_Make.TENSOR)
-    if issubclass(cls, tuple | list):
-        return _Parts(_Make.SEQUENCE)
+    if issubclass(cls, Mapping | torch.Tensor | tuple | list):
+        return _Parts(_Make.ITEMS)
     is_record = dataclasses.is_dataclass(cls)
     is_callable = any("__call__" in vars(each) for each in cls.__mro__)
     if is_callable or issubclass(cls, type | nn.Module | Enum | Set):
@@ -261,7 +264,7 @@ def _walk(
     deep: set[int],
     found: list[tuple[str, object]],
 ) -> None:
-    make = _parts_of(type(value)).make
+    make = _parts_of(value).make
     if make is _Make.PLAIN:
         if not object_depth:
             found.append((path, value))
@@ -380,7 +383,7 @@ _UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def _is_container(value: object) -> bool:
-    return _parts_of(type(value)).is_container or _is_registered(value)
+    return _parts_of(value).is_container or _is_registered(value)
 
 
 def _is_registered(value: object) -> bool:
