@@ -68,6 +68,7 @@ class LinearPatchProjection(WeightedLayer, nn.Conv3d):
         return output[..., None, None, None]
 
 
+@register(Qwen3VLVisionPatchEmbed, variant="decode")
 @register(Qwen3VLVisionPatchEmbed, variant="prefill")
 class QuantQwen3VLVisionPatchEmbedPrefill(QuantModule, Qwen3VLVisionPatchEmbed):  # type: ignore[misc]
     """The projection of each patch, which has all the points, as a linear layer."""

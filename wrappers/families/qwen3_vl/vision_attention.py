@@ -162,6 +162,7 @@ class VisionAttention(QuantModule):
         )
 
 
+@register(Qwen3VLVisionAttention, variant="decode")
 @register(Qwen3VLVisionAttention, variant="prefill")
 class QuantQwen3VLVisionAttentionPrefill(VisionAttention, Qwen3VLVisionAttention):  # type: ignore[misc]
     """Head by head, as an accelerator computes it."""
