@@ -15,7 +15,8 @@ from benchmarks.mistakes.llama import ATTENTION, MLP, hand_on, model
 from benchmarks.mistakes.planting import Mistake, assign, method, parameter
 from tracer.execution.stepping import Stepping, ending_in_steps, prompt_of
 from wrappers.attention.cache import StepCache
-from wrappers.deploy.runtime import Prompts, Slots, run_prefill, step_inputs
+from wrappers.deploy.prompts import Prompts
+from wrappers.deploy.runtime import Slots, run_prefill, step_inputs
 
 STEPS = 4
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from trace_model.annotations import checked
-from wrappers.deploy.runtime import Prompts, run_prefill, step_inputs
+from wrappers.deploy.prompts import Prompts
+from wrappers.deploy.runtime import run_prefill, step_inputs
 from wrappers.errors import ArgumentError, ModelInputError
 
 

@@ -9,7 +9,9 @@ from transformers import DynamicCache
 from tests.builders.agreement import IMPLEMENTATIONS, padding, peir
 from tests.builders.llama import real_model, real_text, tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
-from wrappers.deploy.runtime import Prompts, Runtime, Sampling, Slots
+from wrappers.deploy.prompts import Prompts
+from wrappers.deploy.runtime import Runtime, Slots
+from wrappers.deploy.sampling import Sampling
 from wrappers.errors import CacheFullError, ModelInputError
 
 PAIRS = {
