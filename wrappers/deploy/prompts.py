@@ -172,6 +172,12 @@ class Prompts:
             self, input_ids=self.input_ids.gather(1, order), lengths=lengths, kinds=kinds
         )
 
+    def up_to(self, count: int) -> Prompts:
+        """The first tokens of each; with all images and videos."""
+        kinds = None if self.kinds is None else self.kinds[:, :count]
+        lengths = self.lengths.clamp(max=count)
+        return replace(self, input_ids=self.input_ids[:, :count], lengths=lengths, kinds=kinds)
+
     def _visible(self) -> Tensor:
         places = torch.arange(self.longest, device=self.lengths.device)
         return places < self.lengths[:, None]
