@@ -137,23 +137,20 @@ def windows(
             of each document is context only.
 
     Raises:
-        ModelInputError: a window of less than two tokens, a stride that does not fit into it, or
-            nothing to score.
+        ModelInputError: a window without room for context and a token to score, a stride that does
+            not fit into it, or nothing to score.
     """
-    if window < 2:
-        raise ModelInputError(f"found a window of {window} tokens; expected at least 2")
-    stride = window - 1 if stride is None else stride
-    if not 1 <= stride < window:
+    head = head_of(bos)
+    context = max(1, len(head))
+    if window <= context:
+        raise ModelInputError(f"found a window of {window} tokens; expected at least {context + 1}")
+    stride = window - context if stride is None else stride
+    if not 1 <= stride <= window - context:
         raise ModelInputError(
             f"found a stride of {stride} for a window of {window} tokens; expected from 1 to "
-            f"{window - 1}: a window has room for one token of context besides what it scores"
+            f"{window - context}: a window has room for context besides what it scores"
         )
-    head = head_of(bos)
     room = window - len(head)
-    if room < 1:
-        raise ModelInputError(
-            f"found a window of {window} tokens, each begun by {len(head)}; expected room for more"
-        )
     made = []
     for document, ids in enumerate(texts):
         start, done = 0, 0 if head else 1  # without BOS, nothing predicts the first token

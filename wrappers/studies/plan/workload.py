@@ -182,9 +182,10 @@ class LoadedWorkload:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        begun = with_images(torch.zeros(1, len(head_of(self.bos)), dtype=torch.int64), self.bos)
-        parts = head_of(self.bos), self.texts, self.calibration, self.prompts
-        digest.update(repr((parts, [value.tolist() for value in begun.values()])).encode())
+        begun: Any = self.bos
+        if isinstance(begun, Opening):
+            begun = begun.ids, {name: value.tolist() for name, value in begun.pixels.items()}
+        digest.update(repr((begun, self.texts, self.calibration, self.prompts)).encode())
         return digest.hexdigest()
 
 
