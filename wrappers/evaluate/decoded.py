@@ -36,9 +36,13 @@ def step_logits(
 
     Returns:
         Logits [B, places, vocabulary].
+
+    Raises:
+        ModelInputError: a place before the end of the images.
     """
     prompts = Prompts.packed(batch)
     input_ids, length = prompts.input_ids, prompts.longest
+    _check_images(prompts, min(places, default=length))
     _, slots = run_prefill(past, decode, prompts, length, logits_to_keep=1)
     found = []
     for place in places:
@@ -103,11 +107,7 @@ class DecodedModel(nn.Module):
         whole = Prompts.packed(
             {"input_ids": input_ids} | {k: v for k, v in others.items() if k in VISUAL}
         )
-        if length - int(whole.text_after.min()) > self.prompt < length:
-            raise ModelInputError(
-                f"images end at token {length - int(whole.text_after.min())} of a sequence, and "
-                f"the prefill reads {self.prompt}: give a longer prompt"
-            )
+        _check_images(whole, self.prompt)
         packed = whole.up_to(self.prompt)
         logits, slots = run_prefill(self.prefill, self.decode, packed, length, logits_to_keep=0)
         found = [logits]
@@ -118,3 +118,13 @@ class DecodedModel(nn.Module):
             found.append(self.decode(**given).logits)
             slots.write(cache, running)
         return CausalLMOutput(logits=torch.cat(found, dim=1))
+
+
+def _check_images(prompts: Prompts, read: int) -> None:
+    """Checks that the first tokens, which a prefill reads, hold all images."""
+    end = int((prompts.lengths - prompts.text_after).max())
+    if end > read:
+        raise ModelInputError(
+            f"images end at token {end} of a sequence, and the prefill reads {read}: give a longer "
+            "prompt"
+        )

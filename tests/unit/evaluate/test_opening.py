@@ -75,6 +75,8 @@ def test_images_beyond_the_prompt_are_refused():
     model = DecodedModel(tiny(), tiny(), prompt=6)
     with pytest.raises(ModelInputError, match=r"images end at token 10 .* reads 6: give a longer"):
         model(**INPUTS)
+    with pytest.raises(ModelInputError, match=r"images end at token 10 .* reads 8: give a longer"):
+        step_perplexity(tiny(), tiny(), TEXTS, bos=OPENING, prompt=8, window=WINDOW)
 
 
 def test_generation():
