@@ -122,10 +122,11 @@ def decoding(
 
 def _steps_at_most(prompt: Mapping[str, torch.Tensor]) -> int:
     """How many tokens each row ends in that can be steps: text, after at least one token."""
-    from wrappers.deploy.prompts import Prompts
-
-    packed = Prompts.packed(prompt)
-    return int(torch.minimum(packed.lengths - 1, packed.text_after).min())
+    ids = prompt["input_ids"]
+    visible = prompt.get("attention_mask", torch.ones_like(ids)).bool()
+    kinds = prompt.get("mm_token_type_ids", torch.zeros_like(ids)).bool()
+    is_after = kinds.flip(1).cumsum(1).flip(1) == 0  # after the last image
+    return int(torch.minimum(visible.sum(1) - 1, (visible & is_after).sum(1)).min())
 
 
 @checked(UsageError)
