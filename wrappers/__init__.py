@@ -14,7 +14,8 @@ from wrappers.core.registry import register
 from wrappers.core.spec import QuantSpec, affine, microscaling, no_quantization
 from wrappers.deploy.decode_calibration import calibrate_both, calibrate_decode, decode_inputs
 from wrappers.deploy.export import export
-from wrappers.deploy.runtime import Runtime, Sampling
+from wrappers.deploy.runtime import Runtime
+from wrappers.deploy.sampling import Sampling
 from wrappers.deploy.steps import Step
 from wrappers.families import llama as llama
 from wrappers.families import qwen3_vl as qwen3_vl

@@ -1,4 +1,5 @@
-"""Mistakes in decode steps: of a float Llama, of the wrapped variant `decode`, of a static cache."""
+"""Mistakes in decode steps: of a float Llama, of the wrapped variant `decode`, of a static cache, and
+of a wrapped Qwen3-VL after images."""
 
 import copy
 from collections.abc import Callable
@@ -9,13 +10,14 @@ import torch
 from torch import nn
 
 import wrappers
-from benchmarks.mistakes import llama
+from benchmarks.mistakes import llama, qwen3_vl
 from benchmarks.mistakes.decoder import Tensor, correct_mask, one_weight, update
 from benchmarks.mistakes.llama import ATTENTION, MLP, hand_on, model
-from benchmarks.mistakes.planting import Mistake, assign, method, parameter
+from benchmarks.mistakes.planting import Mistake, assign, given, method, parameter
 from tracer.execution.stepping import Stepping, ending_in_steps, prompt_of
 from wrappers.attention.cache import StepCache
-from wrappers.deploy.runtime import Prompts, Slots, run_prefill, step_inputs
+from wrappers.deploy.prompts import Prompts
+from wrappers.deploy.runtime import Slots, run_prefill, step_inputs
 
 STEPS = 4
 
@@ -108,13 +110,15 @@ FLOAT = [*llama.GENERATION, *OF_STEPS]
 # The wrapped attention of decode.
 
 
-def updated(change: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Any], None]:
+def updated(
+    change: Callable[..., tuple[Tensor, Tensor]], path: str = ATTENTION
+) -> Callable[[Any], None]:
     """The attention goes on with other keys and values, each [B, kv_heads, key, head_dim]."""
 
     def compute(module: Any, own: Any, *args: Any) -> tuple[Tensor, Tensor]:
         return change(module, *own(*args))
 
-    return method(ATTENTION, "_updated", compute)
+    return method(path, "_updated", compute)
 
 
 def keys_late(module: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,4 +257,38 @@ STATIC = [
     Mistake("mask one short", slots(OneShort), "", "attention_mask"),
     Mistake("mask one long", slots(OneLong), "", "attention_mask"),
     Mistake("mask of the longest for all", slots(OfTheLongest), "", "attention_mask"),
+]  # fmt: skip
+
+
+# A wrapped Qwen3-VL, after images.
+
+
+def offset(change: Callable[[Tensor], Tensor]) -> Callable[[Any], None]:
+    """The steps count on with another offset than that of the images."""
+    return method("", "step_inputs", lambda stepping, own, *args: own(*args[:-1], change(args[-1])))
+
+
+def features_again(self: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
+    """The text model takes what was added for the images of the prompt for the new token too."""
+    hidden = kwargs["inputs_embeds"]
+    shown = torch.ones(hidden.shape[:2], dtype=torch.bool)
+    kwargs["visual_pos_masks"] = shown
+    kwargs["deepstack_visual_embeds"] = [torch.ones_like(hidden[shown])] * self.deepstack_layers
+    return own(*args, **kwargs)
+
+
+QWEN_ATTENTION, TEXT = qwen3_vl.ATTENTION, qwen3_vl.TEXT
+QWEN3_VL = [
+    Mistake("offset of the images ignored", offset(torch.zeros_like), "", "position_ids"),
+    Mistake("offset of the images twice", offset(lambda deltas: 2 * deltas), "", "position_ids"),
+    Mistake("offset of the images exchanged between sequences", offset(lambda deltas: deltas.flip(0)), "", "position_ids"),
+    Mistake("next position off by one", hand_on(position_ids=lambda ids: ids + 1), "", "position_ids"),
+    Mistake("offset of the images forgotten by the model", given(TEXT, position_ids=lambda ids: ids + 7), "model", "position_ids"),
+    Mistake("rotate-half sign", method(QWEN_ATTENTION, "sine_table", llama.other_sine), QWEN_ATTENTION, "computation"),
+    Mistake("deepstack added again in a step", method(TEXT, "forward", features_again), TEXT, "computation"),
+    Mistake("keys of the past one slot late", updated(keys_late, QWEN_ATTENTION), QWEN_ATTENTION, "computation"),
+    Mistake("key of the step stale", updated(last_is_stale, QWEN_ATTENTION), QWEN_ATTENTION, "computation"),
+    Mistake("keys of the past without the folded factor", updated(past_without_factor, QWEN_ATTENTION), QWEN_ATTENTION, "computation"),
+    Mistake("keys of a step not normalised", parameter(f"{QWEN_ATTENTION}.k_norm", torch.ones_like), f"{QWEN_ATTENTION}.k_norm", "parameter"),
+    Mistake("padding of the past shown", hand_on(attention_mask=torch.ones_like), "", "attention_mask"),
 ]  # fmt: skip

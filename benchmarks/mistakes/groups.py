@@ -91,6 +91,14 @@ def groups(data: Path | None = None) -> list[Group]:
         ),
         Group("wrapped Llama, static cache", decode.STATIC, static_llama),
     ]
+    after_images = generation(tiny_qwen3_vl, decode.STEPS)
+    listed += [
+        Group(f"wrapped Qwen3-VL, decode{side}", decode.QWEN3_VL, source, decode.prefill_and_decode)
+        for side, source in (
+            ("", after_images),
+            (", padded on the right", right_side(after_images)),
+        )
+    ]
     for variant in VARIANTS:
         make = partial(wrapped, variant=variant)
         right = (converted(source, variant) for source in (tiny_llama, tiny_qwen3_vl))

@@ -1,6 +1,7 @@
 """Small whole models of Qwen3-VL, and images, videos and text for them."""
 
 import torch
+from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 import wrappers
@@ -104,6 +105,53 @@ def batch_of(*rows, side="left", seed=1):
             inputs |= dict(zip(names, (pixels, grid), strict=True))
     if grids["image"] or grids["video"]:
         inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    return inputs
+
+
+PIXEL_NAMES = {
+    1: ("pixel_values", "image_grid_thw"), 2: ("pixel_values_videos", "video_grid_thw"),
+}  # fmt: skip
+
+
+def joined(*turns):
+    """One batch of what several turns of the same sequences hold, padded on the left.
+
+    Args:
+        turns: each as `batch_of` gives it, or token ids [B, sequence] without padding.
+    """
+    rows, kinds, found = [], [], {1: [], 2: []}
+    turns = [turn if isinstance(turn, dict) else {"input_ids": turn} for turn in turns]
+    grids = [{k: iter(t.get(PIXEL_NAMES[k][1], ())) for k in found} for t in turns]
+    pixels = [{k: t.get(PIXEL_NAMES[k][0]) for k in found} for t in turns]
+    for row in range(len(turns[0]["input_ids"])):
+        parts = []
+        for place, turn in enumerate(turns):
+            ids = turn["input_ids"][row]
+            visible = turn.get("attention_mask", torch.ones_like(turn["input_ids"]))[row].bool()
+            kind = turn.get("mm_token_type_ids", torch.zeros_like(turn["input_ids"]))[row]
+            parts.append((ids[visible], kind[visible]))
+            for k, made in found.items():
+                left = 4 * int((parts[-1][1] == k).sum())
+                while left:  # patches
+                    grid = next(grids[place][k])
+                    cut = pixels[place][k].split(
+                        [int(grid.prod()), len(pixels[place][k]) - int(grid.prod())]
+                    )
+                    pixels[place][k] = cut[1]
+                    made.append((cut[0], grid))
+                    left -= int(grid.prod())
+        rows.append(torch.cat([ids for ids, _ in parts]))
+        kinds.append(torch.cat([kind for _, kind in parts]))
+    longest = max(map(len, rows))
+    padded = [
+        torch.stack([nn.functional.pad(each, (longest - len(each), 0)) for each in values])
+        for values in (rows, kinds, [torch.ones_like(row) for row in rows])
+    ]
+    inputs = dict(zip(("input_ids", "mm_token_type_ids", "attention_mask"), padded, strict=True))
+    for k, made in found.items():
+        if made:
+            together = torch.cat([p for p, _ in made]), torch.stack([grid for _, grid in made])
+            inputs |= dict(zip(PIXEL_NAMES[k], together, strict=True))
     return inputs
 
 

@@ -190,8 +190,9 @@ def _optional(function: Callable[..., Any], good: dict[str, Any]) -> list[str]:
     (lambda: tracer.compare(None, NET, torch.ones(1, 2)),
      "^compare: reference is None; expected an nn.Module$"),
     (lambda: evaluate.generation_check(NET, NET, [torch.ones(1, 2)], max_new_tokens=1),
-     r"prompts holds a Tensor of shape \[1, 2\]; expected a list of lists of whole numbers; token "
-     r"ids of each prompt, without padding, such as \[\[1, 5, 7\], \[1, 9\]\]"),
+     r"prompts holds a Tensor of shape \[1, 2\]; expected a list of lists of whole numbers or "
+     r"mappings of strings to Tensors; token ids of each prompt, without padding, such as "
+     r"\[\[1, 5, 7\], \[1, 9\]\]"),
     (lambda: wrappers.calibrate_both(NET, NET, [[1, 2]], steps=1, source="float"),
      "calibrate_both: batches holds a list; expected a list of Tensors or mappings of strings to "
      r"Tensors; each is token ids \[batch, prompt\]"),

@@ -199,7 +199,8 @@ def ending_in_steps(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tenso
         The inputs with an attention mask, and the positions of the tokens as `position_ids`.
 
     Raises:
-        InputError: no token ids, a mask of another shape, or a row of no more than `steps` tokens.
+        InputError: no token ids, a mask of another shape, a row of no more than `steps` tokens, or
+            an image among these.
     """
     ids = inputs.get("input_ids")
     if ids is None or ids.dim() != 2:
@@ -220,6 +221,12 @@ def ending_in_steps(inputs: Mapping[str, Tensor], steps: int) -> dict[str, Tenso
         )
     is_step = visible & (visible.cumsum(dim=1) > lengths - steps)
     is_prompt = visible & ~is_step
+    kinds = inputs.get("mm_token_type_ids")
+    if kinds is not None and (kinds.bool() & is_step).any():
+        raise InputError(
+            f"the last {steps} tokens of a row hold some of an image, which no decode step takes: "
+            "give more text after it or fewer steps"
+        )
     columns = is_prompt.any(dim=0)
 
     def moved(values: Tensor) -> Tensor:

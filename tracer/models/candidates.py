@@ -108,8 +108,7 @@ def decoding(
     if steps is None:
         if prompts is None:
             return decode
-        shortest = min(_shortest(prompt) for prompt in prompts)
-        count = max(1, min(_CALIBRATED_STEPS, shortest - 1))
+        count = max(1, min(_CALIBRATED_STEPS, *map(_steps_at_most, prompts)))
         inputs = wrappers.decode_inputs(model, decode, prompts, steps=count, source="float")
         return quantized(decode, inputs, progress)
     prefill = wrap("prefill")
@@ -121,10 +120,13 @@ def decoding(
     return Stepping(prefill, decode, steps=steps)
 
 
-def _shortest(prompt: Mapping[str, torch.Tensor]) -> int:
-    """Tokens of the shortest row."""
-    mask = prompt.get("attention_mask")
-    return prompt["input_ids"].shape[1] if mask is None else int(mask.sum(dim=1).min())
+def _steps_at_most(prompt: Mapping[str, torch.Tensor]) -> int:
+    """How many tokens each row ends in that can be steps: text, after at least one token."""
+    ids = prompt["input_ids"]
+    visible = prompt.get("attention_mask", torch.ones_like(ids)).bool()
+    kinds = prompt.get("mm_token_type_ids", torch.zeros_like(ids)).bool()
+    is_after = kinds.flip(1).cumsum(1).flip(1) == 0  # after the last image
+    return int(torch.minimum(visible.sum(1) - 1, (visible & is_after).sum(1)).min())
 
 
 @checked(UsageError)

@@ -4,8 +4,10 @@
     quantized = wrappers.convert(decode)
 
 Of each prompt in a batch the last `steps` tokens are taken one at a time, as they would be in
-generation; the keys and values before them are those that the prefill model computes. Which model
-that is makes two objectives:
+generation; the keys and values before them are those that the prefill model computes. Where there
+are images, a turn comes before these steps: each prompt from its first image on, appended to what
+comes before it, as a further turn of a conversation is. Which model the prefill is makes two
+objectives:
 
 | source | the prefill model | the objective |
 |---|---|---|
@@ -27,7 +29,8 @@ from torch import nn
 from trace_model.annotations import checked
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
-from wrappers.deploy.runtime import PromptBatch, Prompts, run_prefill, step_inputs
+from wrappers.deploy.prompts import PromptBatch, Prompts
+from wrappers.deploy.runtime import run_prefill, step_inputs, turn_inputs
 from wrappers.errors import ArgumentError, ModeError, ModelInputError
 from wrappers.quantize import Progress, calibrate, convert, set_mode, warn_of_dropped
 
@@ -48,20 +51,22 @@ def decode_inputs(
     steps: int,
     source: Source,
 ) -> Iterator[dict[str, Any]]:
-    """Yields keyword arguments of the decode model, `steps` for each batch of prompts.
+    """Yields keyword arguments of the decode model, `steps` for each batch of prompts, and one more
+    before them for a batch with images.
 
     Args:
         prefill: the causal LM that computes the past: float or wrapped, and quantised just if
             `source` says so. It observes nothing meanwhile.
         decode: the wrapped causal LM that the inputs are for; it is not run.
         batches: of prompts, each token ids [B, prompt], or these as `input_ids` with an
-            `attention_mask`; every row longer than `steps`.
+            `attention_mask` and what a processor returns of images and videos; every row longer
+            than `steps`, and with as many tokens of text after its last image.
         steps: how many of the last tokens of each row are decoded.
         source: where the past comes from, see this module's table.
 
     Raises:
         ModelInputError: an unknown source, fewer than one step, or, when its turn comes, a prompt
-            that is too short.
+            that is too short, ends in too little text, or has images that are not whole.
         ModeError: the prefill model, when it begins, is not what `source` says.
     """
     _check_options(steps, source)
@@ -169,6 +174,12 @@ def _inputs_of_batch(
 ) -> Iterator[dict[str, Any]]:
     packed = Prompts.packed(batch)
     shortest = int(packed.lengths.min())
+    if int(packed.text_after.min()) < steps < shortest:
+        raise ModelInputError(
+            f"a prompt ends in {int(packed.text_after.min())} tokens of text after its images, and "
+            f"{steps} are to be decoded, which images cannot be: give a longer text after them or "
+            "fewer steps"
+        )
     if shortest <= steps:
         raise ModelInputError(
             f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
@@ -181,6 +192,10 @@ def _inputs_of_batch(
         _, slots = run_prefill(
             prefill, decode, packed, packed.longest, logits_to_keep=logits_to_keep
         )
+    if packed.pixels:
+        places = packed.first_visual.clamp(max=packed.lengths - 1)
+        past, turn = slots.up_to(places), packed.after(places)
+        yield turn_inputs(decode, turn, past, past.step())[0]
     for count in range(steps, 0, -1):
         past = slots.without_last(count)
         token = packed.input_ids.gather(1, past.lengths[:, None]).squeeze(1)

@@ -3,145 +3,35 @@
     runtime = Runtime(prefill, decode, capacity=256)
     tokens = runtime.generate(input_ids, attention_mask, max_new_tokens=64)
 
+    chat = runtime.conversation()
+    answer = chat.generate(**processor(...), max_new_tokens=64)
+    answer = chat.generate(**processor(...), max_new_tokens=64)     # goes on, with another image
+
 Each of the two is a causal LM of transformers or a wrapped or quantised copy of one: the variant
 `prefill` or `prefill_reference` for the first, `decode` for the second. A float model serves as
 both.
 
 Every step has the same shapes: one token for each sequence, a cache with a slot for each position
-that it can hold, and a mask over the slots. Sequences may be of different lengths: prompts are
+that it can hold, and a mask over the slots. A further turn is a step of more tokens, which the
+decode model takes as well, with its images. Sequences may be of different lengths: prompts are
 packed to the left first, whichever side they were padded on, and so are their slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.generation import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from trace_model.annotations import checked
 from wrappers.attention.cache import StepCache
+from wrappers.deploy.prompts import VISUAL, Prompts
+from wrappers.deploy.sampling import Sampling
 from wrappers.errors import ArgumentError, CacheFullError, ModelInputError
 from wrappers.layers.decoder_blocks import key_factors
-
-PromptBatch = Tensor | Mapping[str, Tensor]
-"""Token ids [B, prompt], or these as `input_ids` with an `attention_mask`, padded on any side."""
-
-PickTokens = Callable[[Tensor], Tensor]
-"""Takes logits [B, vocabulary] and returns tokens [B]."""
-
-
-@checked(ArgumentError)
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; each limit is off at its default.
-
-    Args:
-        temperature: divides the logits.
-        top_k: the number of likeliest tokens that are kept; 0 keeps all.
-        top_p: the least probability that the likeliest tokens, which are kept, have together.
-        seed: of the draws.
-
-    Raises:
-        ModelInputError: a limit out of range.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ModelInputError(
-                f"found {self}; expected a temperature above 0, top_k from 0 up, and top_p above "
-                "0 and at most 1"
-            )
-
-    def chooser(self, device: torch.device) -> PickTokens:
-        """Draws from logits, with its own random state."""
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
-        if self.top_k:
-            warpers.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1:
-            warpers.append(TopPLogitsWarper(self.top_p))
-        generator = torch.Generator(device).manual_seed(self.seed)
-
-        def draw(logits: Tensor) -> Tensor:
-            probabilities = warpers(None, logits.float()).softmax(-1)
-            return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
-
-        return draw
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of a batch, with the padding of each after its tokens.
-
-    Attributes:
-        input_ids: [B, longest].
-        lengths: tokens of each, int64 [B].
-    """
-
-    input_ids: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def packed(cls, batch: PromptBatch) -> Prompts:
-        """Moves padding to the end and cuts off what all have of it.
-
-        Raises:
-            ModelInputError: no token ids, a mask of another shape, or a row without tokens.
-        """
-        if not isinstance(batch, Tensor | Mapping):
-            raise ModelInputError(
-                f"a batch of prompts is a {type(batch).__name__}; expected token ids [batch, "
-                "prompt], or a mapping that holds them as input_ids"
-            )
-        given = {"input_ids": batch} if isinstance(batch, Tensor) else batch
-        if "input_ids" not in given:
-            raise ModelInputError(
-                f"a batch of prompts holds {', '.join(given)}; expected input_ids"
-            )
-        input_ids, mask = given["input_ids"], given.get("attention_mask")
-        if input_ids.is_floating_point():
-            raise ModelInputError(f"found input_ids of {input_ids.dtype}; expected integers")
-        if input_ids.ndim != 2:
-            raise ModelInputError(
-                f"found input_ids of shape {list(input_ids.shape)}; expected [batch, sequence]"
-            )
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        if mask.shape != input_ids.shape:
-            raise ModelInputError(
-                f"found an attention_mask of shape {list(mask.shape)} for prompts of shape "
-                f"{list(input_ids.shape)}; expected the same [batch, sequence]"
-            )
-        visible = mask.bool()
-        lengths = visible.sum(dim=1)
-        if lengths.numel() == 0 or not lengths.all():
-            raise ModelInputError("a prompt holds no tokens; give at least one in each row")
-        order = visible.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-        return cls(input_ids.gather(1, order)[:, : int(lengths.max())], lengths)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest."""
-        return self.input_ids.shape[1]
-
-    def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of a prefill model."""
-        positions = torch.arange(self.longest, device=self.lengths.device)
-        visible = positions < self.lengths[:, None]
-        return {"input_ids": self.input_ids, "attention_mask": visible.long()}
 
 
 class Slots:
@@ -151,11 +41,16 @@ class Slots:
         layers: for each layer its keys and values, each [B, kv_heads, capacity, head_dim]; the keys
             as the decode model works with them. What is not in use is zero.
         lengths: how many slots of each sequence are in use, from the left, int64 [B].
+        deltas: the position that comes next in each sequence, less its slots in use, int64 [B];
+            images make it another than 0.
     """
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], lengths: Tensor) -> None:
+    def __init__(
+        self, layers: list[tuple[Tensor, Tensor]], lengths: Tensor, deltas: Tensor | None = None
+    ) -> None:
         self.layers = layers
         self.lengths = lengths
+        self.deltas = torch.zeros_like(lengths) if deltas is None else deltas
 
     @property
     def capacity(self) -> int:
@@ -164,7 +59,12 @@ class Slots:
 
     @classmethod
     def from_prefill(
-        cls, cache: DynamicCache, lengths: Tensor, capacity: int, factors: Mapping[int, float]
+        cls,
+        cache: DynamicCache,
+        lengths: Tensor,
+        capacity: int,
+        factors: Mapping[int, float],
+        deltas: Tensor | None = None,
     ) -> Slots:
         """The cache of a prefill.
 
@@ -173,41 +73,53 @@ class Slots:
             lengths: tokens of each, int64 [B].
             capacity: slots of each sequence, no less than the prompts are long.
             factors: by layer, the factor that the decode model's keys carry, where they do.
+            deltas: what images make of the positions after them, int64 [B]; by default nothing.
         """
         layers = [
             (_padded(layer.keys * factors.get(i, 1.0), capacity), _padded(layer.values, capacity))
             for i, layer in enumerate(cache.layers)
         ]
-        return cls(layers, lengths)._cleared()
+        return cls(layers, lengths, deltas)._cleared()
 
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """The additive mask of a step, [B, 1, 1, capacity + 1]: slots in use, and the new key."""
-        slots = torch.arange(self.capacity + 1, device=self.lengths.device)
-        hidden = (slots >= self.lengths[:, None]) & (slots < self.capacity)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None, :]
+    def mask(self, dtype: torch.dtype, tokens: int = 1) -> Tensor:
+        """The additive mask of a step, [B, 1, tokens, capacity + tokens]: slots in use, and the new
+        keys up to each token's own."""
+        device = self.lengths.device
+        free = torch.arange(self.capacity, device=device) >= self.lengths[:, None]
+        later = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)
+        rows = len(self.lengths), tokens, -1
+        hidden = torch.cat([free[:, None].expand(rows), later.expand(rows)], dim=-1)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
 
     def step(self) -> StepCache:
         """The cache of one step."""
         return StepCache(dict(enumerate(self.layers)))
 
     def without_last(self, count: int) -> Slots:
-        """A copy as it was `count` positions earlier."""
-        return Slots(self.layers, self.lengths - count)._cleared()
+        """A copy as it was `count` positions earlier, all of them text."""
+        return Slots(self.layers, self.lengths - count, self.deltas)._cleared()
 
-    def write(self, new: StepCache, rows: Tensor) -> None:
-        """Puts the new keys and values of a step into the next slot of each sequence.
+    def up_to(self, lengths: Tensor) -> Slots:
+        """A copy that holds only the first positions of each, int64 [B], all of them text."""
+        return Slots(self.layers, lengths)._cleared()
+
+    def write(self, new: StepCache, counts: Tensor) -> None:
+        """Puts the new keys and values of a step into the next slots of each sequence.
 
         Args:
             new: the cache that the step was given.
-            rows: which sequences go on, bool [B]; the others stay as they are.
+            counts: how many of the new positions of each are kept, from the first on, int64 [B];
+                in a step of one token, whether it is, bool [B].
         """
-        batch = rows.nonzero().squeeze(-1)
-        slots = self.lengths[batch]
+        keys, _ = next(iter(new.new.values()))
+        kept = torch.arange(keys.shape[2], device=counts.device) < counts[:, None]
+        rows, places = kept.nonzero(as_tuple=True)
+        slots = self.lengths[rows] + places
         for (keys, values), (key, value) in zip(self.layers, new.new.values(), strict=True):
-            keys[batch, :, slots] = key[batch, :, 0]
-            values[batch, :, slots] = value[batch, :, 0]
-        self.lengths = self.lengths + rows
+            keys[rows, :, slots] = key[rows, :, places]
+            values[rows, :, slots] = value[rows, :, places]
+        self.lengths = self.lengths + counts
 
     def _cleared(self) -> Slots:
         """A copy in which what is not in use is zero."""
@@ -217,7 +129,7 @@ class Slots:
             (keys.masked_fill(free, 0.0), values.masked_fill(free, 0.0))
             for keys, values in self.layers
         ]
-        return Slots(layers, self.lengths)
+        return Slots(layers, self.lengths, self.deltas)
 
 
 @checked(ArgumentError)
@@ -242,6 +154,29 @@ class Runtime:
         self.decode = prefill if decode is None else decode
         self.capacity = capacity
 
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Returns the new tokens after one turn; see `Conversation.generate`."""
+        return self.conversation().generate(input_ids, attention_mask, **options)
+
+    def conversation(self) -> Conversation:
+        """Turns of which each goes on after those before it, over one cache."""
+        return Conversation(self)
+
+
+class Conversation:
+    """Turns of a batch over one static cache; `Runtime.conversation` begins one.
+
+    Args:
+        runtime: whose models read and write.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._slots: Slots | None = None
+        self._last = torch.empty(0)  # of each sequence the last token, which no model has read
+
     @checked(ArgumentError)
     @torch.no_grad()
     def generate(
@@ -253,64 +188,88 @@ class Runtime:
         sampling: Sampling | None = None,
         eos_token_id: int | None = None,
         pad_token_id: int = 0,
+        **visual: Tensor | None,
     ) -> Tensor:
         """Returns the new tokens, int64 [B, at most max_new_tokens].
 
         Args:
-            input_ids: the prompts, [B, prompt].
+            input_ids: the prompts, [B, prompt]; in a further turn what comes after the tokens so
+                far, an end of text included where one was made.
             attention_mask: 1 for tokens and 0 for padding on either side, [B, prompt]; by default
                 there is none.
             max_new_tokens: tokens for each sequence.
             sampling: how tokens are drawn; by default the likeliest is taken.
             eos_token_id: ends a sequence; the rest of its row is `pad_token_id`.
             pad_token_id: see above.
+            **visual: what a processor returns of the images and videos of this turn.
 
         Raises:
-            ModelInputError: a prompt without tokens or longer than the capacity, or no new tokens
-                wanted.
+            ModelInputError: a prompt without tokens or longer than the room that there is, another
+                number of sequences than before, no new tokens wanted, or images or videos that the
+                model does not take or that are not whole.
             CacheFullError: a sequence would outgrow the capacity; it holds the tokens so far.
         """
         if max_new_tokens < 1:
             raise ModelInputError(f"found max_new_tokens of {max_new_tokens}; expected at least 1")
-        given = {"input_ids": input_ids}
-        if attention_mask is not None:
-            given["attention_mask"] = attention_mask
-        prompts = Prompts.packed(given)
-        if prompts.longest > self.capacity:
+        if unknown := visual.keys() - set(VISUAL):
             raise ModelInputError(
-                f"a prompt has {prompts.longest} tokens, and the cache a capacity of "
-                f"{self.capacity}: give more capacity or a shorter prompt"
+                f"found {', '.join(sorted(unknown))}; of images and videos, expected some of "
+                f"{', '.join(VISUAL)}"
             )
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **visual}
+        prompts = Prompts.packed({k: v for k, v in given.items() if v is not None})
         pick = _likeliest if sampling is None else sampling.chooser(input_ids.device)
-        logits, slots = self._run_prefill(prompts)
+        logits, slots = self._read(prompts)
         running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         generated: list[Tensor] = []
         while True:
             tokens = pick(logits).where(running, pad_token_id)
+            self._last = tokens.where(running, self._last) if generated else tokens
             generated.append(tokens)
             if eos_token_id is not None:
                 running = running & (tokens != eos_token_id)
             if len(generated) == max_new_tokens or not running.any():
                 return torch.stack(generated, dim=1)
             longest = int(slots.lengths[running].max())
-            if longest == self.capacity:
+            if longest == slots.capacity:
                 raise CacheFullError(
                     f"the cache is full: a sequence has {longest} positions and the capacity is "
-                    f"{self.capacity}, after {len(generated)} of {max_new_tokens} new tokens. Give "
-                    "more capacity or ask for fewer tokens; the error's `tokens` are those so far",
+                    f"{slots.capacity}, after {len(generated)} of {max_new_tokens} new tokens. "
+                    "Give more capacity or ask for fewer tokens; the error's `tokens` are those "
+                    "so far",
                     torch.stack(generated, dim=1),
                 )
-            cache = slots.step()
-            output = self.decode(**step_inputs(self.decode, tokens, slots, cache))
+            cache, decode = slots.step(), self._runtime.decode
+            output = decode(**step_inputs(decode, tokens, slots, cache))
             slots.write(cache, running)
             logits = output.logits[:, -1]
 
-    def _run_prefill(self, prompts: Prompts) -> tuple[Tensor, Slots]:
+    def _read(self, prompts: Prompts) -> tuple[Tensor, Slots]:
         """The logits after each prompt, [B, vocabulary], and the cache to go on from."""
-        ends, of_row = (prompts.lengths - 1).unique(return_inverse=True)
-        logits, slots = run_prefill(
-            self.prefill, self.decode, prompts, self.capacity, logits_to_keep=ends
+        runtime, slots = self._runtime, self._slots
+        if slots is not None:
+            prompts = _going_on(prompts, slots, self._last)
+        used = (
+            0 if slots is None else int((slots.lengths + prompts.lengths).max()) - prompts.longest
         )
+        if used + prompts.longest > runtime.capacity:
+            after = f" after {used} positions" if used else ""
+            raise ModelInputError(
+                f"a prompt has {prompts.longest} tokens{after}, and the cache a capacity of "
+                f"{runtime.capacity}: give more capacity or a shorter prompt"
+            )
+        ends, of_row = (prompts.lengths - 1).unique(return_inverse=True)
+        if slots is None:
+            logits, slots = run_prefill(
+                runtime.prefill, runtime.decode, prompts, runtime.capacity, logits_to_keep=ends
+            )
+            self._slots = slots
+        else:
+            cache = slots.step()
+            inputs, deltas = turn_inputs(runtime.decode, prompts, slots, cache)
+            logits = runtime.decode(**inputs, logits_to_keep=ends).logits
+            slots.write(cache, prompts.lengths)
+            slots.deltas = slots.deltas + deltas
         return logits[torch.arange(len(of_row)), of_row], slots
 
 
@@ -335,10 +294,18 @@ def run_prefill(
         The logits [B, kept, vocabulary], and the slots.
     """
     cache = DynamicCache()
+    positions, deltas = prompts.positions(prefill)
+    given = {"position_ids": positions} if prompts.pixels else {}
     output = prefill(
-        **prompts.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep
+        **prompts.inputs(),
+        **given,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=logits_to_keep,
     )
-    return output.logits, Slots.from_prefill(cache, prompts.lengths, capacity, key_factors(decode))
+    factors = key_factors(decode)
+    slots = Slots.from_prefill(cache, prompts.lengths, capacity, factors, deltas)
+    return output.logits, slots
 
 
 def step_inputs(
@@ -352,17 +319,47 @@ def step_inputs(
         slots: the static cache.
         cache: of this step, over the layers of `slots`.
     """
+    inputs, _ = turn_inputs(decode, Prompts(tokens[:, None], torch.ones_like(tokens)), slots, cache)
+    return inputs
+
+
+def turn_inputs(
+    decode: nn.Module, prompts: Prompts, slots: Slots, cache: StepCache
+) -> tuple[dict[str, Any], Tensor]:
+    """Returns the keyword arguments of a decode model for further tokens of each sequence.
+
+    Args:
+        decode: a causal LM.
+        prompts: the tokens, with their images and videos.
+        slots: the static cache.
+        cache: of this step, over the layers of `slots`.
+
+    Returns:
+        The arguments, and what the images and videos make of the positions after them, [B].
+    """
+    positions, deltas = prompts.positions(decode)
     return {
-        "input_ids": tokens[:, None],
-        "attention_mask": slots.mask(next(decode.parameters()).dtype),
-        "position_ids": slots.lengths[:, None],
+        "input_ids": prompts.input_ids,
+        "attention_mask": slots.mask(next(decode.parameters()).dtype, prompts.longest),
+        "position_ids": positions + (slots.lengths + slots.deltas)[:, None],
         "past_key_values": cache,
         "use_cache": True,
-    }
+        **prompts.pixels,
+    }, deltas
 
 
 def _likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
+
+
+def _going_on(prompts: Prompts, slots: Slots, last: Tensor) -> Prompts:
+    """A further turn, with the last token of the one before in front of it."""
+    if len(prompts.lengths) != len(slots.lengths):
+        raise ModelInputError(
+            f"found a turn of {len(prompts.lengths)} sequences in a conversation of "
+            f"{len(slots.lengths)}; give one for each"
+        )
+    return prompts.beginning_with(last)
 
 
 def _padded(states: Tensor, capacity: int) -> Tensor:

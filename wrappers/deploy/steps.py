@@ -10,7 +10,7 @@ is new: the caller writes its own cache.
 | argument | shape |
 |---|---|
 | hidden states (attention, layer, model) | [B, query, hidden] |
-| token ids (causal LM) | [B, query] |
+| token ids (causal LM) | [B, query]; or, with images, their embeddings [B, query, hidden] |
 | cos, sin | [B or 1, query, head_dim] |
 | mask | [B or 1, query, past + query], additive |
 | past key, past value of each layer in turn | [B, kv_heads, past, head_dim] |

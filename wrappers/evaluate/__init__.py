@@ -10,6 +10,7 @@ from wrappers.evaluate.decoded import DecodedModel
 from wrappers.evaluate.generation import Continuation, GenerationCheck, generation_check, repetition
 from wrappers.evaluate.harness import check_tasks, run_tasks
 from wrappers.evaluate.layers import LayerError, layer_errors
+from wrappers.evaluate.opening import Opening
 from wrappers.evaluate.perplexity import (
     Perplexity,
     Window,
@@ -22,7 +23,7 @@ from wrappers.evaluate.perplexity import (
 )
 
 __all__ = [
-    "Continuation", "DecodedModel", "GenerationCheck", "LayerError", "Perplexity", "Window",
-    "check_tasks", "decoded_perplexity", "documents", "generation_check", "layer_errors",
+    "Continuation", "DecodedModel", "GenerationCheck", "LayerError", "Opening", "Perplexity",
+    "Window", "check_tasks", "decoded_perplexity", "documents", "generation_check", "layer_errors",
     "perplexity", "positions_of", "repetition", "run_tasks", "step_perplexity", "windows",
 ]  # fmt: skip

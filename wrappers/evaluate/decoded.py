@@ -17,27 +17,33 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from trace_model.annotations import checked
-from wrappers.deploy.runtime import Prompts, run_prefill, step_inputs
+from wrappers.deploy.prompts import VISUAL, PromptBatch, Prompts
+from wrappers.deploy.runtime import run_prefill, step_inputs
 from wrappers.errors import ArgumentError, ModelInputError
 
 
 @torch.no_grad()
 def step_logits(
-    past: nn.Module, decode: nn.Module, input_ids: Tensor, places: Sequence[int]
+    past: nn.Module, decode: nn.Module, batch: PromptBatch, places: Sequence[int]
 ) -> Tensor:
     """Logits of single steps, each over a past that another model has made whole.
 
     Args:
         past: a causal LM that computes the keys and values of all tokens before a step.
         decode: a causal LM that takes one token at a time; see `Runtime`.
-        input_ids: sequences without padding, [B, sequence].
-        places: of which tokens, from 1 to sequence - 1.
+        batch: sequences without padding, [B, sequence], and their images.
+        places: of which tokens, from 1 to sequence - 1, all after the images.
 
     Returns:
         Logits [B, places, vocabulary].
+
+    Raises:
+        ModelInputError: a place before the end of the images.
     """
-    length = input_ids.shape[1]
-    _, slots = run_prefill(past, decode, Prompts.packed(input_ids), length, logits_to_keep=1)
+    prompts = Prompts.packed(batch)
+    input_ids, length = prompts.input_ids, prompts.longest
+    _check_images(prompts, min(places, default=length))
+    _, slots = run_prefill(past, decode, prompts, length, logits_to_keep=1)
     found = []
     for place in places:
         before = slots.without_last(length - place)
@@ -87,10 +93,22 @@ class DecodedModel(nn.Module):
         """Does nothing, for tools that tie what they are given: both models are whole."""
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor, **unused: Any) -> CausalLMOutput:
-        """Returns logits [B, sequence, vocabulary] of sequences without padding, [B, sequence]."""
+    def forward(self, input_ids: Tensor, **others: Any) -> CausalLMOutput:
+        """Returns logits [B, sequence, vocabulary] of sequences without padding, [B, sequence].
+
+        Args:
+            input_ids: the tokens.
+            **others: what a processor returns of images and videos; all else is not used.
+
+        Raises:
+            ModelInputError: images beyond the prompt.
+        """
         batch, length = input_ids.shape
-        packed = Prompts.packed(input_ids[:, : self.prompt])
+        whole = Prompts.packed(
+            {"input_ids": input_ids} | {k: v for k, v in others.items() if k in VISUAL}
+        )
+        _check_images(whole, self.prompt)
+        packed = whole.up_to(self.prompt)
         logits, slots = run_prefill(self.prefill, self.decode, packed, length, logits_to_keep=0)
         found = [logits]
         running = torch.ones(batch, dtype=torch.bool, device=input_ids.device)
@@ -100,3 +118,13 @@ class DecodedModel(nn.Module):
             found.append(self.decode(**given).logits)
             slots.write(cache, running)
         return CausalLMOutput(logits=torch.cat(found, dim=1))
+
+
+def _check_images(prompts: Prompts, read: int) -> None:
+    """Checks that the first tokens, which a prefill reads, hold all images."""
+    end = int((prompts.lengths - prompts.text_after).max())
+    if end > read:
+        raise ModelInputError(
+            f"images end at token {end} of a sequence, and the prefill reads {read}: give a longer "
+            "prompt"
+        )

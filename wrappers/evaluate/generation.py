@@ -12,7 +12,7 @@ which both sides are measured by, says whether the text after it is still one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,9 @@ _RUN = 4
 _LONGEST_LOOP, _ROUNDS = 8, 4
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
+
+Prompt = Sequence[int] | Mapping[str, Tensor]
+"""Token ids without padding, or what a processor returns for one sequence."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class GenerationCheck:
 def generation_check(
     reference: nn.Module | Runtime | Sequence[Sequence[int]],
     candidate: nn.Module | Runtime,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     progress: Progress | None = None,
@@ -121,7 +124,8 @@ def generation_check(
         reference, candidate: causal LMs with transformers' `generate`, or `Runtime`s, which go on
             after an end of text. The reference may also be what it has written before: the new
             tokens after each prompt, `Continuation.reference` of an earlier check.
-        prompts: token ids of each, BOS included where the model wants one.
+        prompts: token ids of each, BOS included where the model wants one; or what a processor
+            returns for each, with images.
         max_new_tokens: of each prompt; a text may end earlier.
         progress: shows how far it is: a function that passes a list on, such as `tqdm`.
 
@@ -153,22 +157,21 @@ def generation_check(
     return GenerationCheck(tuple(texts))
 
 
-def _continued(
-    model: nn.Module | Runtime, prompt: Sequence[int], max_new_tokens: int
-) -> tuple[int, ...]:
+def _continued(model: nn.Module | Runtime, prompt: Prompt, max_new_tokens: int) -> tuple[int, ...]:
+    place = model.decode if isinstance(model, Runtime) else model
+    whole = prompt if isinstance(prompt, Mapping) else {"input_ids": torch.tensor([list(prompt)])}
+    given = {name: value.to(next(place.parameters()).device) for name, value in whole.items()}
     if isinstance(model, Runtime):
-        ids = torch.tensor([list(prompt)], device=next(model.decode.parameters()).device)
-        return tuple(model.generate(ids, max_new_tokens=max_new_tokens)[0].tolist())
-    ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+        return tuple(model.generate(**given, max_new_tokens=max_new_tokens)[0].tolist())
+    given = {"attention_mask": torch.ones_like(given["input_ids"]), **given}
     with _unlimited(model):
         made: Tensor = model.generate(  # type: ignore[operator]
-            ids,
-            attention_mask=torch.ones_like(ids),
+            **given,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
         )
-    return tuple(made[0, len(prompt) :].tolist())
+    return tuple(made[0, given["input_ids"].shape[1] :].tolist())
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from torch.nn import functional
 from trace_model.annotations import checked
 from wrappers.errors import ArgumentError, ModelInputError
 from wrappers.evaluate.decoded import DecodedModel, step_logits
+from wrappers.evaluate.opening import Beginning, head_of, with_images
 
 # A text of more characters is given to the tokenizer in parts of this many lines, since the time
 # that tokenizers take may grow with the square of a text.
@@ -123,7 +124,7 @@ def _tokenized(text: str, tokenizer: Any) -> list[int]:
 
 @checked(ArgumentError)
 def windows(
-    texts: Sequence[Sequence[int]], *, window: int, stride: int | None = None, bos: int | None
+    texts: Sequence[Sequence[int]], *, window: int, stride: int | None = None, bos: Beginning
 ) -> list[Window]:
     """Cuts documents into windows that score each token once.
 
@@ -132,25 +133,27 @@ def windows(
         window: tokens of a window at most, BOS included.
         stride: tokens that each further window scores, at most; by default as many as fit, so that
             windows overlap in no more than their first token.
-        bos: begins every window; without one the first token of each document is context only.
+        bos: begins every window, a token or an `Opening` with images; without one the first token
+            of each document is context only.
 
     Raises:
-        ModelInputError: a window of less than two tokens, a stride that does not fit into it, or
-            nothing to score.
+        ModelInputError: a window without room for context and a token to score, a stride that does
+            not fit into it, or nothing to score.
     """
-    if window < 2:
-        raise ModelInputError(f"found a window of {window} tokens; expected at least 2")
-    stride = window - 1 if stride is None else stride
-    if not 1 <= stride < window:
+    head = head_of(bos)
+    context = max(1, len(head))
+    if window <= context:
+        raise ModelInputError(f"found a window of {window} tokens; expected at least {context + 1}")
+    stride = window - context if stride is None else stride
+    if not 1 <= stride <= window - context:
         raise ModelInputError(
             f"found a stride of {stride} for a window of {window} tokens; expected from 1 to "
-            f"{window - 1}: a window has room for one token of context besides what it scores"
+            f"{window - context}: a window has room for context besides what it scores"
         )
-    head = () if bos is None else (bos,)
     room = window - len(head)
     made = []
     for document, ids in enumerate(texts):
-        start, done = 0, 1 - len(head)  # without BOS, nothing predicts the first token
+        start, done = 0, 0 if head else 1  # without BOS, nothing predicts the first token
         while done < len(ids):
             end = min(len(ids), start + room)
             made.append(Window(document, (*head, *ids[start:end]), end - done))
@@ -166,7 +169,7 @@ def perplexity(
     model: nn.Module,
     texts: Sequence[Sequence[int]],
     *,
-    bos: int | None,
+    bos: Beginning,
     window: int | None = None,
     stride: int | None = None,
     batch: int = 1,
@@ -194,7 +197,7 @@ def perplexity(
     for part in batches if progress is None else progress(batches):
         ids = torch.tensor([each.ids for each in part], device=device)
         kept = max(each.scored for each in part) + 1
-        logits = model(input_ids=ids, use_cache=False, **_keeping(model, kept)).logits
+        logits = model(**with_images(ids, bos), use_cache=False, **_keeping(model, kept)).logits
         logits = logits[:, -kept:-1].float()  # [B, kept - 1, vocabulary]
         found = functional.cross_entropy(
             logits.flatten(0, 1), ids[:, 1 - kept :].flatten(), reduction="none"
@@ -211,7 +214,7 @@ def decoded_perplexity(
     decode: nn.Module,
     texts: Sequence[Sequence[int]],
     *,
-    bos: int | None,
+    bos: Beginning,
     prompt: int,
     window: int | None = None,
     batch: int = 1,
@@ -239,7 +242,7 @@ def decoded_perplexity(
     model = DecodedModel(prefill, decode, prompt=prompt)
 
     def logits_of(ids: Tensor, places: Sequence[int]) -> Tensor:
-        logits: Tensor = model(ids).logits
+        logits: Tensor = model(**with_images(ids, bos)).logits
         return logits[:, places]
 
     places = _Places(prompt)
@@ -252,7 +255,7 @@ def step_perplexity(
     decode: nn.Module,
     texts: Sequence[Sequence[int]],
     *,
-    bos: int | None,
+    bos: Beginning,
     prompt: int,
     every: int = 1,
     window: int | None = None,
@@ -273,7 +276,7 @@ def step_perplexity(
     cut = _longer_than(prompt, decode, texts, window, bos)
 
     def logits_of(ids: Tensor, places: Sequence[int]) -> Tensor:
-        return step_logits(past, decode, ids, places)
+        return step_logits(past, decode, with_images(ids, bos), places)
 
     device = next(decode.parameters()).device
     places = _Places(prompt, every)
@@ -297,7 +300,7 @@ def _longer_than(
     decode: nn.Module,
     texts: Sequence[Sequence[int]],
     window: int | None,
-    bos: int | None,
+    bos: Beginning,
 ) -> list[Window]:
     """The windows that have a token to score after the prompt, the longest first."""
     cut = windows(texts, window=_window(decode, window), bos=bos)

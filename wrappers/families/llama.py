@@ -38,7 +38,13 @@ from wrappers.core.transformers_compat import (
     merge_with_config_defaults,
     note_recordable_outputs,
 )
-from wrappers.layers.decoder_blocks import DecoderLayer, GatedMLP, embedded, next_positions
+from wrappers.layers.decoder_blocks import (
+    CausalLM,
+    DecoderLayer,
+    GatedMLP,
+    embedded,
+    next_positions,
+)
 from wrappers.layers.norms import TransformersRMSNorm
 
 
@@ -185,18 +191,8 @@ class QuantLlamaModel(QuantModule, LlamaModel):  # type: ignore[misc]
 
 
 @register(LlamaForCausalLM)
-class QuantLlamaForCausalLM(QuantModule, LlamaForCausalLM):  # type: ignore[misc]
+class QuantLlamaForCausalLM(CausalLM, LlamaForCausalLM):  # type: ignore[misc]
     """The model and its head, which have all the points: its forward is the float model's."""
-
-    model: QuantLlamaModel
-    lm_head: nn.Module
-
-    def step(self, input_ids: Tensor, inputs: AttentionInputs) -> Tensor:
-        """From tokens [B, query] to logits [B, query, vocabulary], as a graph for an accelerator
-        does it."""
-        embeddings = self.model.embed_tokens(input_ids)
-        logits: Tensor = self.lm_head(self.model.step(embeddings, inputs))
-        return logits
 
 
 @register(LlamaRMSNorm)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wrappers.attention.cache import KeyValueCache
-from wrappers.attention.causal import CausalAttention, HeadByHeadAttention
+from wrappers.attention.causal import AttentionInputs, CausalAttention, HeadByHeadAttention
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
 from wrappers.errors import ModelInputError
@@ -69,6 +69,29 @@ class DecoderLayer(QuantModule):
         attended: Tensor
         attended, _ = self.self_attn(hidden_states=hidden_states, **arguments)
         return attended
+
+
+class CausalLM(QuantModule):
+    """Base of a text decoder and its head, which have all the points."""
+
+    lm_head: nn.Module
+    get_decoder: Callable[[], nn.Module]
+    get_input_embeddings: Callable[[], nn.Module]
+
+    def step(self, tokens: Tensor, inputs: AttentionInputs, **visual: Any) -> Tensor:
+        """To logits [B, query, vocabulary], as a graph for an accelerator does it.
+
+        Args:
+            tokens: ids [B, query], or embeddings [B, query, hidden] with the features of images in
+                their places.
+            inputs: of the attention.
+            **visual: what the decoder's `step` takes of images.
+        """
+        is_embedded = tokens.is_floating_point()
+        embeddings = tokens if is_embedded else self.get_input_embeddings()(tokens)
+        decoder: Any = self.get_decoder()
+        logits: Tensor = self.lm_head(decoder.step(embeddings, inputs, **visual))
+        return logits
 
 
 def embedded(

@@ -87,6 +87,7 @@ OTHERS = {
     "ablate mask-fill tiny-llama --sizes 3": "--sizes belongs to decode-calibration",
     "ablate decode-calibration tiny-llama --refine": "--refine belongs to mask-fill",
     "ablate mask-fill tiny-llama --separator |": "a separator of documents and no",
+    "ablate mask-fill tiny-llama --processor x": "a processor and no image for it",
     "ablate mask-fill tiny-llama --task-limit 3": "--task-limit and no task",
     "ablate mask-fill tiny-llama --task-data x": "--task-data and no task",
     "ablate mask-fill m --pairs uint8": "expected dtypes of activations and weights",

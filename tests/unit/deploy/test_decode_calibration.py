@@ -12,7 +12,8 @@ from tests.builders.agreement import padding, peir
 from tests.builders.llama import real_model, real_text, tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
 from wrappers.core.point import Mode
-from wrappers.deploy.runtime import Prompts, Runtime, Slots
+from wrappers.deploy.prompts import Prompts
+from wrappers.deploy.runtime import Runtime, Slots
 from wrappers.errors import CalibrationWarning, ModeError, ModelInputError
 
 LIMIT = 2e-6

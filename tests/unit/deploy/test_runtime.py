@@ -9,7 +9,8 @@ from transformers import DynamicCache
 from tests.builders.agreement import IMPLEMENTATIONS, padding, peir
 from tests.builders.llama import real_model, real_text, tiny, tokens, wrap
 from wrappers.attention.cache import StepCache
-from wrappers.deploy.runtime import Prompts, Runtime, Sampling, Slots
+from wrappers.deploy.runtime import Runtime, Slots
+from wrappers.deploy.sampling import Sampling
 from wrappers.errors import CacheFullError, ModelInputError
 
 PAIRS = {
@@ -161,6 +162,49 @@ class TestEnds:
         assert torch.equal(found[1], free[1])
 
 
+class TestConversation:
+    @EACH_PAIR
+    def test_turns_go_on_as_if_all_had_been_one_prompt(self, pair):
+        model, chat = tiny(), runtime(tiny(), pair, capacity=50).conversation()
+        turns = [
+            (tokens(3, 8), padding(3, 8, "left")),
+            (tokens(3, 5, seed=4), padding(3, 5, "right")),
+            (tokens(3, 1, seed=5), torch.ones(3, 1)),
+        ]
+        texts = [torch.empty(0, dtype=torch.int64)] * 3
+        for (ids, mask), count in zip(turns, (6, 1, 4), strict=True):
+            found = chat.generate(ids, mask, max_new_tokens=count)
+            for i, new in enumerate(found):
+                texts[i] = torch.cat([texts[i], ids[i][mask[i].bool()]])
+                expected = generated(model, texts[i][None], max_new_tokens=count)
+                assert torch.equal(new, expected[0])
+                texts[i] = torch.cat([texts[i], new])
+
+    def test_an_end_of_text_is_read_before_the_next_turn(self):
+        model, ids, more = tiny(), tokens(2, 6), tokens(2, 3, seed=8)
+        free = [generated(model, row[None], max_new_tokens=6)[0] for row in ids]
+        eos = int(free[0][2])
+        assert eos not in free[1]
+        chat = runtime(model, "prefill", capacity=40).conversation()
+        first = chat.generate(ids, max_new_tokens=6, eos_token_id=eos)
+        second = chat.generate(more, max_new_tokens=5)
+        for row, text in enumerate((first[0, :3], first[1])):
+            whole = torch.cat([ids[row], text, more[row]])[None]
+            assert torch.equal(second[row], generated(model, whole, max_new_tokens=5)[0])
+
+    def test_what_is_refused(self):
+        chat = Runtime(tiny(), capacity=12).conversation()
+        chat.generate(tokens(2, 4), max_new_tokens=3)
+        with pytest.raises(ModelInputError, match="a turn of 1 sequences in a conversation of 2"):
+            chat.generate(tokens(1, 2), max_new_tokens=1)
+        said = "has 7 tokens after 6 positions, and the cache a capacity of 12"
+        with pytest.raises(ModelInputError, match=said):
+            chat.generate(tokens(2, 6), max_new_tokens=1)
+        assert chat.generate(tokens(2, 5), max_new_tokens=1).shape == (2, 1)  # goes on all the same
+        with pytest.raises(ModelInputError, match="found pixels; of images and videos, expected"):
+            chat.generate(tokens(2, 1), max_new_tokens=1, pixels=torch.zeros(1))
+
+
 class TestCapacity:
     @EACH_PAIR
     def test_exactly_enough_works_and_one_less_says_so(self, pair):
@@ -297,23 +341,6 @@ class TestPrompts:
             Runtime(tiny(), capacity=8).generate(ids, mask, max_new_tokens=2)
 
 
-class TestPacking:
-    def test_padding_goes_to_the_end(self):
-        ids = torch.arange(1, 5).expand(4, 4)
-        mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 1]])
-        prompts = Prompts.packed({"input_ids": ids, "attention_mask": mask})
-        assert (prompts.lengths.tolist(), prompts.longest) == ([3, 2, 1, 2], 3)
-        inputs = prompts.inputs()
-        rows = (inputs["input_ids"] * inputs["attention_mask"]).tolist()
-        assert rows == [[1, 2, 3], [3, 4, 0], [1, 0, 0], [2, 4, 0]]
-        prompts = Prompts.packed(tokens(2, 5))
-        assert torch.equal(prompts.input_ids, tokens(2, 5))
-        assert prompts.lengths.tolist() == [5, 5]
-        assert prompts.inputs()["attention_mask"].all()
-        with pytest.raises(ModelInputError, match="prompts holds ids, mask; expected input_ids"):
-            Prompts.packed({"ids": tokens(1, 2), "mask": tokens(1, 2)})
-
-
 class TestSlots:
     def slots(self, lengths, capacity):
         """Slots of one layer of one head, whose keys are 1, 2, 3 ... and values minus that."""
@@ -360,6 +387,24 @@ class TestSlots:
         assert self.contents(slots) == [[1, 2, 3], [1, 8, 0], [1, 2, 9]]
         assert slots.lengths.tolist() == [3, 2, 3]
         assert slots.layers[0][0] is keys
+
+    def test_take_several_positions_of_each(self):
+        slots = self.slots([3, 1, 2], capacity=6)
+        mask = slots.mask(torch.float32, tokens=2)
+        assert mask.shape == (3, 1, 2, 8)
+        assert (mask[1, 0] == 0).int().tolist() == [
+            [1, 0, 0, 0, 0, 0, 1, 0],
+            [1, 0, 0, 0, 0, 0, 1, 1],
+        ]
+        cache = slots.step()
+        new = torch.tensor([[7.0, 8.0], [9.0, 10.0], [11.0, 12.0]])[:, None, :, None]
+        cache.update(new * 2, -new, 0)
+        slots.write(cache, torch.tensor([2, 0, 1]))
+        assert self.contents(slots) == [[1, 2, 3, 7, 8, 0], [1, 0, 0, 0, 0, 0], [1, 2, 11, 0, 0, 0]]
+        assert slots.lengths.tolist() == [5, 1, 3]
+        assert self.contents(slots.up_to(torch.tensor([1, 0, 2]))) == [
+            [1, 0, 0, 0, 0, 0], [0] * 6, [1, 2, 0, 0, 0, 0],
+        ]  # fmt: skip
 
 
 REAL = pytest.mark.parametrize(

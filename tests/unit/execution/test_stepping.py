@@ -95,6 +95,12 @@ class TestLayout:
         with pytest.raises(InputError, match=message):
             ending_in_steps(inputs, 2)
 
+    def test_an_image_is_no_step(self):
+        loaded = load("tiny-qwen3-vl")
+        assert ending_in_steps(loaded.inputs, 15)["input_ids"].shape == (1, 84)
+        with pytest.raises(InputError, match="the last 16 tokens of a row hold some of an image"):
+            ending_in_steps(loaded.inputs, 16)
+
     def test_no_steps(self, loaded):
         with pytest.raises(UsageError, match="steps 0: expected at least 1"):
             Stepping(loaded["left"].model, steps=0)
@@ -275,6 +281,15 @@ class TestCandidates:
             assert torch.equal(
                 made(**copy.deepcopy(step)).logits, expected(**copy.deepcopy(step)).logits
             )
+            exact = loaded.model(**copy.deepcopy(step)).logits
+            found = made(**step).logits
+        assert 1e-3 < (found - exact).abs().max() / (exact.max() - exact.min()) < 0.5
+
+    def test_quantised_on_the_text_after_an_image(self):
+        loaded = load("tiny-qwen3-vl", sequence_length=14)  # five tokens come after the image
+        made = candidate(loaded, "quantized", variant="decode")
+        step = decode_step(loaded.model, loaded.inputs)
+        with torch.no_grad():
             exact = loaded.model(**copy.deepcopy(step)).logits
             found = made(**step).logits
         assert 1e-3 < (found - exact).abs().max() / (exact.max() - exact.min()) < 0.5

@@ -19,6 +19,7 @@ _ONLY = {"mask-fill": ("fills", "refine", "calibration"), "decode-calibration": 
 _SETTINGS = (*(name for names in _ONLY.values() for name in names), "pairs", "seeds")
 _WORKLOAD = (
     *("model", "text", "calibration_text", "separator", "tokens", "window"),
+    *("images", "processor"),
     *("calibration_length", "prompts", "new_tokens", "tasks", "task_data", "task_limit"),
 )
 
@@ -88,6 +89,19 @@ def add_options(parser: Parser) -> None:
         help="a text to calibrate on (default: what comes after the scored tokens)",
     )
     group.add_argument("--separator", metavar="TEXT", help="stands between documents of a text")
+    group.add_argument(
+        "--image",
+        dest="images",
+        action="append",
+        metavar="FILE|synthetic",
+        help=(
+            "what each sequence begins with, for a model that takes images (repeatable; default: "
+            "text alone)"
+        ),
+    )
+    group.add_argument(
+        "--processor", metavar="FOLDER|HUB_ID", help="as for compare: what prepares the images"
+    )
     group.add_argument(
         "--tokens", type=count(1), metavar="N", help="how many are scored (default: 4096)"
     )
@@ -209,6 +223,8 @@ def check_workload(given: Mapping[str, Any]) -> None:
         raise UsageError(
             "found a separator of documents and no text: give --text or --calibration-text too"
         )
+    if "processor" in given and not given.get("images"):
+        raise UsageError("found a processor and no image for it to prepare: give --image too")
     for name in ("task_data", "task_limit"):
         if name in given and not given.get("tasks"):
             raise UsageError(f"found {flag(name)} and no task: give --tasks too")

@@ -21,7 +21,7 @@ from wrappers.core.module import QuantModule, Wrap
 from wrappers.core.registry import register
 from wrappers.errors import ModelInputError
 from wrappers.families.qwen3_vl.text import DEEPSTACK_LAYERS
-from wrappers.layers.decoder_blocks import embedded
+from wrappers.layers.decoder_blocks import CausalLM, embedded
 
 
 @register(Qwen3VLModel)
@@ -153,7 +153,7 @@ class QuantQwen3VLModel(QuantModule, Qwen3VLModel):  # type: ignore[misc]
 
 @register(Qwen3VLForConditionalGeneration)
 class QuantQwen3VLForConditionalGeneration(
-    QuantModule,
+    CausalLM,
     Qwen3VLForConditionalGeneration,  # type: ignore[misc]
 ):
     """The model and its head, which have all the points: its forward is the float model's."""

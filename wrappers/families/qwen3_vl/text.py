@@ -1,8 +1,8 @@
-"""Qwen3-VL, text: MLP, attention, decoder layer and text model, for the variants of prefill.
+"""Qwen3-VL, text: MLP, attention, decoder layer and text model, for prefill and decode.
 
 The attention's variants are those of `wrappers.attention.causal`, with a norm over each head of the
-queries and keys. In `prefill` the factor on the logits is therefore folded into k_norm: in k_proj,
-the norm after it would take it out again.
+queries and keys. Where the factor on the logits is folded, it is therefore folded into k_norm: in
+k_proj, the norm after it would take it out again.
 
 The text model adds the features of the vision model's inner blocks (deepstack) to the hidden
 states after its first layers, at the positions of images and videos.
@@ -31,6 +31,7 @@ from wrappers.attention.causal import (
     AttentionInputs,
     BatchedAttention,
     CausalAttention,
+    DecodeAttention,
     HeadByHeadAttention,
 )
 from wrappers.attention.masks import MaskBuilder, model_mask, quantized_mask
@@ -114,6 +115,17 @@ class QuantQwen3VLTextAttentionPrefillReference(
 
     def _rotate_half(self, quantize: Quantize) -> RotateHalf:
         return negate_and_swap_observed(quantize)
+
+
+@register(Qwen3VLTextAttention, variant="decode")
+class QuantQwen3VLTextAttentionDecode(
+    NormalisedHeads,
+    DecodeAttention,
+    Qwen3VLTextAttention,  # type: ignore[misc]
+):
+    """Head by head over a cache, with the factor on the logits folded into k_norm."""
+
+    keys_from = "k_norm"
 
 
 @register(Qwen3VLTextDecoderLayer)

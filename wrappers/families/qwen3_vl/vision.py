@@ -1,6 +1,6 @@
-"""Qwen3-VL, vision: patch embedding, MLP, block, patch merger and vision model, for the variants of
-prefill; the attention is in `vision_attention`. The patch embedding is a linear layer in `prefill`,
-a convolution in `prefill_reference`.
+"""Qwen3-VL, vision: patch embedding, MLP, block, patch merger and vision model; the
+attention is in `vision_attention`. The patch embedding is a linear layer in `prefill` and in
+`decode`, where it reads the images of a further turn; a convolution in `prefill_reference`.
 
 The modules call each other as transformers' do, with the same arguments, and with quantisation off
 give the same numbers. With `PTQConfig(model_args={"grid_thw": [[1, 18, 28]]})` the grids are fixed:
@@ -68,6 +68,7 @@ class LinearPatchProjection(WeightedLayer, nn.Conv3d):
         return output[..., None, None, None]
 
 
+@register(Qwen3VLVisionPatchEmbed, variant="decode")
 @register(Qwen3VLVisionPatchEmbed, variant="prefill")
 class QuantQwen3VLVisionPatchEmbedPrefill(QuantModule, Qwen3VLVisionPatchEmbed):  # type: ignore[misc]
     """The projection of each patch, which has all the points, as a linear layer."""

@@ -5,6 +5,8 @@
 | heads | one by one, sliced out of the fused projection | all at once |
 | rotate-half | (x2, x1), sine table half negated | (-x2, x1) |
 
+`decode` is as `prefill`: a decode model reads the images of further turns.
+
 In both the factor 1 / sqrt(head_dim) is applied to the logits. In the text model `prefill` folds it
 into what makes the keys; here queries, keys and values come out of one projection, whose output has
 one range, and keys shrunk by a factor would be left with a fraction of its steps.
@@ -162,6 +164,7 @@ class VisionAttention(QuantModule):
         )
 
 
+@register(Qwen3VLVisionAttention, variant="decode")
 @register(Qwen3VLVisionAttention, variant="prefill")
 class QuantQwen3VLVisionAttentionPrefill(VisionAttention, Qwen3VLVisionAttention):  # type: ignore[misc]
     """Head by head, as an accelerator computes it."""

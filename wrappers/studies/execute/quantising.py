@@ -84,13 +84,15 @@ def prefill_model(loaded: LoadedWorkload, trial: Trial) -> nn.Module:
     settings = {**DEFAULTS, **trial.settings}
     wrapped = _prepared(loaded.model, settings, str(settings["variant"]))
     # One by one, as observers that follow a mean want them.
-    calibrate(wrapped, batches(loaded.calibration_set(trial.seed, settings["calibration"]), 1))
+    sequences = loaded.calibration_set(trial.seed, settings["calibration"])
+    calibrate(wrapped, batches(sequences, 1, loaded.calibration_beginning(trial.seed)))
     _leave_out_unreached(wrapped)
     return convert(wrapped)
 
 
 def _leave_out_unreached(wrapped: nn.Module) -> None:
-    """Leaves float what no text reaches: a vision model, and where its features come in."""
+    """Leaves float what a text alone does not reach: a vision model, and where its features come
+    in."""
     for _, module in iter_wrappers(wrapped):
         for name in module.unfreezable_points():
             module.points[name].quantizer = IdentityQuantizer()
@@ -112,9 +114,11 @@ def decode_model(loaded: LoadedWorkload, trial: Trial, prefill: nn.Module) -> nn
     pasts: dict[Source, nn.Module] = {"float": loaded.model, "quantized": prefill}
     for name, past in pasts.items():
         if source in (name, "both"):
-            own = batches(shares[name] if source == "both" else prompts, _TOGETHER)
+            share = shares[name] if source == "both" else prompts
+            own = batches(share, _TOGETHER, loaded.calibration_beginning(trial.seed))
             streams.append(decode_inputs(past, decode, own, steps=steps, source=name))
     calibrate(decode, itertools.chain(*streams))
+    _leave_out_unreached(decode)
     return convert(decode)
 
 

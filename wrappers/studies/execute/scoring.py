@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from wrappers import evaluate
 from wrappers.core.module import QuantModule, iter_wrappers
 from wrappers.deploy.runtime import Runtime
+from wrappers.evaluate.opening import head_of, with_images
 from wrappers.studies.execute.quantising import decode_model, prefill_model
 from wrappers.studies.plan.trials import Trial
 from wrappers.studies.plan.workload import LoadedWorkload, Workload, load
@@ -104,7 +105,13 @@ def _stepped(
 
 def _of_steps(loaded: LoadedWorkload) -> dict[str, Any]:
     window = loaded.workload.window
-    return {"bos": loaded.bos, "prompt": _PROMPT, "window": window, "batch": _TOGETHER}
+    prompt = max(_PROMPT, _images(loaded) + 1)
+    return {"bos": loaded.bos, "prompt": prompt, "window": window, "batch": _TOGETHER}
+
+
+def _images(loaded: LoadedWorkload) -> int:
+    """How many tokens of each sequence come before the text, where it begins with images."""
+    return len(loaded.bos.ids) if isinstance(loaded.bos, evaluate.Opening) else 0
 
 
 @functools.lru_cache(maxsize=4)
@@ -131,7 +138,8 @@ def _generated(loaded: LoadedWorkload, model: nn.Module | Runtime) -> dict[str, 
         return {}
     capacity = model.capacity if isinstance(model, Runtime) else None
     reference = _float_texts(loaded.workload, capacity)
-    check = evaluate.generation_check(reference, model, loaded.prompts, max_new_tokens=new_tokens)
+    prompts = _prompts(loaded)
+    check = evaluate.generation_check(reference, model, prompts, max_new_tokens=new_tokens)
     places = [
         len(text.reference) if (at := text.first_different) is None else at
         for text in check.continuations
@@ -150,14 +158,18 @@ def _float_texts(workload: Workload, capacity: int | None) -> tuple[tuple[int, .
     loaded = load(workload)
     model = loaded.model if capacity is None else Runtime(loaded.model, capacity=capacity)
     check = evaluate.generation_check(
-        model, model, loaded.prompts, max_new_tokens=workload.new_tokens
+        model, model, _prompts(loaded), max_new_tokens=workload.new_tokens
     )
     return tuple(text.reference for text in check.continuations)
 
 
+def _prompts(loaded: LoadedWorkload) -> list[dict[str, Tensor]]:
+    return [with_images(torch.tensor([list(ids)]), loaded.bos) for ids in loaded.prompts]
+
+
 def _probe(loaded: LoadedWorkload) -> dict[str, Any]:
     """A sequence of the text that is scored, for what is compared value by value."""
-    return {"input_ids": _sequences(loaded)[:1], "use_cache": False}
+    return {**with_images(_sequences(loaded)[:1], loaded.bos), "use_cache": False}
 
 
 def _sequences(loaded: LoadedWorkload) -> Tensor:
@@ -165,9 +177,10 @@ def _sequences(loaded: LoadedWorkload) -> Tensor:
 
     The first is of the longest document; all have the length that it allows.
     """
-    head = [] if loaded.bos is None else [loaded.bos]
+    head = head_of(loaded.bos)
     texts = sorted(loaded.texts, key=len, reverse=True)
-    most = min(_PROBE, loaded.workload.window or _PROBE) - len(head)
+    most = _PROBE + _images(loaded)
+    most = min(most, loaded.workload.window or most) - len(head)
     length = min(most, len(texts[0]))
     parts = [
         [*head, *ids[start : start + length]]
@@ -199,7 +212,8 @@ def _of_layers(
     """Errors of the layers in one decode step, which both models take over the same past."""
     import tracer
 
-    step = tracer.models.decode_step(past, {"input_ids": _sequences(loaded)[:_STEPS]})
+    sequences = with_images(_sequences(loaded)[:_STEPS], loaded.bos)
+    step = tracer.models.decode_step(past, sequences)
     layers = evaluate.layer_errors(loaded.model, decode, step)
     return {
         "layer_l2": [layer.inherited for layer in layers],
@@ -227,11 +241,12 @@ def _of_masks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
 def _leaks(loaded: LoadedWorkload, model: nn.Module) -> dict[str, float]:
     """What causal attention pays to later keys, over parts of the texts that are scored."""
     limits = (loaded.workload.window, evaluate.positions_of(loaded.model))
-    most = min(_LEAK_WINDOW, *(limit for limit in limits if limit is not None))
+    most = _LEAK_WINDOW + _images(loaded)
+    most = min(most, *(limit for limit in limits if limit is not None))
     paid = []
     for part in evaluate.windows(loaded.texts, window=most, bos=loaded.bos)[:_LEAK_PARTS]:
-        ids = torch.tensor([part.ids])
-        for weights in model(ids, use_cache=False, output_attentions=True).attentions:
+        inputs = with_images(torch.tensor([part.ids]), loaded.bos)
+        for weights in model(**inputs, use_cache=False, output_attentions=True).attentions:
             paid.append(weights.triu(1).sum(-1).flatten())  # of [1, heads, queries, keys]
     every = torch.cat(paid)
     return {"leak": float(every.max()), "leaking": float((every > _LEAKS).float().mean())}

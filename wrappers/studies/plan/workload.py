@@ -1,5 +1,8 @@
 """What the trials of a study run on: a model, a text to score, a text to calibrate on.
 
+Of a model that takes images each sequence may begin with some, and the text then goes on after
+them. A calibration set has images of its own: random parts of the photos, or other pixels.
+
 A workload is a description that travels to other processes and machines; each loads it once.
 """
 
@@ -18,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from wrappers.errors import ModelInputError, StudyError
-from wrappers.evaluate import check_tasks, documents, positions_of
+from wrappers.evaluate import Opening, check_tasks, documents, positions_of
+from wrappers.evaluate.opening import Beginning, head_of, with_images
 
 # Where no text is given a model writes this many documents itself to be scored, more where its
 # window is short and fewer where that would make them shorter than this many tokens; and to
@@ -26,6 +30,8 @@ from wrappers.evaluate import check_tasks, documents, positions_of
 _WRITTEN, _SHORTEST = 32, 128
 _TO_CALIBRATE = 4096
 _PHRASE = 16  # tokens in a row: text that says them again is no further text
+SYNTHETIC = "synthetic"
+"""Instead of the files of images: random pixels, which need no processor."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,11 @@ class Workload:
         calibration_text: the file that calibration sets are drawn from; None for what `text` has
             after the scored tokens.
         separator: what stands between the documents of these files.
+        images: files of photos that each sequence begins with; or "synthetic".
+        processor: the folder or hub id of what prepares them; the model's own by default.
         tokens: how many tokens are scored, at most; whole documents are.
         window: tokens of a window, BOS included; None for as many positions as the model has.
-        calibration_length: tokens of a calibration sequence, BOS included.
+        calibration_length: tokens of a calibration sequence, BOS or images included.
         prompts, new_tokens: of the generation check: how many, and how long they are continued.
         tasks: names or files of lm-eval's tasks.
         task_data: the folder that the data paths of task files start from.
@@ -57,6 +65,8 @@ class Workload:
     text: str | None = None
     calibration_text: str | None = None
     separator: str | None = None
+    images: tuple[str, ...] = ()
+    processor: str | None = None
     tokens: int = 4096
     window: int | None = None
     calibration_length: int = 128
@@ -79,18 +89,25 @@ class Workload:
                 raise StudyError(f"found {name} {value!r}; expected a text")
         if self.separator == "":
             raise StudyError("found an empty separator of documents; expected a text")
-        tasks: Any = self.tasks  # a list where it comes from a file
-        if not isinstance(tasks, list | tuple) or not all(isinstance(t, str) for t in tasks):
-            raise StudyError(f"found tasks {tasks!r}; expected a list of names and files")
-        object.__setattr__(self, "tasks", tuple(tasks))
+        for name, what in (("tasks", "names and files"), ("images", "files")):
+            named: Any = getattr(self, name)  # a list where it comes from a file
+            if not isinstance(named, list | tuple) or not all(isinstance(n, str) for n in named):
+                raise StudyError(f"found {name} {named!r}; expected a list of {what}")
+            object.__setattr__(self, name, tuple(named))
+        if SYNTHETIC in self.images and len(self.images) > 1:
+            raise StudyError(f"found images {self.images!r}; expected files, or {SYNTHETIC} alone")
 
 
 _LEAST = {
     "tokens": 1, "window": 2, "calibration_length": 2, "prompts": 0, "new_tokens": 0,
     "task_limit": 1,
 }  # fmt: skip
-_TEXTS = ("model", "text", "calibration_text", "separator", "task_data", "checksum")
-_OPTIONAL = ("window", "task_limit", "text", "calibration_text", "separator", "task_data")
+_TEXTS = (
+    "model", "text", "calibration_text", "separator", "processor", "task_data", "checksum",
+)  # fmt: skip
+_OPTIONAL = (
+    "window", "task_limit", "text", "calibration_text", "separator", "processor", "task_data",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,25 +116,36 @@ class LoadedWorkload:
 
     Attributes:
         model: the float model, in evaluation mode, with eager attention.
-        tokenizer: its tokenizer.
-        bos: begins each sequence; None for a model without such a token.
+        tokenizer: its tokenizer; None for one that writes its texts itself and has none.
+        bos: begins each sequence: a token, or an `Opening` with images; None for a model without
+            such a token.
         texts: token ids of the documents that are scored.
         calibration: token ids that calibration sets are drawn from.
         prompts: token ids of the generation check's prompts, BOS included: beginnings of parts of
             the texts that are scored, which nothing is calibrated on.
+        source: as `tracer.models.load` gave it.
     """
 
     workload: Workload
     model: nn.Module
     tokenizer: Any
-    bos: int | None
+    bos: Beginning
     texts: Sequence[Sequence[int]]
     calibration: Sequence[int]
     prompts: Sequence[Sequence[int]]
+    source: Any = None
+
+    def calibration_beginning(self, seed: int) -> Beginning:
+        """What the sequences of a calibration set begin with: as the others, but other images."""
+        if not isinstance(self.bos, Opening):
+            return self.bos
+        import tracer
+
+        return Opening.of(tracer.models.calibration(self.source, count=1, seed=seed).batches[-1])
 
     def calibration_set(self, seed: int, size: int) -> list[list[int]]:
-        """`size` sequences drawn from the calibration text, BOS included."""
-        head = [] if self.bos is None else [self.bos]
+        """`size` sequences drawn from the calibration text, BOS or images included."""
+        head = head_of(self.calibration_beginning(seed))
         length = self.workload.calibration_length - len(head)
         draw = random.Random(seed)
         starts = [draw.randrange(len(self.calibration) - length + 1) for _ in range(size)]
@@ -133,7 +161,7 @@ class LoadedWorkload:
         Raises:
             StudyError: the text without its repetitions is shorter than all sets together.
         """
-        length = self.workload.calibration_length - (self.bos is not None)
+        length = self.workload.calibration_length - len(head_of(self.bos))
         needed = count * size * length
         there = _different(self.calibration, min(_PHRASE, length), needed)
         if there >= needed:
@@ -154,7 +182,10 @@ class LoadedWorkload:
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        digest.update(repr((self.bos, self.texts, self.calibration, self.prompts)).encode())
+        begun: Any = self.bos
+        if isinstance(begun, Opening):
+            begun = begun.ids, {name: value.tolist() for name, value in begun.pixels.items()}
+        digest.update(repr((begun, self.texts, self.calibration, self.prompts)).encode())
         return digest.hexdigest()
 
 
@@ -185,13 +216,23 @@ def _load(workload: Workload) -> LoadedWorkload:
         check_tasks(workload.tasks, data=workload.task_data)
     import tracer
 
-    found = tracer.models.load(workload.model, attn_implementation="eager", dtype="float32")
-    if found.tokenizer is None:
+    found = tracer.models.load(
+        workload.model,
+        attn_implementation="eager",
+        dtype="float32",
+        images=() if SYNTHETIC in workload.images else workload.images,
+        processor=workload.processor,
+    )
+    reads = workload.text or workload.calibration_text or workload.tasks
+    if found.tokenizer is None and reads:
         raise StudyError(
-            f"{workload.model} has no tokenizer, and a study scores texts: give a model with one"
+            f"{workload.model} has no tokenizer for texts: give a model with one, or leave texts "
+            "and tasks out, for what it writes itself"
         )
     _check_positions(found.model, workload)
-    bos = found.tokenizer.bos_token_id
+    bos: Beginning = None if found.tokenizer is None else found.tokenizer.bos_token_id
+    if workload.images:
+        bos = _opening(found, workload)
     if workload.text is None:
         scored, rest = _written(found.model, bos, workload)
     else:
@@ -207,13 +248,34 @@ def _load(workload: Workload) -> LoadedWorkload:
             f"{workload.calibration_length}: give a calibration text, or score fewer tokens"
         )
     prompts = _prompts([token for ids in scored for token in ids], bos, workload.prompts)
-    return LoadedWorkload(workload, found.model, found.tokenizer, bos, scored, calibration, prompts)
+    return LoadedWorkload(
+        workload, found.model, found.tokenizer, bos, scored, calibration, prompts, found
+    )
 
 
-def batches(sequences: Sequence[Sequence[int]], size: int) -> list[dict[str, Tensor]]:
-    """Sequences of one length as a model takes them, `size` at a time."""
+def _opening(found: Any, workload: Workload) -> Opening:
+    if "pixel_values" not in found.inputs:
+        raise StudyError(f"{workload.model} takes no images: leave them out")
+    opening = Opening.of(found.inputs)
+    if len(opening.ids) >= workload.calibration_length - 1:
+        raise StudyError(
+            f"the images and what is said of them have {len(opening.ids)} tokens, and a "
+            f"calibration sequence {workload.calibration_length}: give a larger calibration length "
+            "or smaller images"
+        )
+    return opening
+
+
+def batches(
+    sequences: Sequence[Sequence[int]], size: int, beginning: Beginning = None
+) -> list[dict[str, Tensor]]:
+    """Sequences of one length as a model takes them, `size` at a time.
+
+    Args:
+        beginning: what they begin with.
+    """
     return [
-        {"input_ids": torch.tensor([list(ids) for ids in sequences[start : start + size]])}
+        with_images(torch.tensor([list(ids) for ids in sequences[start : start + size]]), beginning)
         for start in range(0, len(sequences), size)
     ]
 
@@ -264,16 +326,18 @@ def _first(texts: list[list[int]], most: int) -> tuple[list[list[int]], list[lis
 
 @torch.no_grad()
 def _written(
-    model: nn.Module, bos: int | None, workload: Workload
+    model: nn.Module, bos: Beginning, workload: Workload
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Documents that the model has written, sampled with a seed: to be scored, to calibrate on."""
-    if bos is None:
-        raise StudyError(
-            f"{workload.model} has no token to begin a text with: give a text to score"
-        )
+    """Documents that the model has written, sampled with a seed: to be scored, to calibrate on.
+
+    A model without BOS begins each with a token at random, which belongs to the document.
+    """
     most = workload.window or positions_of(model)
     assert most is not None  # it has been checked
-    length = min(most - 1, max(_SHORTEST, workload.tokens // _WRITTEN))
+    begun = max(1, len(head_of(bos)))
+    length = min(most - begun, max(_SHORTEST, workload.tokens // _WRITTEN))
+    if length < 1:
+        raise StudyError(f"found {most} positions and images of {begun}: no room for a text")
     scored, rest = (
         math.ceil(tokens / length)
         for tokens in (workload.tokens, max(2 * workload.tokens, _TO_CALIBRATE))
@@ -281,24 +345,36 @@ def _written(
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        start = torch.full((scored + rest, 1), bos)
+        marks = _marks(model)
+        if bos is None:
+            known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+            start = torch.randint(min(marks, default=known), (scored + rest, 1))
+        else:
+            start = torch.tensor([head_of(bos)] * (scored + rest))
         made = model.generate(  # type: ignore[operator]
-            start,
+            **with_images(start, bos),
             attention_mask=torch.ones_like(start),
             do_sample=True,
             top_k=0,
             max_new_tokens=length,
             eos_token_id=None,
+            suppress_tokens=marks or None,
         )
     finally:
         torch.random.set_rng_state(state)
-    texts = [list(row) for row in made[:, 1:].tolist()]
+    texts = [list(row) for row in made[:, len(head_of(bos)) :].tolist()]
     return texts[:scored], texts[scored:]
 
 
-def _prompts(scored: Sequence[int], bos: int | None, count: int) -> list[list[int]]:
+def _marks(model: nn.Module) -> list[int]:
+    """The tokens that stand for images and videos or enclose them, which no text holds."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return [number for name in names if (number := getattr(model.config, name, None)) is not None]
+
+
+def _prompts(scored: Sequence[int], bos: Beginning, count: int) -> list[list[int]]:
     """The beginnings of evenly spaced parts of the scored texts."""
-    head = [] if bos is None else [bos]
-    length = 16 - len(head)
+    head = head_of(bos)
+    length = 16 if isinstance(bos, Opening) else 16 - len(head)
     step = max(1, (len(scored) - length) // max(1, count))
     return [[*head, *scored[at * step : at * step + length]] for at in range(count)]

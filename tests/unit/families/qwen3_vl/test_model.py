@@ -10,7 +10,13 @@ from torch import nn
 
 import tracer
 import wrappers
-from tests.builders.agreement import IMPLEMENTATIONS, VARIANTS, assert_modules_agree, peir
+from tests.builders.agreement import (
+    EACH_VARIANT,
+    IMPLEMENTATIONS,
+    VARIANTS,
+    assert_modules_agree,
+    peir,
+)
 from tests.builders.qwen3_vl import FACTOR
 from tests.builders.qwen3_vl_whole import EXAMPLES, IMAGE, VIDEO, published, tiny, wrap
 from wrappers.core.point import Mode
@@ -31,14 +37,14 @@ def logits_of(model, inputs):
 
 
 class TestQuantisationOff:
-    @VARIANTS
+    @EACH_VARIANT
     @IMPLEMENTATIONS
     @ALL_EXAMPLES
     def test_every_module_equals_the_float_model(self, variant, implementation, example):
         model = tiny(implementation)
         assert_modules_agree(model, wrap(model, variant), 3e-6, **EXAMPLES[example]())
 
-    @VARIANTS
+    @EACH_VARIANT
     @pytest.mark.parametrize("example", ["batch", "both", "text"])
     def test_padding_on_the_right(self, variant, example):
         model = tiny("sdpa")
@@ -96,7 +102,7 @@ class TestQuantisationOff:
 class TestAsTheFloatModel:
     """What users do with a Qwen3VLForConditionalGeneration."""
 
-    @VARIANTS
+    @EACH_VARIANT
     @pytest.mark.parametrize(
         ("implementation", "how"),
         [
@@ -116,7 +122,7 @@ class TestAsTheFloatModel:
         assert torch.equal(*generated)
         assert generated[0].shape == (3, inputs["input_ids"].shape[1] + 20)
 
-    @VARIANTS
+    @EACH_VARIANT
     @pytest.mark.parametrize("example", ["both", "video", "text"])
     def test_generates_the_same_tokens_after_other_inputs(self, variant, example):
         model, inputs = tiny(), EXAMPLES[example]()
@@ -124,7 +130,7 @@ class TestAsTheFloatModel:
         generated = [c.generate(**inputs, **how) for c in (model, wrap(model, variant))]
         assert torch.equal(*generated)
 
-    @VARIANTS
+    @EACH_VARIANT
     def test_generation_goes_on_from_a_cache(self, variant):
         model, inputs = tiny(), EXAMPLES["batch"]()
         how = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
@@ -153,7 +159,7 @@ class TestAsTheFloatModel:
         cached = candidate.generate(**inputs, **how)
         assert torch.equal(cached, candidate.generate(**inputs, use_cache=False, **how))
 
-    @VARIANTS
+    @EACH_VARIANT
     @pytest.mark.parametrize("steps", [(1,) * 6, (4, 2)])
     def test_steps_after_an_image_equal_one_forward(self, variant, steps):
         model, inputs = tiny(), EXAMPLES["batch"]()
@@ -185,7 +191,7 @@ class TestAsTheFloatModel:
                 found.append(output.logits)
         assert peir(expected, torch.cat(found, dim=1)) < 3e-6
 
-    @VARIANTS
+    @EACH_VARIANT
     def test_a_cache_and_its_offset_pass_from_the_float_model(self, variant):
         model, inputs = tiny(), EXAMPLES["one image"]()
         with torch.no_grad():

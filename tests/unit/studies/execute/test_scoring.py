@@ -10,7 +10,7 @@ from torch.nn import functional
 import tracer
 from wrappers import evaluate
 from wrappers.numerics.affine import AffineQParams
-from wrappers.studies import LoadedWorkload, Trial
+from wrappers.studies import LoadedWorkload, Trial, Workload, load
 from wrappers.studies.execute.quantising import decode_model, prefill_model
 from wrappers.studies.execute.scoring import (
     _leaks,
@@ -82,6 +82,27 @@ class TestPrefill:
         assert "tasks" not in prefill_metrics
         quick = replace(loaded, workload=replace(loaded.workload, new_tokens=0))
         assert "equal" not in measure(quick, Trial({}, 0))
+
+
+class TestImages:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("images", [(), ("synthetic",)], ids=["text", "image"])
+    def test_a_decode_model_that_takes_images(self, images: tuple[str, ...]):
+        workload = Workload(
+            "tiny-qwen3-vl", images=images, tokens=20, window=100, calibration_length=96, prompts=1,
+            new_tokens=2,
+        )  # fmt: skip
+        found = load(workload)
+        settings = {"activation": "int16", "source": "quantized", "steps": 3, "calibration": 2}
+        trial = Trial(settings, 0)
+        metrics = measure(found, trial)
+        for name in ("loss", "quantized_past_loss"):
+            assert metrics[name] == pytest.approx(metrics["float_loss"], rel=0.2)
+        assert metrics["loss"] == pytest.approx(metrics["float_loss"], rel=0.01)
+        assert len(metrics["quantized_past_layer_own_l2"]) == LAYERS
+        prefill = prefill_model(found, trial)
+        fusion = decode_model(found, trial, prefill).model.points["mm_fusion"]
+        assert (fusion.qparams is not None) == bool(images)  # what no text reaches stays float
 
 
 class TestMasks:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from wrappers.errors import ModelInputError, StudyError
+from wrappers.evaluate import Opening
 from wrappers.studies import LoadedWorkload, Workload, load
 from wrappers.studies.plan.workload import _load, batches
 
@@ -75,6 +76,9 @@ class TestLoad:
 
     @pytest.mark.parametrize(("changed", "message"), [
         ({"model": "random-llama"}, "has no tokenizer"),
+        ({"images": ("synthetic",)}, "takes no images: leave them out"),
+        ({"model": "tiny-qwen3-vl", "images": ("synthetic",), "text": None, "separator": None},
+         "have 84 tokens, and a calibration sequence 24: give a larger calibration length"),
         ({"text": "/none.txt"}, "cannot read the text /none.txt"),
         ({"tokens": 10_000}, r"the rest of .*text.txt has \d+ tokens to calibrate on; expected at"),
         ({"window": 65}, "found window 65 for a model of 64 positions"),
@@ -99,6 +103,8 @@ class TestLoad:
         ({"text": 3}, "found text 3; expected a text"),
         ({"model": None}, "found model None; expected a text"),
         ({"tasks": "arc_easy"}, "found tasks 'arc_easy'; expected a list"),
+        ({"images": "photo.png"}, "found images 'photo.png'; expected a list of files"),
+        ({"images": ("synthetic", "photo.png")}, "expected files, or synthetic alone"),
         ({"tasks": [1]}, r"found tasks \[1\]; expected a list"),
     ])  # fmt: skip
     def test_values_of_other_types(self, workload: Workload, changed, message):
@@ -111,3 +117,39 @@ class TestLoad:
         for prompt in loaded.prompts:
             assert prompt[0] == loaded.bos
             assert any(prompt[1:] == scored[at : at + 15] for at in range(len(scored)))
+
+
+class TestImages:
+    @pytest.fixture
+    def pictured(self) -> LoadedWorkload:
+        return load(Workload(
+            "tiny-qwen3-vl", images=("synthetic",), tokens=40, window=110, calibration_length=100,
+            prompts=2, new_tokens=3,
+        ))  # fmt: skip
+
+    def test_each_sequence_begins_with_them(self, pictured: LoadedWorkload):
+        opening = pictured.bos
+        assert isinstance(opening, Opening)
+        assert (len(opening.ids), sum(opening.kinds)) == (84, 64)
+        marks = set(range(508, 512))
+        assert not any(marks & set(ids) for ids in pictured.texts)
+        assert {len(ids) for ids in pictured.texts} == {110 - 84}
+        sequences = pictured.calibration_set(0, 3)
+        [batch] = batches(sequences, 3, pictured.calibration_beginning(0))
+        assert batch["input_ids"].shape == batch["mm_token_type_ids"].shape == (3, 100)
+        assert batch["image_grid_thw"].tolist() == [[1, 16, 16]] * 3
+        assert len(batch["pixel_values"]) == 3 * 256
+        assert all(tuple(prompt[:84]) == opening.ids for prompt in pictured.prompts)
+
+    def test_a_calibration_set_has_images_of_its_own(self, pictured: LoadedWorkload):
+        pixels = [pictured.bos.pixels["pixel_values"]] + [
+            pictured.calibration_beginning(seed).pixels["pixel_values"] for seed in (0, 1, 1)
+        ]
+        assert torch.equal(pixels[2], pixels[3])
+        assert not torch.equal(pixels[0], pixels[1])
+        assert not torch.equal(pixels[1], pixels[2])
+
+    def test_a_model_without_bos_begins_with_a_token_at_random(self):
+        found = load(Workload("tiny-qwen3-vl", tokens=60, window=30, calibration_length=20))
+        assert (found.bos, found.tokenizer) == (None, None)
+        assert len({ids[0] for ids in found.texts}) > 1
