@@ -104,13 +104,13 @@ def overrides_for(
     Args:
         model: the float model.
         config: what it is to be quantised with; its own overrides stay, where no glob matches.
-        rules: an integer type, "float" for no quantisation, or a spec, by globs of dot paths of
+        rules: a type's name, "float" for no quantisation, or a spec, by globs of dot paths of
             modules, which stand for all points in them, or of points. The last that matches counts.
-            An integer type keeps the observer of a point, and takes its own default scheme.
+            A type keeps the observer of a point, and takes its own default scheme.
 
     Raises:
         UnknownOverrideError: a glob matches no quantization point.
-        ConfigError: an unknown integer type.
+        ConfigError: an unknown type.
         WrapError, MissingWrapperError: as `prepare`.
     """
     points = {

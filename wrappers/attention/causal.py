@@ -56,10 +56,10 @@ from wrappers.attention.rope import (
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode, Quantize
+from wrappers.core.quantizers import is_monotone
 from wrappers.core.scaled_output import ScaledOutput
 from wrappers.core.transformers_compat import attends_eagerly
 from wrappers.errors import WrapError
-from wrappers.numerics.microscaling import MXQuantizer
 
 
 @dataclass(frozen=True)
@@ -312,8 +312,7 @@ class BatchedAttention(CausalAttention):
             key, value = inputs.cache.update(key, value, self.layer_idx)
         key = self.quantize(key, "present_key")
         value = self.quantize(value, "present_value")
-        blocks = (isinstance(point.quantizer, MXQuantizer) for point in self.points.values())
-        monotone = not any(blocks)  # where values share a scale, one moves the others
+        monotone = all(is_monotone(point.quantizer) for point in self.points.values())
         options = replace(self._options(inputs), scaling=self.scaling, monotone=monotone)
         return attend_batched(query, key, value, options)
 

@@ -41,7 +41,7 @@ from wrappers.core.spec import (
     thaw,
 )
 from wrappers.errors import ConfigError
-from wrappers.numerics.dtypes import DType, QScheme
+from wrappers.numerics.dtypes import MX_TYPES, QScheme, parse_type
 
 
 @dataclass(frozen=True)
@@ -272,8 +272,8 @@ def _override(keywords: Mapping[str, Any], path: str) -> QuantSpec | dict[str, A
         if set(keywords) == _SPEC_KEYWORDS:
             return QuantSpec.from_dict(keywords)
         checked = dict(keywords)
-        if checked.get("dtype") is not None:
-            checked["dtype"] = DType.parse(checked["dtype"])
+        if checked.get("dtype") is not None and checked["dtype"] not in MX_TYPES:
+            checked["dtype"] = parse_type(checked["dtype"])
         if checked.get("qscheme") is not None:
             checked["qscheme"] = QScheme.parse(checked["qscheme"])
         if "observer" in checked:

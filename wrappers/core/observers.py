@@ -21,7 +21,8 @@ from torch import Tensor
 from wrappers.core.quantizers import IdentityQuantizer, Quantizer
 from wrappers.errors import ConfigError, ObserverError, TensorError, UnseenObserverError
 from wrappers.numerics.affine import AffineQParams, affine_qparams
-from wrappers.numerics.dtypes import DType, QScheme
+from wrappers.numerics.dtypes import MX_TYPES, FloatType, NumberType, QScheme
+from wrappers.numerics.floats import FloatQParams, float_qparams
 from wrappers.numerics.grouped import GroupedQParams
 from wrappers.numerics.microscaling import MXQuantizer
 
@@ -30,7 +31,7 @@ class Observer(ABC):
     """The base: what every observer counts and refuses.
 
     Args:
-        dtype: the integer type; None where `affine` is False.
+        dtype: the type; None where `affine` is False.
         qscheme: the scheme; None where `affine` is False.
         axis: the dimension of the channels for per-channel schemes, else None.
 
@@ -46,12 +47,20 @@ class Observer(ABC):
     """It cannot give a quantiser before it saw values."""
 
     def __init__(
-        self, dtype: DType | None = None, qscheme: QScheme | None = None, axis: int | None = None
+        self,
+        dtype: NumberType | None = None,
+        qscheme: QScheme | None = None,
+        axis: int | None = None,
     ) -> None:
         self.dtype = dtype
         self.qscheme = qscheme
         self.axis = axis
         self.reset()
+
+    @property
+    def kind(self) -> str:
+        """What it quantises to, in a word: "uint4", "mxfp4"."""
+        return str(self.dtype)
 
     def reset(self) -> None:
         """Forget all that was seen."""
@@ -91,6 +100,7 @@ class IdentityObserver(Observer):
 
     affine = False
     needs_data = False
+    kind = "identity"
 
     def quantizer(self) -> Quantizer:
         """One that changes nothing."""
@@ -113,8 +123,8 @@ class AffineObserver(Observer):
         self.minimum = torch.full(channels, math.inf)
         self.maximum = torch.full(channels, -math.inf)
 
-    def quantizer(self) -> AffineQParams:
-        """Scale and zero point for the range seen.
+    def quantizer(self) -> AffineQParams | FloatQParams:
+        """Scale and zero point for the range seen, or the scale alone for floats.
 
         Raises:
             UnseenObserverError: nothing finite was seen, in the tensor or in one of its channels.
@@ -128,6 +138,8 @@ class AffineObserver(Observer):
             raise UnseenObserverError(f"it saw no finite value in channels {unseen}")
         if self.dtype is None or self.qscheme is None:
             raise ObserverError("an affine observer needs a dtype and a qscheme")
+        if isinstance(self.dtype, FloatType):
+            return float_qparams(minimum, maximum, self.dtype, self.qscheme, axis=self.axis)
         return affine_qparams(minimum, maximum, self.dtype, self.qscheme, axis=self.axis)
 
     def accepts(self, quantizer: Quantizer) -> bool:
@@ -135,7 +147,7 @@ class AffineObserver(Observer):
         if isinstance(quantizer, GroupedQParams):
             return quantizer.dtype == self.dtype and self.axis == 0
         return (
-            isinstance(quantizer, AffineQParams)
+            isinstance(quantizer, AffineQParams | FloatQParams)
             and quantizer.dtype == self.dtype
             and quantizer.axis == self.axis
         )
@@ -188,7 +200,7 @@ class EMAObserver(AffineObserver):
 
     def __init__(
         self,
-        dtype: DType | None = None,
+        dtype: NumberType | None = None,
         qscheme: QScheme | None = None,
         axis: int | None = None,
         *,
@@ -224,7 +236,7 @@ class PercentileObserver(AffineObserver):
 
     def __init__(
         self,
-        dtype: DType | None = None,
+        dtype: NumberType | None = None,
         qscheme: QScheme | None = None,
         axis: int | None = None,
         *,
@@ -314,7 +326,7 @@ class MXObserver(Observer):
 
     def __init__(
         self,
-        dtype: DType | None = None,
+        dtype: NumberType | None = None,
         qscheme: QScheme | None = None,
         axis: int | None = None,
         *,
@@ -324,6 +336,11 @@ class MXObserver(Observer):
     ) -> None:
         self._quantizer = MXQuantizer(element, block_size, block_axis)
         super().__init__(dtype, qscheme, axis)
+
+    @property
+    def kind(self) -> str:
+        """The name of the microscaling type."""
+        return next(name for name, each in MX_TYPES.items() if each == self._quantizer.element)
 
     def quantizer(self) -> MXQuantizer:
         """The rounding to the element format, block by block."""
@@ -341,7 +358,7 @@ OBSERVERS: Mapping[str, type[Observer]] = {
 
 def build_observer(
     name: str,
-    dtype: DType | None = None,
+    dtype: NumberType | None = None,
     qscheme: QScheme | None = None,
     *,
     axis: int | None = None,
@@ -351,7 +368,7 @@ def build_observer(
 
     Args:
         name: a key of `OBSERVERS`.
-        dtype: the integer type, for observers that have one.
+        dtype: the type, for observers that have one.
         qscheme: the scheme, likewise.
         axis: the dimension of the channels; looked at by per-channel schemes only.
         options: keyword arguments of that observer.

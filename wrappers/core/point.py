@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from wrappers.core.observers import AffineObserver, Observer, build_observer
-from wrappers.core.quantizers import Quantizer, quantizer_from_state
+from wrappers.core.quantizers import Quantizer, ScaledQuantizer, quantizer_from_state
 from wrappers.core.spec import QuantSpec, Role
 from wrappers.errors import ConfigError, ModeError, QParamsError
 from wrappers.numerics.affine import AffineQParams
+from wrappers.numerics.dtypes import FloatType
+from wrappers.numerics.floats import FloatQParams
 from wrappers.numerics.grouped import GroupedQParams
 
 
@@ -88,23 +90,22 @@ class QuantPoint:
     def device(self) -> torch.device | None:
         """Where its scales are, if it has any."""
         quantizer = self.quantizer
-        if isinstance(quantizer, AffineQParams | GroupedQParams):
-            return quantizer.scale.device
-        return None
+        return quantizer.scale.device if isinstance(quantizer, ScaledQuantizer) else None
 
     @property
     def kind(self) -> str:
-        """What it quantises to, in a word: "uint4", or an observer that has no integer type."""
-        return self.spec.observer if self.observer.dtype is None else str(self.observer.dtype)
+        """What it quantises to, in a word: "uint4", "mxfp4", "identity"."""
+        return self.observer.kind
 
     def summary(self) -> dict[str, object]:
         """What is known of it, in plain values; None where it is not known, or there is none.
 
         Lists have one item per channel, or per channel a list of one per group.
         """
-        observer, qparams = self.observer, self.quantizer
-        if not isinstance(qparams, AffineQParams | GroupedQParams):
-            qparams = None
+        observer = self.observer
+        scale, zero_point = (
+            getattr(self.quantizer, name, None) for name in ("scale", "zero_point")
+        )
         seen = observer if isinstance(observer, AffineObserver) and observer.seen else None
         return {
             "role": self.role,
@@ -113,8 +114,8 @@ class QuantPoint:
             "qscheme_note": self.qscheme_note,
             "observed_min": None if seen is None else seen.minimum.tolist(),
             "observed_max": None if seen is None else seen.maximum.tolist(),
-            "scale": None if qparams is None else qparams.scale.tolist(),
-            "zero_point": None if qparams is None else qparams.zero_point.tolist(),
+            "scale": None if scale is None else scale.tolist(),
+            "zero_point": None if zero_point is None else zero_point.tolist(),
         }
 
     facts = summary  # its former name
@@ -148,7 +149,11 @@ class QuantPoint:
             zero_point = zero_point.expand(scale.shape).clone()
         if observer.qscheme is not None and observer.qscheme.symmetric and zero_point.any():
             raise QParamsError(f"{observer.qscheme.value} has zero point 0, found {zero_point}")
-        if columns is None:
+        if isinstance(observer.dtype, FloatType):
+            if columns is not None or zero_point.any():
+                raise QParamsError(f"{observer.dtype} has no zero point and no groups of columns")
+            self.quantizer = FloatQParams(scale, observer.dtype, observer.axis)
+        elif columns is None:
             self.quantizer = AffineQParams(scale, zero_point, observer.dtype, observer.axis)
         else:
             if observer.axis != 0:
@@ -198,7 +203,7 @@ class QuantPoint:
     def move(self, device: torch.device) -> None:
         """Follow the wrapper to another device; scales stay float32."""
         quantizer = self.quantizer
-        if device.type != "meta" and isinstance(quantizer, AffineQParams | GroupedQParams):
+        if device.type != "meta" and isinstance(quantizer, ScaledQuantizer):
             self.quantizer = quantizer.to(device)  # to meta would lose the numbers
 
     def forget_result(self) -> None:
