@@ -23,11 +23,18 @@ from wrappers.layers import convolutions as convolutions
 from wrappers.layers import linear as linear
 from wrappers.layers import norms as norms
 from wrappers.numerics.dtypes import DType, QScheme
-from wrappers.quantize import calibrate, convert, overrides_for, prepare
+from wrappers.quantize import (
+    calibrate,
+    convert,
+    count_rounding,
+    overrides_for,
+    prepare,
+    summary,
+)
 
 __all__ = [
     "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec", "Runtime",
     "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode", "convert",
-    "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling", "no_quantization",
-    "overrides_for", "prepare", "register",
+    "count_rounding", "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling",
+    "no_quantization", "overrides_for", "prepare", "register", "summary",
 ]  # fmt: skip

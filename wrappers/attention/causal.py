@@ -312,7 +312,10 @@ class BatchedAttention(CausalAttention):
             key, value = inputs.cache.update(key, value, self.layer_idx)
         key = self.quantize(key, "present_key")
         value = self.quantize(value, "present_value")
-        monotone = all(is_monotone(point.quantizer) for point in self.points.values())
+        # What is counted is counted for hidden keys too.
+        monotone = all(
+            is_monotone(point.quantizer) and not point.counting for point in self.points.values()
+        )
         options = replace(self._options(inputs), scaling=self.scaling, monotone=monotone)
         return attend_batched(query, key, value, options)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wrappers.core.observers import AffineObserver, Observer, build_observer
 from wrappers.core.quantizers import Quantizer, ScaledQuantizer, quantizer_from_state
+from wrappers.core.rounding import RoundingCounts
 from wrappers.core.spec import QuantSpec, Role
 from wrappers.errors import ConfigError, ModeError, QParamsError
 from wrappers.numerics.affine import AffineQParams
@@ -45,6 +46,8 @@ class QuantPoint:
         quantizer: what the frozen observer left behind, or what was loaded; None before that.
         off: its wrapper leaves it out; see `QuantModule.disabled`.
         locked: `quantizer` was loaded, and calibration leaves it alone.
+        counting: counts what rounding does, see `QuantModule.count_rounding`.
+        counts: of the last time that it counted; None if it never did, or met no values.
         qscheme_note: how its scheme differs from the one asked for, and why; None if it does not.
     """
 
@@ -79,6 +82,8 @@ class QuantPoint:
         self.quantizer: Quantizer | None = None
         self.off = False
         self.locked = False
+        self.counting = False
+        self.counts: RoundingCounts | None = None
         self._cache: _QuantizedParameter | None = None
 
     @property
@@ -100,7 +105,8 @@ class QuantPoint:
     def summary(self) -> dict[str, object]:
         """What is known of it, in plain values; None where it is not known, or there is none.
 
-        Lists have one item per channel, or per channel a list of one per group.
+        Lists have one item per channel, or per channel a list of one per group. "rounding" is what
+        `RoundingCounts.shares` gives of the last time that it was counted.
         """
         observer = self.observer
         scale, zero_point = (
@@ -116,6 +122,7 @@ class QuantPoint:
             "observed_max": None if seen is None else seen.maximum.tolist(),
             "scale": None if scale is None else scale.tolist(),
             "zero_point": None if zero_point is None else zero_point.tolist(),
+            "rounding": None if self.counts is None else self.counts.shares(),
         }
 
     facts = summary  # its former name
@@ -177,13 +184,20 @@ class QuantPoint:
         if self.quantizer is None:
             raise ModeError(f"the point {self.name!r} has no quantisation parameters yet")
         if self.parameter is None or not keep or not _can_cache(x):
-            return self.quantizer.fake_quantize(
-                x, may_overwrite=may_overwrite and self.parameter is None
-            )
+            overwrite = may_overwrite and self.parameter is None and not self.counting
+            return self._counted(x, self.quantizer.fake_quantize(x, may_overwrite=overwrite))
         if self._cache is None or not self._cache.is_of(x, self.quantizer):
             result = self.quantizer.fake_quantize(x)
             self._cache = _QuantizedParameter(x, x._version, x.data_ptr(), self.quantizer, result)
-        return self._cache.result
+        return self._counted(x, self._cache.result)
+
+    def _counted(self, x: Tensor, result: Tensor) -> Tensor:
+        """`result`, once it has been counted if that is asked for."""
+        if self.counting and x.numel():
+            assert self.quantizer is not None
+            self.counts = self.counts or RoundingCounts()
+            self.counts.add(x.detach(), result.detach(), self.quantizer)
+        return result
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take the quantiser of `get_extra_state`.
