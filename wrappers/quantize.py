@@ -117,6 +117,7 @@ def overrides_for(
     points = {
         f"{module}.{name}".lstrip("."): point
         for module, name, point in iter_points(prepare(model, config))
+        if point.role != "cache"
     }
     found: dict[str, QuantSpec] = {}
     for glob, rule in rules.items():

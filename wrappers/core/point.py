@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wrappers.core.observers import AffineObserver, Observer, build_observer
+from wrappers.core.observer import Observer
+from wrappers.core.observers import AffineObserver, build_observer
 from wrappers.core.quantizers import Quantizer, ScaledQuantizer, quantizer_from_state
 from wrappers.core.rounding import RoundingCounts
 from wrappers.core.spec import QuantSpec, Role

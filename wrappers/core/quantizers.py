@@ -15,6 +15,7 @@ from wrappers.numerics.dtypes import FLOAT_TYPES, DType
 from wrappers.numerics.floats import FloatQParams
 from wrappers.numerics.grouped import GroupedQParams
 from wrappers.numerics.microscaling import MXQuantizer
+from wrappers.numerics.windowed import WindowedQuantizer
 
 
 class Quantizer(Protocol):
@@ -86,10 +87,14 @@ def quantizer_from_state(state: Mapping[str, Any]) -> Quantizer:
     if kind == "float":
         dtype = FLOAT_TYPES[state["dtype"]]
         return FloatQParams(torch.tensor(state["scale"]), dtype, state["axis"])
+    if kind == "windowed":
+        fields = ("bits", "along", "group", "residual")
+        return WindowedQuantizer(*(state[name] for name in fields))
     if kind == "mx":
         return MXQuantizer(state["element"], state["block_size"], state["axis"])
     if kind == "identity":
         return IdentityQuantizer()
     raise QParamsError(
-        f"a quantiser of the unknown kind {kind!r}: expected affine, grouped, float, mx or identity"
+        f"a quantiser of the unknown kind {kind!r}: expected affine, grouped, float, mx, "
+        "windowed or identity"
     )

@@ -26,8 +26,10 @@ from wrappers.numerics.dtypes import (
     default_qscheme,
     parse_type,
 )
+from wrappers.numerics.windowed import WINDOWED_BITS
 
-Role = Literal["activation", "weight"]
+Role = Literal["activation", "weight", "cache"]
+"""What is at a point; "cache" is for keys and values that a cache keeps in few bits."""
 
 
 class FrozenMapping(Mapping[str, Any]):
@@ -163,6 +165,48 @@ class QuantSpec:
         """
         check_keywords(plain, cls)
         return cls(**plain)
+
+
+@checked(ArgumentError)
+@dataclass(frozen=True)
+class KVCacheSpec:
+    """How cached keys and values are rounded; see `wrappers.numerics.windowed`.
+
+    Keys have a scale for each channel of a group of tokens, values one for each token.
+
+    Args:
+        keys: `int8`, `int4` or `int2`.
+        values: likewise.
+        group: how many tokens are rounded together.
+        residual: how many of the latest tokens stay as they are, at least.
+
+    Raises:
+        ConfigError: any of these cannot be.
+    """
+
+    keys: str = "int8"
+    values: str = "int8"
+    group: int = 32
+    residual: int = 32
+
+    def __post_init__(self) -> None:
+        known = [f"int{bits}" for bits in WINDOWED_BITS]
+        for name in (self.keys, self.values):
+            if name not in known:
+                raise ConfigError(f"cached states are {', '.join(known)}; found {name!r}")
+        self.specs()
+
+    def specs(self) -> dict[str, QuantSpec]:
+        """The specs of an attention's points."""
+        points = {"kv_key": (self.keys, "tokens"), "kv_value": (self.values, "channels")}
+        window = {"group": self.group, "residual": self.residual}
+        return {
+            name: QuantSpec(
+                observer="windowed",
+                options={"bits": DType.parse(dtype).bits, "along": along, **window},
+            )
+            for name, (dtype, along) in points.items()
+        }
 
 
 @checked(ArgumentError)

@@ -30,8 +30,9 @@ from transformers.generation import (
 
 from trace_model.annotations import checked
 from wrappers.attention.cache import StepCache
+from wrappers.attention.packed import PackedLayers
 from wrappers.errors import ArgumentError, CacheFullError, ModelInputError
-from wrappers.layers.decoder_blocks import key_factors
+from wrappers.layers.decoder_blocks import cache_quantizers, key_factors
 
 PromptBatch = Tensor | Mapping[str, Tensor]
 """Token ids [B, prompt], or these as `input_ids` with an `attention_mask`, padded on any side."""
@@ -151,16 +152,13 @@ class Slots:
         layers: for each layer its keys and values, each [B, kv_heads, capacity, head_dim]; the keys
             as the decode model works with them. What is not in use is zero.
         lengths: how many slots of each sequence are in use, from the left, int64 [B].
+        capacity: how many positions of a sequence there is room for.
     """
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], lengths: Tensor) -> None:
+    def __init__(self, layers: list[tuple[Tensor, Tensor]] | PackedLayers, lengths: Tensor) -> None:
         self.layers = layers
         self.lengths = lengths
-
-    @property
-    def capacity(self) -> int:
-        """How many positions of a sequence there is room for."""
-        return self.layers[0][0].shape[2]
+        self.capacity: int = next(iter(layers))[0].shape[2]
 
     @classmethod
     def from_prefill(
@@ -195,6 +193,20 @@ class Slots:
         """A copy as it was `count` positions earlier."""
         return Slots(self.layers, self.lengths - count)._cleared()
 
+    def packed(self, decode: nn.Module) -> Slots:
+        """These slots, in codes where a quantised decode model has a `kv_cache`."""
+        quantizers = cache_quantizers(decode)
+        if not quantizers:
+            return self
+        return Slots(PackedLayers(self.layers, self.lengths, quantizers), self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the keys and values take."""
+        if isinstance(self.layers, PackedLayers):
+            return self.layers.nbytes
+        return sum(states.nbytes for pair in self.layers for states in pair)
+
     def write(self, new: StepCache, rows: Tensor) -> None:
         """Puts the new keys and values of a step into the next slot of each sequence.
 
@@ -204,9 +216,12 @@ class Slots:
         """
         batch = rows.nonzero().squeeze(-1)
         slots = self.lengths[batch]
-        for (keys, values), (key, value) in zip(self.layers, new.new.values(), strict=True):
-            keys[batch, :, slots] = key[batch, :, 0]
-            values[batch, :, slots] = value[batch, :, 0]
+        if isinstance(self.layers, PackedLayers):
+            self.layers.append(new.new.values(), rows)
+        else:
+            for (keys, values), (key, value) in zip(self.layers, new.new.values(), strict=True):
+                keys[batch, :, slots] = key[batch, :, 0]
+                values[batch, :, slots] = value[batch, :, 0]
         self.lengths = self.lengths + rows
 
     def _cleared(self) -> Slots:
@@ -311,7 +326,7 @@ class Runtime:
         logits, slots = run_prefill(
             self.prefill, self.decode, prompts, self.capacity, logits_to_keep=ends
         )
-        return logits[torch.arange(len(of_row)), of_row], slots
+        return logits[torch.arange(len(of_row)), of_row], slots.packed(self.decode)
 
 
 def run_prefill(

@@ -40,7 +40,7 @@ def step_logits(
     _, slots = run_prefill(past, decode, Prompts.packed(input_ids), length, logits_to_keep=1)
     found = []
     for place in places:
-        before = slots.without_last(length - place)
+        before = slots.without_last(length - place).packed(decode)
         found.append(
             decode(**step_inputs(decode, input_ids[:, place], before, before.step())).logits
         )
@@ -92,6 +92,7 @@ class DecodedModel(nn.Module):
         batch, length = input_ids.shape
         packed = Prompts.packed(input_ids[:, : self.prompt])
         logits, slots = run_prefill(self.prefill, self.decode, packed, length, logits_to_keep=0)
+        slots = slots.packed(self.decode)
         found = [logits]
         running = torch.ones(batch, dtype=torch.bool, device=input_ids.device)
         for place in range(self.prompt, length):
