@@ -1,6 +1,6 @@
 """What a cache in few bits costs: perplexity of decode on real checkpoints, and bytes per token.
 
-    python -m benchmarks.kv_cache FOLDER [--checkpoint NAME] [--documents N] [--only TEXT]
+    python -m benchmarks.kv_cache FOLDER [--checkpoint NAME] [--tokens N] [--only TEXT]
 
 FOLDER holds the data that the tests use. Nothing but the cache is quantised. After a prompt of 8
 tokens each token is read by a step of the variant `decode`; what the steps predict is scored. Bytes
@@ -39,13 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", choices=[case.checkpoint for case in CASES])
-    parser.add_argument("--documents", type=int, metavar="N", help="the first so many alone")
+    parser.add_argument("--tokens", type=int, metavar="N", help="the first so many alone")
     parser.add_argument("--only", metavar="TEXT", help="caches with this in their name, and float")
     arguments = parser.parse_args(argv)
     names = [name for name in SPECS if name == "float" or (arguments.only or "") in name]
     for case in CASES:
         if arguments.checkpoint in (None, case.checkpoint):
-            table(arguments.folder, case, names, arguments.documents)
+            table(arguments.folder, case, names, arguments.tokens)
 
 
 def table(folder: Path, case: Case, names: Sequence[str], most: int | None) -> None:
@@ -53,9 +53,9 @@ def table(folder: Path, case: Case, names: Sequence[str], most: int | None) -> N
     checkpoint = folder / case.checkpoint / "hf"
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    texts = documents(folder / case.text, tokenizer, case.separator)[:most]
-    if case.tokens is not None:
-        texts = [texts[0][: case.tokens]]
+    texts = documents(folder / case.text, tokenizer, case.separator)
+    if most is not None or case.tokens is not None:
+        texts = [texts[0][: most or case.tokens]]
     exact = 0.0
     for name in names:
         decode = rounding(model, SPECS[name])

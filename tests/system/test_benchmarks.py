@@ -93,7 +93,7 @@ def test_quantised_perplexity(shared_data: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_kv_cache(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    smallest = ["--checkpoint", "stories260K", "--documents", "1", "--only", "int4, no window"]
+    smallest = ["--checkpoint", "stories260K", "--tokens", "48", "--only", "int4, no window"]
     kv_cache.main([str(shared_data), *smallest])
     printed = capsys.readouterr().out
     assert "stories260K, " in printed and "1280.0 bytes" in printed
