@@ -184,3 +184,11 @@ def test_a_cache_beside_quantised_layers():
     runs = [Runtime(prefill, each, capacity=40) for each in (decode, again)]
     first, second = (run.generate(ids, max_new_tokens=12) for run in runs)
     assert torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_the_graph_of_a_step_takes_the_past_as_the_runtime_keeps_it():
+    own = model()
+    plain, small = (wrappers.Step(rounded(own, "decode", spec)) for spec in (None, SMALL))
+    given = small.example_inputs()
+    assert all(map(torch.equal, small(*given), plain(*given)))
