@@ -89,7 +89,20 @@ class CacheExtent:
     key_length: int
 
 
-class ScaledKeys:
+class _Before:
+    """What stands before a cache and says of its length what that says."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._cache = cache
+
+    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
+        return self._cache.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._cache.get_mask_sizes(query_length, layer_idx)
+
+
+class ScaledKeys(_Before):
     """A cache for keys that carry a factor, over a cache that holds them without it.
 
     Args:
@@ -98,7 +111,7 @@ class ScaledKeys:
     """
 
     def __init__(self, cache: KeyValueCache, factor: float) -> None:
-        self._cache = cache
+        super().__init__(cache)
         self._factor = factor
 
     def update(
@@ -115,14 +128,8 @@ class ScaledKeys:
         # The new keys too: what a cache of low precision gives back is not what it was given.
         return [replace(part, key=part.key * self._factor) for part in parts]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
-        return self._cache.get_seq_length(layer_idx)
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._cache.get_mask_sizes(query_length, layer_idx)
-
-
-class RoundedPast:
+class RoundedPast(_Before):
     """A cache that holds floats, read as if it held codes: the past goes through points.
 
     A runtime keeps codes itself (`wrappers.attention.packed`); the numbers are the same.
@@ -133,7 +140,7 @@ class RoundedPast:
     """
 
     def __init__(self, cache: KeyValueCache, quantize: Quantize) -> None:
-        self._cache = cache
+        super().__init__(cache)
         self._quantize = quantize
 
     def update(
@@ -156,12 +163,6 @@ class RoundedPast:
             else part
             for part in parts
         ]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
-        return self._cache.get_seq_length(layer_idx)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._cache.get_mask_sizes(query_length, layer_idx)
 
 
 class StepCache:

@@ -17,7 +17,7 @@ there are, so a token that is rounded once gets the same number ever after.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
@@ -27,6 +27,7 @@ from wrappers.errors import ConfigError, TensorError
 
 WINDOWED_BITS = (2, 4, 8)  # of which a byte holds a whole number
 
+Length = TypeVar("Length", int, Tensor)
 Along = Literal["tokens", "channels"]
 _HALF = torch.finfo(torch.float16)
 _LEAST_SCALE = _HALF.smallest_normal * _HALF.eps
@@ -81,14 +82,12 @@ class WindowedQuantizer:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"{name} must be an integer of at least {least}, not {value!r}")
 
-    def rounded_length(self, length: Any) -> Any:
-        """How many of so many tokens are rounded, the oldest; a number or a tensor of integers."""
-        old = length - self.residual
-        return (
-            (old.clamp(min=0) if isinstance(old, Tensor) else max(old, 0))
-            // self.group
-            * self.group
-        )
+    def rounded_length(self, length: Length) -> Length:
+        """How many of so many tokens are rounded, the oldest; a number, or integers in a tensor."""
+        groups = (length - self.residual) // self.group
+        if isinstance(groups, Tensor):
+            return groups.clamp(min=0) * self.group
+        return max(groups, 0) * self.group
 
     def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
         """Cached states [..., tokens, head_dim], of which the old ones are rounded. No gradient
