@@ -11,7 +11,7 @@ from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule, iter_points, iter_wrappers
 from wrappers.core.point import Mode, QuantPoint
 from wrappers.core.registry import register
-from wrappers.core.spec import QuantSpec, affine, microscaling, no_quantization
+from wrappers.core.spec import KVCacheSpec, QuantSpec, affine, microscaling, no_quantization
 from wrappers.deploy.decode_calibration import calibrate_both, calibrate_decode, decode_inputs
 from wrappers.deploy.export import export
 from wrappers.deploy.runtime import Runtime
@@ -24,11 +24,19 @@ from wrappers.layers import convolutions as convolutions
 from wrappers.layers import linear as linear
 from wrappers.layers import norms as norms
 from wrappers.numerics.dtypes import DType, QScheme
-from wrappers.quantize import calibrate, convert, overrides_for, prepare
+from wrappers.quantize import (
+    calibrate,
+    convert,
+    count_rounding,
+    overrides_for,
+    prepare,
+    summary,
+)
 
 __all__ = [
-    "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec", "Runtime",
-    "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode", "convert",
-    "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling", "no_quantization",
-    "overrides_for", "prepare", "register",
+    "DType", "KVCacheSpec", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint",
+    "QuantSpec", "Runtime", "Sampling", "Step", "affine", "calibrate", "calibrate_both",
+    "calibrate_decode", "convert", "count_rounding", "decode_inputs", "export", "iter_points",
+    "iter_wrappers", "microscaling", "no_quantization", "overrides_for", "prepare", "register",
+    "summary",
 ]  # fmt: skip

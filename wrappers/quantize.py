@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -104,18 +105,19 @@ def overrides_for(
     Args:
         model: the float model.
         config: what it is to be quantised with; its own overrides stay, where no glob matches.
-        rules: an integer type, "float" for no quantisation, or a spec, by globs of dot paths of
+        rules: a type's name, "float" for no quantisation, or a spec, by globs of dot paths of
             modules, which stand for all points in them, or of points. The last that matches counts.
-            An integer type keeps the observer of a point, and takes its own default scheme.
+            A type keeps the observer of a point, and takes its own default scheme.
 
     Raises:
         UnknownOverrideError: a glob matches no quantization point.
-        ConfigError: an unknown integer type.
+        ConfigError: an unknown type.
         WrapError, MissingWrapperError: as `prepare`.
     """
     points = {
         f"{module}.{name}".lstrip("."): point
         for module, name, point in iter_points(prepare(model, config))
+        if point.role != "cache"
     }
     found: dict[str, QuantSpec] = {}
     for glob, rule in rules.items():
@@ -200,6 +202,32 @@ def convert(wrapped: nn.Module) -> nn.Module:
         )
     set_mode(wrapped, Mode.QUANT)
     return wrapped
+
+
+@checked(ArgumentError)
+@contextmanager
+def count_rounding(model: nn.Module) -> Iterator[None]:
+    """Counts what rounding does at each quantization point of a model that runs meanwhile.
+
+        with count_rounding(quantized):
+            quantized(**batch)
+        summary(quantized)["model.layers.0.mlp.mul"]["rounding"]["underflow"]
+
+    See `QuantModule.count_rounding`.
+    """
+    with ExitStack() as stack:
+        for _, wrapper in iter_wrappers(model):
+            stack.enter_context(wrapper.count_rounding())
+        yield
+
+
+@checked(ArgumentError)
+def summary(model: nn.Module) -> dict[str, dict[str, object]]:
+    """What is known of each quantization point of a model by its path; see `QuantPoint.summary`."""
+    return {
+        f"{module}.{name}".lstrip("."): point.summary()
+        for module, name, point in iter_points(model)
+    }
 
 
 def warn_of_dropped(wrapped: nn.Module) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, perplexity, quantised_perplexity
+from benchmarks import kv_cache, memory, perplexity, quantised_perplexity
 from tracer.execution.module_state import module_states_kept
 
 REPOSITORY = Path(__file__).parents[2]
@@ -92,9 +92,17 @@ def test_quantised_perplexity(shared_data: Path, capsys: pytest.CaptureFixture[s
     assert "rounding alone                      4.663" in printed
 
 
+def test_kv_cache(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    smallest = ["--checkpoint", "stories260K", "--tokens", "48", "--only", "int4, no window"]
+    kv_cache.main([str(shared_data), *smallest])
+    printed = capsys.readouterr().out
+    assert "stories260K, " in printed and "1280.0 bytes" in printed
+    assert " %    260.0 bytes" in printed
+
+
 def test_every_script_is_run() -> None:
     scripts = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")}
-    by_themselves = {"perplexity", "quantised_perplexity"}
+    by_themselves = {"perplexity", "quantised_perplexity", "kv_cache"}
     assert scripts == {*(name.partition(" ")[0] for name in SMALLEST), *by_themselves}
 
 

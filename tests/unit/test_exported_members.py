@@ -6,10 +6,11 @@ import wrappers
 def test_exported_members():
     assert wrappers.__all__ == sorted(wrappers.__all__)
     assert set(wrappers.__all__) == {
-        "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec",
-        "Runtime", "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode",
-        "convert", "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling",
-        "no_quantization", "overrides_for", "prepare", "register",
+        "DType", "KVCacheSpec", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint",
+        "QuantSpec", "Runtime", "Sampling", "Step", "affine", "calibrate", "calibrate_both",
+        "calibrate_decode", "convert", "count_rounding", "decode_inputs", "export", "iter_points",
+        "iter_wrappers", "microscaling", "no_quantization", "overrides_for", "prepare", "register",
+        "summary",
     }  # fmt: skip
     for name in wrappers.__all__:
         assert hasattr(wrappers, name)

@@ -182,10 +182,12 @@ class ModelRequest:
         group="the wrapped or quantised candidate",
     )
     activation: str | None = option(
-        f"uint8, int16, ... (default: {choices.DEFAULT_ACTIVATION})", metavar="DTYPE"
+        "uint8, int16, fp8_e4m3, fp8_e5m2, nvfp4, mxfp4, ... (default: "
+        f"{choices.DEFAULT_ACTIVATION})",
+        metavar="DTYPE",
     )
     weight: str | None = option(
-        f"uint8, uint4, ... (default: {choices.DEFAULT_WEIGHT})", metavar="DTYPE"
+        f"likewise: uint8, uint4, ... (default: {choices.DEFAULT_WEIGHT})", metavar="DTYPE"
     )
     override: tuple[tuple[str, str], ...] = repeatable(
         "another type for matching modules or quantization points; float: none (repeatable; the "

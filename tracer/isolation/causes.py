@@ -12,8 +12,8 @@ what is left is made in its own forward, as it is seen in its output.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -34,7 +34,40 @@ _LEAST_FALL = 0.05
 _MOST_CAUSES = 5
 # The methods of a `Switchable`, and their former names.
 _METHODS = (("ablatable_points", "disabled"), ("switches", "switched_off"))
-_MEANINGS = "point_meanings"
+_MEANINGS, _COUNT = "point_meanings", "count_rounding"
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding does to the values at a point.
+
+    Attributes:
+        values: how many there are, over all calls and modules.
+        zero: the share of them that are zero afterwards.
+        underflow: of those that are zero afterwards and were not before.
+        saturated: of those beyond what can be represented, so cut off.
+        nonfinite: of those that were NaN or infinite before.
+    """
+
+    values: int
+    zero: float
+    underflow: float
+    saturated: float
+    nonfinite: float
+
+    @classmethod
+    def of_all(cls, parts: Iterable["Rounding | None"]) -> "Rounding | None":
+        """Of all values together; None where none were counted."""
+        counted = [part for part in parts if part is not None]
+        values = sum(part.values for part in counted)
+        if not values:
+            return None
+
+        def share(name: str) -> float:
+            return math.fsum(getattr(part, name) * part.values for part in counted) / values
+
+        names = ("zero", "underflow", "saturated", "nonfinite")
+        return cls(values, *(share(name) for name in names))
 
 
 @dataclass(frozen=True)
@@ -48,6 +81,7 @@ class Cause:
             and with this switch off; over all its calls, of the worst leaf that is used. For a
             module of which only its own forward is looked at, both are without the modules inside.
         meaning: what is there, where the candidate says it: "what the module returns".
+        rounding: what rounding does there, where the candidate counts it.
     """
 
     point: str
@@ -55,6 +89,7 @@ class Cause:
     before: float
     after: float
     meaning: str = ""
+    rounding: Rounding | None = None
 
     @property
     def part(self) -> float:
@@ -67,7 +102,9 @@ class Cause:
 class Switchable(Protocol):
     """A module that can leave out parts of what it does.
 
-    It may also have `point_meanings()`, which says of parts by name what is there.
+    It may also have `point_meanings()`, which says of parts by name what is there, and
+    `count_rounding()`, a context manager that gives a mapping: at its end, by name of parts the
+    fields of `Rounding`.
     """
 
     def ablatable_points(self) -> Mapping[str, str]:
@@ -117,6 +154,7 @@ class SwitchTrials(Intervention):
         # By module, for each of its calls: with everything at work (""), and without each point.
         self._calls: dict[str, list[dict[str, _Sums]]] = defaultdict(list)
         self._tried: dict[str, dict[str, _Switch]] = defaultdict(dict)
+        self._rounding: dict[tuple[str, str], list[Rounding]] = defaultdict(list)
 
     def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
         """Takes down what a watched module begins with."""
@@ -142,6 +180,7 @@ class SwitchTrials(Intervention):
                 before=before,
                 after=_relative([call.get(switch.point, call[""]) for call in calls]),
                 meaning=switch.meaning,
+                rounding=Rounding.of_all(self._rounding[module, switch.point]),
             )
             for switch in self._tried[module].values()
         )
@@ -151,15 +190,30 @@ class SwitchTrials(Intervention):
         off = [switch for switch in switches if self._own_lines and not switch.is_own]
         tried = [switch for switch in switches if switch not in off]
 
-        def sums(*off: _Switch) -> _Sums:
-            output, _ = recall.again(*(switch.off() for switch in off))
+        def sums(*off: _Switch, within: Iterable[AbstractContextManager[None]] = ()) -> _Sums:
+            output, _ = recall.again(*(switch.off() for switch in off), *within)
             again = replace(calls, candidate=replace(calls.candidate, output=output))
             return self._compare_outputs(again, record, run)
 
         self._tried[record.module] |= {switch.point: switch for switch in tried}
+        counting = (
+            self._count(owner, record.module, path)
+            for path, owner in calls.candidate.module.named_modules()
+            if hasattr(owner, _COUNT)
+        )
         with recall.opened():
+            whole = sums(*off, within=counting)
             measured = {switch.point: sums(*off, switch) for switch in tried}
-            self._calls[record.module].append({"": sums(*off), **measured})
+        self._calls[record.module].append({"": whole, **measured})
+
+    @contextmanager
+    def _count(self, owner: nn.Module, module: str, path: str) -> Iterator[None]:
+        """Counts what rounding does in `owner`, which is inside a watched module at that path."""
+        with getattr(owner, _COUNT)() as found:
+            yield
+        for name, shares in found.items():
+            point = f"{path}.{name}".lstrip(".")
+            self._rounding[module, point].append(Rounding(**shares))
 
     def _compare_outputs(self, calls: CallPair, record: CallRecord, run: Comparer) -> _Sums:
         references, candidates = map(OUTPUT.tensors, calls.outputs())

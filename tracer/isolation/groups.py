@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from tracer.execution.pairing import Pairing
-from tracer.isolation.causes import Cause
+from tracer.isolation.causes import Cause, Rounding
 from tracer.isolation.levels import is_repeated
 from tracer.isolation.result import IsolatedGroup, IsolatedModule, IsolatedPoint
 
@@ -89,6 +89,7 @@ def points_of(
             meaning=next((cause.meaning for cause, _ in own if cause.meaning), ""),
             modules=len(own),
             share=math.fsum(share for _, share in own),
+            rounding=Rounding.of_all(cause.rounding for cause, _ in own),
         )
         for pattern, own in groups.items()
     )

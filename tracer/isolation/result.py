@@ -8,7 +8,7 @@ The error that modules introduce themselves (leaves):
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracer.isolation.causes import Cause
+from tracer.isolation.causes import Cause, Rounding
 from tracer.measurement.rows import CallKey
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class IsolatedPoint:
         share: the part of the whole error that goes away without it, one module at a time: the sum
             over its modules of their share times `Cause.part`. Errors of several points in a row
             can hide one another, or add up, so that these shares need not sum to 1.
+        rounding: what rounding does there in all of them, where the candidate counts it.
     """
 
     pattern: str
@@ -113,6 +114,7 @@ class IsolatedPoint:
     meaning: str
     modules: int
     share: float
+    rounding: Rounding | None = None
 
 
 @dataclass(frozen=True)

@@ -163,10 +163,10 @@ def candidate(
         steps: makes a `Stepping` of as many decode steps, to be compared with one of the loaded
             model. The variant "decode" then has a model in the variant "prefill" before it, as on
             an accelerator; any other candidate takes the steps itself.
-        activation, weight: integer types for "quantized", such as "uint8", "int16", "uint4"
+        activation, weight: types for "quantized", such as "uint8", "int16", "fp8_e4m3", "nvfp4"
             (default: uint8).
         config: a `wrappers.PTQConfig` instead, which the variant, where it is given, is put into.
-        overrides: other integer types, or "float", by globs of modules or quantization points;
+        overrides: other types, or "float", by globs of modules or quantization points;
             see `wrappers.overrides_for`.
         calibration: for "quantized"; the loaded model's inputs alone if None.
         progress: shows how far the calibration is, and yields what it iterates over.

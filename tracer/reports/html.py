@@ -20,7 +20,7 @@ from tracer.comparison.result import Comparison
 from tracer.environment import environment
 from tracer.measurement.rows import Row
 from tracer.reports import Run
-from tracer.reports.narrator.isolation import in_its_own
+from tracer.reports.narrator.isolation import in_its_own, rounding_in_words
 from tracer.reports.parts import gate
 from tracer.reports.parts.excerpt import origins, places
 from tracer.reports.parts.fold import number
@@ -61,6 +61,7 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         isolation=isolation,
         introducing=introducing(isolation),
         own=in_its_own,
+        rounding=rounding_in_words,
         ranking=ranking(comparison.rows)[:_MOST_RANKED]
         if run is not None and run.quantized and isolation is None
         else [],

@@ -18,7 +18,7 @@ from tracer.isolation.result import Isolation
 from tracer.measurement.rows import Row
 from tracer.reports import Run
 from tracer.reports.narrator.gate import findings, outcome
-from tracer.reports.narrator.isolation import in_its_own
+from tracer.reports.narrator.isolation import in_its_own, rounding_in_words
 from tracer.reports.parts import gate, isolation
 from tracer.reports.parts.curve import curve
 from tracer.reports.parts.excerpt import Place, numbered, places
@@ -209,10 +209,12 @@ def _over_all_layers(found: Isolation) -> Iterator[str]:
         return
     yield ""
     yield from _header(
-        "goes away without it", "quantization point", "modules", "kind", "what it is"
+        *("goes away without it", "quantization point", "modules", "kind", "what it is"),
+        "what rounding does there",
     )
     for point in found.points[:most]:
         cells = f"{point.modules} | {_escaped(point.kind)} | {_escaped(point.meaning)}"
+        cells += f" | {rounding_in_words(point.rounding) or '-'}"
         yield f"| {point.share:.1%} | {_code(point.pattern)} | {cells} |"
     if len(found.points) > most:
         yield f"\n… {len(found.points) - most} more"

@@ -107,11 +107,13 @@ class GPTQ:
         layers = {
             name: layer
             for name, layer in weighted_layers(wrapped).items()
-            if layer.points["weight"].observer.dtype is not None
+            if isinstance(layer.points["weight"].observer.dtype, DType)
             and not layer.points["weight"].locked
         }
         if not layers:
-            raise WrapError(f"no linear layer of {type(model).__name__} has an affine weight point")
+            raise WrapError(
+                f"no linear layer of {type(model).__name__} has a weight point of integers"
+            )
         groups, once = call_groups(wrapped, layers, batches)
         missed = sorted(layers.keys() - {name for group in groups for name in group})
         if missed:
@@ -144,7 +146,7 @@ class GPTQ:
             point: the weight point, with an affine type.
         """
         dtype, qscheme = point.observer.dtype, point.observer.qscheme
-        assert dtype is not None and qscheme is not None
+        assert isinstance(dtype, DType) and qscheme is not None
         inputs = weight.shape[1]
         hessian = hessian.to(torch.float64)
         importance = hessian.diagonal().clone()

@@ -22,6 +22,7 @@ from typing import Protocol, TypeGuard, runtime_checkable
 import torch
 from torch import Tensor
 
+from wrappers.core.point import Quantize
 from wrappers.errors import ModelInputError
 
 
@@ -88,7 +89,20 @@ class CacheExtent:
     key_length: int
 
 
-class ScaledKeys:
+class _Before:
+    """What stands before a cache and says of its length what that says."""
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self._cache = cache
+
+    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
+        return self._cache.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._cache.get_mask_sizes(query_length, layer_idx)
+
+
+class ScaledKeys(_Before):
     """A cache for keys that carry a factor, over a cache that holds them without it.
 
     Args:
@@ -97,7 +111,7 @@ class ScaledKeys:
     """
 
     def __init__(self, cache: KeyValueCache, factor: float) -> None:
-        self._cache = cache
+        super().__init__(cache)
         self._factor = factor
 
     def update(
@@ -114,11 +128,41 @@ class ScaledKeys:
         # The new keys too: what a cache of low precision gives back is not what it was given.
         return [replace(part, key=part.key * self._factor) for part in parts]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int | Tensor:
-        return self._cache.get_seq_length(layer_idx)
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._cache.get_mask_sizes(query_length, layer_idx)
+class RoundedPast(_Before):
+    """A cache that holds floats, read as if it held codes: the past goes through points.
+
+    A runtime keeps codes itself (`wrappers.attention.packed`); the numbers are the same.
+
+    Args:
+        cache: what holds the keys and values, and stays as it is.
+        quantize: with the points `kv_key` and `kv_value`.
+    """
+
+    def __init__(self, cache: KeyValueCache, quantize: Quantize) -> None:
+        super().__init__(cache)
+        self._quantize = quantize
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        return _joined(self.update_in_parts(key_states, value_states, layer_idx))
+
+    def update_in_parts(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int
+    ) -> list[CachePart]:
+        """See the function of that name."""
+        parts = update_in_parts(self._cache, key_states, value_states, layer_idx)
+        return [
+            replace(
+                part,
+                key=self._quantize(part.key, "kv_key"),
+                value=self._quantize(part.value, "kv_value"),
+            )
+            if part.kind is PartKind.PAST
+            else part
+            for part in parts
+        ]
 
 
 class StepCache:
@@ -144,11 +188,7 @@ class StepCache:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int
     ) -> tuple[Tensor, Tensor]:
-        parts = self.update_in_parts(key_states, value_states, layer_idx)
-        return (
-            torch.cat([part.key for part in parts], dim=2),
-            torch.cat([part.value for part in parts], dim=2),
-        )
+        return _joined(self.update_in_parts(key_states, value_states, layer_idx))
 
     def update_in_parts(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int
@@ -184,7 +224,7 @@ def update_in_parts(
         value_states: likewise.
         layer_idx: the layer that they belong to.
     """
-    if isinstance(cache, StepCache | ScaledKeys):
+    if isinstance(cache, StepCache | ScaledKeys | RoundedPast):
         return cache.update_in_parts(key_states, value_states, layer_idx)
     # A copy: a static cache counts on, in place.
     start = int(cache.get_seq_length(layer_idx))
@@ -196,6 +236,11 @@ def update_in_parts(
         CachePart(keys[:, :, end:], values[:, :, end:], PartKind.EMPTY),
     ]
     return [part for part in parts if part.key.shape[2]]
+
+
+def _joined(parts: Sequence[CachePart]) -> tuple[Tensor, Tensor]:
+    keys, values = ([getattr(part, name) for part in parts] for name in ("key", "value"))
+    return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
 def as_cache(past_key_values: object) -> KeyValueCache | None:

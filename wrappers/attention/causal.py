@@ -32,6 +32,7 @@ from transformers import PreTrainedConfig
 from wrappers.attention.cache import (
     KeyValueCache,
     PartKind,
+    RoundedPast,
     ScaledKeys,
     StepCache,
     as_cache,
@@ -56,10 +57,10 @@ from wrappers.attention.rope import (
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
 from wrappers.core.point import Mode, Quantize
+from wrappers.core.quantizers import is_monotone
 from wrappers.core.scaled_output import ScaledOutput
 from wrappers.core.transformers_compat import attends_eagerly
 from wrappers.errors import WrapError
-from wrappers.numerics.microscaling import MXQuantizer
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ class CausalAttention(QuantModule):
         points += ["new_k", "new_v", "present_key", "present_value"]
         points += ["logits", "mask_add", "softmax", "attn_out", "attn_weights", "attn_out_h"]
         self._add_points(*points)
+        for name, spec in () if config.kv_cache is None else config.kv_cache.specs().items():
+            self._add_point(name, role="cache", default=spec)
 
     def forward(
         self,
@@ -182,6 +185,12 @@ class CausalAttention(QuantModule):
         """Attends as a graph for an accelerator does, see `attend`."""
         output, _ = self.attend(hidden_states, inputs)
         return output
+
+    def _through_points(self, cache: KeyValueCache) -> KeyValueCache:
+        """A cache whose past is rounded, unless that is done where it is kept."""
+        if "kv_key" not in self.points or isinstance(cache, StepCache):
+            return cache
+        return RoundedPast(cache, self.quantize)
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values before rotation, each [B, query, heads * head_dim]."""
@@ -253,7 +262,7 @@ class HeadByHeadAttention(CausalAttention):
         else:
             holds_factor = isinstance(cache, StepCache)
             all_keys, all_values = self._updated(
-                cache if holds_factor else ScaledKeys(cache, self.key_factor),
+                self._through_points(cache if holds_factor else ScaledKeys(cache, self.key_factor)),
                 torch.stack(keys, dim=1),
                 torch.stack(values, dim=1),
             )
@@ -309,11 +318,14 @@ class BatchedAttention(CausalAttention):
         key = self.quantize(key, "new_k", may_overwrite=True)
         value = self.quantize(value, "new_v")
         if inputs.cache is not None:
-            key, value = inputs.cache.update(key, value, self.layer_idx)
+            cache = self._through_points(inputs.cache)
+            key, value = cache.update(key, value, self.layer_idx)
         key = self.quantize(key, "present_key")
         value = self.quantize(value, "present_value")
-        blocks = (isinstance(point.quantizer, MXQuantizer) for point in self.points.values())
-        monotone = not any(blocks)  # where values share a scale, one moves the others
+        # What is counted is counted for hidden keys too.
+        monotone = all(
+            is_monotone(point.quantizer) and not point.counting for point in self.points.values()
+        )
         options = replace(self._options(inputs), scaling=self.scaling, monotone=monotone)
         return attend_batched(query, key, value, options)
 

@@ -18,6 +18,7 @@ keywords changes only those. Of several patterns that match, each changes what t
 
 A pattern is a path from the root of the prepared model with `*` for any characters, dots among
 them, and `?` for one; `:weight` or `:activation` after it confines it to points of that role.
+Points of cached keys and values are overridden by their own names or with `:cache` only.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any, get_args
 from wrappers.core.observers import build_observer
 from wrappers.core.spec import (
     FrozenMapping,
+    KVCacheSpec,
     QuantSpec,
     Role,
     affine,
@@ -41,7 +43,7 @@ from wrappers.core.spec import (
     thaw,
 )
 from wrappers.errors import ConfigError
-from wrappers.numerics.dtypes import DType, QScheme
+from wrappers.numerics.dtypes import MX_TYPES, QScheme, parse_type
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class PTQConfig:
         attention_mask_fill_value: the finite number that stands for minus infinity in additive
             attention masks.
         variant: the form of the wrappers: `prefill`, `prefill_reference`, `decode`.
+        kv_cache: how cached keys and values are rounded; None for not at all.
 
     Raises:
         ConfigError: a field is of the wrong type or out of range, two overrides name the same
@@ -74,6 +77,7 @@ class PTQConfig:
     strict_wrap: bool = False
     attention_mask_fill_value: float = -120.0
     variant: str = "prefill"
+    kv_cache: KVCacheSpec | None = None
     # Where in the model this config applies: `child` sets it.
     scope: str = field(default="", init=False, compare=False)
 
@@ -84,6 +88,8 @@ class PTQConfig:
                 raise ConfigError(
                     f"{name} must be a QuantSpec such as affine('uint8'), not {value!r}"
                 )
+        if not isinstance(self.kv_cache, KVCacheSpec | None):
+            raise ConfigError(f"kv_cache must be a KVCacheSpec or None, not {self.kv_cache!r}")
         if not isinstance(self.model_args, Mapping):
             raise ConfigError(
                 f"model_args must be a mapping of names to values, not {self.model_args!r}"
@@ -176,6 +182,7 @@ class PTQConfig:
             "strict_wrap": self.strict_wrap,
             "attention_mask_fill_value": self.attention_mask_fill_value,
             "variant": self.variant,
+            "kv_cache": None if self.kv_cache is None else dict(vars(self.kv_cache)),
         }
 
     @classmethod
@@ -190,6 +197,9 @@ class PTQConfig:
         for name in ("activation", "weight"):
             if isinstance(fields.get(name), Mapping):
                 fields[name] = QuantSpec.from_dict(fields[name])
+        if isinstance(fields.get("kv_cache"), Mapping):
+            check_keywords(fields["kv_cache"], KVCacheSpec)
+            fields["kv_cache"] = KVCacheSpec(**fields["kv_cache"])
         return cls(**fields)
 
     def to_json(self) -> str:
@@ -221,7 +231,8 @@ def matches(pattern: str, path: str, role: Role) -> bool:
     """Whether a pattern matches a point, given its path from the root and its role."""
     glob, _, wanted = pattern.partition(":")
     written = re.escape(glob).replace(r"\*", ".*").replace(r"\?", ".")
-    return wanted in ("", role) and re.fullmatch(written, path) is not None
+    anything = "" if role != "cache" else role
+    return wanted in (anything, role) and re.fullmatch(written, path) is not None
 
 
 def check_role(path: str) -> None:
@@ -272,8 +283,8 @@ def _override(keywords: Mapping[str, Any], path: str) -> QuantSpec | dict[str, A
         if set(keywords) == _SPEC_KEYWORDS:
             return QuantSpec.from_dict(keywords)
         checked = dict(keywords)
-        if checked.get("dtype") is not None:
-            checked["dtype"] = DType.parse(checked["dtype"])
+        if checked.get("dtype") is not None and checked["dtype"] not in MX_TYPES:
+            checked["dtype"] = parse_type(checked["dtype"])
         if checked.get("qscheme") is not None:
             checked["qscheme"] = QScheme.parse(checked["qscheme"])
         if "observer" in checked:

@@ -11,6 +11,8 @@ _MEANINGS = {
     "sin": "the sine table of the rotary embedding",
     "new_k": "the keys of the new tokens, after rotation",
     "new_v": "the values of the new tokens",
+    "kv_key": "the keys of earlier tokens, as the cache keeps them",
+    "kv_value": "the values of earlier tokens, as the cache keeps them",
     "past_key": "the keys read from the cache",
     "past_value": "the values read from the cache",
     "present_key": "all keys that the attention looks at",

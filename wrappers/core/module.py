@@ -199,6 +199,25 @@ class QuantModule(nn.Module):
             point.off = before
 
     @contextmanager
+    def count_rounding(self) -> Iterator[dict[str, dict[str, float]]]:
+        """Counts what rounding does at each of its points for a while, which costs some time.
+
+        Yields:
+            By the end the shares of each point that quantised something, see `RoundingCounts`;
+            `QuantPoint.summary` has them too, until they are counted again.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for point in self.points.values():
+            point.counting, point.counts = True, None
+        try:
+            yield found
+        finally:
+            for name, point in self.points.items():
+                point.counting = False
+                if point.counts is not None:
+                    found[name] = point.counts.shares()
+
+    @contextmanager
     def not_observing(self) -> Iterator[None]:
         """Observes nothing for a while if it is calibrating; what was observed stays."""
         before = self._mode

@@ -11,93 +11,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wrappers.core.quantizers import IdentityQuantizer, Quantizer
+from wrappers.core.observer import IdentityObserver, MXObserver, Observer, WindowedObserver
+from wrappers.core.quantizers import Quantizer
 from wrappers.errors import ConfigError, ObserverError, TensorError, UnseenObserverError
 from wrappers.numerics.affine import AffineQParams, affine_qparams
-from wrappers.numerics.dtypes import DType, QScheme
+from wrappers.numerics.dtypes import FloatType, NumberType, QScheme
+from wrappers.numerics.floats import FloatQParams, float_qparams
 from wrappers.numerics.grouped import GroupedQParams
-from wrappers.numerics.microscaling import MXQuantizer
-
-
-class Observer(ABC):
-    """The base: what every observer counts and refuses.
-
-    Args:
-        dtype: the integer type; None where `affine` is False.
-        qscheme: the scheme; None where `affine` is False.
-        axis: the dimension of the channels for per-channel schemes, else None.
-
-    Attributes:
-        seen: how many finite values were observed since the last reset.
-        dropped: how many NaN and infinite ones were left out.
-    """
-
-    affine: ClassVar[bool] = True
-    """It gives scale and zero point."""
-
-    needs_data: ClassVar[bool] = True
-    """It cannot give a quantiser before it saw values."""
-
-    def __init__(
-        self, dtype: DType | None = None, qscheme: QScheme | None = None, axis: int | None = None
-    ) -> None:
-        self.dtype = dtype
-        self.qscheme = qscheme
-        self.axis = axis
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all that was seen."""
-        self.seen = 0
-        self.dropped = 0
-
-    def observe(self, x: Tensor) -> None:
-        """Take in one tensor, which is left as it is.
-
-        Raises:
-            TensorError: `x` is not a floating-point tensor.
-        """
-        if not x.is_floating_point():
-            raise TensorError(f"only floating-point tensors are observed, found {x.dtype}")
-        if x.numel() > 0:
-            self._observe(x.detach())
-
-    @abstractmethod
-    def quantizer(self) -> Quantizer:
-        """The quantiser for what was seen.
-
-        Raises:
-            UnseenObserverError: nothing finite was seen, and the observer needs data.
-        """
-
-    def accepts(self, quantizer: Quantizer) -> bool:
-        """Could this observer have given `quantizer`?"""
-        return quantizer == self.quantizer()
-
-    @abstractmethod
-    def _observe(self, x: Tensor) -> None:
-        """Take in a tensor that is not empty."""
-
-
-class IdentityObserver(Observer):
-    """For what is never quantised."""
-
-    affine = False
-    needs_data = False
-
-    def quantizer(self) -> Quantizer:
-        """One that changes nothing."""
-        return IdentityQuantizer()
-
-    def _observe(self, x: Tensor) -> None:
-        self.seen += x.numel()
 
 
 class AffineObserver(Observer):
@@ -113,8 +39,8 @@ class AffineObserver(Observer):
         self.minimum = torch.full(channels, math.inf)
         self.maximum = torch.full(channels, -math.inf)
 
-    def quantizer(self) -> AffineQParams:
-        """Scale and zero point for the range seen.
+    def quantizer(self) -> AffineQParams | FloatQParams:
+        """Scale and zero point for the range seen, or the scale alone for floats.
 
         Raises:
             UnseenObserverError: nothing finite was seen, in the tensor or in one of its channels.
@@ -128,6 +54,8 @@ class AffineObserver(Observer):
             raise UnseenObserverError(f"it saw no finite value in channels {unseen}")
         if self.dtype is None or self.qscheme is None:
             raise ObserverError("an affine observer needs a dtype and a qscheme")
+        if isinstance(self.dtype, FloatType):
+            return float_qparams(minimum, maximum, self.dtype, self.qscheme, axis=self.axis)
         return affine_qparams(minimum, maximum, self.dtype, self.qscheme, axis=self.axis)
 
     def accepts(self, quantizer: Quantizer) -> bool:
@@ -135,7 +63,7 @@ class AffineObserver(Observer):
         if isinstance(quantizer, GroupedQParams):
             return quantizer.dtype == self.dtype and self.axis == 0
         return (
-            isinstance(quantizer, AffineQParams)
+            isinstance(quantizer, AffineQParams | FloatQParams)
             and quantizer.dtype == self.dtype
             and quantizer.axis == self.axis
         )
@@ -188,7 +116,7 @@ class EMAObserver(AffineObserver):
 
     def __init__(
         self,
-        dtype: DType | None = None,
+        dtype: NumberType | None = None,
         qscheme: QScheme | None = None,
         axis: int | None = None,
         *,
@@ -224,7 +152,7 @@ class PercentileObserver(AffineObserver):
 
     def __init__(
         self,
-        dtype: DType | None = None,
+        dtype: NumberType | None = None,
         qscheme: QScheme | None = None,
         axis: int | None = None,
         *,
@@ -300,48 +228,15 @@ class PercentileObserver(AffineObserver):
         return _interpolate(1 - share, positions, points), _interpolate(share, positions, points)
 
 
-class MXObserver(Observer):
-    """For microscaling, whose scales come from each tensor itself: nothing is to be learned.
-
-    Args:
-        element: a key of `wrappers.numerics.microscaling.ELEMENT_FORMATS`.
-        block_size: how many values share a scale.
-        block_axis: the dimension that blocks run along.
-    """
-
-    affine = False
-    needs_data = False
-
-    def __init__(
-        self,
-        dtype: DType | None = None,
-        qscheme: QScheme | None = None,
-        axis: int | None = None,
-        *,
-        element: str = "int8",
-        block_size: int = 32,
-        block_axis: int = -1,
-    ) -> None:
-        self._quantizer = MXQuantizer(element, block_size, block_axis)
-        super().__init__(dtype, qscheme, axis)
-
-    def quantizer(self) -> MXQuantizer:
-        """The rounding to the element format, block by block."""
-        return self._quantizer
-
-    def _observe(self, x: Tensor) -> None:
-        self.seen += x.numel()
-
-
 OBSERVERS: Mapping[str, type[Observer]] = {
     "minmax": MinMaxObserver, "ema": EMAObserver, "percentile": PercentileObserver,
-    "mx": MXObserver, "identity": IdentityObserver,
+    "mx": MXObserver, "windowed": WindowedObserver, "identity": IdentityObserver,
 }  # fmt: skip
 
 
 def build_observer(
     name: str,
-    dtype: DType | None = None,
+    dtype: NumberType | None = None,
     qscheme: QScheme | None = None,
     *,
     axis: int | None = None,
@@ -351,7 +246,7 @@ def build_observer(
 
     Args:
         name: a key of `OBSERVERS`.
-        dtype: the integer type, for observers that have one.
+        dtype: the type, for observers that have one.
         qscheme: the scheme, likewise.
         axis: the dimension of the channels; looked at by per-channel schemes only.
         options: keyword arguments of that observer.

@@ -10,11 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wrappers.core.observers import AffineObserver, Observer, build_observer
-from wrappers.core.quantizers import Quantizer, quantizer_from_state
+from wrappers.core.observer import Observer
+from wrappers.core.observers import AffineObserver, build_observer
+from wrappers.core.quantizers import Quantizer, ScaledQuantizer, quantizer_from_state
+from wrappers.core.rounding import RoundingCounts
 from wrappers.core.spec import QuantSpec, Role
 from wrappers.errors import ConfigError, ModeError, QParamsError
 from wrappers.numerics.affine import AffineQParams
+from wrappers.numerics.dtypes import FloatType
+from wrappers.numerics.floats import FloatQParams
 from wrappers.numerics.grouped import GroupedQParams
 
 
@@ -43,6 +47,8 @@ class QuantPoint:
         quantizer: what the frozen observer left behind, or what was loaded; None before that.
         off: its wrapper leaves it out; see `QuantModule.disabled`.
         locked: `quantizer` was loaded, and calibration leaves it alone.
+        counting: counts what rounding does, see `QuantModule.count_rounding`.
+        counts: of the last time that it counted; None if it never did, or met no values.
         qscheme_note: how its scheme differs from the one asked for, and why; None if it does not.
     """
 
@@ -77,6 +83,8 @@ class QuantPoint:
         self.quantizer: Quantizer | None = None
         self.off = False
         self.locked = False
+        self.counting = False
+        self.counts: RoundingCounts | None = None
         self._cache: _QuantizedParameter | None = None
 
     @property
@@ -88,23 +96,23 @@ class QuantPoint:
     def device(self) -> torch.device | None:
         """Where its scales are, if it has any."""
         quantizer = self.quantizer
-        if isinstance(quantizer, AffineQParams | GroupedQParams):
-            return quantizer.scale.device
-        return None
+        return quantizer.scale.device if isinstance(quantizer, ScaledQuantizer) else None
 
     @property
     def kind(self) -> str:
-        """What it quantises to, in a word: "uint4", or an observer that has no integer type."""
-        return self.spec.observer if self.observer.dtype is None else str(self.observer.dtype)
+        """What it quantises to, in a word: "uint4", "mxfp4", "identity"."""
+        return self.observer.kind
 
     def summary(self) -> dict[str, object]:
         """What is known of it, in plain values; None where it is not known, or there is none.
 
-        Lists have one item per channel, or per channel a list of one per group.
+        Lists have one item per channel, or per channel a list of one per group. "rounding" is what
+        `RoundingCounts.shares` gives of the last time that it was counted.
         """
-        observer, qparams = self.observer, self.quantizer
-        if not isinstance(qparams, AffineQParams | GroupedQParams):
-            qparams = None
+        observer = self.observer
+        scale, zero_point = (
+            getattr(self.quantizer, name, None) for name in ("scale", "zero_point")
+        )
         seen = observer if isinstance(observer, AffineObserver) and observer.seen else None
         return {
             "role": self.role,
@@ -113,8 +121,9 @@ class QuantPoint:
             "qscheme_note": self.qscheme_note,
             "observed_min": None if seen is None else seen.minimum.tolist(),
             "observed_max": None if seen is None else seen.maximum.tolist(),
-            "scale": None if qparams is None else qparams.scale.tolist(),
-            "zero_point": None if qparams is None else qparams.zero_point.tolist(),
+            "scale": None if scale is None else scale.tolist(),
+            "zero_point": None if zero_point is None else zero_point.tolist(),
+            "rounding": None if self.counts is None else self.counts.shares(),
         }
 
     facts = summary  # its former name
@@ -148,7 +157,11 @@ class QuantPoint:
             zero_point = zero_point.expand(scale.shape).clone()
         if observer.qscheme is not None and observer.qscheme.symmetric and zero_point.any():
             raise QParamsError(f"{observer.qscheme.value} has zero point 0, found {zero_point}")
-        if columns is None:
+        if isinstance(observer.dtype, FloatType):
+            if columns is not None or zero_point.any():
+                raise QParamsError(f"{observer.dtype} has no zero point and no groups of columns")
+            self.quantizer = FloatQParams(scale, observer.dtype, observer.axis)
+        elif columns is None:
             self.quantizer = AffineQParams(scale, zero_point, observer.dtype, observer.axis)
         else:
             if observer.axis != 0:
@@ -172,13 +185,20 @@ class QuantPoint:
         if self.quantizer is None:
             raise ModeError(f"the point {self.name!r} has no quantisation parameters yet")
         if self.parameter is None or not keep or not _can_cache(x):
-            return self.quantizer.fake_quantize(
-                x, may_overwrite=may_overwrite and self.parameter is None
-            )
+            overwrite = may_overwrite and self.parameter is None and not self.counting
+            return self._counted(x, self.quantizer.fake_quantize(x, may_overwrite=overwrite))
         if self._cache is None or not self._cache.is_of(x, self.quantizer):
             result = self.quantizer.fake_quantize(x)
             self._cache = _QuantizedParameter(x, x._version, x.data_ptr(), self.quantizer, result)
-        return self._cache.result
+        return self._counted(x, self._cache.result)
+
+    def _counted(self, x: Tensor, result: Tensor) -> Tensor:
+        """`result`, once it has been counted if that is asked for."""
+        if self.counting and x.numel():
+            assert self.quantizer is not None
+            self.counts = self.counts or RoundingCounts()
+            self.counts.add(x.detach(), result.detach(), self.quantizer)
+        return result
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take the quantiser of `get_extra_state`.
@@ -198,7 +218,7 @@ class QuantPoint:
     def move(self, device: torch.device) -> None:
         """Follow the wrapper to another device; scales stay float32."""
         quantizer = self.quantizer
-        if device.type != "meta" and isinstance(quantizer, AffineQParams | GroupedQParams):
+        if device.type != "meta" and isinstance(quantizer, ScaledQuantizer):
             self.quantizer = quantizer.to(device)  # to meta would lose the numbers
 
     def forget_result(self) -> None:

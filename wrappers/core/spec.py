@@ -16,9 +16,20 @@ from typing import Any, Literal
 from trace_model.annotations import checked
 from wrappers.core.observers import OBSERVERS, build_observer
 from wrappers.errors import ArgumentError, ConfigError
-from wrappers.numerics.dtypes import DType, QScheme, check_qscheme, default_qscheme
+from wrappers.numerics.dtypes import (
+    MX_TYPES,
+    DType,
+    FloatType,
+    NumberType,
+    QScheme,
+    check_qscheme,
+    default_qscheme,
+    parse_type,
+)
+from wrappers.numerics.windowed import WINDOWED_BITS
 
-Role = Literal["activation", "weight"]
+Role = Literal["activation", "weight", "cache"]
+"""What is at a point; "cache" is for keys and values that a cache keeps in few bits."""
 
 
 class FrozenMapping(Mapping[str, Any]):
@@ -58,7 +69,8 @@ class QuantSpec:
     are the short ways to make one.
 
     Args:
-        dtype: the integer type, a `DType` or its name; None for observers that have none.
+        dtype: the type or its name; None for observers that have none. The name of a microscaling
+            type, such as "mxfp4", alone stands for the observer `mx` with that element format.
         qscheme: a `QScheme` or its value; None for the default (weights with channels:
             per-channel asymmetric; else per-tensor, symmetric for signed types).
         observer: a name in `wrappers.core.observers.OBSERVERS`.
@@ -68,7 +80,7 @@ class QuantSpec:
         ConfigError: any of these is unknown, or they do not go together.
     """
 
-    dtype: DType | None = None
+    dtype: NumberType | None = None
     qscheme: QScheme | None = None
     observer: str = "minmax"
     options: Mapping[str, Any] = field(default_factory=FrozenMapping)
@@ -79,8 +91,10 @@ class QuantSpec:
                 f"unknown observer {self.observer!r}: choose one of {', '.join(OBSERVERS)}"
             )
         object.__setattr__(self, "options", FrozenMapping(self.options))
+        if str(self.dtype) in MX_TYPES:
+            self._take_element(str(self.dtype))
         if self.dtype is not None:
-            object.__setattr__(self, "dtype", DType.parse(self.dtype))
+            object.__setattr__(self, "dtype", parse_type(self.dtype))
         if self.qscheme is not None:
             object.__setattr__(self, "qscheme", QScheme.parse(self.qscheme))
         affine_observer = OBSERVERS[self.observer].affine
@@ -95,6 +109,16 @@ class QuantSpec:
             check_qscheme(self.dtype, self.qscheme)
         build_observer(self.observer, self.dtype, self.qscheme, axis=0, options=self.options)
 
+    def _take_element(self, name: str) -> None:
+        """Turn the name of a microscaling type into the observer that it stands for."""
+        if (self.observer, self.qscheme, dict(self.options)) != ("minmax", None, {}):
+            raise ConfigError(
+                f"{name} takes its scales from each tensor: it has no qscheme, observer and options"
+            )
+        object.__setattr__(self, "dtype", None)
+        object.__setattr__(self, "observer", "mx")
+        object.__setattr__(self, "options", FrozenMapping({"element": MX_TYPES[name]}))
+
     def resolved_qscheme(self, *, channels: bool) -> QScheme | None:
         """The scheme with the type's default filled in; None for observers without a type.
 
@@ -108,9 +132,13 @@ class QuantSpec:
     def changed(self, keywords: Mapping[str, Any]) -> QuantSpec:
         """This spec with only `keywords` changed.
 
-        Another observer takes along no options, and no integer type if it has none.
+        Another observer takes along no options, and no type if it has none; to a microscaling type
+        and from one to another type nothing is taken along.
         """
         changes = dict(keywords)
+        leaves_blocks = self.observer == "mx" and "observer" not in changes
+        if changes.get("dtype") in MX_TYPES or (leaves_blocks and changes.get("dtype")):
+            return QuantSpec(**changes)
         observer = changes.get("observer", self.observer)
         if observer != self.observer:
             changes.setdefault("options", {})
@@ -140,17 +168,61 @@ class QuantSpec:
 
 
 @checked(ArgumentError)
+@dataclass(frozen=True)
+class KVCacheSpec:
+    """How cached keys and values are rounded; see `wrappers.numerics.windowed`.
+
+    Keys have a scale for each channel of a group of tokens, values one for each token.
+
+    Args:
+        keys: `int8`, `int4` or `int2`.
+        values: likewise.
+        group: how many tokens are rounded together.
+        residual: how many of the latest tokens stay as they are, at least.
+
+    Raises:
+        ConfigError: any of these cannot be.
+    """
+
+    keys: str = "int8"
+    values: str = "int8"
+    group: int = 32
+    residual: int = 32
+
+    def __post_init__(self) -> None:
+        known = [f"int{bits}" for bits in WINDOWED_BITS]
+        for name in (self.keys, self.values):
+            if name not in known:
+                raise ConfigError(f"cached states are {', '.join(known)}; found {name!r}")
+        self.specs()
+
+    def specs(self) -> dict[str, QuantSpec]:
+        """The specs of an attention's points."""
+        points = {"kv_key": (self.keys, "tokens"), "kv_value": (self.values, "channels")}
+        window = {"group": self.group, "residual": self.residual}
+        return {
+            name: QuantSpec(
+                observer="windowed",
+                options={"bits": DType.parse(dtype).bits, "along": along, **window},
+            )
+            for name, (dtype, along) in points.items()
+        }
+
+
+@checked(ArgumentError)
 def affine(
-    dtype: str | DType,
+    dtype: str | NumberType,
     *,
     qscheme: str | QScheme | None = None,
     observer: str = "minmax",
     **options: Any,
 ) -> QuantSpec:
-    """Integers with a scale and a zero point: `affine("uint8")`.
+    """Numbers under a scale: `affine("uint8")`.
 
     Args:
-        dtype: `uint4`, `int4`, `uint8`, `int8`, `int16`, or any of 2 to 16 bits.
+        dtype: integers, which have a zero point too: `uint4`, `int4`, `uint8`, `int8`, `int16`, or
+            any of 2 to 16 bits; floats: `fp8_e4m3`, `fp8_e5m2`, `nvfp4`; or, with nothing else
+            beside it, a microscaling type such as `mxfp4` (see `microscaling`).
         qscheme: the scheme; by default that of the type, see `QuantSpec`.
         observer: `minmax`, `ema` or `percentile`.
         **options: of the observer: `momentum=0.9`, `percentile=99.9`, ...
@@ -159,7 +231,7 @@ def affine(
         ConfigError: as `QuantSpec`.
     """
     return QuantSpec(
-        dtype=DType.parse(dtype),
+        dtype=dtype,  # type: ignore[arg-type] # a name is parsed
         qscheme=None if qscheme is None else QScheme.parse(qscheme),
         observer=observer,
         options=options,
@@ -207,12 +279,15 @@ def text_key(key: object) -> str:
     return key
 
 
+_VALUES = bool | int | float | str | QuantSpec | DType | FloatType | QScheme
+
+
 def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         return FrozenMapping(value)
     if isinstance(value, list | tuple):
         return tuple(_freeze(item) for item in value)
-    if value is None or isinstance(value, bool | int | float | str | QuantSpec | DType | QScheme):
+    if value is None or isinstance(value, _VALUES):
         return value
     raise ConfigError(
         f"expected None, bool, int, float, str, or lists and mappings of these, found {value!r}"
@@ -225,7 +300,7 @@ def thaw(value: Any) -> Any:
         return {key: thaw(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [thaw(item) for item in value]
-    if isinstance(value, DType):
+    if isinstance(value, NumberType):
         return str(value)
     if isinstance(value, QScheme):
         return value.value

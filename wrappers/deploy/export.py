@@ -40,6 +40,7 @@ from wrappers.core.transformers_compat import tree_leaves
 from wrappers.errors import ArgumentError, ExportError, MissingExtraError, ModeError, WrappersError
 from wrappers.numerics.affine import AffineQParams
 from wrappers.numerics.dtypes import INT16, UINT4, UINT8
+from wrappers.numerics.floats import FloatQParams
 from wrappers.numerics.grouped import GroupedQParams
 from wrappers.numerics.microscaling import MXQuantizer
 from wrappers.quantize import ModelInputs, call_arguments, listed
@@ -213,6 +214,8 @@ def _kind_without_a_type(quantizer: object) -> str | None:
         return "microscaling"
     if isinstance(quantizer, GroupedQParams):
         return f"{quantizer.dtype} by groups of columns"
+    if isinstance(quantizer, FloatQParams):
+        return str(quantizer.dtype)
     if isinstance(quantizer, AffineQParams) and quantizer.dtype not in CIRCLE_TYPES:
         return str(quantizer.dtype)
     return None

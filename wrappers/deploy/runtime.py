@@ -28,10 +28,11 @@ from transformers import DynamicCache
 
 from trace_model.annotations import checked
 from wrappers.attention.cache import StepCache
+from wrappers.attention.packed import PackedLayers
 from wrappers.deploy.prompts import VISUAL, Prompts
 from wrappers.deploy.sampling import Sampling
 from wrappers.errors import ArgumentError, CacheFullError, ModelInputError
-from wrappers.layers.decoder_blocks import key_factors
+from wrappers.layers.decoder_blocks import cache_quantizers, key_factors
 
 
 class Slots:
@@ -43,19 +44,19 @@ class Slots:
         lengths: how many slots of each sequence are in use, from the left, int64 [B].
         deltas: the position that comes next in each sequence, less its slots in use, int64 [B];
             images make it another than 0.
+        capacity: how many positions of a sequence there is room for.
     """
 
     def __init__(
-        self, layers: list[tuple[Tensor, Tensor]], lengths: Tensor, deltas: Tensor | None = None
+        self,
+        layers: list[tuple[Tensor, Tensor]] | PackedLayers,
+        lengths: Tensor,
+        deltas: Tensor | None = None,
     ) -> None:
         self.layers = layers
         self.lengths = lengths
         self.deltas = torch.zeros_like(lengths) if deltas is None else deltas
-
-    @property
-    def capacity(self) -> int:
-        """How many positions of a sequence there is room for."""
-        return self.layers[0][0].shape[2]
+        self.capacity: int = next(iter(layers))[0].shape[2]
 
     @classmethod
     def from_prefill(
@@ -104,6 +105,21 @@ class Slots:
         """A copy that holds only the first positions of each, int64 [B], all of them text."""
         return Slots(self.layers, lengths)._cleared()
 
+    def packed(self, decode: nn.Module) -> Slots:
+        """These slots, in codes where a quantised decode model has a `kv_cache`."""
+        quantizers = cache_quantizers(decode)
+        if not quantizers:
+            return self
+        layers = PackedLayers(self.layers, self.lengths, quantizers)
+        return Slots(layers, self.lengths, self.deltas)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the keys and values take."""
+        if isinstance(self.layers, PackedLayers):
+            return self.layers.nbytes
+        return sum(states.nbytes for pair in self.layers for states in pair)
+
     def write(self, new: StepCache, counts: Tensor) -> None:
         """Puts the new keys and values of a step into the next slots of each sequence.
 
@@ -112,13 +128,16 @@ class Slots:
             counts: how many of the new positions of each are kept, from the first on, int64 [B];
                 in a step of one token, whether it is, bool [B].
         """
-        keys, _ = next(iter(new.new.values()))
-        kept = torch.arange(keys.shape[2], device=counts.device) < counts[:, None]
-        rows, places = kept.nonzero(as_tuple=True)
-        slots = self.lengths[rows] + places
-        for (keys, values), (key, value) in zip(self.layers, new.new.values(), strict=True):
-            keys[rows, :, slots] = key[rows, :, places]
-            values[rows, :, slots] = value[rows, :, places]
+        if isinstance(self.layers, PackedLayers):
+            self.layers.append(new.new.values(), counts)
+        else:
+            keys, _ = next(iter(new.new.values()))
+            kept = torch.arange(keys.shape[2], device=counts.device) < counts[:, None]
+            rows, places = kept.nonzero(as_tuple=True)
+            slots = self.lengths[rows] + places
+            for (keys, values), (key, value) in zip(self.layers, new.new.values(), strict=True):
+                keys[rows, :, slots] = key[rows, :, places]
+                values[rows, :, slots] = value[rows, :, places]
         self.lengths = self.lengths + counts
 
     def _cleared(self) -> Slots:
@@ -263,7 +282,7 @@ class Conversation:
             logits, slots = run_prefill(
                 runtime.prefill, runtime.decode, prompts, runtime.capacity, logits_to_keep=ends
             )
-            self._slots = slots
+            self._slots = slots = slots.packed(runtime.decode)
         else:
             cache = slots.step()
             inputs, deltas = turn_inputs(runtime.decode, prompts, slots, cache)

@@ -46,7 +46,7 @@ def step_logits(
     _, slots = run_prefill(past, decode, prompts, length, logits_to_keep=1)
     found = []
     for place in places:
-        before = slots.without_last(length - place)
+        before = slots.without_last(length - place).packed(decode)
         found.append(
             decode(**step_inputs(decode, input_ids[:, place], before, before.step())).logits
         )
@@ -110,6 +110,7 @@ class DecodedModel(nn.Module):
         _check_images(whole, self.prompt)
         packed = whole.up_to(self.prompt)
         logits, slots = run_prefill(self.prefill, self.decode, packed, length, logits_to_keep=0)
+        slots = slots.packed(self.decode)
         found = [logits]
         running = torch.ones(batch, dtype=torch.bool, device=input_ids.device)
         for place in range(self.prompt, length):

@@ -3,6 +3,7 @@ model prepares for its layers."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +14,9 @@ from wrappers.attention.cache import KeyValueCache
 from wrappers.attention.causal import AttentionInputs, CausalAttention, HeadByHeadAttention
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
+from wrappers.core.point import Mode, QuantPoint
 from wrappers.errors import ModelInputError
+from wrappers.numerics.windowed import WindowedQuantizer
 
 
 class GatedMLP(QuantModule):
@@ -115,6 +118,26 @@ def next_positions(hidden_states: Tensor, cache: KeyValueCache | None) -> Tensor
     """Returns the positions of `hidden_states` [B, query, hidden] after those cached, [query]."""
     past_length = 0 if cache is None else cache.get_seq_length()
     return torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
+
+
+def cache_quantizers(
+    model: nn.Module,
+) -> dict[int, tuple[WindowedQuantizer, WindowedQuantizer]]:
+    """Returns by layer how a quantised model has its cached keys and values rounded; nothing for
+    one that does not. A point that is switched off or overridden rounds nothing."""
+    return {
+        module.layer_idx: (_rounding(module.points["kv_key"]), _rounding(module.points["kv_value"]))
+        for module in model.modules()
+        if isinstance(module, CausalAttention)
+        and module.mode is Mode.QUANT
+        and "kv_key" in module.points
+    }
+
+
+def _rounding(point: QuantPoint) -> WindowedQuantizer:
+    if isinstance(point.quantizer, WindowedQuantizer) and not point.off:
+        return point.quantizer
+    return WindowedQuantizer(residual=sys.maxsize)
 
 
 def key_factors(model: nn.Module) -> dict[int, float]:

@@ -85,8 +85,14 @@ class AffineQParams:
         """`fake_quantize` with these parameters."""
         return fake_quantize(x, self, may_overwrite=may_overwrite)
 
+    def saturated(self, x: Tensor) -> Tensor:
+        """Where `x` lies beyond the codes, bool, of the shape of `x`."""
+        scale, zero_point = _broadcast(x, self)
+        codes = torch.round(x.detach().to(torch.float32) * scale.reciprocal()) + zero_point
+        return (codes < self.dtype.qmin) | (codes > self.dtype.qmax)
+
     def state(self) -> dict[str, Any]:
-        """Plain JSON values that `wrappers.core.observers.quantizer_from_state` reads."""
+        """Plain JSON values that `wrappers.core.quantizers.quantizer_from_state` reads."""
         return {
             "kind": "affine", "scale": self.scale.tolist(), "zero_point": self.zero_point.tolist(),
             "dtype": str(self.dtype), "axis": self.axis,

@@ -1,4 +1,4 @@
-"""Integer types by bits and sign, and the schemes that map floats onto them.
+"""Types by name, integers of few bits and floats, and the schemes that map tensors onto them.
 
 >>> DType.parse("uint8").qmin, DType.parse("uint8").qmax
 (0, 255)
@@ -16,6 +16,12 @@ from wrappers.errors import ConfigError
 
 MIN_BITS = 2
 MAX_BITS = 16
+
+MX_TYPES = {
+    "mxint8": "int8", "mxfp8_e4m3": "fp8_e4m3", "mxfp8_e5m2": "fp8_e5m2",
+    "mxfp6_e2m3": "fp6_e2m3", "mxfp6_e3m2": "fp6_e3m2", "mxfp4": "fp4_e2m1",
+}  # fmt: skip
+"""Names of the microscaling types, and the element format of each."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class DType:
         if match is None:
             raise ConfigError(
                 f"unknown integer type {name!r}: write 'int' or 'uint' and {MIN_BITS} to "
-                f"{MAX_BITS} bits, such as 'uint8' or 'int16'"
+                f"{MAX_BITS} bits, such as 'uint8' or 'int16'; the other types are "
+                + ", ".join([*FLOAT_TYPES, *MX_TYPES])
             )
         return cls(bits=int(match[2]), signed=not match[1])
 
@@ -60,6 +67,44 @@ class DType:
 
     def __str__(self) -> str:
         return f"{'' if self.signed else 'u'}int{self.bits}"
+
+
+@dataclass(frozen=True)
+class FloatType:
+    """Floats of few bits under a scale of float32.
+
+    Args:
+        name: as it is written in a config.
+        largest: the largest number; a scale is the largest magnitude of a tensor over it.
+        block: how many values share a further scale; None for none.
+    """
+
+    name: str
+    largest: float
+    block: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FP8_E4M3 = FloatType("fp8_e4m3", 448.0)
+FP8_E5M2 = FloatType("fp8_e5m2", 57344.0)
+# Elements up to 6 under scales of blocks up to 448.
+NVFP4 = FloatType("nvfp4", 6.0 * 448.0, block=16)
+FLOAT_TYPES = {str(known): known for known in (FP8_E4M3, FP8_E5M2, NVFP4)}
+
+NumberType = DType | FloatType
+
+
+def parse_type(name: str | NumberType) -> NumberType:
+    """The type that `name` spells: `uint4`, `fp8_e4m3`, `nvfp4`, ... A type is given back as it is.
+
+    Raises:
+        ConfigError: there is no such type.
+    """
+    if isinstance(name, FloatType):
+        return name
+    return FLOAT_TYPES[name] if name in FLOAT_TYPES else DType.parse(name)
 
 
 UINT4 = DType(bits=4, signed=False)
@@ -102,25 +147,36 @@ class QScheme(Enum):
         return self in (QScheme.PER_TENSOR_SYMMETRIC, QScheme.PER_CHANNEL_SYMMETRIC)
 
 
-def default_qscheme(dtype: DType, *, channels: bool = False) -> QScheme:
+def default_qscheme(dtype: NumberType, *, channels: bool = False) -> QScheme:
     """The scheme of a type when none is asked for.
 
     Args:
-        dtype: the integer type.
+        dtype: the type.
         channels: the tensor is a weight with an axis of channels.
     """
+    if isinstance(dtype, FloatType):
+        one_scale = not channels or dtype.block is not None
+        return QScheme.PER_TENSOR_SYMMETRIC if one_scale else QScheme.PER_CHANNEL_SYMMETRIC
     if channels:
         return QScheme.PER_CHANNEL_ASYMMETRIC
     return QScheme.PER_TENSOR_SYMMETRIC if dtype.signed else QScheme.PER_TENSOR_ASYMMETRIC
 
 
-def check_qscheme(dtype: DType, qscheme: QScheme) -> None:
+def check_qscheme(dtype: NumberType, qscheme: QScheme) -> None:
     """Refuse a scheme that a type cannot have.
 
     Raises:
         ConfigError: `dtype` is unsigned and `qscheme` symmetric: half of the codes would never
-            be used, and no negative value could be written.
+            be used, and no negative value could be written; floats with a zero point; or blocks
+            with scales by channel.
     """
+    if isinstance(dtype, FloatType):
+        if not qscheme.symmetric or (dtype.block is not None and qscheme.per_channel):
+            others = "" if dtype.block is not None else " or per_channel_symmetric"
+            raise ConfigError(
+                f"{dtype} cannot be {qscheme.value}: use per_tensor_symmetric{others}"
+            )
+        return
     if qscheme.symmetric and not dtype.signed:
         raise ConfigError(
             f"{dtype} cannot be {qscheme.value}: a symmetric scheme needs a signed type; "

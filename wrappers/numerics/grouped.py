@@ -65,15 +65,24 @@ class GroupedQParams:
         Raises:
             QParamsError: `x` is of another shape.
         """
+        scale, zero_point = self.scale[:, self.columns], self.zero_point[:, self.columns]
+        codes = self._codes(x).clamp(self.dtype.qmin, self.dtype.qmax)
+        return ((codes - zero_point) * scale).to(x.dtype)
+
+    def saturated(self, x: Tensor) -> Tensor:
+        """Where `x` lies beyond the codes, bool, of the shape of `x`."""
+        codes = self._codes(x)
+        return (codes < self.dtype.qmin) | (codes > self.dtype.qmax)
+
+    def _codes(self, x: Tensor) -> Tensor:
+        """What `x` is rounded to, before it is clamped to the codes."""
         expected = (self.scale.shape[0], self.columns.numel())
         if tuple(x.shape) != expected:
             raise QParamsError(
                 f"scales by group are for a weight of shape {expected}, found {tuple(x.shape)}"
             )
         scale, zero_point = self.scale[:, self.columns], self.zero_point[:, self.columns]
-        codes = torch.round(x.to(torch.float32) * scale.reciprocal()) + zero_point
-        codes = codes.clamp(self.dtype.qmin, self.dtype.qmax)
-        return ((codes - zero_point) * scale).to(x.dtype)
+        return torch.round(x.to(torch.float32) * scale.reciprocal()) + zero_point
 
     def state(self) -> dict[str, Any]:
         """Plain JSON values that `wrappers.core.quantizers.quantizer_from_state` reads."""

@@ -80,8 +80,14 @@ class MXQuantizer:
         """`microscale` with these settings; never written into `x`. No gradient passes."""
         return microscale(x, self.element, block_size=self.block_size, axis=self.axis)
 
+    def saturated(self, x: Tensor) -> Tensor:
+        """Where an element was cut to the largest of its format, bool, of the shape of `x`."""
+        rounded, _ = _rounded_blocks(x, self.element, self.block_size, self.axis)
+        beyond = rounded.abs() > ELEMENT_FORMATS[self.element].largest
+        return out_of_blocks(beyond, x.shape, self.axis)
+
     def state(self) -> dict[str, Any]:
-        """Plain JSON values that `wrappers.core.observers.quantizer_from_state` reads."""
+        """Plain JSON values that `wrappers.core.quantizers.quantizer_from_state` reads."""
         return {
             "kind": "mx", "element": self.element, "block_size": self.block_size, "axis": self.axis,
         }  # fmt: skip
@@ -105,29 +111,55 @@ def microscale(x: Tensor, element: str, *, block_size: int = 32, axis: int = -1)
     Raises:
         TensorError: `x` is not a floating-point tensor, or has no dimension `axis`.
     """
+    if x.numel() == 0:
+        return x.detach().clone()
+    rounded, scale = _rounded_blocks(x, element, block_size, axis)
+    largest = ELEMENT_FORMATS[element].largest
+    return out_of_blocks(rounded.clamp(-largest, largest) * scale, x.shape, axis).to(x.dtype)
+
+
+def in_blocks(x: Tensor, block_size: int, axis: int = -1) -> tuple[Tensor, Tensor]:
+    """A tensor in blocks along a dimension, and the largest finite magnitude of each.
+
+    Returns:
+        float64, [..., blocks, block_size], zeros after the last value; and [..., blocks, 1].
+
+    Raises:
+        TensorError: `x` is not a floating-point tensor, or has no dimension `axis`.
+    """
     if not x.is_floating_point():
         raise TensorError(f"only floating-point tensors are quantised, found {x.dtype}")
     if not -max(x.dim(), 1) <= axis < max(x.dim(), 1):
         raise TensorError(f"a tensor of shape {tuple(x.shape)} has no dimension {axis}")
-    if x.numel() == 0:
-        return x.detach().clone()
-    number = ELEMENT_FORMATS[element]
     # In float64 every power of two that occurs, and every product with one, is exact.
     rows = x.detach().to(torch.float64).reshape(x.shape or (1,)).movedim(axis, -1)
-    length = rows.shape[-1]
-    blocks = F.pad(rows, (0, -length % block_size)).unflatten(-1, (-1, block_size))
+    blocks = F.pad(rows, (0, -rows.shape[-1] % block_size)).unflatten(-1, (-1, block_size))
     finite = torch.where(torch.isfinite(blocks), blocks, 0.0)
-    largest = finite.abs().amax(dim=-1, keepdim=True)  # [..., blocks, 1]
+    return blocks, finite.abs().amax(dim=-1, keepdim=True)
+
+
+def out_of_blocks(blocks: Tensor, shape: torch.Size, axis: int = -1) -> Tensor:
+    """What `in_blocks` took apart, of the shape that it had."""
+    length = shape[axis] if shape else 1
+    return blocks.flatten(-2)[..., :length].movedim(-1, axis).reshape(shape)
+
+
+def rounded_to(x: Tensor, number: ElementFormat) -> Tensor:
+    """float64 values rounded to a format, half to even, as if it had no largest number."""
+    exponent = _exponent(x).clamp(number.min_exponent, number.max_exponent)
+    step = torch.exp2((exponent - number.mantissa_bits).to(torch.float64))
+    return torch.round(x / step) * step
+
+
+def _rounded_blocks(x: Tensor, element: str, block_size: int, axis: int) -> tuple[Tensor, Tensor]:
+    """Elements before they are cut to the largest, [..., blocks, block_size], and their scales."""
+    number = ELEMENT_FORMATS[element]
+    blocks, largest = in_blocks(x, block_size, axis)
     shared = (_exponent(largest) - number.max_exponent).clamp(
         -MAX_SHARED_EXPONENT, MAX_SHARED_EXPONENT
     )
     scale = torch.exp2(shared.to(torch.float64))
-    scaled = blocks / scale
-    exponent = _exponent(scaled).clamp(number.min_exponent, number.max_exponent)
-    step = torch.exp2((exponent - number.mantissa_bits).to(torch.float64))
-    rounded = (torch.round(scaled / step) * step).clamp(-number.largest, number.largest)
-    result = (rounded * scale).flatten(-2)[..., :length].movedim(-1, axis)
-    return result.reshape(x.shape).to(x.dtype)
+    return rounded_to(blocks / scale, number), scale
 
 
 def _exponent(x: Tensor) -> Tensor:

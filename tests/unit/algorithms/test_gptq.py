@@ -183,7 +183,9 @@ def test_what_cannot_be():
     for field, value in (("group_size", 0), ("damping", 0), ("ranges", "best")):
         with pytest.raises(ConfigError, match=field):
             GPTQ(**{field: value})
-    with pytest.raises(WrapError, match="no linear layer of TwoLayers has an affine weight point"):
+    with pytest.raises(
+        WrapError, match="no linear layer of TwoLayers has a weight point of integers"
+    ):
         GPTQ()(model, PTQConfig(weight=wrappers.no_quantization()), data)
     with pytest.raises(ModelInputError, match="with at least one in it, found none"):
         GPTQ()(model, PTQConfig(), [])

@@ -339,7 +339,7 @@ def test_the_points_that_quantise_are_the_switches():
     calibrate(wrapper, [X])
     assert wrapper.ablatable_points() == {}
     convert(wrapper)
-    assert wrapper.ablatable_points() == {"weight": "uint4 weight", "act_out": "mx activation"}
+    assert wrapper.ablatable_points() == {"weight": "uint4 weight", "act_out": "mxint8 activation"}
 
 
 def test_a_point_that_is_switched_off_is_left_out():

@@ -6,7 +6,8 @@ import torch
 from wrappers.core.quantizers import IdentityQuantizer, quantizer_from_state
 from wrappers.errors import QParamsError
 from wrappers.numerics.affine import affine_qparams
-from wrappers.numerics.dtypes import INT8, UINT8, QScheme
+from wrappers.numerics.dtypes import FP8_E5M2, INT8, NVFP4, UINT8, QScheme
+from wrappers.numerics.floats import FloatQParams
 from wrappers.numerics.microscaling import MXQuantizer
 
 PER_TENSOR, PER_CHANNEL = QScheme.PER_TENSOR_ASYMMETRIC, QScheme.PER_CHANNEL_ASYMMETRIC
@@ -20,7 +21,9 @@ PER_TENSOR, PER_CHANNEL = QScheme.PER_TENSOR_ASYMMETRIC, QScheme.PER_CHANNEL_ASY
     ),
     MXQuantizer("fp8_e4m3", block_size=16, axis=0),
     IdentityQuantizer(),
-], ids=["affine", "affine per channel", "mx", "identity"])  # fmt: skip
+    FloatQParams(torch.tensor([0.1, 3.0]), FP8_E5M2, axis=1),
+    FloatQParams(torch.tensor(0.01), NVFP4),
+], ids=["affine", "affine per channel", "mx", "identity", "fp8", "nvfp4"])  # fmt: skip
 def test_a_quantiser_survives_its_state(quantizer):
     back = quantizer_from_state(quantizer.state())
     x = torch.randn(32, 2)

@@ -16,6 +16,7 @@ specs = st.one_of(
     ),
     st.just(affine("int4", qscheme="per_channel_symmetric", observer="percentile", seed=3)),
     st.builds(microscaling, st.sampled_from(["int8", "fp4_e2m1"])),
+    st.builds(affine, st.sampled_from(["fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp4"])),
     st.just(no_quantization()),
 )
 
@@ -33,8 +34,19 @@ def test_names_and_values_mean_the_same():
     )
 
 
+def test_a_microscaling_type_is_the_observer_with_its_element_format():
+    assert affine("mxfp4") == QuantSpec("mxfp4") == QuantSpec(observer="mx", options={
+        "element": "fp4_e2m1"
+    })  # fmt: skip
+    spec = affine("uint8", observer="ema", momentum=0.5)
+    assert spec.changed({"dtype": "mxfp4"}) == affine("mxfp4")
+    assert affine("mxfp4").changed({"dtype": "fp8_e4m3"}) == affine("fp8_e4m3")
+    with pytest.raises(ConfigError, match="mxfp4 takes its scales from each tensor"):
+        affine("mxfp4", observer="ema")
+
+
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"dtype": "float8"}, "unknown integer type"),
+    ({"dtype": "float8"}, "unknown integer type 'float8'.* fp8_e4m3, fp8_e5m2, nvfp4, mxint8"),
     ({"dtype": "uint8", "qscheme": "per_tensor_symmetric"}, "cannot be per_tensor_symmetric"),
     ({"dtype": "uint8", "qscheme": "per_row"}, "unknown qscheme"),
     ({"dtype": "uint8", "observer": "histogram"}, "choose one of minmax, ema"),

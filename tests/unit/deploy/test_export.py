@@ -366,6 +366,14 @@ class TestModels:
         assert_same(outputs(module, torch.ones(2, 4)), outputs(read, torch.ones(2, 4)))
 
 
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp4"])
+def test_floats_of_few_bits_in_a_pt2(dtype, tmp_path):
+    mlp, states = quantised_mlp(affine(dtype), affine(dtype))
+    export(mlp, (states,), tmp_path / "a.pt2")
+    read = torch.export.load(tmp_path / "a.pt2").module()
+    assert_same(outputs(mlp, states), outputs(read, states))
+
+
 def quantised_mlp(activation, weight, **config):
     mlp = wrap(tiny(), "prefill", activation=activation, weight=weight, **config)
     mlp = mlp.model.layers[0].mlp
@@ -384,6 +392,9 @@ class TestRefusals:
         ("int16", "int4", 3, r"gate_proj\.weight \(int4\)"),
         ("uint16", "uint8", 12, r"act_in \(uint16\)"),
         ("uint8", "uint2", 3, r"gate_proj\.weight \(uint2\)"),
+        ("uint8", "fp8_e4m3", 3, r"gate_proj\.weight \(fp8_e4m3\)"),
+        ("nvfp4", "uint8", 12, r"act_in \(nvfp4\)"),
+        ("uint8", "mxfp4", 3, r"gate_proj\.weight \(microscaling\)"),
     ])  # fmt: skip
     def test_integer_types(self, activation, weight, count, named, tmp_path):
         mlp, states = quantised_mlp(affine(activation), affine(weight))

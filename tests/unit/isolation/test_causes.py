@@ -280,3 +280,20 @@ class TestQuantised:
         points = [cause.point for cause in item.causes]
         assert (points[0], len(set(points))) == ("weight", len(points))
         assert item.causes[0].after < 0.01 * item.causes[0].before
+
+
+def test_what_rounding_does_is_counted_with_the_inputs_of_the_reference():
+    linear = nn.Linear(6, 6)
+    wrapped = prepare(linear, PTQConfig(activation=affine("fp8_e4m3"), weight=affine("uint4")))
+    calibrate(wrapped, [X / 4])
+    found = tracer.compare(linear, convert(wrapped), X, confirm=False, isolate="leaves").isolation
+    causes = {cause.point: cause for cause in found.modules[0].causes}
+    quantizer = wrapped.points["act_in"].quantizer
+    rounding = causes["act_in"].rounding
+    assert rounding.values == X.numel()
+    assert rounding.saturated == pytest.approx(quantizer.saturated(X).double().mean().item())
+    assert rounding.saturated > 0.1
+    points = {point.pattern.rpartition(".")[2]: point for point in found.points}
+    assert points["act_in"].rounding == rounding
+    assert f"{100 * rounding.saturated:.3g}% saturated" in tracer.explain(found)
+    assert wrapped.points["act_in"].counting is False

@@ -18,7 +18,7 @@ import tracer
 from tests.builders import browser
 from tests.builders.said import said
 from tracer.diagnosis.finding import Origin, OriginKind
-from tracer.isolation.causes import Cause
+from tracer.isolation.causes import Cause, Rounding
 from tracer.isolation.result import (
     IsolatedCall,
     IsolatedGroup,
@@ -171,7 +171,14 @@ class TestStructure:
                 for i in range(25)
             ),
             points=tuple(
-                IsolatedPoint(f"layers.*.p{i}", "uint8 activation", "the <weights>", 28, 0.02)
+                IsolatedPoint(
+                    f"layers.*.p{i}",
+                    "uint8 activation",
+                    "the <weights>",
+                    28,
+                    0.02,
+                    Rounding(1000, 0.25, 0.015, 0.0, 0.0),
+                )
                 for i in range(21)
             ),
         )
@@ -182,7 +189,7 @@ class TestStructure:
         (link,) = groups.xpath(".//tbody/tr[1]//button")
         assert (link.get("data-module"), link.get("data-call")) == ("model.layers.1.attn", "0")
         assert spaced(points.xpath(".//tbody/tr")[0]) == (
-            "2.0 % layers.*.p0 28 uint8 activation the <weights>"
+            "2.0 % layers.*.p0 28 uint8 activation the <weights> 1.5% underflow, 25% zero"
         )
         said = spaced(page.get_element_by_id("isolation"))
         assert "5 more introduce 20.0 % together." in said

@@ -13,7 +13,7 @@ from torch import nn
 
 import tracer
 from tracer.errors import UsageError
-from tracer.isolation.causes import Cause
+from tracer.isolation.causes import Cause, Rounding
 from tracer.isolation.result import (
     IsolatedCall,
     IsolatedGroup,
@@ -111,7 +111,12 @@ class TestSchema:
             (Recovery(("embed",), 0.5, 0.25, 0.4, 0.2),),
             (("norm", 0),),
             (IsolatedGroup("layers.*.embed", 2, 1.0, "embed", 0.75, math.inf),),
-            (IsolatedPoint("layers.*.embed.weight", "uint4 weight", "its weight", 2, 0.5),),
+            (
+                IsolatedPoint(
+                    *("layers.*.embed.weight", "uint4 weight", "its weight", 2, 0.5),
+                    Rounding(8, 0.5, 0.25, 0.0, 0.0),
+                ),
+            ),
         )
         run = Run("a", "b", quantized=True, differences_expected=True)
         report = strict(render(make_comparison([make_row("embed", 0.5)], isolation=found), run))
@@ -133,7 +138,7 @@ class TestSchema:
         assert module["causes"] == [
             {
                 "point": "weight", "kind": "uint4 weight", "before": "inf", "after": 0.5,
-                "meaning": "the module's weight",
+                "meaning": "the module's weight", "rounding": None,
             }
         ]  # fmt: skip
         assert isolation["groups"] == [
@@ -146,6 +151,9 @@ class TestSchema:
             {
                 "pattern": "layers.*.embed.weight", "kind": "uint4 weight", "meaning": "its weight",
                 "modules": 2, "share": 0.5,
+                "rounding": {
+                    "values": 8, "zero": 0.5, "underflow": 0.25, "saturated": 0.0, "nonfinite": 0.0,
+                },
             }
         ]  # fmt: skip
         assert isolation["recoveries"][0]["after_l2"] == 0.2

@@ -6,6 +6,7 @@ where the error is introduced (leaves): each module with the reference's inputs
    share  modules  quantization point: what goes away without it
   37.2 %        4  model.layers.*.self_attn.mask_add (uint8 activation)
                    the attention scores with the mask added, before the softmax
+                   values there: 12.5% zero, 0.0123% saturated
    share   PEIR in  PEIR out  own PEIR    own L2  module
   17.5 %  1.32e-01  1.51e-01  5.96e-02  1.06e-01  model.layers.1.self_attn (to o_proj)
 """
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
 from tracer.measurement.rows import CallKey
+from tracer.reports.narrator.isolation import rounding_in_words
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.table import shortened
 
@@ -108,8 +110,9 @@ def _points(isolation: Isolation, width: int) -> Iterator[Text]:
         kind = f" ({point.kind})"
         name = shortened(point.pattern, max(width - _POINT_AT - len(kind), 8))
         yield Text(f"  {point.share:6.1%}  {point.modules:7}  {name}{kind}", no_wrap=True)
-        if point.meaning:
-            yield Text(f"{'':{_POINT_AT}}{point.meaning}", "dim", no_wrap=True)
+        words = rounding_in_words(point.rounding)
+        for line in filter(None, (point.meaning, words and f"values there: {words}")):
+            yield Text(f"{'':{_POINT_AT}}{line}", "dim", no_wrap=True)
     more = len(isolation.points) - MOST_RANKED
     if more > 0:
         yield Text(f"  {'':6}  … {more} more", "dim")

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from wrappers import evaluate
-from wrappers.core.module import QuantModule, iter_wrappers
+from wrappers.core.module import iter_wrappers
 from wrappers.deploy.runtime import Runtime
 from wrappers.evaluate.opening import head_of, with_images
 from wrappers.studies.execute.quantising import decode_model, prefill_model
@@ -225,9 +225,11 @@ def _of_layers(
 def _of_masks(model: nn.Module, inputs: dict[str, Any]) -> dict[str, float]:
     attentions = [each for _, each in iter_wrappers(model) if MASK_POINT in each.points]
     with ExitStack() as stack, torch.no_grad():
-        counts = [stack.enter_context(_counted(each)) for each in attentions]
+        counted = [stack.enter_context(each.count_rounding()) for each in attentions]
         model(**inputs)
-    beyond, seen = (sum(count[place] for count in counts) for place in (0, 1))
+    masks = [points[MASK_POINT] for points in counted if MASK_POINT in points]
+    seen = sum(shares["values"] for shares in masks)
+    beyond = sum(shares["values"] * shares["saturated"] for shares in masks)
     steps = [each.points[MASK_POINT].qparams for each in attentions]
     return {
         "mask_saturation": beyond / max(1, seen),
@@ -250,31 +252,6 @@ def _leaks(loaded: LoadedWorkload, model: nn.Module) -> dict[str, float]:
             paid.append(weights.triu(1).sum(-1).flatten())  # of [1, heads, queries, keys]
     every = torch.cat(paid)
     return {"leak": float(every.max()), "leaking": float((every > _LEAKS).float().mean())}
-
-
-@contextmanager
-def _counted(attention: QuantModule) -> Iterator[list[int]]:
-    """Counts the values that come to a mask point, and those beyond its range."""
-    counts = [0, 0]
-    qparams = attention.points[MASK_POINT].qparams
-    quantize = attention.quantize
-
-    def counting(x: Tensor, name: str, *, may_overwrite: bool = False) -> Tensor:
-        if name == MASK_POINT and qparams is not None:
-            low, high = (
-                (end - int(qparams.zero_point)) * float(qparams.scale)
-                for end in (qparams.dtype.qmin, qparams.dtype.qmax)
-            )
-            half = 0.5 * float(qparams.scale)  # up to which a value is rounded to the last code
-            counts[0] += int(((x < low - half) | (x > high + half)).sum())
-            counts[1] += x.numel()
-        return quantize(x, name, may_overwrite=may_overwrite)
-
-    vars(attention)["quantize"] = counting
-    try:
-        yield counts
-    finally:
-        del vars(attention)["quantize"]
 
 
 def _tasks(loaded: LoadedWorkload, model: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from tracer.isolation.causes import Rounding
 from tracer.isolation.result import (
     IsolatedCall,
     IsolatedGroup,
@@ -54,6 +55,17 @@ def test_layers_come_before_points_and_points_before_modules() -> None:
     ]
     assert len(lines[9:]) == 7  # five modules, the rest, and a blank line
     assert lines[-2] == "   82.1%  … 23 more"
+
+
+def test_what_rounding_does_comes_below_its_point() -> None:
+    rounding = Rounding(8000, 0.25, 0.125, 0.0004, 0.0)
+    points = (replace(LAYERS.points[0], rounding=rounding), *LAYERS.points[1:])
+    lines = text_of(replace(LAYERS, points=points))
+    place = lines.index("                   the product")
+    assert lines[place + 1].strip() == "values there: 12.5% underflow, 25% zero, 0.04% saturated"
+    none = replace(rounding, zero=0.0, underflow=0.0, saturated=0.0)
+    same = replace(LAYERS, points=(replace(LAYERS.points[0], rounding=none), *LAYERS.points[1:]))
+    assert text_of(same) == text_of(LAYERS)
 
 
 def test_what_does_not_fit() -> None:
