@@ -15,6 +15,7 @@ from wrappers.core.spec import QuantSpec, affine, microscaling, no_quantization
 from wrappers.deploy.decode_calibration import calibrate_both, calibrate_decode, decode_inputs
 from wrappers.deploy.export import export
 from wrappers.deploy.runtime import Runtime, Sampling
+from wrappers.deploy.saving import load, save
 from wrappers.deploy.steps import Step
 from wrappers.families import llama as llama
 from wrappers.families import qwen3_vl as qwen3_vl
@@ -28,6 +29,6 @@ from wrappers.quantize import calibrate, convert, overrides_for, prepare
 __all__ = [
     "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec", "Runtime",
     "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode", "convert",
-    "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling", "no_quantization",
-    "overrides_for", "prepare", "register",
+    "decode_inputs", "export", "iter_points", "iter_wrappers", "load", "microscaling",
+    "no_quantization", "overrides_for", "prepare", "register", "save",
 ]  # fmt: skip

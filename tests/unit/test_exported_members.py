@@ -8,8 +8,8 @@ def test_exported_members():
     assert set(wrappers.__all__) == {
         "DType", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint", "QuantSpec",
         "Runtime", "Sampling", "Step", "affine", "calibrate", "calibrate_both", "calibrate_decode",
-        "convert", "decode_inputs", "export", "iter_points", "iter_wrappers", "microscaling",
-        "no_quantization", "overrides_for", "prepare", "register",
+        "convert", "decode_inputs", "export", "iter_points", "iter_wrappers", "load",
+        "microscaling", "no_quantization", "overrides_for", "prepare", "register", "save",
     }  # fmt: skip
     for name in wrappers.__all__:
         assert hasattr(wrappers, name)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wrappers.deploy.folders import add_tensors
 from wrappers.errors import ModelInputError, StudyError
 from wrappers.evaluate import check_tasks, documents, positions_of
 
@@ -151,9 +152,7 @@ class LoadedWorkload:
     def checksum(self) -> str:
         """SHA-256 of parameters and texts: what a result depends on besides the settings."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        add_tensors(digest, self.model)
         digest.update(repr((self.bos, self.texts, self.calibration, self.prompts)).encode())
         return digest.hexdigest()
 
