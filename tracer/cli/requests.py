@@ -246,7 +246,8 @@ class CompareRequest(ModelRequest):
     candidate: str = option(
         f"the model under test (default: {choices.DEFAULT_CANDIDATE}; with --reference or "
         f"--candidate-device the model itself). {_named(choices.CANDIDATES)}; or the path of "
-        "another model, of a trace, or of a function that makes a model, as for MODEL",
+        "another model, of a trace, of a saved quantised model (`trace_model quantize`), or of a "
+        "function that makes a model, as for MODEL",
         default=choices.ITSELF,
         metavar="KIND|PATH",
     )
