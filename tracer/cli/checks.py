@@ -2,6 +2,7 @@
 
 from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
 from tracer.cli.parser.export import ExportRequest, check_export
+from tracer.cli.parser.quantize import QuantizeRequest, check_quantize
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
@@ -16,7 +17,7 @@ from tracer.errors import UsageError
 from tracer.models.locate import check_offload, is_saved, is_trace, locate, locate_processor
 
 
-def check(request: Request | ExportRequest) -> None:
+def check(request: Request | ExportRequest | QuantizeRequest) -> None:
     """Checks what can be checked before PyTorch is loaded.
 
     Raises:
@@ -30,6 +31,9 @@ def check(request: Request | ExportRequest) -> None:
             locate(request.workload["model"])
         return
     if isinstance(request, DiffRequest | HistoryRequest):
+        return
+    if isinstance(request, QuantizeRequest):
+        check_quantize(request)
         return
     if not (isinstance(request, ShowRequest) and is_trace(request.model)):
         _check_model(request)
