@@ -35,11 +35,6 @@ def calibration_batches(data: Data, loaded: Any) -> Batches:
     Raises:
         RecipeError: the model has no tokenizer, or the data are too few or not what they should be.
     """
-    most = positions_of(loaded.model)
-    if most is not None and data.length > most:
-        raise RecipeError(
-            f"the calibration length is {data.length}, and {loaded.name} has {most} positions"
-        )
     if data.data == "own" or data.data == "images" or _is_synthetic(data, loaded):
         return _made_by_tracer(data, loaded)
     sequences, source = _SOURCES[data.data](data, loaded)
@@ -51,6 +46,19 @@ def calibration_batches(data: Data, loaded: Any) -> Batches:
         for start in range(0, len(sequences), data.batch)
     ]
     return Batches(made, f"{len(sequences)} {source}")
+
+
+def check_length(data: Data, loaded: Any) -> None:
+    """Checks that a model has positions enough for what it is calibrated on.
+
+    Raises:
+        RecipeError: it has not.
+    """
+    most = positions_of(loaded.model)
+    if most is not None and data.length > most:
+        raise RecipeError(
+            f"the calibration length is {data.length}, and {loaded.name} has {most} positions"
+        )
 
 
 def _is_synthetic(data: Data, loaded: Any) -> bool:

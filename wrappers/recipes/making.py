@@ -34,7 +34,7 @@ from wrappers.deploy.parts import exported_part
 from wrappers.deploy.saving import write_model
 from wrappers.errors import ArgumentError
 from wrappers.quantize import convert, prepare
-from wrappers.recipes.data import calibration_batches
+from wrappers.recipes.data import calibration_batches, check_length
 from wrappers.recipes.measuring import check_measurable, in_words, measured
 from wrappers.recipes.recipe import Export, Recipe
 
@@ -130,6 +130,7 @@ def _loaded(recipe: Recipe, model: str, options: dict[str, Any]) -> Any:
     if data.data == "images":
         options |= {"images": data.images, "max_pixels": data.max_pixels}
     loaded = tracer.models.load(model, seed=data.seed, **options)
+    check_length(data, loaded)
     if data.data == "own" and "pixel_values" not in loaded.inputs:
         # What the model writes itself is as long as its inputs are.
         options["sequence_length"] = data.length

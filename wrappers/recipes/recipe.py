@@ -319,7 +319,7 @@ def _spec(given: Spec, place: str) -> QuantSpec:
             return no_quantization()
         if isinstance(given, str):
             return affine(given)
-        return QuantSpec(**_keywords(given))
+        return QuantSpec(**_keywords(given, place))
     except (ConfigError, TypeError) as error:
         raise RecipeError(f"{place}: {error}") from error
 
@@ -330,13 +330,17 @@ def _changed(given: Spec, place: str) -> QuantSpec | dict[str, Any]:
         return no_quantization()
     if isinstance(given, str):
         return {"dtype": _spec(given, place).dtype, "qscheme": None}
-    return _keywords(given)
+    return _keywords(given, place)
 
 
-def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+def _keywords(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The fields of a QuantSpec; what else stands beside an observer is an option of it."""
     keywords = {key.replace("-", "_"): value for key, value in given.items()}
     options = {key: value for key, value in keywords.items() if key not in _SPEC_FIELDS}
     known = {key: value for key, value in keywords.items() if key in _SPEC_FIELDS}
+    unknown = [key for key in options if key != "options"]
+    if unknown and "observer" not in known:
+        raise RecipeError(f"{place}: unknown key {unknown[0]!r}{choices(unknown[0], _SPEC_FIELDS)}")
     return known | ({"options": options.pop("options", {}) | options} if options else {})
 
 

@@ -65,13 +65,11 @@ def _key(name: str) -> str:
 def _value(value: Any, hint: Any, place: str, folder: Path) -> Any:
     """A value of TOML as its field takes it."""
     value = _frozen(value)
-    if matches("", hint) or not isinstance(value, str | tuple):
-        pass
-    elif isinstance(value, str) and matches(Path(), hint):
+    if isinstance(value, str) and matches(Path(), hint) and not matches("", hint):
         return folder / Path(value).expanduser()
-    elif isinstance(value, tuple) and matches((Path(),), hint) and not matches(("",), hint):
-        if all(isinstance(item, str) for item in value):
-            return tuple(folder / Path(item).expanduser() for item in value)
+    are_texts = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if are_texts and matches((Path(),), hint) and not matches(("",), hint):
+        return tuple(folder / Path(item).expanduser() for item in value)
     if not matches(value, hint):
         allowed = _allowed(hint)
         said = choices(str(value), allowed) if allowed else f"; expected {in_words(hint)}"
