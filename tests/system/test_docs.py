@@ -27,6 +27,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "examples" / "ci" / "README
 FILES = (
     *("FILE", "photo.png", "main.json", "new.json", "quantized.json", "config.json"),
     "examples/studies/sensitivity.toml",
+    *("recipe.toml", "examples/recipes/tiny-llama.toml"),
 )
 
 _BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

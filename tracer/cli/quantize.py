@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from tracer.choices import CANDIDATES
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.parser.quantize import QuantizeRequest
 from tracer.errors import UsageError
@@ -28,9 +29,8 @@ def quantize(request: QuantizeRequest) -> ExitCode:
     size = sum(file.stat().st_size for file in made.folder.rglob("*") if file.is_file())
     graphs = f", {len(made.exported)} files in export" if made.exported else ""
     print(f"{request.out}: {size:,} bytes{graphs}")
-    print(
-        f"trace_model compare {request.model} --candidate {request.out} says where its errors are"
-    )
+    place = f"./{request.out}" if request.out in CANDIDATES else request.out
+    print(f"compare it: trace_model compare {request.model} --candidate {place}")
     return ExitCode.AGREES
 
 

@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from tracer.choices import BUILT_IN, SAVED_HEADER, TRACE_HEADER
+from tracer.choices import BUILT_IN, CANDIDATES, ITSELF, SAVED_HEADER, TRACE_HEADER
 from tracer.errors import ModelLoadError, UsageError, near_names
 from tracer.execution.limits import read_json, user_path, what_it_is
 from tracer.text import brief
@@ -140,8 +140,9 @@ def is_trace(name: str) -> bool:
 
 
 def is_saved(name: str) -> bool:
-    """Whether a name is that of a folder in which a quantised model was saved."""
-    return (user_path(name) / SAVED_HEADER).is_file()
+    """Whether a name is that of a folder in which a quantised model was saved; a kind of candidate
+    is none, whatever folders there are."""
+    return name not in (*CANDIDATES, ITSELF) and (user_path(name) / SAVED_HEADER).is_file()
 
 
 def saved_variant(name: str) -> str:
