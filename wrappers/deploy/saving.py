@@ -15,11 +15,7 @@ config do not give.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import itertools
-import json
-import os
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from os import PathLike
@@ -28,20 +24,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trace_model.annotations import checked
-from wrappers.algorithms.stage import copied, is_prepared
+from wrappers.algorithms.stage import copied
 from wrappers.algorithms.structure import untie_configs
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.core.registry import float_class_of
-from wrappers.core.transformers_compat import attention_implementation
+from wrappers.deploy.checkpoint import (
+    architecture,
+    attention_of,
+    check_same,
+    dtype_of,
+    float_model_of,
+    from_checkpoint,
+    named_by,
+    place_of,
+    weights_checksum,
+)
 from wrappers.deploy.folders import (
     QPARAMS,
     WEIGHTS,
-    add_tensors,
     check_place,
     read_header,
     read_tensors,
@@ -50,9 +54,6 @@ from wrappers.deploy.folders import (
 )
 from wrappers.errors import ArgumentError, ConfigError, ModeError, SavedModelError, WrappersError
 from wrappers.quantize import listed, prepare, set_mode
-
-# Of a model's config what says nothing of what it computes.
-_VOLATILE = ("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
 @checked(ArgumentError)
@@ -104,25 +105,25 @@ def write_model(
     """
     _check_quantized(model)
     config: PTQConfig = vars(model)["ptq_config"]
-    reference = _reference(model, checkpoint)
+    reference = float_model_of(model, checkpoint)
     own, tied = _own_tensors(model, prepare(copied(reference), config))
     points, qparams = _split(
         {name: wrapper.point_states() for name, wrapper in iter_wrappers(model)}
     )
     float_class = float_class_of(type(model))
-    given = str(checkpoint) if isinstance(checkpoint, str | PathLike) else _named_by(model)
+    given = str(checkpoint) if isinstance(checkpoint, str | PathLike) else named_by(model)
     header = {
         "class": f"{float_class.__module__}.{float_class.__qualname__}",
-        "dtype": _dtype(reference),
-        "attention": _attention(reference),
+        "dtype": dtype_of(reference),
+        "attention": attention_of(reference),
         "config": config.to_dict(),
         "points": points,
         "tied": tied,
         "untied": _ties(reference) and not _ties(model),
         "checkpoint": {
-            **_place(given, final),
-            "sha256": _sha256(reference),
-            "config": _architecture(reference),
+            **place_of(given, final),
+            "sha256": weights_checksum(reference),
+            "config": architecture(reference),
         },
         "versions": {
             "torch": torch.__version__,
@@ -154,8 +155,8 @@ def load(folder: str | PathLike[str], model: nn.Module | None = None) -> nn.Modu
     except (ConfigError, TypeError) as error:
         raise SavedModelError(f"{source}: its config cannot be used: {error}") from error
     weights, qparams = (read_tensors(source, header, name) for name in (WEIGHTS, QPARAMS))
-    float_model = _from_checkpoint(source, header) if model is None else model
-    _check_same(float_model, source, header)
+    float_model = from_checkpoint(source, header) if model is None else model
+    check_same(float_model, source, header)
     try:
         own = copied(float_model)
         if header["untied"]:
@@ -185,117 +186,6 @@ def _check_quantized(model: nn.Module) -> None:
         raise ModeError(
             f"{type(model).__name__} is a part of a prepared model: save the whole that prepare() "
             "returned"
-        )
-
-
-def _reference(model: nn.Module, checkpoint: nn.Module | str | PathLike[str] | None) -> nn.Module:
-    """The float model that a quantised one was made of."""
-    if isinstance(checkpoint, nn.Module):
-        if is_prepared(checkpoint):
-            raise SavedModelError("checkpoint is a wrapped model: give the float model")
-        return checkpoint
-    place = _named_by(model) if checkpoint is None else os.fspath(checkpoint)
-    if not place:
-        raise SavedModelError(
-            f"{type(model).__name__} does not say where its checkpoint is: give "
-            "save(..., checkpoint=) the float model or its folder"
-        )
-    float_class = float_class_of(type(model))
-    return _loaded(float_class, place, _dtype(model), _attention(model))
-
-
-def _named_by(model: nn.Module) -> str:
-    return str(getattr(model, "name_or_path", "") or "")
-
-
-def _place(given: str, final: Path) -> dict[str, str]:
-    """Where the checkpoint is: of a folder its path, from the root and from the saved model."""
-    if not given:
-        return {}
-    path = Path(given).expanduser()
-    if not path.is_dir():
-        return {"hub": given}
-    return {"path": str(path.resolve()), "relative": os.path.relpath(path.resolve(), final)}
-
-
-def _from_checkpoint(source: Path, header: Mapping[str, Any]) -> nn.Module:
-    kept = header["checkpoint"]
-    places = [Path(kept[key]) for key in ("path",) if key in kept]
-    places += [source.absolute() / kept["relative"]] if "relative" in kept else []
-    found = next((str(place.resolve()) for place in places if place.is_dir()), kept.get("hub"))
-    if found is None:
-        raise SavedModelError(
-            f"{source} was made of "
-            + (f"the checkpoint {kept['path']}, which is not there" if places else "no checkpoint")
-            + ": give the float model, load(folder, model)"
-        )
-    return _loaded(_float_class(source, header), found, header["dtype"], header.get("attention"))
-
-
-def _float_class(source: Path, header: Mapping[str, Any]) -> type[nn.Module]:
-    module, _, name = header["class"].rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SavedModelError(
-            f"{source} is a {header['class']}, which is not installed here ({error}): install the "
-            f"versions that it was saved with, {header['versions']}"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise SavedModelError(f"{source}: {header['class']} is no nn.Module class")
-    return found
-
-
-def _loaded(
-    float_class: type[nn.Module], place: str, dtype: str, attention: str | None
-) -> nn.Module:
-    if not issubclass(float_class, PreTrainedModel):
-        raise SavedModelError(
-            f"a {float_class.__name__} is no model of transformers, which could be loaded from "
-            f"{place}: give the float model"
-        )
-    options = {} if attention is None else {"attn_implementation": attention}
-    try:
-        loaded, report = float_class.from_pretrained(  # type: ignore[attr-defined]
-            place, dtype=getattr(torch, dtype), output_loading_info=True, **options
-        )
-    # transformers raises whatever its many parts raise.
-    except Exception as error:
-        raise SavedModelError(f"the checkpoint {place} cannot be loaded: {error}") from error
-    if report["missing_keys"]:
-        raise SavedModelError(
-            f"the checkpoint {place} lacks weights of {float_class.__name__}: "
-            f"{listed(sorted(report['missing_keys']))}"
-        )
-    model: nn.Module = loaded
-    return model.eval()
-
-
-def _check_same(model: nn.Module, source: Path, header: Mapping[str, Any]) -> None:
-    """Checks that a float model is the one that the saved one was made of."""
-    if is_prepared(model):
-        raise SavedModelError("the model given is wrapped: give the float model")
-    found = f"{type(model).__module__}.{type(model).__qualname__}"
-    if found != header["class"]:
-        raise SavedModelError(f"{source} was made of a {header['class']}, found a {found}")
-    kept = header["checkpoint"]
-    here = _architecture(model)
-    # What only one of the two knows belongs to another version of transformers.
-    for key in sorted(here.keys() & kept["config"].keys()):
-        if here[key] != kept["config"][key]:
-            raise SavedModelError(
-                f"{source} was made of a model with {key} = {kept['config'][key]!r:.200}, and this "
-                f"one has {here[key]!r:.200}: give the float model that it was made of"
-            )
-    if _dtype(model) != header["dtype"]:
-        raise SavedModelError(
-            f"{source} was made of a {header['dtype']} model, and this one is {_dtype(model)}: "
-            f"load it with dtype {header['dtype']}"
-        )
-    if _sha256(model) != kept["sha256"]:
-        raise SavedModelError(
-            f"{source} was made of another checkpoint: its weights have another checksum than "
-            "those of the float model here; give the one that it was made of"
         )
 
 
@@ -420,44 +310,12 @@ def _packed(values: list[Any]) -> Tensor:
     return narrow if torch.equal(narrow.to(wide.dtype), wide) else wide
 
 
-def _dtype(model: nn.Module) -> str:
-    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return str(next(floating, torch.float32)).removeprefix("torch.")
-
-
-def _attention(model: nn.Module) -> str | None:
-    return attention_implementation(model.config) if isinstance(model, PreTrainedModel) else None
-
-
 def _configs(model: nn.Module) -> Iterator[Any]:
     return (module.config for module in model.modules() if hasattr(module, "config"))
 
 
 def _ties(model: nn.Module) -> bool:
     return any(getattr(config, "tie_word_embeddings", False) for config in _configs(model))
-
-
-def _architecture(model: nn.Module) -> dict[str, Any]:
-    """What a config says of what its model computes, in plain values."""
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "to_dict"):
-        return {}
-    plain = json.loads(json.dumps(config.to_dict(), default=str))
-    return _without_volatile(plain)
-
-
-def _without_volatile(plain: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_volatile(value) if isinstance(value, dict) else value
-        for key, value in plain.items()
-        if key not in _VOLATILE and not key.startswith("_")
-    }
-
-
-def _sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    add_tensors(digest, model)
-    return digest.hexdigest()
 
 
 def _version() -> str:

@@ -28,7 +28,7 @@ def test_a_candidate_that_is_quantised(saved, tmp_path, capsys) -> None:
     assert main(["compare", "random-llama", *options]) == 0
     printed = capsys.readouterr().out
     assert f"against {saved} (variant prefill)" in " ".join(printed.split())
-    assert "quantization point: what goes away without it" in printed
+    assert "without `up_proj.act_out` (uint8 activation): relative L2" in printed
     assert json.loads(report.read_text())["isolation"]
 
 
