@@ -11,7 +11,10 @@ from pathlib import Path
 from tracer.cli import main as trace_model
 
 PAGE = Path(__file__).parent / "reference" / "cli.md"
-COMMANDS = ("compare", "check", "record", "show", "diff", "history", "export", "ablate")
+COMMANDS = (
+    *("compare", "check", "record", "show", "diff", "history"),
+    *("quantize", "export", "ablate"),
+)
 
 
 def page() -> str:

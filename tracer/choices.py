@@ -20,6 +20,8 @@ CANDIDATES: Mapping[str, str] = {
     "compile": "the same weights through torch.compile",
 }
 NEED_WRAPPERS = ("wrapped", "quantized")
+# The file in the folder of a saved quantised model that says what it is.
+SAVED_HEADER = "quantized.json"
 # The candidate that is the model as it was loaded, to be compared with a recording of it.
 ITSELF = "itself"
 

@@ -16,6 +16,7 @@ from wrappers.deploy.decode_calibration import calibrate_both, calibrate_decode,
 from wrappers.deploy.export import export
 from wrappers.deploy.runtime import Runtime
 from wrappers.deploy.sampling import Sampling
+from wrappers.deploy.saving import load, save
 from wrappers.deploy.steps import Step
 from wrappers.families import llama as llama
 from wrappers.families import qwen3_vl as qwen3_vl
@@ -37,6 +38,6 @@ __all__ = [
     "DType", "KVCacheSpec", "Mode", "PTQConfig", "QScheme", "QuantModule", "QuantPoint",
     "QuantSpec", "Runtime", "Sampling", "Step", "affine", "calibrate", "calibrate_both",
     "calibrate_decode", "convert", "count_rounding", "decode_inputs", "export", "iter_points",
-    "iter_wrappers", "microscaling", "no_quantization", "overrides_for", "prepare", "register",
-    "summary",
+    "iter_wrappers", "load", "microscaling", "no_quantization", "overrides_for", "prepare",
+    "register", "save", "summary",
 ]  # fmt: skip

@@ -18,6 +18,8 @@
     ├── ModelInputError (ValueError)     inputs that a model or a function cannot take
     │   └── CacheFullError               ... because a static cache has no room for them
     ├── ExportError (ValueError)         a model or a file that cannot be exported
+    ├── SavedModelError (ValueError)     a folder that a model cannot be saved to or loaded from
+    ├── RecipeError (ValueError)         a recipe that cannot be read or followed
     ├── StudyError (ValueError)          a study that cannot be run, or whose results cannot be read
     └── MissingExtraError (ImportError)  an optional package that is not installed
 
@@ -111,6 +113,14 @@ class CacheFullError(ModelInputError):
 
 class ExportError(WrappersError, ValueError):
     """A model that cannot be written as a graph, or a file that it cannot be written to."""
+
+
+class SavedModelError(WrappersError, ValueError):
+    """A folder that a quantised model cannot be saved to or loaded from."""
+
+
+class RecipeError(WrappersError, ValueError):
+    """A recipe that cannot be read or followed."""
 
 
 class StudyError(WrappersError, ValueError):

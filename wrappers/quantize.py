@@ -91,6 +91,7 @@ def prepare(model: nn.Module, config: PTQConfig) -> nn.Module:
     if not points:
         raise WrapError(f"nothing in {type(model).__name__} has a wrapper with quantization points")
     _check_overrides(config, points)
+    vars(wrapped)["ptq_config"] = config  # of a root without a wrapper too
     return wrapped
 
 

@@ -15,7 +15,7 @@ import tracer
 import wrappers
 from tracer import models
 from tracer.cli.parser import parse
-from wrappers import evaluate, studies
+from wrappers import evaluate, recipes, studies
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -27,6 +27,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "examples" / "ci" / "README
 FILES = (
     *("FILE", "photo.png", "main.json", "new.json", "quantized.json", "config.json"),
     "examples/studies/sensitivity.toml",
+    *("recipe.toml", "examples/recipes/tiny-llama.toml"),
 )
 
 _BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -149,7 +150,7 @@ def test_the_command_line_reference_is_what_the_parser_says(monkeypatch) -> None
 def test_the_api_reference_has_every_public_package() -> None:
     page = (DOCS / "reference" / "python-api.md").read_text(encoding="utf-8")
     named = re.findall(r"^::: (\S+)$", page, re.M)
-    rooms = (tracer, models, wrappers, evaluate, studies)
+    rooms = (tracer, models, wrappers, evaluate, recipes, studies)
     # A function and its module of one name: the page has to name the function.
     homonym = "wrappers.evaluate.perplexity.perplexity"
     assert [name for name in named if name != homonym] == [room.__name__ for room in rooms]

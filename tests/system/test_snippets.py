@@ -44,6 +44,7 @@ NOT_RUN = {
     "--break": "opens a debugger, which tests/system/cli/test_debugging.py does",
     "--post-mortem": "as --break",
     "--map": "needs a checkpoint under other names",
+    "quantize": "takes long; tests/unit/cli/test_quantize.py runs the example",
     "ablate": "takes minutes; tests/system/cli/test_ablate.py runs small ones",
     "folder": "is what an hour of training makes",
     "check": "needs checks; tests/system/test_ci_guide.py runs it",
@@ -92,7 +93,10 @@ def test_what_is_not_run_says_why() -> None:
         for why, language, _ in _BLOCK.findall(page.read_text(encoding="utf-8"))
         if language == "python" and why
     ]
-    assert skipped == [("studies.md", "<!-- not run: downloads lm-eval's tasks -->\n")]
+    assert skipped == [
+        ("recipes.md", "<!-- not run: it needs a model with images and its processor -->\n"),
+        ("studies.md", "<!-- not run: downloads lm-eval's tasks -->\n"),
+    ]
 
 
 # The guide of checks is walked by tests/system/test_ci_guide.py.
@@ -161,7 +165,14 @@ def reports(folder: str) -> None:
 
 
 QUANTIZED = ["compare", "random-llama", "--candidate", "quantized"]
+
+
 # What pages take for granted.
+def save_quantized(folder: str) -> None:
+    loaded = tracer.models.load("random-llama")
+    wrappers.save(tracer.models.candidate(loaded, "quantized"), folder, loaded.model)
+
+
 MAKERS: Mapping[str, Callable[[], object]] = {
     "text.txt": lambda: Path("text.txt").write_text("Once upon a time. " * 200),
     "main.json": lambda: main([*QUANTIZED, "--report", "main.json"]),
@@ -173,4 +184,5 @@ MAKERS: Mapping[str, Callable[[], object]] = {
     "b.trace": lambda: record("--candidate", "sdpa", "--out", "b.trace"),
     "other": lambda: save_model("other"),
     "broken": lambda: save_model("broken", broken=True),
+    "FOLDER": lambda: save_quantized("FOLDER"),
 }

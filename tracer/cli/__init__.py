@@ -20,6 +20,7 @@ from tracer.cli.checks import check as check_request
 from tracer.cli.exit_codes import ExitCode
 from tracer.cli.parser import parse
 from tracer.cli.parser.export import ExportRequest
+from tracer.cli.parser.quantize import QuantizeRequest
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
@@ -64,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(error, request)
 
 
-def exit_code(error: BaseException, request: Request | ExportRequest | None) -> int:
+def exit_code(
+    error: BaseException, request: Request | ExportRequest | QuantizeRequest | None
+) -> int:
     """Says what has ended the work, and returns the exit code for it."""
     match error:
         case SystemExit() if request is None:
@@ -97,7 +100,7 @@ def exit_code(error: BaseException, request: Request | ExportRequest | None) -> 
     return ExitCode.WRONG_USE
 
 
-def _run(request: Request | ExportRequest, command: str, out: TextIO) -> ExitCode:
+def _run(request: Request | ExportRequest | QuantizeRequest, command: str, out: TextIO) -> ExitCode:
     """Does what is asked for; the work of each command is imported when it is called."""
     match request:
         case CompareRequest():
@@ -128,6 +131,10 @@ def _run(request: Request | ExportRequest, command: str, out: TextIO) -> ExitCod
             from tracer.cli.export import export
 
             return export(request)
+        case QuantizeRequest():
+            from tracer.cli.quantize import quantize
+
+            return quantize(request)
         case AblateRequest():
             from tracer.cli.ablate import ablate
 

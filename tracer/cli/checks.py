@@ -2,6 +2,7 @@
 
 from tracer.choices import CANDIDATES, ITSELF, NEED_WRAPPERS, NO_ISOLATION
 from tracer.cli.parser.export import ExportRequest, check_export
+from tracer.cli.parser.quantize import QuantizeRequest, check_quantize
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     AblateRequest,
@@ -13,10 +14,10 @@ from tracer.cli.requests import (
     flag,
 )
 from tracer.errors import UsageError
-from tracer.models.locate import check_offload, is_trace, locate, locate_processor
+from tracer.models.locate import check_offload, is_saved, is_trace, locate, locate_processor
 
 
-def check(request: Request | ExportRequest) -> None:
+def check(request: Request | ExportRequest | QuantizeRequest) -> None:
     """Checks what can be checked before PyTorch is loaded.
 
     Raises:
@@ -30,6 +31,9 @@ def check(request: Request | ExportRequest) -> None:
             locate(request.workload["model"])
         return
     if isinstance(request, DiffRequest | HistoryRequest):
+        return
+    if isinstance(request, QuantizeRequest):
+        check_quantize(request)
         return
     if not (isinstance(request, ShowRequest) and is_trace(request.model)):
         _check_model(request)
@@ -54,7 +58,7 @@ def _check_sides(request: CompareRequest) -> None:
         return
     if has_trace:
         raise UsageError("--train: the random numbers of a trace are not known; give two models")
-    if request.candidate in NEED_WRAPPERS:
+    if request.candidate in NEED_WRAPPERS or is_saved(request.candidate):
         others = [kind for kind in CANDIDATES if kind not in NEED_WRAPPERS]
         raise UsageError(
             f"--train: wrapped models have no training mode; give a --candidate {'|'.join(others)} "
@@ -68,7 +72,8 @@ def _check_model(request: ModelRequest) -> None:
     """Checks how the model, its inputs and its candidate are to be made."""
     if request.model is not None:
         locate(request.model)
-    if request.candidate not in (*CANDIDATES, ITSELF) and not is_trace(request.candidate):
+    saved = is_saved(request.candidate)
+    if not (request.candidate in (*CANDIDATES, ITSELF) or is_trace(request.candidate) or saved):
         locate(request.candidate, CANDIDATES)
     if request.processor is not None:
         locate_processor(request.processor)
@@ -92,7 +97,7 @@ def _check_model(request: ModelRequest) -> None:
                 f"--config says what activations and weights are, and {flag(name)} too: choose one"
             )
     if request.map_input:
-        if request.candidate in CANDIDATES:
+        if request.candidate in CANDIDATES or saved:
             raise UsageError(
                 "--map-input names the arguments of another model, and the candidate is "
                 f"{request.candidate}, which has those of the model: leave it out"
@@ -113,6 +118,11 @@ def _check_offload(request: ModelRequest) -> None:
         raise UsageError(
             "--offload loads the weights of a module when it is called, which compiled code does "
             "not do: leave it out, or choose another candidate than compile"
+        )
+    if is_saved(request.candidate):
+        raise UsageError(
+            "--offload loads weights when they are needed, and those of a saved model are put into "
+            "its parameters: leave it out"
         )
     check_offload(request.offload)
 

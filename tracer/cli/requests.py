@@ -54,7 +54,7 @@ def _named(known: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {what}" for name, what in known.items())
 
 
-_MODEL = (
+MODEL = (
     f"a local folder, a Hugging Face hub id, or a built-in model ({_named(choices.BUILT_IN)}); or "
     "a function, FILE.py:FUNCTION or MODULE:FUNCTION, that returns a model, or a pair of it "
     f"and its inputs by name, whose code is run"
@@ -75,7 +75,7 @@ class ModelRequest:
     """
 
     output: Output = DEFAULT
-    model: str | None = option(_MODEL, default=MISSING, names=("model",), metavar="MODEL")
+    model: str | None = option(MODEL, default=MISSING, names=("model",), metavar="MODEL")
     candidate: str = option(
         "a candidate made from the model instead of it, as `trace_model compare` makes it: "
         f"{', '.join(choices.CANDIDATES)} (default: the model itself)",
@@ -240,7 +240,7 @@ class CompareRequest(ModelRequest):
     """
 
     model: str | None = option(
-        f"{_MODEL}; or a trace, to be compared with --candidate",
+        f"{MODEL}; or a trace, to be compared with --candidate",
         default=MISSING,
         names=("model",),
         metavar="MODEL",
@@ -248,7 +248,8 @@ class CompareRequest(ModelRequest):
     candidate: str = option(
         f"the model under test (default: {choices.DEFAULT_CANDIDATE}; with --reference or "
         f"--candidate-device the model itself). {_named(choices.CANDIDATES)}; or the path of "
-        "another model, of a trace, or of a function that makes a model, as for MODEL",
+        "another model, of a trace, of a saved quantised model (`trace_model quantize`), or of a "
+        "function that makes a model, as for MODEL",
         default=choices.ITSELF,
         metavar="KIND|PATH",
     )
@@ -423,7 +424,7 @@ class RecordRequest(ModelRequest):
 class ShowRequest(ModelRequest):
     """`trace_model show`."""
 
-    model: str = option(f"{_MODEL}; or a trace", default=MISSING, names=("model",), metavar="MODEL")
+    model: str = option(f"{MODEL}; or a trace", default=MISSING, names=("model",), metavar="MODEL")
     salvage: bool = switch(_SALVAGE)
     include: tuple[str, ...] = repeatable("show matching modules only (repeatable)", metavar="GLOB")
     focus: tuple[str, ...] = repeatable(

@@ -20,7 +20,7 @@ from tracer.choices import (
 )
 from tracer.cli.requests import CompareRequest, ModelRequest, flag
 from tracer.errors import UsageError, near_names
-from tracer.models.locate import is_trace
+from tracer.models.locate import is_saved, is_trace, saved_variant
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def resolve(request: CompareRequest) -> Sides:
         reference, candidate = (
             None if name is None else open_trace(name, salvage=request.salvage) for name in named
         )
-        quantized = request.candidate == "quantized" or _is_quantized(candidate)
+        saved = is_saved(request.candidate)
+        quantized = saved or request.candidate == "quantized" or _is_quantized(candidate)
         if reference is not None and candidate is not None:
             _check_focus(request.focus, reference.name, reference, candidate)
             names = _describe_trace(reference), _describe_trace(candidate)
@@ -107,7 +108,8 @@ def resolve(request: CompareRequest) -> Sides:
     )
     notes = *live.notes, *_calibrated(data)
     variant = request.variant or DEFAULT_VARIANT
-    if candidate is None and request.candidate in NEED_WRAPPERS and variant in VARIANTS:
+    wraps = saved or request.candidate in NEED_WRAPPERS
+    if candidate is None and wraps and variant in VARIANTS:
         notes = f"{variant}: {VARIANTS[variant]}", *notes
     if request.train:
         notes += (_trained(live.model, made),)
@@ -165,7 +167,7 @@ def _trained(*both: "nn.Module") -> str:
 
 def _other(request: ModelRequest, loaded: "Loaded") -> "Loaded | None":
     """A candidate that is a model of its own, and not made from the loaded one."""
-    if request.candidate in (*CANDIDATES, ITSELF):
+    if request.candidate in (*CANDIDATES, ITSELF) or is_saved(request.candidate):
         return None
     from tracer.models.candidates import load_candidate
 
@@ -270,7 +272,10 @@ def _config(file: Path | None) -> "PTQConfig | None":
 
 
 def _with_variant(request: Request) -> Request:
-    """The request with the variant of its configuration, where it names none itself."""
+    """The request with the variant of its configuration or saved candidate, where it names none
+    itself."""
+    if is_saved(request.candidate):
+        return replace(request, variant=saved_variant(request.candidate))
     config = _config(request.config)
     if config is None or request.variant is not None:
         return request
@@ -401,7 +406,7 @@ def _describe_candidate(request: CompareRequest, loaded: "Loaded") -> str:
     if request.candidate == ITSELF:
         return _describe(loaded)
     settings = []
-    if request.candidate in NEED_WRAPPERS:
+    if request.candidate in NEED_WRAPPERS or is_saved(request.candidate):
         settings.append(f"variant {request.variant or DEFAULT_VARIANT}")
     if request.config is not None:
         settings.append(f"config {request.config.name}")

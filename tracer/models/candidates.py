@@ -22,6 +22,7 @@ from tracer.choices import (
     NEED_WRAPPERS,
 )
 from tracer.errors import UsageError
+from tracer.execution.limits import user_path
 from tracer.execution.offload import (
     copy_model,
     execution_device,
@@ -32,7 +33,7 @@ from tracer.execution.stepping import ending_in_steps as ending_in_steps
 from tracer.models.calibration_data import Calibration as Calibration
 from tracer.models.calibration_data import calibration as calibration
 from tracer.models.loading import FLOAT_DTYPES, Loaded, cast, load, set_attention
-from tracer.models.locate import factory_of, locate
+from tracer.models.locate import factory_of, is_saved, locate, saved_variant
 from tracer.text import listed
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -151,7 +152,7 @@ def candidate(
     `load("port.py:build")` for both, and give them to `compare` as `candidate_inputs`.
 
     Args:
-        kind: one of `CANDIDATES`, or a name or path to load:
+        kind: one of `CANDIDATES`, or a name or path to load, of `wrappers.save` too:
             "wrapped": the model wrapped for quantisation, with quantisation off;
             "quantized": wrapped, calibrated and quantised;
             "bfloat16", "float16": a copy cast to that dtype;
@@ -179,6 +180,8 @@ def candidate(
         ModelLoadError, InputError: as for `load`.
         wrappers.errors.WrappersError: the model cannot be wrapped or quantised that way.
     """
+    if is_saved(kind):
+        return _saved(loaded, kind, steps)
     if kind not in NEED_WRAPPERS:
         if kind in _KINDS:
             other = _unwrapped(loaded, kind)
@@ -201,6 +204,28 @@ def candidate(
     if batches is not None:
         made = quantized(made, batches, progress)
     return made if steps is None else Stepping(made, steps=steps)
+
+
+def _saved(loaded: Loaded, folder: str, steps: int | None) -> nn.Module:
+    """A saved quantised model; of a prefill with a decode model inside, both where there are steps.
+
+    Raises:
+        UsageError: there are steps, and a decode model without its prefill.
+        wrappers.errors.SavedModelError: it is damaged, or of another model than the loaded one.
+    """
+    import wrappers
+
+    path = user_path(folder)
+    made = wrappers.load(path, loaded.model)
+    if steps is None:
+        return made
+    if saved_variant(folder) == "decode":
+        raise UsageError(
+            f"{folder} is a decode model, and steps begin with a prefill: give the folder of the "
+            "prefill model that it lies in, or leave out the steps"
+        )
+    decode = wrappers.load(path / "decode", loaded.model) if is_saved(f"{path}/decode") else None
+    return Stepping(made, decode, steps=steps)
 
 
 def _config(config: Any, activation: str | None, weight: str | None) -> Any:

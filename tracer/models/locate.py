@@ -11,9 +11,9 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from tracer.choices import BUILT_IN, TRACE_HEADER
+from tracer.choices import BUILT_IN, CANDIDATES, ITSELF, SAVED_HEADER, TRACE_HEADER
 from tracer.errors import ModelLoadError, UsageError, near_names
-from tracer.execution.limits import user_path, what_it_is
+from tracer.execution.limits import read_json, user_path, what_it_is
 from tracer.text import brief
 
 # Each part begins and ends with a letter or digit, and no two signs follow each other.
@@ -48,6 +48,11 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
     folder = user_path(name)
     if folder.is_dir():
         _check_files(folder)
+        if is_saved(name):
+            raise ModelLoadError(
+                f"{name} is a quantised model that was saved: give the model that it was made of, "
+                "and this folder as --candidate"
+            )
         if not (folder / "config.json").is_file():
             raise ModelLoadError(
                 f"{name} is a folder without config.json: expected a checkpoint in transformers' "
@@ -132,6 +137,25 @@ def is_trace(name: str) -> bool:
     """Whether a name is that of a trace's folder, or of what should be one by its suffix."""
     folder = user_path(name)
     return (folder / TRACE_HEADER).is_file() or folder.suffix == ".trace"
+
+
+def is_saved(name: str) -> bool:
+    """Whether a name is that of a folder in which a quantised model was saved; a kind of candidate
+    is none, whatever folders there are."""
+    return name not in (*CANDIDATES, ITSELF) and (user_path(name) / SAVED_HEADER).is_file()
+
+
+def saved_variant(name: str) -> str:
+    """The variant of a saved model.
+
+    Raises:
+        ModelLoadError: its header is damaged.
+    """
+    try:
+        variant = read_json((user_path(name) / SAVED_HEADER).read_bytes())["config"]["variant"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelLoadError(f"{name}: {SAVED_HEADER} is damaged: {brief(error)}") from error
+    return str(variant)
 
 
 def locate_processor(name: str) -> Path | str:

@@ -136,10 +136,7 @@ class Decoder:
         head = self.head
         if head is not None and head.weight is self.text.embed_tokens.weight:
             replace_parameter(head, "weight", head.weight.detach().clone())
-        for module in self.model.modules():
-            config: Any = getattr(module, "config", None)
-            if getattr(config, "tie_word_embeddings", False):
-                config.tie_word_embeddings = False
+        untie_configs(self.model)
 
     def visual_writers(self) -> list[nn.Linear]:
         """The linear layers whose outputs take the place of embeddings, or are added to them."""
@@ -148,6 +145,14 @@ class Decoder:
             return []
         mergers = [visual.merger, *getattr(visual, "deepstack_merger_list", [])]
         return [merger.linear_fc2 for merger in mergers]
+
+
+def untie_configs(model: nn.Module) -> None:
+    """Nothing that ties weights by a model's configs does so any more."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
 
 
 def decoder_of(model: nn.Module) -> Decoder:

@@ -19,7 +19,7 @@ by reference. So a wrapper is an instance of the float class with its names and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
@@ -277,28 +277,38 @@ class QuantModule(nn.Module):
         Returns:
             JSON text as bytes, uint8, [length]: safetensors holds nothing but tensors.
         """
-        state = {
-            name: {"locked": point.locked, **point.quantizer.state()}
-            for name, point in self.points.items()
-            if point.quantizer is not None
-        }
-        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        return torch.tensor(list(json.dumps(self.point_states()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the quantisers of `get_extra_state`. The mode stays; `convert` makes use of them.
 
         Raises:
+            PointError, QParamsError: as `load_point_states`.
+        """
+        self.load_point_states(json.loads(bytes(state.tolist())))
+
+    def point_states(self) -> dict[str, dict[str, Any]]:
+        """The quantisers of all frozen points by name, in plain JSON values."""
+        return {
+            name: {"locked": point.locked, **point.quantizer.state()}
+            for name, point in self.points.items()
+            if point.quantizer is not None
+        }
+
+    def load_point_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the quantisers of `point_states`.
+
+        Raises:
             PointError: the state is of points that this wrapper does not have.
             QParamsError: a quantiser is of another kind than the point's spec asks for.
         """
-        states: dict[str, dict[str, Any]] = json.loads(bytes(state.tolist()))
         unknown = sorted(states.keys() - self.points.keys())
         if unknown:
             raise PointError(
                 f"the state has points {', '.join(unknown)}, which {self._scope()} does not have; "
                 f"it has {', '.join(self.points)}: was it saved from another variant?"
             )
-        device = next((parameter.device for parameter in self.parameters()), state.device)
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         for name, point_state in states.items():
             self.points[name].load_state(point_state)
             self.points[name].move(device)

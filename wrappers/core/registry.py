@@ -66,6 +66,12 @@ def wrapped_classes() -> list[type[nn.Module]]:
     return list(dict.fromkeys(float_class for float_class, _ in _WRAPPERS))
 
 
+def float_class_of(wrapper: type[nn.Module]) -> type[nn.Module]:
+    """The class that a wrapper stands for; of a class that is no wrapper, the class itself."""
+    found = (float_class for (float_class, _), each in _WRAPPERS.items() if each is wrapper)
+    return next(found, wrapper)
+
+
 def lookup(float_class: type[nn.Module], variant: str) -> type[QuantModule]:
     """The wrapper of a class: of the exact variant, else the common one.
 

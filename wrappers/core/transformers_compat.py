@@ -47,6 +47,12 @@ def attends_eagerly(config: PreTrainedConfig) -> bool:
     return config._attn_implementation in (None, "eager")
 
 
+def attention_implementation(config: PreTrainedConfig) -> str | None:
+    """A config's implementation of attention."""
+    implementation: str | None = config._attn_implementation
+    return implementation
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether accelerate's hook is the reason why a module has a forward of its own."""
     return _HOOK in vars(module) and _OWN_FORWARD in vars(module)

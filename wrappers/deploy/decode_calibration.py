@@ -136,6 +136,25 @@ def calibrate_both(
     calibrate_decode(prefill, decode, batches, steps=steps, source=source, progress=progress)
 
 
+def take_weights(decode: nn.Module, prefill: nn.Module) -> None:
+    """Gives a prepared decode model the weights of its prefill model, which an algorithm may have
+    rounded, and with them the weight points that it has locked.
+
+    Args:
+        decode: prepared from the float model that `prefill` was, or one that computes the same.
+        prefill: in the variant `prefill`, in which weights are what they are in `decode`.
+    """
+    wrapped = dict(iter_wrappers(prefill))
+    for name, wrapper in iter_wrappers(decode):
+        source = wrapped[name]
+        for own_name, parameter in source.named_parameters(recurse=False):
+            setattr(wrapper, own_name, parameter)
+        states = source.point_states()
+        wrapper.load_point_states(
+            {point: states[point] for point, each in source.points.items() if each.locked}
+        )
+
+
 def _check_options(steps: int, source: Source) -> None:
     if source not in ("float", "quantized"):
         raise ModelInputError(f"found the source {source!r}; expected 'float' or 'quantized'")

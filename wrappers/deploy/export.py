@@ -82,7 +82,14 @@ def export(
         ModeError: the model is being calibrated.
         ModelInputError: inputs in none of the forms that a model is called with.
     """
-    suffix = Path(path).suffix
+    write_graph(model, example_inputs, Path(path), check=check)
+
+
+def write_graph(
+    model: nn.Module, example_inputs: ModelInputs, path: Path, *, check: bool = True
+) -> ExportedProgram:
+    """Writes a file as `export` does, and returns the graph that it was made of."""
+    suffix = path.suffix
     if suffix not in _WRITERS:
         raise ExportError(
             f"found the suffix {suffix!r} of {path}; expected {' or '.join(_WRITERS)}"
@@ -97,28 +104,36 @@ def export(
             f"{len(calibrating)} wrappers are being calibrated and would be written without their "
             f"quantisation: {listed(calibrating)}; call convert() first"
         )
-    _WRITERS[suffix](model, example_inputs, Path(path).expanduser().resolve(), check)
+    return _WRITERS[suffix](model, example_inputs, path.expanduser().resolve(), check)
 
 
-def _write_pt2(model: nn.Module, inputs: ModelInputs, target: Path, _check: bool) -> None:
+def _write_pt2(
+    model: nn.Module, inputs: ModelInputs, target: Path, _check: bool
+) -> ExportedProgram:
     with _replaced(target) as file:
-        torch.export.save(_captured(model, inputs), file)
+        program = _captured(model, inputs)
+        torch.export.save(program, file)
+    return program
 
 
-def _write_circle(model: nn.Module, inputs: ModelInputs, target: Path, check: bool) -> None:
+def _write_circle(
+    model: nn.Module, inputs: ModelInputs, target: Path, check: bool
+) -> ExportedProgram:
     _check_types(model, inputs)
     if importlib.util.find_spec("tico") is None:
         raise MissingExtraError(
             "a .circle is written by tico, which is not installed: pip install 'tico>=0.3'"
         )
     with _replaced(target) as file:
-        circle = _converted(_captured(model, inputs))
+        program = _captured(model, inputs)
+        circle = _converted(program)
         if check:
             _check_result(circle, model, inputs)
         file.write_bytes(circle)
+    return program
 
 
-_WRITERS: dict[str, Callable[[nn.Module, ModelInputs, Path, bool], None]] = {
+_WRITERS: dict[str, Callable[[nn.Module, ModelInputs, Path, bool], ExportedProgram]] = {
     ".pt2": _write_pt2,
     ".circle": _write_circle,
 }

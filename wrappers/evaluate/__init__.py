@@ -1,9 +1,10 @@
-"""Evaluation of causal LMs: float, wrapped or quantised.
+"""Evaluation of causal LMs and of models with images: float, wrapped or quantised.
 
 evaluate.perplexity(model, evaluate.documents(text, tokenizer), bos=tokenizer.bos_token_id)
 evaluate.generation_check(reference, candidate, prompts, max_new_tokens=64)
 evaluate.layer_errors(reference, candidate, inputs)  # by the tracer
 evaluate.run_tasks(model, tokenizer, ["arc_easy"])  # by lm-eval
+evaluate.image_questions(model, processor, "photos.jsonl")
 """
 
 from wrappers.evaluate.decoded import DecodedModel
@@ -21,9 +22,18 @@ from wrappers.evaluate.perplexity import (
     step_perplexity,
     windows,
 )
+from wrappers.evaluate.questions import (
+    ImageAnswer,
+    ImageQuestion,
+    ImageQuestions,
+    image_questions,
+    read_questions,
+)
 
 __all__ = [
-    "Continuation", "DecodedModel", "GenerationCheck", "LayerError", "Opening", "Perplexity",
-    "Window", "check_tasks", "decoded_perplexity", "documents", "generation_check", "layer_errors",
-    "perplexity", "positions_of", "repetition", "run_tasks", "step_perplexity", "windows",
+    "Continuation", "DecodedModel", "GenerationCheck", "ImageAnswer", "ImageQuestion",
+    "ImageQuestions", "LayerError", "Opening", "Perplexity", "Window", "check_tasks",
+    "decoded_perplexity", "documents", "generation_check", "image_questions", "layer_errors",
+    "perplexity", "positions_of", "read_questions", "repetition", "run_tasks", "step_perplexity",
+    "windows",
 ]  # fmt: skip

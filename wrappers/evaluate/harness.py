@@ -4,6 +4,12 @@
     results = run_tasks(model, tokenizer, ["tasks/local_copa.yaml"], data="data_folder")
     results["results"]["local_copa"]["acc,none"]
 
+    run_tasks(model, tokenizer, ["photos.yaml"], processor=processor)       # with images
+
+Tasks with images are those whose answers are written (`generate_until`): lm-eval computes no
+log-likelihoods behind images, which `image_questions` does. Their `doc_to_image` may be a list of
+columns with paths, which start from the folder of the data.
+
 A wrapped model is still of the class that transformers knows, so lm-eval's own adapter of
 transformers runs it. Results are lm-eval's, with its names.
 """
@@ -19,6 +25,7 @@ from torch import nn
 
 from trace_model.annotations import checked
 from wrappers.errors import ArgumentError, MissingExtraError, ModelInputError
+from wrappers.evaluate.images import opened
 
 _TASK_FILES = (".yaml", ".yml")
 
@@ -34,6 +41,7 @@ def run_tasks(
     shots: int | None = None,
     batch: int = 1,
     seed: int = 1234,
+    processor: Any = None,
 ) -> dict[str, Any]:
     """Runs tasks and returns lm-eval's results: by task under "results", and how they were made.
 
@@ -46,22 +54,20 @@ def run_tasks(
         shots: examples in the prompt; by default the task's.
         batch: sequences that are run together.
         seed: of all that is drawn.
+        processor: of a model with images, for tasks with images; questions are then put by its chat
+            template.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
-        ModelInputError: no tasks, one that is not known, or a task file without its data.
+        ModelInputError: no tasks, one that is not known, a task file without its data, or one with
+            images that needs log-likelihoods.
     """
     chosen, manager = _chosen(tasks, data)
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     found: dict[str, Any] | None = simple_evaluate(
-        HFLM(
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch,
-            device=str(next(model.parameters()).device),
-        ),
+        _adapter(model, tokenizer, processor, _folders(tasks, data), batch),
+        apply_chat_template=processor is not None,
         tasks=chosen,
         num_fewshot=shots,
         limit=limit,
@@ -74,6 +80,71 @@ def run_tasks(
     )
     assert found is not None  # None is for the ranks of a distributed run but the first
     return found
+
+
+def _folders(tasks: Sequence[str | Path], data: str | Path | None) -> dict[str, Path]:
+    """Where the paths of images start from, by the names of task files."""
+    files = [Path(task) for task in tasks if _is_file(task)]
+    return {
+        str(yaml.safe_load(file.read_text(encoding="utf-8"))["task"]): (
+            file.parent if data is None else Path(data)
+        )
+        for file in files
+    }
+
+
+def _adapter(
+    model: nn.Module, tokenizer: Any, processor: Any, folders: Mapping[str, Path], batch: int
+) -> Any:
+    """The model as lm-eval runs it."""
+    from lm_eval.models.huggingface import HFLM
+
+    options = {"batch_size": batch, "device": str(next(model.parameters()).device)}
+    if processor is None:
+        return HFLM(pretrained=model, tokenizer=tokenizer, **options)
+    from lm_eval.models.hf_vlms import HFMultimodalLM
+
+    class WithImages(HFMultimodalLM):  # type: ignore[misc, unused-ignore]
+        """With the processor that is at hand; lm-eval's own takes a class of transformers' only."""
+
+        def _create_tokenizer(self, *_: object, **__: object) -> None:
+            self.processor = _Processor(processor)
+            self.tokenizer = processor.tokenizer
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            return str(processor.chat_template)
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            for request in requests:
+                context, how, *shown = request.arguments
+                if shown:
+                    folder = folders.get(request.task_name, Path())
+                    visual = [opened(image, folder) for image in shown[0]["visual"]]
+                    request.arguments = (context, how, {"visual": visual})
+            written: list[str] = super().generate_until(requests, disable_tqdm)
+            return written
+
+    return WithImages(pretrained=model, **options)
+
+
+class _Processor:
+    """A processor as lm-eval calls it."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> str:
+        return str(self._processor.apply_chat_template(conversation, tokenize=False, **options))
+
+    def __call__(self, *, text: Any, images: Any, **options: Any) -> Any:
+        from transformers import BatchFeature
+
+        shown = [image for each in images for image in each]
+        made = self._processor(text=text, images=shown, images_kwargs={}, **options)
+        return BatchFeature(dict(made))
 
 
 @checked(ArgumentError)
@@ -121,6 +192,11 @@ def _task(task: str | Path, data: str | Path | None, manager: Any) -> str | dict
     config = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(config, Mapping) or "task" not in config:
         raise ModelInputError(f"{file} is no task file of lm-eval: it names no `task`")
+    if config.get("doc_to_image") and config.get("output_type") != "generate_until":
+        raise ModelInputError(
+            f"{file} shows images and is of the type {config.get('output_type')}: lm-eval takes "
+            "images with generate_until; questions with choices are for image_questions()"
+        )
     return _with_data(dict(config), Path(data) if data is not None else file.parent, file)
 
 

@@ -4,9 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from tracer.choices import CANDIDATES, TRACE_HEADER
+from tracer.choices import CANDIDATES, SAVED_HEADER, TRACE_HEADER
 from tracer.errors import ModelLoadError, UsageError
-from tracer.models.locate import check_offload, factory_of, is_trace, locate, locate_processor
+from tracer.models.locate import (
+    check_offload,
+    factory_of,
+    is_saved,
+    is_trace,
+    locate,
+    locate_processor,
+    saved_variant,
+)
+from wrappers.deploy.folders import HEADER
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +92,13 @@ def test_where_weights_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("tracer.models.locate.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'accelerate>="):
         check_offload(True)
+
+
+def test_a_folder_named_like_a_kind_of_candidate_is_none(tmp_path, monkeypatch) -> None:
+    (tmp_path / "quantized").mkdir()
+    (tmp_path / "quantized" / "quantized.json").write_text('{"config": {"variant": "decode"}}')
+    monkeypatch.chdir(tmp_path)
+    assert not is_saved("quantized")
+    assert is_saved("./quantized")
+    assert saved_variant("./quantized") == "decode"
+    assert HEADER == SAVED_HEADER  # each package has a name for it, as neither imports the other's

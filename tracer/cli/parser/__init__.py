@@ -13,6 +13,7 @@ from tracer.cli.keys import Keys
 from tracer.cli.parser import ablate, check, compare, reports
 from tracer.cli.parser.common import Parser, add_fields, add_output
 from tracer.cli.parser.export import ExportRequest
+from tracer.cli.parser.quantize import QuantizeRequest
 from tracer.cli.report_requests import DiffRequest, HistoryRequest
 from tracer.cli.requests import (
     CompareRequest,
@@ -56,6 +57,12 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "Reads the .json reports of a folder and prints, in the order of their commits, the exit "
         "code, the verdict and the figures of each.",
     ),
+    "quantize": (
+        "quantise a model by a recipe, and write it with its figures and graphs",
+        "Quantises a model as a recipe says (algorithms, calibration data, overrides, evaluation, "
+        "export) and writes a folder that `trace_model compare` takes as a candidate and "
+        "wrappers.load() loads without calibration.",
+    ),
     "export": (
         "quantise a model and write it, or a part of it, as a graph",
         "Quantises a model as `trace_model compare --candidate quantized` does, and writes it or a "
@@ -93,6 +100,7 @@ def make_parser(kind: type[Parser] = Parser) -> tuple[Parser, dict[str, Parser]]
     reports.add_diff_options(commands["diff"])
     reports.add_history_options(commands["history"])
     add_fields(commands["export"], ExportRequest)
+    add_fields(commands["quantize"], QuantizeRequest)
     ablate.add_options(commands["ablate"])
     check.add_options(commands["check"])
     commands["check"].epilog = (
@@ -104,7 +112,9 @@ def make_parser(kind: type[Parser] = Parser) -> tuple[Parser, dict[str, Parser]]
     return parser, commands
 
 
-def parse(arguments: Sequence[str], kind: type[Parser] = Parser) -> Request | ExportRequest:
+def parse(
+    arguments: Sequence[str], kind: type[Parser] = Parser
+) -> Request | ExportRequest | QuantizeRequest:
     """Reads the arguments of the command line.
 
     What they name need not exist, but for files that are read or written; see `checks.check`.
@@ -148,5 +158,7 @@ def parse(arguments: Sequence[str], kind: type[Parser] = Parser) -> Request | Ex
             return HistoryRequest(**given)
         case "export":
             return ExportRequest(**given)
+        case "quantize":
+            return QuantizeRequest(**given)
         case _:
             return ablate.request(given)

@@ -2,12 +2,15 @@
 
 import argparse
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tracer.choices import COLORS, LOG_LEVELS
 from tracer.cli.exit_codes import ExitCode
-from tracer.cli.requests import ModelRequest, flag
+from tracer.cli.requests import flag
 from tracer.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +58,7 @@ def add_output(parser: Parser) -> None:
     )
 
 
-def add_fields(parser: Parser, request: type[ModelRequest]) -> None:
+def add_fields(parser: Parser, request: "type[DataclassInstance]") -> None:
     """Adds the options that a request declares, its own first."""
     declared = {field.name: dict(field.metadata) for field in fields(request) if field.metadata}
     own = [name for name in request.__annotations__ if name in declared]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wrappers.deploy.folders import add_tensors
 from wrappers.errors import ModelInputError, StudyError
 from wrappers.evaluate import Opening, check_tasks, documents, positions_of
 from wrappers.evaluate.opening import Beginning, head_of, with_images
@@ -179,9 +180,7 @@ class LoadedWorkload:
     def checksum(self) -> str:
         """SHA-256 of parameters and texts: what a result depends on besides the settings."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        add_tensors(digest, self.model)
         begun: Any = self.bos
         if isinstance(begun, Opening):
             begun = begun.ids, {name: value.tolist() for name, value in begun.pixels.items()}
