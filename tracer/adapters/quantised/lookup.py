@@ -1,0 +1,32 @@
+"""Finds the adapter of a module, by its type; no library is imported that is not there already."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from tracer.adapters.quantised import compressed, torchao, wrapq
+from tracer.adapters.quantised.adapter import Adapter
+from tracer.adapters.quantised.compressed import settle as settle
+
+
+def adapter_of(module: nn.Module) -> Adapter | None:
+    """What is known of a module that others quantised; None for any other."""
+    for library in (torchao, compressed, wrapq):
+        if (found := library.adapter_of(module)) is not None and found.tensors:
+            return found
+    return None
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
+    """The modules of a model that others quantised, each once, by the outermost name."""
+    seen: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        adapter = adapter_of(module)
+        if adapter is not None and adapter.module not in seen:
+            seen.add(adapter.module)
+            yield name, adapter
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether others quantised any module of a model."""
+    return any(True for _ in adapters(model))
