@@ -18,7 +18,7 @@ def dequantised(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     with torch.no_grad():
         if type(tensor).dequantize is not torch.Tensor.dequantize:
-            plain: torch.Tensor = tensor.dequantize()  # type: ignore[no-untyped-call]
+            plain: torch.Tensor = tensor.dequantize()
             return plain
         rows = torch.eye(tensor.shape[-1], dtype=tensor.dtype, device=tensor.device)
         return nn.functional.linear(rows, tensor).mT

@@ -88,7 +88,7 @@ def given_weight(module: nn.Module, weight: torch.Tensor | None) -> Iterator[Non
     if weight is None:
         yield
         return
-    # The whole place is exchanged: one that loads from elsewhere would take the weight's values over.
+    # The whole place is exchanged: one that loads would copy values into its own.
     before = parameters_of(module)
     set_parameters(module, {**before, "weight": nn.Parameter(weight, requires_grad=False)})
     try:

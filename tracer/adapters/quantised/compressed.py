@@ -40,7 +40,7 @@ class CompressedTensors(Adapter):
 
     @property
     def tensors(self) -> Mapping[str, QuantizedTensor]:
-        scheme = self.module.quantization_scheme
+        scheme: Any = self.module.quantization_scheme
         if isinstance(getattr(self.module, "weight", None), torch.Tensor) or _is_packed(
             self.module
         ):
@@ -71,12 +71,12 @@ class CompressedTensors(Adapter):
         held = {n: getattr(self.module, n, None) for n in (f"{name}_scale", f"{name}_global_scale")}
         scales = {n: scale for n, scale in held.items() if isinstance(scale, torch.Tensor)}
         return QuantizedTensor(
-            kind=f"{args.type}{args.num_bits} {role}",
+            kind=f"{_type_of(args)}{args.num_bits} {role}",
             scales=scales,
             zero_point=getattr(self.module, f"{name}_zero_point", None),
             zero_points=(
                 (0, 0)
-                if args.symmetric or args.type != "int"
+                if args.symmetric or _type_of(args) != "int"
                 else (-(2 ** (args.num_bits - 1)), 2 ** (args.num_bits - 1) - 1)
             ),
             channels=_channels(self.module, args) if name == "weight" else 0,
@@ -104,12 +104,12 @@ def settle(model: nn.Module) -> None:
         decompress = forward_pre_hooks(model)[handle.id]
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             decompress(model, ())
-    offload = sys.modules.get("compressed_tensors.offload.module")
+    offload: Any = sys.modules.get("compressed_tensors.offload.module")
     for module in model.modules() if offload is not None else ():
         place: Any = parameters_of(module)
         if isinstance(place, offload.OffloadCache) and _is_here(place):
             offload.remove_module_offload(module)
-            if module.forward.__func__ is type(module).forward:
+            if vars(module)["forward"].__func__ is type(module).forward:
                 del vars(module)["forward"]
 
 
@@ -146,6 +146,11 @@ def against_config(model: nn.Module) -> tuple[list[str], list[str]]:
 
 def _is_here(place: Any) -> bool:
     return torch.device(place.onload_device) == torch.device(place.offload_device)
+
+
+def _type_of(args: Any) -> str:
+    """What the elements are: "int" or "float"."""
+    return str(getattr(args.type, "value", args.type))
 
 
 def _is_packed(module: nn.Module) -> bool:

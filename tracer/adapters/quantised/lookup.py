@@ -11,10 +11,9 @@ from tracer.adapters.quantised.compressed import settle as settle
 
 def adapter_of(module: nn.Module) -> Adapter | None:
     """What is known of a module that others quantised; None for any other."""
-    for library in (torchao, compressed, wrapq):
-        if (found := library.adapter_of(module)) is not None and found.tensors:
-            return found
-    return None
+    finders = torchao.adapter_of, compressed.adapter_of, wrapq.adapter_of
+    found = next(filter(None, (find(module) for find in finders)), None)
+    return found if found is not None and found.tensors else None
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:

@@ -4,7 +4,8 @@ A checkpoint that lacks a scale still loads, with whatever its place in memory h
 is what one is often initialised with; a weight that no target matches stays as it was.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,6 +20,7 @@ from tracer.text import figure
 
 # So many equal scales are no chance.
 _MANY = 8
+_UNUSED = 1 / 8
 _LOADED = "_mistakes_in_loading"
 
 
@@ -93,11 +95,15 @@ def take_from_report(model: nn.Module, report: Mapping[str, Any]) -> dict[str, A
         mistakes.append(SilentMistake(kind, name, own, found, expected))
         return True
 
+    def is_coarser(stored: Sequence[int], expected: Sequence[int]) -> bool:
+        return math.prod(stored) < math.prod(expected)
+
     missing = {k for k in report["missing_keys"] if not is_noted(k, SilentKind.UNFILLED)}
     mismatched = {
         (key, stored, expected)
         for key, stored, expected in report["mismatched_keys"]
-        if not is_noted(key, SilentKind.PER_TENSOR, str(list(stored)), str(list(expected)))
+        if not (key.endswith("_scale") and is_coarser(stored, expected))
+        or not is_noted(key, SilentKind.PER_TENSOR, str(list(stored)), str(list(expected)))
     }
     ignored: dict[str, str] = {}
     for key in sorted(report["unexpected_keys"]):
@@ -117,18 +123,25 @@ def take_from_report(model: nn.Module, report: Mapping[str, Any]) -> dict[str, A
 
 
 def _sharpened(model: nn.Module, mistakes: list[SilentMistake]) -> Iterator[SilentMistake]:
-    """Where a weight's scale is lacking and the weight is no integer, it was not quantised."""
+    """Where a weight's scale is lacking, it may not have been quantised at all."""
     for mistake in mistakes:
         weight = getattr(_module(model, mistake.module), "weight", None)
         is_scale = mistake.kind is SilentKind.UNFILLED and mistake.tensor == "weight_scale"
-        if is_scale and weight is not None and _has_fractions(weight):
+        if is_scale and weight is not None and _was_float(weight):
             yield SilentMistake(SilentKind.NOT_QUANTIZED, mistake.module, "weight")
         yield mistake
 
 
-def _has_fractions(weight: torch.Tensor) -> bool:
-    """Whether a stored weight holds floats, and no elements of few bits."""
-    return weight.dtype.itemsize > 1 and not torch.equal(weight, weight.round())
+def _was_float(weight: torch.Tensor) -> bool:
+    """Whether a loaded weight holds floats as they were, or what a cast has left of them.
+
+    A quantised one uses most of the range of its dtype.
+    """
+    values = weight.detach().float()
+    if weight.dtype.itemsize > 1:
+        return not torch.equal(values, values.round())
+    of = torch.finfo if weight.is_floating_point() else torch.iinfo
+    return bool(values.abs().max() < _UNUSED * of(weight.dtype).max)
 
 
 def _of(module: str, part: str, tensor: QuantizedTensor) -> Iterator[SilentMistake]:

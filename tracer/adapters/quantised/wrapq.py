@@ -59,9 +59,9 @@ def adapter_of(module: nn.Module) -> Adapter | None:
     library, mode = sys.modules.get(_BASE), sys.modules.get(_MODE)
     if library is None or mode is None or not isinstance(module, library.QuantModuleBase):
         return None
-    wrapper = sys.modules.get(_WRAPPER)
+    wrapper: Any = sys.modules.get(_WRAPPER)
     while wrapper is not None and isinstance(module, wrapper.PTQWrapper):
-        module = module.wrapped  # type: ignore[assignment]
+        module = module.wrapped
     return WrapQ(module) if module._mode is mode.Mode.QUANT else None
 
 
