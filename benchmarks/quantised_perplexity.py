@@ -124,7 +124,7 @@ def table(folder: Path, case: Case, config: PTQConfig, sets: int, only: str | No
 
 def documents(file: Path, tokenizer: Any, separator: str | None) -> list[list[int]]:
     text = file.read_text(encoding="utf-8")
-    return evaluate.documents(text[: 1 << 19], tokenizer, separator=separator)
+    return evaluate.documents(text[: 1 << 19].strip(), tokenizer, separator=separator)
 
 
 def calibration(

@@ -13,6 +13,9 @@ the activations. Time: a forward over the data for each such group, stopped wher
 that a decoder of L layers takes about 2 L + 1 forwards; and for each layer the decomposition of the
 matrix, inputs^3, and the rounding, outputs x inputs^2. The weights from before stay with the
 model for a bias correction, until `quantize` is done.
+
+Of a model whose weights accelerate loads when they are needed, no more than those of one module are
+in memory; new ones go to temporary files, and the result is the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from wrappers.algorithms.stage import (
 )
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
+from wrappers.core.offloading import parameter_of
 from wrappers.core.point import QuantPoint
 from wrappers.errors import CalibrationWarning, ConfigError, WrapError
 from wrappers.numerics.affine import affine_qparams
@@ -129,7 +133,7 @@ class GPTQ:
 
     def _round(self, layer: QuantModule, hessian: Tensor, cross: Tensor | None) -> None:
         point = layer.points["weight"]
-        weight = layer.get_parameter("weight").detach().to(torch.float64)
+        weight = parameter_of(layer, "weight").detach().to(torch.float64)
         if cross is not None:
             weight = _matching(weight, hessian, cross, self.damping)
         rounded = self.rounded(weight, hessian, point)
