@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from wrappers.algorithms.stage import listening, run
 from wrappers.quantize import ModelInputs
@@ -72,3 +75,43 @@ def stopping_at(
 
     with listening({name: model.get_submodule(name) for name in group}, listen), suppress(_Reached):
         run(model, batch)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def of(self, module: nn.Module) -> Tensor:
+        """What a module makes of them: its output, or the first of its outputs."""
+        output = module(*self.args, **self.kwargs)
+        first: Tensor = output if isinstance(output, Tensor) else output[0]
+        return first
+
+
+def calls_of(model: nn.Module, name: str, batch: ModelInputs, *, stop: bool) -> list[Call]:
+    """The calls of a module while a model runs over a batch, without caches.
+
+    Args:
+        model: of any kind.
+        name: of the module.
+        batch: the inputs.
+        stop: it runs once, so that nothing from there on is needed.
+    """
+    calls: list[Call] = []
+
+    def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept = {key: None if isinstance(v, Cache) else v for key, v in kwargs.items()}
+        calls.append(Call(args, kept))
+        if stop:
+            raise _Reached
+
+    handle = model.get_submodule(name).register_forward_pre_hook(hear, with_kwargs=True)
+    try:
+        with suppress(_Reached):
+            run(model, batch)
+    finally:
+        handle.remove()
+    return calls

@@ -23,12 +23,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from wrappers.algorithms.calls import call_groups, stopping_at
+from wrappers.algorithms.ranges import SHRUNK, Ranges, best_range
 from wrappers.algorithms.stage import (
     as_prepared,
     checked,
@@ -43,14 +44,10 @@ from wrappers.core.module import QuantModule
 from wrappers.core.offloading import parameter_of
 from wrappers.core.point import QuantPoint
 from wrappers.errors import CalibrationWarning, ConfigError, WrapError
-from wrappers.numerics.affine import affine_qparams
 from wrappers.numerics.dtypes import DType, QScheme
 from wrappers.quantize import ModelInputs, listed
 
-Ranges = Literal["minmax", "mse", "weighted_mse"]
-
 BLOCK = 128  # columns whose corrections are gathered before they reach the columns after them
-SHRUNK = tuple(1.0 - step / 50 for step in range(36))  # of a range, tried for the least error
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class GPTQ:
             raise ConfigError(f"group_size must be at least 1 or None, not {self.group_size!r}")
         if not self.damping > 0:
             raise ConfigError(f"damping must be above 0, not {self.damping!r}")
-        if self.ranges not in ("minmax", "mse", "weighted_mse"):
+        if self.ranges not in get_args(Ranges):
             raise ConfigError(
                 f"ranges must be 'minmax', 'mse' or 'weighted_mse', not {self.ranges!r}"
             )
@@ -253,40 +250,6 @@ class _Groups:
         shrunk = (1.0,) if self.options.ranges == "minmax" else SHRUNK
         scale, zero_point = best_range(weights, by_weight, self.dtype, self.qscheme, shrunk)
         self.scale[:, group], self.zero_point[:, group] = scale, zero_point
-
-
-def best_range(
-    weight: Tensor, importance: Tensor, dtype: DType, qscheme: QScheme, shrunk: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each row for the range whose rounding error is least.
-
-    Args:
-        weight: [rows, columns].
-        importance: what the squared error of each weight counts, of the same shape.
-        dtype: the integer type of the codes.
-        qscheme: the scheme.
-        shrunk: shares of the whole range to try.
-
-    Returns:
-        Each [rows], float64.
-    """
-    low, high = weight.amin(1), weight.amax(1)
-    one_each = (
-        QScheme.PER_CHANNEL_SYMMETRIC if qscheme.symmetric else QScheme.PER_CHANNEL_ASYMMETRIC
-    )
-    best = torch.full_like(low, torch.inf)
-    scale, zero_point = torch.ones_like(low), torch.zeros_like(low)
-    for share in shrunk:
-        found = affine_qparams(low * share, high * share, dtype, one_each, axis=0)
-        step, zero = found.scale.to(weight.dtype), found.zero_point.to(weight.dtype)
-        codes = torch.round(weight / step[:, None]) + zero[:, None]
-        back = (codes.clamp(dtype.qmin, dtype.qmax) - zero[:, None]) * step[:, None]
-        error = (importance * (weight - back) ** 2).sum(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale = torch.where(better, step, scale)
-        zero_point = torch.where(better, zero, zero_point)
-    return scale, zero_point
 
 
 def _moments(

@@ -127,8 +127,8 @@ def float_copy(model: nn.Module, stage: str) -> nn.Module:
     for name, module in model.named_modules():
         if is_offloaded(module):
             raise WrapError(
-                f"the weights of {name or 'the model'} are loaded when they are needed, and {stage} "
-                "rewrites several at a time: load the model into memory"
+                f"the weights of {name or 'the model'} are loaded when they are needed, and "
+                f"{stage} rewrites several at a time: load the model into memory"
             )
     return copied(model)
 
@@ -148,15 +148,20 @@ def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 def listening(
     modules: dict[str, nn.Module], hear: Callable[[str, nn.Module, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Tells of each call of some modules: (name, module, input, output)."""
+    """Tells of each call of some modules: (name, module, first input, output)."""
 
     def hook(name: str) -> Callable[..., None]:
-        def tell(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            hear(name, module, args[0], output)
+        def tell(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            hear(name, module, next(iter((*args, *kwargs.values()))), output)
 
         return tell
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(hook(name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Algorithms on models whose weights accelerate loads when they are needed: the same, bit for bit."""
+"""Algorithms on models whose weights accelerate loads when they are needed: the same numbers."""
 
 import copy
 import gc
