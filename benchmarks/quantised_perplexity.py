@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wrappers import PTQConfig, affine, algorithms, evaluate
 from wrappers.algorithms import (
     GPTQ,
+    AdaRound,
     BiasCorrection,
+    BlockReconstruction,
     CrossLayerEqualisation,
     Rotation,
     SmoothQuant,
@@ -41,6 +43,10 @@ STAGES: dict[str, list[Stage]] = {
     "GPTQ, float outputs, weighted MSE": [GPTQ(match_float=True, ranges="weighted_mse")],
     "GPTQ, groups of 32": [GPTQ(group_size=32)],
     "GPTQ, static groups of 32": [GPTQ(group_size=32, static_groups=True)],
+    "AdaRound": [AdaRound()],
+    "block reconstruction": [BlockReconstruction()],
+    "GPTQ, block reconstruction": [GPTQ(), BlockReconstruction()],
+    "rotation, block reconstruction": [Rotation(), BlockReconstruction()],
     "SmoothQuant, GPTQ": [SmoothQuant(), GPTQ()],
     "rotation, GPTQ": [Rotation(), GPTQ()],
     "GPTQ, bias correction": [GPTQ(), BiasCorrection()],

@@ -15,6 +15,7 @@ from wrappers.numerics.affine import AffineQParams
 from wrappers.numerics.grouped import GroupedQParams
 
 LOW, HIGH = -0.1, 1.1  # between which the sigmoid is stretched, so that 0 and 1 are reached
+COARSE = 8  # bits of activations whose rounding is seen while weights learn
 SURE = 0.8  # how near the codes of a weight that is rounded already begin
 
 
@@ -109,11 +110,19 @@ def codes_of(rounded: Tensor, grid: AffineQParams | GroupedQParams) -> Tensor:
     return codes.clamp(grid.dtype.qmin, grid.dtype.qmax)
 
 
+def is_fine(point: QuantPoint) -> bool:
+    """Whether a point is of activations with so many bits that learning need not see it."""
+    dtype = point.observer.dtype
+    return point.role == "activation" and dtype is not None and dtype.bits > COARSE
+
+
 def has_learnable_range(point: QuantPoint) -> bool:
-    """Whether a range is one of activations with one scale; that of a mask has to hold it."""
+    """Whether a range is one of activations with few bits and one scale; that of a mask has to
+    hold the mask."""
     qparams = point.qparams
     return (
         point.role == "activation"
+        and not is_fine(point)
         and qparams is not None
         and qparams.axis is None
         and "mask" not in point.name

@@ -12,9 +12,9 @@ error on calibration data that it did not learn from does not become less is rol
 what it was. After GPTQ learning begins at its codes, and each weight may go to the next code on the
 side of the weight from before; weights of embeddings and convolutions are left to rounding.
 
-Memory beyond the model: of one block, the inputs over all data twice, four values for each weight,
-and what a forward keeps for its gradient. Time: two forwards over the data for each block, stopped
-where it begins, and `steps` forwards of the block over one batch, half of them with gradients. Of a
+Memory beyond the model: of one block, inputs and outputs over all data, five values in float32 for
+each weight, and what a forward keeps for its gradient. Time: two forwards over the data for each
+block, stopped where it begins, and `steps` forwards and backwards of the block over one batch. Of a
 model whose weights accelerate loads when they are needed, those of one module are in memory.
 
 Sources: Nagel et al. 2020 (AdaRound), Li et al. 2021 (BRECQ), Esser et al. 2020 (LSQ).
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -36,6 +37,7 @@ from wrappers.algorithms.learning import (
     LearnedRounding,
     codes_of,
     has_learnable_range,
+    is_fine,
 )
 from wrappers.algorithms.ranges import SHRUNK, best_range
 from wrappers.algorithms.stage import (
@@ -49,7 +51,7 @@ from wrappers.algorithms.stage import (
     weighted_layers,
 )
 from wrappers.core.config import PTQConfig
-from wrappers.core.module import QuantModule, iter_points
+from wrappers.core.module import QuantModule, iter_points, iter_wrappers
 from wrappers.core.offloading import parameter_of
 from wrappers.core.point import QuantPoint
 from wrappers.core.quantizers import Quantizer
@@ -116,8 +118,8 @@ class BlockReconstruction:
     """
 
     level: Literal["layer", "leaf"] = "layer"
-    steps: int = 500
-    rate: float = 1e-2
+    steps: int = 200
+    rate: float = 0.03
     range_rate: float = 1e-3
     decide: float = 1.0
     match_float: bool = True
@@ -211,10 +213,15 @@ class BlockReconstruction:
         once: bool,
     ) -> list[_Sample]:
         samples = []
+        block = reference.get_submodule(name)
         for batch in batches:
             given = calls_of(quantized, name, batch, stop=once)
-            aim = calls_of(reference, name, batch, stop=once) if self.match_float else given
-            samples += [_Sample(*pair) for pair in zip(given, aim, strict=True)]
+            aims = calls_of(reference, name, batch, stop=once) if self.match_float else given
+            with torch.no_grad():
+                samples += [
+                    _Sample(call, aim.of(block).float())
+                    for call, aim in zip(given, aims, strict=True)
+                ]
         return samples
 
 
@@ -228,11 +235,10 @@ class AdaRound(BlockReconstruction):
 
 @dataclass(frozen=True)
 class _Sample:
-    """What a block is given in the quantised model, and what the float one whose output is aimed
-    at."""
+    """What a block is given in the quantised model, and the output that is aimed at."""
 
     given: Call
-    aim: Call
+    expected: Tensor
 
 
 def _is_rounded(layer: QuantModule) -> bool:
@@ -245,12 +251,12 @@ class _Block:
     def __init__(
         self, options: BlockReconstruction, module: nn.Module, reference: nn.Module
     ) -> None:
-        self.options, self.module, self.reference = options, module, reference
+        self.options, self.module = options, module
         self.rounding: dict[str, LearnedRounding] = {}
         self.grids: dict[str, AffineQParams | GroupedQParams] = {}
         for name, layer in weighted_layers(module).items():
             if _is_rounded(layer):
-                self._add_rounding(name, layer)
+                self._add_rounding(name, layer, reference.get_submodule(name))
         self.ranges = {
             (name, point_name): LearnedRange(point.quantizer)
             for name, point_name, point in iter_points(module)
@@ -259,9 +265,9 @@ class _Block:
             and isinstance(point.quantizer, AffineQParams)
         }
 
-    def _add_rounding(self, name: str, layer: QuantModule) -> None:
+    def _add_rounding(self, name: str, layer: QuantModule, reference: nn.Module) -> None:
         point = layer.points["weight"]
-        weight = parameter_of(self.reference.get_submodule(name), "weight").detach()
+        weight = parameter_of(reference, "weight").detach()
         start = None
         if point.locked:
             assert isinstance(point.quantizer, AffineQParams | GroupedQParams)
@@ -291,7 +297,12 @@ class _Block:
         unit = self._error(train) or 1.0
         original = {id(point): point.quantizer for _, _, point in iter_points(self.module)}
         self._put()
-        self._learn(train, unit)
+        with ExitStack() as exact:
+            for _, wrapper in iter_wrappers(self.module):
+                for point in wrapper.points.values():
+                    if is_fine(point):
+                        exact.enter_context(wrapper.disabled(point.name))
+            self._learn(train, unit)
         for rounding in self.rounding.values():
             rounding.hard = True
         result = BlockResult(name, before, self._error(test))
@@ -342,12 +353,10 @@ class _Block:
 
     def _difference(self, sample: _Sample) -> tuple[Tensor, Tensor]:
         """The squared error of the block's output, and the squared size of what is aimed at."""
-        with torch.no_grad():
-            expected = sample.aim.of(self.reference).float()
         for name in self.rounding:
             self._point(self.module, name, "weight").forget_result()
         found = sample.given.of(self.module).float()
-        return (found - expected).pow(2).sum(), expected.pow(2).sum()
+        return (found - sample.expected).pow(2).sum(), sample.expected.pow(2).sum()
 
     @torch.no_grad()
     def _error(self, samples: Sequence[_Sample]) -> float:
