@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from wrappers.algorithms.stage import listening, run
+from wrappers.errors import ModelInputError
 from wrappers.quantize import ModelInputs
 
 Hear = Callable[[str, nn.Module, Tensor, Tensor], None]
@@ -99,7 +100,15 @@ def calls_of(model: nn.Module, name: str, batch: ModelInputs, *, stop: bool) -> 
         name: of the module.
         batch: the inputs.
         stop: it runs once, so that nothing from there on is needed.
+
+    Raises:
+        ModelInputError: the batch brings a cache, which each run would make longer.
     """
+    if isinstance(batch, Mapping) and batch.get("past_key_values") is not None:
+        raise ModelInputError(
+            "blocks are run again by themselves, without a cache, and a calibration input has "
+            "past_key_values: give whole sequences"
+        )
     calls: list[Call] = []
 
     def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

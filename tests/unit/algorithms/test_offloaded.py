@@ -11,7 +11,7 @@ from accelerate import cpu_offload, disk_offload
 
 from tests.builders.llama import tiny, tokens
 from wrappers import PTQConfig, affine, algorithms
-from wrappers.algorithms import GPTQ, BiasCorrection, SmoothQuant
+from wrappers.algorithms import GPTQ, BiasCorrection, BlockReconstruction, SmoothQuant
 from wrappers.core.offloading import parameter_of
 from wrappers.errors import WrapError
 
@@ -40,7 +40,7 @@ def all_values(model):
     [
         ("disk", True, [GPTQ(), BiasCorrection()]),
         ("disk", False, [GPTQ(match_float=True, group_size=8)]),
-        ("cpu", True, [GPTQ()]),
+        ("cpu", True, [GPTQ(), BlockReconstruction(steps=3)]),
     ],
     ids=["disk, tied", "disk", "cpu, tied"],
 )

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 import wrappers
 from tests.builders import qwen3_vl_whole
@@ -115,7 +116,7 @@ def test_learned_rounding_is_near_the_best_of_all(after):
     before = model
     for stage in after:
         before = stage(before, config, data)
-    found = AdaRound(steps=600, rate=0.1, shrink=False)(before, config, data).layer
+    found = AdaRound(steps=300, rate=0.1, shrink=False)(before, config, data).layer
     x = torch.cat(data[:3])  # what it learns from
     weight, hessian = model.layer.weight.detach(), (x.T @ x).double()
     learned = off_outputs(found.weight.detach(), weight, hessian)
@@ -242,6 +243,11 @@ def test_what_cannot_be():
         BlockReconstruction()(model, PTQConfig(), [])
     with pytest.raises(WrapError, match="no linear layer of One has an affine weight point"):
         AdaRound()(model, PTQConfig(weight=wrappers.no_quantization()), [drawn(3, 4)])
+    with pytest.raises(
+        ModelInputError, match="a calibration input has past_key_values: give whole sequences"
+    ):
+        batch = {"input_ids": tokens(1, 4), "past_key_values": DynamicCache()}
+        BlockReconstruction()(tiny(), PTQConfig(), [batch])
     model.seldom = nn.Linear(2, 2)
     config = PTQConfig(activation=wrappers.no_quantization())
     with pytest.warns(CalibrationWarning, match="no input reached seldom: reconstruction"):
