@@ -31,8 +31,9 @@ from wrappers.algorithms import (
     Stage,
 )
 
+ALONE = "rounding alone"
 STAGES: dict[str, list[Stage]] = {
-    "rounding alone": [],
+    ALONE: [],
     "SmoothQuant": [SmoothQuant()],
     "SmoothQuant, activations alone": [SmoothQuant(statistic="mean")],
     "cross-layer equalisation": [CrossLayerEqualisation()],
