@@ -62,6 +62,7 @@ from wrappers.quantize import ModelInputs, calibrate, convert, listed
 
 RESULTS = "reconstructed"
 UNDECIDED_FREE = 0.2  # of the steps, in which weights may lie between codes at no cost
+LEAST = 1e-6  # of the mean size of a row
 POWERS = 20.0, 2.0  # of what it costs afterwards, from the first step to the last
 
 
@@ -71,7 +72,8 @@ class BlockResult:
 
     Attributes:
         name: of the module.
-        before: the error of its outputs as it was rounded before, relative to their size.
+        before: the mean squared error of its outputs as it was rounded before, each row relative to
+            its mean square.
         after: that of what was learned, on the same data.
         kept: what was learned is kept; otherwise the block stays what it was.
     """
@@ -333,8 +335,8 @@ class _Block:
         for step in range(options.steps):
             sample = train[int(torch.randint(len(train), (), generator=generator))]
             with torch.enable_grad():
-                error, size = self._difference(sample)
-                loss = error / size / unit + options.decide * self._undecided(step)
+                error = self._difference(sample)
+                loss = error / unit + options.decide * self._undecided(step)
                 # Not backward(): the parameters are those of the float model.
                 gradients = torch.autograd.grad(loss, learned, allow_unused=True)
             for tensor, gradient in zip(learned, gradients, strict=True):
@@ -351,18 +353,19 @@ class _Block:
         total = sum(count for _, count in weights)
         return torch.stack([cost * (count / total) for cost, count in weights]).sum()
 
-    def _difference(self, sample: _Sample) -> tuple[Tensor, Tensor]:
-        """The squared error of the block's output, and the squared size of what is aimed at."""
+    def _difference(self, sample: _Sample) -> Tensor:
+        """The squared error of the block's output, relative to the size of each of its rows, as
+        the norms that read it see it: some tokens are hundreds of times larger than others."""
         for name in self.rounding:
             self._point(self.module, name, "weight").forget_result()
         found = sample.given.of(self.module).float()
-        return (found - sample.expected).pow(2).sum(), sample.expected.pow(2).sum()
+        size = sample.expected.pow(2).mean(-1, keepdim=True)
+        size = size.clamp(min=LEAST * float(size.mean()) + torch.finfo(size.dtype).tiny)
+        return ((found - sample.expected).pow(2) / size).mean()
 
     @torch.no_grad()
     def _error(self, samples: Sequence[_Sample]) -> float:
-        pairs = [self._difference(sample) for sample in samples]
-        size = sum(float(size) for _, size in pairs)
-        return sum(float(error) for error, _ in pairs) / size if size else 0.0
+        return sum(float(self._difference(sample)) for sample in samples) / len(samples)
 
     def move_to(self, module: nn.Module) -> None:
         """Gives a block the weights that were learned, rounded, and the ranges."""

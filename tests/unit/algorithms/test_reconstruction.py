@@ -116,9 +116,11 @@ def test_learned_rounding_is_near_the_best_of_all(after):
     before = model
     for stage in after:
         before = stage(before, config, data)
-    found = AdaRound(steps=300, rate=0.1, shrink=False)(before, config, data).layer
+    found = AdaRound(steps=500, rate=0.1, shrink=False)(before, config, data).layer
     x = torch.cat(data[:3])  # what it learns from
-    weight, hessian = model.layer.weight.detach(), (x.T @ x).double()
+    weight = model.layer.weight.detach()
+    size = (x @ weight.T).pow(2).mean(1, keepdim=True)
+    hessian = ((x / size).T @ x).double()  # of errors relative to the size of each row
     learned = off_outputs(found.weight.detach(), weight, hessian)
     quantizer = found.points["weight"].quantizer
     torch.testing.assert_close(quantizer.fake_quantize(found.weight.detach()), found.weight)
@@ -212,11 +214,11 @@ def test_text_and_vision_blocks_of_a_qwen3_vl():
 def test_a_block_whose_error_grows_is_rolled_back():
     model = One(6, 4)
     # What it learns from has one direction only, and what it is judged by has all others.
-    along = drawn(6, seed=1)
+    along = drawn(6, seed=3)
     learned_from = [drawn(30, 1, seed=seed) * along for seed in (2, 3, 4)]
     judged_by = drawn(50, 6, seed=5)
     config = PTQConfig(weight=affine("uint2"), activation=wrappers.no_quantization())
-    stage = BlockReconstruction(steps=300, rate=0.05, shrink=False)
+    stage = BlockReconstruction(steps=200, rate=0.1, shrink=False)
     found = stage(model, config, [*learned_from, judged_by])
     (result,) = reconstructed(found)
     assert not result.kept and result.after >= result.before
@@ -225,9 +227,10 @@ def test_a_block_whose_error_grows_is_rolled_back():
     assert found.layer.weight is model.layer.weight
     plain = wrappers.prepare(model, config)
     wrappers.calibrate(plain, [judged_by])
-    off = wrappers.convert(plain)(judged_by) - model(judged_by)
-    expected = off.pow(2).sum() / model(judged_by).pow(2).sum()
-    expected = expected.detach()
+    with torch.no_grad():
+        aim = model(judged_by)
+        off = wrappers.convert(plain)(judged_by) - aim
+    expected = (off.pow(2).sum(1) / aim.pow(2).sum(1)).mean()
     assert result.before == pytest.approx(float(expected), rel=1e-4)
 
 
