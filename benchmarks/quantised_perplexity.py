@@ -32,6 +32,7 @@ from wrappers.algorithms import (
 )
 
 ALONE = "rounding alone"
+PLAIN: dict[str, Any] = {"ranges": "minmax", "match_float": False}
 STAGES: dict[str, list[Stage]] = {
     ALONE: [],
     "SmoothQuant": [SmoothQuant()],
@@ -40,15 +41,18 @@ STAGES: dict[str, list[Stage]] = {
     "rotation": [Rotation()],
     "bias correction": [BiasCorrection()],
     "GPTQ": [GPTQ()],
-    "GPTQ, ranges by MSE": [GPTQ(ranges="mse")],
-    "GPTQ, float outputs, weighted MSE": [GPTQ(match_float=True, ranges="weighted_mse")],
-    "GPTQ, groups of 32": [GPTQ(group_size=32)],
-    "GPTQ, static groups of 32": [GPTQ(group_size=32, static_groups=True)],
+    "GPTQ, weighted MSE": [GPTQ(ranges="weighted_mse")],
+    "GPTQ, whole ranges": [GPTQ(ranges="minmax")],
+    "GPTQ, outputs of layers": [GPTQ(match_float=False)],
+    "plain GPTQ": [GPTQ(**PLAIN)],
+    "plain GPTQ, groups of 32": [GPTQ(group_size=32, **PLAIN)],
+    "plain GPTQ, static groups of 32": [GPTQ(group_size=32, static_groups=True, **PLAIN)],
     "AdaRound": [AdaRound()],
     "block reconstruction": [BlockReconstruction()],
     "GPTQ, block reconstruction": [GPTQ(), BlockReconstruction()],
     "rotation, block reconstruction": [Rotation(), BlockReconstruction()],
-    "SmoothQuant, GPTQ": [SmoothQuant(), GPTQ()],
+    "SmoothQuant, plain GPTQ": [SmoothQuant(), GPTQ(**PLAIN)],
+    "rotation, plain GPTQ": [Rotation(), GPTQ(**PLAIN)],
     "rotation, GPTQ": [Rotation(), GPTQ()],
     "GPTQ, bias correction": [GPTQ(), BiasCorrection()],
 }

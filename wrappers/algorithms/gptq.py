@@ -1,17 +1,18 @@
 """GPTQ: rounds the columns of a weight one by one, and lets those not yet rounded make up for the
 error that each makes in the layer's outputs on calibration data.
 
-    wrapped = GPTQ(group_size=32, ranges="mse")(model, config, batches)
+    wrapped = GPTQ(group_size=32)(model, config, batches)
 
 Layers are done in the order in which they run, those that read one input together; each sees what
 the layers rounded before it make of the data. Bits and schemes are those of the weight points, so
 overrides of the config give single layers other ones.
 
-Memory beyond the model: of the layers that read one input, one matrix of inputs x inputs in float32
-while data runs, three in float64 while they are rounded, and the new weights. Nothing is kept of
-the activations. Time: a forward over the data for each such group, stopped where it has run, so
-that a decoder of L layers takes about 2 L + 1 forwards; and for each layer the decomposition of the
-matrix, inputs^3, and the rounding, outputs x inputs^2. The weights from before stay with the
+Memory beyond the model: of the layers that read one input, two matrices of inputs x inputs in
+float32 while data runs, four in float64 while they are rounded, and the new weights. Nothing is
+kept of the activations. Time: two forwards over the data for each such group, stopped where it has
+run, so that a decoder of L layers takes about 4 L + 2 forwards; and for each layer the
+decomposition of the matrix, inputs^3, and the rounding, outputs x inputs^2. Without `match_float`
+it is one matrix, one forward and one matrix in float64 less. The weights from before stay with the
 model for a bias correction, until `quantize` is done.
 
 Of a model whose weights accelerate loads when they are needed, no more than those of one module are
@@ -75,8 +76,8 @@ class GPTQ:
     group_size: int | None = None
     static_groups: bool = False
     damping: float = 0.01
-    ranges: Ranges = "minmax"
-    match_float: bool = False
+    ranges: Ranges = "mse"
+    match_float: bool = True
 
     def __post_init__(self) -> None:
         if self.group_size is not None and self.group_size < 1:
