@@ -6,7 +6,6 @@ from torch import nn
 
 from tracer.adapters.quantised import compressed, torchao, wrapq
 from tracer.adapters.quantised.adapter import Adapter
-from tracer.adapters.quantised.compressed import settle as settle
 
 
 def adapter_of(module: nn.Module) -> Adapter | None:
@@ -29,3 +28,9 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
 def is_quantized(model: nn.Module) -> bool:
     """Whether others quantised any module of a model."""
     return any(True for _ in adapters(model))
+
+
+def settle(*models: nn.Module) -> None:
+    """Brings models into the state in which they compute, where their first forward would do so."""
+    for model in models:
+        compressed.settle(model)
