@@ -22,6 +22,8 @@ import torch
 from torch import nn
 
 from tracer.errors import UsageError
+from tracer.execution.forms import Form
+from tracer.execution.sources import Line, Sourced
 from tracer.execution.torch_internals import (
     as_written,
     autocast_dtype,
@@ -59,6 +61,12 @@ class Location:
         """Whether the file is part of PyTorch itself."""
         return self.file.startswith(_TORCH)
 
+    @classmethod
+    def of(cls, line: Line) -> "Location":
+        """Where a line of some code is."""
+        code, number = line
+        return cls(code.co_filename, number, code.co_qualname)
+
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
@@ -78,6 +86,7 @@ class Call:
         output: what it returned; None until its end.
         handled: the exception that was being handled when it began, None as a rule.
         autocast: the dtype that autocast computes in around it; None where it is off.
+        form: how it is seen, where its values have no form of the source's; else None.
     """
 
     name: str
@@ -90,6 +99,15 @@ class Call:
     output: object = None
     handled: BaseException | None = None
     autocast: torch.dtype | None = None
+    form: Form | None = None
+
+    def passed(
+        self, arguments: Mapping[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        """Arguments as the module takes them: positional ones, and those by name."""
+        given = arguments if self.form is None else self.form.passed(arguments)
+        by_name = {name: value for name, value in given.items() if name not in self.positional}
+        return tuple(given[name] for name in self.positional), by_name
 
     def __repr__(self) -> str:
         passed = ", ".join(f"{name}={_in_short(value)}" for name, value in self.arguments.items())
@@ -173,8 +191,7 @@ class Recorder:
         if not isinstance(answer, NewArguments):
             return None
         call.arguments.update(answer.values)
-        new_args = tuple(call.arguments[argument] for argument in positional)
-        return new_args, {k: v for k, v in call.arguments.items() if k not in positional}
+        return call.passed(call.arguments)
 
     def end(self, module: nn.Module, output: object) -> object:
         """A forward hook's work; returns a new output if the listener gives one."""
@@ -195,7 +212,9 @@ class Recorder:
         call.output = output
         answer = self.listener(call, Phase.END)
         self._stack.pop()
-        return answer.value if isinstance(answer, NewOutput) else None
+        if not isinstance(answer, NewOutput):
+            return None
+        return answer.value if call.form is None else call.form.put(answer.value, call.arguments)
 
     def left_by(self, exception: BaseException) -> Call | None:
         """The innermost call that an exception was raised in; None outside all modules."""
@@ -314,6 +333,8 @@ def _intercepted(
 
 def definition(module: nn.Module) -> Location | None:
     """Where the module's forward is defined; None for one that has no Python source."""
+    if isinstance(module, Sourced):
+        return None if module.defined_at is None else Location.of(module.defined_at)
     forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
     code = getattr(forward, "__code__", None)
     return None if code is None else _beginning(code)
@@ -397,7 +418,10 @@ def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | 
     if found is None:
         return None
     code = found.f_code
-    is_tracers = code.co_filename.startswith(_TRACER)
-    if is_tracers and not isinstance(found.f_locals.get("self"), nn.Module):
+    owner: object = found.f_locals.get("self") if code.co_filename.startswith(_TRACER) else module
+    if isinstance(owner, Sourced) and owner is not module:
+        line = next(iter(owner.computing_at()), None)
+        return None if line is None else Location.of(line)
+    if not isinstance(owner, nn.Module):
         return None
     return Location(code.co_filename, found.f_lineno, code.co_qualname)
