@@ -27,6 +27,7 @@ from tracer.execution.torch_internals import forward_spec, graph_of, tree_unflat
 
 _State = Callable[[], AbstractContextManager[None]]
 # They compute nothing, and fail where a value of the other side's is of another dtype.
+_NO_STACK = "_empty_nn_module_stack_from_metadata_hook"
 _CHECKS = ("_assert", "sym_constrain", "_guards_fn")
 
 
@@ -45,8 +46,8 @@ class ProgramModel(GraphModel):
         kind = Parameter.POSITIONAL_OR_KEYWORD
         return Signature([Parameter(name, kind) for name in self._expected.names])
 
-    def example_inputs(self) -> tuple[tuple[object, ...], dict[str, object]] | None:
-        """What the program was exported with; None where it does not say."""
+    def example_inputs(self) -> dict[str, object] | None:
+        """What the program was exported with, by name; None where it does not say."""
         return self._expected.example
 
     def read_inputs(self, arguments: Mapping[str, object]) -> Sequence[object]:
@@ -248,7 +249,7 @@ class _Opened:
         if states:
             self.states[node] = states
         stack = _stack(node)
-        if "nn_module_stack" not in node.meta:
+        if _NO_STACK in (node.meta.get("nn_module_stack") or _NO_STACK):
             self.astray.add(node)
         self.operations.append(
             Operation(
@@ -358,6 +359,8 @@ def _stack(node: fx.Node) -> tuple[Module, ...]:
     entries = (node.meta.get("nn_module_stack") or {}).items()
     found = []
     for key, (name, kind) in entries:
+        if key == _NO_STACK:
+            continue
         name = name.partition("@")[0].removeprefix("L__self__").strip(".")
         class_name = kind if isinstance(kind, str) else kind.__qualname__
         if name:

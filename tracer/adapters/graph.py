@@ -185,6 +185,8 @@ class GraphModel(GraphScope):
     """The root of such a tree; see the module's docstring."""
 
     is_formless = False
+    # A cache that it is given stays as it is: what it would hold is among the outputs.
+    returns_anew = True
 
     def __init__(self, graph: Graph, engine: Engine) -> None:
         super().__init__(engine)
@@ -210,6 +212,10 @@ class GraphModel(GraphScope):
     def forward(self) -> "_Forward":  # type: ignore[override]
         """Takes the arguments of the model that was exported, by name or position."""
         return _Forward(self)
+
+    def example_inputs(self) -> dict[str, object] | None:
+        """What the model was exported with, by name; None where that is not known."""
+        return None
 
     @abstractmethod
     def read_inputs(self, arguments: Mapping[str, object]) -> Sequence[object]:
