@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tracer.adapters.calls import Shared
 from tracer.errors import InputError
 from tracer.execution.inputs import hides_nothing
 from tracer.execution.torch_internals import TreeSpec as TreeSpec
@@ -34,7 +35,7 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Expected:
+class Expected(Shared):
     """All that a program takes.
 
     Attributes:

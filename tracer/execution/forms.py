@@ -7,8 +7,9 @@ form of the other side's: each of its tensors stands where the other side has it
 `Unused` where it has none. What a listener answers in that form is read back.
 
 Counterparts are tensors of one kind (floats, whole numbers, booleans) and shape, first those that
-hold about the same numbers, then in their order; a sole output of another shape is one, too. Of a
-cache that a call writes to, what has changed has its counterparts among what the graph's returns.
+hold about the same numbers, then in their order; of other shapes where as many are left over on
+both sides. Of a cache that a call writes to, what has changed has its counterparts among what the
+graph's call returns.
 """
 
 from collections.abc import Callable, Mapping
@@ -161,12 +162,33 @@ def _places(other: object, own: object, *, is_output: bool = False) -> dict[str,
     first = {id(tensor): path for path, tensor in reversed([*wanted.items()])}
     wanted = {path: wanted[path] for path in wanted if first[id(wanted[path])] == path}
     found = _matched(wanted, values)
-    if is_output and not found and len(values) == 1 and wanted:
+    if not is_output or len(wanted) == len(values):
+        return found | _of_other_shapes(wanted, values, found)
+    if not found and len(values) == 1 and wanted:
         place, value = next(iter(values.items()))
         ranks = [path for path, tensor in wanted.items() if tensor.dim() == value.dim()]
         sizes = [path for path, tensor in wanted.items() if tensor.numel() == value.numel()]
         found[(*sizes, *ranks, *wanted)[0]] = place
     return found
+
+
+def _of_other_shapes(
+    wanted: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor], found: Mapping[str, str]
+) -> dict[str, str]:
+    """Pairs of what is left over, in order, where there are as many of a kind and rank."""
+    left: dict[tuple[str, int], tuple[list[str], list[str]]] = {}
+    taken = set(found), set(found.values())
+    for side, tensors in enumerate((wanted, values)):
+        for path, tensor in tensors.items():
+            if path not in taken[side]:
+                key = _kind(tensor), tensor.dim()
+                left.setdefault(key, ([], []))[side].append(path)
+    return {
+        path: place
+        for paths, places in left.values()
+        if len(paths) == len(places)
+        for path, place in zip(paths, places, strict=True)
+    }
 
 
 def _matched(
