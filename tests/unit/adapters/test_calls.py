@@ -62,9 +62,7 @@ def test_values_are_let_go_after_their_last_use() -> None:
 
 
 def test_calls_of_one_module_are_told_apart_by_their_keys() -> None:
-    root = parts_of(
-        [operation("one", "x", "p", A), operation("two", "p", "y", A_AGAIN)], ["y"], {}
-    )
+    root = parts_of([operation("one", "x", "p", A), operation("two", "p", "y", A_AGAIN)], ["y"], {})
     assert names(root) == ["a", "a"]
 
 

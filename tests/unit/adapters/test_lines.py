@@ -2,7 +2,6 @@
 
 import inspect
 
-
 from tests.builders import exported as source
 from tracer.adapters.lines import by_depth, frames_in
 
