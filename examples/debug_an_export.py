@@ -2,9 +2,9 @@
 
 python examples/debug_an_export.py
 
-A model is exported, and a pass over the graph gets a constant wrong, as a converter would. The file
-is compared with the model: rows by module, the module that is wrong, and the line of the model's own
-source that the node was made from.
+A model is exported, and a pass over the graph gets a constant wrong, as a converter would. The
+file is compared with the model: rows by module, the module that is wrong, and the line of the
+model's own source that the node was made from.
 """
 
 import tempfile
