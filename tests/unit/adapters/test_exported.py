@@ -141,6 +141,8 @@ def test_a_program_is_taken_by_the_other_functions(tmp_path) -> None:
     assert "blocks.0.attn" in {call.module for call in shown.calls}
     recording = tracer.record(program, inputs, tmp_path / "run.trace")
     assert recording.calls == len(shown.calls)
+    recorded = tracer.open_trace(tmp_path / "run.trace")
+    assert tracer.compare(decoder(), recorded, inputs).verdict.outcome == "agrees"
     kept = tracer.capture(decoder(), program, inputs, include="blocks.0.mlp")
     assert len(kept) > 0
     tracer.assert_equivalent(decoder(), program, inputs)
