@@ -25,14 +25,21 @@ def is_hidden(verdict: Verdict) -> bool:
 
 
 def with_inside(
-    comparison: Comparison, free: Comparer, experiment: Experiment, *, draws: bool, strict: bool
-) -> tuple[Comparison, Comparer, Experiment]:
+    comparison: Comparison,
+    free: Comparer,
+    experiment: Experiment,
+    *,
+    draws: bool,
+    strict: bool,
+    level: str | None,
+) -> tuple[Comparison, tuple[Comparer, Experiment]]:
     """The comparison with what is found inside of what is compiled in the candidate.
 
     Args:
         free: the finished run.
         draws: whether random numbers were drawn in it.
         strict: as for `compare`.
+        level: of the modules that are compiled alone; None where that is left open.
 
     Returns:
         It, and the run and experiment in which its origin can be looked at more closely: those of
@@ -49,9 +56,10 @@ def with_inside(
         agrees=comparison.verdict.agrees,
         draws=draws,
         rounding=rounding,
+        level=level,
     )
     if opened is None:
-        return comparison, free, experiment
+        return comparison, (free, experiment)
     inside, verdict = opened.inside, comparison.verdict
     if inside.stage is Stage.AS_WRITTEN and opened.written is not None:
         experiment, run = opened.written
@@ -61,7 +69,7 @@ def with_inside(
     elif inside.culprits and opened.written is not None:
         verdict = _blaming(verdict, inside, opened.written[1])
     verdict = verdict.with_beside(inside)
-    return replace(comparison, verdict=verdict, inside=inside), free, experiment
+    return replace(comparison, verdict=verdict, inside=inside), (free, experiment)
 
 
 def _blaming(verdict: Verdict, inside: CompiledInside, written: Run) -> Verdict:
@@ -69,7 +77,7 @@ def _blaming(verdict: Verdict, inside: CompiledInside, written: Run) -> Verdict:
     if not isinstance(verdict.details, Divergence):
         return verdict
     proof = Proof(Outcome.UNCOMPILED) if inside.left is not None and inside.left.agrees else None
-    records = {record.module: record for record in reversed(written.records.values())}
+    records = {record.module: record for record in written.records.values()}
     forward = records[inside.culprits[0]].candidate_definition
     findings = [
         Finding(_origin(inside, records[name], forward), FindingKind.MISCOMPILED, proof)
@@ -91,10 +99,12 @@ def _origin(inside: CompiledInside, record: CallRecord, forward: Location | None
     Args:
         forward: the one that the graph with this node was made of.
     """
-    lines = [
-        None if line is None else str(line)
-        for line in (record.reference_definition, record.candidate_definition)
-    ]
-    if inside.node is not None and inside.node.file and record.candidate_definition == forward:
-        lines[1] = inside.node.location
-    return Origin(record.module, None, OriginKind.COMPUTATION, *lines, record.other_name)
+    own = record.candidate_definition
+    reference, candidate = (
+        None if line is None else str(line) for line in (record.reference_definition, own)
+    )
+    if inside.node is not None and inside.node.file and own == forward:
+        candidate = inside.node.location
+    return Origin(
+        record.module, None, OriginKind.COMPUTATION, reference, candidate, record.other_name
+    )

@@ -33,6 +33,7 @@ from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, named_by_user, zoom_at, zoom_of
 from tracer.errors import ModelRunError, UsageError
+from tracer.execution.compilation import compiled_parts
 from tracer.execution.dropout import check_training
 from tracer.execution.inputs import Inputs
 from tracer.execution.lockstep import Outcome
@@ -117,7 +118,8 @@ def compare(
         roles: which arguments are attention masks, padding and caches, as their names say.
         include: globs of the modules to compare, by the reference's names or the candidate's.
         inside: opens what is compiled in the candidate, in stages and module by module, also where
-            it agrees; where it diverges that is done by itself. And opens the layers that PyTorch
+            it agrees; where it diverges that is done by itself. The level of `isolate` then says
+            which modules are compiled alone. And opens the layers that PyTorch
             computes in one piece (the fused path of `nn.TransformerEncoderLayer`), whose numbers
             are then those of the path without it.
         train: allows dropout that is active. Each paired call then draws the same random numbers on
@@ -171,6 +173,9 @@ def compare(
         candidate_inputs=candidate_inputs,
         map_inputs=map_inputs,
     )
+    level = None
+    if inside and isolating is not None and not isolating.what_if and compiled_parts(candidate):
+        level, isolating = isolating.level, None
     chosen = None if isolating is None else modules_at(isolating.level, session.pairing)
     zoom = None if zoom is None else named_by_user(zoom, session.pairs)
     if not isinstance(tolerance, Tolerance):
@@ -224,7 +229,7 @@ def compare(
     can_open = not why_not_run_again(reference, candidate)
     if can_open and (inside or (confirm and is_hidden(comparison.verdict))):
         draws = bool(free.outcome.draws)
-        comparison, *near = with_inside(comparison, *near, draws=draws, strict=strict)
+        comparison, near = with_inside(comparison, *near, draws=draws, strict=strict, level=level)
     phases.begin("zooming")
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))

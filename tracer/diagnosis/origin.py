@@ -238,9 +238,7 @@ class Search:
             record.other_name,
         )
         proof = self._with_output(record, start)
-        kind = self._hidden(record) or (
-            FindingKind.AFTER_CALLS if children else FindingKind.INSIDE
-        )
+        kind = self._hidden(record) or (FindingKind.AFTER_CALLS if children else FindingKind.INSIDE)
         return Finding(
             origin,
             FindingKind.LEFT if start.is_written else kind,

@@ -22,11 +22,13 @@ from tracer.execution.stepping import stages_of
 from tracer.execution.torch_internals import (
     CompileSettings,
     as_written,
+    backend_called,
     compile_in_place,
     compile_settings,
     inductor_options,
     is_compiled,
     is_of_aot,
+    with_inductor_options,
 )
 
 
@@ -113,7 +115,11 @@ class Compilation:
         if stage is Stage.AS_WRITTEN:
             return
         how: dict[str, Any] = {"backend": self.backend_of(stage)}
-        if self.options is not None and stage is Stage.BACKEND:
+        options = self.options or inductor_options(self.settings.backend)
+        if options and stage is Stage.DECOMPOSED:
+            # Among them is how random numbers are drawn, which is a matter of this stage.
+            how["backend"] = with_inductor_options(backend_called(how["backend"]), options)
+        elif self.options is not None and stage is Stage.BACKEND:
             how = {"backend": "inductor", "options": dict(self.options)}
         if around is not None:
             how["backend"] = around(how["backend"])
@@ -179,4 +185,4 @@ def leave_uncompiled(module: nn.Module) -> None:
 
     Not by `recursive=False`: PyTorch then never compiles its code again, in no other module either.
     """
-    module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    module.forward = torch.compiler.disable(module.forward)

@@ -16,6 +16,7 @@ from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import _TorchCompileInductorWrapper as _InductorWrapper
 from torch import nn, overrides
 from torch.overrides import TorchFunctionMode
 from torch.utils import _device, _python_dispatch
@@ -124,7 +125,7 @@ def compile_settings(module: nn.Module) -> CompileSettings | None:
     cells = getattr(module._compiled_call_impl, "__closure__", None) or ()
     held = [vars(module).get("dynamo_ctx"), *(cell.cell_contents for cell in cells)]
     context = next((each for each in held if isinstance(each, OptimizeContext)), None)
-    if context is None or context.callback is None:
+    if context is None or not callable(context.callback):
         return None
     backend = innermost_backend(context.callback)
     name = getattr(backend, "compiler_name", getattr(backend, "__name__", type(backend).__name__))
@@ -145,7 +146,7 @@ def compile_in_place(module: nn.Module, *, inline: bool, **how: Any) -> None:
     call = module._call_impl
 
     def inlined(*args: object, **kwargs: object) -> object:
-        return call(*args, **kwargs)
+        return call(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     module._compiled_call_impl = torch.compile(inlined, **how)
 
@@ -159,8 +160,20 @@ def is_of_aot(backend: Callable[..., Any]) -> bool:
 
 def inductor_options(backend: Callable[..., Any]) -> dict[str, Any] | None:
     """The options of inductor; None for another backend."""
-    is_inductor = isinstance(backend, torch._TorchCompileInductorWrapper)
-    return dict(backend.config) if is_inductor else None
+    return dict(backend.config) if isinstance(backend, _InductorWrapper) else None
+
+
+def with_inductor_options(
+    backend: Callable[..., Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """A backend that takes inductor's part of the work, under options of inductor."""
+    from torch._inductor import config
+
+    def compiler(module: Any, inputs: Sequence[Any]) -> Any:
+        with config.patch(dict(options)):
+            return backend(module, inputs)
+
+    return compiler
 
 
 @contextmanager
@@ -169,7 +182,8 @@ def many_compiled() -> Iterator[None]:
     would run as it is written, without a word."""
     from torch._dynamo import config
 
-    with config.patch(recompile_limit=4096, accumulated_recompile_limit=65536):
+    limits = {"recompile_limit": 4096, "accumulated_recompile_limit": 65536}
+    with config.patch(limits):
         yield
 
 

@@ -18,9 +18,9 @@
 
 It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
-"identity" for one made by hand, "isolation", "zoomed", "inside" and "gate" where there is none, and "ranking"
-but for a quantised candidate without isolation. Rows are in execution order and have the columns of
-`Comparison.to_frame`.
+"identity" for one made by hand, "isolation", "zoomed", "inside" and "gate" where there is none, and
+"ranking" but for a quantised candidate without isolation. Rows are in execution order and have the
+columns of `Comparison.to_frame`.
 `schema` grows by one when a key is renamed, removed or means something else, not when one is added.
 The JSON Schema in `report.schema.json` beside this file says what each key means.
 """

@@ -1,4 +1,4 @@
-"""Each module compiled alone, on the reference's inputs: from the whole down to where it differs."""
+"""Each module compiled alone, on the reference's inputs: down to where it differs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from tracer.interventions.experiment import Run, failure_in_words
 from tracer.interventions.forcing import Forcing, Replaced
 from tracer.isolation.compiled.result import AloneCompiled
 from tracer.isolation.compiled.trials import Trials
+from tracer.isolation.levels import modules_at
 from tracer.measurement.rows import CallRecord, Row
 
 # By the module, the call index and the value, the PEIR that rounding alone makes of right inputs.
@@ -42,8 +43,7 @@ def descend(
         rounding: measures the noise floor of some modules on the reference's inputs.
     """
     called = callees(written.records.values())
-    names = {own: target for target, own in trials.own_names.items()}
-    culprits = [names[part] for part in trials.parts if part in names]
+    culprits = list(trials.whole)
     alone: list[AloneCompiled] = []
     if len(culprits) > 1:
         alone = measure(trials, stage, culprits, rounding)
@@ -57,9 +57,41 @@ def descend(
         left = [item.module for item in found if item.agrees is False]
         through = {name for name, own in inside.items() if set(own) & set(left)}
         culprits = [name for name in culprits if name not in through] + left
-    order = {record.module: record.start for record in reversed(written.records.values())}
-    alone.sort(key=lambda item: order.get(item.module, 0))
+    order = list(dict.fromkeys(record.module for record in written.records.values()))
+    alone.sort(key=lambda item: order.index(item.module))
     return Descent(tuple(alone), tuple(dict.fromkeys(culprits)))
+
+
+def at_level(
+    trials: Trials,
+    stage: Stage,
+    written: Run,
+    rounding: Callable[[frozenset[str]], Floors],
+    level: str,
+) -> Descent:
+    """Compiles the modules of a level, each alone; see `tracer.isolation.levels`.
+
+    Raises:
+        UsageError: there are none.
+    """
+    called = callees(written.records.values())
+    names = dict.fromkeys(record.module for record in written.records.values())
+    chosen = modules_at(level, trials.written_pairing)
+    if chosen is None:
+        chosen = frozenset(name for name in names if name not in called)
+    left = [name for name in names if name in chosen and trials.is_in_part(name)]
+    alone: list[AloneCompiled] = []
+    while left:  # of those inside one another the inner ones are hidden
+        outer = [name for name in left if not _is_inside(name, left)]
+        alone += measure(trials, stage, outer, rounding)
+        left = [name for name in left if name not in outer]
+    differing = [item.module for item in alone if item.agrees is False]
+    innermost = [name for name in differing if not any(_is_inside(n, [name]) for n in differing)]
+    return Descent(tuple(alone), tuple(innermost) or trials.whole)
+
+
+def _is_inside(name: str, others: Iterable[str]) -> bool:
+    return any(name != other and (not other or name.startswith(f"{other}.")) for other in others)
 
 
 def callees(records: Iterable[CallRecord]) -> dict[str, tuple[str, ...]]:

@@ -31,7 +31,7 @@ from tracer.tensors.difference import Difference
 from tracer.tensors.leaves import deep_copy, version_of
 from tracer.tensors.tolerance import Tolerance
 
-_MACHINERY = (TORCH, f"{Path(__file__).parents[2]}{os.sep}")
+_TRACER = f"{Path(__file__).parents[2]}{os.sep}"  # it calls modules of PyTorch's own
 # How dynamo calls the module itself: "L['self']", "L['call'].__self__".
 _WITHIN = re.compile(r"^L\['\w+'\](\.__self__)?\.?")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
@@ -129,7 +129,7 @@ class _Values(fx.Interpreter):
         super().__init__(graph.module, garbage_collect_values=False)
         self.tensors: dict[fx.Node, torch.Tensor] = {}
         self.made: dict[fx.Node, int] = {}
-        self._versions: dict[fx.Node, int] = {}
+        self._versions: dict[fx.Node, int | None] = {}
         self._index = 0
         self.run(*_copies(graph.inputs))
 
@@ -150,14 +150,19 @@ def _differing(graph: _Graph, tolerance: Tolerance) -> GraphNode | None:
     """The first node whose value the compiled graph makes otherwise."""
     expected = _Values(graph)
     nodes = list(graph.module.graph.nodes)
-    watched = [n for n in expected.tensors if n.op != "placeholder" or _is_edited(n, nodes, expected)]
+    watched = [
+        n for n in expected.tensors if n.op != "placeholder" or _is_edited(n, nodes, expected)
+    ]
     if not watched or _bytes(expected.tensors[n] for n in watched) > MOST_BYTES:
         return None
 
     def differs(asked: Sequence[fx.Node]) -> dict[fx.Node, float]:
         made = _compiled_values(graph, asked)
-        pairs = ((n, expected.tensors[n], value) for n, value in zip(asked, made, strict=True))
-        return {n: peir for n, *pair in pairs if (peir := _error(*pair, tolerance)) is not None}
+        errors = {
+            node: _error(expected.tensors[node], value, tolerance)
+            for node, value in zip(asked, made, strict=True)
+        }
+        return {node: peir for node, peir in errors.items() if peir is not None}
 
     found = differs(watched)
     if not found:
@@ -247,8 +252,8 @@ def _behind(nodes: set[fx.Node]) -> set[fx.Node]:
 def _described(node: fx.Node, peir: float | None, graph: _Graph) -> GraphNode:
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     inside = [name for name, _ in stack.values()]
-    frames = _FRAME.findall(node.stack_trace or "")
-    own = [frame for frame in frames if not frame[0].startswith(_MACHINERY)]
+    frames = [f for f in _FRAME.findall(node.stack_trace or "") if not f[0].startswith(_TRACER)]
+    own = [frame for frame in frames if not frame[0].startswith(TORCH)]
     file, line, text = (own or frames or [("", 0, "")])[-1]
     return GraphNode(
         module=_WITHIN.sub("", inside[-1]) if inside else "",

@@ -17,7 +17,7 @@ from tracer.execution.compilation import Stage
 from tracer.execution.dropout import active_dropout
 from tracer.execution.torch_internals import many_compiled
 from tracer.interventions.experiment import Experiment, Run
-from tracer.isolation.compiled.alone import Descent, Floors, callees, descend
+from tracer.isolation.compiled.alone import Descent, Floors, at_level, callees, descend
 from tracer.isolation.compiled.nodes import wrong_node
 from tracer.isolation.compiled.result import CompiledInside, LeftUncompiled, Rung
 from tracer.isolation.compiled.trials import (
@@ -52,6 +52,7 @@ def open_compiled(
     agrees: bool,
     draws: bool,
     rounding: Callable[[frozenset[str]], Floors],
+    level: str | None = None,
 ) -> Opened | None:
     """Looks into what is compiled in a candidate.
 
@@ -61,6 +62,7 @@ def open_compiled(
         agrees: whether the comparison does.
         draws: whether random numbers were drawn in that run.
         rounding: the PEIR that rounding alone makes in some modules of the reference's inputs.
+        level: which modules are compiled alone; by default those that differ are gone down into.
 
     Returns:
         What was found; None where nothing in it is compiled.
@@ -69,7 +71,7 @@ def open_compiled(
     if trials is None:
         return None
     with many_compiled():
-        return _Opening(trials, free, rounding).found(agrees=agrees, draws=draws)
+        return _Opening(trials, free, rounding, level).found(agrees=agrees, draws=draws)
 
 
 @dataclass
@@ -77,6 +79,7 @@ class _Opening:
     trials: Trials
     free: Run
     rounding: Callable[[frozenset[str]], Floors]
+    level: str | None
     written: tuple[Experiment, Run] | None = None
 
     def found(self, *, agrees: bool, draws: bool) -> Opened:
@@ -86,14 +89,15 @@ class _Opening:
         inside = CompiledInside(tuple(self.trials.parts), rungs, stage)
         if self.written is None or self.written[1].failure is not None:
             return Opened(inside, None)
-        if stage is Stage.BACKEND and self._draws_otherwise(draws):
+        if stage in (Stage.DECOMPOSED, Stage.BACKEND) and self._draws_otherwise(draws):
             return Opened(replace(inside, draws=True), self.written)
         if stage is Stage.AS_WRITTEN:
             return Opened(inside, self.written)
         phases = self.trials.experiment.phases
         phases.begin("compiling modules alone")
         run, last = self.written[1], stage or self.trials.stages[-1]
-        descent = descend(self.trials, last, run, self.rounding)
+        given = self.trials, last, run, self.rounding
+        descent = descend(*given) if self.level is None else at_level(*given, self.level)
         inside = replace(inside, alone=descent.alone)
         if stage is not None:
             inside = self._blamed(inside, descent, run)
@@ -105,10 +109,11 @@ class _Opening:
         self.trials.experiment.phases.begin("compiling in stages", runs=len(before))
         rungs = []
         for stage in before:
-            rung, *run = rung_of(self.trials.compiled_to(stage), stage, self._names(stage))
+            experiment = self.trials.compiled_to(stage)
+            rung, experiment, run = rung_of(experiment, stage, self._names(stage))
             rungs.append(rung)
             if stage is Stage.AS_WRITTEN:
-                self.written = run[0], run[1]
+                self.written = experiment, run
             if rung.agrees is False:
                 return tuple(rungs)
         rungs.append(Rung(last, self._names(last), agrees, _peir(self.free)))
@@ -130,10 +135,9 @@ class _Opening:
     def _blamed(self, inside: CompiledInside, descent: Descent, run: Run) -> CompiledInside:
         """What to leave uncompiled, and the node that is wrong."""
         called = callees(run.records.values())
-        parts = {own: name for name, own in self.trials.own_names.items()}
-        whole = {parts[name] for name in inside.parts if name in parts}
         culprits, left = descent.culprits, None
-        together = set(culprits) <= whole and any(called.get(name) for name in culprits)
+        is_whole = set(culprits) <= set(self.trials.whole)
+        together = is_whole and any(called.get(name) for name in culprits)
         phases = self.trials.experiment.phases
         phases.begin("leaving modules uncompiled")
         if together:
@@ -150,15 +154,13 @@ class _Opening:
     def _left(
         self, culprits: tuple[str, ...], called: Mapping[str, tuple[str, ...]]
     ) -> LeftUncompiled | None:
-        """The whole without the culprits: with what they call compiled apart, each of which agrees
-        alone, and else without that."""
-        inner = tuple(dict.fromkeys(name for own in culprits for name in called.get(own, ())))
+        """The whole without the culprits; where one is all that is compiled, what it calls is
+        compiled apart."""
+        whole = [name for name in culprits if name in self.trials.whole]
+        inner = tuple(dict.fromkeys(name for own in whole for name in called.get(own, ())))
         if not culprits or ("" in culprits and not inner):
             return None  # nothing would be compiled
-        left = left_uncompiled(self.trials, culprits, _peir(self.free), inner)
-        if left.agrees or not inner or "" in culprits:
-            return left
-        return left_uncompiled(self.trials, culprits, _peir(self.free))
+        return left_uncompiled(self.trials, culprits, _peir(self.free), inner)
 
     def _without(self, names: tuple[str, ...]) -> LeftUncompiled | None:
         """The only one of some modules without which the whole agrees.
@@ -167,10 +169,7 @@ class _Opening:
         """
         if not 1 < len(names) <= _MOST_LEFT_OUT:
             return None
-        tried = [
-            left_uncompiled(self.trials, (name,), _peir(self.free))
-            for name in names
-        ]
+        tried = [left_uncompiled(self.trials, (name,), _peir(self.free)) for name in names]
         mended = [each for each in tried if each.agrees]
         return mended[0] if len(mended) == 1 else None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from tracer.execution.compilation import (
     uncompiled_copy,
 )
 from tracer.execution.offload import copy_model
+from tracer.execution.pairing import Pairing
 from tracer.execution.session import named_modules
 from tracer.execution.torch_internals import dynamo_counts
 from tracer.interventions.experiment import Experiment, Run, failure_in_words
@@ -33,13 +35,13 @@ class Trials:
         experiment: that of the compiled candidate.
         parts: what is compiled in it, by name.
         written: the candidate with nothing compiled.
-        own_names: the candidate's names of modules by the reference's.
+        written_pairing: the pairs of its modules and the reference's.
     """
 
     experiment: Experiment
     parts: Mapping[str, Compilation]
     written: nn.Module
-    own_names: Mapping[str, str]
+    written_pairing: Pairing
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Trials | None":
@@ -49,9 +51,18 @@ class Trials:
         if not parts:
             return None
         written = uncompiled_copy(candidate)
-        pairs = experiment.session.with_candidate(written).pairing.pairs
-        own_names = {target: name for name, target in pairs.items()}
-        return cls(experiment, parts, written, own_names)
+        pairing = experiment.session.with_candidate(written).pairing
+        return cls(experiment, parts, written, pairing)
+
+    @cached_property
+    def own_names(self) -> Mapping[str, str]:
+        """The candidate's names of modules by the reference's."""
+        return {target: name for name, target in self.written_pairing.pairs.items()}
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The reference's names of what is compiled."""
+        return tuple(name for name, own in self.own_names.items() if own in self.parts)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -59,10 +70,16 @@ class Trials:
         found = {stage for part in self.parts.values() for stage in part.stages}
         return tuple(stage for stage in Stage if stage in found)
 
+    def is_in_part(self, name: str) -> bool:
+        """Whether a module, by the reference's name, is compiled."""
+        return bool(self._around(self.own_names[name]))
+
     def part_of(self, name: str) -> Compilation:
-        """How the part that holds a module is compiled."""
-        around = [part for part in self.parts if not part or f"{name}.".startswith(f"{part}.")]
-        return self.parts[max(around, key=len)]
+        """How the part that holds a module is compiled; the candidate's name."""
+        return self.parts[max(self._around(name), key=len)]
+
+    def _around(self, name: str) -> list[str]:
+        return [part for part in self.parts if not part or f"{name}.".startswith(f"{part}.")]
 
     def compiled_to(self, stage: Stage) -> Experiment:
         """The candidate with all parts compiled as far as a stage."""
