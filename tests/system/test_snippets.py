@@ -44,6 +44,7 @@ NOT_RUN = {
     "--break": "opens a debugger, which tests/system/cli/test_debugging.py does",
     "--post-mortem": "as --break",
     "--map": "needs a checkpoint under other names",
+    "compile": "takes minutes; tests/unit/isolation/compiled compiles small models",
     "ablate": "takes minutes; tests/system/cli/test_ablate.py runs small ones",
     "folder": "is what an hour of training makes",
     "check": "needs checks; tests/system/test_ci_guide.py runs it",
