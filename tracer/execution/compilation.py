@@ -168,8 +168,8 @@ def _taken_out(model: nn.Module) -> Iterator[None]:
     replaced = [
         (parent, name, child)
         for parent in model.modules()
-        for name, child in parent.named_children()
-        if as_written(child) is not child and as_written(parent) is parent
+        for name, child in parent._modules.items()  # also a second name of one that has two
+        if child is not None and as_written(child) is not child and as_written(parent) is parent
     ]
     try:
         for parent, name, child in replaced:

@@ -66,6 +66,12 @@ def test_a_copy_shares_parameters_and_leaves_the_model_compiled() -> None:
     assert type(uncompiled_copy(torch.compile(nn.Linear(2, 2), backend="eager"))) is nn.Linear
 
 
+def test_a_copy_of_one_under_two_names() -> None:
+    made = uncompiled_copy(Stepping(torch.compile(layers(), backend="eager"), steps=1))
+    assert made.prefill is made.decode
+    assert compiled_parts(made) == {}
+
+
 def test_the_random_numbers_of_inductor() -> None:
     parts = compiled_parts(torch.compile(layers()))
     assert parts[""].drawing_alike().options == {"fallback_random": True}

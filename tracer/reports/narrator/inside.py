@@ -88,6 +88,7 @@ def _breaks(rungs: tuple[Rung, ...]) -> Iterator[str]:
 
 def _alone(inside: CompiledInside) -> Iterator[str]:
     differing = [item for item in inside.alone if item.agrees is False]
+    differing.sort(key=lambda item: item.module not in inside.culprits)  # and what is around them
     if inside.alone:
         count = f"{len(differing) or 'none'} of {len(inside.alone)} modules"
         verb = "differ" if len(differing) > 1 else "differs"
