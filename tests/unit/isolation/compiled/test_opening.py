@@ -71,7 +71,14 @@ def sequence(middle: nn.Module) -> nn.Module:
 
 
 class TestAPlantedBackend:
-    @pytest.mark.parametrize("edit", [other_axis, scaled, cast_down])
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            other_axis,
+            pytest.param(scaled, marks=pytest.mark.slow),
+            pytest.param(cast_down, marks=pytest.mark.slow),
+        ],
+    )
     def test_is_named_with_modules_and_line_and_what_mends_it(self, edit) -> None:
         model = layers()
         comparison = tracer.compare(model, torch.compile(model, backend=planted(edit)), X)
@@ -88,6 +95,7 @@ class TestAPlantedBackend:
         assert verdict.origin.candidate_line == f"{compiling.__file__}:{SOFTMAX}"
         assert verdict.origins[1].module == BOTH[1]
 
+    @pytest.mark.slow
     def test_its_errors_are_those_of_the_modules_alone(self) -> None:
         model = layers()
         candidate = torch.compile(model, backend=planted(other_axis))
@@ -140,6 +148,7 @@ class TestAPlantedBackend:
         assert (inside.parts, inside.culprits) == (("layers.1",), ("layers.1.mlp",))
         assert inside.left.agrees
 
+    @pytest.mark.slow
     def test_two_parts_of_two_backends(self) -> None:
         model, candidate = layers(), layers()
         candidate.layers[0].compile(backend="aot_eager")
@@ -152,7 +161,7 @@ class TestAPlantedBackend:
         ("level", "culprits"),
         [
             ("blocks", BOTH),
-            ("layers", ("layers.0", "layers.1")),
+            pytest.param("layers", ("layers.0", "layers.1"), marks=pytest.mark.slow),
             ("layers.1*", ("layers.1.mlp",)),
         ],
     )
@@ -163,6 +172,7 @@ class TestAPlantedBackend:
         assert inside.culprits == culprits
         assert inside.left.agrees is (level != "layers.1*")
 
+    @pytest.mark.slow
     def test_leaves_that_all_agree(self) -> None:
         model = layers()
         candidate = torch.compile(model, backend=planted(other_axis))
@@ -184,6 +194,7 @@ class TestAPlantedBackend:
         assert inside.node.module == "layers.1.mlp"
         assert inside.node.line == SOFTMAX
 
+    @pytest.mark.slow
     def test_dynamic_shapes_and_a_whole_graph(self) -> None:
         model = layers()
         candidate = torch.compile(model, backend=planted(other_axis), dynamic=True, fullgraph=True)
