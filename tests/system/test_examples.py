@@ -29,6 +29,13 @@ def test_find_a_wrong_mask(monkeypatch, capsys) -> None:
     assert "Confirmed: with the reference's `attention_mask`" in printed
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_open_what_is_compiled(monkeypatch, capsys) -> None:
+    printed = run("open_what_is_compiled.py", monkeypatch, capsys)
+    assert "the first that differs is AOT (aot_eager):" in printed
+    assert "With `1` left uncompiled, the whole agrees" in printed
+
+
 def test_find_the_mask_bug(monkeypatch, capsys) -> None:
     printed = run("find_the_mask_bug.py", monkeypatch, capsys)
     right, wrong = printed.split("# The wrapped model as it was")

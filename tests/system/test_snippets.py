@@ -44,6 +44,7 @@ NOT_RUN = {
     "--break": "opens a debugger, which tests/system/cli/test_debugging.py does",
     "--post-mortem": "as --break",
     "--map": "needs a checkpoint under other names",
+    "compile": "takes minutes; tests/unit/isolation/compiled compiles small models",
     "quantize": "takes long; tests/unit/cli/test_quantize.py runs the example",
     "ablate": "takes minutes; tests/system/cli/test_ablate.py runs small ones",
     "folder": "is what an hour of training makes",

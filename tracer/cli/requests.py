@@ -257,6 +257,11 @@ class CompareRequest(ModelRequest):
         "a trace of `trace_model record`, or an exported graph, instead of the model",
         metavar="TRACE|FILE.pt2",
     )
+    inside: bool = switch(
+        "look inside what is compiled, in stages and module by module, also where it agrees (by "
+        "itself where it diverges); and open layers that PyTorch computes in one piece "
+        "(nn.TransformerEncoderLayer), whose numbers are then those of the path without that"
+    )
     salvage: bool = switch(_SALVAGE)
     candidate_device: str | None = option(
         "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "

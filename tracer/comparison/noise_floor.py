@@ -6,7 +6,7 @@ comparison finds can then be read as a multiple of that floor: 2 is rounding, 10
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ from tracer.execution.inputs import Inputs
 from tracer.execution.offload import copy_model
 from tracer.execution.session import Session
 from tracer.interventions.experiment import Experiment
+from tracer.interventions.forcing import Forcing, Replaced
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
@@ -129,6 +130,29 @@ def measure_noise(
     beside = Experiment(session, Tolerance(), roles, phases=phases)
     unmeasured += _run(beside, (_Perturbing(),), floor, NoiseRun.PERTURBED)
     return NoiseFloor(floor, tuple(unmeasured))
+
+
+def own_rounding(
+    reference: nn.Module,
+    inputs: Inputs,
+    modules: Container[str],
+    roles: Roles = DEFAULT_ROLES,
+    phases: Phases | None = None,
+) -> dict[ValueKey, float]:
+    """What rounding alone makes in each of some modules, of inputs that are right.
+
+    Empty for a model that cannot be run in float64.
+    """
+    floor: dict[ValueKey, float] = {}
+    try:
+        exact = copy_model(reference).double()
+        session = Session(exact, reference, deep_copy(inputs, _widened), None, "*")
+    except Exception:  # whatever a model's own parts raise when they are copied
+        return floor
+    experiment = Experiment(session, Tolerance(), roles, phases=phases or Phases())
+    forcing = Forcing(modules, Replaced.INEXACT)
+    _run(experiment, (forcing,), floor, NoiseRun.FLOAT64)
+    return floor
 
 
 def _run(

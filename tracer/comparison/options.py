@@ -57,3 +57,14 @@ class Debugging:
     def is_asked(self) -> bool:
         """Whether it opens anywhere."""
         return bool(self.breakpoints) or self.post_mortem
+
+
+def what_to_isolate(isolate: str | Isolate | None, what_if: int, *, causes: bool) -> Isolate | None:
+    """What to isolate; None for nothing."""
+    if isinstance(isolate, Isolate):
+        if what_if or not causes:
+            raise UsageError("what_if and causes: expected them in the Isolate that is given")
+        return isolate
+    level = {} if isolate is None else {"level": isolate}
+    asked = Isolate(**level, what_if=what_if, causes=causes)
+    return asked if isolate is not None or what_if else None

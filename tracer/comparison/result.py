@@ -8,6 +8,7 @@ from tracer.comparison.identity import Identity
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.errors import no_truth_value
+from tracer.isolation.compiled.result import CompiledInside
 from tracer.isolation.result import Isolation
 from tracer.measurement.coverage import Coverage
 from tracer.measurement.rows import FormDifference, Row
@@ -38,6 +39,8 @@ class Comparison:
         isolation: what each module adds to the error, where that was asked for.
         zoomed: the operation that is the culprit, where that was asked for or the origin lies in
             the forward of a module itself.
+        inside: what was found inside of what is compiled in the candidate, where that was asked
+            for or the origin lies there.
         gate: whether it passes, checked against a baseline and limits; see `judged`.
         identity: which models and inputs it is of; None for one that was made by hand.
     """
@@ -48,6 +51,7 @@ class Comparison:
     form_differences: tuple[FormDifference, ...]
     isolation: Isolation | None = None
     zoomed: Zoomed | None = None
+    inside: CompiledInside | None = None
     gate: "Gate | None" = None
     identity: Identity | None = None
 

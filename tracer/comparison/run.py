@@ -15,7 +15,8 @@ from tracer.adapters.quantised import lookup, silent
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.nothing_compared import check_something_compared
-from tracer.comparison.options import Debugging, Isolate
+from tracer.comparison.opened import is_hidden, with_inside
+from tracer.comparison.options import Debugging, Isolate, what_to_isolate
 from tracer.comparison.progress_bar import can_show_progress
 from tracer.comparison.result import Comparison
 from tracer.comparison.trace_limits import (
@@ -32,6 +33,7 @@ from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, named_by_user, zoom_at, zoom_of
 from tracer.errors import ModelRunError, UsageError
+from tracer.execution.compilation import compiled_parts
 from tracer.execution.dropout import check_training
 from tracer.execution.inputs import Inputs
 from tracer.execution.lockstep import Outcome
@@ -115,8 +117,11 @@ def compare(
         tolerance: the PEIR (a ratio) up to which floats agree; by default a limit per dtype.
         roles: which arguments are attention masks, padding and caches, as their names say.
         include: globs of the modules to compare, by the reference's names or the candidate's.
-        inside: opens the layers that PyTorch computes in one piece (the fused path of
-            `nn.TransformerEncoderLayer`), whose numbers are then those of the path without it.
+        inside: opens what is compiled in the candidate, in stages and module by module, also where
+            it agrees; where it diverges that is done by itself. The level of `isolate` then says
+            which modules are compiled alone. And opens the layers that PyTorch
+            computes in one piece (the fused path of `nn.TransformerEncoderLayer`), whose numbers
+            are then those of the path without it.
         train: allows dropout that is active. Each paired call then draws the same random numbers on
             both sides, whatever is drawn before; another run draws the same again unless PyTorch is
             seeded otherwise.
@@ -152,7 +157,7 @@ def compare(
         NothingComparedError: the models have no output in common.
     """
     reference, candidate = as_model(reference), as_model(candidate)
-    isolating = _isolating(isolate, what_if, causes=causes)
+    isolating = what_to_isolate(isolate, what_if, causes=causes)
     debugging = debugging or Debugging(breakpoints, post_mortem, debugger)
     check_asked(
         reference,
@@ -170,6 +175,9 @@ def compare(
         candidate_inputs=candidate_inputs,
         map_inputs=map_inputs,
     )
+    level = None
+    if inside and isolating is not None and not isolating.what_if and compiled_parts(candidate):
+        level, isolating = isolating.level, None
     chosen = None if isolating is None else modules_at(isolating.level, session.pairing)
     zoom = None if zoom is None else named_by_user(zoom, session.pairs)
     if not isinstance(tolerance, Tolerance):
@@ -221,11 +229,16 @@ def compare(
         phases.begin("comparing gradients")
         phases.next_run()
         comparison = _with_gradients(comparison, experiment, free.comparer.tolerance)
+    near = free.comparer, experiment
+    can_open = not why_not_run_again(reference, candidate)
+    if can_open and (inside or (confirm and is_hidden(comparison.verdict))):
+        draws = bool(free.outcome.draws)
+        comparison, near = with_inside(comparison, *near, draws=draws, strict=strict, level=level)
     phases.begin("zooming")
     if zoom is not None:
         comparison = with_zoom(comparison, zoom_at(zoom, free.comparer, experiment))
     elif comparison.verdict.confirmed and not is_recorded(reference, candidate):
-        zoomed = zoom_of(comparison.verdict.origin, free.comparer, experiment)
+        zoomed = zoom_of(comparison.verdict.origin, *near)
         comparison = comparison if zoomed is None else with_zoom(comparison, zoomed)
     if floor is not None:
         comparison = with_floor(comparison, floor)
@@ -238,17 +251,6 @@ def compare(
             )
         comparison = replace(comparison, isolation=isolation)
     return comparison
-
-
-def _isolating(isolate: str | Isolate | None, what_if: int, *, causes: bool) -> Isolate | None:
-    """What to isolate; None for nothing."""
-    if isinstance(isolate, Isolate):
-        if what_if or not causes:
-            raise UsageError("what_if and causes: expected them in the Isolate that is given")
-        return isolate
-    level = {} if isolate is None else {"level": isolate}
-    asked = Isolate(**level, what_if=what_if, causes=causes)
-    return asked if isolate is not None or what_if else None
 
 
 @dataclass(frozen=True)

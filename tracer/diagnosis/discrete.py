@@ -18,7 +18,7 @@ from torch import nn
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Answer
-from tracer.execution.torch_internals import TorchDispatchMode, as_written
+from tracer.execution.torch_internals import TorchDispatchMode, as_written, is_compiled
 from tracer.interventions.experiment import Experiment
 from tracer.interventions.repeat_call import Recall
 from tracer.interventions.substitution import give_output, in_form_of
@@ -139,7 +139,7 @@ class _Probing(Intervention):
 
     def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
         """Takes down what a call begins with."""
-        if record.key in self._suspects and _starts_right(record):
+        if record.key in self._suspects and _starts_right(record) and not _is_compiled(calls):
             self._probes[record.key] = _Probe(calls)
         return None
 
@@ -157,6 +157,13 @@ class _Probing(Intervention):
         self.ties[record.key] = tie
         self._settled.add(record.key)
         return give_output(calls)
+
+
+def _is_compiled(calls: CallPair) -> bool:
+    """Whether a part of either side is compiled: what is called under an observer is never compiled
+    again."""
+    both = calls.reference.module, calls.candidate.module
+    return any(is_compiled(module) for side in both for module in side.modules())
 
 
 class _Probe:

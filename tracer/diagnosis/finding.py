@@ -55,6 +55,9 @@ class FindingKind(StrEnum):
     BACKWARD = "backward"  # the gradients that it passes on
     FROZEN = "frozen"  # parameters that the reference trains
     NOT_FROZEN = "not_frozen"  # parameters that the reference does not train
+    COMPILED = "compiled"  # inside of what is compiled, which cannot be seen
+    SCRIPTED = "scripted"  # likewise
+    MISCOMPILED = "miscompiled"  # compiled it differs, as it is written it does not
     GROWS = "grows"  # no single value is the cause
 
 
@@ -104,6 +107,11 @@ class Finding:
     def confirmed(self) -> bool:
         """Whether a run with the reference's value there takes it away."""
         return self.proof is not None and self.proof.confirmed
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it lies where nothing can be seen."""
+        return self.kind in (FindingKind.COMPILED, FindingKind.SCRIPTED)
 
     @property
     def mistakes(self) -> tuple[Fit, ...]:

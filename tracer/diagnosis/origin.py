@@ -26,7 +26,7 @@ from tracer.diagnosis.propagation import Suspect, Trail
 from tracer.diagnosis.trials import Evidence, Outcome, Proof
 from tracer.execution.hooks import Location
 from tracer.execution.offload import own_parameters, value_of
-from tracer.execution.torch_internals import as_written, parameters_of
+from tracer.execution.torch_internals import as_written, is_compiled, parameters_of
 from tracer.interventions.experiment import Experiment
 from tracer.interventions.trial import Replacements
 from tracer.measurement.comparer import Comparer
@@ -237,8 +237,8 @@ class Search:
             _line(_own_line(lines_of, record, reference=False)),
             record.other_name,
         )
-        proof = self.evidence.confirm(Replacements(output=record.key), start)
-        kind = FindingKind.AFTER_CALLS if children else FindingKind.INSIDE
+        proof = self._with_output(record, start)
+        kind = self._hidden(record) or (FindingKind.AFTER_CALLS if children else FindingKind.INSIDE)
         return Finding(
             origin,
             FindingKind.LEFT if start.is_written else kind,
@@ -248,6 +248,21 @@ class Search:
             settings=self._settings(record),
             form_alone=start.dtype is None,
         )
+
+    def _with_output(self, record: CallRecord, start: Row) -> Proof | None:
+        """What giving the reference's output of a call shows; that of a whole whose inside cannot
+        be seen shows nothing."""
+        if not record.module and self._hidden(record):
+            return None
+        return self.evidence.confirm(Replacements(output=record.key), start)
+
+    def _hidden(self, record: CallRecord) -> FindingKind | None:
+        """How a finding is called of a call whose inside cannot be seen; None where it can."""
+        both = self._both_modules(record)
+        if any(map(is_compiled, both)):
+            return FindingKind.COMPILED
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in both)
+        return FindingKind.SCRIPTED if scripted else None
 
     def _wrong_parameters(self, start: Row, record: CallRecord) -> Finding | None:
         """Parameters that differ, unless the reference's do not take the divergence away.
@@ -264,7 +279,7 @@ class Search:
         proof = self.evidence.confirm(trial, start)
         untried = not self.evidence.may_run or proof.outcome is Outcome.NOT_REPLACED
         if not proof.confirmed and proof.outcome is Outcome.NOT_REPLACED:
-            proof = self.evidence.confirm(Replacements(output=record.key), start)
+            proof = self._with_output(record, start) or proof
         if not proof.confirmed and (record.children or not untried):
             return None
         origin = Origin(

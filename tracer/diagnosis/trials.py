@@ -38,6 +38,7 @@ class Outcome(StrEnum):
     GRADIENTS_DIFFER = "gradients_differ"
     GRAPH_WHOLE = "graph_whole"  # gradients agree where the graph is not left at one line
     OWN_GRADIENTS = "own_gradients"  # they differ with the reference's modules inside
+    UNCOMPILED = "uncompiled"  # the model's output agrees where the module is not compiled
     TRAINED = "trained"  # they agree where both sides train the parameters
 
 

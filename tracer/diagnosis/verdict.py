@@ -262,7 +262,7 @@ def judge(
             None if start is first else start,
             _outermost(one_sided),
             _spread(comparer.rows, first),
-            None if is_otherwise else other_checkpoint(experiment),
+            None if is_otherwise or finding.is_hidden else other_checkpoint(experiment),
         ),
         mistakes=tuple(fit.mistake for fit in finding.mistakes),
         origins=(finding.origin, *(other.origin for other in others)),

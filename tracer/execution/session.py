@@ -56,6 +56,7 @@ class Session:
         self.reference = reference
         self.candidate = candidate
         self._rename, self._include = rename, [include] if isinstance(include, str) else include
+        self._given = inputs, candidate_inputs, map_inputs
         self.pairing = pair(reference, candidate, rename)
         _check_counterparts(self.pairing, reference, candidate)
         self.inputs, self.candidate_inputs = both_arguments(
@@ -65,6 +66,15 @@ class Session:
         self._beyond_torch = False
         self.call_order: dict[tuple[str, int], int] = {}
         self.adapt_inputs = fitting(reference, candidate)
+
+    def with_candidate(self, candidate: nn.Module) -> "Session":
+        """The same reference and inputs with another candidate."""
+        inputs, candidate_inputs, map_inputs = self._given
+        return Session(
+            *(self.reference, candidate, inputs, self._rename, self._include),
+            candidate_inputs=candidate_inputs,
+            map_inputs=map_inputs,
+        )
 
     def pair_again(self, outcome: Outcome) -> bool:
         """Pairs once more, first among what a run has called, if that pairs more of it.

@@ -9,6 +9,7 @@
       "ranking": [{"module": "model.embed_tokens", "input_peir": 0.0, "growth": "inf", ...}],
       "isolation": {"level": "leaves", "calls": [...], "modules": [...], "explanation": "...", ...},
       "zoomed": {"kind": "wrong", "culprit": {"file": "...", "line": 254, "text": "...", ...}, ...},
+      "inside": {"stage": "backend", "culprits": ["layers.1.mlp"], "node": {...}, ...},
       "gate": {"passes": false, "fail_on": "regression", "reasons": [...], "changes": [...], ...},
       "identity": {"reference": {"model": "LlamaForCausalLM", ...}, "inputs": {...}, ...},
       "run": {"reference": "tiny-llama", "command": "trace_model ...", "exit_code": 1, ...},
@@ -17,9 +18,9 @@
 
 It is strict JSON: numbers that are not finite are the strings "inf", "-inf" and "nan", and a
 statistic that could not be computed is null, as are "run" for a comparison made in Python,
-"identity" for one made by hand, "isolation", "zoomed" and "gate" where there is none, and "ranking"
-but for a quantised candidate without isolation. Rows are in execution order and have the columns of
-`Comparison.to_frame`.
+"identity" for one made by hand, "isolation", "zoomed", "inside" and "gate" where there is none, and
+"ranking" but for a quantised candidate without isolation. Rows are in execution order and have the
+columns of `Comparison.to_frame`.
 `schema` grows by one when a key is renamed, removed or means something else, not when one is added.
 The JSON Schema in `report.schema.json` beside this file says what each key means.
 """
@@ -34,6 +35,7 @@ from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.environment import environment
 from tracer.interventions.trial import Replacements
+from tracer.isolation.compiled.result import CompiledInside
 from tracer.measurement.rows import Row
 from tracer.reports import Run
 from tracer.reports.narrator.verdict import given
@@ -71,6 +73,7 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
             else None,
             "isolation": comparison.isolation,
             "zoomed": comparison.zoomed,
+            "inside": comparison.inside,
             "gate": comparison.gate,
             "identity": comparison.identity,
             "run": run,
@@ -82,10 +85,10 @@ def document(comparison: Comparison, run: Run | None = None) -> dict[str, object
 
 
 def _verdict(verdict: Verdict) -> dict[str, object]:
-    """What zoom has found stands in the report beside the verdict, and the names of modules in the
-    coverage."""
+    """What was found inside stands in the report beside the verdict, and the names of modules in
+    the coverage."""
     fields_of_it = {name: value for name, value in _fields(verdict).items() if name != "names"}
-    beside = [each for each in verdict.beside if not isinstance(each, Zoomed)]
+    beside = [each for each in verdict.beside if not isinstance(each, Zoomed | CompiledInside)]
     return {
         **fields_of_it,
         "outcome": verdict.outcome,

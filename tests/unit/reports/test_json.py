@@ -40,7 +40,8 @@ class TestSchema:
         assert SCHEMA == report["schema"] == 3
         assert list(report) == [
             *("schema", "verdict", "coverage", "rows", "form_differences"),
-            *("ranking", "isolation", "zoomed", "gate", "identity", "run", "environment"),
+            *("ranking", "isolation", "zoomed", "inside", "gate", "identity", "run"),
+            "environment",
         ]
         assert list(report["verdict"]) == [
             *("agrees", "symptom", "origin", "confirmed", "details", "mistakes", "origins"),

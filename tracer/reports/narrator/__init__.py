@@ -16,8 +16,10 @@ from tracer.diagnosis.finding import RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import ForwardOnly, GradientsAgree
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
+from tracer.isolation.compiled.result import CompiledInside
 from tracer.isolation.result import Isolation
 from tracer.reports.narrator import (
+    inside,
     isolation,
     noise,
     randomness,
@@ -61,6 +63,7 @@ def _(finding: Verdict) -> list[str]:
 
 lines.register(Zoomed)(zoom.lines)
 lines.register(Isolation)(isolation.lines)
+lines.register(CompiledInside)(inside.lines)
 lines.register(NoiseReading)(noise.lines)
 lines.register(TraceLimit)(traces.lines)
 lines.register(RandomDraws)(randomness.lines)

@@ -65,6 +65,9 @@ _CLAUSES = {
     FindingKind.LEFT: "{module} leaves a wrong {names}",
     FindingKind.PARAMETERS: "{names} of {module} {differ}",
     FindingKind.RAISES: "{module} raises",
+    FindingKind.COMPILED: "in {module}, which is compiled",
+    FindingKind.SCRIPTED: "in {module}, which is scripted",
+    FindingKind.MISCOMPILED: "compiled, {module} differs",
     FindingKind.BACKWARD: "in the backward of {module}",
     FindingKind.GROWS: "no single cause; the error grows as rounding does, to PEIR {peir}",
 }

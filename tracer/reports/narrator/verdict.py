@@ -178,6 +178,11 @@ _CAUSES = {
     FindingKind.BEFORE_CALL: _INTRODUCED + ": what it computes for {other} is wrong{after}.",
     FindingKind.AFTER_CALLS: _INTRODUCED + ", after its last call ({other}), which still agreed.",
     FindingKind.INSIDE: _INTRODUCED + ": its inputs agree, its output does not.",
+    FindingKind.COMPILED: "{module} is compiled: its inside cannot be seen. Its inputs agree, its "
+    "output does not.",
+    FindingKind.SCRIPTED: "{module} is scripted: its inside cannot be seen. Its inputs agree, its "
+    "output does not.",
+    FindingKind.MISCOMPILED: "Compiled, {module} does not compute what it does as it is written.",
     FindingKind.LEFT: "What {module} leaves in its argument {names} is wrong.",
     FindingKind.PARAMETERS: "The inputs of {module} agree, its {names} {differ} ({how}).",
     FindingKind.RAISES: "{module} of the candidate raises; nothing else had differed.",
@@ -266,7 +271,8 @@ _OUTCOMES = {
     Outcome.AFTER_AGREES: "everything after it agrees",
     Outcome.RUNS: "it does not raise",
 }
-_OF_GRADIENTS = {
+_WITHOUT_VALUES = {
+    Outcome.UNCOMPILED: "with it left uncompiled, the whole agrees",
     Outcome.GRADIENTS_AGREE: "with the reference's module in its place, all gradients before it "
     "agree",
     Outcome.GRADIENTS_DIFFER: "with the reference's module in its place, gradients still differ",
@@ -279,9 +285,9 @@ _OF_GRADIENTS = {
 
 def _proof(proof: Proof, why_not_tried: str, names: Names) -> str:
     """What was tried, and what it led to."""
-    if proof.outcome in _OF_GRADIENTS:
+    if proof.outcome in _WITHOUT_VALUES:
         sure = "Confirmed" if proof.confirmed else "Not confirmed"
-        return f"{sure}: {_OF_GRADIENTS[proof.outcome]}."
+        return f"{sure}: {_WITHOUT_VALUES[proof.outcome]}."
     if proof.trial is None:
         return f"Not confirmed: {why_not_tried or 'a second run was not asked for'}."
     kind, given_names = given(proof.trial)
