@@ -11,7 +11,7 @@ from tracer.errors import UsageError
 from tracer.execution.limits import user_path
 from tracer.reports.progress import status
 from wrappers import recipes
-from wrappers.recipes.recipe import Export
+from wrappers.recipes.sections import Export
 
 
 def quantize(request: QuantizeRequest) -> ExitCode:

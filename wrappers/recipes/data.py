@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wrappers.errors import RecipeError
 from wrappers.evaluate import documents, positions_of
-from wrappers.recipes.recipe import Data
+from wrappers.recipes.sections import Data
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from wrappers.errors import ArgumentError
 from wrappers.quantize import convert, prepare
 from wrappers.recipes.data import calibration_batches, check_length
 from wrappers.recipes.measuring import check_measurable, in_words, measured
-from wrappers.recipes.recipe import Export, Recipe
+from wrappers.recipes.recipe import Recipe
+from wrappers.recipes.sections import Export
 
 During = Callable[[str], AbstractContextManager[None]]
 """Shows what goes on meanwhile."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from wrappers.errors import RecipeError
 from wrappers.evaluate import documents, image_questions, perplexity, run_tasks
-from wrappers.recipes.recipe import Evaluation
+from wrappers.recipes.sections import Evaluation
 
 
 def measured(model: nn.Module, loaded: Any, evaluation: Evaluation) -> dict[str, Any]:

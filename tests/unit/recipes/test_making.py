@@ -13,7 +13,7 @@ from wrappers.errors import RecipeError, SavedModelError, UnknownOverrideError
 from wrappers.evaluate import documents, perplexity
 from wrappers.recipes import Recipe, make
 from wrappers.recipes.making import _exported
-from wrappers.recipes.recipe import Export
+from wrappers.recipes.sections import Export
 
 RECIPE = """
 [quantization]

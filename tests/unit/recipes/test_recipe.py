@@ -154,6 +154,6 @@ def test_questions_are_read_at_once(tmp_path) -> None:
 
 
 def test_a_circle_without_its_converter(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("wrappers.recipes.recipe.find_spec", lambda name: None)
+    monkeypatch.setattr("wrappers.recipes.sections.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="written by tico, which is not installed"):
         read(tmp_path, "[export]\nformat = 'circle'")
