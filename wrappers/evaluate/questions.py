@@ -166,8 +166,9 @@ def image_questions(
         raise ModelInputError("found no questions")
     answers = []
     for item in read if progress is None else progress(read):
-        images = [opened(image, Path(), max_pixels) for image in item.images]
-        inputs = _on_device(asked(processor, item.question, images), model)
+        images = [opened(image, Path()) for image in item.images]
+        made = asked(processor, item.question, images, max_pixels=max_pixels)
+        inputs = _on_device(made, model)
         if item.choices:
             answers.append(_chosen(model, processor, inputs, item))
         else:

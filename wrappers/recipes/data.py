@@ -25,18 +25,19 @@ class Batches:
     description: str
 
 
-def calibration_batches(data: Data, loaded: Any) -> Batches:
+def calibration_batches(data: Data, loaded: Any, *, same_grids: bool = False) -> Batches:
     """The batches that a recipe asks for.
 
     Args:
         data: of the recipe.
         loaded: `tracer.models.Loaded`, with inputs as long as the recipe says, and its photos.
+        same_grids: photos are all shown in the grids of the first.
 
     Raises:
         RecipeError: the model has no tokenizer, or the data are too few or not what they should be.
     """
     if data.data == "own" or data.data == "images" or _is_synthetic(data, loaded):
-        return _made_by_tracer(data, loaded)
+        return _made_by_tracer(data, loaded, same_grids)
     sequences, source = _SOURCES[data.data](data, loaded)
     if not sequences:
         raise RecipeError(f"{source} gives no sequence to calibrate on")
@@ -65,12 +66,14 @@ def _is_synthetic(data: Data, loaded: Any) -> bool:
     return data.data == "random" and "pixel_values" in loaded.inputs
 
 
-def _made_by_tracer(data: Data, loaded: Any) -> Batches:
+def _made_by_tracer(data: Data, loaded: Any, same_grids: bool) -> Batches:
     """The model's own inputs, and others of their kind."""
     import tracer
 
     text = data.file if data.data == "images" else None
-    made = tracer.models.calibration(loaded, count=data.count - 1, text=text, seed=data.seed)
+    made = tracer.models.calibration(
+        loaded, count=data.count - 1, text=text, seed=data.seed, same_grids=same_grids
+    )
     plain = {"input_ids", "attention_mask"}
     if data.batch == 1 or any(set(batch) - plain for batch in made.batches):
         return Batches(list(made.batches), made.description)

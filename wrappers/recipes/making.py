@@ -33,6 +33,7 @@ from wrappers.deploy.manifest import export_pieces
 from wrappers.deploy.parts import exported_part
 from wrappers.deploy.saving import write_model
 from wrappers.errors import ArgumentError
+from wrappers.families.qwen3_vl.grids import GRID_THW
 from wrappers.quantize import convert, prepare
 from wrappers.recipes.data import calibration_batches, check_length
 from wrappers.recipes.measuring import check_measurable, in_words, measured
@@ -102,7 +103,8 @@ def make(
         prepare(loaded.model, recipe.config)  # so that no override is in vain
         if recipe.evaluation is not None:
             check_measurable(loaded, recipe.evaluation)
-        data = calibration_batches(recipe.calibration, loaded)
+        fixed = GRID_THW in recipe.config.model_args
+        data = calibration_batches(recipe.calibration, loaded, same_grids=fixed)
     quantized, decode = _quantized(recipe, loaded.model, data.batches, during)
     figures: dict[str, dict[str, Any]] = {}
     if recipe.evaluation is not None:
