@@ -22,26 +22,37 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wrappers import PTQConfig, affine, algorithms, evaluate
 from wrappers.algorithms import (
     GPTQ,
+    AdaRound,
     BiasCorrection,
+    BlockReconstruction,
     CrossLayerEqualisation,
     Rotation,
     SmoothQuant,
     Stage,
 )
 
+ALONE = "rounding alone"
+PLAIN: dict[str, Any] = {"ranges": "minmax", "match_float": False}
 STAGES: dict[str, list[Stage]] = {
-    "rounding alone": [],
+    ALONE: [],
     "SmoothQuant": [SmoothQuant()],
     "SmoothQuant, activations alone": [SmoothQuant(statistic="mean")],
     "cross-layer equalisation": [CrossLayerEqualisation()],
     "rotation": [Rotation()],
     "bias correction": [BiasCorrection()],
     "GPTQ": [GPTQ()],
-    "GPTQ, ranges by MSE": [GPTQ(ranges="mse")],
-    "GPTQ, float outputs, weighted MSE": [GPTQ(match_float=True, ranges="weighted_mse")],
-    "GPTQ, groups of 32": [GPTQ(group_size=32)],
-    "GPTQ, static groups of 32": [GPTQ(group_size=32, static_groups=True)],
-    "SmoothQuant, GPTQ": [SmoothQuant(), GPTQ()],
+    "GPTQ, weighted MSE": [GPTQ(ranges="weighted_mse")],
+    "GPTQ, whole ranges": [GPTQ(ranges="minmax")],
+    "GPTQ, outputs of layers": [GPTQ(match_float=False)],
+    "plain GPTQ": [GPTQ(**PLAIN)],
+    "plain GPTQ, groups of 32": [GPTQ(group_size=32, **PLAIN)],
+    "plain GPTQ, static groups of 32": [GPTQ(group_size=32, static_groups=True, **PLAIN)],
+    "AdaRound": [AdaRound()],
+    "block reconstruction": [BlockReconstruction()],
+    "GPTQ, block reconstruction": [GPTQ(), BlockReconstruction()],
+    "rotation, block reconstruction": [Rotation(), BlockReconstruction()],
+    "SmoothQuant, plain GPTQ": [SmoothQuant(), GPTQ(**PLAIN)],
+    "rotation, plain GPTQ": [Rotation(), GPTQ(**PLAIN)],
     "rotation, GPTQ": [Rotation(), GPTQ()],
     "GPTQ, bias correction": [GPTQ(), BiasCorrection()],
 }
@@ -124,7 +135,7 @@ def table(folder: Path, case: Case, config: PTQConfig, sets: int, only: str | No
 
 def documents(file: Path, tokenizer: Any, separator: str | None) -> list[list[int]]:
     text = file.read_text(encoding="utf-8")
-    return evaluate.documents(text[: 1 << 19], tokenizer, separator=separator)
+    return evaluate.documents(text[: 1 << 19].strip(), tokenizer, separator=separator)
 
 
 def calibration(

@@ -1,11 +1,13 @@
 """How far quantisation moves the logits: PEIR against the float model, by integer types.
 
     python -m benchmarks.quantized_logits MODEL [MODEL ...] [--text FILE] [--without POINT]
+                                          [--stages NAME]
 
 Each model (a folder, hub id or built-in name) is wrapped, calibrated on its own inputs and 8 more
 sequences, quantised and compared with the float model: PEIR and mean difference of the logits, and
 the three modules where the PEIR of the output grows most over that of the inputs. With `--without`
-the points of that name are left out of the quantised model.
+the points of that name are left out of the quantised model; with `--stages` the model goes through
+algorithms first, by the names that `benchmarks.quantised_perplexity` gives them.
 """
 
 import argparse
@@ -17,8 +19,9 @@ from contextlib import ExitStack
 import torch
 
 import tracer
+from benchmarks.quantised_perplexity import ALONE, STAGES
 from tracer import models
-from wrappers import iter_wrappers
+from wrappers import PTQConfig, affine, algorithms, iter_wrappers
 
 TYPES = [("uint8", "uint8"), ("int16", "uint8"), ("int16", "uint4"), ("uint8", "uint4")]
 VARIANTS = ("prefill", "prefill_reference")
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--text", help="calibrate on this text in place of random tokens")
     parser.add_argument("--without", metavar="POINT", help="leave out the points of this name")
+    parser.add_argument("--stages", choices=STAGES, default=ALONE, help="algorithms to run before")
     arguments = parser.parse_args(argv)
     print(f"{platform.machine()}, torch {torch.__version__}")
     for name in arguments.models:
@@ -40,13 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         calibration = models.calibration(loaded, text=arguments.text)
         for variant in VARIANTS:
             for activation, weight in TYPES:
-                candidate = models.candidate(
-                    loaded,
-                    "quantized",
-                    variant=variant,
-                    activation=activation,
-                    weight=weight,
-                    calibration=calibration,
+                config = PTQConfig(
+                    activation=affine(activation), weight=affine(weight), variant=variant
+                )
+                candidate = algorithms.quantize(
+                    loaded.model, config, calibration.batches, STAGES[arguments.stages]
                 )
                 with ExitStack() as off:
                     for _, wrapper in iter_wrappers(candidate):

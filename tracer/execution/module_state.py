@@ -10,10 +10,12 @@ are copied only of modules whose forward is seen to edit them in place.
 import dis
 import operator
 import threading
-from collections import OrderedDict, deque
+import weakref
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
@@ -155,33 +157,30 @@ class ModuleStates:
         """Takes down what can be edited in place in a value, and goes on with what it holds."""
         if id(value) in self._seen:
             return
-        if type(value) in _FILLED and not value:
-            self._seen.add(id(value))
-            self._empty.append(value)
-            return
-        if isinstance(value, torch.Tensor):
+        holds = _HOLDS.get(type(value)) or _holds_of(type(value))
+        if holds is _Holds.TENSOR:
             self._keep(value, copied=memory_of(value) not in shared)
             return
         self._seen.add(id(value))
-        if isinstance(value, dict):
-            self._contents.append((value, dict(value)))
-            inside: Iterable[Any] = value.values()
-        elif isinstance(value, list | deque | set):
-            self._contents.append((value, list(value)))
-            inside = value
-        elif isinstance(value, tuple | frozenset):
-            inside = value
-        elif isinstance(value, np.ndarray | bytearray):
+        if holds is _Holds.NOTHING or (holds is _Holds.ATTRIBUTES and depth == _MAX_OBJECT_DEPTH):
+            return
+        if holds is _Holds.ITEMS and not value:
+            self._empty.append(value)
+            return
+        if holds is _Holds.NUMBERS:
             self._contents.append((value, value.copy()))
             return
-        elif isinstance(value, torch.Generator):
+        if holds is _Holds.STATE:
             self._contents.append((value, value.get_state()))
             return
-        elif _is_of_the_user(value) and depth < _MAX_OBJECT_DEPTH:
-            self._contents.append((vars(value), dict(vars(value))))
-            inside, depth = vars(value).values(), depth + 1
-        else:
-            return
+        inside: Iterable[Any] = value
+        if holds is _Holds.ATTRIBUTES:
+            value, depth = vars(value), depth + 1
+        if isinstance(value, dict):
+            self._contents.append((value, dict(value)))
+            inside = value.values()
+        elif holds is _Holds.ITEMS:
+            self._contents.append((value, list(value)))
         for item in list(inside):
             if type(item) not in _ATOMS:
                 self._look_into(item, shared, depth)
@@ -190,28 +189,61 @@ class ModuleStates:
 _ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype}
 )
-_FILLED = (dict, OrderedDict, set, list)
 
 
-def _is_of_the_user(value: object) -> bool:
-    """Whether an object has attributes that a forward may set."""
-    if isinstance(value, nn.Module | type) or not hasattr(value, "__dict__"):
+class _Holds(Enum):
+    """What of a value can be edited in place."""
+
+    TENSOR = "its numbers, and where they lie"
+    ITEMS = "what is in it"
+    PARTS = "only what its parts hold"
+    NUMBERS = "its numbers"
+    STATE = "what it goes on from"
+    ATTRIBUTES = "its attributes"
+    NOTHING = "nothing that a forward may set"
+
+
+# Classes are let go with those who made them.
+_HOLDS: weakref.WeakKeyDictionary[type, _Holds] = weakref.WeakKeyDictionary()
+
+
+def _holds_of(cls: type) -> _Holds:
+    found = _HOLDS[cls] = next(
+        (holds for holds, classes in _CLASSES.items() if issubclass(cls, classes)),
+        _Holds.ATTRIBUTES if _is_of_the_user(cls) else _Holds.NOTHING,
+    )
+    return found
+
+
+_CLASSES: dict[_Holds, tuple[type, ...]] = {
+    _Holds.TENSOR: (torch.Tensor,),
+    _Holds.ITEMS: (dict, list, deque, set),
+    _Holds.PARTS: (tuple, frozenset),
+    _Holds.NUMBERS: (np.ndarray, bytearray),
+    _Holds.STATE: (torch.Generator,),
+}
+
+
+def _is_of_the_user(cls: type) -> bool:
+    """Whether objects of a class have attributes that a forward may set."""
+    if issubclass(cls, nn.Module | type) or cls.__dictoffset__ == 0:
         return False
-    return not callable(value) and not type(value).__module__.startswith(_MACHINERY)
+    is_callable = any("__call__" in vars(each) for each in cls.__mro__)
+    return not is_callable and not cls.__module__.startswith(_MACHINERY)
 
 
 def _put_back(place: Any, content: Any) -> None:
-    if isinstance(place, torch.Generator):
-        place.set_state(content)
+    if isinstance(place, dict):
+        if not _holds(place.values(), content.values()) or list(place) != list(content):
+            place.clear()
+            place.update(content)
     elif isinstance(place, np.ndarray):
         if place.flags.writeable:
             place[...] = content
     elif isinstance(place, bytearray):
         place[:] = content
-    elif isinstance(place, dict):
-        if not _holds(place.values(), content.values()) or list(place) != list(content):
-            place.clear()
-            place.update(content)
+    elif isinstance(content, torch.Tensor):
+        place.set_state(content)  # of a generator
     elif not _holds(place, content):
         place.clear()
         (place.update if isinstance(place, set) else place.extend)(content)

@@ -26,6 +26,7 @@ import torch
 from tracer.errors import ShapeMismatchError, UsageError
 from tracer.tensors.exact import distance_of, is_inexact, to_float64
 from tracer.tensors.fills import may_have_fills, without_fills
+from tracer.tensors.kernels import Chooser, Pass, Sums, by_numpy
 from tracer.tensors.kinds import plain
 
 # Elements per chunk: two float32 operands and the buffer of their difference stay in a 2 MiB L2.
@@ -36,6 +37,8 @@ DEVICE_CHUNK = 8 * 1024 * 1024
 
 # Squares of float32 values outside this range overflow or lose bits to denormals.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e16
+
+_CHOOSER = Chooser()
 
 # Below this ratio of variance to squared mean, float32 sums have cancelled too many digits.
 _CANCELLED = 1e-2
@@ -107,10 +110,12 @@ class Difference:
         on_cpu = reference.device.type == "cpu"
         if on_cpu and reference.numel() <= CHUNK and (same := _of_equal(reference, candidate)):
             return same
+        fits = on_cpu and _fits_float32(reference.dtype) and _fits_float32(candidate.dtype)
+        one_pass = _CHOOSER.chosen(reference.numel()) if fits else by_numpy
         result = cls()
         for r, c in chunks(reference, candidate, CHUNK if on_cpu else DEVICE_CHUNK):
-            if on_cpu and _fits_float32(r.dtype) and _fits_float32(c.dtype):
-                result = result.merge(_of_float32(r, c))
+            if fits:
+                result = result.merge(_of_float32(r, c, one_pass))
             else:
                 result = result.merge(_of_any(r, c))
         largest = max(abs(result.reference_min), abs(result.reference_max))
@@ -294,52 +299,43 @@ def _of_equal(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
     )
 
 
-def _of_float32(r: torch.Tensor, c: torch.Tensor) -> Difference:
-    """One chunk on the CPU in float32; NumPy, whose reductions carry no thread hand-over."""
+def _of_float32(r: torch.Tensor, c: torch.Tensor, one_pass: Pass) -> Difference:
+    """One chunk on the CPU in float32."""
     reference, candidate = r.float().numpy(), c.float().numpy()
-    with np.errstate(all="ignore"):
-        d = np.subtract(reference, candidate)
-        np.abs(d, out=d)
-        peak = int(d.argmax())
-        max_abs = float(d[peak])
-        reference_min, reference_max = float(reference.min()), float(reference.max())
-        largest = max(abs(reference_min), abs(reference_max), max_abs)
-        # NaN fails both comparisons; where max_abs is finite every element is.
-        if not (largest < _SAFE_HIGH and (max_abs == 0.0 or max_abs > _SAFE_LOW)):
-            return _of_any(r, c)
-        if 0.0 < max(abs(reference_min), abs(reference_max)) < _SAFE_LOW:
-            return _of_any(r, c)
-        n = d.size
-        reference_square = float(np.dot(reference, reference))
-        if max_abs == 0.0:
-            sum_abs = sum_square = min_abs = 0.0
-            candidate_square = product = reference_square
-        else:
-            sum_abs = float(torch.from_numpy(d).sum())
-            sum_square = float(np.dot(d, d))
-            if sum_square / n - (sum_abs / n) ** 2 < _CANCELLED * (sum_abs / n) ** 2:
-                exact = d.astype(np.float64)
-                sum_abs, sum_square = float(exact.sum()), float(np.dot(exact, exact))
-            min_abs = float(d.min())
-            candidate_square = float(np.dot(candidate, candidate))
-            squares = sorted((reference_square, candidate_square))
-            if squares[0] < _CANCELLED * squares[1]:
-                return _of_any(r, c)
-            product = 0.5 * (reference_square + candidate_square - sum_square)
+    sums = one_pass(reference, candidate)
+    if sums is None or not _is_safe(sums):
+        return _of_any(r, c)
+    n = reference.size
+    sum_abs, sum_square = sums.sum_abs, sums.sum_square
+    mean_square = (sum_abs / n) ** 2
+    if sum_square / n - mean_square < _CANCELLED * mean_square:
+        exact = np.abs(np.subtract(reference, candidate)).astype(np.float64)
+        sum_abs, sum_square = float(exact.sum()), float(np.dot(exact, exact))
+    squares = sums.reference_square, sums.candidate_square
+    if min(squares) < _CANCELLED * max(squares):
+        return _of_any(r, c)
     return Difference(
         elements=n,
         count=n,
         sum_abs=sum_abs,
         sum_square=sum_square,
-        min_abs=min_abs,
-        max_abs=max_abs,
-        reference_min=reference_min,
-        reference_max=reference_max,
-        reference_square=reference_square,
-        candidate_square=candidate_square,
-        product=product,
-        peak_index=peak,
+        min_abs=sums.min_abs,
+        max_abs=sums.max_abs,
+        reference_min=sums.reference_min,
+        reference_max=sums.reference_max,
+        reference_square=sums.reference_square,
+        candidate_square=sums.candidate_square,
+        product=0.5 * (squares[0] + squares[1] - sum_square),
+        peak_index=sums.peak,
     )
+
+
+def _is_safe(sums: Sums) -> bool:
+    """Whether no square in them overflows, or loses bits to denormals."""
+    magnitude = max(abs(sums.reference_min), abs(sums.reference_max))
+    if not max(magnitude, sums.max_abs) < _SAFE_HIGH:
+        return False
+    return all(value == 0.0 or value > _SAFE_LOW for value in (magnitude, sums.max_abs))
 
 
 def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from wrappers.algorithms.stage import listening, run
+from wrappers.errors import ModelInputError
 from wrappers.quantize import ModelInputs
 
 Hear = Callable[[str, nn.Module, Tensor, Tensor], None]
@@ -72,3 +76,51 @@ def stopping_at(
 
     with listening({name: model.get_submodule(name) for name in group}, listen), suppress(_Reached):
         run(model, batch)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def of(self, module: nn.Module) -> Tensor:
+        """What a module makes of them: its output, or the first of its outputs."""
+        output = module(*self.args, **self.kwargs)
+        first: Tensor = output if isinstance(output, Tensor) else output[0]
+        return first
+
+
+def calls_of(model: nn.Module, name: str, batch: ModelInputs, *, stop: bool) -> list[Call]:
+    """The calls of a module while a model runs over a batch, without caches.
+
+    Args:
+        model: of any kind.
+        name: of the module.
+        batch: the inputs.
+        stop: it runs once, so that nothing from there on is needed.
+
+    Raises:
+        ModelInputError: the batch brings a cache, which each run would make longer.
+    """
+    if isinstance(batch, Mapping) and batch.get("past_key_values") is not None:
+        raise ModelInputError(
+            "blocks are run again by themselves, without a cache, and a calibration input has "
+            "past_key_values: give whole sequences"
+        )
+    calls: list[Call] = []
+
+    def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept = {key: None if isinstance(v, Cache) else v for key, v in kwargs.items()}
+        calls.append(Call(args, kept))
+        if stop:
+            raise _Reached
+
+    handle = model.get_submodule(name).register_forward_pre_hook(hear, with_kwargs=True)
+    try:
+        with suppress(_Reached):
+            run(model, batch)
+    finally:
+        handle.remove()
+    return calls

@@ -1,18 +1,22 @@
 """GPTQ: rounds the columns of a weight one by one, and lets those not yet rounded make up for the
 error that each makes in the layer's outputs on calibration data.
 
-    wrapped = GPTQ(group_size=32, ranges="mse")(model, config, batches)
+    wrapped = GPTQ(group_size=32)(model, config, batches)
 
 Layers are done in the order in which they run, those that read one input together; each sees what
 the layers rounded before it make of the data. Bits and schemes are those of the weight points, so
 overrides of the config give single layers other ones.
 
-Memory beyond the model: of the layers that read one input, one matrix of inputs x inputs in float32
-while data runs, three in float64 while they are rounded, and the new weights. Nothing is kept of
-the activations. Time: a forward over the data for each such group, stopped where it has run, so
-that a decoder of L layers takes about 2 L + 1 forwards; and for each layer the decomposition of the
-matrix, inputs^3, and the rounding, outputs x inputs^2. The weights from before stay with the
+Memory beyond the model: of the layers that read one input, two matrices of inputs x inputs in
+float32 while data runs, four in float64 while they are rounded, and the new weights. Nothing is
+kept of the activations. Time: two forwards over the data for each such group, stopped where it has
+run, so that a decoder of L layers takes about 4 L + 2 forwards; and for each layer the
+decomposition of the matrix, inputs^3, and the rounding, outputs x inputs^2. Without `match_float`
+it is one matrix, one forward and one matrix in float64 less. The weights from before stay with the
 model for a bias correction, until `quantize` is done.
+
+Of a model whose weights accelerate loads when they are needed, no more than those of one module are
+in memory; new ones go to temporary files, and the result is the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,12 +24,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from wrappers.algorithms.calls import call_groups, stopping_at
+from wrappers.algorithms.ranges import SHRUNK, Ranges, best_range
 from wrappers.algorithms.stage import (
     as_prepared,
     checked,
@@ -37,16 +42,13 @@ from wrappers.algorithms.stage import (
 )
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
+from wrappers.core.offloading import parameter_of
 from wrappers.core.point import QuantPoint
 from wrappers.errors import CalibrationWarning, ConfigError, WrapError
-from wrappers.numerics.affine import affine_qparams
 from wrappers.numerics.dtypes import DType, QScheme
 from wrappers.quantize import ModelInputs, listed
 
-Ranges = Literal["minmax", "mse", "weighted_mse"]
-
 BLOCK = 128  # columns whose corrections are gathered before they reach the columns after them
-SHRUNK = tuple(1.0 - step / 50 for step in range(36))  # of a range, tried for the least error
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,15 @@ class GPTQ:
     group_size: int | None = None
     static_groups: bool = False
     damping: float = 0.01
-    ranges: Ranges = "minmax"
-    match_float: bool = False
+    ranges: Ranges = "mse"
+    match_float: bool = True
 
     def __post_init__(self) -> None:
         if self.group_size is not None and self.group_size < 1:
             raise ConfigError(f"group_size must be at least 1 or None, not {self.group_size!r}")
         if not self.damping > 0:
             raise ConfigError(f"damping must be above 0, not {self.damping!r}")
-        if self.ranges not in ("minmax", "mse", "weighted_mse"):
+        if self.ranges not in get_args(Ranges):
             raise ConfigError(
                 f"ranges must be 'minmax', 'mse' or 'weighted_mse', not {self.ranges!r}"
             )
@@ -131,7 +133,7 @@ class GPTQ:
 
     def _round(self, layer: QuantModule, hessian: Tensor, cross: Tensor | None) -> None:
         point = layer.points["weight"]
-        weight = layer.get_parameter("weight").detach().to(torch.float64)
+        weight = parameter_of(layer, "weight").detach().to(torch.float64)
         if cross is not None:
             weight = _matching(weight, hessian, cross, self.damping)
         rounded = self.rounded(weight, hessian, point)
@@ -251,40 +253,6 @@ class _Groups:
         shrunk = (1.0,) if self.options.ranges == "minmax" else SHRUNK
         scale, zero_point = best_range(weights, by_weight, self.dtype, self.qscheme, shrunk)
         self.scale[:, group], self.zero_point[:, group] = scale, zero_point
-
-
-def best_range(
-    weight: Tensor, importance: Tensor, dtype: DType, qscheme: QScheme, shrunk: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each row for the range whose rounding error is least.
-
-    Args:
-        weight: [rows, columns].
-        importance: what the squared error of each weight counts, of the same shape.
-        dtype: the integer type of the codes.
-        qscheme: the scheme.
-        shrunk: shares of the whole range to try.
-
-    Returns:
-        Each [rows], float64.
-    """
-    low, high = weight.amin(1), weight.amax(1)
-    one_each = (
-        QScheme.PER_CHANNEL_SYMMETRIC if qscheme.symmetric else QScheme.PER_CHANNEL_ASYMMETRIC
-    )
-    best = torch.full_like(low, torch.inf)
-    scale, zero_point = torch.ones_like(low), torch.zeros_like(low)
-    for share in shrunk:
-        found = affine_qparams(low * share, high * share, dtype, one_each, axis=0)
-        step, zero = found.scale.to(weight.dtype), found.zero_point.to(weight.dtype)
-        codes = torch.round(weight / step[:, None]) + zero[:, None]
-        back = (codes.clamp(dtype.qmin, dtype.qmax) - zero[:, None]) * step[:, None]
-        error = (importance * (weight - back) ** 2).sum(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale = torch.where(better, step, scale)
-        zero_point = torch.where(better, zero, zero_point)
-    return scale, zero_point
 
 
 def _moments(

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule, iter_wrappers
-from wrappers.core.offloading import is_offloaded
+from wrappers.core.offloading import is_offloaded, replace_loaded
 from wrappers.core.point import Mode
+from wrappers.core.transformers_compat import share_loaded
 from wrappers.errors import ModelInputError, WrapError
 from wrappers.quantize import ModelInputs, calibrate, call_arguments, convert, prepare
 
@@ -85,17 +86,20 @@ def as_prepared(model: nn.Module, config: PTQConfig) -> nn.Module:
 def copied(model: nn.Module) -> nn.Module:
     """A copy of a model that shares parameters and buffers with it, so that some can be replaced.
 
+    What accelerate loads weights from is shared too.
+
     Raises:
-        WrapError: accelerate loads the weights of a module when it is called.
+        WrapError: a parameter has no values, and is not loaded when its module is called.
     """
-    for name, module in model.named_modules():
-        if is_offloaded(module):
-            raise WrapError(
-                f"the weights of {name or 'the model'} are loaded when they are needed, and an "
-                "algorithm rewrites weights: load the model into memory"
-            )
     shared = [*model.parameters(), *model.buffers()]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    for name, module in model.named_modules():
+        share_loaded(module, memo)
+        if not is_offloaded(module) and any(p.is_meta for p in module.parameters(recurse=False)):
+            raise WrapError(
+                f"the weights of {name or 'the model'} are on the meta device, and no hook of its "
+                "own loads them: offload single modules, without preload_module_classes"
+            )
     before = vars(model).get(BEFORE_ROUNDING)
     memo[id(before)] = before
     return copy.deepcopy(model, memo)
@@ -116,16 +120,25 @@ def float_copy(model: nn.Module, stage: str) -> nn.Module:
     """`copied`, for stages that rewrite float models.
 
     Raises:
-        WrapError: the model is prepared already.
+        WrapError: the model is prepared already, or accelerate loads weights when they are needed.
     """
     if is_prepared(model):
         raise WrapError(f"{stage} rewrites a float model, and this one is prepared: run it earlier")
+    for name, module in model.named_modules():
+        if is_offloaded(module):
+            raise WrapError(
+                f"the weights of {name or 'the model'} are loaded when they are needed, and "
+                f"{stage} rewrites several at a time: load the model into memory"
+            )
     return copied(model)
 
 
 def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     """Gives a module a parameter of its own in place of one that it may share."""
     before: Tensor | None = getattr(module, name)
+    if is_offloaded(module):
+        replace_loaded(module, name, value if before is None else value.to(before.dtype))
+        return
     dtype = value.dtype if before is None else before.dtype
     wanted = before is not None and before.requires_grad
     setattr(module, name, nn.Parameter(value.detach().to(dtype), requires_grad=wanted))
@@ -135,15 +148,20 @@ def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 def listening(
     modules: dict[str, nn.Module], hear: Callable[[str, nn.Module, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Tells of each call of some modules: (name, module, input, output)."""
+    """Tells of each call of some modules: (name, module, first input, output)."""
 
     def hook(name: str) -> Callable[..., None]:
-        def tell(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            hear(name, module, args[0], output)
+        def tell(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            hear(name, module, next(iter((*args, *kwargs.values()))), output)
 
         return tell
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(hook(name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         yield
     finally:

@@ -6,12 +6,16 @@ device, without values. A wrapper has a hook of its own that loads the same weig
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from wrappers.core.transformers_compat import loading_hook
+from wrappers.core.transformers_compat import load_from, loading_hook
 
 
 def is_offloaded(module: nn.Module) -> bool:
@@ -27,6 +31,18 @@ def parameter_of(module: nn.Module, name: str) -> Tensor:
         return parameter
     loaded: Tensor = loader.weights_map[name]
     return loaded.to(parameter.dtype)
+
+
+def replace_loaded(module: nn.Module, name: str, value: Tensor) -> None:
+    """Has an offloaded module load another value of one of its parameters, or one more parameter.
+
+    The value lies in a temporary file, which is removed when no module loads it any more.
+    """
+    before = getattr(module, name)
+    wanted = before is not None and before.requires_grad
+    empty = torch.empty_like(value, device="meta")
+    setattr(module, name, nn.Parameter(empty, requires_grad=wanted))
+    load_from(module, _Replaced(loading_hook(module).weights_map, name, value), name)
 
 
 def load_scaled(module: nn.Module, factor: float) -> None:
@@ -54,3 +70,27 @@ class _Scaled(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._dtypes)
+
+
+class _Replaced(Mapping[str, Tensor]):
+    """Weights by name, one of which is another one, in a file of its own."""
+
+    def __init__(self, weights: Mapping[str, Tensor], name: str, value: Tensor) -> None:
+        self._weights = weights
+        self._name = name
+        handle, self._file = tempfile.mkstemp(prefix="trace_model-", suffix=".pt")
+        weakref.finalize(self, os.unlink, self._file)
+        with os.fdopen(handle, "wb") as file:
+            torch.save(value.detach().cpu(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name == self._name:
+            loaded: Tensor = torch.load(self._file, weights_only=True)
+            return loaded
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._weights, self._name]))
+
+    def __len__(self) -> int:
+        return len(dict.fromkeys(self))

@@ -93,6 +93,20 @@ def loading_hook(module: nn.Module) -> Any:
     return None
 
 
+def share_loaded(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Has a deep copy of a module share what its hook of accelerate loads weights from."""
+    loader = loading_hook(module)
+    if loader is not None:
+        memo |= {id(each): each for each in (loader.weights_map, loader.tied_params_map)}
+
+
+def load_from(module: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Has a module load its weights from a mapping, in which `name` is tied to no other's."""
+    loader = loading_hook(module)
+    loader.weights_map = weights
+    loader.tied_params_names = loader.tied_params_names - {name}
+
+
 def convolved(module: nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor) -> Tensor:
     """A convolution with another weight, whatever its padding mode."""
     output: Tensor = module._conv_forward(x, weight, module.bias)

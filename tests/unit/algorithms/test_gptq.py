@@ -63,7 +63,7 @@ class TestAgainstLeastSquares:
         monkeypatch.setattr("wrappers.algorithms.gptq.BLOCK", block)
         weight, hessian = problem()
         point = weight_point(affine("uint4"))
-        found = GPTQ(act_order=act_order).rounded(weight, hessian, point)
+        found = GPTQ(act_order=act_order, ranges="minmax").rounded(weight, hessian, point)
         whole = range_of(weight)
         expected = by_least_squares(weight, hessian, ordered(hessian, act_order), lambda *_: whole)
         torch.testing.assert_close(found, expected)
@@ -75,7 +75,7 @@ class TestAgainstLeastSquares:
         monkeypatch.setattr("wrappers.algorithms.gptq.BLOCK", block)
         weight, hessian = problem()
         point = weight_point(affine("uint4"))
-        options = GPTQ(act_order=act_order, group_size=4, static_groups=static)
+        options = GPTQ(act_order=act_order, group_size=4, static_groups=static, ranges="minmax")
         found = options.rounded(weight, hessian, point)
         order = ordered(hessian, act_order)
         kept = {}

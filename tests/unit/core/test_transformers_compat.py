@@ -1,6 +1,7 @@
 """Private parts of transformers, accelerate and torch, each pinned by one test: what to do when a
 release breaks it stands in the test."""
 
+import copy
 import functools
 
 import pytest
@@ -88,6 +89,24 @@ def test_a_hook_is_taken_along():
     wrapped = wrappers.prepare(source, wrappers.PTQConfig())
     assert compat.loading_hook(wrapped[0]) is not compat.loading_hook(source[0])
     assert torch.equal(wrapped(torch.ones(1, 4)), source(torch.ones(1, 4)))
+
+
+def test_a_module_loads_from_another_mapping():
+    """`weights_map`, `tied_params_map` and `tied_params_names` of an `AlignDevicesHook`: see in
+    accelerate's `hooks.py` what its `pre_forward` loads weights from."""
+    source = offloaded()
+    hook = compat.loading_hook(source[0])
+    memo = {}
+    compat.share_loaded(source[0], memo)
+    copied = copy.deepcopy(source, memo)
+    assert compat.loading_hook(copied[0]) is not hook
+    assert compat.loading_hook(copied[0]).weights_map is hook.weights_map
+    assert compat.loading_hook(copied[0]).tied_params_map is hook.tied_params_map
+    expected = source(torch.ones(1, 4))
+    zeros = {"weight": torch.zeros(4, 4), "bias": torch.zeros(4)}
+    compat.load_from(copied[0], zeros, "weight")
+    assert not copied(torch.ones(1, 4)).any()
+    assert torch.equal(source(torch.ones(1, 4)), expected)
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
