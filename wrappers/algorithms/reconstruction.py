@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from wrappers.algorithms.learning import (
     LearnedRounding,
     codes_of,
     has_learnable_range,
-    is_fine,
+    is_bypassed,
 )
 from wrappers.algorithms.ranges import SHRUNK, best_range
 from wrappers.algorithms.stage import (
@@ -57,6 +57,7 @@ from wrappers.core.point import QuantPoint
 from wrappers.core.quantizers import Quantizer
 from wrappers.errors import CalibrationWarning, ConfigError, WrapError
 from wrappers.numerics.affine import AffineQParams
+from wrappers.numerics.dtypes import DType
 from wrappers.numerics.grouped import GroupedQParams
 from wrappers.quantize import ModelInputs, calibrate, convert, listed
 
@@ -119,6 +120,8 @@ class BlockReconstruction:
         ConfigError: a field is out of range.
     """
 
+    rewrites_float: ClassVar[bool] = False
+
     level: Literal["layer", "leaf"] = "layer"
     steps: int = 200
     rate: float = 0.03
@@ -148,7 +151,7 @@ class BlockReconstruction:
         """A prepared model with rounded weights and locked points, where learning has helped.
 
         Raises:
-            WrapError: no linear layer has an affine weight point.
+            WrapError: no linear layer has a weight point of integers.
             ModelInputError: there are no batches.
 
         Warns:
@@ -165,7 +168,9 @@ class BlockReconstruction:
         convert(quantized)
         blocks = self._blocks(quantized)
         if not blocks:
-            raise WrapError(f"no linear layer of {type(model).__name__} has an affine weight point")
+            raise WrapError(
+                f"no linear layer of {type(model).__name__} has a weight point of integers"
+            )
         groups, once = call_groups(quantized, blocks, batches)
         names = [name for group in groups for name in group]
         missed = sorted(blocks.keys() - set(names))
@@ -244,7 +249,7 @@ class _Sample:
 
 
 def _is_rounded(layer: QuantModule) -> bool:
-    return layer.points["weight"].observer.dtype is not None
+    return isinstance(layer.points["weight"].observer.dtype, DType)
 
 
 class _Block:
@@ -282,7 +287,7 @@ class _Block:
 
     def _grid(self, weight: Tensor, point: QuantPoint) -> AffineQParams:
         dtype, qscheme = point.observer.dtype, point.observer.qscheme
-        assert dtype is not None and qscheme is not None
+        assert isinstance(dtype, DType) and qscheme is not None
         rows = weight.to(torch.float64)
         rows = rows if qscheme.per_channel else rows.reshape(1, -1)
         shrunk = SHRUNK if self.options.shrink else (1.0,)
@@ -302,7 +307,7 @@ class _Block:
         with ExitStack() as exact:
             for _, wrapper in iter_wrappers(self.module):
                 for point in wrapper.points.values():
-                    if is_fine(point):
+                    if is_bypassed(point):
                         exact.enter_context(wrapper.disabled(point.name))
             self._learn(train, unit)
         for rounding in self.rounding.values():

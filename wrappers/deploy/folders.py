@@ -48,7 +48,7 @@ def replaced_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         SavedModelError: something is there that is not to be replaced, or nothing can be written.
     """
     check_place(folder, force=force)
-    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
+    beside = _beside(folder)
     try:
         beside.mkdir()
         yield beside
@@ -60,9 +60,7 @@ def replaced_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         else:
             beside.rename(folder)
     except OSError as error:
-        raise SavedModelError(
-            f"{error.filename or folder} cannot be written: {error.strerror}; give another folder"
-        ) from error
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -77,7 +75,14 @@ def check_place(folder: Path, *, force: bool) -> None:
         raise SavedModelError(f"directory {folder.parent} does not exist; create it first")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise SavedModelError(f"{folder} is no folder: choose another name")
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    try:
+        held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        # What takes the folder's place is made beside it.
+        beside = _beside(folder)
+        beside.mkdir()
+        beside.rmdir()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     if not held:
         return
     foreign = [name for name in held if name not in (HEADER, WEIGHTS, QPARAMS, *BESIDE)]
@@ -91,6 +96,14 @@ def check_place(folder: Path, *, force: bool) -> None:
             f"{folder} holds a saved model already: choose another folder, or replace it with "
             "force (--force)"
         )
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
+
+
+def _unwritable(folder: Path, error: OSError) -> SavedModelError:
+    return SavedModelError(f"{folder} cannot be written: {error.strerror}; give another folder")
 
 
 def write_folder(

@@ -38,10 +38,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wrappers.algorithms.stage import Stage
+from wrappers.algorithms.stage import Stage, check_order
 from wrappers.core.config import PTQConfig
 from wrappers.core.spec import KVCacheSpec, QuantSpec, affine, no_quantization
-from wrappers.errors import ConfigError, RecipeError
+from wrappers.errors import ConfigError, RecipeError, WrapError
 from wrappers.evaluate import check_tasks
 from wrappers.recipes.sections import (
     Data,
@@ -110,6 +110,10 @@ class Recipe:
             stage(each, f"{file}: [[stages]] {number}", folder)
             for number, each in _numbered(found, "stages", str(file))
         )
+        try:
+            check_order([made for _, made in stages])
+        except WrapError as error:
+            raise RecipeError(f"{file}: [[stages]]: {error}") from error
         recipe = cls(
             path,
             text,
