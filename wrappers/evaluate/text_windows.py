@@ -47,9 +47,7 @@ def documents(text: str, tokenizer: Any, *, separator: str | None = None) -> lis
     parts = [text] if separator is None else [part.strip() for part in text.split(separator)]
     found = [ids for part in parts if (ids := _tokenized(part, tokenizer))]
     if not found:
-        raise ModelInputError(
-            f"found no text among {len(text)} characters to compute a perplexity of"
-        )
+        raise ModelInputError(f"found no text among {len(text)} characters")
     return found
 
 

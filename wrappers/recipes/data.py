@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wrappers.errors import RecipeError
+from wrappers.errors import ModelInputError, RecipeError
 from wrappers.evaluate import documents, positions_of
 from wrappers.recipes.sections import Data
 
@@ -40,7 +40,7 @@ def calibration_batches(data: Data, loaded: Any, *, same_grids: bool = False) ->
         return _made_by_tracer(data, loaded, same_grids)
     sequences, source = _SOURCES[data.data](data, loaded)
     if not sequences:
-        raise RecipeError(f"{source} gives no sequence to calibrate on")
+        raise RecipeError(f"found no sequence to calibrate on among the {source}")
     device = next(loaded.model.parameters()).device
     made = [
         _padded(sequences[start : start + data.batch], device)
@@ -88,7 +88,7 @@ def _of_text(data: Data, loaded: Any) -> tuple[list[list[int]], str]:
     assert data.file is not None
     tokenizer = _tokenizer(data, loaded)
     head = _head(tokenizer)
-    parts = documents(_read(data.file), tokenizer, separator=data.separator)
+    parts = documents_of(data.file, tokenizer, data.separator)
     ids = [token for part in parts for token in part]
     length = data.length - len(head)
     if len(ids) < length:
@@ -147,6 +147,18 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Te
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     return {"input_ids": ids, "attention_mask": mask.to(device)}
+
+
+def documents_of(file: Path, tokenizer: Any, separator: str | None) -> list[list[int]]:
+    """The token ids of each document of a file.
+
+    Raises:
+        RecipeError: it cannot be read, or holds no text.
+    """
+    try:
+        return documents(_read(file), tokenizer, separator=separator)
+    except ModelInputError as error:
+        raise RecipeError(f"{file}: {error}") from error
 
 
 def _tokenizer(data: Data, loaded: Any) -> Any:

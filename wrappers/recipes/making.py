@@ -26,11 +26,12 @@ from torch import nn
 from trace_model.annotations import checked
 from wrappers import algorithms
 from wrappers.algorithms.stage import is_prepared
-from wrappers.deploy.decode_calibration import calibrate_decode, take_weights
+from wrappers.deploy.decode_calibration import calibrate_decode, check_prompts, take_weights
 from wrappers.deploy.export import export
 from wrappers.deploy.folders import check_place, replaced_folder
 from wrappers.deploy.manifest import export_pieces
 from wrappers.deploy.parts import exported_part
+from wrappers.deploy.prompts import Prompts
 from wrappers.deploy.saving import write_model
 from wrappers.errors import ArgumentError
 from wrappers.families.qwen3_vl.grids import GRID_THW
@@ -98,13 +99,16 @@ def make(
     """
     target = Path(folder).expanduser().absolute()
     check_place(target, force=force)
+    grids = recipe.config.model_args.get(GRID_THW)
     with during(f"loading {model}"):
         loaded = _loaded(recipe, model, options)
         prepare(loaded.model, recipe.config)  # so that no override is in vain
         if recipe.evaluation is not None:
-            check_measurable(loaded, recipe.evaluation)
-        fixed = GRID_THW in recipe.config.model_args
-        data = calibration_batches(recipe.calibration, loaded, same_grids=fixed)
+            check_measurable(loaded, recipe.evaluation, grids)
+        data = calibration_batches(recipe.calibration, loaded, same_grids=grids is not None)
+        if recipe.decode is not None:
+            for batch in data.batches:
+                check_prompts(Prompts.packed(batch), recipe.decode.steps)
     quantized, decode = _quantized(recipe, loaded.model, data.batches, during)
     figures: dict[str, dict[str, Any]] = {}
     if recipe.evaluation is not None:
