@@ -34,7 +34,7 @@ from torch.export import ExportedProgram
 from transformers.utils import ModelOutput
 
 from trace_model.annotations import checked
-from wrappers.core.module import iter_wrappers
+from wrappers.core.module import iter_points, iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.core.transformers_compat import tree_leaves
 from wrappers.errors import ArgumentError, ExportError, MissingExtraError, ModeError, WrappersError
@@ -201,13 +201,38 @@ def _check_types(model: nn.Module, inputs: ModelInputs) -> None:
         for name, point in wrapper.points.items()
         if (kind := _kind_without_a_type(point.quantizer))
     ]
-    if refused:
+    _refuse(refused)
+    _check_floats(model, inputs)
+
+
+def check_circle(prepared: nn.Module) -> None:
+    """Checks that Circle has the types that a prepared model is to be quantised to.
+
+    Raises:
+        ExportError: it has not, or a tensor is no float32.
+    """
+    known = {"identity", *map(str, CIRCLE_TYPES)}
+    _refuse(
+        [
+            f"{name}.{point_name}".lstrip(".") + f" ({point.kind})"
+            for name, point_name, point in iter_points(prepared)
+            if point.kind not in known and point.role != "cache"
+        ]
+    )
+    _check_floats(prepared, ())
+
+
+def _refuse(points: list[str]) -> None:
+    if points:
         types = ", ".join(map(str, CIRCLE_TYPES))
         raise ExportError(
-            f"Circle has no type for {len(refused)} quantization points: {listed(refused)}. It "
+            f"Circle has no type for {len(points)} quantization points: {listed(points)}. It "
             f"takes {types}, each with scale and zero point; give these points another spec, or "
             "write a .pt2"
         )
+
+
+def _check_floats(model: nn.Module, inputs: ModelInputs) -> None:
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     leaves = tree_leaves(call_arguments(inputs))
     tensors |= {f"input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}

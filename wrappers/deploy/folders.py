@@ -119,7 +119,7 @@ def write_folder(
     files = {}
     for name, held in tensors.items():
         save_file({key: tensor.contiguous() for key, tensor in held.items()}, folder / name)
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
     whole = {"format": FORMAT, **header, "files": files}
     whole["checksum"] = _checksum(whole)
     (folder / HEADER).write_text(json.dumps(whole, indent=1), encoding="utf-8")
@@ -174,7 +174,7 @@ def read_tensors(folder: Path, header: Mapping[str, Any], name: str) -> dict[str
             f"{file} has {size:,} bytes, and {known.get('bytes', 0):,} were written: it is cut off "
             "or another; copy or save it again"
         )
-    if _sha256(file) != known.get("sha256"):
+    if sha256_of(file) != known.get("sha256"):
         raise SavedModelError(f"{file} is damaged: its checksum is another; save the model again")
     try:
         return dict(load_file(file))
@@ -195,7 +195,8 @@ def _checksum(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """The checksum of a file, which may be larger than memory."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(_CHUNK):

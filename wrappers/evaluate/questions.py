@@ -113,8 +113,10 @@ def read_questions(file: str | Path) -> list[ImageQuestion]:
     path = Path(file).expanduser()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelInputError(f"the questions {file} cannot be read: {error}") from error
+    except OSError as error:
+        raise ModelInputError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelInputError(f"{file} cannot be read: {error}") from error
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -177,5 +177,7 @@ def _head(tokenizer: Any) -> list[int]:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{file} cannot be read: {error}") from error

@@ -27,9 +27,9 @@ from trace_model.annotations import checked
 from wrappers import algorithms
 from wrappers.algorithms.stage import is_prepared
 from wrappers.deploy.decode_calibration import calibrate_decode, check_prompts, take_weights
-from wrappers.deploy.export import export
+from wrappers.deploy.export import check_circle, export
 from wrappers.deploy.folders import check_place, replaced_folder
-from wrappers.deploy.manifest import export_pieces
+from wrappers.deploy.manifest import export_pieces, pieces_of
 from wrappers.deploy.parts import exported_part
 from wrappers.deploy.prompts import Prompts
 from wrappers.deploy.saving import write_model
@@ -102,7 +102,9 @@ def make(
     grids = recipe.config.model_args.get(GRID_THW)
     with during(f"loading {model}"):
         loaded = _loaded(recipe, model, options)
-        prepare(loaded.model, recipe.config)  # so that no override is in vain
+        prepared = prepare(loaded.model, recipe.config)  # so that no override is in vain
+        if recipe.export is not None:
+            _check_exportable(prepared, recipe.export)
         if recipe.evaluation is not None:
             check_measurable(loaded, recipe.evaluation, grids)
         data = calibration_batches(recipe.calibration, loaded, same_grids=grids is not None)
@@ -170,6 +172,13 @@ def _quantized(
             source=source,
         )
     return quantized, convert(decode)
+
+
+def _check_exportable(prepared: nn.Module, wanted: Export) -> None:
+    if wanted.format == "circle":
+        check_circle(prepared)
+    if wanted.per_layer:
+        pieces_of(prepared, tokens=wanted.tokens)
 
 
 def _exported(

@@ -10,6 +10,7 @@ import tracer
 import wrappers
 from tests.builders.llama import calibrated, tiny, tokens
 from wrappers.errors import (
+    ExportError,
     ModelInputError,
     RecipeError,
     SavedModelError,
@@ -146,13 +147,15 @@ def test_a_folder_is_replaced_by_force_alone(made, tmp_path) -> None:
     ("[evaluation]\ntext='empty.txt'", RecipeError, "empty.txt: found no text among 0"),
     ("[evaluation]\ntext='text.txt'\nstride=512", ModelInputError, "a stride of 512 for a wi"),
     ("[calibration]\ndata='jsonl'\nfile='empty.txt'", RecipeError, "found no sequence to cal"),
+    ("[quantization]\nweight='nvfp4'\n[export]\nformat='circle'", ExportError, "no type for"),
     ("[evaluation]\nquestions='q.jsonl'", RecipeError, "needs? one: --processor"),
 ])  # fmt: skip
-def test_what_does_not_go_with_the_model(tmp_path, text, error, message) -> None:
+def test_what_does_not_go_with_the_model(tmp_path, monkeypatch, text, error, message) -> None:
     (tmp_path / "cat.png").write_bytes(b"")
     (tmp_path / "empty.txt").write_text("")
     question = {"image": "cat.png", "question": "What?", "answer": "cat"}
     (tmp_path / "q.jsonl").write_text(json.dumps(question))
+    monkeypatch.setattr("wrappers.recipes.sections.find_spec", lambda name: name)  # tico
     recipe = recipe_of(tmp_path, text)
     if "takes 199" in message:
         (tmp_path / "text.txt").write_text("Too short.")
