@@ -298,6 +298,7 @@ class Comparer:
             is_mask=not path.is_result and self.roles.is_mask(path.argument),
             relation=found.relation,
             candidate_module=record.other_name,
+            input_peir=record.input_peir if path.is_result else None,
         )
         self._enter(record, row, r, own)
 
@@ -319,6 +320,7 @@ class Comparer:
                 candidate_module=record.other_name,
                 value=path,
                 sample=earlier.sample or self._sampled(path, r, c),
+                input_peir=record.input_peir,
             )
             self._add(record, again)
         else:
@@ -363,9 +365,6 @@ class Comparer:
         return self._order
 
     def _add(self, record: CallRecord, row: Row) -> None:
-        if row.is_output:
-            peirs = (a.peir for a in record.arguments.values() if not a.is_mask)
-            row = replace(row, input_peir=max(peirs, default=None))
         self.rows.append(row)
         if row.is_output:
             record.outputs.append(row)
@@ -410,7 +409,7 @@ class Comparer:
     ) -> None:
         remark = Remark(kind, summary(reference), summary(candidate))
         form = Row.of_form(self._next(), record.key, path, remark, record.other_name)
-        self._add(record, form)
+        self._add(record, replace(form, input_peir=record.input_peir))
 
 
 def _is_tensor(*values: object) -> bool:
