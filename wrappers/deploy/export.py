@@ -37,16 +37,10 @@ from trace_model.annotations import checked
 from wrappers.core.module import iter_points, iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.core.transformers_compat import tree_leaves
+from wrappers.deploy.circle_types import check_types
 from wrappers.errors import ArgumentError, ExportError, MissingExtraError, ModeError, WrappersError
-from wrappers.numerics.affine import AffineQParams
-from wrappers.numerics.dtypes import INT16, UINT4, UINT8
-from wrappers.numerics.floats import FloatQParams
-from wrappers.numerics.grouped import GroupedQParams
 from wrappers.numerics.microscaling import MXQuantizer
 from wrappers.quantize import ModelInputs, call_arguments, listed
-
-CIRCLE_TYPES = (UINT4, UINT8, INT16)
-"""The integer types that can be written to a `.circle`."""
 
 _FLOAT_LIMIT = 1e-4
 """Largest error of a float `.circle`, over the interval of the model's output."""
@@ -119,13 +113,14 @@ def _write_pt2(
 def _write_circle(
     model: nn.Module, inputs: ModelInputs, target: Path, check: bool
 ) -> ExportedProgram:
-    _check_types(model, inputs)
+    check_types(model, inputs)
     if importlib.util.find_spec("tico") is None:
         raise MissingExtraError(
             "a .circle is written by tico, which is not installed: pip install 'tico>=0.3'"
         )
     with _replaced(target) as file:
-        program = _captured(model, inputs)
+        with _microscaling_by_tico(model):
+            program = _captured(model, inputs)
         circle = _converted(program)
         if check:
             _check_result(circle, model, inputs)
@@ -193,72 +188,31 @@ def _plain_output(_model: nn.Module, _args: Any, output: Any) -> Any:
     return plain
 
 
-def _check_types(model: nn.Module, inputs: ModelInputs) -> None:
-    refused = [
-        f"{wrapper.ptq_config.scope}.{name}".lstrip(".") + f" ({kind})"
-        for _, wrapper in iter_wrappers(model)
-        if wrapper.mode is Mode.QUANT
-        for name, point in wrapper.points.items()
-        if (kind := _kind_without_a_type(point.quantizer))
+class _TicoMX(MXQuantizer):
+    """Microscaling as the one operator that tico looks for."""
+
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
+        axis = self.axis % x.dim()  # counted from the front, or tico refuses it
+        rounded: Tensor = torch.ops.circle_custom.mx_fake_quantize(x, self.element, axis)
+        return rounded
+
+
+@contextmanager
+def _microscaling_by_tico(model: nn.Module) -> Iterator[None]:
+    import tico  # noqa: F401 - registers the operator
+
+    scaled = [
+        (point, point.quantizer)
+        for _, _, point in iter_points(model)
+        if isinstance(point.quantizer, MXQuantizer)
     ]
-    _refuse(refused)
-    _check_floats(model, inputs)
-
-
-def check_circle(prepared: nn.Module) -> None:
-    """Checks that Circle has the types that a prepared model is to be quantised to.
-
-    Raises:
-        ExportError: it has not, or a tensor is no float32.
-    """
-    known = {"identity", *map(str, CIRCLE_TYPES)}
-    _refuse(
-        [
-            f"{name}.{point_name}".lstrip(".") + f" ({point.kind})"
-            for name, point_name, point in iter_points(prepared)
-            if point.kind not in known and point.role != "cache"
-        ]
-    )
-    _check_floats(prepared, ())
-
-
-def _refuse(points: list[str]) -> None:
-    if points:
-        types = ", ".join(map(str, CIRCLE_TYPES))
-        raise ExportError(
-            f"Circle has no type for {len(points)} quantization points: {listed(points)}. It "
-            f"takes {types}, each with scale and zero point; give these points another spec, or "
-            "write a .pt2"
-        )
-
-
-def _check_floats(model: nn.Module, inputs: ModelInputs) -> None:
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    leaves = tree_leaves(call_arguments(inputs))
-    tensors |= {f"input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-    others = [
-        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
-        for name, tensor in tensors.items()
-        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32)
-    ]
-    if others:
-        raise ExportError(
-            f"Circle's floats are float32, and {len(others)} tensors are not: {listed(others)}; "
-            "convert the float model with float() and wrap it again, or write a .pt2"
-        )
-
-
-def _kind_without_a_type(quantizer: object) -> str | None:
-    """What a quantiser is, if Circle has no type for it."""
-    if isinstance(quantizer, MXQuantizer):
-        return "microscaling"
-    if isinstance(quantizer, GroupedQParams):
-        return f"{quantizer.dtype} by groups of columns"
-    if isinstance(quantizer, FloatQParams):
-        return str(quantizer.dtype)
-    if isinstance(quantizer, AffineQParams) and quantizer.dtype not in CIRCLE_TYPES:
-        return str(quantizer.dtype)
-    return None
+    for point, quantizer in scaled:
+        point.quantizer = _TicoMX(quantizer.element, quantizer.block_size, quantizer.axis)
+    try:
+        yield
+    finally:
+        for point, quantizer in scaled:
+            point.quantizer = quantizer
 
 
 def _converted(program: ExportedProgram) -> bytes:

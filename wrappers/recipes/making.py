@@ -26,8 +26,9 @@ from torch import nn
 from trace_model.annotations import checked
 from wrappers import algorithms
 from wrappers.algorithms.stage import is_prepared
+from wrappers.deploy.circle_types import check_circle
 from wrappers.deploy.decode_calibration import calibrate_decode, check_prompts, take_weights
-from wrappers.deploy.export import check_circle, export
+from wrappers.deploy.export import export
 from wrappers.deploy.folders import check_place, replaced_folder
 from wrappers.deploy.manifest import export_pieces, pieces_of
 from wrappers.deploy.parts import exported_part
