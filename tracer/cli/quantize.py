@@ -1,5 +1,6 @@
 """`trace_model quantize`: from a checkpoint to a quantised model and its files, by a recipe."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from tracer.errors import UsageError
 from tracer.execution.limits import user_path
 from tracer.reports.progress import status
 from wrappers import recipes
-from wrappers.recipes.recipe import Export
+from wrappers.recipes.sections import Export
 
 
 def quantize(request: QuantizeRequest) -> ExitCode:
@@ -30,7 +31,10 @@ def quantize(request: QuantizeRequest) -> ExitCode:
     graphs = f", {len(made.exported)} files in export" if made.exported else ""
     print(f"{request.out}: {size:,} bytes{graphs}")
     place = f"./{request.out}" if request.out in CANDIDATES else request.out
-    print(f"compare it: trace_model compare {request.model} --candidate {place}")
+    command = ["trace_model", "compare", request.model, "--candidate", place]
+    for name in ("dtype", "processor"):
+        command += [f"--{name}", given[name]] if name in given else []
+    print(f"compare it: {shlex.join(command)}")
     return ExitCode.AGREES
 
 

@@ -414,7 +414,14 @@ def _calibration(request: ModelRequest, loaded: "Loaded") -> "Calibration | None
     from tracer import models
 
     count = {} if request.calibrate is None else {"count": request.calibrate}
-    return models.calibration(loaded, **count, text=request.calibration_text, seed=request.seed)
+    config = _config(request.config)
+    return models.calibration(
+        loaded,
+        **count,
+        text=request.calibration_text,
+        seed=request.seed,
+        same_grids=config is not None and "grid_thw" in config.model_args,
+    )
 
 
 def _describe(loaded: "Loaded") -> str:

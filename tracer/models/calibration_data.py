@@ -46,6 +46,7 @@ def calibration(
     count: int = DEFAULT_CALIBRATE,
     text: str | Path | None = None,
     seed: int = 0,
+    same_grids: bool = False,
 ) -> Calibration:
     """Makes data to calibrate on: the model's own inputs, and others of their kind.
 
@@ -59,6 +60,8 @@ def calibration(
             token by token, for random tokens if it does not write or has no tokenizer, or for
             questions about a photo.
         seed: for what is random.
+        same_grids: parts of photos are made as large as the whole, for a model whose grids are
+            fixed.
 
     Raises:
         UsageError: a negative count; a text that cannot be read, holds too little, or does not
@@ -69,7 +72,7 @@ def calibration(
     own, request = loaded.inputs, loaded.request
     file = None if text is None else Path(text)
     if loaded.processor is not None and request is not None and request.images:
-        made, source = _of_photos(loaded.processor, request, count, file, seed)
+        made, source = _of_photos(loaded.processor, request, count, file, seed, same_grids)
     elif "input_ids" in own and not set(own) - {"input_ids", "attention_mask"}:
         made, source = _of_tokens(loaded, count, file, seed)
     elif file is not None:
@@ -140,7 +143,12 @@ def _written(loaded: Loaded, count: int, length: int, seed: int) -> torch.Tensor
 
 
 def _of_photos(
-    processor: "Processor", request: InputSpec, count: int, file: Path | None, seed: int
+    processor: "Processor",
+    request: InputSpec,
+    count: int,
+    file: Path | None,
+    seed: int,
+    same_grids: bool,
 ) -> tuple[list[dict[str, torch.Tensor]], str]:
     prompts = list(QUESTIONS) if file is None else _passages(file)
     generator = torch.Generator().manual_seed(seed)
@@ -149,6 +157,8 @@ def _of_photos(
     for i in range(count):
         asked = replace(request, prompt=prompts[i % len(prompts)])
         parts = [crop(image, generator) for image in images]
+        if same_grids:
+            parts = [part.resize(image.size) for part, image in zip(parts, images, strict=True)]
         batches.append(from_images(processor, asked, parts)[0])
     texts = "other questions" if file is None else f"passages of {file}"
     return batches, f"{count} like them with random parts of the images and {texts} (seed {seed})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ from wrappers.quantize import ModelInputs, calibrate, convert
 @dataclass(frozen=True)
 class BiasCorrection:
     """The stage; it has no options."""
+
+    rewrites_float: ClassVar[bool] = False
 
     def __call__(
         self, model: nn.Module, config: PTQConfig, batches: Sequence[ModelInputs]

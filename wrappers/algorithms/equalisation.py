@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ LEAST = 1e-8  # of a range that counts
 @dataclass(frozen=True)
 class CrossLayerEqualisation:
     """The stage; it has no options."""
+
+    rewrites_float: ClassVar[bool] = True
 
     def __call__(
         self, model: nn.Module, config: PTQConfig, batches: Sequence[ModelInputs]

@@ -24,7 +24,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,8 @@ class GPTQ:
         ConfigError: a field is out of range.
     """
 
+    rewrites_float: ClassVar[bool] = False
+
     act_order: bool = True
     group_size: int | None = None
     static_groups: bool = False
@@ -95,7 +97,7 @@ class GPTQ:
         """A prepared model whose linear layers have rounded weights and locked weight points.
 
         Raises:
-            WrapError: no linear layer has an affine weight point.
+            WrapError: no linear layer has a weight point of integers.
             ModelInputError: there are no batches.
 
         Warns:

@@ -111,10 +111,12 @@ def codes_of(rounded: Tensor, grid: AffineQParams | GroupedQParams) -> Tensor:
     return codes.clamp(grid.dtype.qmin, grid.dtype.qmax)
 
 
-def is_fine(point: QuantPoint) -> bool:
-    """Whether a point is of activations with so many bits that learning need not see it."""
+def is_bypassed(point: QuantPoint) -> bool:
+    """Whether a point is of activations whose rounding learning does not see: they have many bits,
+    or are floats of few, through whose rounding no gradient passes."""
     dtype = point.observer.dtype
-    return point.role == "activation" and isinstance(dtype, DType) and dtype.bits > COARSE
+    few = isinstance(dtype, DType) and dtype.bits <= COARSE
+    return point.role == "activation" and not few
 
 
 def has_learnable_range(point: QuantPoint) -> bool:
@@ -123,7 +125,7 @@ def has_learnable_range(point: QuantPoint) -> bool:
     qparams = point.qparams
     return (
         point.role == "activation"
-        and not is_fine(point)
+        and not is_bypassed(point)
         and qparams is not None
         and qparams.axis is None
         and "mask" not in point.name

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from wrappers.algorithms.learning import (
     LearnedRounding,
     codes_of,
     has_learnable_range,
-    is_fine,
+    is_bypassed,
 )
 from wrappers.algorithms.ranges import SHRUNK, best_range
 from wrappers.algorithms.stage import (
@@ -120,6 +120,8 @@ class BlockReconstruction:
         ConfigError: a field is out of range.
     """
 
+    rewrites_float: ClassVar[bool] = False
+
     level: Literal["layer", "leaf"] = "layer"
     steps: int = 200
     rate: float = 0.03
@@ -149,7 +151,7 @@ class BlockReconstruction:
         """A prepared model with rounded weights and locked points, where learning has helped.
 
         Raises:
-            WrapError: no linear layer has an affine weight point.
+            WrapError: no linear layer has a weight point of integers.
             ModelInputError: there are no batches.
 
         Warns:
@@ -166,7 +168,9 @@ class BlockReconstruction:
         convert(quantized)
         blocks = self._blocks(quantized)
         if not blocks:
-            raise WrapError(f"no linear layer of {type(model).__name__} has an affine weight point")
+            raise WrapError(
+                f"no linear layer of {type(model).__name__} has a weight point of integers"
+            )
         groups, once = call_groups(quantized, blocks, batches)
         names = [name for group in groups for name in group]
         missed = sorted(blocks.keys() - set(names))
@@ -303,7 +307,7 @@ class _Block:
         with ExitStack() as exact:
             for _, wrapper in iter_wrappers(self.module):
                 for point in wrapper.points.values():
-                    if is_fine(point):
+                    if is_bypassed(point):
                         exact.enter_context(wrapper.disabled(point.name))
             self._learn(train, unit)
         for rounding in self.rounding.values():

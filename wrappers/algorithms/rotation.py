@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class Rotation:
     Raises:
         ConfigError: neither is asked for.
     """
+
+    rewrites_float: ClassVar[bool] = True
 
     stream: bool = True
     values: bool = True

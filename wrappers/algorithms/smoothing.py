@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class SmoothQuant:
     Raises:
         ConfigError: a field is out of range.
     """
+
+    rewrites_float: ClassVar[bool] = True
 
     strengths: tuple[float, ...] = STRENGTHS
     statistic: Literal["max", "mean"] = "max"

@@ -6,7 +6,8 @@
 A stage leaves the model that it is given as it is and keeps the names of its modules. One that
 rewrites a float model (rotation, smoothing, equalisation) gives a float model that computes the
 same function; one that needs quantization points (GPTQ, bias correction) takes a float or a
-prepared model and gives a prepared one. So the first kind comes before the second.
+prepared model and gives a prepared one. So the first kind comes before the second; `rewrites_float`
+of a stage says of which kind it is.
 """
 
 from __future__ import annotations
@@ -51,12 +52,32 @@ def quantize(
         ModelInputError: there are no batches.
     """
     checked(batches)
+    check_order(stages)
     for stage in stages:
         model = stage(model, config, batches)
     wrapped = as_prepared(model, config)
     vars(wrapped).pop(BEFORE_ROUNDING, None)
     calibrate(wrapped, batches)
     return convert(wrapped)
+
+
+def check_order(stages: Sequence[Stage]) -> None:
+    """Checks that no stage that rewrites a float model comes after one that prepares it.
+
+    Raises:
+        WrapError: one does.
+    """
+    preparing = None
+    for stage in stages:
+        rewrites = getattr(stage, "rewrites_float", None)  # None: of another's making
+        if rewrites and preparing is not None:
+            first, later = type(preparing).__name__, type(stage).__name__
+            raise WrapError(
+                f"{later} rewrites a float model, and {first} before it gives a prepared one: put "
+                f"{later} before {first}"
+            )
+        if rewrites is False:
+            preparing = preparing or stage
 
 
 def checked(batches: Sequence[ModelInputs]) -> Sequence[ModelInputs]:

@@ -126,8 +126,6 @@ class QuantPoint:
             "rounding": None if self.counts is None else self.counts.shares(),
         }
 
-    facts = summary  # its former name
-
     def load_qparams(
         self,
         scale: Tensor | float,

@@ -155,6 +155,26 @@ def take_weights(decode: nn.Module, prefill: nn.Module) -> None:
         )
 
 
+def check_prompts(packed: Prompts, steps: int) -> None:
+    """Checks that each prompt of a batch has so many tokens to decode, and one before them.
+
+    Raises:
+        ModelInputError: one is too short, or ends in too little text.
+    """
+    shortest = int(packed.lengths.min())
+    if int(packed.text_after.min()) < steps < shortest:
+        raise ModelInputError(
+            f"a prompt ends in {int(packed.text_after.min())} tokens of text after its images, and "
+            f"{steps} are to be decoded, which images cannot be: give a longer text after them or "
+            "fewer steps"
+        )
+    if shortest <= steps:
+        raise ModelInputError(
+            f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
+            "one: give longer prompts or fewer steps"
+        )
+
+
 def _check_options(steps: int, source: Source) -> None:
     if source not in ("float", "quantized"):
         raise ModelInputError(f"found the source {source!r}; expected 'float' or 'quantized'")
@@ -192,18 +212,7 @@ def _inputs_of_batch(
     prefill: nn.Module, decode: nn.Module, batch: PromptBatch, steps: int, *, together: bool
 ) -> Iterator[dict[str, Any]]:
     packed = Prompts.packed(batch)
-    shortest = int(packed.lengths.min())
-    if int(packed.text_after.min()) < steps < shortest:
-        raise ModelInputError(
-            f"a prompt ends in {int(packed.text_after.min())} tokens of text after its images, and "
-            f"{steps} are to be decoded, which images cannot be: give a longer text after them or "
-            "fewer steps"
-        )
-    if shortest <= steps:
-        raise ModelInputError(
-            f"a prompt has {shortest} tokens, and {steps} are to be decoded after at least "
-            "one: give longer prompts or fewer steps"
-        )
+    check_prompts(packed, steps)
     logits_to_keep = 0 if together else 1  # observers are to see all
     with torch.no_grad(), ExitStack() as stack:
         for _, wrapper in () if together else iter_wrappers(prefill):

@@ -35,23 +35,12 @@ from transformers.utils import ModelOutput
 
 from trace_model.annotations import checked
 from wrappers.core.module import iter_points, iter_wrappers
-from wrappers.core.point import Mode, QuantPoint
+from wrappers.core.point import Mode
 from wrappers.core.transformers_compat import tree_leaves
+from wrappers.deploy.circle_types import check_types
 from wrappers.errors import ArgumentError, ExportError, MissingExtraError, ModeError, WrappersError
-from wrappers.numerics.affine import AffineQParams
-from wrappers.numerics.dtypes import INT16, UINT4, UINT8
-from wrappers.numerics.floats import FloatQParams
-from wrappers.numerics.grouped import GroupedQParams
 from wrappers.numerics.microscaling import MXQuantizer
 from wrappers.quantize import ModelInputs, call_arguments, listed
-
-CIRCLE_TYPES = (UINT4, UINT8, INT16)
-"""The integer types that can be written to a `.circle`."""
-
-CIRCLE_ELEMENTS = ("int8", "fp4_e2m1")
-"""The element formats of microscaling that can, of activations in blocks of `CIRCLE_BLOCK`."""
-
-CIRCLE_BLOCK = 32
 
 _FLOAT_LIMIT = 1e-4
 """Largest error of a float `.circle`, over the interval of the model's output."""
@@ -124,7 +113,7 @@ def _write_pt2(
 def _write_circle(
     model: nn.Module, inputs: ModelInputs, target: Path, check: bool
 ) -> ExportedProgram:
-    _check_types(model, inputs)
+    check_types(model, inputs)
     if importlib.util.find_spec("tico") is None:
         raise MissingExtraError(
             "a .circle is written by tico, which is not installed: pip install 'tico>=0.3'"
@@ -197,55 +186,6 @@ def _plain_output(_model: nn.Module, _args: Any, output: Any) -> Any:
             "export a Step, or call the model with use_cache=False"
         )
     return plain
-
-
-def _check_types(model: nn.Module, inputs: ModelInputs) -> None:
-    refused = [
-        f"{wrapper.ptq_config.scope}.{name}".lstrip(".") + f" ({kind})"
-        for _, wrapper in iter_wrappers(model)
-        if wrapper.mode is Mode.QUANT
-        for name, point in wrapper.points.items()
-        if (kind := _kind_without_a_type(point))
-    ]
-    if refused:
-        types = ", ".join(map(str, CIRCLE_TYPES))
-        raise ExportError(
-            f"Circle has no type for {len(refused)} quantization points: {listed(refused)}. It "
-            f"takes {types}, each with scale and zero point, and mxint8 and mxfp4 of activations "
-            f"in blocks of {CIRCLE_BLOCK}; give these points another spec, or write a .pt2"
-        )
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    leaves = tree_leaves(call_arguments(inputs))
-    tensors |= {f"input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-    others = [
-        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
-        for name, tensor in tensors.items()
-        if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32)
-    ]
-    if others:
-        raise ExportError(
-            f"Circle's floats are float32, and {len(others)} tensors are not: {listed(others)}; "
-            "convert the float model with float() and wrap it again, or write a .pt2"
-        )
-
-
-def _kind_without_a_type(point: QuantPoint) -> str | None:
-    """What a point quantises to, if Circle has no type for it."""
-    quantizer = point.quantizer
-    if isinstance(quantizer, MXQuantizer):
-        if quantizer.element not in CIRCLE_ELEMENTS:
-            return point.kind
-        if quantizer.block_size != CIRCLE_BLOCK:
-            return f"{point.kind} in blocks of {quantizer.block_size}"
-        # Tico computes what is constant, and has no function for this.
-        return None if point.parameter is None else f"{point.kind} of a parameter"
-    if isinstance(quantizer, GroupedQParams):
-        return f"{quantizer.dtype} by groups of columns"
-    if isinstance(quantizer, FloatQParams):
-        return str(quantizer.dtype)
-    if isinstance(quantizer, AffineQParams) and quantizer.dtype not in CIRCLE_TYPES:
-        return str(quantizer.dtype)
-    return None
 
 
 class _TicoMX(MXQuantizer):

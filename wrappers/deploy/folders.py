@@ -48,7 +48,7 @@ def replaced_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         SavedModelError: something is there that is not to be replaced, or nothing can be written.
     """
     check_place(folder, force=force)
-    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
+    beside = _beside(folder)
     try:
         beside.mkdir()
         yield beside
@@ -60,9 +60,7 @@ def replaced_folder(folder: Path, *, force: bool) -> Iterator[Path]:
         else:
             beside.rename(folder)
     except OSError as error:
-        raise SavedModelError(
-            f"{error.filename or folder} cannot be written: {error.strerror}; give another folder"
-        ) from error
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -77,7 +75,14 @@ def check_place(folder: Path, *, force: bool) -> None:
         raise SavedModelError(f"directory {folder.parent} does not exist; create it first")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise SavedModelError(f"{folder} is no folder: choose another name")
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    try:
+        held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        # What takes the folder's place is made beside it.
+        beside = _beside(folder)
+        beside.mkdir()
+        beside.rmdir()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     if not held:
         return
     foreign = [name for name in held if name not in (HEADER, WEIGHTS, QPARAMS, *BESIDE)]
@@ -93,6 +98,14 @@ def check_place(folder: Path, *, force: bool) -> None:
         )
 
 
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
+
+
+def _unwritable(folder: Path, error: OSError) -> SavedModelError:
+    return SavedModelError(f"{folder} cannot be written: {error.strerror}; give another folder")
+
+
 def write_folder(
     folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
@@ -106,7 +119,7 @@ def write_folder(
     files = {}
     for name, held in tensors.items():
         save_file({key: tensor.contiguous() for key, tensor in held.items()}, folder / name)
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
     whole = {"format": FORMAT, **header, "files": files}
     whole["checksum"] = _checksum(whole)
     (folder / HEADER).write_text(json.dumps(whole, indent=1), encoding="utf-8")
@@ -161,7 +174,7 @@ def read_tensors(folder: Path, header: Mapping[str, Any], name: str) -> dict[str
             f"{file} has {size:,} bytes, and {known.get('bytes', 0):,} were written: it is cut off "
             "or another; copy or save it again"
         )
-    if _sha256(file) != known.get("sha256"):
+    if sha256_of(file) != known.get("sha256"):
         raise SavedModelError(f"{file} is damaged: its checksum is another; save the model again")
     try:
         return dict(load_file(file))
@@ -182,7 +195,8 @@ def _checksum(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """The checksum of a file, which may be larger than memory."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(_CHUNK):

@@ -15,7 +15,6 @@ piece takes what an earlier one of its stage, or of the vision stage, gives unde
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
@@ -29,6 +28,7 @@ from torch.fx import Node
 
 from trace_model.annotations import checked
 from wrappers.deploy.export import write_graph
+from wrappers.deploy.folders import sha256_of
 from wrappers.deploy.pieces import Piece, text_pieces
 from wrappers.deploy.steps import EXAMPLE_TOKENS
 from wrappers.deploy.visual_pieces import fusion_pieces, has_images, vision_pieces
@@ -120,7 +120,7 @@ def _described(piece: Piece, file: Path, program: ExportedProgram) -> dict[str, 
     taken, given = _quantised_values(program)
     return {
         "file": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256_of(file),
         "stage": piece.stage,
         "module": piece.module,
         "inputs": _values(piece.inputs, piece.example, taken),

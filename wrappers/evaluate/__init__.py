@@ -14,13 +14,9 @@ from wrappers.evaluate.layers import LayerError, layer_errors
 from wrappers.evaluate.opening import Opening
 from wrappers.evaluate.perplexity import (
     Perplexity,
-    Window,
     decoded_perplexity,
-    documents,
     perplexity,
-    positions_of,
     step_perplexity,
-    windows,
 )
 from wrappers.evaluate.questions import (
     ImageAnswer,
@@ -29,6 +25,7 @@ from wrappers.evaluate.questions import (
     image_questions,
     read_questions,
 )
+from wrappers.evaluate.text_windows import Window, documents, positions_of, windows
 
 __all__ = [
     "Continuation", "DecodedModel", "GenerationCheck", "ImageAnswer", "ImageQuestion",

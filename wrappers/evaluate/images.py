@@ -6,68 +6,61 @@ same call.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from trace_model.images import open_image, size_limits
 from wrappers.errors import MissingExtraError, ModelInputError
 
 
-def opened(image: Any, folder: Path, max_pixels: int | None = None) -> Any:
+def opened(image: Any, folder: Path) -> Any:
     """An image of Pillow's as RGB, the right way up.
 
     Args:
         image: a path, or an image of Pillow's.
         folder: where a relative path starts from.
-        max_pixels: what a larger one is shrunk to.
 
     Raises:
         MissingExtraError: Pillow is not installed.
         ModelInputError: there is no such file, or no image in it.
     """
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise MissingExtraError("images need Pillow: pip install 'pillow>=11.0'") from error
-    try:
-        if isinstance(image, str | Path):
-            with Image.open(folder / Path(image).expanduser()) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        else:
-            image = image.convert("RGB")
-    # Pillow raises SyntaxError for broken files of some formats.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        AttributeError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ModelInputError(
-            f"found {image!r:.200}, no image that can be read: {error}"
-        ) from error
-    width, height = image.size
-    if max_pixels is not None and width * height > max_pixels:
-        by = math.sqrt(max_pixels / (width * height))
-        image = image.resize((max(1, int(width * by)), max(1, int(height * by))))
-    return image
+    if find_spec("PIL") is None:
+        raise MissingExtraError("images need Pillow: pip install 'pillow>=11.0'")
+
+    def unreadable(reason: Exception) -> ModelInputError:
+        return ModelInputError(f"found {image!r:.200}, no image that can be read: {reason}")
+
+    place = folder / Path(image).expanduser() if isinstance(image, str | Path) else image
+    return open_image(place, unreadable)
 
 
-def asked(processor: Any, question: str, images: Sequence[Any]) -> dict[str, Tensor]:
+def asked(
+    processor: Any, question: str, images: Sequence[Any], *, max_pixels: int | None = None
+) -> dict[str, Tensor]:
     """Inputs of a chat in which a user shows images and asks, and the model is to answer.
 
+    Args:
+        processor: see this module.
+        question: what is asked.
+        images: of Pillow's.
+        max_pixels: what larger ones are shrunk to; the processor's own limit if None.
+
     Raises:
-        ModelInputError: the processor cannot take them.
+        ModelInputError: the processor cannot take them, or `max_pixels` is too low.
     """
+    limits = {} if max_pixels is None else _limits(processor, max_pixels)
     content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
     try:
         chat = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        made = processor(text=[chat], images=list(images), images_kwargs={}, return_tensors="pt")
+        made = processor(
+            text=[chat], images=list(images), images_kwargs=limits, return_tensors="pt"
+        )
     # A template and an image processor raise what they like.
     except Exception as error:
         raise ModelInputError(
@@ -75,3 +68,12 @@ def asked(processor: Any, question: str, images: Sequence[Any]) -> dict[str, Ten
             f"{error}"
         ) from error
     return dict(made)
+
+
+def _limits(processor: Any, max_pixels: int) -> dict[str, Any]:
+    if not hasattr(processor, "image_processor"):
+        raise ModelInputError(
+            f"a {type(processor).__name__} has no image_processor that could shrink images: leave "
+            "out max_pixels"
+        )
+    return size_limits(processor.image_processor, max_pixels, ModelInputError)

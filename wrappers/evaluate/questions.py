@@ -113,8 +113,10 @@ def read_questions(file: str | Path) -> list[ImageQuestion]:
     path = Path(file).expanduser()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelInputError(f"the questions {file} cannot be read: {error}") from error
+    except OSError as error:
+        raise ModelInputError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelInputError(f"{file} cannot be read: {error}") from error
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -166,8 +168,9 @@ def image_questions(
         raise ModelInputError("found no questions")
     answers = []
     for item in read if progress is None else progress(read):
-        images = [opened(image, Path(), max_pixels) for image in item.images]
-        inputs = _on_device(asked(processor, item.question, images), model)
+        images = [opened(image, Path()) for image in item.images]
+        made = asked(processor, item.question, images, max_pixels=max_pixels)
+        inputs = _on_device(made, model)
         if item.choices:
             answers.append(_chosen(model, processor, inputs, item))
         else:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wrappers.errors import RecipeError
+from wrappers.errors import ModelInputError, RecipeError
 from wrappers.evaluate import documents, positions_of
-from wrappers.recipes.recipe import Data
+from wrappers.recipes.sections import Data
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,22 @@ class Batches:
     description: str
 
 
-def calibration_batches(data: Data, loaded: Any) -> Batches:
+def calibration_batches(data: Data, loaded: Any, *, same_grids: bool = False) -> Batches:
     """The batches that a recipe asks for.
 
     Args:
         data: of the recipe.
         loaded: `tracer.models.Loaded`, with inputs as long as the recipe says, and its photos.
+        same_grids: photos are all shown in the grids of the first.
 
     Raises:
         RecipeError: the model has no tokenizer, or the data are too few or not what they should be.
     """
     if data.data == "own" or data.data == "images" or _is_synthetic(data, loaded):
-        return _made_by_tracer(data, loaded)
+        return _made_by_tracer(data, loaded, same_grids)
     sequences, source = _SOURCES[data.data](data, loaded)
     if not sequences:
-        raise RecipeError(f"{source} gives no sequence to calibrate on")
+        raise RecipeError(f"found no sequence to calibrate on among the {source}")
     device = next(loaded.model.parameters()).device
     made = [
         _padded(sequences[start : start + data.batch], device)
@@ -65,12 +66,14 @@ def _is_synthetic(data: Data, loaded: Any) -> bool:
     return data.data == "random" and "pixel_values" in loaded.inputs
 
 
-def _made_by_tracer(data: Data, loaded: Any) -> Batches:
+def _made_by_tracer(data: Data, loaded: Any, same_grids: bool) -> Batches:
     """The model's own inputs, and others of their kind."""
     import tracer
 
     text = data.file if data.data == "images" else None
-    made = tracer.models.calibration(loaded, count=data.count - 1, text=text, seed=data.seed)
+    made = tracer.models.calibration(
+        loaded, count=data.count - 1, text=text, seed=data.seed, same_grids=same_grids
+    )
     plain = {"input_ids", "attention_mask"}
     if data.batch == 1 or any(set(batch) - plain for batch in made.batches):
         return Batches(list(made.batches), made.description)
@@ -85,7 +88,7 @@ def _of_text(data: Data, loaded: Any) -> tuple[list[list[int]], str]:
     assert data.file is not None
     tokenizer = _tokenizer(data, loaded)
     head = _head(tokenizer)
-    parts = documents(_read(data.file), tokenizer, separator=data.separator)
+    parts = documents_of(data.file, tokenizer, data.separator)
     ids = [token for part in parts for token in part]
     length = data.length - len(head)
     if len(ids) < length:
@@ -146,6 +149,18 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> dict[str, Te
     return {"input_ids": ids, "attention_mask": mask.to(device)}
 
 
+def documents_of(file: Path, tokenizer: Any, separator: str | None) -> list[list[int]]:
+    """The token ids of each document of a file.
+
+    Raises:
+        RecipeError: it cannot be read, or holds no text.
+    """
+    try:
+        return documents(_read(file), tokenizer, separator=separator)
+    except ModelInputError as error:
+        raise RecipeError(f"{file}: {error}") from error
+
+
 def _tokenizer(data: Data, loaded: Any) -> Any:
     if loaded.tokenizer is None:
         raise RecipeError(
@@ -162,5 +177,7 @@ def _head(tokenizer: Any) -> list[int]:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{file} cannot be read: {error}") from error

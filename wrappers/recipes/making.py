@@ -26,17 +26,21 @@ from torch import nn
 from trace_model.annotations import checked
 from wrappers import algorithms
 from wrappers.algorithms.stage import is_prepared
-from wrappers.deploy.decode_calibration import calibrate_decode, take_weights
+from wrappers.deploy.circle_types import check_circle
+from wrappers.deploy.decode_calibration import calibrate_decode, check_prompts, take_weights
 from wrappers.deploy.export import export
 from wrappers.deploy.folders import check_place, replaced_folder
-from wrappers.deploy.manifest import export_pieces
+from wrappers.deploy.manifest import export_pieces, pieces_of
 from wrappers.deploy.parts import exported_part
+from wrappers.deploy.prompts import Prompts
 from wrappers.deploy.saving import write_model
 from wrappers.errors import ArgumentError
+from wrappers.families.qwen3_vl.grids import GRID_THW
 from wrappers.quantize import convert, prepare
 from wrappers.recipes.data import calibration_batches, check_length
 from wrappers.recipes.measuring import check_measurable, in_words, measured
-from wrappers.recipes.recipe import Export, Recipe
+from wrappers.recipes.recipe import Recipe
+from wrappers.recipes.sections import Export
 
 During = Callable[[str], AbstractContextManager[None]]
 """Shows what goes on meanwhile."""
@@ -96,12 +100,18 @@ def make(
     """
     target = Path(folder).expanduser().absolute()
     check_place(target, force=force)
+    grids = recipe.config.model_args.get(GRID_THW)
     with during(f"loading {model}"):
         loaded = _loaded(recipe, model, options)
-        prepare(loaded.model, recipe.config)  # so that no override is in vain
+        prepared = prepare(loaded.model, recipe.config)  # so that no override is in vain
+        if recipe.export is not None:
+            _check_exportable(prepared, recipe.export)
         if recipe.evaluation is not None:
-            check_measurable(loaded, recipe.evaluation)
-        data = calibration_batches(recipe.calibration, loaded)
+            check_measurable(loaded, recipe.evaluation, grids)
+        data = calibration_batches(recipe.calibration, loaded, same_grids=grids is not None)
+        if recipe.decode is not None:
+            for batch in data.batches:
+                check_prompts(Prompts.packed(batch), recipe.decode.steps)
     quantized, decode = _quantized(recipe, loaded.model, data.batches, during)
     figures: dict[str, dict[str, Any]] = {}
     if recipe.evaluation is not None:
@@ -163,6 +173,13 @@ def _quantized(
             source=source,
         )
     return quantized, convert(decode)
+
+
+def _check_exportable(prepared: nn.Module, wanted: Export) -> None:
+    if wanted.format == "circle":
+        check_circle(prepared)
+    if wanted.per_layer:
+        pieces_of(prepared, tokens=wanted.tokens)
 
 
 def _exported(

@@ -10,8 +10,11 @@ from typing import Any
 from torch import nn
 
 from wrappers.errors import RecipeError
-from wrappers.evaluate import documents, image_questions, perplexity, run_tasks
-from wrappers.recipes.recipe import Evaluation
+from wrappers.evaluate import image_questions, perplexity, read_questions, run_tasks, windows
+from wrappers.evaluate.images import asked, opened
+from wrappers.evaluate.text_windows import window_of
+from wrappers.recipes.data import documents_of
+from wrappers.recipes.sections import Evaluation
 
 
 def measured(model: nn.Module, loaded: Any, evaluation: Evaluation) -> dict[str, Any]:
@@ -23,18 +26,13 @@ def measured(model: nn.Module, loaded: Any, evaluation: Evaluation) -> dict[str,
         evaluation: of the recipe.
 
     Raises:
-        RecipeError: there is no tokenizer or processor.
         ModelInputError: as the functions of `wrappers.evaluate`.
     """
     found: dict[str, Any] = {}
     if evaluation.text is not None:
         found["perplexity"] = _perplexity(model, loaded, evaluation)
     if evaluation.questions is not None:
-        if loaded.processor is None:
-            raise RecipeError(
-                f"{loaded.name} has no processor, and questions about photos need one: --processor"
-            )
-        asked = image_questions(
+        answered = image_questions(
             model,
             loaded.processor,
             evaluation.questions,
@@ -42,9 +40,9 @@ def measured(model: nn.Module, loaded: Any, evaluation: Evaluation) -> dict[str,
             max_pixels=evaluation.max_pixels,
         )
         found["questions"] = {
-            "accuracy": asked.accuracy,
-            "standard_error": None if len(asked.answers) < 2 else asked.standard_error,
-            "questions": len(asked.answers),
+            "accuracy": answered.accuracy,
+            "standard_error": None if len(answered.answers) < 2 else answered.standard_error,
+            "questions": len(answered.answers),
         }
     if evaluation.tasks:
         results = run_tasks(
@@ -62,18 +60,40 @@ def measured(model: nn.Module, loaded: Any, evaluation: Evaluation) -> dict[str,
     return found
 
 
-def check_measurable(loaded: Any, evaluation: Evaluation) -> None:
-    """Checks that a model has what its evaluation needs, before anything is made.
+def check_measurable(loaded: Any, evaluation: Evaluation, grids: Any = None) -> None:
+    """Checks that a model can be measured, before anything is made.
+
+    Args:
+        loaded, evaluation: as for `measured`.
+        grids: of the images of a question, where they are fixed.
 
     Raises:
-        RecipeError: it lacks a tokenizer or a processor.
+        RecipeError: it lacks a tokenizer or a processor, the text is none, or images have other
+            grids.
+        ModelInputError: as the functions of `wrappers.evaluate`.
     """
-    if evaluation.text is not None or evaluation.tasks:
+    if evaluation.tasks:
         _tokenizer(loaded)
-    if evaluation.questions is not None and loaded.processor is None:
+    if evaluation.text is not None:
+        bos = _tokenizer(loaded).bos_token_id
+        window = window_of(loaded.model, evaluation.window)
+        windows(_texts(loaded, evaluation), window=window, stride=evaluation.stride, bos=bos)
+    if evaluation.questions is None:
+        return
+    if loaded.processor is None:
         raise RecipeError(
             f"{loaded.name} has no processor, and questions about photos need one: --processor"
         )
+    for item in read_questions(evaluation.questions)[: evaluation.question_limit]:
+        images = [opened(image, Path()) for image in item.images]
+        made = asked(loaded.processor, item.question, images, max_pixels=evaluation.max_pixels)
+        found = made["image_grid_thw"].tolist()
+        if grids is not None and found != [list(grid) for grid in grids]:
+            raise RecipeError(
+                f"{evaluation.questions}: the images of {item.question!r:.80} have the grids "
+                f"{found}, and grid-thw fixes {[list(grid) for grid in grids]}: give images of "
+                "that shape, and a max-pixels that shrinks them to it"
+            )
 
 
 def in_words(figures: dict[str, Any]) -> list[str]:
@@ -81,7 +101,8 @@ def in_words(figures: dict[str, Any]) -> list[str]:
     said = []
     if "perplexity" in figures:
         found = figures["perplexity"]
-        said.append(f"perplexity {found['value']:.5g} ({found['tokens']:,} tokens)")
+        value = "beyond a float" if found["value"] is None else f"{found['value']:.5g}"
+        said.append(f"perplexity {value} ({found['tokens']:,} tokens)")
     if "questions" in figures:
         found = figures["questions"]
         spread = found["standard_error"]
@@ -93,19 +114,24 @@ def in_words(figures: dict[str, Any]) -> list[str]:
 
 
 def _perplexity(model: nn.Module, loaded: Any, evaluation: Evaluation) -> dict[str, Any]:
-    assert evaluation.text is not None
-    tokenizer = _tokenizer(loaded)
-    texts = documents(_read(evaluation.text), tokenizer, separator=evaluation.separator)
     found = perplexity(
         model,
-        _first(texts, evaluation.tokens),
-        bos=tokenizer.bos_token_id,
+        _texts(loaded, evaluation),
+        bos=_tokenizer(loaded).bos_token_id,
         window=evaluation.window,
         stride=evaluation.stride,
         batch=evaluation.batch,
     )
-    value = None if math.isinf(found.value) else found.value
-    return {"value": value, "loss": found.loss, "tokens": sum(found.tokens)}
+    # JSON has neither infinities nor NaN.
+    value, loss = (each if math.isfinite(each) else None for each in (found.value, found.loss))
+    return {"value": value, "loss": loss, "tokens": sum(found.tokens)}
+
+
+def _texts(loaded: Any, evaluation: Evaluation) -> list[Sequence[int]]:
+    """The documents whose perplexity is measured."""
+    assert evaluation.text is not None
+    texts = documents_of(evaluation.text, _tokenizer(loaded), evaluation.separator)
+    return _first(texts, evaluation.tokens)
 
 
 def _first(texts: Sequence[Sequence[int]], most: int | None) -> list[Sequence[int]]:
@@ -127,10 +153,3 @@ def _tokenizer(loaded: Any) -> Any:
 
 def _is_figure(name: str, value: object) -> bool:
     return "," in name and isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file} cannot be read: {error}") from error

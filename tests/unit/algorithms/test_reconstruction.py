@@ -194,6 +194,24 @@ def test_ranges_are_learned_but_for_masks_and_fine_types():
         assert all(not point.locked for point in points if point.role == "activation")
 
 
+@pytest.mark.parametrize("activation", ["fp8_e4m3", "nvfp4", "mxfp8_e4m3"])
+def test_weights_are_learned_behind_floats_of_few_bits(activation):
+    model, batches = tiny(num_hidden_layers=1), data()
+    config = PTQConfig(
+        activation=affine(activation),
+        weight=affine("int4"),
+        overrides={"*.up_proj.weight": {"dtype": "fp8_e4m3", "qscheme": None}},
+    )
+    found = AdaRound(steps=20)(model, config, batches)
+    kept = {result.name for result in reconstructed(found) if result.kept}
+    assert kept and not any("up_proj" in name for name in kept)
+    assert all(found.get_submodule(name).points["weight"].locked for name in kept)
+    assert not any(p.locked for _, _, p in wrappers.iter_points(found) if p.role == "activation")
+    rounded = algorithms.quantize(model, config, batches)
+    learned = algorithms.quantize(found, config, batches)
+    assert logits_error(model, learned, batches) < logits_error(model, rounded, batches)
+
+
 def test_text_and_vision_blocks_of_a_qwen3_vl():
     model, inputs = qwen3_vl_whole.tiny(), qwen3_vl_whole.EXAMPLES["both"]()
     config = config_of(overrides={"*.layers.1.*": wrappers.no_quantization()})
@@ -244,7 +262,7 @@ def test_what_cannot_be():
             BlockReconstruction(**{field: value})
     with pytest.raises(ModelInputError, match="with at least one in it, found none"):
         BlockReconstruction()(model, PTQConfig(), [])
-    with pytest.raises(WrapError, match="no linear layer of One has an affine weight point"):
+    with pytest.raises(WrapError, match="no linear layer of One has a weight point of integers"):
         AdaRound()(model, PTQConfig(weight=wrappers.no_quantization()), [drawn(3, 4)])
     with pytest.raises(
         ModelInputError, match="a calibration input has past_key_values: give whole sequences"

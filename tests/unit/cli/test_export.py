@@ -38,7 +38,7 @@ def test_a_decode_step_of_the_model(tmp_path, capsys) -> None:
     (["--out", "a.pt2", "--steps", "2"], "--steps generates, and one graph is exported"),
     (["--out", "a.pt2", "--layer", "2"], "--layer goes with --part layer, attention or mlp"),
     (["--out", "a.pt2", "--part", "mlp", "--past", "2"], "--past goes with attention"),
-    (["--out", "a.pt2", "--candidate", "sdpa"], "invalid choice: 'sdpa'"),
+    (["--out", "a.pt2", "--candidate", "sdpa"], "--calibrate goes with --candidate quantized"),
     (["--out", "a.pt2", "--part", "layer", "--layer", "9"], "expected 0 to 3"),
     ([], "the following arguments are required: --out"),
 ])  # fmt: skip

@@ -61,6 +61,25 @@ def test_a_saved_model_is_no_model_to_compare_with(saved, capsys) -> None:
     )
 
 
+def test_a_reference(saved, tmp_path, capsys) -> None:
+    assert main(["compare", "random-llama", "--reference", str(saved)]) == 2
+    assert f"record random-llama --candidate {saved} --out run.trace" in capsys.readouterr().err
+    short = ["random-llama", "--sequence-length", "8", "-q"]
+    trace = str(tmp_path / "run.trace")
+    assert main(["record", *short, "--candidate", str(saved), "--out", trace]) == 0
+    given = ["random-llama", "--reference", trace, "--candidate", str(saved), "-q"]
+    assert main(["compare", *given, "--isolate", "none", "--max-peir", "*=0"]) == 0
+
+
+def test_a_graph_of_it(saved, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    part = ["random-llama", "--part", "mlp", "--candidate"]
+    assert main(["export", *part, str(saved / "decode"), "--out", "saved.pt2"]) == 0
+    assert "float32 [1, 1, 64]" in capsys.readouterr().out
+    assert main(["export", *part, "sdpa", "--out", "other.pt2"]) == 2
+    assert "or the folder of a saved quantised model" in capsys.readouterr().err
+
+
 def test_a_damaged_one(saved, tmp_path, capsys) -> None:
     (tmp_path / "quantized.json").write_text("{")
     assert main(["compare", "random-llama", "--candidate", str(tmp_path)]) == 2

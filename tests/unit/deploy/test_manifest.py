@@ -10,6 +10,8 @@ import wrappers
 from tests.builders import qwen3_vl_whole
 from tests.builders.llama import calibrated, specs, tiny, tokens, wrap
 from wrappers.deploy.manifest import MANIFEST, export_pieces, pieces_of
+from wrappers.deploy.prompts import Prompts
+from wrappers.deploy.runtime import run_prefill, step_inputs
 from wrappers.deploy.visual_pieces import places
 from wrappers.errors import ExportError
 
@@ -88,13 +90,17 @@ def test_a_llama_piece_by_piece(tmp_path) -> None:
 def test_a_qwen3_vl_piece_by_piece(tmp_path) -> None:
     model = qwen3_vl_whole.tiny(text={"num_hidden_layers": 1})
     inputs = qwen3_vl_whole.EXAMPLES["one image"]()
-    wrapped = qwen3_vl_whole.wrap(
-        model, "prefill", **specs("int16", "uint8"), model_args={"grid_thw": [[1, 4, 6]]}
-    )
-    wrappers.calibrate(wrapped, [inputs])
-    quantized = wrappers.convert(wrapped)
+    config = {
+        **specs("int16", "uint8"), "model_args": {"grid_thw": [[1, 4, 6]]},
+        "kv_cache": wrappers.KVCacheSpec("int4", "int4", group=4, residual=4),
+    }  # fmt: skip
+    both = (qwen3_vl_whole.wrap(model, variant, **config) for variant in ("prefill", "decode"))
+    quantized, decode = both
+    wrappers.calibrate_both(quantized, decode, [inputs], steps=2, source="float")
+    wrappers.convert(quantized), wrappers.convert(decode)
     ids = inputs["input_ids"]
-    export_pieces(quantized, tmp_path, tokens=ids.shape[1])
+    length = ids.shape[1]
+    export_pieces(quantized, tmp_path, decode=decode, tokens=length, past=length)
     positions = model.model.compute_3d_position_ids(
         input_ids=ids,
         image_grid_thw=inputs["image_grid_thw"],
@@ -112,7 +118,17 @@ def test_a_qwen3_vl_piece_by_piece(tmp_path) -> None:
     }  # fmt: skip
     with torch.no_grad():
         expected = quantized(**inputs).logits
-    assert torch.equal(run(tmp_path, values, ["vision", "prefill"], by_torch), expected)
+        assert torch.equal(run(tmp_path, values, ["vision", "prefill"], by_torch), expected)
+        # A step on the keys and values that the pieces of the prefill have given.
+        _, slots = run_prefill(quantized, decode, Prompts.packed(inputs), length, logits_to_keep=1)
+        given = step_inputs(decode, expected[:, -1].argmax(-1), slots, slots.step())
+        expected = decode(**given).logits
+    tables = rotary(torch.zeros(1), given["position_ids"])
+    tables = wrappers.Step(decode.model.language_model).tables(*tables)
+    values |= dict(zip(("cos", "sin"), tables, strict=True))
+    values |= {"input_ids": given["input_ids"], "mask": given["attention_mask"].squeeze(1)}
+    values |= {"past_key.0": values["key.0"], "past_value.0": values["value.0"]}
+    assert torch.equal(run(tmp_path, values, ["decode"], by_torch), expected)
 
 
 @pytest.mark.slow

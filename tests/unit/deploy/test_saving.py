@@ -14,6 +14,7 @@ from wrappers import algorithms
 from wrappers.deploy.folders import FORMAT, HEADER, QPARAMS, WEIGHTS
 from wrappers.errors import ArgumentError, ModeError, SavedModelError
 
+VARIANTS = ("prefill", "decode")
 BATCHES = [{"input_ids": tokens(2, 24, seed)} for seed in (1, 2)]
 CONFIG = wrappers.PTQConfig(
     **specs("int16", "uint4"),
@@ -83,16 +84,45 @@ def test_other_variants(model, tmp_path, variant) -> None:
     assert torch.equal(logits(loaded, inputs), expected)
 
 
-def test_a_whole_qwen3_vl(tmp_path) -> None:
-    model = qwen3_vl_whole.tiny()
-    inputs = qwen3_vl_whole.EXAMPLES["one image"]()
-    wrapped = qwen3_vl_whole.wrap(model, "prefill", **specs("int16", "uint8"))
-    wrappers.calibrate(wrapped, [inputs])
-    quantized = wrappers.convert(wrapped)
-    wrappers.save(quantized, tmp_path / "q", model)
-    assert torch.equal(
-        logits(wrappers.load(tmp_path / "q", model), inputs), logits(quantized, inputs)
-    )
+FEW_BITS = wrappers.KVCacheSpec("int4", "int8", group=4, residual=3)
+
+
+@pytest.mark.parametrize(("family", "activation", "weight", "kv_cache"), [
+    ("llama", "int16", "uint4", FEW_BITS),
+    ("llama", "fp8_e4m3", "nvfp4", FEW_BITS),
+    ("llama", "nvfp4", "mxfp4", None),
+    ("qwen3_vl", "int16", "uint8", FEW_BITS),
+    pytest.param("qwen3_vl", "fp8_e5m2", "fp8_e4m3", FEW_BITS, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_decode_model_inside(tmp_path, family, activation, weight, kv_cache) -> None:
+    if family == "llama":
+        model, batch = tiny(num_hidden_layers=1), {"input_ids": tokens(1, 12)}
+        turns = batch, {"input_ids": tokens(1, 5, 3)}
+    else:
+        model = qwen3_vl_whole.tiny(text={"num_hidden_layers": 1})
+        batch = qwen3_vl_whole.batch_of([3, ("image", (1, 4, 6)), 6])
+        turns = batch, qwen3_vl_whole.batch_of([2, ("image", (1, 4, 2)), 3], seed=5)
+    config = specs(activation, weight)
+    prefill, decode = (wrap(model, each, kv_cache=kv_cache, **config) for each in VARIANTS)
+    wrappers.calibrate_both(prefill, decode, [batch], steps=3, source="float")
+    both = wrappers.convert(prefill), wrappers.convert(decode)
+    places = tmp_path / "q", tmp_path / "q" / "decode"
+    for each, place in zip(both, places, strict=True):
+        wrappers.save(each, place, model)
+    loaded = [wrappers.load(place, model) for place in places]
+    assert torch.equal(logits(loaded[0], batch), logits(both[0], batch))
+    chats = [wrappers.Runtime(*each, capacity=60).conversation() for each in (both, loaded)]
+    for turn in turns:
+        made = [chat.generate(**turn, max_new_tokens=6) for chat in chats]
+        assert torch.equal(*made)
+    for keys in zip(*(chat._slots.layers for chat in chats), strict=True):
+        assert torch.equal(keys[0][0], keys[1][0])
+    summaries = [wrappers.summary(each) for each in (decode, loaded[1])]
+    for point, known in summaries[0].items():  # all but what calibration has seen
+        seen = ("observed_min", "observed_max")
+        assert {k: v for k, v in known.items() if k not in seen} == {
+            k: v for k, v in summaries[1][point].items() if k not in seen
+        }  # fmt: skip
 
 
 def test_microscaling_and_half_precision_from_the_checkpoint(model, tmp_path, monkeypatch) -> None:
@@ -169,6 +199,8 @@ def test_folders_that_are_not_replaced(model, saved, tmp_path) -> None:
         wrappers.save(quantized, folder, model, force=True)
     with pytest.raises(SavedModelError, match="does not exist; create it first"):
         wrappers.save(quantized, tmp_path / "nowhere" / "q", model)
+    with pytest.raises(SavedModelError, match="cannot be written: File name too long; give an"):
+        wrappers.save(quantized, tmp_path / ("q" * 250), model)
     (tmp_path / "file").write_text("")
     with pytest.raises(SavedModelError, match="is no folder"):
         wrappers.save(quantized, tmp_path / "file", model, force=True)

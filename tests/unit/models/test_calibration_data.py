@@ -185,6 +185,13 @@ class TestPhotos:
         again = calibration(photographed, count=3)
         assert torch.equal(data.batches[3]["pixel_values"], again.batches[3]["pixel_values"])
 
+    def test_parts_as_large_as_the_whole(self, photographed):
+        data = calibration(photographed, count=2, same_grids=True)
+        grid = photographed.inputs["image_grid_thw"]
+        assert all(torch.equal(batch["image_grid_thw"], grid) for batch in data.batches)
+        pixels = [batch["pixel_values"] for batch in data.batches]
+        assert not torch.equal(pixels[1], pixels[2])
+
     def test_passages_of_a_text_over_and_over(self, photographed, tmp_path: Path):
         text = tmp_path / "text.txt"
         text.write_text(" ".join(f"word{i}" for i in range(30)))

@@ -9,16 +9,23 @@ import torch
 import tracer
 import wrappers
 from tests.builders.llama import calibrated, tiny, tokens
-from wrappers.errors import RecipeError, SavedModelError, UnknownOverrideError
+from wrappers.errors import (
+    ExportError,
+    ModelInputError,
+    RecipeError,
+    SavedModelError,
+    UnknownOverrideError,
+)
 from wrappers.evaluate import documents, perplexity
 from wrappers.recipes import Recipe, make
 from wrappers.recipes.making import _exported
-from wrappers.recipes.recipe import Export
+from wrappers.recipes.sections import Export
 
 RECIPE = """
 [quantization]
 activation = "int16"
 weight = "uint4"
+kv-cache = { keys = "int8", values = "int4", group = 4, residual = 4 }
 
 [[stages]]
 name = "rotation"
@@ -110,6 +117,7 @@ def test_the_decode_model_has_the_weights_of_its_prefill(made) -> None:
         assert torch.equal(one.weight, other.weight)
         assert one.points["weight"].locked and other.points["weight"].locked
         assert torch.equal(one.points["weight"].qparams.scale, other.points["weight"].qparams.scale)
+    assert decode.model.layers[1].self_attn.points["kv_value"].kind == "int4"
     runtime = wrappers.Runtime(prefill, decode, capacity=32)
     ids = torch.tensor([[1, 5, 7, 9]])
     tokens = runtime.generate(ids, max_new_tokens=6)
@@ -130,15 +138,24 @@ def test_a_folder_is_replaced_by_force_alone(made, tmp_path) -> None:
 
 @pytest.mark.parametrize(("text", "error", "message"), [
     ("[[overrides]]\nmodules='*.up_prj'\nspec='int8'", UnknownOverrideError, "no quantization poi"),
+    ("[[stages]]\nname='gptq'\n[calibration]\ndata='random'\nlength=8\n[decode]\nsteps=8",
+     ModelInputError, "a prompt has 8 tokens, and 8 are to be decoded"),
     ("[calibration]\nlength = 9999", RecipeError, "and tiny-llama has 512 pos"),
     ("[calibration]\ndata='text'\nfile='text.txt'\nlength=200\n", RecipeError, "takes 199"),
     ("[calibration]\ndata='jsonl'\nfile='text.txt'", RecipeError, "line 1 is no JSON"),
+    ("[calibration]\ndata='text'\nfile='empty.txt'", RecipeError, "empty.txt: found no text"),
+    ("[evaluation]\ntext='empty.txt'", RecipeError, "empty.txt: found no text among 0"),
+    ("[evaluation]\ntext='text.txt'\nstride=512", ModelInputError, "a stride of 512 for a wi"),
+    ("[calibration]\ndata='jsonl'\nfile='empty.txt'", RecipeError, "found no sequence to cal"),
+    ("[quantization]\nweight='nvfp4'\n[export]\nformat='circle'", ExportError, "no type for"),
     ("[evaluation]\nquestions='q.jsonl'", RecipeError, "needs? one: --processor"),
 ])  # fmt: skip
-def test_what_does_not_go_with_the_model(tmp_path, text, error, message) -> None:
+def test_what_does_not_go_with_the_model(tmp_path, monkeypatch, text, error, message) -> None:
     (tmp_path / "cat.png").write_bytes(b"")
+    (tmp_path / "empty.txt").write_text("")
     question = {"image": "cat.png", "question": "What?", "answer": "cat"}
     (tmp_path / "q.jsonl").write_text(json.dumps(question))
+    monkeypatch.setattr("wrappers.recipes.sections.find_spec", lambda name: name)  # tico
     recipe = recipe_of(tmp_path, text)
     if "takes 199" in message:
         (tmp_path / "text.txt").write_text("Too short.")

@@ -15,6 +15,7 @@ activation = "int16"
 weight = { dtype = "uint4", observer = "percentile", percentile = 99.5 }
 attention-mask-fill-value = -60
 grid-thw = [[1, 4, 6]]
+kv-cache = { keys = "int4", group = 8 }
 
 [[stages]]
 name = "SmoothQuant"
@@ -32,6 +33,15 @@ spec = "uint8"
 
 [[overrides]]
 modules = "lm_head"
+spec = "float"
+
+[[overrides]]
+modules = "*.up_proj"
+spec = "mxfp4"
+
+[[overrides]]
+modules = "*.layers.0.*"
+role = "cache"
 spec = "float"
 
 [[overrides]]
@@ -71,7 +81,11 @@ def test_all_of_it(tmp_path) -> None:
     assert config.model_args == {"grid_thw": ((1, 4, 6),)}
     assert config.overrides["lm_head.*"] == wrappers.no_quantization()
     assert str(config.overrides["*.down_proj.*:weight"]["dtype"]) == "uint8"
-    assert list(config.overrides) == ["*.down_proj.*:weight", "lm_head.*", "*.act_in"]
+    assert list(config.overrides) == [
+        "*.down_proj.*:weight", "lm_head.*", "*.up_proj.*", "*.layers.0.*.*:cache", "*.act_in",
+    ]  # fmt: skip
+    assert config.overrides["*.up_proj.*"] == {"dtype": "mxfp4", "qscheme": None}
+    assert config.kv_cache == wrappers.KVCacheSpec("int4", "int8", group=8)
     assert recipe.stages == (
         ("smooth-quant", algorithms.SmoothQuant(strengths=(0.25, 0.5))),
         ("gptq", algorithms.GPTQ(ranges="mse", group_size=8)),
@@ -92,6 +106,8 @@ def test_nothing_is_needed(tmp_path) -> None:
 def test_each_algorithm_is_a_stage() -> None:
     stages = known_stages()
     assert stages["gptq"] is algorithms.GPTQ
+    assert stages["ada-round"] is algorithms.AdaRound
+    assert all(isinstance(stage.rewrites_float, bool) for stage in stages.values())
     assert {"bias-correction", "cross-layer-equalisation", "rotation", "smooth-quant"} <= set(
         stages
     )
@@ -108,7 +124,12 @@ def test_each_algorithm_is_a_stage() -> None:
     ("[quantization]\nvariant = 'prefil'", "one of prefill, prefill_reference, decode; did you"),
     ("[quantization]\nvariant = 'decode'", r"made with the variant 'prefill' and \[decode\]"),
     ("[quantization]\nattention-mask-fill-value = 3", "must be a finite number below zero"),
+    ("[quantization]\nkv-cache = 'int4'", "kv-cache is 'int4'"),
+    ("[quantization]\nkv-cache = {keys = 'int3'}", "kv-cache: cached states are int2, int4, int8"),
+    ("[quantization]\nkv-cache = {kyes = 'int4'}", "unknown key 'kyes'.* did you mean 'keys'"),
+    ("[[overrides]]\nrole = 'cache'\nspec = 'int4'", "have the type that kv-cache gives them"),
     ("[stages]\nname = 'gptq'", r"expected a list of them, \[\[stages\]\]"),
+    ("[[stages]]\nname = 'gptq'\n[[stages]]\nname = 'rotation'", "put Rotation before GPTQ"),
     ("[[stages]]\nname = 'gtpq'", r"\[\[stages\]\] 1: unknown stage 'gtpq'; .*did you mean 'gptq'"),
     ("[[stages]]\nranges = 'mse'", "names no stage: give name; expected one of"),
     ("[[stages]]\nname = 'gptq'\ndampening = 1", "unknown key 'dampening'.*mean 'damping'"),
@@ -154,6 +175,6 @@ def test_questions_are_read_at_once(tmp_path) -> None:
 
 
 def test_a_circle_without_its_converter(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("wrappers.recipes.recipe.find_spec", lambda name: None)
+    monkeypatch.setattr("wrappers.recipes.sections.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match="written by tico, which is not installed"):
         read(tmp_path, "[export]\nformat = 'circle'")

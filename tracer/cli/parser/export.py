@@ -9,6 +9,7 @@ from tracer.cli import types
 from tracer.cli.requests import ModelRequest, option
 from tracer.errors import UsageError
 from tracer.execution.limits import user_path
+from tracer.models.locate import is_saved
 
 _FORMATS = ("pt2", "circle")
 _PARTS = ("model", "layer", "attention", "mlp")
@@ -19,10 +20,10 @@ class ExportRequest(ModelRequest):
     """`trace_model export`."""
 
     candidate: str = option(
-        "what is exported: the model quantised, or wrapped with quantisation off (default: "
-        "quantized)",
+        "what is exported: the model quantised, or wrapped with quantisation off; or the folder "
+        "of a saved quantised model (default: quantized)",
         default="quantized",
-        choices=choices.NEED_WRAPPERS,
+        metavar="|".join((*choices.NEED_WRAPPERS, "FOLDER")),
     )
     out: str = option("the file to write", default="", required=True, metavar="FILE")
     to: str | None = option(
@@ -62,6 +63,11 @@ def check_export(request: ExportRequest) -> None:
         UsageError: options that do not go together, a file that cannot be written, or a format
             whose converter is not installed.
     """
+    if request.candidate not in choices.NEED_WRAPPERS and not is_saved(request.candidate):
+        raise UsageError(
+            f"--candidate {request.candidate}: expected {' or '.join(choices.NEED_WRAPPERS)}, or "
+            "the folder of a saved quantised model (`trace_model quantize`)"
+        )
     suffix = request.file.suffix.removeprefix(".")
     if suffix not in _FORMATS or request.to not in (None, suffix):
         expected = request.to or " or .".join(_FORMATS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import trace_model.images
 from tracer.errors import InputError
 from tracer.models.inputs.processors import Processor, check_pillow, encode_chats
 from tracer.models.inputs.text import GeneratedInputs, InputSpec, batch_in_words
@@ -40,14 +41,12 @@ def open_image(path: Path) -> "Image":
         InputError: it is no image that can be read.
     """
     check_pillow()
-    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    # Pillow raises SyntaxError for broken files of some formats.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not an image that can be read ({brief(error)})") from error
+    def unreadable(reason: Exception) -> InputError:
+        return InputError(f"{path}: not an image that can be read ({brief(reason)})")
+
+    image: Image = trace_model.images.open_image(path, unreadable)
+    return image
 
 
 def from_images(

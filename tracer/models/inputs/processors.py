@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from trace_model.images import size_limits
 from tracer.errors import InputError, ModelLoadError, UsageError
 from tracer.execution.limits import time_limit
 from tracer.models.builtin import Tokens
@@ -152,7 +153,7 @@ def encode_chats(
         made = processor(
             text=chats,
             images=[image for shown in images for image in shown],
-            images_kwargs=_limit(processor.image_processor, max_pixels),
+            images_kwargs=size_limits(processor.image_processor, max_pixels, UsageError),
             padding=True,
             padding_side=padding,
             return_tensors="pt",
@@ -237,16 +238,3 @@ def _ids(processor: Any) -> dict[str, Any]:
 
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
-
-
-def _limit(image_processor: Any, max_pixels: int | None) -> dict[str, Any]:
-    """Options of an image processor that shrink what has more pixels."""
-    if max_pixels is None:
-        return {}
-    token = (image_processor.patch_size * image_processor.merge_size) ** 2
-    if max_pixels < token:
-        raise UsageError(f"max pixels {max_pixels}: expected at least {token}, those of one token")
-    least = image_processor.size["shortest_edge"]
-    # A small image is enlarged to the least size, which may not lie above the limit.
-    size = {"shortest_edge": least if least <= max_pixels else token, "longest_edge": max_pixels}
-    return {"size": size}
