@@ -5,6 +5,7 @@ in a tensor of which a few elements, taken at equal distances, show that there m
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,20 +24,33 @@ def may_have_fills(r: torch.Tensor, c: torch.Tensor, error: float, largest: floa
         error: the largest absolute difference.
         largest: the largest magnitude of the reference's.
     """
-    if not _FILL <= largest < math.inf or not 0.0 < error <= largest:
+    if not _may_hide(error, largest) or not (r.is_floating_point() and c.is_floating_point()):
         return False
-    if not (r.is_floating_point() and c.is_floating_point()):
-        return False
+    return shows_fills(sample_of(r).cpu().numpy(), error, largest)
+
+
+def sample_of(r: torch.Tensor) -> torch.Tensor:
+    """Elements of a reference's values at equal distances, in float32 or float64."""
     stride = r.numel() // _SAMPLED + 1
     if r.is_contiguous():
         sample = r.view(-1)[::stride]
     else:
         places = torch.arange(0, r.numel(), stride, device=r.device)
         sample = r[torch.unravel_index(places, r.shape)]
-    values = (sample if sample.dtype == torch.float64 else sample.float()).cpu().numpy()
-    values = np.abs(values)
+    return sample if sample.dtype == torch.float64 else sample.float()
+
+
+def shows_fills(sample: np.ndarray[Any, Any], error: float, largest: float) -> bool:
+    """The same as `may_have_fills`, of a pair of floats of which the sample is known."""
+    if not _may_hide(error, largest):
+        return False
+    values = np.abs(sample)
     near = values[(values > largest / _FAR) & (values <= largest)]
     return all(len(set(part.tolist())) <= _FILLS for part in (near[:16], near))
+
+
+def _may_hide(error: float, largest: float) -> bool:
+    return _FILL <= largest < math.inf and 0.0 < error <= largest
 
 
 def without_fills(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
