@@ -349,11 +349,21 @@ def _of_exact(elements: int, numbers: Sequence[float]) -> Difference:
     """One chunk, from its `exact_sums`."""
     count = int(numbers[0])
     return Difference(
-        elements,
-        count,
-        *numbers[1:10],
-        *map(int, numbers[10:13]),
-        int(numbers[13]) if count else -1,
+        elements=elements,
+        count=count,
+        sum_abs=numbers[1],
+        sum_square=numbers[2],
+        min_abs=numbers[3],
+        max_abs=numbers[4],
+        reference_min=numbers[5],
+        reference_max=numbers[6],
+        reference_square=numbers[7],
+        candidate_square=numbers[8],
+        product=numbers[9],
+        reference_nonfinite=int(numbers[10]),
+        candidate_nonfinite=int(numbers[11]),
+        mismatched=int(numbers[12]),
+        peak_index=int(numbers[13]) if count else -1,
     )
 
 

@@ -40,6 +40,9 @@ class Met:
     def stale(self, key: EventKey, paths: frozenset[str]) -> None:
         raise AssertionError(key)
 
+    def end(self) -> None:
+        self.seen.append("end")
+
 
 def run(reference: str, candidate: str) -> tuple[list[str], Outcome]:
     models = Pair(reference), Pair(candidate)
