@@ -108,6 +108,8 @@ class Comparer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
         calls = CallPair(reference, candidate, self.roles)
         self._event = (*calls.key, phase)
+        if self._event in self._at_once:
+            self._underway.settle()
         self.tolerance = self.tolerance.working_in(*calls.autocast_on_one_side())
         if phase is Phase.START:
             answers = [each.before_start(calls) for each in self._interventions]
@@ -296,11 +298,12 @@ class Comparer:
             else:
                 again()
             return
-        by = self.roles, self.tolerance, tuple(self.paddings(record))
+        by = self.roles, self.tolerance, partial(self.paddings, record)
         pair = TensorPair.of(record, path, self._event, r, c, by)
         is_later = self._sampler is None and self._event not in self._at_once
         begun = Begun.of(pair) if is_later else None
         if begun is not None:
+            pair.paddings = partial(iter, tuple(pair.paddings()))  # as they are known by now
             later = partial(self._enter_begun, begun, self._next(), self._compared.enter(r, c))
             self._underway.add(later, r, c, begun)
         elif not self._compare_at_once(pair):

@@ -1,5 +1,6 @@
 """Two tensors that are compared, with all that their row needs."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from tracer.tensors.tolerance import Tolerance
 from tracer.tensors.value_path import ValueKind, ValuePath
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class TensorPair:
     """Two tensors under one path of a pair of calls.
 
@@ -27,7 +28,7 @@ class TensorPair:
         r, c: the reference's, and the candidate's in the reference's shape.
         own: the candidate's as it is.
         form: what is said of its shape.
-        roles, tolerance, paddings: what they are compared by.
+        roles, tolerance, paddings: what they are compared by; `paddings` gives what is known.
     """
 
     record: CallRecord
@@ -39,7 +40,7 @@ class TensorPair:
     form: tuple[Remark, ...]
     roles: Roles
     tolerance: Tolerance
-    paddings: tuple[Padding, ...]
+    paddings: Callable[[], Iterable[Padding]]
 
     @classmethod
     def of(
@@ -49,7 +50,7 @@ class TensorPair:
         event: EventKey,
         r: Tensor,
         c: Tensor,
-        by: tuple[Roles, Tolerance, tuple[Padding, ...]],
+        by: tuple[Roles, Tolerance, Callable[[], Iterable[Padding]]],
     ) -> "TensorPair":
         """Brings the candidate's to the reference's shape, but for masks."""
         own = c
@@ -87,7 +88,7 @@ class TensorPair:
     def unpadded(self) -> Difference | None:
         """The difference without padded positions."""
         return unpadded_difference(
-            self.paddings, self.r, self.c, self.tolerance, is_kept=self._is_kept
+            self.paddings(), self.r, self.c, self.tolerance, is_kept=self._is_kept
         )
 
     def row(self, order: int, found: Measured, sample: Sample | None) -> Row:

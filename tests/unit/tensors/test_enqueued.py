@@ -1,5 +1,6 @@
 """What is enqueued says what is measured at once, or that only the values tell."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,9 +12,9 @@ from tests.unit.tensors.test_difference import (
     COMPLEX,
     FLOATS,
     INTEGERS,
+    SUM_FIELDS,
     UNSIGNED,
     drawn,
-    exactly_equal,
 )
 from tracer.errors import ShapeMismatchError, UsageError
 from tracer.tensors import enqueued as module
@@ -35,9 +36,19 @@ def read(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
     return Difference.read(enqueued, enqueued.numbers.tolist())
 
 
-def precision(*tensors: torch.Tensor) -> float:
-    """What is summed up in float32 keeps this much of it."""
-    return 2e-6 if all(t.dtype in FLOATS[1:] for t in tensors) else 1e-12
+def check_equal(found: Difference | None, expected: Difference, *dtypes: torch.dtype) -> None:
+    """The digits that float32 keeps, where both are computed in it."""
+    assert found is not None
+    rel = 2e-6 if all(dtype in FLOATS[1:] for dtype in dtypes) else 1e-12
+    size = max(expected.reference_square, expected.candidate_square, expected.sum_abs)
+    for field in dataclasses.fields(Difference):
+        values = getattr(found, field.name), getattr(expected, field.name)
+        if field.name in SUM_FIELDS:
+            assert values[0] == pytest.approx(values[1], rel=rel, abs=rel * size), field.name
+        elif field.name in ("min_abs", "max_abs"):
+            assert values[0] == pytest.approx(values[1], rel=rel, abs=rel), field.name
+        elif field.name != "peak_index":
+            assert values[0] == values[1], field.name
 
 
 @settings(max_examples=150, deadline=None)
@@ -57,7 +68,10 @@ def test_it_says_the_same(left, right, shape, laid_out, is_near, scale) -> None:
         r, c = LAID_OUT[laid_out](r), LAID_OUT[laid_out](c)
     found, expected = read(r, c), Difference.of(r, c)
     if found is not None:
-        exactly_equal(found, expected, precision(r, c))
+        check_equal(found, expected, left, right)
+        if expected.count:
+            peak = (r.flatten().tolist()[found.peak_index], c.flatten().tolist()[found.peak_index])
+            assert abs(peak[0] - peak[1]) == pytest.approx(found.max_abs, rel=2e-6)
     else:  # the squares of one side are lost beside the other's, or all differ alike
         assert left in FLOATS
         assert right in FLOATS
@@ -74,7 +88,7 @@ def test_values_that_are_not_finite(dtype: torch.dtype, size: int) -> None:
         assert size == 4096
         assert dtype != torch.float64
     else:
-        exactly_equal(found, expected)
+        check_equal(found, expected, torch.float64)
     assert (expected.mismatched, expected.reference_nonfinite) == (3, 3)
 
 
@@ -86,7 +100,7 @@ def test_only_the_values_tell_of_fills(size: int) -> None:
     c[3] += 1.0
     assert read(r, c) is None
     assert Difference.of(r, c).rest is not None
-    exactly_equal(read(r, r), Difference.of(r, r), 2e-6)  # nothing can hide
+    check_equal(read(r, r), Difference.of(r, r), r.dtype)  # nothing can hide
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
@@ -103,8 +117,8 @@ def test_pieces_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
         enqueued = Enqueued.of(r, c)
         assert len(enqueued.elements) > 3
         assert sum(enqueued.elements) == r.numel()
-        exactly_equal(read(r, c), Difference.of(r, c), precision(r, c))
-        exactly_equal(read(r.T, c.T), Difference.of(r.T, c.T), precision(r, c))
+        check_equal(read(r, c), Difference.of(r, c), dtype)
+        check_equal(read(r.T, c.T), Difference.of(r.T, c.T), dtype)
 
 
 def test_a_large_tensor_keeps_its_digits() -> None:
