@@ -116,7 +116,7 @@ def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
     ours = [tensor for tensor in given if not isinstance(tensor, Elsewhere) and tensor.dim()]
     if theirs and ours and func not in _MOVING:
         raise RuntimeError(f"{func}: expected all tensors on one device, found {DEVICE} and cpu")
-    Elsewhere.waits += bool(theirs) and _waits(func, args)
+    Elsewhere.waits += _waits(func, args, kwargs) if theirs or func in _MOVING else 0
     wanted = kwargs.get("device")
     is_there = isinstance(args[0], Elsewhere) if func in _MOVING else bool(theirs)
     if wanted is not None:
@@ -129,13 +129,14 @@ def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
     return return_and_correct_aliasing(func, args, kwargs, tree_map(_outside, made))
 
 
-def _waits(func: Any, args: Sequence[Any]) -> bool:
+def _waits(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     if func in (_aten.index.Tensor, _aten.index_put_.default):
         places = [place for place in args[1] if place is not None]
         return any(place.dtype in (torch.bool, torch.uint8) for place in places)
-    given = [arg for arg in args if isinstance(arg, torch.Tensor) and arg.dim()]
-    is_moved = func in _MOVING and not all(isinstance(arg, Elsewhere) for arg in given)
-    return is_moved or func.overloadpacket in _WAITING
+    where = {type(arg) is Elsewhere for arg in args if isinstance(arg, torch.Tensor)}
+    if func in _MOVING and kwargs.get("device") is not None:
+        where.add(torch.device(kwargs["device"]) == DEVICE)
+    return func.overloadpacket in _WAITING or (func in _MOVING and len(where) > 1)
 
 
 def _inside(value: Any) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tracer.errors import ModelRunError
 from tracer.measurement.pairs import Measured, Tensor, by_meaning, judged
 from tracer.measurement.rows import CallRecord, Row
 from tracer.measurement.tensor_pair import TensorPair
@@ -19,6 +20,7 @@ from tracer.tensors.difference import Difference
 from tracer.tensors.enqueued import Enqueued
 from tracer.tensors.masks import reading_of
 from tracer.tensors.value_path import ValuePath
+from tracer.text import brief
 
 # How many pairs wait at most, and how many bytes of tensors they keep alive.
 MOST_PAIRS, MOST_BYTES = 256, 1 << 30
@@ -129,7 +131,13 @@ def _transfer(begun: list[Begun]) -> None:
     """Brings the numbers to the host, in one transfer for each device."""
     for device in {each.numbers.device for each in begun}:
         own = [each for each in begun if each.numbers.device == device]
-        numbers, end = torch.cat([each.numbers for each in own]).tolist(), 0
+        try:
+            numbers, end = torch.cat([each.numbers for each in own]).tolist(), 0
+        except RuntimeError as error:
+            raise ModelRunError(
+                f"{device} failed while the models ran on it: {brief(error)}; with "
+                "CUDA_LAUNCH_BLOCKING=1 in the environment it fails where the mistake is"
+            ) from error
         for each in own:
             start, end = end, end + each.numbers.numel()
             each.found = numbers[start:end]

@@ -15,7 +15,7 @@ import torch
 
 from tracer.tensors.chunks import chunks, comparable
 from tracer.tensors.exact import distance_of, fits_float32, is_inexact, to_float64
-from tracer.tensors.fills import sample_of
+from tracer.tensors.fills import SAMPLED
 
 # Elements per chunk, which bound the memory of a pass: of two temporaries in float32, or of ten in
 # float64.
@@ -54,7 +54,8 @@ class Enqueued:
         pieces = list(chunks(r, c, size))
         numbers = [begin(*piece) for piece in pieces]
         if is_sampled:
-            numbers.append(sample_of(r).double())
+            stride = r.numel() // SAMPLED + 1
+            numbers.append(torch.cat([piece[::stride] for piece, _ in pieces]).double())
         elements = tuple(piece.numel() for piece, _ in pieces)
         together = torch.cat(numbers) if numbers else r.new_empty(0, dtype=torch.float64)
         return cls(together, elements, is_quick, is_sampled)

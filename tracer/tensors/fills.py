@@ -14,7 +14,8 @@ import torch
 _FILL, _FAR, _FILLS = 16.0, 32.0, 4
 # What a coarser dtype makes of a fill is the same fill.
 _ALIKE = 2.0**-8
-_SAMPLED = 256
+# A sample is of about so many.
+SAMPLED = 256
 
 
 def may_have_fills(r: torch.Tensor, c: torch.Tensor, error: float, largest: float) -> bool:
@@ -26,12 +27,11 @@ def may_have_fills(r: torch.Tensor, c: torch.Tensor, error: float, largest: floa
     """
     if not _may_hide(error, largest) or not (r.is_floating_point() and c.is_floating_point()):
         return False
-    return shows_fills(sample_of(r).cpu().numpy(), error, largest)
+    return shows_fills(_sample_of(r).cpu().numpy(), error, largest)
 
 
-def sample_of(r: torch.Tensor) -> torch.Tensor:
-    """Elements of a reference's values at equal distances, in float32 or float64."""
-    stride = r.numel() // _SAMPLED + 1
+def _sample_of(r: torch.Tensor) -> torch.Tensor:
+    stride = r.numel() // SAMPLED + 1
     if r.is_contiguous():
         sample = r.view(-1)[::stride]
     else:
@@ -41,7 +41,7 @@ def sample_of(r: torch.Tensor) -> torch.Tensor:
 
 
 def shows_fills(sample: np.ndarray[Any, Any], error: float, largest: float) -> bool:
-    """The same as `may_have_fills`, of a pair of floats of which the sample is known."""
+    """The same as `may_have_fills`, from some of the reference's values at equal distances."""
     if not _may_hide(error, largest):
         return False
     values = np.abs(sample)

@@ -36,7 +36,7 @@ class Layer(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, depth: int = 3, fill: float = -1e9, edits: Callable = lambda x: x) -> None:
+    def __init__(self, depth: int = 2, fill: float = -1e9, edits: Callable = lambda x: x) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Embedding(50, 8)
@@ -75,7 +75,7 @@ def on_both(reference: nn.Module, candidate: nn.Module, **inputs: torch.Tensor) 
     for where in ("cpu", DEVICE):
         models = reference.to(where), candidate.to(where)
         given = {name: value.to(where) for name, value in inputs.items()}
-        rows.append(list(tracer.compare(*models, given).rows))
+        rows.append(list(tracer.compare(*models, given, confirm=False).rows))
     return rows
 
 
@@ -248,6 +248,27 @@ class TestWhenItIsSettled:
         with torch.inference_mode():
             dead = Elsewhere(torch.ones(2))
         assert run((dead, dead)).compared_elements == 2
+
+
+def test_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: torch.Tensor) -> list[float]:
+        raise RuntimeError("device-side assert triggered\nCompile with ...")
+
+    comparer = run(*elsewhere(2))
+    monkeypatch.setattr(Elsewhere, "tolist", fail)
+    with pytest.raises(tracer.ModelRunError, match=r"xla:0 failed .*: device-side assert trig"):
+        comparer.end()
+
+
+def test_values_that_lie_otherwise_do_not_make_the_host_wait() -> None:
+    x = torch.linspace(-20.0, 20.0, 8192).reshape(2, 8, 16, 32).to(DEVICE)
+    y = (x + 0.0).transpose(1, 2)
+    kinds = [(x.transpose(1, 2), y), (x[:, ::2], x[:, 1::2]), (x[:1].expand(2, 8, 16, 32), x)]
+    Elsewhere.waits = 0
+    comparer = run(*kinds, *((r.long(), c.long()) for r, c in kinds))
+    assert Elsewhere.waits == 0
+    assert [row.agrees for row in comparer.rows] == [True, False, False] * 2
+    assert Elsewhere.waits > 0
 
 
 def test_what_was_edited_is_noted_where_its_values_count() -> None:
