@@ -40,8 +40,9 @@ def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
 
     Waits while another thread does the same with any of them.
     """
-    with _taken({id(module) for model in models for module in model.modules()}):
-        states = ModuleStates.read(models)
+    modules = list({id(m): m for model in models for m in model.modules()}.values())
+    with _taken(set(map(id, modules))):
+        states = ModuleStates.read(modules)
         try:
             yield
         finally:
@@ -113,10 +114,9 @@ class ModuleStates:
     _seen: set[int] = field(default_factory=set)
 
     @classmethod
-    def read(cls, models: Sequence[nn.Module]) -> "ModuleStates":
-        """Those of the models and all modules inside them."""
+    def read(cls, modules: Sequence[nn.Module]) -> "ModuleStates":
+        """Those of the modules, each given once, without those inside them."""
         states = cls()
-        modules = list({id(m): m for model in models for m in model.modules()}.values())
         edited = _edited_parameters(modules)
         shared: set[int] = set()
         for module in modules:
@@ -134,7 +134,12 @@ class ModuleStates:
                 continue
             hook = accelerate_hook(module)
             for value in vars(module).values():
-                if type(value) not in _ATOMS and value is not hook:
+                kind = type(value)
+                if kind in _ATOMS or value is hook:
+                    continue
+                if _HOLDS.get(kind) is _Holds.ITEMS and not value:
+                    states._empty.append(value)
+                else:
                     states._look_into(value, shared, 0)
         return states
 

@@ -146,9 +146,9 @@ class ThreadState:
             grad=torch.is_grad_enabled(),
             inference=torch.is_inference_mode_enabled(),
             default_dtype=torch.get_default_dtype(),
-            autocast=tuple(
-                (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d))
-                for d in _AUTOCAST_DEVICES
+            autocast=(
+                (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+                (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
             ),
             autocast_cache=torch.is_autocast_cache_enabled(),
             device=torch_internals.default_device(),
@@ -225,7 +225,7 @@ class RandomStates:
 
     @classmethod
     def read(cls, *, beyond_torch: bool) -> "RandomStates":
-        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        in_use = torch.cuda.is_initialized() and torch.cuda.is_available()
         return cls(
             cpu=torch.get_rng_state(),
             cuda=tuple(torch.cuda.get_rng_state_all()) if in_use else (),

@@ -90,8 +90,17 @@ def calls_compiled(module: nn.Module) -> bool:
 
 def as_written(module: nn.Module) -> nn.Module:
     """The module that was compiled, for what `torch.compile` returns; else the module itself."""
-    original: nn.Module = getattr(module, "_orig_mod", module)
+    original: nn.Module = module._modules.get("_orig_mod") or module
     return original
+
+
+def declared(module: nn.Module, name: str) -> Any:
+    """An attribute that a module may have; None without. PyTorch takes long to say that it is not
+    there."""
+    if type(module).__getattr__ is not nn.Module.__getattr__:
+        return getattr(module, name, None)
+    found = module.__dict__.get(name)
+    return getattr(type(module), name, None) and getattr(module, name) if found is None else found
 
 
 @contextmanager
@@ -126,7 +135,7 @@ def takes_fused_path(module: nn.Module) -> bool:
 
     Its numbers are others then, and the modules inside are not called.
     """
-    return torch.backends.mha.get_fastpath_enabled() and may_be_fused(module)
+    return may_be_fused(module) and torch.backends.mha.get_fastpath_enabled()
 
 
 def may_be_fused(module: nn.Module) -> bool:
@@ -202,7 +211,7 @@ def attention_implementation(model: nn.Module) -> object:
 
 def accelerate_hook(module: nn.Module) -> Any:
     """The hook that accelerate has put around the forward of a module; None if there is none."""
-    return getattr(module, "_hf_hook", None)
+    return declared(module, "_hf_hook")
 
 
 def loading_hook(module: nn.Module) -> Any:

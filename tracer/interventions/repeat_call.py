@@ -27,7 +27,7 @@ class Recall:
     def __init__(self, call: Call, arguments: Mapping[str, object] | None = None) -> None:
         self._call = call
         self._arguments = deep_copy(dict(call.arguments if arguments is None else arguments))
-        self._states = ModuleStates.read((call.module,))
+        self._states = ModuleStates.read(list(call.module.modules()))
         self._random = RandomStates.read(beyond_torch=True)
 
     def __call__(self, *within: AbstractContextManager[None]) -> tuple[object, dict[str, object]]:

@@ -61,7 +61,10 @@ def grouped(ranked: Sequence[IsolatedModule], pairing: Pairing) -> tuple[Isolate
 
 
 def points_of(
-    causes: Mapping[str, Sequence[Cause]], ranked: Sequence[IsolatedModule], pairing: Pairing
+    causes: Mapping[str, Sequence[Cause]],
+    ranked: Sequence[IsolatedModule],
+    pairing: Pairing,
+    like_them: Sequence[IsolatedModule] = (),
 ) -> tuple[IsolatedPoint, ...]:
     """The switches by pattern that take some of the error away, those that take most first.
 
@@ -69,9 +72,14 @@ def points_of(
         causes: all switches of each module that was looked at, by the reference's name of it.
         ranked: the modules.
         pairing: of the models.
+        like_them: those that were not looked at, as enough modules that are alike were: what goes
+            away there is taken to be the same part.
     """
+    others = _shares(like_them, pairing)
+    tried = _shares([item for item in ranked if item.module in causes], pairing)
     candidates = {name: own for own, name in pairing.pairs.items()}
     groups: dict[str, list[tuple[Cause, float]]] = defaultdict(list)
+    outers: dict[str, str] = {}
     for item in ranked:
         own = candidates.get(item.module, item.module)
         depth = own.count(".") + 1 if own else 0
@@ -82,17 +90,33 @@ def points_of(
             inner = whole.split(".")[depth:]
             pattern = ".".join([outer, *inner] if outer else inner)
             groups[pattern].append((cause, item.share * cause.part))
+            outers[pattern] = outer
     found = (
         IsolatedPoint(
             pattern=pattern,
             kind=", ".join(sorted({cause.kind for cause, _ in own})),
             meaning=next((cause.meaning for cause, _ in own if cause.meaning), ""),
-            modules=len(own),
-            share=math.fsum(share for _, share in own),
+            modules=len(own) + len(others[outers[pattern]]),
+            share=math.fsum(share for _, share in own)
+            * _scale(tried[outers[pattern]], others[outers[pattern]]),
             rounding=Rounding.of_all(cause.rounding for cause, _ in own),
+            measured=len(own) if others[outers[pattern]] else None,
         )
         for pattern, own in groups.items()
     )
     return tuple(
         sorted((p for p in found if p.share > 0.0), key=lambda point: point.share, reverse=True)
     )
+
+
+def _shares(items: Sequence[IsolatedModule], pairing: Pairing) -> defaultdict[str, list[float]]:
+    """The shares of the modules of each pattern."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for item in items:
+        found[pattern_of(item.module, pairing.reference)].append(item.share)
+    return found
+
+
+def _scale(tried: Sequence[float], others: Sequence[float]) -> float:
+    """What the whole is of the part that was looked at."""
+    return 1.0 + math.fsum(others) / math.fsum(tried) if others else 1.0

@@ -15,24 +15,27 @@ the error of a wrong one shows where it is used.
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tracer.errors import UsageError
+from tracer.execution.pairing import Pairing
 from tracer.interventions.experiment import Experiment, Run
 from tracer.interventions.forcing import Forcing, Replaced
 from tracer.isolation.causes import Cause, SwitchTrials, explaining, switches_of
-from tracer.isolation.groups import grouped, points_of
+from tracer.isolation.groups import grouped, pattern_of, points_of
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
 from tracer.isolation.what_if import Swapping
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallKey, CallRecord, Row, final_output
 from tracer.text import listed
 
-# Causes are looked for in the modules that introduce this part of the error, the worst first: each
-# of their points costs a call of the module.
+# Causes are looked for in the modules that introduce this part of the error, the worst first; of
+# those that are alike but for their layer in so many. Each of their points costs a call of the
+# module.
 _EXPLAINED = 0.99
+_MOST_ALIKE = 8
 
 
 def isolated(
@@ -74,7 +77,7 @@ def isolated(
         unforced |= forcing.unforced
         calls += _shared(_measured(run, modules, free.records, depth))
     ranked = _by_module(calls)
-    worst = _worst(ranked)
+    worst, like_them = _worst(ranked, experiment.session.pairing)
     causes: dict[str, tuple[Cause, ...]] = {}
     if explain and any(switches_of(experiment.session.candidate)):
         watched = {depth: [i.module for i in worst if i.worst.depth == depth] for depth in depths}
@@ -95,19 +98,25 @@ def isolated(
         recoveries=tuple(_recoveries(ranked, what_if, free, experiment)),
         unforced=tuple(sorted(unforced)),
         groups=grouped(ranked, experiment.session.pairing),
-        points=points_of(causes, ranked, experiment.session.pairing),
+        points=points_of(causes, ranked, experiment.session.pairing, like_them),
     )
 
 
-def _worst(ranked: Sequence[IsolatedModule]) -> list[IsolatedModule]:
-    """The modules that introduce nearly all of the error."""
+def _worst(
+    ranked: Sequence[IsolatedModule], pairing: Pairing
+) -> tuple[list[IsolatedModule], list[IsolatedModule]]:
+    """The modules that introduce nearly all of the error: of those that are alike the worst few,
+    and the others."""
     before = itertools.accumulate((item.share for item in ranked), initial=0.0)
     whole = math.fsum(item.share for item in ranked)
-    return [
-        item
-        for item, sum_before in zip(ranked, before, strict=False)
-        if item.share > 0.0 and sum_before < _EXPLAINED * whole
-    ]
+    alike: Counter[str] = Counter()
+    found: tuple[list[IsolatedModule], list[IsolatedModule]] = [], []
+    for item, sum_before in zip(ranked, before, strict=False):
+        if item.share > 0.0 and sum_before < _EXPLAINED * whole:
+            pattern = pattern_of(item.module, pairing.reference)
+            found[alike[pattern] >= _MOST_ALIKE].append(item)
+            alike[pattern] += 1
+    return found
 
 
 def _depths(

@@ -107,6 +107,8 @@ class IsolatedPoint:
             over its modules of their share times `Cause.part`. Errors of several points in a row
             can hide one another, or add up, so that these shares need not sum to 1.
         rounding: what rounding does there in all of them, where the candidate counts it.
+        measured: in how many of them it was left out, where the others are taken to be like these;
+            None for all.
     """
 
     pattern: str
@@ -115,6 +117,7 @@ class IsolatedPoint:
     modules: int
     share: float
     rounding: Rounding | None = None
+    measured: int | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import nn
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
+from tracer.execution.torch_internals import declared
 from tracer.measurement.plain_values import is_number
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 
@@ -32,7 +33,7 @@ def read_output(side: str, call: Call) -> object:
         side: "reference" or "candidate".
         call: one that has ended.
     """
-    convert = getattr(call.module, "to_reference_output", None)
+    convert = declared(call.module, "to_reference_output")
     if convert is None:
         return call.output
     try:
@@ -51,7 +52,7 @@ def read_argument(side: str, call: Call, name: str, value: object) -> object:
         side: "reference" or "candidate".
         name: the reference's name of the argument.
     """
-    convert = getattr(call.module, "to_reference_input", None)
+    convert = declared(call.module, "to_reference_input")
     if convert is None:
         return value
     try:

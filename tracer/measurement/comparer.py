@@ -319,24 +319,18 @@ class Comparer:
         elif found is None:
             self._differ_in_form(pair.record, pair.path, pair.r, pair.c)
         else:
-            row = self._row(pair, self._next(), found)
-            words = self._described(row, pair.path, pair.r, pair.own)
             compared = self._compared.enter(pair.r, pair.own)
-            self._then(partial(self._enter, pair.record, row, compared, words))
+            words = self._described(found, pair.path, pair.r, pair.own)
+            self._then(partial(self._enter, pair, self._next(), found, compared, words))
         return found is not None
-
-    def _row(self, pair: TensorPair, order: int, found: Measured) -> Row:
-        row = pair.row(order, found, self._sampled(pair.path, pair.r, pair.c, found))
-        return row.allowing(self.rounding.get((row.module, row.call, row.value)))
 
     def _enter_begun(self, begun: Begun, order: int, compared: Compared) -> None:
         """Enters a pair of which the numbers are there."""
         pair, (found, are_needed) = begun.pair, begun.measured()
         if are_needed and not compared.is_unchanged():
             self.edited.add(pair.event)
-        row = self._row(pair, order, found)
-        words = self._described(row, pair.path, pair.r, pair.own)
-        self._enter(pair.record, row, compared, words)
+        words = self._described(found, pair.path, pair.r, pair.own)
+        self._enter(pair, order, found, compared, words)
 
     def _enter_again(
         self,
@@ -366,6 +360,7 @@ class Comparer:
                 candidate_module=record.other_name,
                 value=path,
                 sample=earlier.sample or self._sampled(path, r, c),
+                input_peir=record.input_peir,
             )
             self._add(record, again)
         else:
@@ -381,16 +376,23 @@ class Comparer:
         return self._sampler.sample(r, c, None if found is None else found.whole)
 
     def _enter(
-        self, record: CallRecord, row: Row, compared: Compared, words: tuple[str, str] | None
+        self,
+        pair: TensorPair,
+        order: int,
+        found: Measured,
+        compared: Compared,
+        words: tuple[str, str] | None,
     ) -> None:
         """Keeps the row of a pair that was compared."""
+        row = pair.row(order, found, self._sampled(pair.path, pair.r, pair.c, found))
+        row = row.allowing(self.rounding.get((row.module, row.call, row.value)))
         self.compared_elements += row.difference.elements if row.difference is not None else 0
         if row.is_output and not row.module:
             self.final.note(row)
         compared.row = row
-        self._add(record, row)
-        if words is not None:
-            record.described[row.value] = words
+        self._add(pair.record, row)
+        if words is not None and row.agrees == found.agrees:  # else it is rounding
+            pair.record.described[row.value] = words
 
     def _around(self, record: CallRecord) -> list[CallKey]:
         """A call and those around it."""
@@ -399,9 +401,12 @@ class Comparer:
             keys.append(parent)
         return keys
 
-    def _described(self, row: Row, path: ValuePath, r: Tensor, c: Tensor) -> tuple[str, str] | None:
+    def _described(
+        self, found: Row | Measured, path: ValuePath, r: Tensor, c: Tensor
+    ) -> tuple[str, str] | None:
         """What each side passed, where that is of interest."""
-        if path.is_result or (row.agrees and not row.has(RemarkKind.BY_MEANING)):
+        is_other = any(remark.kind is RemarkKind.BY_MEANING for remark in found.remarks)
+        if path.is_result or (found.agrees and not is_other):
             return None
         words = self._words[self.roles.is_mask(path)]
         return words(r), words(c)
@@ -418,9 +423,6 @@ class Comparer:
         return self._order
 
     def _add(self, record: CallRecord, row: Row) -> None:
-        if row.is_output:
-            peirs = (a.peir for a in record.arguments.values() if not a.is_mask)
-            row = replace(row, input_peir=max(peirs, default=None))
         self._rows.append(row)
         if row.is_output:
             record.outputs.append(row)
@@ -465,7 +467,7 @@ class Comparer:
     ) -> None:
         remark = Remark(kind, summary(reference), summary(candidate))
         form = Row.of_form(self._next(), record.key, path, remark, record.other_name)
-        self._then(partial(self._add, record, form))
+        self._then(lambda: self._add(record, replace(form, input_peir=record.input_peir)))
 
 
 def _is_tensor(*values: object) -> bool:

@@ -293,6 +293,12 @@ class CallRecord:
         return [*self.outputs, *self.passed_on]
 
     @property
+    def input_peir(self) -> float | None:
+        """The largest PEIR among its arguments but masks; None where none was compared."""
+        peirs = (row.peir for row in self.arguments.values() if not row.is_mask)
+        return max(peirs, default=None)
+
+    @property
     def key(self) -> CallKey:
         """The module and the call index."""
         return self.module, self.call

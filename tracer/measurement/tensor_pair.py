@@ -110,4 +110,5 @@ class TensorPair:
             is_mask=not self.path.is_result and self.roles.is_mask(self.path.argument),
             relation=found.relation,
             candidate_module=self.record.other_name,
+            input_peir=self.record.input_peir if self.path.is_result else None,
         )

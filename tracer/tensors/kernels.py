@@ -77,14 +77,14 @@ def by_numpy(r: Array, c: Array) -> Sums | None:
         if not d[peak] < np.inf:  # it is the first NaN, where there is one
             return None
         return Sums(
-            sum_abs=float(d.sum()),
+            sum_abs=float(np.add.reduce(d)),
             sum_square=float(np.dot(d, d)),
             reference_square=float(np.dot(r, r)),
             candidate_square=float(np.dot(c, c)),
-            min_abs=float(d.min()),
+            min_abs=float(np.minimum.reduce(d)),
             max_abs=float(d[peak]),
-            reference_min=float(r.min()),
-            reference_max=float(r.max()),
+            reference_min=float(np.minimum.reduce(r)),
+            reference_max=float(np.maximum.reduce(r)),
             peak=peak,
         )
 

@@ -66,9 +66,8 @@ class Tolerance:
         """Whether a value of this dtype is coarser than the reference's and than both models."""
         if dtype is None or reference is None or not is_inexact(dtype):
             return False
-        return self.limit(dtype, dtype) > Tolerance(working=self.working).limit(
-            reference, reference
-        )
+        of_models = _rounding(reference, reference, self.working) if is_inexact(reference) else 0.0
+        return self.limit(dtype, dtype) > of_models
 
     def agrees(
         self, difference: Difference, reference: torch.dtype, candidate: torch.dtype

@@ -12,7 +12,7 @@ that has quantization points says so by a method, and nothing else is known of i
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.inputs import Inputs
 from tracer.execution.session import matching, named_modules, run_alone
-from tracer.execution.torch_internals import can_open_fused
+from tracer.execution.torch_internals import can_open_fused, declared
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.kinds import plain
 from tracer.tensors.leaves import dtype_name, is_stateful, leaves, version_of
@@ -30,7 +30,6 @@ from tracer.text import listed
 from tracer.traces.recorded import Playback, Recorded, RecordedModule
 
 
-@runtime_checkable
 class Pointed(Protocol):
     """A module with quantization points."""
 
@@ -203,14 +202,16 @@ def flow(
     )
 
 
+_POINTS = "quantization_points"
+
+
 def points_of(module: nn.Module) -> dict[str, dict[str, object]]:
     """What a module says of its quantization points; nothing if it has none."""
     if isinstance(module, RecordedModule):
         found = module.points
-    elif isinstance(module, Pointed):
-        found = module.quantization_points()
     else:
-        return {}
+        pointed: Pointed | None = module if declared(module, _POINTS) else None  # type: ignore[assignment]
+        found = {} if pointed is None else pointed.quantization_points()
     return {name: dict(point) for name, point in found.items()}
 
 

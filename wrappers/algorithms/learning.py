@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wrappers.core.point import QuantPoint
 from wrappers.numerics.affine import AffineQParams
+from wrappers.numerics.dtypes import DType
 from wrappers.numerics.grouped import GroupedQParams
 
 LOW, HIGH = -0.1, 1.1  # between which the sigmoid is stretched, so that 0 and 1 are reached
@@ -113,7 +114,7 @@ def codes_of(rounded: Tensor, grid: AffineQParams | GroupedQParams) -> Tensor:
 def is_fine(point: QuantPoint) -> bool:
     """Whether a point is of activations with so many bits that learning need not see it."""
     dtype = point.observer.dtype
-    return point.role == "activation" and dtype is not None and dtype.bits > COARSE
+    return point.role == "activation" and isinstance(dtype, DType) and dtype.bits > COARSE
 
 
 def has_learnable_range(point: QuantPoint) -> bool:

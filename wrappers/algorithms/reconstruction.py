@@ -57,6 +57,7 @@ from wrappers.core.point import QuantPoint
 from wrappers.core.quantizers import Quantizer
 from wrappers.errors import CalibrationWarning, ConfigError, WrapError
 from wrappers.numerics.affine import AffineQParams
+from wrappers.numerics.dtypes import DType
 from wrappers.numerics.grouped import GroupedQParams
 from wrappers.quantize import ModelInputs, calibrate, convert, listed
 
@@ -244,7 +245,7 @@ class _Sample:
 
 
 def _is_rounded(layer: QuantModule) -> bool:
-    return layer.points["weight"].observer.dtype is not None
+    return isinstance(layer.points["weight"].observer.dtype, DType)
 
 
 class _Block:
@@ -282,7 +283,7 @@ class _Block:
 
     def _grid(self, weight: Tensor, point: QuantPoint) -> AffineQParams:
         dtype, qscheme = point.observer.dtype, point.observer.qscheme
-        assert dtype is not None and qscheme is not None
+        assert isinstance(dtype, DType) and qscheme is not None
         rows = weight.to(torch.float64)
         rows = rows if qscheme.per_channel else rows.reshape(1, -1)
         shrunk = SHRUNK if self.options.shrink else (1.0,)

@@ -197,7 +197,7 @@ def test_states_are_put_back_after_an_exception() -> None:
         model(**X)
         raise ValueError("no")
     assert photograph(model) == before
-    states = ModuleStates.read([model])
+    states = ModuleStates.read(list(model.modules()))
     with torch.no_grad():
         model(**X)
     states.write()

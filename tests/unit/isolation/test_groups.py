@@ -11,10 +11,11 @@ import tracer
 from tests.builders.layers import X
 from tracer import models
 from tracer.execution.pairing import Pairing
+from tracer.isolation import measure
 from tracer.isolation.causes import Cause
 from tracer.isolation.groups import grouped, pattern_of, points_of
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
-from wrappers import PTQConfig, calibrate, convert, prepare
+from wrappers import PTQConfig, affine, calibrate, convert, prepare
 
 
 class Layer(nn.Module):
@@ -128,6 +129,39 @@ def test_points_are_weighed_by_the_share_of_their_module() -> None:
     assert first.share == pytest.approx(0.5 * 0.75 + 0.25)
     assert (second.pattern, second.meaning, second.share) == ("head.0.weight", "", 0.25)
     assert points_of({}, ranked, pairing) == ()
+
+
+def test_modules_that_were_looked_at_stand_for_those_that_are_alike() -> None:
+    pairing = pairing_of(Stack())
+    call = IsolatedCall("", 0, "output", False, 0, None, None, 0.1, 0.1)
+    ranked = [
+        IsolatedModule("layers.0", call, 1, 0.5),
+        IsolatedModule("layers.1", call, 1, 0.25),
+        IsolatedModule("head", call, 1, 0.25),
+    ]
+    causes = {
+        "layers.0": (Cause("norm.weight", "uint8 weight", 0.2, 0.1),),
+        "head": (Cause("0.weight", "uint8 weight", 0.1, 0.0),),
+    }
+    first, second = points_of(causes, ranked, pairing, [ranked[1]])
+    assert (first.pattern, first.modules, first.measured) == ("layers.*.norm.weight", 2, 1)
+    assert first.share == pytest.approx(0.75 * 0.75)
+    assert (second.modules, second.measured, second.share) == (1, None, 0.25)
+
+
+def test_causes_are_looked_for_in_the_worst_of_those_that_are_alike(monkeypatch) -> None:
+    monkeypatch.setattr(measure, "_MOST_ALIKE", 1)
+    loaded = models.load("tiny-llama", seed=0)
+    quantized = prepare(loaded.model, PTQConfig(activation=affine("uint8"), weight=affine("uint8")))
+    calibrate(quantized, [loaded.inputs])
+    found = tracer.compare(
+        loaded.model, convert(quantized), loaded.inputs, isolate="leaves"
+    ).isolation
+    assert found is not None
+    looked_at = [item.module for item in found.modules if item.causes]
+    patterns = [pattern_of(name, dict(loaded.model.named_modules())) for name in looked_at]
+    assert len(patterns) == len(set(patterns))
+    assert {(p.modules, p.measured) for p in found.points if "layers.*" in p.pattern} == {(4, 1)}
 
 
 def test_a_candidate_of_other_names() -> None:

@@ -154,6 +154,7 @@ class TestSchema:
                 "rounding": {
                     "values": 8, "zero": 0.5, "underflow": 0.25, "saturated": 0.0, "nonfinite": 0.0,
                 },
+                "measured": None,
             }
         ]  # fmt: skip
         assert isolation["recoveries"][0]["after_l2"] == 0.2

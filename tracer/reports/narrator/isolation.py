@@ -108,7 +108,8 @@ def _group(group: IsolatedGroup) -> str:
 
 
 def _point(point: IsolatedPoint) -> Iterator[str]:
-    name = f"  {point.share:6.1%}  `{point.pattern}` ({point.kind})"
+    part = "" if point.measured is None else f", looked at in {point.measured} of {point.modules}"
+    name = f"  {point.share:6.1%}  `{point.pattern}` ({point.kind}{part})"
     yield f"{name}:" if point.meaning else name
     if point.meaning:
         yield f"{_INDENT}{point.meaning}"
