@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tracer.adapters.quantised.lookup import is_quantized
 from tracer.choices import (
     CANDIDATES,
     DEFAULT_ACTIVATION,
@@ -101,6 +102,8 @@ def resolve(request: CompareRequest) -> Sides:
         live = _prepared(request, loaded)
         data = _calibration(request, origin)
     made = candidate or _candidate(request, origin, other, data)
+    # Others may have quantised what was loaded.
+    quantized = quantized or (is_quantized(made) and not is_quantized(loaded.model))
     _check_focus(request.focus, loaded.name, loaded.model, made)
     names = (
         _describe(loaded) if reference is None else _describe_trace(reference),

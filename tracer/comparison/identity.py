@@ -19,6 +19,7 @@ from torch import nn
 
 from tracer.execution.session import Session, working_dtype
 from tracer.execution.stepping import Driver, stages_of
+from tracer.tensors.dequantised import dequantised
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.kinds import plain
 from tracer.tensors.leaves import dtype_name, tensor_leaves
@@ -54,7 +55,7 @@ class Content:
     @classmethod
     def of_parameters(cls, model: nn.Module) -> "Content | None":
         """What is known of a model's weights; None without any, or where they are on disk."""
-        parameters = [p for _, p in model.named_parameters()]
+        parameters = [dequantised(p) for p in model.parameters()]
         if not parameters or any(parameter.is_meta for parameter in parameters):
             return None
         samples = torch.cat([_sample(p, _OF_A_PARAMETER).float() for p in parameters])

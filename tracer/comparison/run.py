@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from trace_model.annotations import checked
+from tracer.adapters.quantised import lookup, silent
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.nothing_compared import check_something_compared
@@ -163,6 +164,7 @@ def compare(
         debugger=debugging.is_asked,
     )
     check_training(reference, candidate, train=train)
+    lookup.settle(reference, candidate)
     session = Session(
         *(reference, candidate, inputs, rename, include),
         candidate_inputs=candidate_inputs,
@@ -213,6 +215,8 @@ def compare(
         first, records = first_divergence(free.comparer.rows), free.comparer.records
         before = [t for t in ties if first is None or records[t.key].start < first.order]
         comparison = replace(comparison, verdict=comparison.verdict.with_beside(*before))
+    if (wrong := silent.silent_mistakes(candidate)) is not None:
+        comparison = replace(comparison, verdict=comparison.verdict.with_beside(wrong))
     if free.outcome.ended:
         return comparison
     raise_failure(free.outcome.failure, comparison)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tracer.adapters.quantised.lookup import is_quantized
 from tracer.diagnosis.parameters import ParameterDifference, ParameterKind, changed_parameters
 from tracer.interventions.experiment import Experiment
 from tracer.tensors.tolerance import Tolerance
@@ -35,8 +36,13 @@ class Checkpoints:
 
 
 def other_checkpoint(experiment: Experiment) -> Checkpoints | None:
-    """What two models hold, where the parameters of most modules are not the same; else None."""
+    """What two models hold, where the parameters of most modules are not the same; else None.
+
+    Nothing is said of a model that others quantised, whose weights all differ.
+    """
     pairing = experiment.session.pairing
+    if is_quantized(experiment.session.candidate):
+        return None
     held = {name: m for name, m in pairing.reference.items() if _own(m) and "[" not in name}
     if len(held) < _FEWEST:
         return None

@@ -25,7 +25,7 @@ from tracer.diagnosis.parameters import (
 from tracer.diagnosis.propagation import Suspect, Trail
 from tracer.diagnosis.trials import Evidence, Outcome, Proof
 from tracer.execution.hooks import Location
-from tracer.execution.offload import value_of
+from tracer.execution.offload import own_parameters, value_of
 from tracer.execution.torch_internals import as_written, parameters_of
 from tracer.interventions.experiment import Experiment
 from tracer.interventions.trial import Replacements
@@ -97,13 +97,13 @@ class Search:
     def has_unrelated_parameters(self, row: Row) -> bool:
         """Whether the module of a result has a matrix that is the reference's in no layout."""
         reference, candidate = self._both_modules(self.trail.records[row.module, row.call])
-        theirs = dict(candidate.named_parameters(recurse=False))
+        theirs = dict(own_parameters(candidate))
         return any(
             (c := theirs.get(name)) is not None
             and c.dim() == r.dim() > 1
             and not torch.equal(r, c)
             and relation_of(r.mT, c.mT) is None
-            for name, r in reference.named_parameters(recurse=False)
+            for name, r in own_parameters(reference)
         )
 
     def differing_settings(self) -> list[tuple[str, Setting]]:

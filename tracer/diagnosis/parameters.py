@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 from torch import nn
 
+from tracer.adapters.quantised.lookup import adapters
 from tracer.execution.fusions import Part
 from tracer.execution.offload import value_of
 from tracer.execution.pairing import Pairing
@@ -185,7 +186,9 @@ def untransposed_parameters(
     return {
         name: ParameterDifference(ParameterKind.UNTRANSPOSED)
         for name, r in _held(reference, ()).items()
-        if r.dim() == 2 and name in candidates and _equal(r, candidates[name])
+        if r.dim() == 2
+        and name in candidates
+        and _equal(value_of(reference, name, r), value_of(candidate, name, candidates[name]))
     }
 
 
@@ -247,9 +250,15 @@ def _are_related(reference: nn.Module, candidate: nn.Module) -> bool:
 
 
 def _held(module: nn.Module, called: Collection[str]) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, without what quantising has added."""
     module = as_written(module)
     held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: value for name, value in held.items() if not _is_inside(name, called)}
+    added = {f"{p}.{n}".lstrip(".") for p, adapter in adapters(module) for n in adapter.own}
+    return {
+        name: value
+        for name, value in held.items()
+        if name not in added and not _is_inside(name, called)
+    }
 
 
 def _is_inside(name: str, modules: Collection[str]) -> bool:

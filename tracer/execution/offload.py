@@ -29,6 +29,7 @@ from tracer.execution.torch_internals import (
     offloaded_weights,
     refusals_to_move,
 )
+from tracer.tensors.dequantised import dequantised
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -37,7 +38,7 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def value_of(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter or buffer of a module with its values, which may have to be loaded.
+    """A parameter or buffer of a module with its values, loaded and dequantised where need be.
 
     Args:
         name: of the tensor; it may belong to a module inside.
@@ -46,7 +47,7 @@ def value_of(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor
         The tensor itself where it has values, or none can be had.
     """
     if not tensor.is_meta:
-        return tensor
+        return dequantised(tensor)
     path, _, own = name.rpartition(".")
     hook = loading_hook(module.get_submodule(path))
     loaded = None if hook is None else hook.weights_map.get(own)

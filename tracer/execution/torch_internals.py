@@ -195,9 +195,19 @@ def parameters_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
     return module._parameters  # type: ignore[return-value]
 
 
+def set_parameters(module: nn.Module, parameters: dict[str, torch.Tensor | None]) -> None:
+    """Sets what `parameters_of` returns."""
+    vars(module)["_parameters"] = parameters
+
+
 def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:
     """Where a module keeps its own buffers."""
     return module._buffers
+
+
+def forward_pre_hooks(module: nn.Module) -> Mapping[int, Callable[..., object]]:
+    """The hooks that are called before a module's forward, by the number of their handle."""
+    return module._forward_pre_hooks
 
 
 def attention_implementation(model: nn.Module) -> object:

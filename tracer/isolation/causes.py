@@ -2,7 +2,8 @@
 
 A module of the candidate's that can leave out a part of what it does says so by two methods, and
 nothing else is known of it (`Switchable`). Quantised modules give their quantization points: "uint4
-weight".
+weight". For those that others quantised an adapter does (`tracer.adapters.quantised`), which is
+told the module's counterpart: the weight as it was is only there.
 
 The module is called again right where it has ended, with the reference's inputs, once for each of
 its switches and those of the modules inside it: that costs calls of one module, not of the model.
@@ -16,11 +17,14 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import nn
 
+from tracer.adapters.quantised.lookup import adapters
 from tracer.execution.hooks import Answer
+from tracer.execution.pairing import Pairing
 from tracer.interventions.repeat_call import Recall
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
@@ -138,17 +142,26 @@ class SwitchTrials(Intervention):
     """Calls some modules again with a switch off; to come after `Forcing`."""
 
     def __init__(
-        self, watched: Container[str], used: Container[tuple[str, int, str]], *, own_lines: bool
+        self,
+        watched: Container[str],
+        used: Container[tuple[str, int, str]],
+        pairing: Pairing,
+        *,
+        own_lines: bool,
     ) -> None:
         """Chooses what is looked at.
 
         Args:
             watched: the reference's names of the modules that are called again.
             used: (module, call index, value) of the outputs that count.
+            pairing: which modules are counterparts.
             own_lines: only the switches of the modules themselves are tried.
         """
         self._watched = watched
         self._used = used
+        self._counterparts = {
+            pairing.candidate[own]: pairing.reference[name] for own, name in pairing.pairs.items()
+        }
         self._own_lines = own_lines
         self._recalls: dict[CallKey, Recall] = {}
         # By module, for each of its calls: with everything at work (""), and without each point.
@@ -186,7 +199,7 @@ class SwitchTrials(Intervention):
         )
 
     def _try(self, calls: CallPair, record: CallRecord, run: Comparer, recall: Recall) -> None:
-        switches = list(switches_of(calls.candidate.module))
+        switches = list(switches_of(calls.candidate.module, self._counterparts))
         off = [switch for switch in switches if self._own_lines and not switch.is_own]
         tried = [switch for switch in switches if switch not in off]
 
@@ -235,8 +248,14 @@ def explaining(found: Sequence[Cause]) -> tuple[Cause, ...]:
     return tuple(sorted(explain, key=lambda cause: cause.after)[:_MOST_CAUSES])
 
 
-def switches_of(module: nn.Module) -> Iterator[_Switch]:
-    """The switches of a module and of those inside it."""
+def switches_of(
+    module: nn.Module, counterparts: Mapping[nn.Module, nn.Module] = MappingProxyType({})
+) -> Iterator[_Switch]:
+    """The switches of a module and of those inside it.
+
+    Args:
+        counterparts: the reference's modules by the candidate's.
+    """
     for path, owner in module.named_modules():
         for listed, disabled in _METHODS:
             if hasattr(owner, listed) and hasattr(owner, disabled):
@@ -246,6 +265,12 @@ def switches_of(module: nn.Module) -> Iterator[_Switch]:
                     point = f"{path}.{name}".lstrip(".")
                     yield _Switch(point, kind, name, off, meanings.get(name, ""))
                 break
+    owners = dict(module.named_modules())
+    for path, adapter in adapters(module):
+        meanings = adapter.point_meanings()
+        for name, kind in adapter.ablatable_points().items():
+            off = partial(adapter.disabled, name, counterparts.get(owners[path]))
+            yield _Switch(f"{path}.{name}".lstrip("."), kind, name, off, meanings.get(name, ""))
 
 
 def _relative(calls: Sequence[_Sums]) -> float:

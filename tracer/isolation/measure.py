@@ -85,7 +85,8 @@ def isolated(
         experiment.phases.begin("looking for causes", runs=len(watched))
         for depth, names in watched.items():
             modules = depths[depth]
-            trials = SwitchTrials(names, _used(free.records), own_lines=modules is None)
+            used, pairing = _used(free.records), experiment.session.pairing
+            trials = SwitchTrials(names, used, pairing, own_lines=modules is None)
             experiment.must_rerun(Forcing(modules, Replaced.INEXACT), trials)
             causes |= {module: trials.found(module) for module in names}
     order = {key: record.start for key, record in free.records.items()}

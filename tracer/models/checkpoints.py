@@ -4,8 +4,10 @@ transformers fills weights that a checkpoint lacks with random values and warns;
 error, as is anything else that would let a comparison run on a model other than the one meant.
 """
 
+import contextlib
+import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tracer.adapters.quantised.lookup import settle
+from tracer.adapters.quantised.silent import take_from_report
 from tracer.errors import ModelLoadError, UsageError
 from tracer.execution.limits import LARGEST_INTEGER, check_memory, read_json
 from tracer.execution.offload import quiet_accelerate
@@ -76,7 +80,14 @@ def load_pretrained(
             )
     except Exception as error:
         raise ModelLoadError(f"{name}: the weights cannot be loaded: {brief(error)}") from error
+    report = take_from_report(model, report)
     _check_report(name, type(model).__name__, report)
+    try:
+        settle(model)
+    except Exception as error:
+        raise ModelLoadError(
+            f"{name}: the weights cannot be decompressed: {brief(error)}"
+        ) from error
     notes = []
     if report["unexpected_keys"]:
         names = listed(sorted(report["unexpected_keys"]), 3)
@@ -239,22 +250,32 @@ def _check_report(name: str, kind: str, report: Mapping[str, Any]) -> None:
     if missing:
         raise ModelLoadError(
             f"{name}: the checkpoint lacks {len(missing)} weights of {kind}, which would be "
-            f"random: {listed(missing, 3)}"
+            f"random: {listed(missing, 3)}{_not_quantized(missing, report['unexpected_keys'])}"
         )
     if report["error_msgs"]:
         raise ModelLoadError(f"{name}: {first_line('; '.join(report['error_msgs']))}")
 
 
+def _not_quantized(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """What is stored as it was where a quantised weight is missing, in a clause."""
+    modules = {key.rpartition(".")[0] for key in missing if key.endswith(".weight_packed")}
+    stored = sorted({f"{module}.weight" for module in modules}.intersection(unexpected))
+    if not stored:
+        return ""
+    return f"; it holds {listed(stored, 3)} as floats, although config.json says quantised"
+
+
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bar and table of missing weights."""
+    """Without progress bars, and transformers' table of missing weights."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of what quantised a checkpoint
+            yield
     finally:
         logging.set_verbosity(level)
         if bar:

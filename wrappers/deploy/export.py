@@ -34,8 +34,8 @@ from torch.export import ExportedProgram
 from transformers.utils import ModelOutput
 
 from trace_model.annotations import checked
-from wrappers.core.module import iter_wrappers
-from wrappers.core.point import Mode
+from wrappers.core.module import iter_points, iter_wrappers
+from wrappers.core.point import Mode, QuantPoint
 from wrappers.core.transformers_compat import tree_leaves
 from wrappers.errors import ArgumentError, ExportError, MissingExtraError, ModeError, WrappersError
 from wrappers.numerics.affine import AffineQParams
@@ -47,6 +47,11 @@ from wrappers.quantize import ModelInputs, call_arguments, listed
 
 CIRCLE_TYPES = (UINT4, UINT8, INT16)
 """The integer types that can be written to a `.circle`."""
+
+CIRCLE_ELEMENTS = ("int8", "fp4_e2m1")
+"""The element formats of microscaling that can, of activations in blocks of `CIRCLE_BLOCK`."""
+
+CIRCLE_BLOCK = 32
 
 _FLOAT_LIMIT = 1e-4
 """Largest error of a float `.circle`, over the interval of the model's output."""
@@ -125,7 +130,8 @@ def _write_circle(
             "a .circle is written by tico, which is not installed: pip install 'tico>=0.3'"
         )
     with _replaced(target) as file:
-        program = _captured(model, inputs)
+        with _microscaling_by_tico(model):
+            program = _captured(model, inputs)
         circle = _converted(program)
         if check:
             _check_result(circle, model, inputs)
@@ -199,14 +205,14 @@ def _check_types(model: nn.Module, inputs: ModelInputs) -> None:
         for _, wrapper in iter_wrappers(model)
         if wrapper.mode is Mode.QUANT
         for name, point in wrapper.points.items()
-        if (kind := _kind_without_a_type(point.quantizer))
+        if (kind := _kind_without_a_type(point))
     ]
     if refused:
         types = ", ".join(map(str, CIRCLE_TYPES))
         raise ExportError(
             f"Circle has no type for {len(refused)} quantization points: {listed(refused)}. It "
-            f"takes {types}, each with scale and zero point; give these points another spec, or "
-            "write a .pt2"
+            f"takes {types}, each with scale and zero point, and mxint8 and mxfp4 of activations "
+            f"in blocks of {CIRCLE_BLOCK}; give these points another spec, or write a .pt2"
         )
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     leaves = tree_leaves(call_arguments(inputs))
@@ -223,10 +229,16 @@ def _check_types(model: nn.Module, inputs: ModelInputs) -> None:
         )
 
 
-def _kind_without_a_type(quantizer: object) -> str | None:
-    """What a quantiser is, if Circle has no type for it."""
+def _kind_without_a_type(point: QuantPoint) -> str | None:
+    """What a point quantises to, if Circle has no type for it."""
+    quantizer = point.quantizer
     if isinstance(quantizer, MXQuantizer):
-        return "microscaling"
+        if quantizer.element not in CIRCLE_ELEMENTS:
+            return point.kind
+        if quantizer.block_size != CIRCLE_BLOCK:
+            return f"{point.kind} in blocks of {quantizer.block_size}"
+        # Tico computes what is constant, and has no function for this.
+        return None if point.parameter is None else f"{point.kind} of a parameter"
     if isinstance(quantizer, GroupedQParams):
         return f"{quantizer.dtype} by groups of columns"
     if isinstance(quantizer, FloatQParams):
@@ -234,6 +246,33 @@ def _kind_without_a_type(quantizer: object) -> str | None:
     if isinstance(quantizer, AffineQParams) and quantizer.dtype not in CIRCLE_TYPES:
         return str(quantizer.dtype)
     return None
+
+
+class _TicoMX(MXQuantizer):
+    """Microscaling as the one operator that tico looks for."""
+
+    def fake_quantize(self, x: Tensor, *, may_overwrite: bool = False) -> Tensor:
+        axis = self.axis % x.dim()  # counted from the front, or tico refuses it
+        rounded: Tensor = torch.ops.circle_custom.mx_fake_quantize(x, self.element, axis)
+        return rounded
+
+
+@contextmanager
+def _microscaling_by_tico(model: nn.Module) -> Iterator[None]:
+    import tico  # noqa: F401 - registers the operator
+
+    scaled = [
+        (point, point.quantizer)
+        for _, _, point in iter_points(model)
+        if isinstance(point.quantizer, MXQuantizer)
+    ]
+    for point, quantizer in scaled:
+        point.quantizer = _TicoMX(quantizer.element, quantizer.block_size, quantizer.axis)
+    try:
+        yield
+    finally:
+        for point, quantizer in scaled:
+            point.quantizer = quantizer
 
 
 def _converted(program: ExportedProgram) -> bytes:

@@ -186,3 +186,20 @@ def test_accelerate_hooks_load_and_refuse_to_move(tmp_path: Path) -> None:
     assert internals.is_loading(code)
     assert not internals.is_loading(make_llama.__code__)
     assert isinstance(code, types.CodeType)
+
+
+def test_the_place_of_parameters_can_be_another() -> None:
+    # Broken: find where `nn.Module.__getattr__` looks for parameters.
+    layer = nn.Linear(2, 2)
+    before, other = internals.parameters_of(layer), nn.Parameter(torch.zeros(2, 2))
+    internals.set_parameters(layer, {**before, "weight": other})
+    assert layer.weight is other
+    internals.set_parameters(layer, before)
+    assert layer.weight is before["weight"]
+
+
+def test_hooks_before_a_forward_are_found_by_their_handle() -> None:
+    # Broken: find where `nn.Module.register_forward_pre_hook` keeps them.
+    layer, hook = nn.Linear(2, 2), lambda module, args: None
+    handle = layer.register_forward_pre_hook(hook)
+    assert internals.forward_pre_hooks(layer)[handle.id] is hook

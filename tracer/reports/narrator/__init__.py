@@ -8,6 +8,7 @@ does not.
 
 from functools import singledispatch
 
+from tracer.adapters.quantised.silent import SilentMistakes
 from tracer.comparison.noise_floor import NoiseReading
 from tracer.comparison.trace_limits import TraceLimit
 from tracer.diagnosis.discrete import NearTie
@@ -20,6 +21,7 @@ from tracer.reports.narrator import (
     isolation,
     noise,
     randomness,
+    silent,
     ties,
     tolerances,
     traces,
@@ -66,3 +68,4 @@ lines.register(ForwardOnly)(training.forward_only)
 lines.register(GradientsAgree)(training.gradients_agree)
 lines.register(NearTie)(ties.lines)
 lines.register(TightTolerance)(tolerances.lines)
+lines.register(SilentMistakes)(silent.lines)

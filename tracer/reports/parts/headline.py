@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from tracer.adapters.quantised.silent import SilentMistakes
 from tracer.comparison.result import Comparison
-from tracer.diagnosis.verdict import Symptom, VerdictOutcome
+from tracer.diagnosis.verdict import Symptom, Verdict, VerdictOutcome
 from tracer.measurement.rows import final_output
+from tracer.reports.narrator import explain
 from tracer.reports.narrator.cause import cause
+from tracer.reports.narrator.silent import in_short
 from tracer.reports.parts.fold import number
 
 if TYPE_CHECKING:
@@ -49,12 +52,19 @@ def headline(comparison: Comparison, *, expected: bool = False) -> Headline:
         if expected and not comparison.coverage.ended:
             tone, line = "expected", f"{line}, as expected of a quantised candidate"
             text = _end(comparison)
+            for silent in _silent(verdict):
+                line += f"; {in_short(silent)}"
+                text = f"{explain(silent)}\n{text}"
             text += f"\n{comparison.zoomed.explanation}" if comparison.zoomed is not None else ""
     if comparison.isolation is not None:
         text += f"\n{comparison.isolation.explanation}"
     if comparison.gate is not None:
         tone, line = _gated(comparison.gate, tone, line)
     return Headline(tone, line, text)
+
+
+def _silent(verdict: Verdict) -> list[SilentMistakes]:
+    return [each for each in verdict.beside if isinstance(each, SilentMistakes)]
 
 
 def _visible_at(symptom: Symptom) -> str:
