@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracer import models
+    from tracer.adapters.opening import open_graph
     from tracer.comparison.capturing import Captured, capture
     from tracer.comparison.options import Debugging, Isolate
     from tracer.comparison.result import Comparison
@@ -98,6 +99,7 @@ __all__ = [
     "flow",
     "gate",
     "models",
+    "open_graph",
     "open_trace",
     "record",
 ]
@@ -105,6 +107,7 @@ __all__ = [
 # Where each public name lives. They are imported when first used, so that `trace_model --help`
 # does not wait for PyTorch.
 _ROOMS = {
+    "adapters.opening": ("open_graph",),
     "regression.baseline": ("Baseline",),
     "comparison.capturing": ("Captured", "capture"),
     "comparison.options": ("Debugging", "Isolate"),

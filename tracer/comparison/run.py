@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from trace_model.annotations import checked
+from tracer.adapters.opening import Model, as_model
 from tracer.adapters.quantised import lookup, silent
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
@@ -66,8 +65,8 @@ _MOST_RUNS = 4
 @can_show_progress
 @can_open_fused
 def compare(
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: Model,
+    candidate: Model,
     inputs: Inputs | None = None,
     *,
     candidate_inputs: Inputs | None = None,
@@ -152,6 +151,7 @@ def compare(
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
+    reference, candidate = as_model(reference), as_model(candidate)
     isolating = _isolating(isolate, what_if, causes=causes)
     debugging = debugging or Debugging(breakpoints, post_mortem, debugger)
     check_asked(

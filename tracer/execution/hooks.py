@@ -22,6 +22,9 @@ import torch
 from torch import nn
 
 from tracer.errors import UsageError
+from tracer.execution.forms import Form
+from tracer.execution.sources import Location as Location
+from tracer.execution.sources import Sourced
 from tracer.execution.torch_internals import (
     as_written,
     autocast_dtype,
@@ -46,23 +49,6 @@ class Phase(Enum):
     END = "end"
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A line of source: the file's path, the line number and the function around it."""
-
-    file: str
-    line: int
-    function: str
-
-    @property
-    def is_in_torch(self) -> bool:
-        """Whether the file is part of PyTorch itself."""
-        return self.file.startswith(_TORCH)
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
 @dataclass(slots=True, eq=False, repr=False)
 class Call:
     """One execution of one module.
@@ -78,6 +64,7 @@ class Call:
         output: what it returned; None until its end.
         handled: the exception that was being handled when it began, None as a rule.
         autocast: the dtype that autocast computes in around it; None where it is off.
+        form: how it is seen, where its values have no form of the source's; else None.
     """
 
     name: str
@@ -90,6 +77,15 @@ class Call:
     output: object = None
     handled: BaseException | None = None
     autocast: torch.dtype | None = None
+    form: Form | None = None
+
+    def passed(
+        self, arguments: Mapping[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        """Arguments as the module takes them: positional ones, and those by name."""
+        given = arguments if self.form is None else self.form.passed(arguments)
+        by_name = {name: value for name, value in given.items() if name not in self.positional}
+        return tuple(given[name] for name in self.positional), by_name
 
     def __repr__(self) -> str:
         passed = ", ".join(f"{name}={_in_short(value)}" for name, value in self.arguments.items())
@@ -173,8 +169,7 @@ class Recorder:
         if not isinstance(answer, NewArguments):
             return None
         call.arguments.update(answer.values)
-        new_args = tuple(call.arguments[argument] for argument in positional)
-        return new_args, {k: v for k, v in call.arguments.items() if k not in positional}
+        return call.passed(call.arguments)
 
     def end(self, module: nn.Module, output: object) -> object:
         """A forward hook's work; returns a new output if the listener gives one."""
@@ -195,7 +190,9 @@ class Recorder:
         call.output = output
         answer = self.listener(call, Phase.END)
         self._stack.pop()
-        return answer.value if isinstance(answer, NewOutput) else None
+        if not isinstance(answer, NewOutput):
+            return None
+        return answer.value if call.form is None else call.form.put(answer.value, call.arguments)
 
     def left_by(self, exception: BaseException) -> Call | None:
         """The innermost call that an exception was raised in; None outside all modules."""
@@ -314,6 +311,8 @@ def _intercepted(
 
 def definition(module: nn.Module) -> Location | None:
     """Where the module's forward is defined; None for one that has no Python source."""
+    if isinstance(module, Sourced):
+        return None if module.defined_at is None else Location.of(module.defined_at)
     forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
     code = getattr(forward, "__code__", None)
     return None if code is None else _beginning(code)
@@ -397,7 +396,10 @@ def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | 
     if found is None:
         return None
     code = found.f_code
-    is_tracers = code.co_filename.startswith(_TRACER)
-    if is_tracers and not isinstance(found.f_locals.get("self"), nn.Module):
+    owner: object = found.f_locals.get("self") if code.co_filename.startswith(_TRACER) else module
+    if owner is not module and isinstance(owner, Sourced):
+        line = next(iter(owner.computing_at()), None)
+        return None if line is None else Location.of(line)
+    if not isinstance(owner, nn.Module):
         return None
     return Location(code.co_filename, found.f_lineno, code.co_qualname)

@@ -88,7 +88,7 @@ def renamed(
     known = _parameters(candidate)
     for name in [] if known is None else [name for name in made if name not in known]:
         value = made.pop(name)
-        if not (DEFAULT_ROLES.is_mask(name) and _hides_nothing(value)):
+        if not (DEFAULT_ROLES.is_mask(name) and hides_nothing(value)):
             own_name = next((own for own in known or [] if own not in made), "OWN_NAME")
             raise InputError(
                 f"the inputs name {name!r}, which forward of the candidate's "
@@ -160,7 +160,8 @@ def _parameters(model: nn.Module) -> list[str] | None:
     return list(parameters)
 
 
-def _hides_nothing(value: object) -> bool:
+def hides_nothing(value: object) -> bool:
+    """Whether a mask is none, or lets everything through."""
     if not isinstance(value, torch.Tensor):
         return value is None
     visible = visible_positions(value)
@@ -251,7 +252,7 @@ def _check_recorded(
     kwargs = {
         name: value
         for name, value in given[1].items()
-        if name in recorded[1] or not (DEFAULT_ROLES.is_mask(name) and _hides_nothing(value))
+        if name in recorded[1] or not (DEFAULT_ROLES.is_mask(name) and hides_nothing(value))
     }
     is_same = _same_inputs((given[0], kwargs), recorded)
     by_name = not given[0] and kwargs.keys() == recorded[1].keys()

@@ -5,19 +5,27 @@ values (`tracer.tensors.leaves`: a tensor's version, the nodes of a tree), which
 function has one test, which says what to do when a new version breaks it.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
+from logging import ERROR, getLogger
 from pathlib import Path
 from types import CodeType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn, overrides
+from torch import fx, nn, overrides
+from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
 from torch.overrides import TorchFunctionMode
 from torch.utils import _device, _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import TreeSpec as TreeSpec
+from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 _ACCELERATE_HOOKS = ("accelerate/hooks.py", "accelerate\\hooks.py")
 
@@ -181,6 +189,53 @@ def written_arguments(operator: Any) -> list[tuple[int, str]]:
         for position, argument in enumerate(operator._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
+
+
+def graph_of(module: nn.Module) -> fx.Graph:
+    """The graph that a module of fx runs, or one that `torch.export.unflatten` makes."""
+    return module.graph  # type: ignore[return-value]
+
+
+def load_program(file: Path, text: bytes) -> ExportedProgram:
+    """Reads a file of `torch.export.save`, with the containers of transformers that it names.
+
+    `torch.export.load` would log what is wrong and raise something else.
+
+    Args:
+        text: the description of the graph in it; of a file of PyTorch 2.7 or older, nothing.
+    """
+    if not text:
+        return torch.export.load(file)
+    for module in {found.decode() for found in _CONTAINERS.findall(text)}:
+        import_module(module)
+    if b"transformers.cache_utils." in text:
+        register_dynamic_cache_export_support = import_module(
+            "transformers.integrations.executorch"
+        ).register_dynamic_cache_export_support
+        register_dynamic_cache_export_support()
+    loggers = [getLogger(name) for name in ("torch._export", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:  # which say how, and not what
+            logger.setLevel(ERROR)
+        return load_pt2(str(file)).exported_programs["model"]
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# The types of containers, in a text that is quoted in another one.
+_CONTAINERS = re.compile(rb'"type\\*": \\*"(transformers(?:\.\w+)*)\.\w+')
+
+
+def forward_spec(
+    graph: fx.Graph,
+) -> tuple[TreeSpec | None, TreeSpec | None, list[str] | None]:
+    """How a graph's inputs and outputs are nested, and the names of its arguments, if it says."""
+    info = getattr(graph._codegen, "pytree_info", None)
+    if info is None:
+        return None, None, None
+    return info.in_spec, info.out_spec, [name for name in info.orig_args if name != "self"]
 
 
 def memory_of(tensor: torch.Tensor) -> int:

@@ -53,9 +53,9 @@ class Recall:
         Raises:
             ModelRunError: it raised.
         """
-        module, positional = self._call.module, self._call.positional
+        module, form = self._call.module, self._call.form
         arguments: dict[str, object] = deep_copy(self._arguments)
-        keywords = {key: value for key, value in arguments.items() if key not in positional}
+        args, kwargs = self._call.passed(arguments)
         autocast = self._call.autocast
         with torch.no_grad(), ExitStack() as stack:
             if autocast is not None:
@@ -66,10 +66,10 @@ class Recall:
             for context in within:
                 stack.enter_context(context)
             try:
-                output = module(*(arguments[key] for key in positional), **keywords)
+                output = module(*args, **kwargs)
             except (Exception, SystemExit, GeneratorExit) as error:
                 raise ModelRunError(
                     f"module {self._call.name!r} ({type(module).__name__}) raised "
                     f"{type(error).__name__} when it was called again to isolate its error: {error}"
                 ) from error
-        return output, arguments
+        return output if form is None else form.see(output), arguments

@@ -54,6 +54,10 @@ class LeftOut:
         return self.reason
 
 
+class Unused(LeftOut):
+    """Stands instead of a tensor that a graph does not have, since nothing uses it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Opaque:
     """Stands in the place of what has no value that can be compared: a generator, a function."""

@@ -34,9 +34,11 @@ import torch
 from torch import nn
 
 from trace_model.annotations import checked
+from tracer.adapters.opening import Model, as_model
 from tracer.choices import VALUES
 from tracer.environment import environment
 from tracer.errors import ModelRunError, UsageError
+from tracer.execution.forms import is_formless
 from tracer.execution.hooks import Answer, Call, Location, Phase, definition
 from tracer.execution.inputs import Inputs
 from tracer.execution.offload import execution_device, own_parameters
@@ -73,7 +75,7 @@ class Recording:
 @checked(UsageError, but=("inputs",))
 @can_open_fused
 def record(
-    model: nn.Module,
+    model: Model,
     inputs: Inputs,
     path: str | Path,
     *,
@@ -111,6 +113,7 @@ def record(
     if values not in VALUES:
         raise UsageError(f"values {values!r}: expected one of {', '.join(VALUES)}")
     check_new(path)
+    model = as_model(model)
     modules = named_modules(model)
     globs = [include] if isinstance(include, str) else list(include)
     chosen = {found for glob in globs for found in matching(glob, list(modules), "the model has")}
@@ -125,6 +128,7 @@ def record(
     }
     if values == "fingerprints":  # which are to be small
         for module in described.values():
+            module.pop("formless", None)  # counterparts are told by values
             if "points" in module:
                 module["points"] = _without_channels(module["points"])
     header = {
@@ -300,6 +304,7 @@ def _described(
         "class": type(module).__name__,
         "container": next((n for n, kind in CONTAINERS.items() if isinstance(module, kind)), None),
         "recorded": is_recorded,
+        "formless": is_formless(module) or None,
         "definition": _place(definition(module), files),
         "parameters": {n: (c.dtype, c.shape, c.digest) for n, c in own.items() if c is not None},
         "points": points_of(module),
