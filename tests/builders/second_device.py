@@ -5,7 +5,7 @@
 
 As between CPU and GPU, an operation on tensors of both devices is an error, but for those without
 dimensions, and NumPy cannot read them. What PyTorch does on a real device (kernels, streams, random
-numbers) is not imitated.
+numbers) is not imitated; `Elsewhere.waits` counts what would make the host wait for it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ class Elsewhere(torch.Tensor):
     """A tensor on the second device."""
 
     held: torch.Tensor
+    waits = 0
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, requires_grad: bool = False) -> "Elsewhere":
@@ -55,6 +56,7 @@ class Elsewhere(torch.Tensor):
         stays = device is None or device == DEVICE
         if stays and not copy and dtype in (None, self.dtype) and memory_format is None:
             return self
+        Elsewhere.waits += not stays
         moved = self.detach().held.to(dtype, copy=True)
         return Elsewhere(moved) if stays else moved
 
@@ -62,6 +64,7 @@ class Elsewhere(torch.Tensor):
         return self.to("cpu")
 
     def tolist(self) -> list[Any]:
+        Elsewhere.waits += 1
         return self.held.tolist()
 
     def numpy(self) -> NoReturn:
@@ -99,6 +102,12 @@ class _Numbers(TorchFunctionMode):
 
 
 _MOVING = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+_aten = torch.ops.aten
+# Their results, or the sizes of these, are known on the device only.
+_WAITING = {
+    _aten._local_scalar_dense, _aten.equal, _aten.is_nonzero, _aten.nonzero, _aten.masked_select,
+    _aten._unique2, _aten.unique_dim, _aten.unique_consecutive, _aten.repeat_interleave,
+}  # fmt: skip
 
 
 def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -107,6 +116,7 @@ def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
     ours = [tensor for tensor in given if not isinstance(tensor, Elsewhere) and tensor.dim()]
     if theirs and ours and func not in _MOVING:
         raise RuntimeError(f"{func}: expected all tensors on one device, found {DEVICE} and cpu")
+    Elsewhere.waits += _waits(func, args, kwargs) if theirs or func in _MOVING else 0
     wanted = kwargs.get("device")
     is_there = isinstance(args[0], Elsewhere) if func in _MOVING else bool(theirs)
     if wanted is not None:
@@ -117,6 +127,16 @@ def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
     if not is_there:
         return made
     return return_and_correct_aliasing(func, args, kwargs, tree_map(_outside, made))
+
+
+def _waits(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    if func in (_aten.index.Tensor, _aten.index_put_.default):
+        places = [place for place in args[1] if place is not None]
+        return any(place.dtype in (torch.bool, torch.uint8) for place in places)
+    where = {type(arg) is Elsewhere for arg in args if isinstance(arg, torch.Tensor)}
+    if func in _MOVING and kwargs.get("device") is not None:
+        where.add(torch.device(kwargs["device"]) == DEVICE)
+    return func.overloadpacket in _WAITING or (func in _MOVING and len(where) > 1)
 
 
 def _inside(value: Any) -> Any:

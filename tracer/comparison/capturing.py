@@ -91,6 +91,9 @@ class _Collector:
     def stale(self, key: EventKey, paths: frozenset[str]) -> None:
         """What was edited in place meanwhile is kept as it is by then."""
 
+    def end(self) -> None:
+        """All was kept at once."""
+
     def _keep(self, call: Call, path: ValuePath, r: object, c: object) -> None:
         candidates = path.tensors(c)
         for leaf_path, leaf in path.tensors(r).items():

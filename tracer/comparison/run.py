@@ -5,7 +5,7 @@
 (False, 'model.layers.0.self_attn')
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -190,9 +190,13 @@ def compare(
         floor = measure_noise(reference, session.given, include, roles, phases)
     rounding = {} if floor is None else floor.peir
 
-    def comparer(*interventions: Intervention) -> Comparer:
+    def comparer(at_once: Set[EventKey], *interventions: Intervention) -> Comparer:
         made = Comparer(
-            tolerance, interventions, roles=roles, progress=phases.next_run(), sampler=sampler
+            *(tolerance, interventions),
+            roles=roles,
+            progress=phases.next_run(),
+            sampler=sampler,
+            at_once=at_once,
         )
         made.rounding = rounding
         return made
@@ -210,7 +214,7 @@ def compare(
         experiment = experiment.choosing_alike(tie.key for tie in ties)
         free = _run(
             session,
-            lambda: comparer(SameChoices(experiment.same_choices)),
+            lambda at_once: comparer(at_once, SameChoices(experiment.same_choices)),
             Debugging(),
             may_run=False,
         )
@@ -263,14 +267,18 @@ class _FreeRun:
 
 
 def _run(
-    session: Session, comparer_of: Callable[[], Comparer], debugging: Debugging, *, may_run: bool
+    session: Session,
+    comparer_of: Callable[[Set[EventKey]], Comparer],
+    debugging: Debugging,
+    *,
+    may_run: bool,
 ) -> _FreeRun:
     """Runs both models, and again where other modules were called than are paired, and as long as
     values turn out to be edited before they are seen.
     """
     clone: frozenset[EventKey] = frozenset()
     for run in range(_MOST_RUNS):
-        comparer = comparer_of()
+        comparer = comparer_of(clone)
         watch = None
         if run == 0:
             watch = debugger_of(

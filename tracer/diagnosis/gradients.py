@@ -321,6 +321,9 @@ class _Calls:
     def stale(self, key: EventKey, paths: frozenset[str]) -> None:
         """Arguments are copied as a call begins."""
 
+    def end(self) -> None:
+        """All was noted at once."""
+
     def _visible(self, call: Call | None) -> torch.Tensor | None:
         while call is not None:
             visible = visible_in(call, self._roles)

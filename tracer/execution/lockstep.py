@@ -132,6 +132,7 @@ def lockstep(
         finally:
             for side in sides:
                 side.stop()
+            visitor.end()
         moved = not RandomStates.read(beyond_torch=True).equals_beyond_torch(states)
     return Outcome(
         reference_calls=sides[0].counts(),

@@ -37,6 +37,9 @@ class Visitor(Protocol):
         among those to clone keeps them.
         """
 
+    def end(self) -> None:
+        """The run has ended, however it did; nothing more is visited."""
+
 
 class RunObserver(AbstractContextManager[None], Protocol):
     """Looks on while both models stand still; it is entered for the time of a run."""

@@ -103,7 +103,9 @@ def calls_compiled(module: nn.Module) -> bool:
 
 def as_written(module: nn.Module) -> nn.Module:
     """The module that was compiled, for what `torch.compile` returns; else the module itself."""
-    original: nn.Module = module._modules.get("_orig_mod") or module
+    original: nn.Module = module
+    if "_orig_mod" in module._modules:  # which is a mapping of its own kind in a scripted module
+        original = module._orig_mod  # type: ignore[assignment]
     return original
 
 

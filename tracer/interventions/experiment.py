@@ -85,7 +85,11 @@ class Experiment:
         if self.same_choices:
             interventions = SameChoices(self.same_choices), *interventions
         comparer = Comparer(
-            self.tolerance, interventions, roles=self.roles, progress=self.phases.next_run()
+            self.tolerance,
+            interventions,
+            roles=self.roles,
+            progress=self.phases.next_run(),
+            at_once=self.clone,
         )
         comparer.rounding = self.rounding
         return Run(comparer, self.session.run(comparer, self.clone).failure)

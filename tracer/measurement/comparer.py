@@ -2,26 +2,28 @@
 
 A `Comparer` is the visitor of a lockstep run. It pairs arguments by name and outputs by path,
 compares each pair of tensors at once and keeps numbers only, so that no activation lives longer
-than its comparison. A pair that has been compared is not compared again while both tensors live
+than its comparison. What an accelerator holds it measures while both models go on; see `Underway`.
+A pair that has been compared is not compared again while both tensors live
 unchanged: a hidden state is an output here and an input there, and a mask goes to every layer.
 What else a run does, its interventions do.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.side import EventKey, SideObserver
 from tracer.measurement.arguments import CallPair
-from tracer.measurement.compared_pairs import ComparedPairs
+from tracer.measurement.compared_pairs import Compared, ComparedPairs, Remembered
 from tracer.measurement.final_output import FinalOutput
 from tracer.measurement.gathered import leave_gathered_out
 from tracer.measurement.intervention import Intervention, merged
-from tracer.measurement.layout import in_shape_of, nested_otherwise
-from tracer.measurement.padding import Padding, Paddings, padding_of
-from tracer.measurement.pairs import Measured, Tensor, estimated, measured, unpadded_difference
+from tracer.measurement.layout import nested_otherwise
+from tracer.measurement.padding import Padding, Paddings, padding_of, visible_on_host
+from tracer.measurement.pairs import Measured, Tensor, unpadded_difference
 from tracer.measurement.plain_values import (
     as_tensors,
     equal,
@@ -32,6 +34,8 @@ from tracer.measurement.plain_values import (
 )
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row, enclosing
+from tracer.measurement.tensor_pair import TensorPair
+from tracer.measurement.underway import AwaitedRecord, Begun, Underway
 from tracer.measurement.written import Marks, changes, marks
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
@@ -40,7 +44,7 @@ from tracer.tensors.masks import describe_mask
 from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 from tracer.tensors.samples import Sample, Sampler
 from tracer.tensors.tolerance import Tolerance
-from tracer.tensors.value_path import OUTPUT, ValueKind, ValuePath
+from tracer.tensors.value_path import OUTPUT, ValuePath
 
 
 class Comparer:
@@ -50,7 +54,7 @@ class Comparer:
         rows: one per compared leaf, in execution order.
         records: every pair of calls, in the order in which they began.
         edited: events whose values were edited in place before they could be compared; their rows
-            are wrong until a run in which lockstep clones them.
+            are wrong until a run in which lockstep clones them, and nothing of them is underway.
         left_out: how many of the reference's values were not to be compared.
         unused: how many values a graph does not have, since nothing uses them.
         not_comparable: how many values of outputs are of a kind that cannot be compared.
@@ -70,8 +74,13 @@ class Comparer:
         roles: Roles = DEFAULT_ROLES,
         progress: Callable[[int], None] | None = None,
         sampler: Sampler | None = None,
+        at_once: Set[EventKey] = frozenset(),
     ) -> None:
-        self.rows: list[Row] = []
+        """Makes one for one run.
+
+        Args:
+            at_once: events of which nothing stays underway.
+        """
         self.records: dict[CallKey, CallRecord] = {}
         self.edited: set[EventKey] = set()
         self.tolerance = tolerance
@@ -87,11 +96,21 @@ class Comparer:
         self._finished = 0
         self._paddings = Paddings()
         self._compared = ComparedPairs()
+        self._rows: list[Row] = []
+        self._underway = Underway()
+        self._at_once = at_once
+        # What happens, and what is done later about what has happened.
+        self._event: EventKey = "", 0, Phase.START
+        self._visible = Remembered(visible_on_host)
+        self._words = Remembered(describe), Remembered(describe_mask)
         self._given: dict[CallKey, tuple[Marks, Marks]] = {}
 
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
         calls = CallPair(reference, candidate, self.roles)
+        self._event = (*calls.key, phase)
+        if self._event in self._at_once:
+            self._underway.settle()
         self.tolerance = self.tolerance.working_in(*calls.autocast_on_one_side())
         if phase is Phase.START:
             answers = [each.before_start(calls) for each in self._interventions]
@@ -109,13 +128,24 @@ class Comparer:
         """Notes an event that must be cloned in another run."""
         self.edited.add(key)
 
+    def end(self) -> None:
+        """Waits for what is underway."""
+        self._underway.settle()
+
+    @property
+    def rows(self) -> list[Row]:
+        self._underway.settle()
+        return self._rows
+
     def paddings(self, record: CallRecord) -> Iterator[Padding]:
         """What a call and those around it say of padding."""
         return self._paddings.known(self._around(record))
 
     def known(self, r: Tensor, c: Tensor) -> Row | None:
         """The row of a pair of tensors that was compared, and that has not changed since."""
-        return self._compared.row(r, c)
+        self._underway.settle()
+        known = self._compared.find(r, c)
+        return None if known is None else known.row
 
     def unpadded(
         self, record: CallRecord, r: Tensor, c: Tensor, *, is_kept: bool = False
@@ -129,9 +159,10 @@ class Comparer:
         parent = enclosing(reference, self.records)
         if parent is not None:
             self.records[parent].children.append(calls.key)
-        record = CallRecord.of(reference, candidate, parent, start=self._next())
+        record = AwaitedRecord.of(reference, candidate, parent, start=self._next())
+        record.wait_for(self._underway)
         self.records[calls.key] = record
-        self._paddings.note(self._around(record), padding_of(reference, self.roles))
+        self._paddings.note(self._around(record), padding_of(reference, self.roles, self._visible))
         for name, r, c in calls.arguments():
             self._compare_values(record, ValuePath.of_argument(name), r, c)
         self._given[calls.key] = marks(reference.arguments), marks(candidate.arguments)
@@ -142,11 +173,14 @@ class Comparer:
         self._compare_written(record, calls)
         paddings = list(self.paddings(record))
         if paddings:
-            self.compared_elements -= leave_gathered_out(record, self.records, self.rows, paddings)
+            self._then(partial(self._leave_gathered_out, record, paddings))
         record.end = self._next()
         self._finished += 1
         if self._progress is not None:
             self._progress(self._finished)
+
+    def _leave_gathered_out(self, record: CallRecord, paddings: Sequence[Padding]) -> None:
+        self.compared_elements -= leave_gathered_out(record, self.records, self._rows, paddings)
 
     def _compare_written(self, record: CallRecord, calls: CallPair) -> None:
         """Compares what the calls have changed in caches, lists and dicts that they were given.
@@ -258,67 +292,73 @@ class Comparer:
                 yield inner, leaf
 
     def _compare_tensors(self, record: CallRecord, path: ValuePath, r: Tensor, c: Tensor) -> None:
-        earlier = self.known(r, c)
-        if earlier is not None:
-            self._enter_again(record, earlier, path, r, c)
+        known = self._compared.find(r, c)
+        if known is not None:
+            words = None if known.row is None else self._described(known.row, path, r, c)
+            again = partial(self._enter_again, record, known, path, r, c, words)
+            if self._underway:
+                order = self._next() if path.is_result else 0
+                self._underway.add(partial(again, order), r, c)
+            else:
+                again()
             return
-        is_mask = not path.is_result and self.roles.is_mask(path.in_argument)
-        form: tuple[Remark, ...] = ()
-        own = c
-        if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor) and not is_mask:
-            shaped = in_shape_of(r, c)
-            if shaped is not None:
-                c, form = shaped[0], (Remark(RemarkKind.FORM, candidate=shaped[1].value),)
-        is_kept = path.kind is ValueKind.WRITTEN or is_any(path, self.roles.caches)
-        unpadded = lambda: self.unpadded(record, r, c, is_kept=is_kept)  # noqa: E731
-        if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
-            found = estimated(r, c, self.tolerance, unpadded, is_mask=is_mask)
-            if found is None:  # what a mask lets through is known only if both are equal
-                self.left_out += 1
-                return
-        else:
-            # What is kept from call to call is wrong where it is longer.
-            is_plain = not is_kept and (path.is_result or path.inside is None)
-            found = measured(r, c, self.tolerance, unpadded, is_mask=is_mask, is_plain=is_plain)
-            if found is None:
-                self._differ_in_form(record, path, r, c)
-                return
+        by = self.roles, self.tolerance, partial(self.paddings, record)
+        pair = TensorPair.of(record, path, self._event, r, c, by)
+        is_later = self._sampler is None and self._event not in self._at_once
+        begun = Begun.of(pair) if is_later else None
+        if begun is not None:
+            pair.paddings = partial(iter, tuple(pair.paddings()))  # as they are known by now
+            later = partial(self._enter_begun, begun, self._next(), self._compared.enter(r, c))
+            self._underway.add(later, r, c, begun)
+        elif not self._compare_at_once(pair):
+            return
         if r.dtype == record.autocast:
             self.tolerance = self.tolerance.working_in(r.dtype)
-        row = Row(
-            order=self._next(),
-            module=record.module,
-            call=record.call,
-            value=path,
-            shape=tuple(r.shape),
-            dtype=r.dtype,
-            candidate_dtype=c.dtype,
-            difference=found.difference,
-            limit=found.limit,
-            agrees=found.agrees,
-            remarks=(*form, *found.remarks),
-            unpadded=found.unpadded,
-            sample=self._sampled(path, r, c, found),
-            is_mask=not path.is_result and self.roles.is_mask(path.argument),
-            relation=found.relation,
-            candidate_module=record.other_name,
-            input_peir=record.input_peir if path.is_result else None,
-        )
-        self._enter(record, row, r, own)
+
+    def _compare_at_once(self, pair: TensorPair) -> bool:
+        """Says whether there is anything to compare."""
+        found = pair.measured()
+        if found is None and pair.is_estimated:
+            self.left_out += 1  # what a mask lets through is known only if both are equal
+        elif found is None:
+            self._differ_in_form(pair.record, pair.path, pair.r, pair.c)
+        else:
+            compared = self._compared.enter(pair.r, pair.own)
+            words = self._described(found, pair.path, pair.r, pair.own)
+            self._then(partial(self._enter, pair, self._next(), found, compared, words))
+        return found is not None
+
+    def _enter_begun(self, begun: Begun, order: int, compared: Compared) -> None:
+        """Enters a pair of which the numbers are there."""
+        pair, (found, are_needed) = begun.pair, begun.measured()
+        if are_needed and not compared.is_unchanged():
+            self.edited.add(pair.event)
+        words = self._described(found, pair.path, pair.r, pair.own)
+        self._enter(pair, order, found, compared, words)
 
     def _enter_again(
-        self, record: CallRecord, earlier: Row, path: ValuePath, r: Tensor, c: Tensor
+        self,
+        record: CallRecord,
+        compared: Compared,
+        path: ValuePath,
+        r: Tensor,
+        c: Tensor,
+        words: tuple[str, str] | None,
+        order: int = 0,
     ) -> None:
         """Enters a pair that was compared before: an output once, an argument by its name."""
+        earlier = compared.row
+        assert earlier is not None  # it was entered before
         if path.is_result and not record.module:
             self.final.note(earlier)
         if not path.is_result:
             record.arguments[path] = earlier
-            self._describe(record, earlier, path, r, c)
+            if (words := words or self._described(earlier, path, r, c)) is not None:
+                record.described[path] = words
         elif not record.outputs:
             again = replace(
                 earlier,
-                order=self._next(),
+                order=order or self._next(),
                 module=record.module,
                 call=record.call,
                 candidate_module=record.other_name,
@@ -339,16 +379,24 @@ class Comparer:
             return None
         return self._sampler.sample(r, c, None if found is None else found.whole)
 
-    def _enter(self, record: CallRecord, row: Row, r: Tensor, c: Tensor) -> None:
+    def _enter(
+        self,
+        pair: TensorPair,
+        order: int,
+        found: Measured,
+        compared: Compared,
+        words: tuple[str, str] | None,
+    ) -> None:
         """Keeps the row of a pair that was compared."""
+        row = pair.row(order, found, self._sampled(pair.path, pair.r, pair.c, found))
         row = row.allowing(self.rounding.get((row.module, row.call, row.value)))
         self.compared_elements += row.difference.elements if row.difference is not None else 0
         if row.is_output and not row.module:
             self.final.note(row)
-        self._compared.enter(r, c, row)
-        self._add(record, row)
-        if not row.is_output:
-            self._describe(record, row, row.value, r, c)
+        compared.row = row
+        self._add(pair.record, row)
+        if words is not None and row.agrees == found.agrees:  # else it is rounding
+            pair.record.described[row.value] = words
 
     def _around(self, record: CallRecord) -> list[CallKey]:
         """A call and those around it."""
@@ -357,26 +405,36 @@ class Comparer:
             keys.append(parent)
         return keys
 
-    def _describe(
-        self, record: CallRecord, row: Row, path: ValuePath, r: Tensor, c: Tensor
-    ) -> None:
-        if not row.agrees or row.has(RemarkKind.BY_MEANING):
-            words = describe_mask if self.roles.is_mask(path) else describe
-            record.described[path] = words(r), words(c)
+    def _described(
+        self, found: Row | Measured, path: ValuePath, r: Tensor, c: Tensor
+    ) -> tuple[str, str] | None:
+        """What each side passed, where that is of interest."""
+        is_other = any(remark.kind is RemarkKind.BY_MEANING for remark in found.remarks)
+        if path.is_result or (found.agrees and not is_other):
+            return None
+        words = self._words[self.roles.is_mask(path)]
+        return words(r), words(c)
+
+    def _then(self, action: Callable[[], None]) -> None:
+        """Does something once all that is underway has come to its end."""
+        if self._underway:
+            self._underway.then(action)
+        else:
+            action()
 
     def _next(self) -> int:
         self._order += 1
         return self._order
 
     def _add(self, record: CallRecord, row: Row) -> None:
-        self.rows.append(row)
+        self._rows.append(row)
         if row.is_output:
             record.outputs.append(row)
         else:
             record.arguments[row.value] = row
 
     def _differ_in_form(self, record: CallRecord, path: ValuePath, r: object, c: object) -> None:
-        words = describe_mask if self.roles.is_mask(path) else describe
+        words = self._words[self.roles.is_mask(path)]
         record.form_differences.append(
             FormDifference(
                 *(self._next(), record.module, record.call, path, words(r), words(c)),
@@ -413,7 +471,7 @@ class Comparer:
     ) -> None:
         remark = Remark(kind, summary(reference), summary(candidate))
         form = Row.of_form(self._next(), record.key, path, remark, record.other_name)
-        self._add(record, replace(form, input_peir=record.input_peir))
+        self._then(lambda: self._add(record, replace(form, input_peir=record.input_peir)))
 
 
 def _is_tensor(*values: object) -> bool:

@@ -1,6 +1,6 @@
 """Padding: which positions of a call's sequences are none, as a mask among its arguments says."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,20 +96,35 @@ def part_name(dim: int, visible: torch.Tensor) -> str:
     return f"{dim}:{checksum(visible)}"
 
 
-def padding_of(call: Call, roles: Roles = DEFAULT_ROLES) -> Padding | None:
+def visible_on_host(mask: object) -> torch.Tensor | None:
+    """What a [batch, sequence] mask lets through, where it hides some of it and not all."""
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    visible = visible_positions(mask.cpu())
+    is_padding = visible is not None and not bool(visible.all()) and bool(visible.any())
+    return visible if is_padding else None
+
+
+def padding_of(
+    call: Call,
+    roles: Roles = DEFAULT_ROLES,
+    visible_in: Callable[[object], torch.Tensor | None] = visible_on_host,
+) -> Padding | None:
     """What a [batch, sequence] mask among a call's arguments says of padding.
 
     By default only `attention_mask` is known to be 1 where there is a token; PyTorch's own
     `key_padding_mask`, for one, says the opposite. In an encoder-decoder model it is the encoder's:
     where the decoder's sequences are as long, a value does not tell whose it is.
+
+    Args:
+        visible_in: what a mask lets through, as `visible_on_host` says it.
     """
     names = (name for name in call.arguments if is_any(name, roles.padding))
     mask = call.arguments.get(next(names, ""))
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+    visible = visible_in(mask)
+    if visible is None:
         return None
-    visible = visible_positions(mask)
-    if visible is None or bool(visible.all()) or not bool(visible.any()):
-        return None
+    assert isinstance(mask, torch.Tensor)
     for name, value in _tensors(call):
         is_ids = len(value.shape) == 2 and not value.dtype.is_floating_point
         is_embeddings = len(value.shape) == 3 and value.dtype.is_floating_point

@@ -62,14 +62,7 @@ def measured(
     """
     visible = visible_pair(r, c) if is_mask else None
     if visible is not None:
-        difference = Difference.of(*visible)
-        agrees = difference.mismatched == 0
-        remarks: tuple[Remark, ...] = ()
-        if not _same(r, c):
-            remarks = (Remark(RemarkKind.BY_MEANING),)
-        if not agrees:
-            remarks = (Remark(RemarkKind.MASKS, describe_mask(r), describe_mask(c)),)
-        return Measured(difference, 0.0, agrees, remarks)
+        return by_meaning(r, c, Difference.of(*visible), is_same=_same(r, c))
     if r.shape != c.shape:
         if is_mask:
             return None
@@ -79,6 +72,32 @@ def measured(
         whole = Difference.of(r, c)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # a kind that PyTorch adds
         return Measured(None, 0.0, False, (Remark(RemarkKind.UNREADABLE, brief(error)),))
+    return judged(r, c, whole, tolerance, unpadded)
+
+
+def by_meaning(
+    r: torch.Tensor, c: torch.Tensor, difference: Difference, *, is_same: bool
+) -> Measured:
+    """Two masks of which the difference of what they let through is known.
+
+    Args:
+        is_same: they hold the same values in the same form.
+    """
+    agrees = difference.mismatched == 0
+    remarks = () if is_same else (Remark(RemarkKind.BY_MEANING),)
+    if not agrees:
+        remarks = (Remark(RemarkKind.MASKS, describe_mask(r), describe_mask(c)),)
+    return Measured(difference, 0.0, agrees, remarks)
+
+
+def judged(
+    r: torch.Tensor,
+    c: torch.Tensor,
+    whole: Difference,
+    tolerance: Tolerance,
+    unpadded: _Unpadded,
+) -> Measured:
+    """Two tensors of which the difference is known; their values count where it is too large."""
     limit = tolerance.limit(r.dtype, c.dtype)
     if tolerance.agrees(whole, r.dtype, c.dtype):
         return Measured(whole, limit, True, _remarks(whole, limit), whole=whole)

@@ -6,6 +6,7 @@ Numbers and words only: no activation lives longer than its comparison.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 
@@ -264,9 +265,7 @@ class CallRecord:
     passed_on: list[Row] = field(default_factory=list)
 
     @classmethod
-    def of(
-        cls, reference: Call, candidate: Call, parent: CallKey | None, start: int
-    ) -> "CallRecord":
+    def of(cls, reference: Call, candidate: Call, parent: CallKey | None, start: int) -> Self:
         """The record of two calls that have just begun."""
         return cls(
             module=reference.name,

@@ -17,26 +17,26 @@ taken at equal distances, show that there may be one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from tracer.errors import ShapeMismatchError, UsageError
-from tracer.tensors.exact import distance_of, is_inexact, to_float64
-from tracer.tensors.fills import may_have_fills, without_fills
+from tracer.tensors.chunks import chunks, comparable
+from tracer.tensors.enqueued import EXACT_CHUNK, Enqueued, exact_sums
+from tracer.tensors.exact import fits_float32, to_float64
+from tracer.tensors.fills import may_have_fills, shows_fills, without_fills
 from tracer.tensors.kernels import Chooser, Pass, Sums, by_numpy
-from tracer.tensors.kinds import plain
 
 # Elements per chunk: two float32 operands and the buffer of their difference stay in a 2 MiB L2.
 CHUNK = 131_072
 
-# On an accelerator a chunk only bounds the memory of the pass (float64 temporaries of one chunk).
-DEVICE_CHUNK = 8 * 1024 * 1024
-
 # Squares of float32 values outside this range overflow or lose bits to denormals.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e16
+
+# How many numbers `quick_sums` and `exact_sums` give.
+_QUICK, _EXACT = len(Sums._fields), 14
 
 _CHOOSER = Chooser()
 
@@ -94,34 +94,45 @@ class Difference:
             ShapeMismatchError: the shapes differ; nothing is ever broadcast.
             UsageError: a tensor lies on the meta device and holds no values.
         """
-        if reference.shape != candidate.shape:
-            raise ShapeMismatchError(
-                f"the reference has shape {tuple(reference.shape)} and the candidate "
-                f"{tuple(candidate.shape)}; a Difference needs equal shapes and never broadcasts"
-            )
-        if reference.is_meta or candidate.is_meta:
-            raise UsageError(
-                "a tensor on the meta device has no values to compare; load the model's weights "
-                "onto a real device first"
-            )
-        reference, candidate = plain(reference), plain(candidate)
-        if candidate.device != reference.device:
-            candidate = candidate.to(reference.device)
+        reference, candidate = comparable(reference, candidate)
         on_cpu = reference.device.type == "cpu"
+        if not on_cpu:
+            enqueued = Enqueued.of(reference, candidate)
+            if (found := cls.read(enqueued, enqueued.numbers.tolist())) is not None:
+                return found
         if on_cpu and reference.numel() <= CHUNK and (same := _of_equal(reference, candidate)):
             return same
-        fits = on_cpu and _fits_float32(reference.dtype) and _fits_float32(candidate.dtype)
+        fits = on_cpu and fits_float32(reference.dtype) and fits_float32(candidate.dtype)
         one_pass = _CHOOSER.chosen(reference.numel()) if fits else by_numpy
         result = cls()
-        for r, c in chunks(reference, candidate, CHUNK if on_cpu else DEVICE_CHUNK):
+        for r, c in chunks(reference, candidate, CHUNK if on_cpu else EXACT_CHUNK):
             if fits:
                 result = result.merge(_of_float32(r, c, one_pass))
             else:
                 result = result.merge(_of_any(r, c))
-        largest = max(abs(result.reference_min), abs(result.reference_max))
-        if may_have_fills(reference, candidate, result.max_abs, largest):
+        if may_have_fills(reference, candidate, result.max_abs, _largest(result)):
             return replace(result, rest=_rest(reference, candidate))
         return result
+
+    @classmethod
+    def read(cls, enqueued: Enqueued, numbers: Sequence[float]) -> "Difference | None":
+        """The difference that an accelerator has computed, from its numbers on the host.
+
+        Returns:
+            None where only the values tell: some are not finite, or there may be fills, or squares
+            are beyond what float32 holds, or cancel. `Difference.of` looks at them.
+        """
+        result, place = cls(), 0
+        for elements in enqueued.elements:
+            width = _QUICK if enqueued.is_quick else _EXACT
+            own, place = numbers[place : place + width], place + width
+            part = _of_quick(elements, own) if enqueued.is_quick else _of_exact(elements, own)
+            if part is None:
+                return None
+            result = result.merge(part)
+        sample = np.array(numbers[place:])
+        is_hiding = enqueued.is_sampled and shows_fills(sample, result.max_abs, _largest(result))
+        return None if is_hiding else result
 
     def merge(self, other: "Difference") -> "Difference":
         """The statistics of these pairs followed by the other's, as one pass would give them."""
@@ -250,36 +261,12 @@ class Difference:
         return self.max / scale if scale > 0.0 else math.inf
 
 
-def chunks(
-    r: torch.Tensor, c: torch.Tensor, size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields 1-D contiguous pieces of both in row-major order, copying a piece only if it must."""
-    if r.numel() == 0:
-        return
-    if r.numel() <= size:
-        yield r.reshape(-1), c.reshape(-1)
-    elif r.is_contiguous() and c.is_contiguous():
-        yield from zip(r.view(-1).split(size), c.view(-1).split(size), strict=True)
-    else:
-        inner = max(r.numel() // r.shape[0], 1)
-        rows = max(size // inner, 1)
-        for r_rows, c_rows in zip(r.split(rows), c.split(rows), strict=True):
-            if inner > size:
-                yield from chunks(r_rows[0], c_rows[0], size)
-            else:
-                yield r_rows.reshape(-1), c_rows.reshape(-1)
-
-
-def _fits_float32(dtype: torch.dtype) -> bool:
-    return dtype in (torch.float32, torch.bfloat16, torch.float16)
-
-
 def _of_equal(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
     """Of equal values, as masks, positions and most arguments are; None where they are not, or some
     are not finite, or squares are beyond what float32 holds."""
     if r.dtype != c.dtype or r.is_complex() or not torch.equal(r, c) or not r.numel():
         return None
-    values = (r.float() if _fits_float32(r.dtype) else r.double()).numpy().reshape(-1)
+    values = (r.float() if fits_float32(r.dtype) else r.double()).numpy().reshape(-1)
     low, high = float(values.min()), float(values.max())
     largest = max(abs(low), abs(high))
     if not (_SAFE_LOW < largest < _SAFE_HIGH or largest == 0.0):
@@ -305,92 +292,84 @@ def _of_float32(r: torch.Tensor, c: torch.Tensor, one_pass: Pass) -> Difference:
     sums = one_pass(reference, candidate)
     if sums is None or not _is_safe(sums):
         return _of_any(r, c)
-    n = reference.size
-    sum_abs, sum_square = sums.sum_abs, sums.sum_square
-    mean_square = (sum_abs / n) ** 2
-    if sum_square / n - mean_square < _CANCELLED * mean_square:
+    if _has_cancelled(reference.size, sums):
         exact = np.abs(np.subtract(reference, candidate)).astype(np.float64)
-        sum_abs, sum_square = float(exact.sum()), float(np.dot(exact, exact))
+        sums = sums._replace(sum_abs=float(exact.sum()), sum_square=float(np.dot(exact, exact)))
+    return _of_sums(reference.size, sums) or _of_any(r, c)
+
+
+def _of_quick(elements: int, numbers: Sequence[float]) -> Difference | None:
+    """One chunk, from its `quick_sums`; None where float32 does not hold the answer."""
+    sums = Sums._make((*numbers[:-1], int(numbers[-1])))
+    is_whole = _is_safe(sums) and not _has_cancelled(elements, sums)
+    return _of_sums(elements, sums) if is_whole else None
+
+
+def _of_sums(elements: int, sums: Sums) -> Difference | None:
+    """One chunk without fault; None where the product of both has cancelled."""
     squares = sums.reference_square, sums.candidate_square
     if min(squares) < _CANCELLED * max(squares):
-        return _of_any(r, c)
+        return None
     return Difference(
-        elements=n,
-        count=n,
-        sum_abs=sum_abs,
-        sum_square=sum_square,
+        elements=elements,
+        count=elements,
+        sum_abs=sums.sum_abs,
+        sum_square=sums.sum_square,
         min_abs=sums.min_abs,
         max_abs=sums.max_abs,
         reference_min=sums.reference_min,
         reference_max=sums.reference_max,
-        reference_square=sums.reference_square,
-        candidate_square=sums.candidate_square,
-        product=0.5 * (squares[0] + squares[1] - sum_square),
+        reference_square=squares[0],
+        candidate_square=squares[1],
+        product=0.5 * (squares[0] + squares[1] - sums.sum_square),
         peak_index=sums.peak,
     )
+
+
+def _has_cancelled(elements: int, sums: Sums) -> bool:
+    """Whether the variance of |d| is too small a part of its square to be known from the sums."""
+    mean_square = (sums.sum_abs / elements) ** 2
+    return sums.sum_square / elements - mean_square < _CANCELLED * mean_square
 
 
 def _is_safe(sums: Sums) -> bool:
     """Whether no square in them overflows, or loses bits to denormals."""
     magnitude = max(abs(sums.reference_min), abs(sums.reference_max))
-    if not max(magnitude, sums.max_abs) < _SAFE_HIGH:
+    if not (magnitude < _SAFE_HIGH and sums.max_abs < _SAFE_HIGH):  # nor is any of them NaN
         return False
     return all(value == 0.0 or value > _SAFE_LOW for value in (magnitude, sums.max_abs))
 
 
 def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:
     """One chunk of any dtype on any device, in float64, with one transfer to the host."""
-    exact = not (is_inexact(r.dtype) or is_inexact(c.dtype))
-    distance, unequal = distance_of(r, c)
-    r, c = to_float64(r), to_float64(c)
-    finite_r, finite_c = torch.isfinite(r), torch.isfinite(c)
-    if r.is_complex() or c.is_complex():
-        r, c = r.to(torch.complex128), c.to(torch.complex128)
-    finite = finite_r & finite_c
-    mismatched = unequal if exact else ~finite & unequal & ~(torch.isnan(r) & torch.isnan(c))
-    # Where a pair is not finite it must leave no trace in any sum or extreme.
-    d = torch.where(finite, distance, 0.0)
-    r, c = torch.where(finite, r, 0.0), torch.where(finite, c, 0.0)
-    parts = torch.view_as_real(r) if r.is_complex() else r.unsqueeze(-1)
-    shown = finite.unsqueeze(-1)
-    infinity = math.inf
-    peak = torch.where(finite, distance, -infinity).argmax()
-    packed = torch.stack(
-        [
-            finite.sum().double(),
-            d.sum(),
-            (d * d).sum(),
-            torch.where(finite, distance, infinity).amin(),
-            torch.where(finite, distance, -infinity).amax(),
-            torch.where(shown, parts, infinity).amin(),
-            torch.where(shown, parts, -infinity).amax(),
-            (r.abs() ** 2).sum(),
-            (c.abs() ** 2).sum(),
-            (r * c.conj()).real.sum() if r.is_complex() else (r * c).sum(),
-            (~finite_r).sum().double(),
-            (~finite_c).sum().double(),
-            mismatched.sum().double(),
-            peak.double(),
-        ]
-    ).tolist()
-    count = int(packed[0])
+    return _of_exact(r.numel(), exact_sums(r, c).tolist())
+
+
+def _of_exact(elements: int, numbers: Sequence[float]) -> Difference:
+    """One chunk, from its `exact_sums`."""
+    count = int(numbers[0])
     return Difference(
-        elements=r.numel(),
+        elements=elements,
         count=count,
-        sum_abs=packed[1],
-        sum_square=packed[2],
-        min_abs=packed[3],
-        max_abs=packed[4],
-        reference_min=packed[5],
-        reference_max=packed[6],
-        reference_square=packed[7],
-        candidate_square=packed[8],
-        product=packed[9],
-        reference_nonfinite=int(packed[10]),
-        candidate_nonfinite=int(packed[11]),
-        mismatched=int(packed[12]),
-        peak_index=int(packed[13]) if count else -1,
+        sum_abs=numbers[1],
+        sum_square=numbers[2],
+        min_abs=numbers[3],
+        max_abs=numbers[4],
+        reference_min=numbers[5],
+        reference_max=numbers[6],
+        reference_square=numbers[7],
+        candidate_square=numbers[8],
+        product=numbers[9],
+        reference_nonfinite=int(numbers[10]),
+        candidate_nonfinite=int(numbers[11]),
+        mismatched=int(numbers[12]),
+        peak_index=int(numbers[13]) if count else -1,
     )
+
+
+def _largest(difference: Difference) -> float:
+    """The largest magnitude of the reference's values."""
+    return max(abs(difference.reference_min), abs(difference.reference_max))
 
 
 def _rest(r: torch.Tensor, c: torch.Tensor) -> Difference | None:

@@ -10,6 +10,11 @@ def is_inexact(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
+def fits_float32(dtype: torch.dtype) -> bool:
+    """Whether float32 holds all values of a dtype that models compute in."""
+    return dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """In float64, or complex128."""
     if tensor.is_complex():

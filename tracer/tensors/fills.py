@@ -5,6 +5,7 @@ in a tensor of which a few elements, taken at equal distances, show that there m
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ import torch
 _FILL, _FAR, _FILLS = 16.0, 32.0, 4
 # What a coarser dtype makes of a fill is the same fill.
 _ALIKE = 2.0**-8
-_SAMPLED = 256
+# A sample is of about so many.
+SAMPLED = 256
 
 
 def may_have_fills(r: torch.Tensor, c: torch.Tensor, error: float, largest: float) -> bool:
@@ -23,20 +25,32 @@ def may_have_fills(r: torch.Tensor, c: torch.Tensor, error: float, largest: floa
         error: the largest absolute difference.
         largest: the largest magnitude of the reference's.
     """
-    if not _FILL <= largest < math.inf or not 0.0 < error <= largest:
+    if not _may_hide(error, largest) or not (r.is_floating_point() and c.is_floating_point()):
         return False
-    if not (r.is_floating_point() and c.is_floating_point()):
-        return False
-    stride = r.numel() // _SAMPLED + 1
+    return shows_fills(_sample_of(r).cpu().numpy(), error, largest)
+
+
+def _sample_of(r: torch.Tensor) -> torch.Tensor:
+    stride = r.numel() // SAMPLED + 1
     if r.is_contiguous():
         sample = r.view(-1)[::stride]
     else:
         places = torch.arange(0, r.numel(), stride, device=r.device)
         sample = r[torch.unravel_index(places, r.shape)]
-    values = (sample if sample.dtype == torch.float64 else sample.float()).cpu().numpy()
-    values = np.abs(values)
+    return sample if sample.dtype == torch.float64 else sample.float()
+
+
+def shows_fills(sample: np.ndarray[Any, Any], error: float, largest: float) -> bool:
+    """The same as `may_have_fills`, from some of the reference's values at equal distances."""
+    if not _may_hide(error, largest):
+        return False
+    values = np.abs(sample)
     near = values[(values > largest / _FAR) & (values <= largest)]
     return all(len(set(part.tolist())) <= _FILLS for part in (near[:16], near))
+
+
+def _may_hide(error: float, largest: float) -> bool:
+    return _FILL <= largest < math.inf and 0.0 < error <= largest
 
 
 def without_fills(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -37,15 +37,30 @@ def visible_positions(mask: torch.Tensor) -> torch.Tensor | None:
     """
     if mask.dtype == torch.bool:
         return mask
+    reading = reading_of(mask)
+    return reading[0] if reading is not None and bool(reading[1]) else None
+
+
+def reading_of(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Visible positions as `visible_positions` reads them, and whether they may be read so.
+
+    Nothing waits for an accelerator.
+
+    Returns:
+        Booleans of the mask's shape, and one of no dimension; None for complex numbers.
+    """
+    if mask.dtype == torch.bool:
+        return mask, mask.new_ones(())
     if mask.is_complex():
         return None
-    zero_or_one = bool(((mask == 0) | (mask == 1)).all())
+    zero, one = mask == 0, mask == 1
     if not mask.is_floating_point():
-        return mask != 0 if zero_or_one else None
-    if zero_or_one and mask.dim() == 2 and bool((mask == 1).any()):
-        return mask != 0
-    visible = mask == 0
-    return visible if bool((visible | (mask <= HIDDEN_BELOW)).all()) else None
+        return ~zero, (zero | one).all()
+    is_additive = (zero | (mask <= HIDDEN_BELOW)).all()
+    if mask.dim() != 2:
+        return zero, is_additive
+    says_itself = (zero | one).all() & one.any()
+    return torch.where(says_itself, one, zero), says_itself | is_additive
 
 
 def visible_pair(

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from tracer.errors import UsageError
-from tracer.tensors.difference import CHUNK, Difference, chunks
+from tracer.tensors.chunks import chunks
+from tracer.tensors.difference import CHUNK, Difference
 from tracer.tensors.kinds import plain
 
 # How many pairs a report asks for, and the bars of a histogram: an odd number, so that one is at 0.

@@ -70,6 +70,9 @@ class Watcher:
     def stale(self, key: EventKey, paths: frozenset[str]) -> None:
         self.edited[key] = paths
 
+    def end(self) -> None:
+        pass
+
 
 def walked(reference, candidate, watcher, x=X, clone=frozenset()):
     names = {name: name for name, _ in reference.named_modules()}
