@@ -35,7 +35,7 @@ from tracer.text import listed
 # those that are alike but for their layer in so many. Each of their points costs a call of the
 # module.
 _EXPLAINED = 0.99
-_MOST_ALIKE = 8
+_MOST_ALIKE = 4
 
 
 def isolated(
