@@ -143,7 +143,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=7, help="interleaved runs of each (7)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="models and levels with this in their name"
+    )
     parser.add_argument("--without-commands", action="store_true", help="no commands")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args(argv)
@@ -152,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{arguments.runs} runs")
     found: dict[str, Any] = {"comparisons": comparisons(arguments.only, arguments.runs)}
     found["pair"] = pair_of_calls(arguments.runs)
-    found["isolation"] = isolation(arguments.runs)
+    found["isolation"] = isolation(arguments.only, arguments.runs)
     found["statistics"] = large_pair(arguments.runs)
     if not arguments.without_commands:
         found["commands"] = commands(min(arguments.runs, 3))
@@ -253,8 +255,11 @@ def pair_of_calls(runs: int) -> dict[str, float]:
     return {"microseconds": traced - plain, "plain_microseconds": plain, "goal": 100.0}
 
 
-def isolation(runs: int) -> dict[str, dict[str, float]]:
+def isolation(only: str, runs: int) -> dict[str, dict[str, float]]:
     """Of a quantised tiny-llama, over the plain pair, without the comparison before it."""
+    levels = {level: goal for level, goal in LEVELS.items() if only in level}
+    if not levels:
+        return {}
     loaded = tracer.models.load("tiny-llama")
     spec = wrappers.affine("uint8")
     quantized = wrappers.prepare(loaded.model, wrappers.PTQConfig(activation=spec, weight=spec))
@@ -265,13 +270,13 @@ def isolation(runs: int) -> dict[str, dict[str, float]]:
         return lambda: pair.traced(isolate=level, causes=causes, confirm=False)
 
     calls: dict[str, Call] = {"plain": pair.plain, "compared": isolated(None, causes=True)}
-    for level in LEVELS:
+    for level in levels:
         calls[level] = isolated(level, causes=True)
         calls[f"{level}, no causes"] = isolated(level, causes=False)
     times = medians(calls, runs)
     print("\nisolation, a plain pair = 1   in all  goal  without causes")
     found = {}
-    for level, goal in LEVELS.items():
+    for level, goal in levels.items():
         own, bare = (
             (times[name] - times["compared"]) / times["plain"]
             for name in (level, f"{level}, no causes")

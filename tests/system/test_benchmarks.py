@@ -50,6 +50,10 @@ SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["--runs", "1", "--blocks", "20", "--sequence", "16"],
         [".html", ".json", "KB, written in"],
     ),
+    "speed": (
+        ["--runs", "1", "--only", "tiny-llama", "--without-commands"],
+        ["tiny-llama ", "a pair of calls of tiny tensors", "NumPy, in chunks"],
+    ),
     "variants": (
         ["--runs", "1", "--heads", "4/2", "--lengths", "16"],
         ["4/2", "quantised: prefill_reference is up to", "capacity 1024: float"],
