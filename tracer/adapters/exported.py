@@ -296,8 +296,10 @@ class _Engine:
             for state in self.states.get(node, ()):
                 stack.enter_context(state())
             if node.op == "call_method":
-                return [getattr(args[0], node.target)(*args[1:], **kwargs)]
-            return [node.target(*args, **kwargs)]
+                made = getattr(args[0], node.target)(*args[1:], **kwargs)
+            else:
+                made = node.target(*args, **kwargs)
+        return [made] if wanted else []
 
 
 def _resolved(value: Any, placed: Mapping[fx.Node, object]) -> Any:

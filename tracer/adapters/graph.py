@@ -159,7 +159,7 @@ class GraphScope(nn.Module):
     ) -> None:
         freed = [value for operation in operations for value in inside.freed.get(operation, ())]
         made = {value for operation in operations for value in operation.makes}
-        wanted = [v for operation in operations for v in operation.makes]
+        wanted = [v for operation in operations for v in operation.makes if v not in freed]
         taken = {
             value: values[value] if value in values else self._held(value)
             for operation in operations

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram, UnflattenedModule
 from trace_model.annotations import checked
 from tracer.adapters.exported import ProgramModel, from_module, from_program
 from tracer.adapters.graph import GraphModel
+from tracer.adapters.onnx_model import OnnxModel, read_onnx
 from tracer.errors import ModelLoadError, UsageError
 from tracer.execution.limits import user_path, what_it_is
 from tracer.execution.torch_internals import load_program
@@ -65,6 +66,16 @@ def as_model(model: Model) -> nn.Module:
     return model
 
 
+def as_models(reference: Model, candidate: Model) -> tuple[nn.Module, nn.Module]:
+    """Both sides as `as_model` has them; a graph that says nothing of modules has the other's."""
+    one, two = as_model(reference), as_model(candidate)
+    if isinstance(one, OnnxModel) and not one.has_modules:
+        one = one.named_after(two)
+    if isinstance(two, OnnxModel) and not two.has_modules:
+        two = two.named_after(one)
+    return one, two
+
+
 def _is_flat(module: fx.GraphModule) -> bool:
     """Whether a graph of operators says of which modules they are."""
     nodes = list(module.graph.nodes)
@@ -101,4 +112,7 @@ def _read_pt2(file: Path) -> ProgramModel:
     return from_program(program)
 
 
-_READERS: Mapping[str, Callable[[Path], GraphModel]] = {".pt2": _read_pt2}
+_READERS: Mapping[str, Callable[[Path], GraphModel]] = {
+    ".pt2": _read_pt2,
+    ".onnx": read_onnx,
+}

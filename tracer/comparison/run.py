@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from trace_model.annotations import checked
-from tracer.adapters.opening import Model, as_model
+from tracer.adapters.opening import Model, as_models
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
 from tracer.comparison.nothing_compared import check_something_compared
@@ -150,7 +150,7 @@ def compare(
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
-    reference, candidate = as_model(reference), as_model(candidate)
+    reference, candidate = as_models(reference, candidate)
     isolating = _isolating(isolate, what_if, causes=causes)
     debugging = debugging or Debugging(breakpoints, post_mortem, debugger)
     check_asked(

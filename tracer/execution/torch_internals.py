@@ -181,6 +181,32 @@ def written_arguments(operator: Any) -> list[tuple[int, str]]:
     ]
 
 
+def is_dispatched() -> bool:
+    """Whether a dispatch mode sees what is computed."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def as_operator(
+    name: str, given: list[torch.Tensor], compute: Callable[[], list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """What something outside PyTorch computes, as an operator of that name for dispatch modes."""
+    if not hasattr(_OUTSIDE, name):
+        _OPERATORS.define(f"{name}(Tensor[] given, int ticket) -> Tensor[]")
+        _OPERATORS.impl(name, lambda _, ticket: _COMPUTING[ticket](), "CompositeExplicitAutograd")
+    ticket = id(compute)
+    _COMPUTING[ticket] = compute
+    try:
+        made: list[torch.Tensor] = getattr(_OUTSIDE, name)(given, ticket)
+    finally:
+        del _COMPUTING[ticket]
+    return made
+
+
+_OUTSIDE = torch.ops.tracer_outside
+_OPERATORS = torch.library.Library("tracer_outside", "FRAGMENT")
+_COMPUTING: dict[int, Callable[[], list[torch.Tensor]]] = {}
+
+
 def graph_of(module: nn.Module) -> fx.Graph:
     """The graph that a module of fx runs, or one that `torch.export.unflatten` makes."""
     return module.graph  # type: ignore[return-value]
