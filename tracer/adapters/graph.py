@@ -211,6 +211,13 @@ class GraphModel(GraphScope):
         """Takes the arguments of the model that was exported, by name or position."""
         return _Forward(self)
 
+    def deployed(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Sequence[tuple[str, torch.Tensor, torch.Tensor]]:
+        """The outputs by name, as they are computed here, and as the runtime computes the whole
+        file; none where that is the same."""
+        return ()
+
     @abstractmethod
     def read_inputs(self, arguments: Mapping[str, object]) -> Sequence[object]:
         """The graph's inputs from arguments by name.

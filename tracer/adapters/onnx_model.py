@@ -77,8 +77,16 @@ class OnnxModel(GraphModel):
         """The outputs in their order; one alone as it is."""
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def optimised(self, arguments: Mapping[str, object]) -> dict[str, torch.Tensor]:
-        """The outputs by name as ONNX Runtime computes the whole file with its optimisations."""
+    def deployed(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Sequence[tuple[str, torch.Tensor, torch.Tensor]]:
+        """The outputs without and with the optimisations of ONNX Runtime.
+
+        Raises:
+            ModelRunError: it cannot run the whole file.
+        """
+        arguments = self.signature.bind_partial(*args, **kwargs).arguments
+        plain = self.run(arguments)
         given = [t for t in self.read_inputs(arguments) if isinstance(t, torch.Tensor)]
         device = given[0].device if given else torch.device("cpu")
         try:
@@ -88,7 +96,8 @@ class OnnxModel(GraphModel):
             raise ModelRunError(
                 f"ONNX Runtime cannot run {self._file.path} with its optimisations: {brief(error)}"
             ) from error
-        return dict(zip((port.name for port in self._file.outputs), made, strict=True))
+        names = [port.name for port in self._file.outputs]
+        return list(zip(names, plain if len(names) > 1 else [plain], made, strict=True))  # type: ignore[call-overload]
 
 
 def read_onnx(path: Path, device: torch.device | None = None) -> OnnxModel:

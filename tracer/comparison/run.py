@@ -28,6 +28,7 @@ from tracer.debugger.breakpoints import Breakpoint, debugger_of
 from tracer.diagnosis.discrete import NearTie, near_ties
 from tracer.diagnosis.finding import OriginKind, RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
+from tracer.diagnosis.optimised import optimised, with_optimised
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, named_by_user, zoom_at, zoom_of
 from tracer.errors import ModelRunError, UsageError
@@ -205,6 +206,8 @@ def compare(
             may_run=False,
         )
     comparison = _judged(free, experiment, confirm=confirm, strict=strict)
+    if is_whole and not free.outcome.ended and (found := optimised(session, tolerance)):
+        comparison = replace(comparison, verdict=with_optimised(comparison.verdict, found))
     if ties:
         first, records = first_divergence(free.comparer.rows), free.comparer.records
         before = [t for t in ties if first is None or records[t.key].start < first.order]

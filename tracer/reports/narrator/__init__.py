@@ -13,12 +13,14 @@ from tracer.comparison.trace_limits import TraceLimit
 from tracer.diagnosis.discrete import NearTie
 from tracer.diagnosis.finding import RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import ForwardOnly, GradientsAgree
+from tracer.diagnosis.optimised import Optimised
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.isolation.result import Isolation
 from tracer.reports.narrator import (
     isolation,
     noise,
+    optimised,
     randomness,
     ties,
     tolerances,
@@ -64,5 +66,6 @@ lines.register(TraceLimit)(traces.lines)
 lines.register(RandomDraws)(randomness.lines)
 lines.register(ForwardOnly)(training.forward_only)
 lines.register(GradientsAgree)(training.gradients_agree)
+lines.register(Optimised)(optimised.lines)
 lines.register(NearTie)(ties.lines)
 lines.register(TightTolerance)(tolerances.lines)
