@@ -18,7 +18,7 @@ from tracer.adapters.calls import Operation
 from tracer.adapters.graph import Value, Values
 from tracer.adapters.onnx_file import DTYPES, OnnxFile
 from tracer.errors import ModelRunError, UsageError
-from tracer.execution.torch_internals import as_operator, is_dispatched
+from tracer.execution.torch_internals import as_operator, from_dlpack, is_dispatched, to_dlpack
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:
@@ -83,12 +83,12 @@ def run_session(session: Any, given: Sequence[torch.Tensor], device: torch.devic
     binding = session.io_binding()
     for each, tensor in zip(session.get_inputs(), given, strict=True):
         whole = tensor.detach().to(device).contiguous()
-        value = OrtValue.from_dlpack(torch.utils.dlpack.to_dlpack(whole))
+        value = OrtValue.from_dlpack(to_dlpack(whole))
         binding.bind_ortvalue_input(each.name, value)
     for each in session.get_outputs():
         binding.bind_output(each.name, device.type, device.index or 0)
     session.run_with_iobinding(binding)
-    return [torch.from_dlpack(value) for value in binding.get_outputs()]
+    return [from_dlpack(value) for value in binding.get_outputs()]
 
 
 @dataclass(eq=False)
@@ -120,6 +120,8 @@ class OnnxEngine:
         self, operations: Sequence[Operation], values: Values, wanted: Sequence[Value]
     ) -> Sequence[object]:
         """Computes operations that stand together."""
+        if not wanted:
+            return []
         given: dict[Value, torch.Tensor] = {}
         for key, value in values.items():
             if not isinstance(value, torch.Tensor):
@@ -153,7 +155,7 @@ def _opened(model: bytes, device: torch.device, operations: Sequence[Operation])
     except UsageError:
         raise
     except Exception as error:
-        kinds = listed(dict.fromkeys(operation.name for operation in operations))
+        kinds = listed([*dict.fromkeys(operation.name for operation in operations)])
         raise ModelRunError(
             f"ONNX Runtime cannot compute this part of the graph ({kinds}): {brief(error)}"
         ) from error

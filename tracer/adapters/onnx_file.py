@@ -7,10 +7,10 @@ it is computed with.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class OnnxFile:
     Attributes:
         constants: initialisers that are part of operations: sizes, axes, single numbers, and types
             that PyTorch does not have; as ONNX has them.
-        tensors: all others.
+        tensors: all others; quantised ones as the numbers that they stand for.
+        steps: the largest step between the numbers of those.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class OnnxFile:
     nodes: Sequence[NodeProto]
     constants: dict[str, TensorProto]
     tensors: dict[str, torch.Tensor]
+    steps: dict[str, float]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
@@ -107,18 +109,25 @@ def read_file(path: Path) -> OnnxFile:
             protos[node.output[0]] = _constant(node)
         else:
             nodes.append(node)
+    qparams = {
+        name
+        for node in nodes
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
+    }
     tensors = {
         name: _tensor(proto, path)
         for name, proto in protos.items()
-        if not _is_constant(proto)
+        if name not in qparams and not _is_constant(proto)
     }
-    constants = {name: proto for name, proto in protos.items() if name not in tensors}
+    constants = {name: _whole(proto, path) for name, proto in protos.items() if name not in tensors}
     _check_whole(nodes, model, path, {*protos})
+    nodes, steps = _dequantised(nodes, tensors, constants)
     # The tensors have what they say; ONNX's copy would double it.
     del model.graph.initializer[:]
     inputs = tuple(_port(each) for each in model.graph.input if each.name not in protos)
     outputs = tuple(_port(each) for each in model.graph.output)
-    return OnnxFile(path, model, nodes, constants, tensors, inputs, outputs)
+    return OnnxFile(path, model, nodes, constants, tensors, steps, inputs, outputs)
 
 
 def free_names(node: NodeProto) -> tuple[str, ...]:
@@ -201,12 +210,18 @@ def _constant(node: NodeProto) -> TensorProto:
     if attribute.HasField("t"):
         proto = attribute.t
     else:
-        kinds = {"value_int": ("i", np.int64), "value_ints": ("ints", np.int64)}
-        kinds |= {"value_float": ("f", np.float32), "value_floats": ("floats", np.float32)}
-        field, dtype = kinds.get(attribute.name, ("strings", np.object_))
+        field, dtype = _FIELDS.get(attribute.name, ("strings", "object"))
         proto = numpy_helper.from_array(np.array(getattr(attribute, field), dtype=dtype))
     proto.name = node.output[0]
-    return proto
+    return cast("TensorProto", proto)
+
+
+_FIELDS = {
+    "value_int": ("i", "int64"),
+    "value_ints": ("ints", "int64"),
+    "value_float": ("f", "float32"),
+    "value_floats": ("floats", "float32"),
+}
 
 
 # Vectors of sizes and axes, and single numbers.
@@ -228,20 +243,37 @@ def _tensor(proto: TensorProto, path: Path) -> torch.Tensor:
 
     dtype = DTYPES[proto.data_type]
     if proto.data_location == Proto.EXTERNAL:
-        return _mapped(proto, path, dtype)
+        file, offset, size = _place(proto, path)
+        if not size:
+            return torch.empty(tuple(proto.dims), dtype=dtype)
+        data = np.memmap(file, np.uint8, "c", offset, (size,))
+        return torch.from_numpy(data).view(dtype).reshape(tuple(proto.dims))
     if dtype == torch.bfloat16:
         raw = proto.raw_data or np.array(proto.int32_data, dtype=np.uint16).tobytes()
         return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(tuple(proto.dims))
     return torch.from_numpy(np.array(numpy_helper.to_array(proto)))
 
 
-def _mapped(proto: TensorProto, path: Path, dtype: torch.dtype) -> torch.Tensor:
+def _whole(proto: TensorProto, path: Path) -> TensorProto:
+    """A constant with its data in it."""
+    from onnx import TensorProto as Proto
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    if proto.data_location == Proto.EXTERNAL:
+        _place(proto, path)
+        load_external_data_for_tensor(proto, str(path.parent))
+        proto.data_location = Proto.DEFAULT
+        del proto.external_data[:]
+    return proto
+
+
+def _place(proto: TensorProto, path: Path) -> tuple[Path, int, int]:
+    """The file, the offset and the length of data beside a file."""
     about = {each.key: each.value for each in proto.external_data}
     file = path.parent / about.get("location", "")
     if not file.resolve().is_relative_to(path.parent.resolve()):
         raise ModelLoadError(f"{path} has its data in {file}, which is not below its folder")
-    offset, shape = int(about.get("offset", 0)), tuple(proto.dims)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    offset, size = (int(about.get(key, 0)) for key in ("offset", "length"))
     if not file.is_file():
         raise ModelLoadError(f"the data of {path} is missing: there is no file {file}")
     if file.stat().st_size < offset + size:
@@ -249,10 +281,42 @@ def _mapped(proto: TensorProto, path: Path, dtype: torch.dtype) -> torch.Tensor:
             f"the data of {path} is incomplete: {file} has {file.stat().st_size:,} bytes, and "
             f"{proto.name!r} ends at {offset + size:,}"
         )
-    if not size:
-        return torch.empty(shape, dtype=dtype)
-    data = np.memmap(file, np.uint8, "c", offset, (size,))
-    return torch.from_numpy(data).view(dtype).reshape(shape)
+    return file, offset, size
+
+
+def _dequantised(
+    nodes: Sequence[NodeProto],
+    tensors: dict[str, torch.Tensor],
+    constants: Mapping[str, TensorProto],
+) -> tuple[list[NodeProto], dict[str, float]]:
+    """Computes the nodes that turn quantised initialisers into the numbers that they stand for:
+    the nodes that are left, and the largest step by the name of what was made."""
+    from onnx import numpy_helper
+
+    def read(name: str) -> torch.Tensor:
+        if name in tensors:
+            return tensors[name].float()
+        return torch.from_numpy(numpy_helper.to_array(constants[name]).copy()).float()
+
+    left, steps = [], {}
+    known = {*tensors, *(name for name in constants if constants[name].data_type in DTYPES)}
+    for node in nodes:
+        attributes = {each.name: each.i for each in node.attribute}
+        is_plain = node.op_type == "DequantizeLinear" and not attributes.get("block_size")
+        if not is_plain or not known.issuperset(name for name in node.input if name):
+            left.append(node)
+            continue
+        scale, zero = read(node.input[1]), torch.zeros(())
+        if len(node.input) > 2 and node.input[2]:
+            zero = read(node.input[2])
+        value = read(node.input[0])
+        if scale.numel() > 1:
+            shape = [1] * value.dim()
+            shape[attributes.get("axis", 1)] = -1
+            scale, zero = (each.reshape(shape) if each.dim() else each for each in (scale, zero))
+        tensors[node.output[0]] = (value - zero) * scale
+        steps[node.output[0]] = float(scale.abs().max())
+    return left, steps
 
 
 def _port(each: Any) -> Port:

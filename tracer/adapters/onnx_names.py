@@ -3,7 +3,7 @@
 | exporter | says of a node |
 |---|---|
 | `torch.onnx.export(dynamo=True)` | names and classes of the modules, call by call, and a trace |
-| `torch.onnx.export(dynamo=False)` | names of the modules, in its own: `/model/layers.0/mlp/MatMul` |
+| `torch.onnx.export(dynamo=False)` | names of modules in its own: `/model/layers.0/mlp/MatMul` |
 | others | nothing: modules are those whose weights the nodes use, as another model has them |
 
 A node that says nothing, such as those that quantisers put in, belongs to what makes the value that
@@ -13,7 +13,7 @@ it takes, else to what all who take its value have in common.
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -35,7 +35,13 @@ _CLASSES = "pkg.torch.onnx.class_hierarchy"
 _TRACE = "pkg.torch.onnx.stack_trace"
 _FX = "pkg.torch.onnx.fx_node"
 _PLACEHOLDER = re.compile(r"%(p|b|c)_(\w+)")
+# What quantisers put in.
+_DEQUANTISED = "_DequantizeLinear_Output"
+_FOLLOWING = ("QuantizeLinear", "DequantizeLinear", "Cast")
 _LINEAR = re.compile(r"target=torch\.ops\.aten\.(linear|addmm|mm|t|matmul)\b")
+# By a node and what it takes of the file's, the weight of another model, and whether it is
+# transposed.
+_Weights = dict[tuple[int, str], tuple[str, bool]]
 # Of what two tensors have in common, so that the many of a model are not compared with each other.
 _Key = tuple[int, float]
 
@@ -68,9 +74,14 @@ def named(file: OnnxFile, other: nn.Module | None = None) -> Named:
     """
     stacks = {id(node): _stack(node) for node in file.nodes}
     root_class = next((_root_class(node) for node in file.nodes if _said(node, _CLASSES)), "")
+    weights = {} if other is None else _by_weights(file, other)
     if other is not None:
-        stacks |= _by_weights(file, other)
-    names = _Names(file, {id(node): stack for node, stack in _filled(file, stacks)})
+        modules = dict(other.named_modules())
+        # What else belongs to the modules around them, the file does not say.
+        for (node, _), (weight, _) in weights.items():
+            if owner := weight.rpartition(".")[0]:
+                stacks[node] = (Module(owner, owner, type(modules[owner]).__name__),)
+    names = _Names(file, {id(node): stack for node, stack in _filled(file, stacks)}, weights)
     operations = [names.operation(node) for node in file.nodes]
     return Named(operations, names.held, frozenset(names.turned), root_class)
 
@@ -78,9 +89,13 @@ def named(file: OnnxFile, other: nn.Module | None = None) -> Named:
 class _Names:
     """Gives what a file holds to the modules that use it."""
 
-    def __init__(self, file: OnnxFile, stacks: Mapping[int, tuple[Module, ...]]) -> None:
+    def __init__(
+        self, file: OnnxFile, stacks: Mapping[int, tuple[Module, ...]], weights: "_Weights"
+    ) -> None:
+        self._weights = weights
         self.held: dict[Value, Held] = {}
         self.turned: set[Value] = set()
+        self._taken: dict[str, str] = {}
         self._file = file
         self._stacks = stacks
         self._scopes = {""} | {m.name for stack in stacks.values() for m in stack}
@@ -113,11 +128,16 @@ class _Names:
     def _hold(self, node: "NodeProto", name: str, scope: str) -> Value:
         """The value that stands for an initialiser where a module uses it."""
         tensor = self._file.tensors[name]
-        own, is_turned = self._own_name(node, name, scope)
+        own, is_turned = self._weights.get((id(node), name)) or self._own_name(
+            node, name, scope, tensor
+        )
         value = name if own == name else f"{name} as {own}"
         if value not in self.held:
+            if own in self._taken:
+                raise AssertionError(f"{own} stands for {self._taken[own]} and for {name}")
+            self._taken[own] = name
             tensor = tensor.mT if is_turned else tensor
-            owner, _, last = own.rpartition(".")
+            last = own.rpartition(".")[2]
             is_parameter = tensor.is_floating_point() and (
                 own.replace(".", "_") in self._parameters or last in ("weight", "bias")
             )
@@ -128,8 +148,11 @@ class _Names:
                 self.turned.add(value)
         return value
 
-    def _own_name(self, node: "NodeProto", name: str, scope: str) -> tuple[str, bool]:
+    def _own_name(
+        self, node: "NodeProto", name: str, scope: str, tensor: torch.Tensor
+    ) -> tuple[str, bool]:
         """What the module that uses an initialiser calls it, and whether it is transposed there."""
+        name = name.removesuffix(_DEQUANTISED)
         prefix = f"{scope}." if scope else ""
         mangled = prefix.replace(".", "_")
         fx = _said(node, _FX)
@@ -139,18 +162,19 @@ class _Names:
             if each[1].startswith(mangled) and prefix
         ]
         # Others bear their own names.
-        if left and name not in (f"{prefix}{each}" for each in left):
-            named_already = {str(each).replace(".", "_") for each in node.input}
-            free = [each for each in left if f"{mangled}{each}" not in named_already]
-            tensor = self._file.tensors[name]
-            if len(free) > 1:
+        own = [n.removesuffix(_DEQUANTISED) for n in node.input if n in self._file.tensors]
+        strange = [each for each in own if not each.startswith(prefix)]
+        if left and name in strange:
+            known = {each.replace(".", "_") for each in own}
+            free = [each for each in left if f"{mangled}{each}" not in known]
+            if len(free) != len(strange):  # one node of several that an operation became
                 free = [e for e in free if e.endswith("weight") == (tensor.dim() > 1)]
-            if len(free) == 1:
+            if len(free) == len(strange):
                 is_product = node.op_type == "MatMul" or (
                     node.op_type == "Gemm" and not _attribute(node, "transB")
                 )
                 turned = is_product and tensor.dim() == 2 and bool(_LINEAR.search(fx))
-                return prefix + free[0], turned
+                return prefix + free[strange.index(name)], turned
         if name.rpartition(".")[0] in self._scopes and name.rpartition(".")[2].isidentifier():
             return name, False
         return prefix + re.sub(r"\W", "_", name), False
@@ -201,19 +225,20 @@ def _filled(
 ) -> list[tuple["NodeProto", tuple[Module, ...]]]:
     """Each node with its modules, those that say nothing with those of their neighbours."""
     found = dict(stacks)
+    is_silent = all(_stack(node) is None for node in file.nodes)
     users: dict[str, list[NodeProto]] = defaultdict(list)
     for node in file.nodes:
         for name in free_names(node):
             users[name].append(node)
     makers: dict[str, NodeProto] = {}
     for node in file.nodes:
-        if found[id(node)] is None:
+        if found[id(node)] is None and (node.op_type in _FOLLOWING or not is_silent):
             before = [found[id(makers[n])] for n in free_names(node) if n in makers]
             if before:
                 found[id(node)] = _common(before)
         makers.update(dict.fromkeys(node.output, node))
     for node in reversed(file.nodes):
-        if found[id(node)] is None:
+        if found[id(node)] is None and (node.op_type in _FOLLOWING or not is_silent):
             after = [found[id(user)] for name in node.output for user in users[name]]
             found[id(node)] = _common(after)
     return [(node, found[id(node)] or ()) for node in file.nodes]
@@ -236,98 +261,50 @@ def _common(
 # Files that say nothing.
 
 
-def _by_weights(file: OnnxFile, other: nn.Module) -> dict[int, tuple[Module, ...] | None]:
-    """The modules of nodes that use the weights of another model."""
+def _by_weights(file: OnnxFile, other: nn.Module) -> _Weights:
+    """The weights of another model that nodes use."""
     owners: dict[_Key, list[tuple[str, torch.Tensor]]] = defaultdict(list)
     for name, parameter in other.named_parameters(remove_duplicate=False):
         if not parameter.is_meta and parameter.dim() > 0:
             owners[_key(parameter)].append((name, parameter.detach()))
-    modules = dict(other.named_modules())
-    used: dict[str, int] = defaultdict(int)
-    found: dict[int, tuple[Module, ...] | None] = {}
-    makers = {name: node for node in file.nodes for name in node.output}
+    found: _Weights = {}
+    used: set[str] = set()
     for node in file.nodes:
-        if node.op_type == "DequantizeLinear":
-            continue
         for name in node.input:
-            names = _names_of(file, name, makers, owners)
-            if names:
-                # Of equal weights each is used once, in the order of the modules.
-                owner = names[min(used[name], len(names) - 1)].rpartition(".")[0]
-                used[name] += 1
-                found[id(node)] = _path(owner, modules)
+            # Of equal weights each is used once, in the order of the modules.
+            names = _names_of(file, name, owners)
+            left = [each for each in names if each[0] not in used] or names
+            if left:
+                found[id(node), name] = left[0]
+                used.add(left[0][0])
     return found
 
 
 def _names_of(
-    file: OnnxFile,
-    name: str,
-    makers: Mapping[str, "NodeProto"],
-    owners: Mapping[_Key, Sequence[tuple[str, torch.Tensor]]],
-) -> list[str]:
-    """The names of the parameters that an initialiser is, quantised or not."""
-    if name in file.tensors:
-        tensor = file.tensors[name].float()
-        own = owners.get(_key(tensor), ())
-        return [other for other, p in own if _is_one(tensor, p, lambda a, b: torch.equal(a, b))]
-    maker = makers.get(name)
-    if maker is not None and maker.op_type in ("Transpose", "Identity", "Cast"):
-        return _names_of(file, maker.input[0], makers, owners)
-    if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in file.tensors:
+    file: OnnxFile, name: str, owners: Mapping[_Key, Sequence[tuple[str, torch.Tensor]]]
+) -> list[tuple[str, bool]]:
+    """The names of the parameters that an initialiser is, quantised or not, and whether it holds
+    them transposed."""
+    if name not in file.tensors:
         return []
-    tensor, step = _dequantised(file, maker)
-    every = [each for key, each in owners.items() if key[0] == tensor.numel()]
+    tensor, step = file.tensors[name].float(), file.steps.get(name, 0.0)
+    every = [e for key, each in owners.items() if key[0] == tensor.numel() for e in each]
     return [
-        other
-        for own in every
-        for other, p in own
-        if _is_one(tensor, p, lambda a, b: bool(((a - b).abs() <= step).all()))
+        (other, is_turned)
+        for other, parameter in (every if step else owners.get(_key(tensor), ()))
+        for is_turned in ((False, True) if parameter.dim() > 1 else (False,))
+        if _is_one(tensor, parameter.mT if is_turned else parameter, step)
     ]
 
 
-def _dequantised(file: OnnxFile, node: "NodeProto") -> tuple[torch.Tensor, float]:
-    """The numbers that a quantised initialiser stands for, and the largest step between them."""
-    from onnx import numpy_helper
-
-    def read(name: str) -> torch.Tensor:
-        if name in file.tensors:
-            return file.tensors[name].float()
-        return torch.from_numpy(numpy_helper.to_array(file.constants[name]).copy()).float()
-
-    tensor, scale = read(node.input[0]), read(node.input[1])
-    zero = read(node.input[2]) if len(node.input) > 2 and node.input[2] else torch.zeros(())
-    if scale.dim() == 1 and scale.numel() > 1:
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        shape = [1] * tensor.dim()
-        shape[axis] = -1
-        scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.dim() else zero
-    return (tensor - zero) * scale, float(scale.abs().max())
-
-
-def _is_one(
-    tensor: torch.Tensor,
-    parameter: torch.Tensor,
-    is_same: Callable[[torch.Tensor, torch.Tensor], bool],
-) -> bool:
-    """Whether a tensor is a parameter, or that transposed."""
-    own = parameter.float().cpu()
-    ways = [own, own.mT] if own.dim() > 1 else [own]
-    return any(way.shape == tensor.shape and is_same(tensor, way) for way in ways)
+def _is_one(tensor: torch.Tensor, parameter: torch.Tensor, step: float) -> bool:
+    """Whether two tensors are the same up to a step."""
+    if tensor.shape != parameter.shape:
+        return False
+    return bool(((tensor - parameter.float().cpu()).abs() <= step).all())
 
 
 def _key(tensor: torch.Tensor) -> _Key:
     """What equal tensors have in common, also where they are transposed."""
     total = float(tensor.detach().double().abs().sum())
     return tensor.numel(), float(f"{total:.5g}")
-
-
-def _path(owner: str, modules: Mapping[str, nn.Module]) -> tuple[Module, ...]:
-    parts = owner.split(".") if owner else []
-    paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
-    kinds = ((path, modules[path]) for path in paths if path in modules)
-    return tuple(
-        Module(path, path, type(module).__name__)
-        for path, module in kinds
-        if not isinstance(module, nn.ModuleList | nn.ModuleDict)
-    )
-

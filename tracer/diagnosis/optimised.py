@@ -1,7 +1,7 @@
-"""What a runtime's own optimisations change of a graph: the whole file is run once more with them.
+"""What a runtime's own optimisations change of a graph: the file is run whole once more with them.
 
-The tracer computes a file in parts and without them. So a file may agree in every value, and what is
-deployed may not; then the optimiser is the cause, and no module is.
+The tracer computes a file in parts and without them. So a file may agree in every value, and what
+is deployed may not; then the optimiser is the cause, and no module is.
 """
 
 from dataclasses import dataclass, replace

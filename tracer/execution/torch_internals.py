@@ -25,6 +25,8 @@ from torch.utils._pytree import TreeSpec as TreeSpec
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_unflatten as tree_unflatten
+from torch.utils.dlpack import from_dlpack as from_dlpack
+from torch.utils.dlpack import to_dlpack as to_dlpack  # type: ignore[attr-defined]
 
 _ACCELERATE_HOOKS = ("accelerate/hooks.py", "accelerate\\hooks.py")
 

@@ -107,9 +107,19 @@ class Step:
 
 _MATRIX_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
 # Copies that are no views: of all elements as they are, and of some in another order.
-_LAYOUTS = ("clone", "_unsafe_view", "_reshape_copy", "Reshape", "Squeeze", "Unsqueeze", "Transpose")
-_REARRANGEMENTS = (*_LAYOUTS, "roll", "flip", "index", "index_select", "repeat", "gather")
-_REARRANGEMENTS += ("Slice", "Split", "Expand", "Tile", "GatherElements", "Flatten")
+_LAYOUTS = (
+    "clone",
+    "_unsafe_view",
+    "_reshape_copy",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+)
+_REARRANGEMENTS = (
+    *(*_LAYOUTS, "roll", "flip", "index", "index_select", "repeat", "gather"),
+    *("Slice", "Split", "Expand", "Tile", "GatherElements", "Flatten"),  # ONNX's
+)
 # PyTorch's names of what ONNX has as well; layouts are made by other operations there.
 _OF_ONNX = {
     "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Neg": "neg", "MatMul": "matmul",
