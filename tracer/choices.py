@@ -28,6 +28,9 @@ VALUES = ("all", "outputs", "fingerprints")
 # The file in the folder of a trace that says what it is.
 TRACE_HEADER = "header.json"
 
+# The suffixes of files with an exported graph, which is a side like any model.
+GRAPHS = (".pt2", ".onnx")
+
 # Names in torch; of these, and of what else can be chosen for a value, the first is the default.
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 PADDING_SIDES = ("right", "left")

@@ -1,4 +1,4 @@
-"""Small `.onnx` files, as `torch.onnx.export(dynamo=True)` writes them, without the time it takes."""
+"""Small `.onnx` files as `torch.onnx.export(dynamo=True)` writes them, which takes seconds."""
 
 import numpy as np
 import onnx

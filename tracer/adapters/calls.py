@@ -7,13 +7,23 @@ are brought together again as far as what they take allows, and else the call is
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Self
 
 from tracer.adapters.lines import Written
 
 Value = Hashable
+
+
+class Shared:
+    """What copies of a model have in common, since nobody changes it."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +42,7 @@ class Module:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Operation:
+class Operation(Shared):
     """A node of a graph.
 
     Attributes:
@@ -69,7 +79,7 @@ class Inside:
 
 
 @dataclass(eq=False)
-class CallPart:
+class CallPart(Shared):
     """The part of a graph that is one call of a module.
 
     Attributes:
@@ -99,20 +109,23 @@ class CallPart:
 
 
 def parts_of(
-    operations: Sequence[Operation], outputs: Sequence[Value], held: Container[Value]
+    operations: Sequence[Operation],
+    outputs: Sequence[Value],
+    owners: Mapping[Value, Collection[str] | None],
 ) -> CallPart:
     """The root's part, with those of all calls inside.
 
     Args:
         outputs: the values that the model itself gives.
-        held: values that enter no call, since each takes them from where they are held.
+        owners: of values that are held, the names of the modules that hold them, which enter the
+            calls of others; None where they enter none, as parameters do.
     """
     uses = Counter(value for operation in operations for value in set(operation.takes))
     uses.update(set(outputs))
     tree = _Call(None)
     for position, operation in enumerate(operations):
         tree.enter(operation, 0, position)
-    return _Parts(held, uses).of(tree).part
+    return _Parts(owners, uses).of(tree).part
 
 
 class _Call:
@@ -248,11 +261,11 @@ class _Parts:
     """Makes parts of calls, from the innermost.
 
     Attributes:
-        held: values that enter no call.
+        owners: as for `parts_of`.
         uses: how many operations take each value, and whether the model gives it.
     """
 
-    held: Container[Value]
+    owners: Mapping[Value, Collection[str] | None]
     uses: Counter[Value]
 
     def of(self, call: _Call) -> _Found:
@@ -270,12 +283,13 @@ class _Parts:
                 taken.update(set(unit.takes))
                 makes.update(dict.fromkeys(unit.makes))
                 steps.append(unit)
-        order = dict.fromkeys(value for step in steps for value in step.takes)
-        takes = tuple(v for v in order if v not in makes and v not in self.held)
-        gives = tuple(value for value in makes if self.uses[value] > taken[value])
         module = call.module
+        name = "" if module is None else module.name
+        order = dict.fromkeys(value for step in steps for value in step.takes)
+        takes = tuple(v for v in order if v not in makes and not self._is_held(v, name))
+        gives = tuple(value for value in makes if self.uses[value] > taken[value])
         part = CallPart(
-            name="" if module is None else module.name,
+            name=name,
             class_name="" if module is None else module.class_name,
             steps=_with_freed(steps, set(gives)),
             takes=takes,
@@ -284,6 +298,14 @@ class _Parts:
             called_at=_called_at(call),
         )
         return _Found(part, taken, makes)
+
+    def _is_held(self, value: Value, name: str) -> bool:
+        """Whether a call of a module has a value without being given it."""
+        if value not in self.owners:
+            return False
+        owners = self.owners[value]
+        inside = (f"{owner}.".startswith(f"{name}.") for owner in owners or ())
+        return owners is None or not name or any(inside)
 
 
 def _with_freed(

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram, UnflattenedModule
 from torch.export.graph_signature import InputKind, OutputKind
 
-from tracer.adapters.calls import Module, Operation
+from tracer.adapters.calls import Module, Operation, Shared
 from tracer.adapters.graph import Graph, GraphModel, Held, Value, Values
 from tracer.adapters.inputs import Expected, TreeSpec, flat_inputs
 from tracer.adapters.lines import by_depth, frames_in
@@ -27,6 +27,7 @@ from tracer.execution.torch_internals import forward_spec, graph_of, tree_unflat
 
 _State = Callable[[], AbstractContextManager[None]]
 # They compute nothing, and fail where a value of the other side's is of another dtype.
+_NO_STACK = "_empty_nn_module_stack_from_metadata_hook"
 _CHECKS = ("_assert", "sym_constrain", "_guards_fn")
 
 
@@ -35,8 +36,7 @@ class ProgramModel(GraphModel):
 
     def __init__(self, opened: "_Opened") -> None:
         self._expected = opened.expected
-        self._out_spec = opened.out_spec
-        self._nested_output = opened.output
+        self._returned = _Returned(opened.output, opened.out_spec)
         super().__init__(opened.graph(), _Engine(opened.placed, opened.states))
 
     @property
@@ -45,8 +45,8 @@ class ProgramModel(GraphModel):
         kind = Parameter.POSITIONAL_OR_KEYWORD
         return Signature([Parameter(name, kind) for name in self._expected.names])
 
-    def example_inputs(self) -> tuple[tuple[object, ...], dict[str, object]] | None:
-        """What the program was exported with; None where it does not say."""
+    def example_inputs(self) -> dict[str, object] | None:
+        """What the program was exported with, by name; None where it does not say."""
         return self._expected.example
 
     def read_inputs(self, arguments: Mapping[str, object]) -> Sequence[object]:
@@ -60,10 +60,27 @@ class ProgramModel(GraphModel):
     def write_output(self, outputs: Sequence[object]) -> object:
         """What the model returned, from the graph's outputs."""
         values = dict(zip(self._graph.outputs, outputs, strict=True))
-        flat = _map(self._nested_output, values.__getitem__)
-        if self._out_spec is not None and not isinstance(flat, list | tuple):
-            flat = [flat]
-        return flat if self._out_spec is None else tree_unflatten(flat, self._out_spec)
+        return self._returned.of(values)
+
+
+@dataclass(frozen=True)
+class _Returned(Shared):
+    """How what a model returns is made of its graph's outputs.
+
+    Attributes:
+        output: a nest of nodes.
+        spec: how its leaves are nested in what the model returns; None for as they are.
+    """
+
+    output: object
+    spec: TreeSpec | None
+
+    def of(self, values: Mapping[Value, object]) -> object:
+        """What is returned, of the values of the nodes."""
+        flat = _map(self.output, values.__getitem__)
+        if self.spec is None:
+            return flat
+        return tree_unflatten(flat if isinstance(flat, list | tuple) else [flat], self.spec)
 
 
 def from_program(program: ExportedProgram) -> ProgramModel:
@@ -167,6 +184,7 @@ class _Opened:
             held=self.held,
             writes=self.writes,
             unused=self.unused,
+            root_class=_root_class(self.operations),
             known=self.known,
         )
 
@@ -248,7 +266,7 @@ class _Opened:
         if states:
             self.states[node] = states
         stack = _stack(node)
-        if "nn_module_stack" not in node.meta:
+        if _NO_STACK in (node.meta.get("nn_module_stack") or _NO_STACK):
             self.astray.add(node)
         self.operations.append(
             Operation(
@@ -267,7 +285,7 @@ class _Opened:
 
 
 @dataclass(frozen=True)
-class _Engine:
+class _Engine(Shared):
     """Computes node by node, as `torch.fx.Interpreter` does, where the tensors lie."""
 
     placed: Mapping[fx.Node, object]
@@ -360,11 +378,23 @@ def _stack(node: fx.Node) -> tuple[Module, ...]:
     entries = (node.meta.get("nn_module_stack") or {}).items()
     found = []
     for key, (name, kind) in entries:
+        if key == _NO_STACK:
+            continue
         name = name.partition("@")[0].removeprefix("L__self__").strip(".")
         class_name = kind if isinstance(kind, str) else kind.__qualname__
         if name:
             found.append(Module(str(key), name, class_name.rpartition(".")[2]))
     return tuple(found)
+
+
+def _root_class(operations: Sequence[Operation]) -> str:
+    """The class of the model, as the stacks of some exporters say."""
+    for operation in operations:
+        node: Any = operation.node
+        for name, kind in (node.meta.get("nn_module_stack") or {}).values():
+            if not name and kind:
+                return str(kind if isinstance(kind, str) else kind.__qualname__).rpartition(".")[2]
+    return ""
 
 
 def _with_stacks(operations: Sequence[Operation], astray: Container[object]) -> list[Operation]:

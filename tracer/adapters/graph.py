@@ -18,16 +18,18 @@ that computes some operations from given values, and give both to a subclass of 
 says by `read_inputs` and `write_output` what the model's own arguments and output look like.
 """
 
+import copy
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Signature
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from tracer.adapters.calls import CallPart, Inside, Operation, parts_of
+from tracer.adapters.calls import CallPart, Inside, Operation, Shared, parts_of
 from tracer.adapters.lines import Written
 from tracer.errors import TracerError
 from tracer.execution.hooks import Location
@@ -36,10 +38,11 @@ from tracer.text import first_line
 
 Value = Hashable
 Values = Mapping[Value, object]
+Scope = TypeVar("Scope", bound="GraphScope")
 
 
 class Engine(Protocol):
-    """Computes the operations of a graph of one format."""
+    """Computes the operations of a graph of one format; copies of a model share it."""
 
     def split(self, operations: Sequence[Operation]) -> Iterator[Sequence[Operation]]:
         """Operations that follow each other, as they are computed: one by one, or several at once.
@@ -71,9 +74,14 @@ class Held:
     value: torch.Tensor
     is_persistent: bool = True
 
+    @property
+    def owner(self) -> str:
+        """The module's name."""
+        return self.name.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Shared):
     """What is read of a file: see the module's docstring.
 
     Attributes:
@@ -111,7 +119,7 @@ class GraphScope(nn.Module):
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self._engine = engine
-        self._holders: dict[Value, tuple[nn.Module, str]] = {}
+        self._holders = _Holders()
         # The part that the next call is, or that the current one is; set by who calls it.
         self._part: CallPart | None = None
         self._at: Written | None = None
@@ -148,7 +156,10 @@ class GraphScope(nn.Module):
         module = self._holders[part.name][0]
         assert isinstance(module, GraphScope)
         module._part = part
-        given = {name: values[value] for name, value in zip(part.names, part.takes, strict=True)}
+        given = {
+            name: values[value] if value in values else self._held(value)
+            for name, value in zip(part.names, part.takes, strict=True)
+        }
         made = module(**given)
         if len(part.gives) == 1:
             return [made]
@@ -185,12 +196,16 @@ class GraphModel(GraphScope):
     """The root of such a tree; see the module's docstring."""
 
     is_formless = False
+    # A cache that it is given stays as it is: what it would hold is among the outputs.
+    returns_anew = True
 
     def __init__(self, graph: Graph, engine: Engine) -> None:
         super().__init__(engine)
+        if graph.root_class:
+            self.__class__ = _named_class(graph.root_class, type(self))
         self._graph = graph
         root = parts_of(
-            graph.operations, [*graph.outputs, *(v for _, v in graph.writes)], graph.held
+            graph.operations, [*graph.outputs, *(v for _, v in graph.writes)], _owners(graph)
         )
         self._part = root
         held = list(graph.held.values())
@@ -217,6 +232,10 @@ class GraphModel(GraphScope):
         """The outputs by name, as they are computed here, and as the runtime computes the whole
         file; none where that is the same."""
         return ()
+
+    def example_inputs(self) -> dict[str, object] | None:
+        """What the model was exported with, by name; None where that is not known."""
+        return None
 
     @abstractmethod
     def read_inputs(self, arguments: Mapping[str, object]) -> Sequence[object]:
@@ -268,7 +287,7 @@ class GraphModel(GraphScope):
             assert inner is not None
             scope = inner
         if class_name and scope is not self and type(scope) is GraphScope:
-            scope.__class__ = _named_class(class_name)
+            scope.__class__ = _named_class(class_name, GraphScope)
         return scope
 
     def _place(self, part: CallPart) -> None:
@@ -280,24 +299,36 @@ class GraphModel(GraphScope):
             if isinstance(inside, CallPart):
                 scope._holders[inside.name] = self._scope(inside.name, inside.class_name), ""
                 self._place(inside)
-                continue
-            for operation in inside.operations:
-                for value in operation.takes:
-                    held = self._graph.held.get(value)
-                    if held is not None:
-                        scope._holders[value] = self._holder(scope, held)
+                self._give(scope, inside.takes)
+            else:
+                self._give(scope, (v for operation in inside.operations for v in operation.takes))
         if scope is self:
-            for value in (*self._graph.outputs, *(v for pair in self._graph.writes for v in pair)):
-                if (held := self._graph.held.get(value)) is not None:
-                    scope._holders[value] = self._holder(scope, held)
+            self._give(scope, self._graph.outputs)
+            self._give(scope, (value for pair in self._graph.writes for value in pair))
+
+    def _give(self, scope: GraphScope, values: Iterable[Value]) -> None:
+        """Tells a scope where to find what is held of some values."""
+        for value in values:
+            held = self._graph.held.get(value)
+            if held is not None:
+                scope._holders[value] = self._holder(scope, held)
 
     def _holder(self, scope: nn.Module, held: Held) -> tuple[nn.Module, str]:
         """Who holds what an operation of a scope uses: itself where it holds the very same."""
         owner, _, name = held.name.rpartition(".")
         own = getattr(scope, name, None)
-        if isinstance(own, torch.Tensor) and _is_same(own, held.value):
+        if isinstance(own, torch.Tensor) and _place_of(own) == _place_of(held.value):
             return scope, name
         return self._scope(owner), name
+
+
+class _Holders(dict[Value, tuple[nn.Module, str]]):
+    """The modules that hold values, or that are called, with the values' names there."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Holders":
+        return _Holders(
+            {value: (copy.deepcopy(owner, memo), name) for value, (owner, name) in self.items()}
+        )
 
 
 class _Forward:
@@ -316,18 +347,24 @@ def _let_go(values: dict[Value, object], freed: Sequence[Value]) -> None:
         values.pop(value, None)
 
 
-def _named_class(name: str) -> type[GraphScope]:
-    return type(name, (GraphScope,), {"__module__": __name__})
+def _owners(graph: Graph) -> dict[Value, list[str] | None]:
+    """The names of the modules that hold each value; None for parameters, which enter no call."""
+    owners: dict[Hashable, list[str]] = defaultdict(list)
+    for held in (*graph.held.values(), *graph.unused):
+        owners[_place_of(held.value)].append(held.owner)
+    return {
+        value: None if isinstance(held.value, nn.Parameter) else owners[_place_of(held.value)]
+        for value, held in graph.held.items()
+    }
 
 
-def _is_same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether two tensors are one, or views of the same memory."""
-    return one is two or (
-        one.shape == two.shape
-        and one.stride() == two.stride()
-        and one.numel() > 0
-        and one.data_ptr() == two.data_ptr()
-    )
+def _place_of(tensor: torch.Tensor) -> Hashable:
+    """What tensors have in common that are one, or views of the same memory."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
+
+
+def _named_class(name: str, base: type[Scope]) -> type[Scope]:
+    return type(name, (base,), {"__module__": __name__, "__doc__": base.__doc__})
 
 
 def _has_submodule(model: nn.Module, name: str) -> bool:

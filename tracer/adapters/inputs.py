@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tracer.adapters.calls import Shared
 from tracer.errors import InputError
 from tracer.execution.inputs import hides_nothing
 from tracer.execution.torch_internals import TreeSpec as TreeSpec
@@ -34,17 +35,17 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Expected:
+class Expected(Shared):
     """All that a program takes.
 
     Attributes:
         ranges: the least and the largest size by the symbol of a dimension.
-        example: the positional and keyword arguments that it was exported with, if it says.
+        example: what it was exported with by name, if it says.
     """
 
     arguments: tuple[Argument, ...]
     ranges: Mapping[str, tuple[int, int]]
-    example: tuple[tuple[object, ...], dict[str, object]] | None = None
+    example: dict[str, object] | None = None
 
     @classmethod
     def of(
@@ -69,14 +70,16 @@ class Expected:
         own = [*(names or ())][: len(specs)] or [f"args_{index}" for index in range(len(specs))]
         if spec is None:
             own = [node.name for node in nodes]
-        given = {} if example is None else dict(zip(own, example[0], strict=False)) | example[1]
+        given = None
+        if example is not None:
+            given = dict(zip(own, example[0], strict=False)) | example[1]
         left, arguments = list(nodes), []
         for name, inner in [*zip(own, specs, strict=True), *by_name.items()]:
             count = inner.num_leaves
             taken, left = tuple(left[:count]), left[count:]
-            arguments.append(Argument(name, inner, taken, given.get(name)))
+            arguments.append(Argument(name, inner, taken, (given or {}).get(name)))
         limits = {str(symbol): _limits(found) for symbol, found in ranges.items()}
-        return cls(tuple(arguments), limits, example)
+        return cls(tuple(arguments), limits, given)
 
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
@@ -199,7 +202,7 @@ def _split(spec: TreeSpec | None, count: int) -> tuple[list[TreeSpec], dict[str,
 
 def _limits(found: Any) -> tuple[int, int]:
     return tuple(  # type: ignore[return-value]
-        int(bound) if bound.is_integer else _LARGEST for bound in (found.lower, found.upper)
+        int(bound) if bound.is_Integer else _LARGEST for bound in (found.lower, found.upper)
     )
 
 

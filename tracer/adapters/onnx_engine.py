@@ -3,7 +3,7 @@
 Operations that stand together are one session over the part of the graph, made when it is first
 computed. What a session takes, parameters as well, is handed over where it lies, so that parts of
 the same make (one for each layer) share a session and no weight is there twice. Under a dispatch
-mode of PyTorch, as the tracer's zoom is one, each operation is a session and an operator of its own.
+mode of PyTorch, as the zoom is one, each operation is a session and an operator of its own.
 """
 
 from __future__ import annotations

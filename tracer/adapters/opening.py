@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram, UnflattenedModule
+from torch.export.passes import move_to_device_pass
 
 from trace_model.annotations import checked
 from tracer.adapters.exported import ProgramModel, from_module, from_program
@@ -27,15 +28,16 @@ Model = nn.Module | ExportedProgram
 
 
 @checked(UsageError)
-def open_graph(path: str | Path) -> GraphModel:
+def open_graph(path: str | Path, *, device: str | torch.device | None = None) -> GraphModel:
     """Opens a file with an exported graph as a model, to be given wherever a model is.
 
     Its modules have the names and classes of the model that was exported, and are called where the
     graph has operations of them; parameters and buffers are where they were.
 
     Args:
-        path: a `.pt2` file of `torch.export.save`. To read it is to trust it, as with every file
-            that is unpickled.
+        path: a `.pt2` file of `torch.export.save`; to read it is to trust it, as with every file
+            that is unpickled. Or an `.onnx` file, which ONNX Runtime computes.
+        device: where it is to compute; as it was exported if None.
 
     Raises:
         ModelLoadError: there is no such file; it has another suffix; or it is damaged, of a newer
@@ -50,7 +52,7 @@ def open_graph(path: str | Path) -> GraphModel:
     if found := what_it_is(file):
         what = f"there is no file {path}" if found == "nothing" else f"{path} is {found}"
         raise ModelLoadError(what)
-    return read(file)
+    return read(file, None if device is None else torch.device(device))
 
 
 def as_model(model: Model) -> nn.Module:
@@ -83,7 +85,7 @@ def _is_flat(module: fx.GraphModule) -> bool:
     return not whole and any("nn_module_stack" in node.meta for node in nodes)
 
 
-def _read_pt2(file: Path) -> ProgramModel:
+def _read_pt2(file: Path, device: torch.device | None) -> ProgramModel:
     if not zipfile.is_zipfile(file):
         raise ModelLoadError(
             f"{file} is no archive of torch.export.save: expected a .pt2 file, and it may be "
@@ -101,6 +103,8 @@ def _read_pt2(file: Path) -> ProgramModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = load_program(file, text)
+            if device is not None and device != torch.device("cpu"):
+                program = move_to_device_pass(program, device)
     except ModelLoadError:
         raise
     # torch raises whatever its many parts raise; to the caller it is one error.
@@ -112,7 +116,7 @@ def _read_pt2(file: Path) -> ProgramModel:
     return from_program(program)
 
 
-_READERS: Mapping[str, Callable[[Path], GraphModel]] = {
+_READERS: Mapping[str, Callable[[Path, torch.device | None], GraphModel]] = {
     ".pt2": _read_pt2,
     ".onnx": read_onnx,
 }

@@ -13,7 +13,7 @@ from tracer.cli.requests import (
     flag,
 )
 from tracer.errors import UsageError
-from tracer.models.locate import check_offload, is_trace, locate, locate_processor
+from tracer.models.locate import check_offload, is_graph, is_trace, locate, locate_processor
 
 
 def check(request: Request | ExportRequest) -> None:
@@ -52,6 +52,9 @@ def _check_sides(request: CompareRequest) -> None:
             raise UsageError("--candidate-device moves a model, and --offload leaves it on disk")
     if not request.train:
         return
+    for name in (request.model, request.candidate, request.reference):
+        if name is not None and is_graph(name):
+            raise UsageError(f"--train: {name} is a graph, which has no mode: give two models")
     if has_trace:
         raise UsageError("--train: the random numbers of a trace are not known; give two models")
     if request.candidate in NEED_WRAPPERS:
@@ -70,6 +73,9 @@ def _check_model(request: ModelRequest) -> None:
         locate(request.model)
     if request.candidate not in (*CANDIDATES, ITSELF) and not is_trace(request.candidate):
         locate(request.candidate, CANDIDATES)
+    reference = getattr(request, "reference", None)
+    if reference is not None and is_graph(reference):
+        locate(reference)
     if request.processor is not None:
         locate_processor(request.processor)
     _check_offload(request)

@@ -57,7 +57,7 @@ def _named(known: Mapping[str, str]) -> str:
 _MODEL = (
     f"a local folder, a Hugging Face hub id, or a built-in model ({_named(choices.BUILT_IN)}); or "
     "a function, FILE.py:FUNCTION or MODULE:FUNCTION, that returns a model, or a pair of it "
-    f"and its inputs by name, whose code is run"
+    f"and its inputs by name, whose code is run; or a file with an exported graph ({', '.join(choices.GRAPHS)})"
 )
 
 
@@ -246,12 +246,14 @@ class CompareRequest(ModelRequest):
     candidate: str = option(
         f"the model under test (default: {choices.DEFAULT_CANDIDATE}; with --reference or "
         f"--candidate-device the model itself). {_named(choices.CANDIDATES)}; or the path of "
-        "another model, of a trace, or of a function that makes a model, as for MODEL",
+        "another model, of a trace, of an exported graph, or of a function that makes a model, as "
+        "for MODEL",
         default=choices.ITSELF,
         metavar="KIND|PATH",
     )
     reference: str | None = option(
-        "a trace of `trace_model record` instead of the model", metavar="TRACE"
+        "a trace of `trace_model record`, or an exported graph, instead of the model",
+        metavar="TRACE|GRAPH",
     )
     salvage: bool = switch(_SALVAGE)
     candidate_device: str | None = option(

@@ -20,7 +20,7 @@ from tracer.choices import (
 )
 from tracer.cli.requests import CompareRequest, ModelRequest, flag
 from tracer.errors import UsageError, near_names
-from tracer.models.locate import is_trace
+from tracer.models.locate import is_graph, is_trace
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:
@@ -78,7 +78,11 @@ def resolve(request: CompareRequest) -> Sides:
     with status(f"loading {request.model or 'traces'}"):
         from tracer import open_trace
 
-        named = request.reference, request.candidate if is_trace(request.candidate) else None
+        graph = _reference_graph(request)
+        named = (
+            None if graph is not None else request.reference,
+            request.candidate if is_trace(request.candidate) else None,
+        )
         reference, candidate = (
             None if name is None else open_trace(name, salvage=request.salvage) for name in named
         )
@@ -89,6 +93,8 @@ def resolve(request: CompareRequest) -> Sides:
             return Sides(reference, candidate, None, names, (), quantized)
         recorded = reference or candidate
         inputs = None if recorded is None else _inputs_of(recorded, request)
+        if graph is not None and inputs is None and not request.making_inputs:
+            inputs = None if request.inputs is not None else graph.inputs
         _check_device(request.candidate_device)
         loaded = _load(request, inputs)
         if request.candidate in NEED_WRAPPERS:  # which keep the names, and may take long to make
@@ -102,7 +108,7 @@ def resolve(request: CompareRequest) -> Sides:
     made = candidate or _candidate(request, origin, other, data)
     _check_focus(request.focus, loaded.name, loaded.model, made)
     names = (
-        _describe(loaded) if reference is None else _describe_trace(reference),
+        _describe(graph or loaded) if reference is None else _describe_trace(reference),
         _describe_candidate(request, origin) if candidate is None else _describe_trace(candidate),
     )
     notes = *live.notes, *_calibrated(data)
@@ -112,7 +118,17 @@ def resolve(request: CompareRequest) -> Sides:
     if request.train:
         notes += (_trained(live.model, made),)
     inputs = None if reference is not None else live.inputs
-    return Sides(reference or live.model, made, inputs, names, notes, quantized, own)
+    first = live.model if graph is None else graph.model
+    return Sides(reference or first, made, inputs, names, notes, quantized, own)
+
+
+def _reference_graph(request: CompareRequest) -> "Loaded | None":
+    """The exported graph that is the reference, with the inputs that it was exported with."""
+    if request.reference is None or not is_graph(request.reference):
+        return None
+    from tracer import models
+
+    return models.load(request.reference, **request.given("device"))
 
 
 def resolve_model(request: ModelRequest) -> Subject:
@@ -189,6 +205,9 @@ def _both_inputs(
         is_reference: it is the model beside a trace that is the candidate.
     """
     own = None if beside is None else beside.own_inputs
+    if beside is not None and is_graph(beside.name):
+        is_asked = loaded.request is None or request.making_inputs
+        own = None if is_asked else own  # a graph takes what the model does
     if beside is None or own is None:
         return loaded, None
     source, kept = f"of {beside.name}: {listed([*own])}", loaded.notes[:-1]
@@ -221,6 +240,7 @@ def _taken_over(
     from tracer.execution.offload import execution_device
     from tracer.execution.session import working_dtype
     from tracer.models.loading import cast_float
+    from tracer.tensors.leaves import map_tensors
 
     known = argument_names(loaded.model)
     unknown = [name for name in own if names.get(name, name) not in known]
@@ -231,7 +251,8 @@ def _taken_over(
         )
     dtype, device = working_dtype(loaded.model), execution_device(loaded.model)
     return {
-        names.get(name, name): cast_float(value, dtype).to(device) for name, value in own.items()
+        names.get(name, name): map_tensors(value, lambda t: cast_float(t, dtype).to(device))
+        for name, value in own.items()
     }
 
 
@@ -288,8 +309,14 @@ def _inputs_of(recorded: "Recorded", request: CompareRequest) -> dict[str, Any]:
             f"{flag(name)} says what the model is run on, and {recorded.name} holds what it was "
             "recorded with: leave it out"
         )
+    from tracer.tensors.leaves import is_plain
+
     args, kwargs = recorded.inputs() or ((), {})
-    if args or not kwargs or not all(hasattr(value, "shape") for value in kwargs.values()):
+    if (
+        args
+        or not kwargs
+        or not all(hasattr(value, "shape") or is_plain(value) for value in kwargs.values())
+    ):
         raise UsageError(
             f"{recorded.name} was recorded with other inputs than tensors by name: compare it in "
             "Python, tracer.compare(tracer.open_trace(PATH), model, inputs)"

@@ -12,7 +12,7 @@ from pathlib import Path
 from tracer import choices
 from tracer.cli.requests import CompareRequest, ModelRequest
 from tracer.comparison.result import Comparison
-from tracer.models.locate import factory_of, is_trace
+from tracer.models.locate import factory_of, is_graph, is_trace
 
 # The group of the options that say how a wrapped or quantised candidate is made.
 _GROUP = "the wrapped or quantised candidate"
@@ -42,6 +42,8 @@ def settings(request: CompareRequest) -> dict[str, str]:
     found: dict[str, object] = {}
     if request.reference is None and request.model is not None:
         found["reference"] = _place(request.model)
+    elif request.reference is not None and is_graph(request.reference):
+        found["reference"] = _place(request.reference)
     if not is_trace(request.candidate):
         found["candidate"] = _place(request.candidate)
     if request.candidate in choices.NEED_WRAPPERS:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from trace_model.annotations import checked
+from tracer.adapters.opening import Model, as_model
 from tracer.comparison.run import raise_failure
 from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Phase
@@ -44,8 +44,8 @@ class Captured:
 @checked(UsageError, but=("inputs", "candidate_inputs"))
 @can_open_fused
 def capture(
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: Model,
+    candidate: Model,
     inputs: Inputs | None = None,
     *,
     include: str | Sequence[str],
@@ -60,7 +60,7 @@ def capture(
     Args and errors are those of `compare`; `include` names the modules to keep.
     """
     session = Session(
-        *(reference, candidate, inputs, rename, include),
+        *(as_model(reference), as_model(candidate), inputs, rename, include),
         candidate_inputs=candidate_inputs,
         map_inputs=map_inputs,
     )

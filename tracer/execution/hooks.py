@@ -419,7 +419,7 @@ def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | 
         return None
     code = found.f_code
     owner: object = found.f_locals.get("self") if code.co_filename.startswith(_TRACER) else module
-    if isinstance(owner, Sourced) and owner is not module:
+    if owner is not module and isinstance(owner, Sourced):
         line = next(iter(owner.computing_at()), None)
         return None if line is None else Location.of(line)
     if not isinstance(owner, nn.Module):

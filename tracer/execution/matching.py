@@ -41,6 +41,7 @@ class Search:
         rename: Mapping[str, str],
         dtype: torch.dtype | None,
     ) -> None:
+        self._reference = reference
         self.references = visible_modules(reference)
         self.candidates = visible_modules(candidate)
         self.pairs: dict[str, str] = {"": ""}
@@ -72,6 +73,17 @@ class Search:
             self._enter(self._tied_values())
             self._enter(self._contents())
             self._enter(self._places())
+
+    def other_names(self) -> dict[str, str]:
+        """The reference's name by the candidate's, of what bears another name that the reference
+        has for the same module; its calls are counted together."""
+        names = {id(module): name for name, module in self.references.items()}
+        every = self._reference.named_modules(remove_duplicate=False)
+        return {
+            name: names[id(module)]
+            for name, module in every
+            if name in self.candidates and id(module) in names and names[id(module)] != name
+        }
 
     def _taken(self) -> tuple[set[str], set[str]]:
         """What is paired or held already on each side."""

@@ -8,7 +8,8 @@ Each way is for what the one before has left over: the name itself, with the use
 applied, the names of known wrappers seen through, and then all segments left out that the other
 side does not have; equal parameter values, which finds a module under any name, transposed or not;
 equal rows of parameters, which finds what is fused on one side; what modules contain; and class and
-shape in order of appearance, between modules whose parents are paired. After a run, those that were
+shape in order of appearance, between modules whose parents are paired. A module that the reference
+has under several names is the counterpart of all that bear them. After a run, those that were
 called come before those that were not.
 """
 
@@ -138,7 +139,8 @@ def pair(
 def _pairing_of(search: Search) -> Pairing:
     """What a search has found, with the parts of what is fused."""
     references, candidates = dict(search.references), dict(search.candidates)
-    pairs = dict(search.pairs)
+    other_names = search.other_names()
+    pairs = other_names | search.pairs
     for fusion in search.fusions:
         if fusion.has_outputs:
             for name, part in fusion.names().items():
@@ -148,7 +150,7 @@ def _pairing_of(search: Search) -> Pairing:
         pairs={name: pairs[name] for name in candidates if name in pairs},
         reference=references,
         candidate=candidates,
-        by_value=frozenset(pairs) - search.by_name,
+        by_value=frozenset(pairs) - search.by_name - other_names.keys(),
         fusions=tuple(search.fusions),
     )
 

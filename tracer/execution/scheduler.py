@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from tracer.execution.forms import is_formless, take_form
+from tracer.execution.forms import is_formless, leave_out_kept, returns_anew, take_form
 from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.side import Event, EventKey, Failure, Side, SideObserver
 from tracer.tensors.leaves import map_tensors, snapshot, tensor_leaves, version_of
@@ -179,6 +179,8 @@ class Scheduler:
         for call, other in ((reference, candidate), (candidate, reference)):
             if is_formless(call.module):
                 take_form(call, other, has_ended=key[2] is Phase.END)
+            elif key[2] is Phase.END and returns_anew(call.module):
+                leave_out_kept(call, other)
         answer = self.visitor.visit(reference, candidate, key[2])
         if self.watch is not None:
             self.watch.meets(reference, candidate, key[2], (self.reference, self.candidate))

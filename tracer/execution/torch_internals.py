@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
+from logging import ERROR, getLogger
 from pathlib import Path
 from types import CodeType
 from typing import Any, ParamSpec, TypeVar
@@ -231,8 +232,15 @@ def load_program(file: Path, text: bytes) -> ExportedProgram:
             "transformers.integrations.executorch"
         ).register_dynamic_cache_export_support
         register_dynamic_cache_export_support()
-    found: ExportedProgram = load_pt2(str(file)).exported_programs["model"]
-    return found
+    loggers = [getLogger(name) for name in ("torch._export", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:  # which say how, and not what
+            logger.setLevel(ERROR)
+        return load_pt2(str(file)).exported_programs["model"]
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 # The types of containers, in a text that is quoted in another one.

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelRunError
+from tracer.execution.forms import is_formless
 from tracer.execution.hooks import Call
 from tracer.measurement.plain_values import is_number
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
@@ -149,6 +150,12 @@ class CallPair:
             return "activation", False
         return "indices", "pos" in name.lower()
 
+    @property
+    def is_of_graph(self) -> bool:
+        """Whether one of them is a call of a graph: it has the form of what that was exported
+        from, which has the other's unless it says how to read it back."""
+        return any(is_formless(call.module) for call in (self.reference, self.candidate))
+
     def arguments(self) -> Iterator[tuple[str, object, object]]:
         """Yields (the reference's parameter name, its value, the candidate's in the same form).
 
@@ -156,6 +163,11 @@ class CallPair:
         """
         reference, candidate = self.reference, self.candidate
         own_names = {own: name for name, own in self.names().items()}
+        if self.is_of_graph:
+            names = dict.fromkeys([*reference.arguments, *candidate.arguments])
+            for name in names:
+                yield name, reference.arguments.get(name), candidate.arguments.get(name)
+            return
         values = {}
         for own, value in candidate.arguments.items():
             name = own_names.get(own, own)
@@ -167,6 +179,8 @@ class CallPair:
 
     def outputs(self) -> tuple[object, object]:
         """Both outputs in the same form."""
+        if self.is_of_graph:
+            return self.reference.output, self.candidate.output
         return read_output("reference", self.reference), read_output("candidate", self.candidate)
 
     def is_of_one_form(self, method: str) -> bool:
@@ -175,6 +189,8 @@ class CallPair:
         Args:
             method: which of the two would have to read it back.
         """
+        if self.is_of_graph:
+            return True
         modules = self.reference.module, self.candidate.module
         declared = [hasattr(module, method) for module in modules]
         return not any(declared) or (all(declared) and type(modules[0]) is type(modules[1]))
@@ -214,6 +230,8 @@ def scale_between(reference: nn.Module, candidate: nn.Module) -> float | None:
     1 where neither declares anything, or both the same form; None where one says how to read its
     output back, and declares no `reference_output_scale`.
     """
+    if is_formless(reference) or is_formless(candidate):
+        return 1.0
     scales = _declared_scale(reference), _declared_scale(candidate)
     if scales == (None, None) and type(reference) is type(candidate):
         return 1.0
@@ -226,7 +244,7 @@ def declared_rows(reference: nn.Module, candidate: nn.Module) -> torch.Tensor | 
     read = getattr(candidate, "to_reference_output", None)
     if read is None or not isinstance(candidate, nn.Linear):
         return None
-    if hasattr(reference, "to_reference_output"):
+    if hasattr(reference, "to_reference_output") or is_formless(reference):
         return None
     channels = torch.arange(candidate.weight.shape[0], dtype=torch.float32)
     try:

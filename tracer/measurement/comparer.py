@@ -35,7 +35,7 @@ from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row, en
 from tracer.measurement.written import Marks, changes, marks
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
-from tracer.tensors.leaves import LeftOut, describe, is_stateful
+from tracer.tensors.leaves import LeftOut, Unused, describe, is_stateful
 from tracer.tensors.masks import describe_mask
 from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 from tracer.tensors.samples import Sample, Sampler
@@ -52,6 +52,7 @@ class Comparer:
         edited: events whose values were edited in place before they could be compared; their rows
             are wrong until a run in which lockstep clones them.
         left_out: how many of the reference's values were not to be compared.
+        unused: how many values a graph does not have, since nothing uses them.
         not_comparable: how many values of outputs are of a kind that cannot be compared.
         final: what was compared of the models' own outputs.
         compared_elements: how many elements were compared, each pair of tensors counted once.
@@ -80,7 +81,7 @@ class Comparer:
         self._progress = progress
         self._sampler = sampler
         self.final = FinalOutput()
-        self.left_out = self.not_comparable = self.compared_elements = 0
+        self.left_out = self.unused = self.not_comparable = self.compared_elements = 0
         self.rounding: Mapping[tuple[str, int, str], float] = {}
         self._order = 0
         self._finished = 0
@@ -200,7 +201,10 @@ class Comparer:
             self._differ_in_form(record, path, r, c)  # None for a cache that is empty yet
         for leaf_path, left in reference.items():
             right = candidate.get(leaf_path)
-            if is_left_out(left) or is_left_out(right):
+            if isinstance(left, Unused) or isinstance(right, Unused):
+                self.unused += 1
+                common = True
+            elif is_left_out(left) or is_left_out(right):
                 self.left_out += 1
                 common = True
             elif not is_comparable(left, leaf_path, candidate):

@@ -13,6 +13,7 @@ from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
 from tracer.tensors.value_path import ValuePath
 
+_DROPPED = "the graph has no operation of it that is used"
 _FUSED = (
     "hidden: PyTorch computes the module around it in one piece, and with hooks inside otherwise; "
     "--inside (inside=True) opens it"
@@ -36,6 +37,7 @@ class Coverage:
             did not make.
         held_bytes_peak: the most memory held back for calls in another order, in bytes.
         left_out: values of a reference told step by step that could not be told apart.
+        unused: values that a graph does not have, since export has dropped what nothing uses.
         not_comparable: values of outputs of a kind that cannot be compared: generators, functions,
             tensors on the meta device.
         missing_outputs: the values of the reference's own output that the candidate does not have.
@@ -59,6 +61,7 @@ class Coverage:
     unmatched_calls: tuple[tuple[str, str, int], ...]
     held_bytes_peak: int
     left_out: int = 0
+    unused: int = 0
     not_comparable: int = 0
     missing_outputs: tuple[ValuePath, ...] = ()
     ended: bool = False
@@ -81,6 +84,8 @@ class Coverage:
             text += f"; {len(self.candidate_only)} modules in the candidate only"
         if self.left_out:
             text += f"; {self.left_out} values left out"
+        if self.unused:
+            text += f"; {self.unused} values that the graph does not have, since nothing uses them"
         if self.not_comparable:
             text += f"; {self.not_comparable} values not comparable"
         if self.missing_outputs:
@@ -125,11 +130,11 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
     for name in references:
         if name not in paired:
             around = [(target, own) for own, target in hidden]
-            reasons.setdefault(name, _why_unseen(name, around, "candidate"))
+            reasons.setdefault(name, _why_unseen(name, around, "candidate", pairing.candidate[""]))
     for name in pairing.candidate:
         if name not in pairing.pairs and name not in wholes[1]:
             one_sided.add(name)
-            reasons.setdefault(name, _why_unseen(name, hidden, "reference"))
+            reasons.setdefault(name, _why_unseen(name, hidden, "reference", pairing.reference[""]))
     inside = [
         f"{target}.{name}".strip(".")
         for own, target in hidden
@@ -152,6 +157,7 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         unmatched_calls=unmatched_calls(outcome),
         held_bytes_peak=outcome.held_bytes_peak,
         left_out=comparer.left_out,
+        unused=comparer.unused,
         not_comparable=comparer.not_comparable,
         missing_outputs=tuple(comparer.final.missing),
         ended=outcome.ended,
@@ -186,8 +192,17 @@ def _is_unread(reference: nn.Module, candidate: nn.Module) -> bool:
     return holds and scale_between(reference, candidate) is None
 
 
-def _why_unseen(name: str, hidden: Sequence[tuple[str, str]], other_side: str) -> str:
-    """Why a module has no counterpart; `hidden` pairs its side's names with the other side's."""
+def _why_unseen(
+    name: str, hidden: Sequence[tuple[str, str]], other_side: str, other: nn.Module
+) -> str:
+    """Why a module has no counterpart.
+
+    Args:
+        hidden: its side's names of modules that hide those inside, with the other side's.
+        other: the other side's root.
+    """
+    if name in getattr(other, "left_nothing", ()):
+        return _DROPPED
     for outer, counterpart in hidden:
         if not outer or name.startswith(f"{outer}."):
             place = f"`{counterpart}`" if counterpart else "the root"

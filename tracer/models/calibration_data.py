@@ -118,7 +118,8 @@ def _writes(loaded: Loaded) -> bool:
 @torch.no_grad()
 def _written(loaded: Loaded, count: int, length: int, seed: int) -> torch.Tensor:
     """Texts that a model makes up after the token that its inputs begin with, [count, length]."""
-    model, own = loaded.model, loaded.inputs["input_ids"]
+    model = loaded.model
+    own: torch.Tensor = loaded.inputs["input_ids"]
     mask = loaded.inputs.get("attention_mask", torch.ones_like(own))
     first = own[0, int(mask[0].long().argmax())]
     generator = torch.Generator(own.device).manual_seed(seed)

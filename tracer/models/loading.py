@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from trace_model.annotations import checked
+from tracer.adapters.opening import open_graph
 from tracer.choices import (
     DEFAULT_BATCH,
     DEFAULT_DEVICE,
@@ -49,7 +50,15 @@ from tracer.models.inputs.images import from_images, open_image
 from tracer.models.inputs.processors import Processor, check_processor, load_processor, tokens_of
 from tracer.models.inputs.synthetic import image_and_text
 from tracer.models.inputs.text import GeneratedInputs, InputSpec, check, from_text, read
-from tracer.models.locate import check_hub, check_offload, factory_of, locate, locate_processor
+from tracer.models.locate import (
+    check_hub,
+    check_offload,
+    factory_of,
+    is_graph,
+    locate,
+    locate_processor,
+)
+from tracer.tensors.leaves import map_tensors
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:
@@ -81,13 +90,13 @@ class Loaded:
 
     name: str
     model: nn.Module
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]
     tokenizer: "PreTrainedTokenizerBase | None" = None
     notes: tuple[str, ...] = ()
     processor: "Processor | None" = None
     request: InputSpec | None = None
     offload: bool | str | Path = False
-    own_inputs: dict[str, torch.Tensor] | None = None
+    own_inputs: dict[str, Any] | None = None
 
 
 @checked(UsageError)
@@ -105,12 +114,15 @@ def load(
     processor: str | Path | None = None,
     max_pixels: int | None = None,
     video: int | None = None,
-    inputs: Mapping[str, torch.Tensor] | str | Path | None = None,
+    inputs: Mapping[str, Any] | str | Path | None = None,
     attn_implementation: str = "eager",
     trust_remote_code: bool = False,
     offload: bool | str | Path = False,
 ) -> Loaded:
     """Loads a model and makes inputs for it.
+
+    Of a file with an exported graph (`tracer.open_graph`) the inputs are by default those that it
+    was exported with.
 
     Args:
         name_or_path: "tiny-llama" (trained), "random-llama", "tiny-qwen3-vl", a local folder, a hub
@@ -165,6 +177,13 @@ def load(
         dict(inputs) if isinstance(inputs, Mapping) else None if inputs is None else read(inputs)
     )
     source = locate(name)
+    if is_graph(name):
+        if request != InputSpec(seed=seed, padding=padding) or processor or offload is not False:
+            raise UsageError(
+                f"{name} is a graph, which takes inputs of the sizes that it was exported for: "
+                "leave out what describes others, and weights on disk"
+            )
+        return _load_graph(name, given, target)
     if factory_of(name) is not None:
         if request.images or processor or video is not None or offload is not False:
             raise UsageError(
@@ -201,13 +220,38 @@ def load(
     return Loaded(
         name=name,
         model=(model if is_offloaded(model) else model.to(target)).eval(),
-        inputs={key: tensor.to(target) for key, tensor in made.items()},
+        inputs={key: moved_to(value, target) for key, value in made.items()},
         tokenizer=tokenizer,
         notes=(*notes, f"inputs: {description}"),
         processor=prepares,
         request=request if given is None else None,
         offload=offload,
     )
+
+
+def _load_graph(name: str, given: dict[str, Any] | None, device: torch.device) -> Loaded:
+    """An exported graph, with the inputs that it was exported with."""
+    model = open_graph(name, device=device)
+    own = model.example_inputs()
+    made: Mapping[str, Any] | None = own if given is None else given
+    if made is None:
+        raise InputError(
+            f"{name} does not hold the inputs that it was exported with: give "
+            "--inputs FILE.safetensors"
+        )
+    names = listed([*made])
+    return Loaded(
+        name=name,
+        model=model,
+        inputs={key: moved_to(value, device) for key, value in made.items()},
+        notes=(f"inputs: of {name}: {names}" if given is None else f"inputs: given: {names}",),
+        own_inputs=None if given is None or own is None else dict(own),
+    )
+
+
+def moved_to(value: Any, device: torch.device) -> Any:
+    """A nested value with its tensors on a device."""
+    return map_tensors(value, lambda tensor: tensor.to(device))
 
 
 def _load_built(
@@ -242,7 +286,7 @@ def _load_built(
     return Loaded(
         name=name,
         model=model.to(device).eval(),
-        inputs={key: tensor.to(device) for key, tensor in made.items()},
+        inputs={key: moved_to(value, device) for key, value in made.items()},
         notes=(f"inputs: {description}",),
         request=None if given or own else request,
         own_inputs=None if given is None else own,
@@ -285,7 +329,7 @@ def moved(loaded: Loaded, device: str | torch.device) -> Loaded:
     return replace(
         loaded,
         model=copy.deepcopy(loaded.model).to(target),
-        inputs={key: tensor.to(target) for key, tensor in loaded.inputs.items()},
+        inputs={key: moved_to(value, target) for key, value in loaded.inputs.items()},
     )
 
 

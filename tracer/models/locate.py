@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
-from tracer.choices import BUILT_IN, TRACE_HEADER
+from tracer.choices import BUILT_IN, GRAPHS, TRACE_HEADER
 from tracer.errors import ModelLoadError, UsageError, near_names
 from tracer.execution.limits import user_path, what_it_is
 from tracer.text import brief
@@ -54,9 +54,15 @@ def locate(name: str, others: Mapping[str, str] | None = None) -> Path | str:
                 "layout, with config.json and model.safetensors"
             )
         return folder
+    if is_graph(name):
+        if found := what_it_is(folder):
+            what = f"there is no file {name}" if found == "nothing" else f"{name} is {found}"
+            raise ModelLoadError(what)
+        return folder
     if folder.exists():
         raise ModelLoadError(
-            f"{name} is a file: give the folder that holds config.json and model.safetensors"
+            f"{name} is a file: give the folder that holds config.json and model.safetensors, or "
+            f"an exported graph ({', '.join(GRAPHS)})"
         )
     if _HUB_ID.fullmatch(name):
         return name
@@ -132,6 +138,11 @@ def is_trace(name: str) -> bool:
     """Whether a name is that of a trace's folder, or of what should be one by its suffix."""
     folder = user_path(name)
     return (folder / TRACE_HEADER).is_file() or folder.suffix == ".trace"
+
+
+def is_graph(name: str) -> bool:
+    """Whether a name is that of a file with an exported graph, by its suffix."""
+    return Path(name).suffix in GRAPHS and not user_path(name).is_dir()
 
 
 def locate_processor(name: str) -> Path | str:

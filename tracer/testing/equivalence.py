@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from trace_model.annotations import checked
+from tracer.adapters.opening import Model, as_model
 from tracer.comparison.result import Comparison
 from tracer.comparison.run import compare
 from tracer.errors import NotEquivalentError, UsageError
@@ -20,8 +21,8 @@ from tracer.testing.failure import render
 
 @checked(UsageError, but=("inputs", "candidate_inputs"))
 def assert_equivalent(
-    reference: nn.Module,
-    candidate: nn.Module,
+    reference: Model,
+    candidate: Model,
     inputs: Inputs | None = None,
     *,
     peir: float | Tolerance | None = None,
@@ -57,6 +58,7 @@ def assert_equivalent(
         InputError, StorageError, ModelRunError, NothingComparedError: as for `compare`.
     """
     __tracebackhide__ = True  # pytest shows the test's line last
+    reference, candidate = as_model(reference), as_model(candidate)
     _check_limit(reference, candidate, peir)
     comparison = compare(
         reference,

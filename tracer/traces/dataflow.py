@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from trace_model.annotations import checked
+from tracer.adapters.opening import Model, as_model
 from tracer.errors import UsageError
 from tracer.execution.hooks import Answer, Call, Location, Phase
 from tracer.execution.inputs import Inputs
@@ -165,7 +166,7 @@ class Flow:
 @checked(UsageError, but=("inputs",))
 @can_open_fused
 def flow(
-    model: nn.Module,
+    model: Model,
     inputs: Inputs | None = None,
     *,
     include: str | Sequence[str] = "*",
@@ -187,6 +188,7 @@ def flow(
         ModelRunError: the model raised.
         StorageError: the recording is damaged.
     """
+    model = as_model(model)
     modules = dict(model.named_modules()) if isinstance(model, Recorded) else named_modules(model)
     collector = _Collector(_chosen(include, list(modules)), _chosen(focus, list(modules)))
     if isinstance(model, Recorded):

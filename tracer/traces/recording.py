@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from trace_model.annotations import checked
+from tracer.adapters.opening import Model, as_model
 from tracer.choices import VALUES
 from tracer.environment import environment
 from tracer.errors import ModelRunError, UsageError
@@ -73,7 +74,7 @@ class Recording:
 @checked(UsageError, but=("inputs",))
 @can_open_fused
 def record(
-    model: nn.Module,
+    model: Model,
     inputs: Inputs,
     path: str | Path,
     *,
@@ -111,6 +112,7 @@ def record(
     if values not in VALUES:
         raise UsageError(f"values {values!r}: expected one of {', '.join(VALUES)}")
     check_new(path)
+    model = as_model(model)
     modules = named_modules(model)
     globs = [include] if isinstance(include, str) else list(include)
     chosen = {found for glob in globs for found in matching(glob, list(modules), "the model has")}

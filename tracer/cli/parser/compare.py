@@ -6,7 +6,7 @@ from typing import Any
 from tracer.choices import CANDIDATES, DEFAULT_CANDIDATE, ITSELF
 from tracer.cli.requests import CompareRequest
 from tracer.errors import UsageError
-from tracer.models.locate import is_trace
+from tracer.models.locate import is_graph, is_trace
 
 
 def request(given: Mapping[str, Any]) -> CompareRequest:
@@ -28,10 +28,11 @@ def request(given: Mapping[str, Any]) -> CompareRequest:
             )
         reference = model
         model, candidate = (None, candidate) if is_trace(candidate) else (candidate, ITSELF)
-    elif reference is not None and not is_trace(reference):
+    elif reference is not None and not (is_trace(reference) or is_graph(reference)):
         raise UsageError(
             f"--reference {reference} is no trace: expected a folder that `trace_model record` "
-            "has made; a model that is the reference is given as MODEL"
+            "has made, or a file with an exported graph; a model that is the reference is given as "
+            "MODEL"
         )
     if candidate is None:
         alone = reference is None and "candidate_device" not in given

@@ -24,7 +24,6 @@ from tracer.diagnosis.zoom.case import SideLog, ZoomKind, case_of
 from tracer.diagnosis.zoom.culprit import culprit_of
 from tracer.diagnosis.zoom.matching import match
 from tracer.diagnosis.zoom.operations import (
-    Line,
     Operation,
     OperationLog,
     at_line,
@@ -35,6 +34,7 @@ from tracer.diagnosis.zoom.zoom import Zoomed, zoomed_at
 from tracer.errors import RecordingTooLargeError
 from tracer.execution.backward import Forward, run_forward
 from tracer.execution.hooks import Call, Location, definition
+from tracer.execution.sources import Line
 from tracer.execution.torch_internals import tree_leaves
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.gradients import Parameter, TrainedPair, differentiated, leaves_given

@@ -7,9 +7,10 @@ from types import CodeType
 from typing import Any
 
 from tracer.diagnosis.zoom.case import Culprit, ZoomKind
-from tracer.diagnosis.zoom.operations import Line, Operation, OperationLog, at_line, described
+from tracer.diagnosis.zoom.operations import Operation, OperationLog, at_line, described
 from tracer.diagnosis.zoom.statements import deciding
 from tracer.execution.hooks import Location
+from tracer.execution.sources import Line
 
 # How much of its lines an edited copy of a function has in common with it.
 _COPIED = 0.5

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import nn
 
 from tracer.errors import RecordingTooLargeError
 from tracer.execution.hooks import Call, Location
+from tracer.execution.sources import Line, Sourced
 from tracer.execution.torch_internals import (
     TorchDispatchMode,
     is_hook_of_accelerate,
@@ -41,9 +42,6 @@ MOST_BYTES = 4 << 30
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _CONTEXTS = contextlib.__file__
 _TRACER = f"{Path(__file__).parents[2]}{os.sep}"
-
-# A line that was being executed: the code, and the number of the line.
-Line = tuple[CodeType, int]
 
 
 @dataclass(frozen=True)
@@ -338,7 +336,7 @@ class OperationLog(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         if self._lines_of:
             return self._lines_of.get(node, ())
-        return () if self._outside is None else (_line(self._outside),)
+        return () if self._outside is None else _lines_of(self._outside)[:1]
 
 
 def described(recording: OperationLog, index: int, line: Line | None = None) -> Operation:
@@ -369,15 +367,30 @@ def at_line(name: str, location: Location | None) -> Operation | None:
 def lines_from(frame: FrameType, outside: FrameType | None = None) -> tuple[Line, ...]:
     """The lines that are executed, the innermost first, up to a frame."""
     found: list[Line] = []
+    last: object = None
     for each in frames(frame):
         if each is outside:
             break
-        found.append(_line(each))
+        owner = _foreign_owner(each)
+        if owner is None or owner is not last:  # which has several frames of its own
+            found += _lines_of(each)
+        last = owner
     return tuple(found)
 
 
-def _line(frame: FrameType) -> Line:
-    return frame.f_code, frame.f_lineno
+def _lines_of(frame: FrameType) -> tuple[Line, ...]:
+    """The line that a frame executes; the lines of the source where it runs what was written
+    elsewhere."""
+    owner = _foreign_owner(frame)
+    return ((frame.f_code, frame.f_lineno),) if owner is None else owner.computing_at()
+
+
+def _foreign_owner(frame: FrameType) -> Sourced | None:
+    """The module that a frame of the tracer's computes what was written elsewhere for."""
+    if not frame.f_code.co_filename.startswith(_TRACER):
+        return None
+    owner = frame.f_locals.get("self")
+    return owner if isinstance(owner, Sourced) else None
 
 
 def frames(frame: FrameType | None) -> Iterator[FrameType]:

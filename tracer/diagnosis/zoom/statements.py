@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from types import CodeType
 
-from tracer.diagnosis.zoom.operations import Line, OperationLog, Step
+from tracer.diagnosis.zoom.operations import OperationLog, Step
+from tracer.execution.sources import Line
 
 _Statement = ast.For | ast.While | ast.If
 
@@ -29,7 +30,7 @@ def deciding(index: int, recording: OperationLog, other: OperationLog) -> tuple[
     """
     for code, number in recording.steps[index].lines:
         peer = _function(code.co_qualname, other.steps)
-        if peer is None or peer is code:
+        if peer is None or _is_same(peer, code):
             continue
         shift = peer.co_firstlineno - code.co_firstlineno
         for statement in _around(code, number):
@@ -62,6 +63,11 @@ def _function(name: str, steps: Iterable[Step]) -> CodeType | None:
     """The code of that name which steps run through."""
     codes = (code for step in steps for code, _ in step.lines)
     return next((code for code in codes if code.co_qualname == name), None)
+
+
+def _is_same(peer: CodeType, code: CodeType) -> bool:
+    """Whether two pieces of code are one, or were read from one place."""
+    return peer is code or (peer.co_filename == code.co_filename and peer == code)
 
 
 def _runs(steps: Iterable[Step], code: CodeType, line: int) -> int:

@@ -173,7 +173,7 @@ def read(path: str | Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str) -> None:
+def check(model: nn.Module, inputs: Mapping[str, Any], name: str) -> None:
     """Checks that keyword arguments fit a transformers model, before anything is computed.
 
     Raises:
@@ -190,7 +190,7 @@ def check(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str) -> No
             raise InputError(
                 f"{name} takes no input {key!r}; it takes {listed(known)}{near_names(key, known)}"
             )
-        if tensor.numel() == 0:
+        if isinstance(tensor, torch.Tensor) and tensor.numel() == 0:
             raise InputError(f"{key} is empty, of shape {list(tensor.shape)}: nothing to compute")
     main = str(getattr(model, "main_input_name", "input_ids"))
     if main not in inputs and "inputs_embeds" not in inputs:
