@@ -12,10 +12,8 @@ it takes, else to what all who take its value have in common.
 
 import ast
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +22,7 @@ from torch import nn
 from tracer.adapters.calls import Module, Operation
 from tracer.adapters.graph import Held, Value
 from tracer.adapters.lines import by_depth, frames_in
+from tracer.adapters.neighbours import Weights, filled
 from tracer.adapters.onnx_engine import Node
 from tracer.adapters.onnx_file import OnnxFile, free_names
 
@@ -42,8 +41,6 @@ _LINEAR = re.compile(r"target=torch\.ops\.aten\.(linear|addmm|mm|t|matmul)\b")
 # By a node and what it takes of the file's, the weight of another model, and whether it is
 # transposed.
 _Weights = dict[tuple[int, str], tuple[str, bool]]
-# Of what two tensors have in common, so that the many of a model are not compared with each other.
-_Key = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -72,16 +69,20 @@ def named(file: OnnxFile, other: nn.Module | None = None) -> Named:
     Args:
         other: a model whose modules have the same weights; for a file that says nothing itself.
     """
-    stacks = {id(node): _stack(node) for node in file.nodes}
+    stacks = [_stack(node) for node in file.nodes]
     root_class = next((_root_class(node) for node in file.nodes if _said(node, _CLASSES)), "")
-    weights = {} if other is None else _by_weights(file, other)
+    weights: _Weights = {}
     if other is not None:
-        modules = dict(other.named_modules())
-        # What else belongs to the modules around them, the file does not say.
-        for (node, _), (weight, _) in weights.items():
-            if owner := weight.rpartition(".")[0]:
-                stacks[node] = (Module(owner, owner, type(modules[owner]).__name__),)
-    names = _Names(file, {id(node): stack for node, stack in _filled(file, stacks)}, weights)
+        stacks = _by_weights(file, other, weights)
+    says_nothing = all(_stack(node) is None for node in file.nodes)
+    found = filled(
+        [free_names(node) for node in file.nodes],
+        [list(node.output) for node in file.nodes],
+        stacks,
+        [says_nothing and node.op_type not in _FOLLOWING for node in file.nodes],
+    )
+    by_id = {id(node): stack for node, stack in zip(file.nodes, found, strict=True)}
+    names = _Names(file, by_id, weights)
     operations = [names.operation(node) for node in file.nodes]
     return Named(operations, names.held, frozenset(names.turned), root_class)
 
@@ -220,91 +221,19 @@ def _listed(text: str) -> list[str]:
     return [str(each) for each in found] if isinstance(found, list) else []
 
 
-def _filled(
-    file: OnnxFile, stacks: Mapping[int, tuple[Module, ...] | None]
-) -> list[tuple["NodeProto", tuple[Module, ...]]]:
-    """Each node with its modules, those that say nothing with those of their neighbours."""
-    found = dict(stacks)
-    is_silent = all(_stack(node) is None for node in file.nodes)
-    users: dict[str, list[NodeProto]] = defaultdict(list)
+def _by_weights(
+    file: OnnxFile, other: nn.Module, weights: _Weights
+) -> list[tuple[Module, ...] | None]:
+    """The modules of nodes that use the weights of another model, which are noted."""
+    known = Weights(other)
+    stacks: list[tuple[Module, ...] | None] = []
     for node in file.nodes:
-        for name in free_names(node):
-            users[name].append(node)
-    makers: dict[str, NodeProto] = {}
-    for node in file.nodes:
-        if found[id(node)] is None and (node.op_type in _FOLLOWING or not is_silent):
-            before = [found[id(makers[n])] for n in free_names(node) if n in makers]
-            if before:
-                found[id(node)] = _common(before)
-        makers.update(dict.fromkeys(node.output, node))
-    for node in reversed(file.nodes):
-        if found[id(node)] is None and (node.op_type in _FOLLOWING or not is_silent):
-            after = [found[id(user)] for name in node.output for user in users[name]]
-            found[id(node)] = _common(after)
-    return [(node, found[id(node)] or ()) for node in file.nodes]
-
-
-def _common(
-    stacks: Sequence[tuple[Module, ...] | None],
-) -> tuple[Module, ...] | None:
-    """The modules that all have in common; None where none of them is known."""
-    known = [stack for stack in stacks if stack is not None]
-    if not known:
-        return None
-    common = known[0]
-    for stack in known[1:]:
-        pairs = zip(common, stack, strict=False)
-        common = tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return common
-
-
-# Files that say nothing.
-
-
-def _by_weights(file: OnnxFile, other: nn.Module) -> _Weights:
-    """The weights of another model that nodes use."""
-    owners: dict[_Key, list[tuple[str, torch.Tensor]]] = defaultdict(list)
-    for name, parameter in other.named_parameters(remove_duplicate=False):
-        if not parameter.is_meta and parameter.dim() > 0:
-            owners[_key(parameter)].append((name, parameter.detach()))
-    found: _Weights = {}
-    used: set[str] = set()
-    for node in file.nodes:
+        stacks.append(None)
         for name in node.input:
-            # Of equal weights each is used once, in the order of the modules.
-            names = _names_of(file, name, owners)
-            left = [each for each in names if each[0] not in used] or names
-            if left:
-                found[id(node), name] = left[0]
-                used.add(left[0][0])
-    return found
-
-
-def _names_of(
-    file: OnnxFile, name: str, owners: Mapping[_Key, Sequence[tuple[str, torch.Tensor]]]
-) -> list[tuple[str, bool]]:
-    """The names of the parameters that an initialiser is, quantised or not, and whether it holds
-    them transposed."""
-    if name not in file.tensors:
-        return []
-    tensor, step = file.tensors[name].float(), file.steps.get(name, 0.0)
-    every = [e for key, each in owners.items() if key[0] == tensor.numel() for e in each]
-    return [
-        (other, is_turned)
-        for other, parameter in (every if step else owners.get(_key(tensor), ()))
-        for is_turned in ((False, True) if parameter.dim() > 1 else (False,))
-        if _is_one(tensor, parameter.mT if is_turned else parameter, step)
-    ]
-
-
-def _is_one(tensor: torch.Tensor, parameter: torch.Tensor, step: float) -> bool:
-    """Whether two tensors are the same up to a step."""
-    if tensor.shape != parameter.shape:
-        return False
-    return bool(((tensor - parameter.float().cpu()).abs() <= step).all())
-
-
-def _key(tensor: torch.Tensor) -> _Key:
-    """What equal tensors have in common, also where they are transposed."""
-    total = float(tensor.detach().double().abs().sum())
-    return tensor.numel(), float(f"{total:.5g}")
+            if name not in file.tensors:
+                continue
+            found = known.take(file.tensors[name], file.steps.get(name, 0.0))
+            if found is not None:
+                weights[id(node), name] = found
+                stacks[-1] = known.stack(found[0])
+    return stacks
