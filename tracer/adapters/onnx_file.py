@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from tracer.adapters.ports import Port
 from tracer.errors import ModelLoadError
 from tracer.text import brief, listed
 
@@ -38,20 +39,6 @@ DTYPES = {
     13: torch.uint64,
     16: torch.bfloat16,
 }
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a graph.
-
-    Attributes:
-        dtype: None where PyTorch has none like it.
-        shape: sizes, and names of those that are not fixed; None where it is not known.
-    """
-
-    name: str
-    dtype: torch.dtype | None
-    shape: tuple[int | str, ...] | None
 
 
 @dataclass(frozen=True, eq=False)

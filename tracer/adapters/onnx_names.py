@@ -96,7 +96,7 @@ class _Names:
         self._weights = weights
         self.held: dict[Value, Held] = {}
         self.turned: set[Value] = set()
-        self._taken: dict[str, str] = {}
+        self._own_names: set[str] = set()
         self._file = file
         self._stacks = stacks
         self._scopes = {""} | {m.name for stack in stacks.values() for m in stack}
@@ -134,9 +134,9 @@ class _Names:
         )
         value = name if own == name else f"{name} as {own}"
         if value not in self.held:
-            if own in self._taken:
-                raise AssertionError(f"{own} stands for {self._taken[own]} and for {name}")
-            self._taken[own] = name
+            while own in self._own_names:  # another tensor's
+                own += "_"
+            self._own_names.add(own)
             tensor = tensor.mT if is_turned else tensor
             last = own.rpartition(".")[2]
             is_parameter = tensor.is_floating_point() and (
