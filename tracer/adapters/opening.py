@@ -15,6 +15,7 @@ from torch.export import ExportedProgram, UnflattenedModule
 from torch.export.passes import move_to_device_pass
 
 from trace_model.annotations import checked
+from tracer.adapters.circle_model import CircleModel, open_circle
 from tracer.adapters.exported import ProgramModel, from_module, from_program
 from tracer.adapters.graph import GraphModel
 from tracer.adapters.onnx_model import OnnxModel, read_onnx
@@ -36,7 +37,8 @@ def open_graph(path: str | Path, *, device: str | torch.device | None = None) ->
 
     Args:
         path: a `.pt2` file of `torch.export.save`; to read it is to trust it, as with every file
-            that is unpickled. Or an `.onnx` file, which ONNX Runtime computes.
+            that is unpickled. Or an `.onnx` file, which ONNX Runtime
+            computes, or a `.circle`, which onert does, or the reference runtime of tico.
         device: where it is to compute; as it was exported if None.
 
     Raises:
@@ -71,9 +73,9 @@ def as_model(model: Model) -> nn.Module:
 def as_models(reference: Model, candidate: Model) -> tuple[nn.Module, nn.Module]:
     """Both sides as `as_model` has them; a graph that says nothing of modules has the other's."""
     one, two = as_model(reference), as_model(candidate)
-    if isinstance(one, OnnxModel) and not one.has_modules:
+    if isinstance(one, OnnxModel | CircleModel) and not one.has_modules:
         one = one.named_after(two)
-    if isinstance(two, OnnxModel) and not two.has_modules:
+    if isinstance(two, OnnxModel | CircleModel) and not two.has_modules:
         two = two.named_after(one)
     return one, two
 
@@ -119,4 +121,5 @@ def _read_pt2(file: Path, device: torch.device | None) -> ProgramModel:
 _READERS: Mapping[str, Callable[[Path, torch.device | None], GraphModel]] = {
     ".pt2": _read_pt2,
     ".onnx": read_onnx,
+    ".circle": open_circle,
 }

@@ -57,7 +57,8 @@ def _named(known: Mapping[str, str]) -> str:
 _MODEL = (
     f"a local folder, a Hugging Face hub id, or a built-in model ({_named(choices.BUILT_IN)}); or "
     "a function, FILE.py:FUNCTION or MODULE:FUNCTION, that returns a model, or a pair of it "
-    f"and its inputs by name, whose code is run; or a file with an exported graph ({', '.join(choices.GRAPHS)})"
+    "and its inputs by name, whose code is run; or a file with an exported graph "
+    f"({', '.join(choices.GRAPHS)})"
 )
 
 
