@@ -141,4 +141,3 @@ def part_of(file: CircleFile, operator: RuntimeOperator, given: Sequence[int]) -
     part.outputs = own.outputs
     model.subgraphs = [part]
     return CircleDocument(model).to_bytes()
-
