@@ -9,8 +9,11 @@ are still used.
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ from tracer.adapters.circle_file import CircleFile
 from tracer.adapters.graph import Value, Values
 from tracer.errors import ModelRunError
 from tracer.execution.torch_internals import as_operator, is_dispatched
-from tracer.text import brief
+from tracer.text import brief, first_line
 
 if TYPE_CHECKING:
     from tico.circle.runtime.program import RuntimeOperator
@@ -105,7 +108,34 @@ def onert_session(data: bytes) -> Any:
         path = Path(folder) / "part.circle"
         path.write_bytes(data)
         session = onert.infer.session(str(path))
-    return lambda arrays: [each.copy() for each in session.infer(list(arrays))]
+
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        with _said() as said:
+            try:
+                return [each.copy() for each in session.infer(list(arrays))]
+            except Exception as error:
+                raise ValueError(said() or brief(error)) from error
+
+    return run
+
+
+@contextmanager
+def _said() -> Iterator[Callable[[], str]]:
+    """Catches what a library written in C++ prints as an error: its exceptions say less."""
+    with tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+
+        def read() -> str:
+            file.seek(0)
+            return first_line(file.read().decode(errors="replace").strip())
+
+        try:
+            yield read
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 def part_of(file: CircleFile, operator: RuntimeOperator, given: Sequence[int]) -> bytes:

@@ -9,8 +9,8 @@ from torch import nn
 
 from tracer.adapters.calls import Operation
 from tracer.adapters.circle_engine import CircleEngine, onert_session
-from tracer.adapters.circle_file import CircleFile, read_circle
-from tracer.adapters.graph import Graph, Held, Value
+from tracer.adapters.circle_file import CircleFile, own_name, read_circle
+from tracer.adapters.graph import Graph, Held, QuantisedTensor, Value
 from tracer.adapters.lines import by_depth
 from tracer.adapters.neighbours import Stack, Weights, filled
 from tracer.adapters.ports import Port, PortedModel
@@ -18,7 +18,7 @@ from tracer.errors import UsageError
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:
-    from tico.circle.runtime.program import RuntimeOperator
+    from tico.circle.runtime.program import RuntimeOperator, RuntimeTensor
 
 # Which of its operands an operator takes as parameters, and what they are called.
 _PARAMETERS = {
@@ -59,6 +59,31 @@ class CircleModel(PortedModel):
     def named_after(self, other: nn.Module) -> "CircleModel":
         """The same file, with the modules of another model that holds its weights."""
         return CircleModel(self._file, other)
+
+    def quantised(self) -> Sequence[QuantisedTensor]:
+        """The tensors of the file that are integers with scales."""
+        modules: dict[Value, str] = {}
+        for each in self._graph.operations:
+            module = each.stack[-1].name if each.stack else ""
+            modules.update(dict.fromkeys(each.makes, module))
+            for value in each.takes:
+                modules.setdefault(value, module)
+        found = []
+        for tensor in self._file.program.tensors:
+            if not tensor.is_quantized_integer or tensor.index not in modules:
+                continue
+            quantization = tensor.quantization
+            assert quantization is not None
+            found.append(
+                QuantisedTensor(
+                    own_name(tensor.name),
+                    modules[tensor.index],
+                    _kind(tensor),
+                    torch.tensor(quantization.scale),
+                    torch.tensor(quantization.zero_point),
+                )
+            )
+        return found
 
     def deployed(
         self, args: tuple[object, ...], kwargs: Mapping[str, object]
@@ -113,6 +138,13 @@ def _runtime_notes(file: CircleFile) -> tuple[str, ...]:
             "one by one",
         )
     return ()
+
+
+def _kind(tensor: "RuntimeTensor") -> str:
+    """The integers that a tensor holds, packed ones as well."""
+    from tico.circle.runtime.program import tensor_type_name
+
+    return tensor_type_name(tensor.tensor_type).rpartition(".")[2].lower()
 
 
 def _zeros(file: CircleFile, index: int) -> object:

@@ -81,6 +81,24 @@ class Held:
 
 
 @dataclass(frozen=True)
+class QuantisedTensor:
+    """A tensor of a file that holds integers with a scale.
+
+    Attributes:
+        name: the file's.
+        module: where it is made; of a constant, where it is used.
+        dtype: the integers', as a word.
+        scale, zero_point: one, or one for each channel; [channels].
+    """
+
+    name: str
+    module: str
+    dtype: str
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Graph(Shared):
     """What is read of a file: see the module's docstring.
 
@@ -225,6 +243,10 @@ class GraphModel(GraphScope):
     def forward(self) -> "_Forward":  # type: ignore[override]
         """Takes the arguments of the model that was exported, by name or position."""
         return _Forward(self)
+
+    def quantised(self) -> Sequence[QuantisedTensor]:
+        """The tensors that the file holds as integers; none where it says so by operations."""
+        return ()
 
     def deployed(
         self, args: tuple[object, ...], kwargs: Mapping[str, object]

@@ -29,6 +29,7 @@ from tracer.diagnosis.discrete import NearTie, near_ties
 from tracer.diagnosis.finding import OriginKind, RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
 from tracer.diagnosis.optimised import optimised, with_optimised
+from tracer.diagnosis.structure import wrong_structure
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, named_by_user, zoom_at, zoom_of
 from tracer.errors import ModelRunError, UsageError
@@ -206,6 +207,8 @@ def compare(
             may_run=False,
         )
     comparison = _judged(free, experiment, confirm=confirm, strict=strict)
+    if (wrong := wrong_structure(session)) is not None:
+        comparison = replace(comparison, verdict=comparison.verdict.with_beside(wrong))
     if is_whole and not free.outcome.ended and (found := optimised(session, tolerance)):
         comparison = replace(comparison, verdict=with_optimised(comparison.verdict, found))
     if ties:

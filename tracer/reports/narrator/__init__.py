@@ -14,6 +14,7 @@ from tracer.diagnosis.discrete import NearTie
 from tracer.diagnosis.finding import RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import ForwardOnly, GradientsAgree
 from tracer.diagnosis.optimised import Optimised
+from tracer.diagnosis.structure import WrongStructure
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.isolation.result import Isolation
@@ -22,6 +23,7 @@ from tracer.reports.narrator import (
     noise,
     optimised,
     randomness,
+    structure,
     ties,
     tolerances,
     traces,
@@ -67,5 +69,6 @@ lines.register(RandomDraws)(randomness.lines)
 lines.register(ForwardOnly)(training.forward_only)
 lines.register(GradientsAgree)(training.gradients_agree)
 lines.register(Optimised)(optimised.lines)
+lines.register(WrongStructure)(structure.lines)
 lines.register(NearTie)(ties.lines)
 lines.register(TightTolerance)(tolerances.lines)
