@@ -170,4 +170,5 @@ def part_of(file: CircleFile, operator: RuntimeOperator, given: Sequence[int]) -
     part.operators, part.inputs = [own], [places[index] for index in given]
     part.outputs = own.outputs
     model.subgraphs = [part]
-    return CircleDocument(model).to_bytes()
+    data: bytes = CircleDocument(model).to_bytes()
+    return data

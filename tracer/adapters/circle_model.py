@@ -144,7 +144,7 @@ def _kind(tensor: "RuntimeTensor") -> str:
     """The integers that a tensor holds, packed ones as well."""
     from tico.circle.runtime.program import tensor_type_name
 
-    return tensor_type_name(tensor.tensor_type).rpartition(".")[2].lower()
+    return str(tensor_type_name(tensor.tensor_type)).rpartition(".")[2].lower()
 
 
 def _zeros(file: CircleFile, index: int) -> object:
