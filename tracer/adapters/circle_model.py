@@ -170,7 +170,7 @@ class _Reader:
         self._weights: dict[tuple[int, int], str] = {}
         operators = file.program.operators
         stacks: list[Stack | None] = [
-            file.map.stacks.get(file.name(each.outputs[0])) for each in operators
+            file.map.stacks.get(self._mapped_name(each)) for each in operators
         ]
         if other is not None:
             stacks = self._by_weights(other)
@@ -181,8 +181,22 @@ class _Reader:
             [other is not None and each.name != "QUANTIZE" for each in operators],
         )
         self.operations = [
-            self._operation(each, stack) for each, stack in zip(operators, found, strict=True)
+            self._operation(each, self._within(each, stack))
+            for each, stack in zip(operators, found, strict=True)
         ]
+
+    def _mapped_name(self, operator: "RuntimeOperator") -> str:
+        """The name of an operation in the map; tico puts a line before some."""
+        name = self._file.name(operator.outputs[0])
+        return name if name in self._file.map.stacks else name.lstrip("_")
+
+    def _within(self, operator: "RuntimeOperator", stack: Stack) -> Stack:
+        """The modules of an operation up to the one whose class stands in its name."""
+        name = self._file.program.tensors[operator.outputs[0]].name
+        kind = name.rpartition("::")[0].rpartition(".")[2]
+        ends = [end for end, module in enumerate(stack, 1) if module.class_name == kind]
+        is_mapped = self._mapped_name(operator) in self._file.map.stacks
+        return stack if is_mapped or not ends else stack[: ends[-1]]
 
     def _is_constant(self, index: int) -> bool:
         return index < 0 or self._file.program.tensors[index].is_constant
@@ -219,7 +233,7 @@ class _Reader:
             if self._is_held(index) and index not in self.held:
                 kind = _PARAMETERS.get(each.name, {}).get(position, "")
                 self.held[index] = self._hold(each.index, index, scope, kind)
-        frames = file.map.frames.get(file.name(each.outputs[0]), ())
+        frames = file.map.frames.get(self._mapped_name(each), ())
         return Operation(
             name=each.name,
             takes=tuple(dict.fromkeys(takes)),

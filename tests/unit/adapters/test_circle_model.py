@@ -191,7 +191,7 @@ class TestMistakes:
         assert "of up_proj: int16, scale" in wrong.nearest
         text = tracer.explain(verdict)
         assert "tensors of the candidate's file is quantised as no point there is:" in text
-        assert "`linear_1` of `up_proj`: int16, scale 0.0039" in text
+        assert "`linear_1` of `up_proj`: int16, scale" in text
 
     def test_a_wrong_quantised_constant(self, quantised, tmp_path):
         def change(model, graph):
