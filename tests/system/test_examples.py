@@ -209,3 +209,12 @@ def test_compare_a_port(monkeypatch, capsys) -> None:
     assert "differ" not in right
     assert "The error is introduced in the forward of `blocks.2.attention`" in wrong
     assert "mixed = functional.scaled_dot_product_attention(" in wrong
+
+
+def test_debug_an_export(monkeypatch, capsys) -> None:
+    printed = run("debug_an_export.py", monkeypatch, capsys)
+    right, wrong = printed.split("# After the pass")
+    assert "The models agree: every compared value is equal." in right
+    assert "`1.attention`" in wrong
+    assert "Confirmed" in wrong
+    assert "scores = scores / 2.0" in wrong

@@ -154,6 +154,13 @@ def save_model(folder: str, *, broken: bool = False) -> None:
     model.save_pretrained(folder)
 
 
+def save_graph(file: str) -> None:
+    loaded = tracer.models.load("random-llama")
+    with torch.no_grad():
+        program = torch.export.export(loaded.model, (), {**loaded.inputs, "use_cache": False})
+    torch.export.save(program, file)
+
+
 def reports(folder: str) -> None:
     Path(folder).mkdir()
     for name in ("first", "second"):
@@ -171,6 +178,7 @@ MAKERS: Mapping[str, Callable[[], object]] = {
     "run.trace": lambda: record("--out", "run.trace"),
     "a.trace": lambda: record("--out", "a.trace"),
     "b.trace": lambda: record("--candidate", "sdpa", "--out", "b.trace"),
+    "model.pt2": lambda: save_graph("model.pt2"),
     "other": lambda: save_model("other"),
     "broken": lambda: save_model("broken", broken=True),
 }

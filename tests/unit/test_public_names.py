@@ -16,12 +16,21 @@ PUBLIC = [
     "Recording", "Recovery", "Roles", "Row",
     "ShapeMismatchError", "Stepped", "Stepping", "StorageError", "Symptom", "Tolerance",
     "TracerError", "UsageError", "Verdict", "assert_equivalent", "capture", "compare", "explain",
-    "flow", "gate", "models", "open_trace", "record",
+    "flow", "gate", "models", "open_graph", "open_trace", "record",
 ]  # fmt: skip
 ROOMS = [
     *("cli", "testing", "regression", "reports", "comparison", "isolation", "diagnosis"),
     *("diagnosis.zoom", "debugger", "interventions", "traces", "measurement", "models"),
-    *("models.inputs", "execution", "tensors", "text", "environment", "errors", "choices"),
+    *(
+        "models.inputs",
+        "adapters",
+        "execution",
+        "tensors",
+        "text",
+        "environment",
+        "errors",
+        "choices",
+    ),
 ]
 
 

@@ -23,7 +23,8 @@ from torch import nn
 
 from tracer.errors import UsageError
 from tracer.execution.forms import Form
-from tracer.execution.sources import Line, Sourced
+from tracer.execution.sources import Location as Location
+from tracer.execution.sources import Sourced
 from tracer.execution.torch_internals import (
     as_written,
     autocast_dtype,
@@ -46,29 +47,6 @@ class Phase(Enum):
 
     START = "start"
     END = "end"
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A line of source: the file's path, the line number and the function around it."""
-
-    file: str
-    line: int
-    function: str
-
-    @property
-    def is_in_torch(self) -> bool:
-        """Whether the file is part of PyTorch itself."""
-        return self.file.startswith(_TORCH)
-
-    @classmethod
-    def of(cls, line: Line) -> "Location":
-        """Where a line of some code is."""
-        code, number = line
-        return cls(code.co_filename, number, code.co_qualname)
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -1,14 +1,44 @@
-"""Modules that compute what was written elsewhere: the parts of an exported graph.
+"""Lines of source, and modules that compute what was written elsewhere: parts of a graph.
 
-Their own frames are the tracer's, which say nothing. What they are computing now, and from where
-they call the modules inside them, they say themselves, as lines of the original source.
+The frames of such a module are the tracer's, which say nothing. What it is computing now, and from
+where it calls the modules inside, it says itself, as lines of the original source.
 """
 
+import os
+from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType
 from typing import Protocol, runtime_checkable
 
+import torch
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+
 # A line that was being executed: the code, and the number of the line.
 Line = tuple[CodeType, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A line of source: the file's path, the line number and the function around it."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def is_in_torch(self) -> bool:
+        """Whether the file is part of PyTorch itself."""
+        return self.file.startswith(_TORCH)
+
+    @classmethod
+    def of(cls, line: Line) -> "Location":
+        """Where a line of some code is."""
+        code, number = line
+        return cls(code.co_filename, number, code.co_qualname)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
 
 
 @runtime_checkable

@@ -45,6 +45,7 @@ def _check_module(module: Any, files: int) -> None:
     kind = module.get("class")
     _expect(isinstance(kind, str) and is_text(kind) and "\0" not in kind, f"class is {kind!r:.60}")
     _expect(isinstance(module.get("recorded"), bool), "recorded is neither true nor false")
+    _expect(module.get("formless") in (None, True), "formless is neither true nor left out")
     _expect(module.get("container") in (None, "ModuleList", "Sequential"), "container is unknown")
     _check_place(module.get("definition"), files)
     for part in ("parameters", "points"):

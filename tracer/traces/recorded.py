@@ -45,10 +45,12 @@ class RecordedModule(nn.Module):
     Attributes:
         checksums: of its own parameters by name: dtype, shape and checksum.
         points: what it reported of its quantization points; see `tracer.traces.dataflow`.
+        is_formless: whether it was a part of a graph; see `tracer.execution.forms`.
     """
 
     checksums: Mapping[str, "Checksum"]
     points: Mapping[str, Mapping[str, object]]
+    is_formless: bool
 
 
 class Recorded(RecordedModule, StandIn):
@@ -295,6 +297,7 @@ def _skeleton(info: Mapping[str, Any], files: Sequence[str], *, is_root: bool = 
         for name, (dtype, shape, digest) in info.get("parameters", {}).items()
     }
     module.points = info.get("points", {})
+    module.is_formless = info.get("formless", False)
     return module
 
 

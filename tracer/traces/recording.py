@@ -38,6 +38,7 @@ from tracer.adapters.opening import Model, as_model
 from tracer.choices import VALUES
 from tracer.environment import environment
 from tracer.errors import ModelRunError, UsageError
+from tracer.execution.forms import is_formless
 from tracer.execution.hooks import Answer, Call, Location, Phase, definition
 from tracer.execution.inputs import Inputs
 from tracer.execution.offload import execution_device, own_parameters
@@ -127,6 +128,7 @@ def record(
     }
     if values == "fingerprints":  # which are to be small
         for module in described.values():
+            module.pop("formless", None)  # counterparts are told by values
             if "points" in module:
                 module["points"] = _without_channels(module["points"])
     header = {
@@ -302,6 +304,7 @@ def _described(
         "class": type(module).__name__,
         "container": next((n for n, kind in CONTAINERS.items() if isinstance(module, kind)), None),
         "recorded": is_recorded,
+        "formless": is_formless(module) or None,
         "definition": _place(definition(module), files),
         "parameters": {n: (c.dtype, c.shape, c.digest) for n, c in own.items() if c is not None},
         "points": points_of(module),
