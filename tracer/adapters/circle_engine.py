@@ -1,9 +1,9 @@
 """Computes a Circle graph, each operator by itself, as a file that holds nothing else.
 
-A file without quantisation is computed by onert. That takes no quantised types; those are computed
-by the reference runtime of tico, which keeps floats and rounds each to what its tensor can hold.
-What onert makes of the whole file is compared with that apart: it is known to overwrite values that
-are still used.
+A file without quantisation is computed by onert, and where that does not know an operator by the
+reference runtime of tico. Onert takes no quantised types; those are computed by the latter alone,
+which keeps floats and rounds each to what its tensor can hold. What onert makes of the whole file
+is compared with that apart: it is known to overwrite values that are still used.
 """
 
 from __future__ import annotations
@@ -32,11 +32,20 @@ if TYPE_CHECKING:
     from tico.circle.runtime.program import RuntimeOperator
 
 
+class OnertFailedError(Exception):
+    """What onert says of an operator that it cannot compute."""
+
+
 @dataclass(eq=False)
 class CircleEngine:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        beyond_onert: kinds of operators that it did not compute.
+    """
 
     file: CircleFile
+    beyond_onert: set[str] = field(default_factory=set)
     _sessions: dict[object, Any] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, object]) -> CircleEngine:
@@ -69,9 +78,7 @@ class CircleEngine:
         order = [index for index in dict.fromkeys(operator.inputs) if index in given]
         arrays = [given[index].detach().contiguous().cpu().numpy() for index in order]
         try:
-            if operator.index not in self._sessions:
-                self._sessions[operator.index] = self._session(operator, order)
-            made = self._sessions[operator.index](arrays)
+            made = self._made(operator, order, arrays)
             # onert takes the output of a linear layer for a matrix.
             shapes = (self.file.program.tensors[index].shape for index in operator.outputs)
             return [
@@ -79,16 +86,27 @@ class CircleEngine:
                 for each, shape in zip(made, shapes, strict=True)
             ]
         except Exception as error:
-            runtime = "tico's reference runtime" if self.file.is_quantised else "onert"
             raise ModelRunError(
-                f"{runtime} cannot compute {operator.name} of {self.file.path}: {brief(error)}"
+                f"neither onert nor tico can compute {operator.name} of {self.file.path}: "
+                f"{brief(error)}"
             ) from error
 
-    def _session(self, operator: RuntimeOperator, order: Sequence[int]) -> Any:
+    def _made(
+        self, operator: RuntimeOperator, order: Sequence[int], arrays: Sequence[np.ndarray]
+    ) -> Sequence[np.ndarray]:
+        """The outputs of an operator; of tico's reference runtime where onert does not know it."""
+        if operator.index in self._sessions:
+            return list(self._sessions[operator.index](arrays))
         data = part_of(self.file, operator, order)
-        if self.file.is_quantised:
-            return reference_session(data)
-        return onert_session(data)
+        session = reference_session(data) if self.file.is_quantised else onert_session(data)
+        try:
+            made = list(session(arrays))
+        except OnertFailedError:
+            self.beyond_onert.add(operator.name)
+            session = reference_session(data)
+            made = list(session(arrays))
+        self._sessions[operator.index] = session
+        return made
 
 
 def reference_session(data: bytes) -> Any:
@@ -114,7 +132,7 @@ def onert_session(data: bytes) -> Any:
             try:
                 return [each.copy() for each in session.infer(list(arrays))]
             except Exception as error:
-                raise ValueError(said() or brief(error)) from error
+                raise OnertFailedError(said() or brief(error)) from error
 
     return run
 

@@ -135,7 +135,7 @@ def _runtime_notes(file: CircleFile) -> tuple[str, ...]:
     except Exception as error:
         return (
             f"onert cannot run {file.path.name} whole ({brief(error)}): its operators are computed "
-            "one by one",
+            "one by one, by tico's reference runtime where onert does not know them",
         )
     return ()
 

@@ -257,6 +257,12 @@ class CompareRequest(ModelRequest):
         metavar="TRACE|GRAPH",
     )
     salvage: bool = switch(_SALVAGE)
+    through: str | None = option(
+        "compares what becomes of MODEL on its way to a file, each stage with the one before: "
+        "float, wrapped, quantised (where there are wrappers for it), exported, run; names the "
+        "first stage that adds an error beyond its own kind, and the module in it",
+        choices=choices.EXPORTED_TO,
+    )
     candidate_device: str | None = option(
         "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "
         "without --candidate it is the model itself",
