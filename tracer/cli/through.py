@@ -11,6 +11,7 @@ own steps, and so is a `.circle`, in which a tensor that is quantised for one us
 """
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,13 +128,17 @@ def _write(
         wrappers.export(model, inputs, file)
         return
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             # The optimiser of the exporter loses constants of clamps; ONNX Runtime has its own.
             made = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
         assert made is not None
         made.save(file)
     except Exception as error:
-        raise ModelLoadError(f"torch.onnx cannot export the model: {brief(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # which says what; the others, what may be done
+            cause = cause.__cause__
+        raise ModelLoadError(f"torch.onnx cannot export the model: {brief(cause)}") from error
 
 
 def _steps(kind: str) -> int:
