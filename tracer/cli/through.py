@@ -7,7 +7,9 @@
     The error comes in where the file is run: ...
 
 Each stage is compared with the one before. Quantisation is expected to err, by up to some of its
-own steps, and so is a `.circle`, in which a tensor that is quantised for one user is so for all.
+own steps; and so is another runtime of what is quantised, where a value between two steps may be
+rounded to the other, and a `.circle`, in which a tensor that is quantised for one user is so for
+all.
 """
 
 import tempfile
@@ -107,7 +109,7 @@ def _stages(
     file = folder / f"model.{request.through}"
     with status(f"writing {file.name}"):
         _write(model, program, inputs, file)
-    is_approximate = request.through == "circle" and bits is not None
+    is_approximate = request.through != "pt2" and bits is not None
     graph = tracer.open_graph(file)
     for note in getattr(graph, "notes", ()):
         print(note)

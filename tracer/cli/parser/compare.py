@@ -36,7 +36,11 @@ def request(given: Mapping[str, Any]) -> CompareRequest:
             "MODEL"
         )
     if given.get("through") is not None:
-        if reference is not None or candidate not in (None, *NEED_WRAPPERS) or is_trace(given["model"]):
+        if (
+            reference is not None
+            or candidate not in (None, *NEED_WRAPPERS)
+            or is_trace(given["model"])
+        ):
             raise UsageError(
                 "--through makes its own stages of MODEL: leave out --reference, and a --candidate "
                 f"that is none of {listed(NEED_WRAPPERS)}"
