@@ -4,7 +4,7 @@
     python -m benchmarks.exported_graphs --only "Llama MLP" --formats pt2
 
 Every row is one file: how many modules are paired, what the verdict is, the largest PEIR of any
-value, and the limit that it was judged by: that of the dtype, and of what is quantised 8 steps of
+value, and the limit that it was judged by: that of the dtype, and of what is quantised 16 steps of
 its activations where another runtime than PyTorch computes it.
 """
 
@@ -30,7 +30,7 @@ from tracer.models import builtin
 from wrappers import PTQConfig, affine
 
 Made = tuple[nn.Module, tuple[Any, ...]]
-_STEPS = 8 / 2**8
+_STEPS = 16 / 2**8
 
 
 @dataclass(frozen=True)

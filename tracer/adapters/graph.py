@@ -216,6 +216,8 @@ class GraphModel(GraphScope):
     is_formless = False
     # A cache that it is given stays as it is: what it would hold is among the outputs.
     returns_anew = True
+    # What the user should know before it runs, in sentences.
+    notes: tuple[str, ...] = ()
 
     def __init__(self, graph: Graph, engine: Engine) -> None:
         super().__init__(engine)

@@ -51,6 +51,22 @@ class PortedModel(GraphModel):
         own = [Parameter(port.name, kind) for port in self._ports]
         return Signature([*own, Parameter(_OTHERS, Parameter.VAR_KEYWORD)])
 
+    def example_inputs(self) -> dict[str, object] | None:
+        """Random inputs of a seed, since the file has none: whole numbers 0, and nothing hidden;
+        None where sizes are not fixed."""
+        generator = torch.Generator().manual_seed(0)
+        made: dict[str, object] = {}
+        for port in self._ports:
+            sizes = [size for size in port.shape or ("?",) if isinstance(size, int)]
+            if port.dtype is None or port.shape is None or len(sizes) < len(port.shape):
+                return None
+            made[port.name] = torch.zeros(sizes, dtype=port.dtype)
+            if port.dtype.is_floating_point:
+                made[port.name] = torch.randn(sizes, generator=generator).to(port.dtype)
+            elif port.dtype == torch.bool:
+                made[port.name] = torch.ones(sizes, dtype=port.dtype)
+        return made
+
     def read_inputs(self, arguments: Mapping[str, object]) -> Sequence[object]:
         """The graph's inputs from arguments by name.
 

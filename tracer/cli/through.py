@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # How many steps of an integer type a value of a whole model may be off: by quantisation itself, and
 # by tensors that are quantised for each other in a file.
-_QUANTISED, _WRITTEN = 32, 8
+_QUANTISED, _WRITTEN = 32, 16
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _stages(
         _write(model, program, inputs, file)
     is_approximate = request.through != "pt2" and bits is not None
     graph = tracer.open_graph(file)
-    for note in getattr(graph, "notes", ()):
+    for note in graph.notes:
         print(note)
     yield _Stage("run", graph, _WRITTEN / bits if is_approximate and bits else None)
 

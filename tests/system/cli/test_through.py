@@ -62,6 +62,8 @@ def test_an_onnx_file_is_a_candidate(capsys, tmp_path) -> None:
     printed = capsys.readouterr().out
     assert "`second`" in printed
     assert "Confirmed" in printed
+    assert main(["show", "wrong.onnx", "--tree"]) == 2
+    assert "--inputs" in capsys.readouterr().err
     (tmp_path / "broken.onnx").write_bytes(b"\x08")
     assert main(["compare", "port.py:build", "--candidate", "broken.onnx"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

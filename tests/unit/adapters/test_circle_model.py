@@ -111,6 +111,10 @@ class TestAgreement:
         assert len(comparison.coverage.paired_modules) == 7
         assert dict(graph.named_parameters()).keys() == dict(module.named_parameters()).keys()
 
+    def test_inputs_of_its_own(self, plain):
+        given = tracer.open_graph(plain[2]).example_inputs()
+        assert given["x"].shape == (1, 5, 6)
+
     def test_quantised(self, quantised):
         module, x, path = quantised
         graph = tracer.open_graph(path)

@@ -1,14 +1,21 @@
 """ONNX files as sides: rows by module, mistakes named, and what cannot be opened."""
 
+import json
+from pathlib import Path
+
 import onnx
 import pytest
 import torch
+from jsonschema import validate
 from onnx import TensorProto, helper
 
 import tracer
 from tests.builders import onnx_files as files
 from tracer.errors import InputError, ModelLoadError, ModelRunError, UsageError
+from tracer.reports.json import render
 from tracer.reports.narrator import explain
+
+SCHEMA = Path(tracer.__file__).parent / "reports" / "report.schema.json"
 
 
 def opened(tmp_path, change=lambda model: None, *, module=None, **options):
@@ -201,6 +208,9 @@ class TestOptimiser:
         text = explain(comparison.verdict)
         assert text.startswith("The runtime's optimisations change the candidate's file")
         assert "`second_f`" in text or "`mean`" in text
+        document = json.loads(render(comparison))
+        validate(document, json.loads(SCHEMA.read_text()))
+        assert document["verdict"]["outcome"] == "diverges"
 
 
 class TestErrors:
