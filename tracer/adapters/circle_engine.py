@@ -24,7 +24,6 @@ import torch
 from tracer.adapters.calls import Operation
 from tracer.adapters.circle_file import CircleFile
 from tracer.adapters.graph import Value, Values
-from tracer.errors import ModelRunError
 from tracer.execution.torch_internals import as_operator, is_dispatched
 from tracer.text import brief, first_line
 
@@ -86,7 +85,7 @@ class CircleEngine:
                 for each, shape in zip(made, shapes, strict=True)
             ]
         except Exception as error:
-            raise ModelRunError(
+            raise RuntimeError(
                 f"neither onert nor tico can compute {operator.name} of {self.file.path}: "
                 f"{brief(error)}"
             ) from error

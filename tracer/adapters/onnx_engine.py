@@ -17,7 +17,7 @@ import torch
 from tracer.adapters.calls import Operation
 from tracer.adapters.graph import Value, Values
 from tracer.adapters.onnx_file import DTYPES, OnnxFile
-from tracer.errors import ModelRunError, UsageError
+from tracer.errors import UsageError
 from tracer.execution.torch_internals import as_operator, from_dlpack, is_dispatched, to_dlpack
 from tracer.text import brief, listed
 
@@ -125,7 +125,7 @@ class OnnxEngine:
         given: dict[Value, torch.Tensor] = {}
         for key, value in values.items():
             if not isinstance(value, torch.Tensor):
-                raise ModelRunError(f"{key!r} is no tensor, and ONNX Runtime is given tensors only")
+                raise RuntimeError(f"{key!r} is no tensor, and ONNX Runtime is given tensors only")
             given[key] = value.mT if key in self.turned else value
         if not is_dispatched():
             return self._run(operations, given, wanted)
@@ -156,7 +156,7 @@ def _opened(model: bytes, device: torch.device, operations: Sequence[Operation])
         raise
     except Exception as error:
         kinds = listed([*dict.fromkeys(operation.name for operation in operations)])
-        raise ModelRunError(
+        raise RuntimeError(
             f"ONNX Runtime cannot compute this part of the graph ({kinds}): {brief(error)}"
         ) from error
 

@@ -15,7 +15,7 @@ import tracer
 import wrappers
 from tests.builders.llama import tiny, wrap
 from tracer.diagnosis.structure import WrongStructure
-from tracer.errors import InputError, ModelLoadError, UsageError
+from tracer.errors import InputError, ModelLoadError, ModelRunError, UsageError
 from wrappers import affine
 
 # tico is loaded, and a file converted: some seconds, once.
@@ -209,6 +209,28 @@ class TestMistakes:
 
 
 class TestErrors:
+    def test_what_cannot_be_run_is_compared_in_its_structure(
+        self, quantised, tmp_path, monkeypatch
+    ):
+        from tracer.adapters import circle_engine
+
+        def change(model, graph):
+            quantization = tensor_of(graph, "::linear_1").quantization
+            quantization.scale = np.float32(40) * quantization.scale
+
+        def refuse(data):
+            raise ValueError("no kernel for it")
+
+        graph = edited(quantised[2], tmp_path, change)
+        monkeypatch.setattr(circle_engine, "reference_session", refuse)
+        with pytest.raises(
+            ModelRunError, match=r"can compute FULLY_CONNECTED .*no kernel"
+        ) as found:
+            tracer.compare(quantised[0], graph, quantised[1])
+        beside = found.value.comparison.verdict.beside
+        (structure,) = (each for each in beside if isinstance(each, WrongStructure))
+        assert structure.tensors[0].module == "up_proj"
+
     def test_files_that_are_none(self, plain, tmp_path):
         path = tmp_path / "a.circle"
         path.write_bytes(b"nothing of it")
