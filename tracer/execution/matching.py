@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tracer.execution.forms import is_formless
 from tracer.execution.fusions import Fusion, find_fusions, rounded
 from tracer.execution.hooks import visible_modules
 from tracer.execution.offload import own_parameters
@@ -75,14 +76,16 @@ class Search:
             self._enter(self._places())
 
     def other_names(self) -> dict[str, str]:
-        """The reference's name by the candidate's, of what bears another name that the reference
-        has for the same module; its calls are counted together."""
+        """The reference's name by the candidate's, of what in a graph bears another name that the
+        reference has for the same module; its calls are counted together."""
         names = {id(module): name for name, module in self.references.items()}
         every = self._reference.named_modules(remove_duplicate=False)
         return {
             name: names[id(module)]
             for name, module in every
-            if name in self.candidates and id(module) in names and names[id(module)] != name
+            if names.get(id(module), name) != name
+            and name in self.candidates
+            and is_formless(self.candidates[name])
         }
 
     def _taken(self) -> tuple[set[str], set[str]]:

@@ -9,8 +9,8 @@ applied, the names of known wrappers seen through, and then all segments left ou
 side does not have; equal parameter values, which finds a module under any name, transposed or not;
 equal rows of parameters, which finds what is fused on one side; what modules contain; and class and
 shape in order of appearance, between modules whose parents are paired. A module that the reference
-has under several names is the counterpart of all that bear them. After a run, those that were
-called come before those that were not.
+has under several names is the counterpart of all in a graph that bear them. After a run, those that
+were called come before those that were not.
 """
 
 from collections import Counter

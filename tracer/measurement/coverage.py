@@ -130,11 +130,15 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
     for name in references:
         if name not in paired:
             around = [(target, own) for own, target in hidden]
-            reasons.setdefault(name, _why_unseen(name, around, "candidate", pairing.candidate[""]))
+            reasons.setdefault(
+                name, _why_unseen(name, around, "candidate", pairing.candidate.get(""))
+            )
     for name in pairing.candidate:
         if name not in pairing.pairs and name not in wholes[1]:
             one_sided.add(name)
-            reasons.setdefault(name, _why_unseen(name, hidden, "reference", pairing.reference[""]))
+            reasons.setdefault(
+                name, _why_unseen(name, hidden, "reference", pairing.reference.get(""))
+            )
     inside = [
         f"{target}.{name}".strip(".")
         for own, target in hidden
@@ -193,13 +197,13 @@ def _is_unread(reference: nn.Module, candidate: nn.Module) -> bool:
 
 
 def _why_unseen(
-    name: str, hidden: Sequence[tuple[str, str]], other_side: str, other: nn.Module
+    name: str, hidden: Sequence[tuple[str, str]], other_side: str, other: nn.Module | None
 ) -> str:
     """Why a module has no counterpart.
 
     Args:
         hidden: its side's names of modules that hide those inside, with the other side's.
-        other: the other side's root.
+        other: the other side's root; None where it has two.
     """
     if name in getattr(other, "left_nothing", ()):
         return _DROPPED
