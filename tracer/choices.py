@@ -31,7 +31,8 @@ VALUES = ("all", "outputs", "fingerprints")
 TRACE_HEADER = "header.json"
 
 # The suffixes of files with an exported graph, which is a side like any model.
-GRAPHS = (".pt2",)
+GRAPHS = (".pt2", ".onnx", ".circle")
+EXPORTED_TO = tuple(suffix.removeprefix(".") for suffix in GRAPHS)
 
 # Names in torch; of these, and of what else can be chosen for a value, the first is the default.
 DTYPES = ("float32", "float64", "bfloat16", "float16")

@@ -13,6 +13,10 @@ from tracer.execution.module_state import module_states_kept
 REPOSITORY = Path(__file__).parents[2]
 # The script, its options, and what it prints.
 SMALLEST: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "exported_graphs": (
+        ["--only", "Llama MLP", "--formats", "pt2", "--float"],
+        ["| Llama MLP | float | pt2 | 5 of 5 | agrees | 0 | 1e-05 |"],
+    ),
     "fake_quantize": (["--runs", "1"], ["one token", "a large weight", "torch/ours"]),
     "gate_margins": (
         ["random-llama", "--sequence-length", "4", "--candidates", "1", "--processors", "1"],

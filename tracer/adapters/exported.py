@@ -171,5 +171,7 @@ class _Engine(Shared):
             for state in self.states.get(node, ()):
                 stack.enter_context(state())
             if node.op == "call_method":
-                return [getattr(args[0], node.target)(*args[1:], **kwargs)]
-            return [node.target(*args, **kwargs)]
+                made = getattr(args[0], node.target)(*args[1:], **kwargs)
+            else:
+                made = node.target(*args, **kwargs)
+        return [made] if wanted else []

@@ -81,6 +81,24 @@ class Held:
 
 
 @dataclass(frozen=True)
+class QuantisedTensor:
+    """A tensor of a file that holds integers with a scale.
+
+    Attributes:
+        name: the file's.
+        module: where it is made; of a constant, where it is used.
+        dtype: the integers', as a word.
+        scale, zero_point: one, or one for each channel; [channels].
+    """
+
+    name: str
+    module: str
+    dtype: str
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Graph(Shared):
     """What is read of a file: see the module's docstring.
 
@@ -170,7 +188,7 @@ class GraphScope(nn.Module):
     ) -> None:
         freed = [value for operation in operations for value in inside.freed.get(operation, ())]
         made = {value for operation in operations for value in operation.makes}
-        wanted = [v for operation in operations for v in operation.makes]
+        wanted = [v for operation in operations for v in operation.makes if v not in freed]
         taken = {
             value: values[value] if value in values else self._held(value)
             for operation in operations
@@ -198,6 +216,8 @@ class GraphModel(GraphScope):
     is_formless = False
     # A cache that it is given stays as it is: what it would hold is among the outputs.
     returns_anew = True
+    # What the user should know before it runs, in sentences.
+    notes: tuple[str, ...] = ()
 
     def __init__(self, graph: Graph, engine: Engine) -> None:
         super().__init__(engine)
@@ -225,6 +245,17 @@ class GraphModel(GraphScope):
     def forward(self) -> "_Forward":  # type: ignore[override]
         """Takes the arguments of the model that was exported, by name or position."""
         return _Forward(self)
+
+    def quantised(self) -> Sequence[QuantisedTensor]:
+        """The tensors that the file holds as integers; none where it says so by operations."""
+        return ()
+
+    def deployed(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Sequence[tuple[str, torch.Tensor, torch.Tensor]]:
+        """The outputs by name, as they are computed here, and as the runtime computes the whole
+        file; none where that is the same."""
+        return ()
 
     def example_inputs(self) -> dict[str, object] | None:
         """What the model was exported with, by name; None where that is not known."""

@@ -15,8 +15,10 @@ from torch.export import ExportedProgram, UnflattenedModule
 from torch.export.passes import move_to_device_pass
 
 from trace_model.annotations import checked
+from tracer.adapters.circle_model import CircleModel, open_circle
 from tracer.adapters.exported import ProgramModel, from_module, from_program
 from tracer.adapters.graph import GraphModel
+from tracer.adapters.onnx_model import OnnxModel, read_onnx
 from tracer.errors import ModelLoadError, UsageError
 from tracer.execution.limits import user_path, what_it_is
 from tracer.execution.torch_internals import load_program
@@ -34,8 +36,9 @@ def open_graph(path: str | Path, *, device: str | torch.device | None = None) ->
     graph has operations of them; parameters and buffers are where they were.
 
     Args:
-        path: a `.pt2` file of `torch.export.save`. To read it is to trust it, as with every file
-            that is unpickled.
+        path: a `.pt2` file of `torch.export.save`; to read it is to trust it, as with every file
+            that is unpickled. Or an `.onnx` file, which ONNX Runtime
+            computes, or a `.circle`, which onert does, or the reference runtime of tico.
         device: where it is to compute; as it was exported if None.
 
     Raises:
@@ -65,6 +68,16 @@ def as_model(model: Model) -> nn.Module:
     if isinstance(model, fx.GraphModule) and _is_flat(model):
         return from_module(model)
     return model
+
+
+def as_models(reference: Model, candidate: Model) -> tuple[nn.Module, nn.Module]:
+    """Both sides as `as_model` has them; a graph that says nothing of modules has the other's."""
+    one, two = as_model(reference), as_model(candidate)
+    if isinstance(one, OnnxModel | CircleModel) and not one.has_modules:
+        one = one.named_after(two)
+    if isinstance(two, OnnxModel | CircleModel) and not two.has_modules:
+        two = two.named_after(one)
+    return one, two
 
 
 def _is_flat(module: fx.GraphModule) -> bool:
@@ -105,4 +118,8 @@ def _read_pt2(file: Path, device: torch.device | None) -> ProgramModel:
     return from_program(program)
 
 
-_READERS: Mapping[str, Callable[[Path, torch.device | None], GraphModel]] = {".pt2": _read_pt2}
+_READERS: Mapping[str, Callable[[Path, torch.device | None], GraphModel]] = {
+    ".pt2": _read_pt2,
+    ".onnx": read_onnx,
+    ".circle": open_circle,
+}

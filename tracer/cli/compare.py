@@ -42,6 +42,10 @@ class Compared:
 
 def compare(request: CompareRequest, command: str, out: TextIO) -> ExitCode:
     """Does the work and returns the exit code; `out` is where JSON goes."""
+    if request.through is not None:
+        from tracer.cli.through import through
+
+        return through(request)
     done = examine(request, command)
     show(done, request, out)
     return done.code

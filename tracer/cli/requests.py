@@ -57,7 +57,8 @@ def _named(known: Mapping[str, str]) -> str:
 MODEL = (
     f"a local folder, a Hugging Face hub id, or a built-in model ({_named(choices.BUILT_IN)}); or "
     "a function, FILE.py:FUNCTION or MODULE:FUNCTION, that returns a model, or a pair of it "
-    f"and its inputs by name, whose code is run; or a file with an exported graph, FILE.pt2"
+    "and its inputs by name, whose code is run; or a file with an exported graph "
+    f"({', '.join(choices.GRAPHS)})"
 )
 
 
@@ -255,7 +256,7 @@ class CompareRequest(ModelRequest):
     )
     reference: str | None = option(
         "a trace of `trace_model record`, or an exported graph, instead of the model",
-        metavar="TRACE|FILE.pt2",
+        metavar="TRACE|GRAPH",
     )
     inside: bool = switch(
         "look inside what is compiled, in stages and module by module, also where it agrees (by "
@@ -263,6 +264,12 @@ class CompareRequest(ModelRequest):
         "(nn.TransformerEncoderLayer), whose numbers are then those of the path without that"
     )
     salvage: bool = switch(_SALVAGE)
+    through: str | None = option(
+        "compares what becomes of MODEL on its way to a file, each stage with the one before: "
+        "float, wrapped, quantised (where there are wrappers for it), exported, run; names the "
+        "first stage that adds an error beyond its own kind, and the module in it",
+        choices=choices.EXPORTED_TO,
+    )
     candidate_device: str | None = option(
         "run the candidate on another device than the model: cuda, cuda:1, mps, cpu, ...; "
         "without --candidate it is the model itself",

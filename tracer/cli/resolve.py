@@ -98,7 +98,7 @@ def resolve(request: CompareRequest) -> Sides:
         if graph is not None and inputs is None and not request.making_inputs:
             inputs = None if request.inputs is not None else graph.inputs
         _check_device(request.candidate_device)
-        loaded = _load(request, inputs)
+        loaded = load_model(request, inputs)
         if request.candidate in NEED_WRAPPERS:  # which keep the names, and may take long to make
             _check_focus(request.focus, loaded.name, loaded.model)
         origin = _origin(request.candidate_device, loaded)
@@ -142,7 +142,7 @@ def resolve_model(request: ModelRequest) -> Subject:
 
     request = _with_variant(request)
     with status(f"loading {request.model}"):
-        loaded = _load(request)
+        loaded = load_model(request)
         other = _other(request, loaded)
         loaded, own = _both_inputs(request, loaded, other)
         live = _prepared(request, loaded)
@@ -348,7 +348,7 @@ def _is_quantized(recorded: "Recorded | None") -> bool:
     return any(point.get("scale") is not None for point in points)
 
 
-def _load(request: ModelRequest, inputs: Mapping[str, Any] | None = None) -> "Loaded":
+def load_model(request: ModelRequest, inputs: Mapping[str, Any] | None = None) -> "Loaded":
     """Loads the model; its inputs are these, or those that the request asks for."""
     from tracer import models
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from trace_model.annotations import checked
-from tracer.adapters.opening import Model, as_model
+from tracer.adapters.opening import Model, as_models
 from tracer.adapters.quantised import lookup, silent
 from tracer.comparison.identity import Identity
 from tracer.comparison.noise_floor import NoiseFloor, measure_noise
@@ -30,6 +30,8 @@ from tracer.debugger.breakpoints import Breakpoint, debugger_of
 from tracer.diagnosis.discrete import NearTie, near_ties
 from tracer.diagnosis.finding import OriginKind, RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import GradientsDiffer, compare_gradients
+from tracer.diagnosis.optimised import optimised, with_optimised
+from tracer.diagnosis.structure import wrong_structure
 from tracer.diagnosis.verdict import Verdict, judge, judge_ended
 from tracer.diagnosis.zoom.zoom import Zoomed, named_by_user, zoom_at, zoom_of
 from tracer.errors import ModelRunError, UsageError
@@ -156,7 +158,7 @@ def compare(
         ModelRunError: a model raised; `comparison` holds what was compared before.
         NothingComparedError: the models have no output in common.
     """
-    reference, candidate = as_model(reference), as_model(candidate)
+    reference, candidate = as_models(reference, candidate)
     isolating = what_to_isolate(isolate, what_if, causes=causes)
     debugging = debugging or Debugging(breakpoints, post_mortem, debugger)
     check_asked(
@@ -219,12 +221,15 @@ def compare(
             may_run=False,
         )
     comparison = _judged(free, experiment, confirm=confirm, strict=strict)
+    if is_whole and not free.outcome.ended and (found := optimised(session, tolerance)):
+        comparison = replace(comparison, verdict=with_optimised(comparison.verdict, found))
     if ties:
         first, records = first_divergence(free.comparer.rows), free.comparer.records
         before = [t for t in ties if first is None or records[t.key].start < first.order]
         comparison = replace(comparison, verdict=comparison.verdict.with_beside(*before))
-    if (wrong := silent.silent_mistakes(candidate)) is not None:
-        comparison = replace(comparison, verdict=comparison.verdict.with_beside(wrong))
+    wrong = (wrong_structure(session), silent.silent_mistakes(candidate))
+    beside = (each for each in wrong if each is not None)
+    comparison = replace(comparison, verdict=comparison.verdict.with_beside(*beside))
     if free.outcome.ended:
         return comparison
     raise_failure(free.outcome.failure, comparison)

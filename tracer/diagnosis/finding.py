@@ -58,6 +58,7 @@ class FindingKind(StrEnum):
     COMPILED = "compiled"  # inside of what is compiled, which cannot be seen
     SCRIPTED = "scripted"  # likewise
     MISCOMPILED = "miscompiled"  # compiled it differs, as it is written it does not
+    OPTIMISED = "optimised"  # by the optimisations of the runtime that computes a graph
     GROWS = "grows"  # no single value is the cause
 
 
@@ -69,7 +70,8 @@ class Finding:
         origin: where it begins.
         kind: how it comes about.
         proof: what a run with the reference's value there has shown; None where none is made.
-        other: the module that was passed the wrong value, or that was called last.
+        other: the module that was passed the wrong value, or that was called last; of what a
+            runtime optimises, the side.
         more_calls: how many further calls were passed it.
         from_outside: what runs the model passed it.
         passed: what each side passed for it, in words; the candidate's is empty where the two are
@@ -77,7 +79,7 @@ class Finding:
         peir: how far it is off.
         since: the last module before it whose results agree.
         names: the arguments that are edited, or the argument that something is left in; of a
-            backward, the arguments and parameters whose gradients are wrong.
+            backward, the arguments and parameters whose gradients are wrong; outputs of a graph.
         parameters: those that differ, by name.
         equals: those of them that equal another one of the reference's, whose name it is.
         settings: those of its module that differ, and the dtypes of what raises.

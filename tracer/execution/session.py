@@ -13,7 +13,6 @@ from tracer.errors import ModelRunError, TracerError, UsageError, near_names
 from tracer.execution.fusions import whole_name
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
 from tracer.execution.inputs import (
-    Fitting,
     Inputs,
     arguments_of,
     as_it_is,
@@ -107,6 +106,12 @@ class Session:
         args, kwargs = self.inputs
         return kwargs or args
 
+    def arguments(self, side: str) -> Arguments:
+        """A copy of what a side is given, as it takes it."""
+        if side == "reference":
+            return copied(self.inputs, as_it_is)
+        return copied(self.candidate_inputs or self.inputs, self.adapt_inputs)
+
     def run(
         self, visitor: Visitor, clone: frozenset[EventKey], watch: RunObserver | None = None
     ) -> Outcome:
@@ -123,10 +128,8 @@ class Session:
             outcome = lockstep(
                 self.reference,
                 self.candidate,
-                lambda: self._call(self.reference, self.inputs, as_it_is),
-                lambda: self._call(
-                    self.candidate, self.candidate_inputs or self.inputs, self.adapt_inputs
-                ),
+                lambda: self._call(self.reference, "reference"),
+                lambda: self._call(self.candidate, "candidate"),
                 self.pairs,
                 visitor,
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},
@@ -144,10 +147,10 @@ class Session:
         self._beyond_torch |= outcome.shared_draws
         return outcome
 
-    def _call(self, model: nn.Module, inputs: Arguments, fits: "Fitting") -> object:
+    def _call(self, model: nn.Module, side: str) -> object:
         if isinstance(model, StandIn) and not model.computes:
             return None
-        args, kwargs = copied(inputs, fits)
+        args, kwargs = self.arguments(side)
         return model(*args, **kwargs)
 
 

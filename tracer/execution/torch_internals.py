@@ -30,6 +30,8 @@ from torch.utils._pytree import TreeSpec as TreeSpec
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_unflatten as tree_unflatten
+from torch.utils.dlpack import from_dlpack as from_dlpack
+from torch.utils.dlpack import to_dlpack as to_dlpack  # type: ignore[attr-defined]
 
 TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _ACCELERATE_HOOKS = ("accelerate/hooks.py", "accelerate\\hooks.py")
@@ -299,6 +301,32 @@ def written_arguments(operator: Any) -> list[tuple[int, str]]:
         for position, argument in enumerate(operator._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
+
+
+def is_dispatched() -> bool:
+    """Whether a dispatch mode sees what is computed."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def as_operator(
+    name: str, given: list[torch.Tensor], compute: Callable[[], list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """What something outside PyTorch computes, as an operator of that name for dispatch modes."""
+    if not hasattr(_OUTSIDE, name):
+        _OPERATORS.define(f"{name}(Tensor[] given, int ticket) -> Tensor[]")
+        _OPERATORS.impl(name, lambda _, ticket: _COMPUTING[ticket](), "CompositeExplicitAutograd")
+    ticket = id(compute)
+    _COMPUTING[ticket] = compute
+    try:
+        made: list[torch.Tensor] = getattr(_OUTSIDE, name)(given, ticket)
+    finally:
+        del _COMPUTING[ticket]
+    return made
+
+
+_OUTSIDE = torch.ops.tracer_outside
+_OPERATORS = torch.library.Library("tracer_outside", "FRAGMENT")
+_COMPUTING: dict[int, Callable[[], list[torch.Tensor]]] = {}
 
 
 def graph_of(module: nn.Module) -> fx.Graph:

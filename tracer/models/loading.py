@@ -244,7 +244,10 @@ def _load_graph(name: str, given: dict[str, Any] | None, device: torch.device) -
         name=name,
         model=model,
         inputs={key: moved_to(value, device) for key, value in made.items()},
-        notes=(f"inputs: of {name}: {names}" if given is None else f"inputs: given: {names}",),
+        notes=(
+            *model.notes,
+            f"inputs: of {name}: {names}" if given is None else f"inputs: given: {names}",
+        ),
         own_inputs=None if given is None or own is None else dict(own),
     )
 

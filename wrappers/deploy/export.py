@@ -14,6 +14,9 @@ an input or output of the graph as well, is an integer with its scale and zero p
 Circle's converter gives a range to a tensor and not to a place where it is used: a tensor that is
 quantised for one of its users is so for all of them, such as the residual sum beside a norm. So a
 `.circle` may differ from the quantised model by some steps of the quantisation.
+
+Beside a `.circle` stands a map of the modules that its operations are of (`FILE.circle.map.json`),
+by which `trace_model compare` names them.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from trace_model.annotations import checked
 from wrappers.core.module import iter_points, iter_wrappers
 from wrappers.core.point import Mode
 from wrappers.core.transformers_compat import tree_leaves
+from wrappers.deploy.circle_map import MAP_SUFFIX, map_of, written
 from wrappers.deploy.circle_types import check_types
 from wrappers.errors import ArgumentError, ExportError, MissingExtraError, ModeError, WrappersError
 from wrappers.numerics.microscaling import MXQuantizer
@@ -118,13 +122,16 @@ def _write_circle(
         raise MissingExtraError(
             "a .circle is written by tico, which is not installed: pip install 'tico>=0.3'"
         )
-    with _replaced(target) as file:
+    beside = target.with_name(target.name + MAP_SUFFIX)
+    with _replaced(target) as file, _replaced(beside) as map_file:
         with _microscaling_by_tico(model):
             program = _captured(model, inputs)
+        found = map_of(program)
         circle = _converted(program)
         if check:
             _check_result(circle, model, inputs)
         file.write_bytes(circle)
+        map_file.write_text(written(found, circle))
     return program
 
 

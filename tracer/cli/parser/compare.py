@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tracer.choices import CANDIDATES, DEFAULT_CANDIDATE, ITSELF
+from tracer.choices import CANDIDATES, DEFAULT_CANDIDATE, ITSELF, NEED_WRAPPERS
 from tracer.cli.requests import CompareRequest
 from tracer.errors import UsageError
 from tracer.models.locate import is_graph, is_saved, is_trace
+from tracer.text import listed
 
 
 def request(given: Mapping[str, Any]) -> CompareRequest:
@@ -39,6 +40,17 @@ def request(given: Mapping[str, Any]) -> CompareRequest:
             "has made, or a file with an exported graph; a model that is the reference is given as "
             "MODEL"
         )
+    if given.get("through") is not None:
+        if (
+            reference is not None
+            or candidate not in (None, *NEED_WRAPPERS)
+            or is_trace(given["model"])
+        ):
+            raise UsageError(
+                "--through makes its own stages of MODEL: leave out --reference, and a --candidate "
+                f"that is none of {listed(NEED_WRAPPERS)}"
+            )
+        candidate = candidate or "quantized"
     if candidate is None:
         alone = reference is None and "candidate_device" not in given
         candidate = DEFAULT_CANDIDATE if alone else ITSELF

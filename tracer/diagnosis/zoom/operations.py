@@ -94,7 +94,7 @@ class Step:
     @property
     def kind(self) -> str:
         """What it does, whether in place or not, and for how many dimensions."""
-        name = self.name.rstrip("_")
+        name = _OF_ONNX.get(self.name, self.name).rstrip("_")
         return "matmul" if name in _MATRIX_PRODUCTS and not self.is_call else name
 
     @property
@@ -105,8 +105,26 @@ class Step:
 
 _MATRIX_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
 # Copies that are no views: of all elements as they are, and of some in another order.
-_LAYOUTS = ("clone", "_unsafe_view", "_reshape_copy")
-_REARRANGEMENTS = (*_LAYOUTS, "roll", "flip", "index", "index_select", "repeat", "gather")
+_LAYOUTS = (
+    "clone",
+    "_unsafe_view",
+    "_reshape_copy",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+)
+_REARRANGEMENTS = (
+    *(*_LAYOUTS, "roll", "flip", "index", "index_select", "repeat", "gather"),
+    *("Slice", "Split", "Expand", "Tile", "GatherElements", "Flatten"),  # ONNX's
+)
+# PyTorch's names of what ONNX has as well; layouts are made by other operations there.
+_OF_ONNX = {
+    "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Neg": "neg", "MatMul": "matmul",
+    "Gemm": "addmm", "Softmax": "_softmax", "Concat": "cat", "Pow": "pow", "ReduceMean": "mean",
+    "Sqrt": "sqrt", "Sigmoid": "sigmoid", "Tanh": "tanh", "Where": "where", "Clip": "clamp",
+    "Relu": "relu",
+}  # fmt: skip
 
 
 class OperationLog(TorchDispatchMode):

@@ -14,6 +14,8 @@ from tracer.comparison.trace_limits import TraceLimit
 from tracer.diagnosis.discrete import NearTie
 from tracer.diagnosis.finding import RandomDraws, TightTolerance
 from tracer.diagnosis.gradients import ForwardOnly, GradientsAgree
+from tracer.diagnosis.optimised import Optimised
+from tracer.diagnosis.structure import WrongStructure
 from tracer.diagnosis.verdict import Verdict
 from tracer.diagnosis.zoom.zoom import Zoomed
 from tracer.isolation.compiled.result import CompiledInside
@@ -22,8 +24,10 @@ from tracer.reports.narrator import (
     inside,
     isolation,
     noise,
+    optimised,
     randomness,
     silent,
+    structure,
     ties,
     tolerances,
     traces,
@@ -69,6 +73,8 @@ lines.register(TraceLimit)(traces.lines)
 lines.register(RandomDraws)(randomness.lines)
 lines.register(ForwardOnly)(training.forward_only)
 lines.register(GradientsAgree)(training.gradients_agree)
+lines.register(Optimised)(optimised.lines)
+lines.register(WrongStructure)(structure.lines)
 lines.register(NearTie)(ties.lines)
 lines.register(TightTolerance)(tolerances.lines)
 lines.register(SilentMistakes)(silent.lines)

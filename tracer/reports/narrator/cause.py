@@ -57,8 +57,8 @@ def cause(verdict: Verdict, zoomed: Zoomed | None) -> str | None:
     return said + _further(others)
 
 
-_WITHOUT_LINE = (FindingKind.PARAMETERS, FindingKind.GROWS)
-_WITHOUT_PROOF = (FindingKind.RAISES, FindingKind.GROWS)
+_WITHOUT_LINE = (FindingKind.PARAMETERS, FindingKind.OPTIMISED, FindingKind.GROWS)
+_WITHOUT_PROOF = (FindingKind.RAISES, FindingKind.OPTIMISED, FindingKind.GROWS)
 _CLAUSES = {
     FindingKind.EDITED: "{module} edits its argument {names} in place",
     FindingKind.PASSED: "{module} passes a wrong `{argument}`",
@@ -69,6 +69,7 @@ _CLAUSES = {
     FindingKind.SCRIPTED: "in {module}, which is scripted",
     FindingKind.MISCOMPILED: "compiled, {module} differs",
     FindingKind.BACKWARD: "in the backward of {module}",
+    FindingKind.OPTIMISED: "the runtime's optimisations",
     FindingKind.GROWS: "no single cause; the error grows as rounding does, to PEIR {peir}",
 }
 

@@ -150,7 +150,7 @@ def _cause(finding: Finding, names: Names) -> Iterator[str]:
         if finding.peir is not None:
             candidate = f"PEIR {figure(finding.peir)} away"
         yield from _both_lines(finding.origin, f"{reference}, at ", f"{candidate}, at ")
-    elif finding.kind not in (FindingKind.RAISES, FindingKind.GROWS):
+    elif finding.kind not in _WITHOUT_LINES:
         for name, other in list(finding.equals.items())[:FEW]:
             yield f"Its `{name}` equals the reference's `{other}`."
         yield from _both_lines(finding.origin)
@@ -170,6 +170,7 @@ def _evidence(finding: Finding, why_not_tried: str, names: Names) -> Iterator[st
         yield _proof(finding.proof, why_not_tried, names)
 
 
+_WITHOUT_LINES = (FindingKind.RAISES, FindingKind.GROWS, FindingKind.OPTIMISED)
 _INTRODUCED = "The error is introduced in the forward of {module} itself"
 _CAUSES = {
     FindingKind.EDITED: "{module} edits its argument {names} in place, which is used again after "
@@ -192,6 +193,8 @@ _CAUSES = {
     "`requires_grad` is False.",
     FindingKind.NOT_FROZEN: "{module} trains its {names}, which the reference does not: "
     "`requires_grad` is True.",
+    FindingKind.OPTIMISED: "The runtime's optimisations change the {other_side}'s file: all values "
+    "agree as it computes them without, and its output {names} does not with them (PEIR {peir}).",
     FindingKind.GROWS: "No single value causes the divergence: the error grows from PEIR "
     "{growth}, as accumulated rounding does. If that much is expected, give a tolerance above it.",
 }
@@ -214,6 +217,8 @@ def _what(finding: Finding, names: Names) -> str:
         differ="differs" if len(finding.parameters) == 1 else "differ",
         how=few([_difference(each) for each in finding.parameters.values()], "; "),
         growth=growth,
+        other_side=finding.other,
+        peir="" if finding.peir is None else figure(finding.peir),
     )
 
 
