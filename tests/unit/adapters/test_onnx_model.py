@@ -206,7 +206,7 @@ class TestOptimiser:
         comparison = tracer.compare(files.net(), opened(tmp_path), files.inputs())
         assert comparison.verdict.outcome == "diverges"
         text = explain(comparison.verdict)
-        assert text.startswith("The runtime's optimisations change the candidate's file")
+        assert text.startswith("Run whole, with its optimisations, the runtime computes the")
         assert "`second_f`" in text or "`mean`" in text
         document = json.loads(render(comparison))
         validate(document, json.loads(SCHEMA.read_text()))

@@ -1,6 +1,7 @@
 """What a runtime's optimisations change, in words.
 
-With its optimisations, the runtime makes another `logits` of the candidate's file: PEIR 0.31.
+Run whole, with its optimisations, the runtime makes another `logits` of the candidate's file: PEIR
+0.31 (limit 1e-05).
 """
 
 from tracer.diagnosis.optimised import Optimised
@@ -10,6 +11,6 @@ from tracer.text import figure
 def lines(found: Optimised) -> list[str]:
     """The line that names the optimiser."""
     return [
-        f"With its optimisations, the runtime makes another `{found.output}` of the "
+        f"Run whole, with its optimisations, the runtime makes another `{found.output}` of the "
         f"{found.side}'s file: PEIR {figure(found.peir)} (limit {figure(found.limit)})."
     ]

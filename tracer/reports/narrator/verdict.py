@@ -193,8 +193,9 @@ _CAUSES = {
     "`requires_grad` is False.",
     FindingKind.NOT_FROZEN: "{module} trains its {names}, which the reference does not: "
     "`requires_grad` is True.",
-    FindingKind.OPTIMISED: "The runtime's optimisations change the {other_side}'s file: all values "
-    "agree as it computes them without, and its output {names} does not with them (PEIR {peir}).",
+    FindingKind.OPTIMISED: "Run whole, with its optimisations, the runtime computes the "
+    "{other_side}'s file otherwise: all values agree as it computes the operations, and its output "
+    "{names} does not (PEIR {peir}).",
     FindingKind.GROWS: "No single value causes the divergence: the error grows from PEIR "
     "{growth}, as accumulated rounding does. If that much is expected, give a tolerance above it.",
 }
