@@ -185,10 +185,11 @@ def _optional(function: Callable[..., Any], good: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: tracer.compare(NET, "sdpa", torch.ones(1, 2)),
-     r"^compare: candidate is 'sdpa' \(a str\); expected an nn.Module: a model of that name is "
+     r"^compare: candidate is 'sdpa' \(a str\); expected an nn.Module or an "
+     r"ExportedProgram: a model of that name is "
      r"made by tracer.models.load\(NAME\), and a candidate of a kind by tracer.models.candidate"),
     (lambda: tracer.compare(None, NET, torch.ones(1, 2)),
-     "^compare: reference is None; expected an nn.Module$"),
+     "^compare: reference is None; expected an nn.Module or an ExportedProgram$"),
     (lambda: evaluate.generation_check(NET, NET, [torch.ones(1, 2)], max_new_tokens=1),
      r"prompts holds a Tensor of shape \[1, 2\]; expected a list of lists of whole numbers or "
      r"mappings of strings to Tensors; token ids of each prompt, without padding, such as "

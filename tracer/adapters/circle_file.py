@@ -98,7 +98,7 @@ def read_circle(path: Path) -> CircleFile:
     """
     if importlib.util.find_spec("tico") is None:
         raise ModelLoadError(
-            f"{path} is opened with tico, which is not installed: pip install 'trace-model[export]'"
+            f"{path} is opened with tico, which is not installed: pip install 'tico>=0.3'"
         )
     from tico.circle.runtime.program import CircleProgram
 

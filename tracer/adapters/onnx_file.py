@@ -73,7 +73,7 @@ def read_file(path: Path) -> OnnxFile:
     if missing:
         raise ModelLoadError(
             f"{path} is opened with {listed(missing)}, which is not installed: "
-            "pip install 'trace-model[onnx]'"
+            "pip install 'onnx>=1.20' 'onnxruntime>=1.23'"
         )
     import onnx
 

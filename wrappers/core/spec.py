@@ -137,7 +137,8 @@ class QuantSpec:
         """
         changes = dict(keywords)
         leaves_blocks = self.observer == "mx" and "observer" not in changes
-        if changes.get("dtype") in MX_TYPES or (leaves_blocks and changes.get("dtype")):
+        dtype = changes.get("dtype")
+        if str(dtype) in MX_TYPES or (leaves_blocks and dtype):
             return QuantSpec(**changes)
         observer = changes.get("observer", self.observer)
         if observer != self.observer:

@@ -104,7 +104,9 @@ def parse_type(name: str | NumberType) -> NumberType:
     """
     if isinstance(name, FloatType):
         return name
-    return FLOAT_TYPES[name] if name in FLOAT_TYPES else DType.parse(name)
+    if isinstance(name, str) and name in FLOAT_TYPES:
+        return FLOAT_TYPES[name]
+    return DType.parse(name)
 
 
 UINT4 = DType(bits=4, signed=False)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from wrappers.core.config import PTQConfig
 from wrappers.core.spec import Role
 from wrappers.errors import RecipeError
 from wrappers.evaluate import read_questions
@@ -29,7 +30,7 @@ class Quantization:
     activation: Spec = "uint8"
     weight: Spec = "uint8"
     variant: Literal["prefill", "prefill_reference", "decode"] = "prefill"
-    attention_mask_fill_value: float = -120.0
+    attention_mask_fill_value: float = PTQConfig.attention_mask_fill_value
     strict_wrap: bool = False
     grid_thw: tuple[tuple[int, ...], ...] | None = None
     kv_cache: Mapping[str, Any] | None = None

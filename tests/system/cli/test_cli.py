@@ -46,7 +46,6 @@ class TestWrongUse:
         ),
         ("tiny-llama --candidate quantized --weight uint99", "not 99"),
         ("tiny-qwen3-vl --prompt Hi.", "to a Qwen3-VL a --processor"),
-        ("tiny-qwen3-vl --variant decode", "no wrapper in the variant 'decode'"),
         (
             "tiny-llama --variant decode --sequence-length 1",
             "a row has 1 tokens, of which 1 would be decode steps",

@@ -110,12 +110,17 @@ class FakeQuantized(Adapter):
         return getattr(self.module, _QUANTIZERS[name], None)
 
 
+def _weight_of(module: nn.Module) -> object:
+    # A scripted module's parameters are in a mapping of its own kind.
+    return dict(parameters_of(module).items()).get("weight")
+
+
 def adapter_of(module: nn.Module) -> Adapter | None:
     """What a module has of torchao; None if nothing."""
     tensors = sys.modules.get("torchao.utils")
     if tensors is None:
         return None
-    if isinstance(parameters_of(module).get("weight"), tensors.TorchAOBaseTensor):
+    if isinstance(_weight_of(module), tensors.TorchAOBaseTensor):
         return QuantizedWeight(module)
     qat = sys.modules.get("torchao.quantization.qat")
     if qat is not None and isinstance(

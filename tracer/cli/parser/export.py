@@ -78,8 +78,8 @@ def check_export(request: ExportRequest) -> None:
         )
     if suffix == "circle" and find_spec("tico") is None:
         raise UsageError(
-            "a .circle is written by tico, which is not installed: pip install "
-            "'trace-model[export]', or write a .pt2"
+            "a .circle is written by tico, which is not installed: pip install 'tico>=0.3', or "
+            "write a .pt2"
         )
     if request.steps is not None:
         raise UsageError("--steps generates, and one graph is exported: choose --variant instead")
