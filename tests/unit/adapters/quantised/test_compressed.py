@@ -257,7 +257,7 @@ def test_the_command_line_ranks_and_flags(tmp_path, capsys):
     command = ["compare", str(reference), "--candidate", str(candidate), "--sequence-length", "8"]
     report = tmp_path / "report.json"
     assert main([*command, "--report", str(report)]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "as expected of a quantised candidate; silently wrong in 1 module" in out
     assert f"a scale of exactly 1.0: `weight_scale` of `{DOWN}` (1, 32 of 32)" in out
     assert "without `weight` (int8 weight)" in out

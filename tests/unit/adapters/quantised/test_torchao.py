@@ -162,7 +162,7 @@ def test_a_saved_checkpoint_is_ranked_by_the_command_line(folder, capsys, tmp_pa
     report = tmp_path / "report.md"
     command = ["compare", source, "--candidate", target, "--sequence-length", "8"]
     assert main([*command, "--report", str(report)]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "as expected of a quantised candidate" in out
     assert "silently" not in out
     assert "without `input` (int8 activation)" in out
