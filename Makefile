@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: setup demo test test-all lint docs wheel format clean
+.PHONY: setup demo test test-all test-torchao lint docs wheel format clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,11 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@echo "==> All tests, with coverage"
 	@$(PYTEST) --cov --cov-report=term:skip-covered
+
+test-torchao: $(STAMP)
+	@echo "==> Models that torchao quantised (transformers imports it wherever it is installed)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torchao
+	@$(PYTEST) tests/unit/adapters/quantised
 
 lint: $(STAMP)
 	@echo "==> Formatting"

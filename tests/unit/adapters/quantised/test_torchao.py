@@ -15,7 +15,7 @@ from tracer.adapters.quantised.silent import SilentKind, silent_mistakes
 from tracer.cli import main
 from tracer.tensors.dequantised import dequantised
 
-torchao = pytest.importorskip("torchao", reason="needs torchao")
+torchao = pytest.importorskip("torchao", reason="needs torchao: make test-torchao")
 
 from torchao.quantization import (  # noqa: E402
     Float8WeightOnlyConfig,
