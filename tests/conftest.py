@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     is not counted as coverage. It would hide what nothing else covers, and measuring takes long."""
     for item in items:
         needed = {"shared_data", "tico"} & set(getattr(item, "fixturenames", ()))
-        if needed or item.get_closest_marker("slow"):
+        adds_nothing = item.get_closest_marker("slow") and not item.get_closest_marker("covers")
+        if needed or adds_nothing:
             item.add_marker(pytest.mark.no_cover)
 
 
