@@ -100,7 +100,7 @@ def compiled() -> Pass | None:
     extremes = njit(cache=True)(_extremes)
 
     @njit  # type: ignore[untyped-decorator]
-    def run(r: Any, c: Any, r_bits: Any, totals: Any) -> Any:
+    def run(r: Any, c: Any, r_bits: Any, totals: Any) -> Any:  # pragma: no cover - is compiled
         distances = np.empty(_BLOCK, np.float32)
         bits = distances.view(np.int32)
         most: Any = np.int32(-1)

@@ -262,7 +262,7 @@ class TestErrors:
         from tracer.adapters import onnx_file
 
         monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: None)
-        self.refuse(tmp_path, r"pip install 'trace-model\[onnx\]'")
+        self.refuse(tmp_path, "pip install 'onnx>=1.20' 'onnxruntime>=1.23'")
 
     def test_inputs_that_do_not_fit(self, tmp_path):
         graph, given = opened(tmp_path), files.inputs()

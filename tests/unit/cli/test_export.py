@@ -55,4 +55,4 @@ def test_a_circle_without_its_converter(capsys, monkeypatch, tmp_path) -> None:
         "tracer.cli.parser.export.find_spec", lambda name: None if name == "tico" else find(name)
     )
     assert main([*SHORT, "--out", str(tmp_path / "a.circle")]) == 2
-    assert "pip install 'trace-model[export]'" in capsys.readouterr().err
+    assert "pip install 'tico>=0.3'" in capsys.readouterr().err

@@ -33,6 +33,7 @@ def test_a_candidate_that_is_quantised(saved, tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_a_decode_model(saved, capsys) -> None:
     short = ["random-llama", "--sequence-length", "8", "--isolate", "none"]
     assert main(["compare", *short, "--candidate", str(saved / "decode"), "-q"]) == 0
@@ -108,6 +109,7 @@ def test_a_recipe_with_a_mistake(tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_the_example(tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert main(["quantize", "tiny-llama", "--config", str(EXAMPLE), "--out", str(out)]) == 0

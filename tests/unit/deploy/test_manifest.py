@@ -87,6 +87,7 @@ def test_a_llama_piece_by_piece(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_a_qwen3_vl_piece_by_piece(tmp_path) -> None:
     model = qwen3_vl_whole.tiny(text={"num_hidden_layers": 1})
     inputs = qwen3_vl_whole.EXAMPLES["one image"]()
@@ -132,6 +133,7 @@ def test_a_qwen3_vl_piece_by_piece(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_circles_in_a_runtime(tmp_path) -> None:
     """onert runs float circles of batched heads alone; see docs/guides/export.md."""
     onert = pytest.importorskip("onert", reason="needs onert")

@@ -91,6 +91,7 @@ def loaded(shared_data):
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_choices_against_token_by_token(loaded, folder) -> None:
     questions = read_questions(write(folder, RED, RED | {"image": "blue.png", "answer": 1}))
     wrapped = wrappers.prepare(loaded.model, wrappers.PTQConfig())
@@ -115,6 +116,7 @@ def test_choices_against_token_by_token(loaded, folder) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_images_are_shrunk_as_for_a_calibration(loaded, folder, shared_data) -> None:
     image, limit = folder / "red.png", 5000
     grid = asked(loaded.processor, "?", [opened(image, folder)], max_pixels=limit)["image_grid_thw"]
@@ -141,6 +143,7 @@ def by_tokens(model, processor, item, choice):
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_a_local_task_of_lm_eval(loaded, folder, tmp_path, monkeypatch) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra eval")
     pytest.importorskip("lm_eval", reason="needs the extra eval")

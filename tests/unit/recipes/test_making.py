@@ -180,6 +180,7 @@ def test_lines_of_two_kinds(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 def test_photos_and_questions(tmp_path, shared_data) -> None:
     pytest.importorskip("PIL")
     photo = str(shared_data / "images" / "chelsea.png")
@@ -198,6 +199,7 @@ def test_photos_and_questions(tmp_path, shared_data) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.covers
 @pytest.mark.parametrize(("per_layer", "expected"), [
     (True, ["manifest.json", "prefill.embedding.pt2", "prefill.head.pt2", "prefill.layer.0.pt2"]),
     (False, ["prefill.pt2"]),

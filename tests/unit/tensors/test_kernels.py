@@ -53,6 +53,19 @@ def test_what_is_not_finite_is_seen(one_pass: kernels.Pass, place: int, value: f
         assert own(bad, bad) is None
 
 
+def test_what_is_compiled_for_a_block_says_the_same_in_python():
+    r, c = pair(50)
+    distances = np.empty(50, np.float32)
+    d = np.abs(r - c)
+    sums = kernels._sums(r, c, distances)
+    assert distances.tolist() == d.tolist()
+    assert sums == pytest.approx((d.sum(), (d * d).sum(), (r * r).sum(), (c * c).sum()), rel=1e-5)
+    found = kernels._extremes(d.view(np.int32), r.view(np.int32))
+    keys = [found[0], found[1], *map(kernels._from_key, found[2:])]
+    ends = np.array(keys, np.int32).view(np.float32)
+    assert ends.tolist() == [d.max(), d.min(), r.min(), r.max()]
+
+
 def test_zeros_of_either_sign(one_pass: kernels.Pass):
     r, c = np.array([0.0, -0.0], np.float32), np.array([-0.0, 0.0], np.float32)
     assert one_pass(r, c) == by_numpy(r, c)
