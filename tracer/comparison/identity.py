@@ -65,12 +65,14 @@ class Content:
 
     @classmethod
     def read(cls, plain_values: Mapping[str, Any]) -> "Content":
-        """What a report holds of one."""
-        return cls(
-            str(plain_values["dtype"]),
-            tuple(plain_values["shape"]),
-            str(plain_values["fingerprint"]),
-        )
+        """What a report holds of one.
+
+        Raises:
+            ValueError: its fingerprint is none.
+        """
+        fingerprint = str(plain_values["fingerprint"])
+        _unpacked(fingerprint)
+        return cls(str(plain_values["dtype"]), tuple(plain_values["shape"]), fingerprint)
 
     @property
     def form(self) -> str:
@@ -206,5 +208,7 @@ def _packed(fingerprint: Fingerprint) -> str:
 
 def _unpacked(text: str) -> Fingerprint:
     data = base64.b64decode(text)
+    if not data or len(data) % 8:
+        raise ValueError(f"a fingerprint of {len(data)} bytes is none: it is made of numbers")
     numbers = list(struct.unpack(f"<{len(data) // 8}d", data))
     return Fingerprint.from_numbers(numbers, (_UNKNOWN_COUNT,), torch.float64)
