@@ -259,5 +259,5 @@ class TestErrors:
         from tracer.adapters import circle_file
 
         monkeypatch.setattr(circle_file.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ModelLoadError, match="pip install 'tico>=0.3'"):
+        with pytest.raises(ModelLoadError, match=r"pip install 'tico>=0\.3'"):
             tracer.open_graph(plain[2])
