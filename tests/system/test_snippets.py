@@ -45,6 +45,8 @@ NOT_RUN = {
     "--post-mortem": "as --break",
     "--map": "needs a checkpoint under other names",
     "compile": "takes minutes; tests/unit/isolation/compiled compiles small models",
+    "model.onnx": "takes long to export; tests/system/cli/test_through.py compares one",
+    "attention.circle": "as model.onnx; tests/unit/adapters/test_circle_model.py has one",
     "quantize": "takes long; tests/unit/cli/test_quantize.py runs the example",
     "ablate": "takes minutes; tests/system/cli/test_ablate.py runs small ones",
     "folder": "is what an hour of training makes",
