@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from wrappers.algorithms.stage import listening, run
-from wrappers.errors import ModelInputError
-from wrappers.quantize import ModelInputs
+from wrappers.errors import CalibrationWarning, ModelInputError
+from wrappers.quantize import ModelInputs, listed
 
 Hear = Callable[[str, nn.Module, Tensor, Tensor], None]
 """Is told of a call: (name, module, input, output)."""
@@ -124,3 +125,16 @@ def calls_of(model: nn.Module, name: str, batch: ModelInputs, *, stop: bool) -> 
     finally:
         handle.remove()
     return calls
+
+
+def warn_of_missed(
+    stage: str, wanted: Mapping[str, nn.Module], groups: Sequence[Sequence[str]]
+) -> None:
+    """Warns of what a stage is to work on and no calibration input reached."""
+    missed = sorted(wanted.keys() - {name for group in groups for name in group})
+    if missed:
+        warnings.warn(
+            f"no input reached {listed(missed)}: {stage} leaves them as they are",
+            CalibrationWarning,
+            stacklevel=3,
+        )

@@ -21,7 +21,6 @@ in memory; new ones go to temporary files, and the result is the same, bit for b
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, get_args
@@ -29,7 +28,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from wrappers.algorithms.calls import call_groups, stopping_at
+from wrappers.algorithms.calls import call_groups, stopping_at, warn_of_missed
 from wrappers.algorithms.ranges import SHRUNK, Ranges, best_range
 from wrappers.algorithms.stage import (
     as_prepared,
@@ -44,9 +43,9 @@ from wrappers.core.config import PTQConfig
 from wrappers.core.module import QuantModule
 from wrappers.core.offloading import parameter_of
 from wrappers.core.point import QuantPoint
-from wrappers.errors import CalibrationWarning, ConfigError, WrapError
+from wrappers.errors import ConfigError, WrapError
 from wrappers.numerics.dtypes import DType, QScheme
-from wrappers.quantize import ModelInputs, listed
+from wrappers.quantize import ModelInputs
 
 BLOCK = 128  # columns whose corrections are gathered before they reach the columns after them
 
@@ -119,13 +118,7 @@ class GPTQ:
                 f"no linear layer of {type(model).__name__} has a weight point of integers"
             )
         groups, once = call_groups(wrapped, layers, batches)
-        missed = sorted(layers.keys() - {name for group in groups for name in group})
-        if missed:
-            warnings.warn(
-                f"no input reached {listed(missed)}: GPTQ leaves them as they are",
-                CalibrationWarning,
-                stacklevel=2,
-            )
+        warn_of_missed("GPTQ", layers, groups)
         for group in groups:
             hessian, cross = _moments(wrapped, reference, group, batches, stop=once)
             for name in group:

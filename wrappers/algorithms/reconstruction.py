@@ -22,7 +22,6 @@ Sources: Nagel et al. 2020 (AdaRound), Li et al. 2021 (BRECQ), Esser et al. 2020
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from wrappers.algorithms.calls import Call, call_groups, calls_of
+from wrappers.algorithms.calls import Call, call_groups, calls_of, warn_of_missed
 from wrappers.algorithms.learning import (
     LearnedRange,
     LearnedRounding,
@@ -55,11 +54,11 @@ from wrappers.core.module import QuantModule, iter_points, iter_wrappers
 from wrappers.core.offloading import parameter_of
 from wrappers.core.point import QuantPoint
 from wrappers.core.quantizers import Quantizer
-from wrappers.errors import CalibrationWarning, ConfigError, WrapError
+from wrappers.errors import ConfigError, WrapError
 from wrappers.numerics.affine import AffineQParams
 from wrappers.numerics.dtypes import DType
 from wrappers.numerics.grouped import GroupedQParams
-from wrappers.quantize import ModelInputs, calibrate, convert, listed
+from wrappers.quantize import ModelInputs, calibrate, convert
 
 RESULTS = "reconstructed"
 UNDECIDED_FREE = 0.2  # of the steps, in which weights may lie between codes at no cost
@@ -173,13 +172,7 @@ class BlockReconstruction:
             )
         groups, once = call_groups(quantized, blocks, batches)
         names = [name for group in groups for name in group]
-        missed = sorted(blocks.keys() - set(names))
-        if missed:
-            warnings.warn(
-                f"no input reached {listed(missed)}: reconstruction leaves them as they are",
-                CalibrationWarning,
-                stacklevel=2,
-            )
+        warn_of_missed("reconstruction", blocks, groups)
         results = []
         for name in names:
             samples = self._samples(quantized, reference, name, batches, once=once)
