@@ -1,7 +1,8 @@
 """One pass over a pair of float32 arrays, compiled where numba is installed (the extra `fast`).
 
-NumPy reads a chunk eleven times, if from cache; the compiled pass reads it once. It is chosen once
-for a process, when so much has been compared that loading it pays.
+NumPy reads a chunk eleven times, if from cache; the compiled pass reads it once. It is loaded once
+a process has compared so much that it pays, and takes large pairs alone: the last digits of a small
+pair do not depend on what was compared before it.
 
 Sums are of float32 within a block and of float64 across blocks. Extremes are taken of the bits as
 integers, which have the same order, so that compilers can use vector instructions for them and no
@@ -15,6 +16,7 @@ import numpy as np
 
 # Loading numba and the compiled pass takes as long as NumPy needs for about so many elements.
 WORTH_LOADING = 1 << 28
+LARGE = 1 << 18  # elements of a pair
 _BLOCK = 1024
 _INFINITY = 0x7F80_0000
 
@@ -45,7 +47,7 @@ Pass = Callable[[Array, Array], Sums | None]
 
 
 class Chooser:
-    """Gives the pass of NumPy, and once it pays the compiled one, where there is one."""
+    """Gives the pass of NumPy; for large pairs, once it pays, the compiled one if there is one."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -53,7 +55,9 @@ class Chooser:
         self._pass: Pass = by_numpy
 
     def chosen(self, elements: int) -> Pass:
-        """The pass to take for so many further elements."""
+        """The pass to take for a further pair of so many elements."""
+        if elements < LARGE:
+            return by_numpy
         self._seen += elements
         if self._seen >= WORTH_LOADING and not self._looked:
             self._looked = True

@@ -246,6 +246,7 @@ class TestCompiling:
     def test_what_was_taken_out_has_no_backend(self) -> None:
         assert internals.compile_settings(torch.compiler.disable(nn.Linear(2, 2))) is None
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_options_of_inductor_and_backends_of_aot(self) -> None:
         def backend_of(**how: object) -> Callable[..., object]:
             return internals.compile_settings(torch.compile(nn.Linear(2, 2), **how)).backend

@@ -78,9 +78,14 @@ class TestChoice:
         chooser = Chooser()
         assert chooser.chosen(kernels.WORTH_LOADING - 1) is by_numpy
         assert made == []
-        assert chooser.chosen(1) is one_pass
-        assert chooser.chosen(1) is one_pass
+        assert chooser.chosen(kernels.LARGE) is one_pass
+        assert chooser.chosen(kernels.LARGE) is one_pass
         assert made == [1]
+
+    def test_small_pairs_never_change_their_digits(self, one_pass: kernels.Pass):
+        chooser = Chooser()
+        chooser.chosen(kernels.WORTH_LOADING)
+        assert chooser.chosen(kernels.LARGE - 1) is by_numpy
 
     def test_without_numba(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "numba", None)
@@ -89,7 +94,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_a_difference_is_the_same(self, one_pass: kernels.Pass, monkeypatch, dtype):
-        r = torch.randn(3, 70_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+        r = torch.randn(3, 90_000, generator=torch.Generator().manual_seed(0)).to(dtype)
         c = (r.float() * 1.01).to(dtype)
         expected = Difference.of(r, c)
         chooser = Chooser()
