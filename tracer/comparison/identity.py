@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracer.execution.session import Session, working_dtype
+from tracer.execution.session import Session
 from tracer.execution.stepping import Driver, stages_of
+from tracer.execution.walks import all_parameters, modules_of
 from tracer.tensors.dequantised import dequantised
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.kinds import plain
@@ -55,7 +56,7 @@ class Content:
     @classmethod
     def of_parameters(cls, model: nn.Module) -> "Content | None":
         """What is known of a model's weights; None without any, or where they are on disk."""
-        parameters = [dequantised(p) for p in model.parameters()]
+        parameters = [dequantised(p) for p in all_parameters(model)]
         if not parameters or any(parameter.is_meta for parameter in parameters):
             return None
         samples = torch.cat([_sample(p, _OF_A_PARAMETER).float() for p in parameters])
@@ -113,18 +114,22 @@ class SideIdentity:
     recording: str | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, *, weighed: bool) -> "SideIdentity":
-        """What is known of a model; of its weights, where they are to be looked at."""
+    def of(cls, model: nn.Module, dtype: torch.dtype | None, *, weighed: bool) -> "SideIdentity":
+        """What is known of a model; of its weights, where they are to be looked at.
+
+        Args:
+            dtype: what it works in.
+        """
         stages = list(dict.fromkeys(map(_class, stages_of(model).values())))
         found = {
             str(point["dtype"])
-            for module in model.modules()
+            for module in modules_of(model)
             for point in points_of(module).values()
             if point.get("scale") is not None and point.get("dtype") is not None
         }
         return cls(
             " and ".join(stages),
-            dtype_name(working_dtype(model)) or None,
+            dtype_name(dtype) or None,
             model.training,
             getattr(model, "steps", None) if isinstance(model, Driver) else None,
             tuple(sorted(found)),
@@ -165,9 +170,10 @@ class Identity:
     @classmethod
     def of(cls, session: Session) -> "Identity":
         """What a session compares."""
+        reference, candidate = (weights.dtype for weights in session.weights)
         return cls(
-            SideIdentity.of(session.reference, weighed=True),
-            SideIdentity.of(session.candidate, weighed=False),
+            SideIdentity.of(session.reference, reference, weighed=True),
+            SideIdentity.of(session.candidate, candidate, weighed=False),
             {path: Content.of(tensor) for path, tensor in _tensors(session)},
         )
 

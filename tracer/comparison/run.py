@@ -39,7 +39,7 @@ from tracer.execution.compilation import compiled_parts
 from tracer.execution.dropout import check_training
 from tracer.execution.inputs import Inputs
 from tracer.execution.lockstep import Outcome
-from tracer.execution.session import Session, working_dtype
+from tracer.execution.session import Session
 from tracer.execution.side import EventKey, Failure
 from tracer.execution.torch_internals import can_open_fused
 from tracer.interventions.call_order import reorder_calls
@@ -183,8 +183,7 @@ def compare(
     chosen = None if isolating is None else modules_at(isolating.level, session.pairing)
     zoom = None if zoom is None else named_by_user(zoom, session.pairs)
     if not isinstance(tolerance, Tolerance):
-        working = (working_dtype(model) for model in (reference, candidate))
-        tolerance = Tolerance(tolerance, tuple(dtype for dtype in working if dtype is not None))
+        tolerance = Tolerance(tolerance, session.dtypes)
     sampler = Sampler(samples) if samples else None
     phases = Phases(None if isinstance(progress, bool) else progress)
     floor = None

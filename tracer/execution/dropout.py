@@ -15,6 +15,7 @@ from torch import nn
 
 from tracer.errors import UsageError
 from tracer.execution.standin import StandIn
+from tracer.execution.walks import modules_of, named_modules_of
 from tracer.text import module_in_words
 
 _DROPOUT = (
@@ -51,7 +52,7 @@ def active_dropout(model: nn.Module) -> Iterator[Dropout]:
     Those are PyTorch's own, and modules with an attribute named for it ("attention_dropout",
     "drop_prob", "layerdrop") that is above 0. Other random numbers cannot be seen from outside.
     """
-    for name, module in model.named_modules():
+    for name, module in named_modules_of(model):
         if not module.training or _is_computed_elsewhere(module):
             continue
         for setting, value in vars(module).items():
@@ -74,7 +75,7 @@ def check_training(reference: nn.Module, candidate: nn.Module, *, train: bool) -
             f"train=True: {recordings[0]} is a recording, whose random numbers are not known: "
             "give a model instead"
         )
-    if train and not any(module.training for _, model in sides for module in model.modules()):
+    if train and not any(module.training for module in modules_of(reference, candidate)):
         raise UsageError(
             "train=True, and neither model is in training mode: call .train() on both before, or "
             "leave train out"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tracer.execution.torch_internals import declared
 from tracer.tensors.leaves import (
     Unused,
     deep_copy,
@@ -38,7 +39,7 @@ _NEAR = 1e-2
 
 def is_formless(module: nn.Module) -> bool:
     """Whether a module says that its calls pass values in no form of the source's."""
-    return getattr(module, "is_formless", False) is True
+    return declared(module, "is_formless") is True
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +83,7 @@ class Form:
 def returns_anew(module: nn.Module) -> bool:
     """Whether a module says that it changes no cache, list or dict that it is given, but returns
     what others leave there."""
-    return getattr(module, "returns_anew", False) is True
+    return declared(module, "returns_anew") is True
 
 
 def leave_out_kept(call: "Call", other: "Call") -> None:

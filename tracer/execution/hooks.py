@@ -16,24 +16,29 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MethodType
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from tracer.errors import UsageError
 from tracer.execution.forms import Form
 from tracer.execution.sources import Location as Location
-from tracer.execution.sources import Sourced
+from tracer.execution.sources import is_sourced
 from tracer.execution.torch_internals import (
     as_written,
+    attach_hooks,
     autocast_dtype,
     call_replaced,
     calls_compiled,
+    detach_hooks,
+    hook_key,
     is_compiled,
     is_inside_transform,
     takes_fused_path,
 )
+from tracer.execution.walks import named_modules_of
 from tracer.tensors.leaves import describe, tensor_leaves
 from tracer.text import module_in_words
 
@@ -47,6 +52,8 @@ class Phase(Enum):
 
     START = "start"
     END = "end"
+
+    __hash__ = object.__hash__  # each is one object; that of `Enum` takes a call of Python
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -131,7 +138,7 @@ class Recorder:
     counts: Counter[str] = field(default_factory=Counter)
     raised: tuple[BaseException, Call] | None = None
     _stack: list[Call] = field(default_factory=list)
-    _indices: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    _indices: dict[tuple[str, bool], int] = field(default_factory=dict)
     _signatures: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def start(
@@ -151,9 +158,10 @@ class Recorder:
         arguments = dict(zip(positional, args, strict=True))
         arguments.update(kwargs)
         counted = self.counted_as.get(name, name), name in self.counted_as
+        index = self._indices.get(counted, 0)
         call = Call(
             name=name,
-            index=self._indices[counted],
+            index=index,
             module=module,
             arguments=arguments,
             positional=positional,
@@ -162,8 +170,8 @@ class Recorder:
             handled=sys.exception(),
             autocast=autocast_dtype(),
         )
-        self.counts[name] += 1
-        self._indices[counted] += 1
+        self.counts[name] = self.counts.get(name, 0) + 1
+        self._indices[counted] = index + 1
         self._stack.append(call)
         answer = self.listener(call, Phase.START)
         if not isinstance(answer, NewArguments):
@@ -173,13 +181,14 @@ class Recorder:
 
     def end(self, module: nn.Module, output: object) -> object:
         """A forward hook's work; returns a new output if the listener gives one."""
-        # Not on the stack: a hook of the user's own raised before this call was seen to start.
-        if not any(call.module is module for call in self._stack):
-            return None
-        # Calls above it were left by an exception for which PyTorch runs no hooks, and which the
-        # model caught: KeyboardInterrupt, say.
-        while self._stack[-1].module is not module:
-            self._stack.pop()
+        if not self._stack or self._stack[-1].module is not module:
+            # Not on the stack: a hook of the user's own raised before this call was seen to start.
+            if not any(call.module is module for call in self._stack):
+                return None
+            # Calls above it were left by an exception for which PyTorch runs no hooks, and which
+            # the model caught: KeyboardInterrupt, say.
+            while self._stack[-1].module is not module:
+                self._stack.pop()
         call = self._stack[-1]
         exception = sys.exception()
         if exception is not None and exception is not call.handled:
@@ -210,6 +219,8 @@ class Recorder:
         known = self._signatures.get(id(module))
         if known is None:
             known = self._signatures[id(module)] = _forward_parameters(module)
+        if count == 1 == len(known):
+            return known
         extra = count - len(known)
         return known[:count] if extra <= 0 else (*known, *(f"args.{i}" for i in range(extra)))
 
@@ -227,17 +238,19 @@ def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) 
     def on_start(
         module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> tuple[tuple[object, ...], dict[str, object]] | None:
-        recorder = None if torch.compiler.is_compiling() else current()
+        recorder = None if is_compiling() else current()
         return None if recorder is None else recorder.start(module, args, kwargs)
 
     def on_end(
         module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
     ) -> object:
-        recorder = None if torch.compiler.is_compiling() else current()
+        recorder = None if is_compiling() else current()
         return None if recorder is None else recorder.end(module, output)
 
     with ExitStack() as attached:
-        seen: set[int] = set()
+        key, seen = hook_key(), set[int]()
+        own: list[nn.Module] = []
+        attached.callback(detach_hooks, own, key)
         for model in models:
             for module in visible_modules(model).values():
                 if id(module) in seen:
@@ -246,11 +259,9 @@ def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) 
                 if _takes_no_hooks(module):
                     attached.enter_context(_intercepted(module, on_start, on_end))
                     continue
-                start = module.register_forward_pre_hook(on_start, with_kwargs=True)
-                attached.callback(start.remove)
-                # Also when the forward raises: otherwise a call would seem to go on for ever.
-                end = module.register_forward_hook(on_end, with_kwargs=True, always_call=True)
-                attached.callback(end.remove)
+                own.append(module)
+                # The end also when the forward raises: else a call would seem to go on for ever.
+                attach_hooks(module, key, on_start, on_end)
         yield
 
 
@@ -261,8 +272,8 @@ def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
     """
     found: dict[str, nn.Module] = {}
     hidden: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(prefix) for prefix in hidden):
+    for name, module in named_modules_of(model):
+        if hidden and name.startswith(tuple(hidden)):
             continue
         found[name] = module
         if hides_children(module):
@@ -311,9 +322,11 @@ def _intercepted(
 
 def definition(module: nn.Module) -> Location | None:
     """Where the module's forward is defined; None for one that has no Python source."""
-    if isinstance(module, Sourced):
+    if is_sourced(module):
         return None if module.defined_at is None else Location.of(module.defined_at)
-    forward = inspect.unwrap(getattr(module.forward, "__func__", module.forward))
+    forward = getattr(module.forward, "__func__", module.forward)
+    if hasattr(forward, "__wrapped__"):
+        forward = inspect.unwrap(forward)
     code = getattr(forward, "__code__", None)
     return None if code is None else _beginning(code)
 
@@ -329,6 +342,9 @@ def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
     Read off the code where that is possible, which takes a tenth of the time.
     """
     inner = as_written(module)
+    if type(inner.forward) is MethodType and not inner.forward.__func__.__dict__:
+        code = inner.forward.__func__.__code__
+        return code.co_varnames[1 : code.co_argcount]
     function, is_bound = inner.forward, False
     while not hasattr(function, "__signature__"):
         if inspect.ismethod(function):
@@ -364,9 +380,10 @@ def calling_frame(module: nn.Module, frame: FrameType | None) -> FrameType | Non
         frame = frame.f_back
     while frame is not None:
         code = frame.f_code
-        own = code.co_name == "__call__" and frame.f_locals.get("self") is module
-        if not own and not code.co_filename.startswith(_TORCH):
-            return frame
+        if not code.co_filename.startswith(_TORCH):
+            own = code.co_name == "__call__" and frame.f_locals.get("self") is module
+            if not own:
+                return frame
         frame = frame.f_back
     return None
 
@@ -397,7 +414,7 @@ def _calling_location(module: nn.Module, frame: FrameType | None) -> Location | 
         return None
     code = found.f_code
     owner: object = found.f_locals.get("self") if code.co_filename.startswith(_TRACER) else module
-    if owner is not module and isinstance(owner, Sourced):
+    if owner is not module and is_sourced(owner):
         line = next(iter(owner.computing_at()), None)
         return None if line is None else Location.of(line)
     if not isinstance(owner, nn.Module):

@@ -6,7 +6,7 @@ the same data.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from itertools import permutations
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from torch import nn
 from tracer.errors import InputError, near_names
 from tracer.execution.standin import Arguments, StandIn
 from tracer.execution.torch_internals import as_written
+from tracer.execution.weights import Weights
 from tracer.tensors.fingerprints import checksum
 from tracer.tensors.leaves import deep_copy, describe, tensor_leaves
 from tracer.tensors.masks import visible_pair, visible_positions
@@ -314,14 +315,14 @@ def as_it_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def fitting(reference: nn.Module, candidate: nn.Module) -> Fitting:
+def fitting(reference: Weights, candidate: Weights) -> Fitting:
     """What makes inputs of the reference's those of the candidate's.
 
     Floats of the reference's dtype take the candidate's, and tensors on its device go to the
     candidate's, where each side has only one.
     """
-    (r_dtypes, r_devices), (c_dtypes, c_devices) = map(_worked_in, (reference, candidate))
-    cast, move = _change(r_dtypes, c_dtypes), _change(r_devices, c_devices)
+    cast = _change(reference.numbers.keys(), candidate.numbers.keys())
+    move = _change(reference.devices, candidate.devices)
 
     def fitted(tensor: torch.Tensor) -> torch.Tensor:
         if cast and tensor.dtype == cast[0]:
@@ -334,27 +335,11 @@ def fitting(reference: nn.Module, candidate: nn.Module) -> Fitting:
 _Kind = TypeVar("_Kind", torch.dtype, torch.device)
 
 
-def _change(reference: set[_Kind], candidate: set[_Kind]) -> tuple[_Kind, _Kind] | None:
+def _change(reference: Set[_Kind], candidate: Set[_Kind]) -> tuple[_Kind, _Kind] | None:
     """From what to what, if each side has one and they differ."""
     if len(reference) != 1 or len(candidate) != 1 or reference == candidate:
         return None
     return next(iter(reference)), next(iter(candidate))
-
-
-def _worked_in(model: nn.Module) -> tuple[set[torch.dtype], set[torch.device]]:
-    """The floating dtypes of a model's parameters, and where they lie.
-
-    Weights that are elsewhere until they are needed, and those of a recording, lie nowhere.
-    """
-    if isinstance(model, StandIn) and not model.computes:
-        return (set() if model.dtype is None else {model.dtype}), set()
-    dtypes, devices = set(), set()
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            dtypes.add(parameter.dtype)
-        if not parameter.is_meta:
-            devices.add(parameter.device)
-    return dtypes, devices
 
 
 def copied(inputs: Arguments, fits: Fitting) -> Arguments:

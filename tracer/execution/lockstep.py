@@ -20,6 +20,7 @@ from tracer.execution.scheduler import RunObserver, Scheduler, Visitor
 from tracer.execution.side import Draws, Ended, EventKey, Failure, Run, Side
 from tracer.execution.standin import StandIn
 from tracer.execution.state import RandomNumbers, RandomStates, random_state_kept
+from tracer.execution.walks import modules_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def lockstep(
         What was called, and the failure if a model raised; the hooks are gone in any case.
     """
     own_names = {name: name for name in pairs.values()}
-    is_training = any(module.training for m in (reference, candidate) for module in m.modules())
+    is_training = any(module.training for module in modules_of(reference, candidate))
     own_streams = None if streams is None else {name: name for name in streams.values()}
     sides = (
         Side(

@@ -78,6 +78,8 @@ class Search:
     def other_names(self) -> dict[str, str]:
         """The reference's name by the candidate's, of what in a graph bears another name that the
         reference has for the same module; its calls are counted together."""
+        if not any(map(is_formless, self.candidates.values())):
+            return {}
         names = {id(module): name for name, module in self.references.items()}
         every = self._reference.named_modules(remove_duplicate=False)
         return {
@@ -185,6 +187,8 @@ class Search:
 
     def _contents(self) -> Iterator[tuple[str, str]]:
         """Modules around the same paired ones, or most of them, from the outermost in."""
+        if not self._free or not self._own:
+            return
         holds = list(self.pairs.items())
         for fusion in self.fusions:
             for name in fusion.parts:

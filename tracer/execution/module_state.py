@@ -11,7 +11,7 @@ import dis
 import operator
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from torch import nn
 
 from tracer.execution.standin import StandIn
 from tracer.execution.torch_internals import accelerate_hook, buffers_of, memory_of, parameters_of
+from tracer.execution.walks import modules_of
 from tracer.tensors.leaves import version_of
 
 # An object of the user's own may hold others; those of a trainer's kind hold everything.
@@ -40,7 +41,7 @@ def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
 
     Waits while another thread does the same with any of them.
     """
-    modules = list({id(m): m for model in models for m in model.modules()}.values())
+    modules = modules_of(*models)
     with _taken(set(map(id, modules))):
         states = ModuleStates.read(modules)
         try:
@@ -126,6 +127,7 @@ class ModuleStates:
         for module in modules:
             for buffer in _tensors_in(buffers_of(module)):
                 states._keep(buffer, copied=True)
+        put_aside = states._empty.append
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -137,8 +139,8 @@ class ModuleStates:
                 kind = type(value)
                 if kind in _ATOMS or value is hook:
                     continue
-                if _HOLDS.get(kind) is _Holds.ITEMS and not value:
-                    states._empty.append(value)
+                if kind in _CONTAINERS and not value:
+                    put_aside(value)
                 else:
                     states._look_into(value, shared, 0)
         return states
@@ -194,6 +196,10 @@ class ModuleStates:
 _ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype}
 )
+
+
+# Of which most that modules have are empty.
+_CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 
 
 class _Holds(Enum):
@@ -283,7 +289,7 @@ def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 def may_edit_parameters(model: nn.Module) -> bool:
     """Whether a forward inside a model is seen to edit parameters in place."""
-    return bool(_edited_parameters(list(model.modules())))
+    return bool(_edited_parameters(modules_of(model)))
 
 
 def _edited_parameters(modules: Iterable[nn.Module]) -> set[int]:

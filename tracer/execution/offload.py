@@ -29,6 +29,7 @@ from tracer.execution.torch_internals import (
     offloaded_weights,
     refusals_to_move,
 )
+from tracer.execution.walks import modules_of
 from tracer.tensors.dequantised import dequantised
 
 
@@ -101,8 +102,8 @@ def unshare_offloaded(reference: nn.Module, candidate: nn.Module) -> nn.Module:
 
     The one that is through with a module first would let go of the weights under the other.
     """
-    modules = {id(module) for module in reference.modules()}
-    if any(id(module) in modules and loading_hook(module) for module in candidate.modules()):
+    modules = {id(module) for module in modules_of(reference)}
+    if any(id(module) in modules and loading_hook(module) for module in modules_of(candidate)):
         made: nn.Module = copy_model(candidate, (*candidate.parameters(), *candidate.buffers()))
         return made
     return candidate

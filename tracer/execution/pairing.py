@@ -13,8 +13,7 @@ has under several names is the counterpart of all in a graph that bear them. Aft
 were called come before those that were not.
 """
 
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from tracer.execution.fusions import Fusion, Part, whole_name
 from tracer.execution.matching import Called, Search
 from tracer.execution.renaming import rules_of
 from tracer.execution.stepping import stages_of
+from tracer.execution.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def pair(
     candidate: nn.Module,
     rename: Mapping[str, str] | None = None,
     called: Called | None = None,
+    *,
+    dtypes: Sequence[torch.dtype] | None = None,
 ) -> Pairing:
     """Pairs the modules of two models; the roots always belong together.
 
@@ -123,7 +125,11 @@ def pair(
             "the reference is a prefill and a decode model, and the candidate one model for both: "
             "give the one model as the reference"
         )
-    dtype = _coarser_dtype(reference, candidate)
+    if dtypes is None:
+        found = (Weights.of(model).dtype for model in (reference, candidate))
+        dtypes = [dtype for dtype in found if dtype is not None]
+    # Of the less exact side.
+    dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=None)
     merged = Pairing({}, {}, {}, frozenset())
     for stage, model in candidates.items():
         origin = stage if stage in references else ""
@@ -164,18 +170,6 @@ def _inside(names: Collection[str], stage: str) -> frozenset[str]:
 
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}".strip(".")
-
-
-def _coarser_dtype(reference: nn.Module, candidate: nn.Module) -> torch.dtype | None:
-    """What most of the parameters of the less exact side are of."""
-    found = []
-    for model in (reference, candidate):
-        sizes: Counter[torch.dtype] = Counter()
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                sizes[parameter.dtype] += parameter.numel()
-        found += [dtype for dtype, _ in sizes.most_common(1)]
-    return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 def proposed_rules(pairing: Pairing) -> dict[str, str]:

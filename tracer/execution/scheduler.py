@@ -179,15 +179,16 @@ class Scheduler:
     ) -> Answer:
         if edited:
             self.visitor.stale(key, edited)
+        is_end = key[2] is Phase.END
         for call, other in ((reference, candidate), (candidate, reference)):
             if is_formless(call.module):
-                take_form(call, other, has_ended=key[2] is Phase.END)
-            elif key[2] is Phase.END and returns_anew(call.module):
+                take_form(call, other, has_ended=is_end)
+            elif is_end and returns_anew(call.module):
                 leave_out_kept(call, other)
         answer = self.visitor.visit(reference, candidate, key[2])
         if self.watch is not None:
             self.watch.meets(reference, candidate, key[2], (self.reference, self.candidate))
-        if key[2] is Phase.END:
+        if is_end and (self.held[0] or self.held[1]):
             self._forget_inside(key[0], (reference, candidate))
         return answer
 

@@ -2,7 +2,6 @@
 
 import fnmatch
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,7 +29,9 @@ from tracer.execution.side import EventKey
 from tracer.execution.standin import Arguments, StandIn
 from tracer.execution.state import ThreadState, garbage_set_aside, random_state_kept
 from tracer.execution.stepping import stages_of
-from tracer.execution.torch_internals import is_compiled
+from tracer.execution.torch_internals import buffers_of, is_compiled, parameters_of
+from tracer.execution.walks import modules_of
+from tracer.execution.weights import Weights
 from tracer.text import brief
 
 
@@ -56,7 +57,8 @@ class Session:
         self.candidate = candidate
         self._rename, self._include = rename, [include] if isinstance(include, str) else include
         self._given = inputs, candidate_inputs, map_inputs
-        self.pairing = pair(reference, candidate, rename)
+        self.weights = Weights.of(reference), Weights.of(candidate)
+        self.pairing = pair(reference, candidate, rename, dtypes=self.dtypes)
         _check_counterparts(self.pairing, reference, candidate)
         self.inputs, self.candidate_inputs = both_arguments(
             inputs, candidate_inputs, map_inputs, reference, candidate
@@ -64,7 +66,7 @@ class Session:
         self.pairs = self._available_pairs()
         self._beyond_torch = False
         self.call_order: dict[tuple[str, int], int] = {}
-        self.adapt_inputs = fitting(reference, candidate)
+        self.adapt_inputs = fitting(*self.weights)
 
     def with_candidate(self, candidate: nn.Module) -> "Session":
         """The same reference and inputs with another candidate."""
@@ -84,7 +86,7 @@ class Session:
         called = Called(outcome.reference_calls, outcome.candidate_calls)
         if all((o in called.candidate) == (r in called.reference) for o, r in self.pairs.items()):
             return False
-        pairing = pair(self.reference, self.candidate, self._rename, called)
+        pairing = pair(self.reference, self.candidate, self._rename, called, dtypes=self.dtypes)
         if len(pairing.met(called)) <= len(self.pairing.met(called)):
             return False
         self.pairing = pairing
@@ -99,6 +101,11 @@ class Session:
             for own, name in _included(self.pairing, self._include).items()
             if name not in missing[0] and own not in missing[1]
         }
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """What the models work in, the reference first, where they have parameters."""
+        return tuple(weights.dtype for weights in self.weights if weights.dtype is not None)
 
     @property
     def given(self) -> Inputs:
@@ -207,8 +214,8 @@ def _apart(reference: nn.Module, candidate: nn.Module) -> tuple[nn.Module, nn.Mo
     its calls afterwards, where nothing that they share has a state, and where they cannot be
     copied.
     """
-    modules = {id(module) for module in reference.modules()}
-    shared = [module for module in candidate.modules() if id(module) in modules]
+    modules = {id(module) for module in modules_of(reference)}
+    shared = [module for module in modules_of(candidate) if id(module) in modules]
     if isinstance(reference, StandIn) or not any(
         any(True for _ in module.parameters(recurse=False)) for module in shared
     ):
@@ -226,7 +233,7 @@ def _apart(reference: nn.Module, candidate: nn.Module) -> tuple[nn.Module, nn.Mo
 def _is_compiled(model: nn.Module) -> bool:
     return any(
         isinstance(module, torch.jit.ScriptModule) or is_compiled(module)
-        for module in model.modules()
+        for module in modules_of(model)
     )
 
 
@@ -244,23 +251,20 @@ def _copy_apart(model: nn.Module) -> nn.Module:
 
 
 def _check_initialised(side: str, model: nn.Module) -> None:
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(value):
-            raise UsageError(
-                f"the {side} holds {name!r}, which has no shape yet: run a lazy module once before "
-                "it is compared"
-            )
+    for module in modules_of(model):
+        for held in (*parameters_of(module).values(), *buffers_of(module).values()):
+            if held is not None and is_lazy(held):
+                named = (*model.named_parameters(), *model.named_buffers())
+                name = next(name for name, value in named if value is held)
+                raise UsageError(
+                    f"the {side} holds {name!r}, which has no shape yet: run a lazy module once "
+                    "before it is compared"
+                )
 
 
 def working_dtype(model: nn.Module) -> torch.dtype | None:
     """The floating dtype of most of a model's parameters; None if it has none."""
-    if isinstance(model, StandIn) and model.dtype is not None:
-        return model.dtype
-    sizes: Counter[torch.dtype] = Counter()
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            sizes[parameter.dtype] += parameter.numel()
-    return max(sizes, key=sizes.__getitem__, default=None)
+    return Weights.of(model).dtype
 
 
 def _unavailable(model: nn.Module) -> frozenset[str]:

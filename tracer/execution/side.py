@@ -172,7 +172,7 @@ class Side:
         )
 
     def _index(self, name: str, call: Call) -> int:
-        return self._order.get((name, call.index), call.index)
+        return self._order.get((name, call.index), call.index) if self._order else call.index
 
     def counts(self) -> dict[str, int]:
         """How often each module was called so far."""
@@ -231,15 +231,23 @@ class Side:
             return None
         if self._observer is not None and phase is Phase.END:
             self._observer.ends(self.label, name, call)
-        with self._ambient.put_back():
-            if self._random.leave():
-                self._note_drawing(call if phase is Phase.END else call.parent)
-            answer: Answer = self._driver.switch(
-                Event((name, self._index(name, call), phase), call)
-            )
-            self._random.enter()
+        event = Event((name, self._index(name, call), phase), call)
+        if self._ambient.is_in_force():
+            answer = self._hand_over(event)
+        else:
+            with self._ambient.put_back():
+                answer = self._hand_over(event)
         if self._observer is not None and phase is Phase.START:
             self._observer.begins(self.label, name, call)
+        return answer
+
+    def _hand_over(self, event: Event) -> Answer:
+        """Stops at an event until this side is to go on."""
+        if self._random.leave():
+            call = event.call
+            self._note_drawing(call if event.key[2] is Phase.END else call.parent)
+        answer: Answer = self._driver.switch(event)
+        self._random.enter()
         return answer
 
     def draws(self) -> Draws | None:

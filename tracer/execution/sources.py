@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import torch
 
@@ -41,7 +41,6 @@ class Location:
         return f"{self.file}:{self.line}"
 
 
-@runtime_checkable
 class Sourced(Protocol):
     """A module that runs no source of its own."""
 
@@ -51,3 +50,8 @@ class Sourced(Protocol):
 
     def computing_at(self) -> tuple[Line, ...]:
         """The lines of that forward that it computes now, the innermost first."""
+
+
+def is_sourced(owner: object) -> TypeGuard[Sourced]:
+    """Whether a module runs no source of its own."""
+    return hasattr(type(owner), "computing_at")

@@ -156,6 +156,21 @@ class ThreadState:
             dispatch_modes=torch_internals.dispatch_modes(),
         )
 
+    def is_in_force(self) -> bool:
+        """Whether it is the state now, without taking all of it down."""
+        return (
+            torch.is_grad_enabled() is self.grad
+            and torch.is_inference_mode_enabled() is self.inference
+            and torch.get_default_dtype() is self.default_dtype
+            and torch.is_autocast_enabled("cpu") is self.autocast[0][0]
+            and torch.is_autocast_enabled("cuda") is self.autocast[1][0]
+            and torch.get_autocast_dtype("cpu") is self.autocast[0][1]
+            and torch.get_autocast_dtype("cuda") is self.autocast[1][1]
+            and torch.is_autocast_cache_enabled() is self.autocast_cache
+            and torch_internals.default_device() == self.device
+            and torch_internals.has_modes(self.function_modes, self.dispatch_modes)
+        )
+
     def apply(self, current: "ThreadState") -> None:
         """Switches from the current state to this one, but for inference mode."""
         # Modes see PyTorch's functions being called, these here too: first out, last in.
@@ -186,9 +201,8 @@ class ThreadState:
         try:
             yield
         finally:
-            left = ThreadState.capture()
-            if left != self:
-                self.apply(left)
+            if not self.is_in_force():
+                self.apply(ThreadState.capture())
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
@@ -197,10 +211,10 @@ class ThreadState:
         A hook may fire inside a `with` block of the model's own: autocast, grad or inference mode,
         a device context. The other side must not see it, and the model must find it again.
         """
-        found = ThreadState.capture()
-        if found == self:
+        if self.is_in_force():
             yield
             return
+        found = ThreadState.capture()
         with ExitStack() as guards:
             if found.inference != self.inference:
                 guards.enter_context(torch.inference_mode(self.inference))
@@ -227,7 +241,7 @@ class RandomStates:
     def read(cls, *, beyond_torch: bool) -> "RandomStates":
         in_use = torch.cuda.is_initialized() and torch.cuda.is_available()
         return cls(
-            cpu=torch.get_rng_state(),
+            cpu=torch.default_generator.get_state(),
             cuda=tuple(torch.cuda.get_rng_state_all()) if in_use else (),
             python=random.getstate() if beyond_torch else None,
             numpy=np.random.get_state() if beyond_torch else None,
@@ -235,8 +249,11 @@ class RandomStates:
 
     def equals(self, other: "RandomStates") -> bool:
         """Whether nothing was drawn between them; they are of the same generators."""
-        own, others = (self.cpu, *self.cuda), (other.cpu, *other.cuda)
-        return all(map(torch.equal, own, others)) and self.equals_beyond_torch(other)
+        return (
+            torch.equal(self.cpu, other.cpu)
+            and (not self.cuda or all(map(torch.equal, self.cuda, other.cuda)))
+            and (self.python is None or self.equals_beyond_torch(other))
+        )
 
     def equals_beyond_torch(self, other: "RandomStates") -> bool:
         """The same for Python's and NumPy's generators."""
@@ -244,7 +261,7 @@ class RandomStates:
         return self.python == other.python and all(np.array_equal(*pair) for pair in numpy)
 
     def write(self) -> None:
-        torch.set_rng_state(self.cpu)
+        torch.default_generator.set_state(self.cpu)
         for index, state in enumerate(self.cuda):
             torch.cuda.set_rng_state(state, index)
         if self.python is not None:

@@ -8,7 +8,8 @@ function has one test, which says what to do when a new version breaks it.
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -21,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import _TorchCompileInductorWrapper as _InductorWrapper
 from torch import fx, nn, overrides
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
 from torch.overrides import TorchFunctionMode
@@ -32,6 +34,7 @@ from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_unflatten as tree_unflatten
 from torch.utils.dlpack import from_dlpack as from_dlpack
 from torch.utils.dlpack import to_dlpack as to_dlpack  # type: ignore[attr-defined]
+from torch.utils.hooks import RemovableHandle
 
 TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _ACCELERATE_HOOKS = ("accelerate/hooks.py", "accelerate\\hooks.py")
@@ -70,6 +73,16 @@ def set_function_modes(modes: Sequence[TorchFunctionMode]) -> None:
 def dispatch_modes() -> list[TorchDispatchMode]:
     """The modes that see PyTorch's operators called in this thread, the innermost last."""
     return list(_python_dispatch._get_current_dispatch_mode_stack())
+
+
+def has_modes(functions: Sequence[object], dispatch: Sequence[object]) -> bool:
+    """Whether these are `function_modes` and `dispatch_modes`, without making lists of none."""
+    return (
+        (_len_torch_function_stack() == len(functions))
+        and (_len_torch_dispatch_stack() == len(dispatch))
+        and (not functions or function_modes() == functions)
+        and (not dispatch or dispatch_modes() == dispatch)
+    )
 
 
 def sums_of(tensors: Sequence[torch.Tensor]) -> list[str]:
@@ -114,10 +127,50 @@ def as_written(module: nn.Module) -> nn.Module:
 def declared(module: nn.Module, name: str) -> Any:
     """An attribute that a module may have; None without. PyTorch takes long to say that it is not
     there."""
-    if type(module).__getattr__ is not nn.Module.__getattr__:
-        return getattr(module, name, None)
     found = module.__dict__.get(name)
-    return getattr(type(module), name, None) and getattr(module, name) if found is None else found
+    if found is not None:
+        return found
+    kind = type(module)
+    if kind.__getattr__ is not nn.Module.__getattr__ or getattr(kind, name, None) is not None:
+        return getattr(module, name, None)
+    return None
+
+
+def attach_hooks(
+    module: nn.Module,
+    key: int,
+    start: Callable[..., object],
+    end: Callable[..., object],
+) -> None:
+    """Has a module call a forward pre-hook and a forward hook, both with keyword arguments, the
+    latter also where the forward raises.
+
+    That is what `register_forward_pre_hook` and `register_forward_hook` do, without a handle each:
+    thousands of these made and taken apart in every run take longer than the run.
+
+    Args:
+        key: from `hook_key`; of which `detach_hooks` takes off both.
+    """
+    module._forward_pre_hooks[key] = start
+    module._forward_pre_hooks_with_kwargs[key] = True
+    module._forward_hooks[key] = end
+    module._forward_hooks_with_kwargs[key] = True
+    module._forward_hooks_always_called[key] = True
+
+
+def detach_hooks(modules: Iterable[nn.Module], key: int) -> None:
+    """Takes off what `attach_hooks` has attached."""
+    for module in modules:
+        module._forward_pre_hooks.pop(key, None)
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+        module._forward_hooks.pop(key, None)
+        module._forward_hooks_with_kwargs.pop(key, None)
+        module._forward_hooks_always_called.pop(key, None)
+
+
+def hook_key() -> int:
+    """A key under which no module has a hook, nor will have one of `register_forward_hook`."""
+    return RemovableHandle(OrderedDict()).id
 
 
 @dataclass(frozen=True)
@@ -381,6 +434,11 @@ def memory_of(tensor: torch.Tensor) -> int:
     if tensor.layout is not torch.strided or tensor.is_nested:
         return id(tensor)
     return int(tensor.untyped_storage()._cdata)
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Where a module keeps the modules right inside it, in order."""
+    return module._modules
 
 
 def parameters_of(module: nn.Module) -> dict[str, torch.Tensor | None]:

@@ -78,7 +78,7 @@ def _put(
 
 def plain_attributes(module: nn.Module) -> dict[str, object]:
     """The plain attributes that are of interest to others."""
-    return {name: v for name, v in vars(as_written(module)).items() if not name.startswith("_")}
+    return {name: v for name, v in vars(as_written(module)).items() if name[:1] != "_"}
 
 
 def attribute_at(module: nn.Module, path: str) -> object:

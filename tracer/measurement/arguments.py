@@ -155,7 +155,7 @@ class CallPair:
     def is_of_graph(self) -> bool:
         """Whether one of them is a call of a graph: it has the form of what that was exported
         from, which has the other's unless it says how to read it back."""
-        return any(is_formless(call.module) for call in (self.reference, self.candidate))
+        return is_formless(self.reference.module) or is_formless(self.candidate.module)
 
     def arguments(self) -> Iterator[tuple[str, object, object]]:
         """Yields (the reference's parameter name, its value, the candidate's in the same form).
@@ -163,12 +163,12 @@ class CallPair:
         An argument that one side does not pass counts as None there.
         """
         reference, candidate = self.reference, self.candidate
-        own_names = {own: name for name, own in self.names().items()}
         if self.is_of_graph:
             names = dict.fromkeys([*reference.arguments, *candidate.arguments])
             for name in names:
                 yield name, reference.arguments.get(name), candidate.arguments.get(name)
             return
+        own_names = {own: name for name, own in self.names().items()}
         values = {}
         for own, value in candidate.arguments.items():
             name = own_names.get(own, own)

@@ -11,6 +11,7 @@ What else a run does, its interventions do.
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
+from typing import ParamSpec
 
 import torch
 
@@ -45,6 +46,8 @@ from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 from tracer.tensors.samples import Sample, Sampler
 from tracer.tensors.tolerance import Tolerance
 from tracer.tensors.value_path import OUTPUT, ValuePath
+
+P = ParamSpec("P")
 
 
 class Comparer:
@@ -111,8 +114,12 @@ class Comparer:
         self._event = (*calls.key, phase)
         if self._event in self._at_once:
             self._underway.settle()
-        self.tolerance = self.tolerance.working_in(*calls.autocast_on_one_side())
+        if reference.autocast is not candidate.autocast:
+            self.tolerance = self.tolerance.working_in(*calls.autocast_on_one_side())
         if phase is Phase.START:
+            if not self._interventions:
+                self._start(calls)
+                return None
             answers = [each.before_start(calls) for each in self._interventions]
             record = self._start(calls)
             answers += [each.on_start(calls, record, self) for each in self._interventions]
@@ -162,18 +169,20 @@ class Comparer:
         record = AwaitedRecord.of(reference, candidate, parent, start=self._next())
         record.wait_for(self._underway)
         self.records[calls.key] = record
-        self._paddings.note(self._around(record), padding_of(reference, self.roles, self._visible))
+        padding = padding_of(reference, self.roles, self._visible)
+        if padding is not None:
+            self._paddings.note(self._around(record), padding)
         for name, r, c in calls.arguments():
-            self._compare_values(record, ValuePath.of_argument(name), r, c)
+            if r is not None or c is not None:
+                self._compare_values(record, ValuePath.of_argument(name), r, c)
         self._given[calls.key] = marks(reference.arguments), marks(candidate.arguments)
         return record
 
     def _end(self, calls: CallPair, record: CallRecord) -> None:
         self._compare_values(record, OUTPUT, *calls.outputs())
         self._compare_written(record, calls)
-        paddings = list(self.paddings(record))
-        if paddings:
-            self._then(partial(self._leave_gathered_out, record, paddings))
+        if self._paddings and (paddings := list(self.paddings(record))):
+            self._then(self._leave_gathered_out, record, paddings)
         record.end = self._next()
         self._finished += 1
         if self._progress is not None:
@@ -279,10 +288,10 @@ class Comparer:
         self, record: CallRecord, path: ValuePath, r: torch.Tensor, c: torch.Tensor
     ) -> None:
         """What most values are, by itself: a tensor on either side."""
-        if is_comparable(r, path, {path: c}):
-            self._compare_tensors(record, path, r, c)
-        else:
+        if (r.is_meta or c.is_meta) and not is_comparable(r, path, {path: c}):
             self.not_comparable += 1
+        else:
+            self._compare_tensors(record, path, r, c)
 
     def _leaves(self, path: ValuePath, value: object) -> Iterator[tuple[ValuePath, object]]:
         """The leaves of a value, of an output everything but the counters of a cache."""
@@ -295,16 +304,17 @@ class Comparer:
         known = self._compared.find(r, c)
         if known is not None:
             words = None if known.row is None else self._described(known.row, path, r, c)
-            again = partial(self._enter_again, record, known, path, r, c, words)
+            again = record, known, path, r, c, words
             if self._underway:
                 order = self._next() if path.is_result else 0
-                self._underway.add(partial(again, order), r, c)
+                self._underway.add(partial(self._enter_again, *again, order), r, c)
             else:
-                again()
+                self._enter_again(*again)
             return
         by = self.roles, self.tolerance, partial(self.paddings, record)
         pair = TensorPair.of(record, path, self._event, r, c, by)
-        is_later = self._sampler is None and self._event not in self._at_once
+        is_away = isinstance(r, torch.Tensor) and r.device.type != "cpu"
+        is_later = is_away and self._sampler is None and self._event not in self._at_once
         begun = Begun.of(pair) if is_later else None
         if begun is not None:
             pair.paddings = partial(iter, tuple(pair.paddings()))  # as they are known by now
@@ -325,7 +335,7 @@ class Comparer:
         else:
             compared = self._compared.enter(pair.r, pair.own)
             words = self._described(found, pair.path, pair.r, pair.own)
-            self._then(partial(self._enter, pair, self._next(), found, compared, words))
+            self._then(self._enter, pair, self._next(), found, compared, words)
         return found is not None
 
     def _enter_begun(self, begun: Begun, order: int, compared: Compared) -> None:
@@ -389,7 +399,8 @@ class Comparer:
     ) -> None:
         """Keeps the row of a pair that was compared."""
         row = pair.row(order, found, self._sampled(pair.path, pair.r, pair.c, found))
-        row = row.allowing(self.rounding.get((row.module, row.call, row.value)))
+        if self.rounding:
+            row = row.allowing(self.rounding.get((row.module, row.call, row.value)))
         self.compared_elements += row.difference.elements if row.difference is not None else 0
         if row.is_output and not row.module:
             self.final.note(row)
@@ -400,27 +411,30 @@ class Comparer:
 
     def _around(self, record: CallRecord) -> list[CallKey]:
         """A call and those around it."""
-        keys = [record.key]
-        while (parent := self.records[keys[-1]].parent) is not None:
+        keys, parent = [record.key], record.parent
+        while parent is not None:
             keys.append(parent)
+            parent = self.records[parent].parent
         return keys
 
     def _described(
         self, found: Row | Measured, path: ValuePath, r: Tensor, c: Tensor
     ) -> tuple[str, str] | None:
         """What each side passed, where that is of interest."""
+        if path.is_result:
+            return None
         is_other = any(remark.kind is RemarkKind.BY_MEANING for remark in found.remarks)
-        if path.is_result or (found.agrees and not is_other):
+        if found.agrees and not is_other:
             return None
         words = self._words[self.roles.is_mask(path)]
         return words(r), words(c)
 
-    def _then(self, action: Callable[[], None]) -> None:
+    def _then(self, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Does something once all that is underway has come to its end."""
         if self._underway:
-            self._underway.then(action)
+            self._underway.then(partial(action, *args, **kwargs))
         else:
-            action()
+            action(*args, **kwargs)
 
     def _next(self) -> int:
         self._order += 1

@@ -60,6 +60,9 @@ class Paddings:
     def __init__(self) -> None:
         self._noted: dict[Hashable, list[Padding]] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._noted)
+
     def note(self, keys: Sequence[Hashable], padding: Padding | None) -> None:
         """Notes what a call says, for itself and for those around it that know of some.
 
@@ -119,9 +122,9 @@ def padding_of(
     Args:
         visible_in: what a mask lets through, as `visible_on_host` says it.
     """
-    names = (name for name in call.arguments if is_any(name, roles.padding))
-    mask = call.arguments.get(next(names, ""))
-    visible = visible_in(mask)
+    names = [name for name in call.arguments if is_any(name, roles.padding)]
+    mask = call.arguments[names[0]] if names else None
+    visible = None if mask is None else visible_in(mask)
     if visible is None:
         return None
     assert isinstance(mask, torch.Tensor)

@@ -218,7 +218,7 @@ def _padded(difference: Difference) -> Remark:
 
 def _remarks(difference: Difference, limit: float) -> tuple[Remark, ...]:
     counts = difference.reference_nonfinite, difference.candidate_nonfinite
-    if any(counts):
+    if counts != (0, 0):
         return (Remark(RemarkKind.NONFINITE, *counts),)
     if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
         return (Remark(RemarkKind.RELATIVE_L2, figure=difference.relative_l2),)

@@ -119,6 +119,8 @@ class Underway:
 
     def settle(self) -> None:
         """Does all that waits."""
+        if not self._actions:
+            return
         begun, actions, kept = self._begun, self._actions, self._kept
         self._begun, self._actions, self._kept, self._bytes = [], [], {}, 0
         _transfer(begun)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from tracer.measurement.pairs import Tensor
 from tracer.tensors.fingerprints import Fingerprint
 from tracer.tensors.leaves import is_plain, version_of
@@ -15,7 +17,9 @@ def marks(arguments: Mapping[str, object]) -> Marks:
     """The tensors in a call's arguments."""
     found = {}
     for name, value in arguments.items():
-        if not is_plain(value):
+        if type(value) is torch.Tensor and not value.is_nested:
+            found[ValuePath.of_written(name)] = id(value), version_of(value)
+        elif value is not None and not is_plain(value):
             for path, leaf in ValuePath.of_written(name).leaves(value):
                 if isinstance(leaf, Tensor):
                     found[path] = id(leaf), version(leaf)

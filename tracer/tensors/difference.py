@@ -27,7 +27,7 @@ from tracer.tensors.chunks import chunks, comparable
 from tracer.tensors.enqueued import EXACT_CHUNK, Enqueued, exact_sums
 from tracer.tensors.exact import fits_float32, to_float64
 from tracer.tensors.fills import may_have_fills, shows_fills, without_fills
-from tracer.tensors.kernels import Chooser, Pass, Sums, by_numpy
+from tracer.tensors.kernels import Array, Chooser, Pass, Sums, by_numpy
 
 # Elements per chunk: two float32 operands and the buffer of their difference stay in a 2 MiB L2.
 CHUNK = 131_072
@@ -94,6 +94,8 @@ class Difference:
             ShapeMismatchError: the shapes differ; nothing is ever broadcast.
             UsageError: a tensor lies on the meta device and holds no values.
         """
+        if (found := _of_usual(reference, candidate)) is not None:
+            return found
         reference, candidate = comparable(reference, candidate)
         on_cpu = reference.device.type == "cpu"
         if not on_cpu:
@@ -104,12 +106,11 @@ class Difference:
             return same
         fits = on_cpu and fits_float32(reference.dtype) and fits_float32(candidate.dtype)
         one_pass = _CHOOSER.chosen(reference.numel()) if fits else by_numpy
-        result = cls()
+        result: Difference | None = None
         for r, c in chunks(reference, candidate, CHUNK if on_cpu else EXACT_CHUNK):
-            if fits:
-                result = result.merge(_of_float32(r, c, one_pass))
-            else:
-                result = result.merge(_of_any(r, c))
+            part = _of_float32(r, c, one_pass) if fits else _of_any(r, c)
+            result = part if result is None else result.merge(part)
+        result = result or cls()
         if may_have_fills(reference, candidate, result.max_abs, _largest(result)):
             return replace(result, rest=_rest(reference, candidate))
         return result
@@ -202,13 +203,14 @@ class Difference:
 
         0 for equal tensors; infinite where a constant reference is missed.
         """
-        if self.max == 0.0:
+        if not self.count or self.max_abs == 0.0:
             return 0.0
         if self.rest is not None:
             return max(replace(self, rest=None).peir, self.rest.peir)
-        if math.isinf(self.interval):
-            return 0.5 * self.max / (0.5 * self.reference_max - 0.5 * self.reference_min)
-        return self.max / self.interval if self.interval > 0.0 else math.inf
+        interval = self.reference_max - self.reference_min
+        if math.isinf(interval):
+            return 0.5 * self.max_abs / (0.5 * self.reference_max - 0.5 * self.reference_min)
+        return self.max_abs / interval if interval > 0.0 else math.inf
 
     @property
     def sqnr(self) -> float:
@@ -251,14 +253,44 @@ class Difference:
         It equals PEIR unless the reference varies little about a value far from zero, where the
         rounding of that value alone would make PEIR large.
         """
-        if self.max == 0.0:
+        if not self.count or self.max_abs == 0.0:
             return 0.0
         if self.rest is not None:
             return max(replace(self, rest=None).relative_peak, self.rest.relative_peak)
-        if math.isinf(self.interval):
+        low, high = self.reference_min, self.reference_max
+        if math.isinf(high - low):
             return self.peir
-        scale = max(self.interval, abs(self.reference_min), abs(self.reference_max))
-        return self.max / scale if scale > 0.0 else math.inf
+        scale = max(high - low, abs(low), abs(high))
+        return self.max_abs / scale if scale > 0.0 else math.inf
+
+
+def _is_usual(tensor: torch.Tensor) -> bool:
+    """Whether it is what most that is compared are: float32, dense, and small."""
+    return (
+        tensor.dtype is torch.float32
+        and type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and 0 < tensor.numel() <= CHUNK
+        and not (tensor.is_nested or tensor.is_neg())
+    )
+
+
+def _of_usual(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
+    """The difference of two that are usual, in few steps; None where it takes more."""
+    if not (_is_usual(r) and _is_usual(c) and r.shape == c.shape):
+        return None
+    r, c = r.detach(), c.detach()
+    if (same := _of_equal(r, c)) is not None:
+        return same
+    reference, candidate = r.reshape(-1).numpy(), c.reshape(-1).numpy()
+    sums = by_numpy(reference, candidate)
+    if sums is None or not _is_safe(sums):
+        return None
+    found = _of_safe(reference, candidate, sums)
+    if found is None or may_have_fills(r, c, found.max_abs, _largest(found)):
+        return None
+    return found
 
 
 def _of_equal(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
@@ -288,14 +320,24 @@ def _of_equal(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
 
 def _of_float32(r: torch.Tensor, c: torch.Tensor, one_pass: Pass) -> Difference:
     """One chunk on the CPU in float32."""
+    if r.dtype is c.dtype is torch.bfloat16 and one_pass is not by_numpy:
+        sums = one_pass(*(t.view(torch.uint16).numpy() for t in (r, c)))
+        if sums is None or not _is_safe(sums) or _has_cancelled(r.numel(), sums):
+            return _of_float32(r, c, by_numpy)
+        return _of_sums(r.numel(), sums) or _of_any(r, c)
     reference, candidate = r.float().numpy(), c.float().numpy()
     sums = one_pass(reference, candidate)
     if sums is None or not _is_safe(sums):
         return _of_any(r, c)
+    return _of_safe(reference, candidate, sums) or _of_any(r, c)
+
+
+def _of_safe(reference: Array, candidate: Array, sums: Sums) -> Difference | None:
+    """One chunk from its sums, in float64 where float32 has cancelled; None as for `_of_sums`."""
     if _has_cancelled(reference.size, sums):
         exact = np.abs(np.subtract(reference, candidate)).astype(np.float64)
         sums = sums._replace(sum_abs=float(exact.sum()), sum_square=float(np.dot(exact, exact)))
-    return _of_sums(reference.size, sums) or _of_any(r, c)
+    return _of_sums(reference.size, sums)
 
 
 def _of_quick(elements: int, numbers: Sequence[float]) -> Difference | None:
@@ -337,7 +379,8 @@ def _is_safe(sums: Sums) -> bool:
     magnitude = max(abs(sums.reference_min), abs(sums.reference_max))
     if not (magnitude < _SAFE_HIGH and sums.max_abs < _SAFE_HIGH):  # nor is any of them NaN
         return False
-    return all(value == 0.0 or value > _SAFE_LOW for value in (magnitude, sums.max_abs))
+    low = min(magnitude or 1.0, sums.max_abs or 1.0)
+    return low > _SAFE_LOW
 
 
 def _of_any(r: torch.Tensor, c: torch.Tensor) -> Difference:

@@ -94,7 +94,10 @@ def by_numpy(r: Array, c: Array) -> Sums | None:
 
 
 def compiled() -> Pass | None:
-    """The compiled pass, which takes and returns what `by_numpy` does; None without numba."""
+    """The compiled pass, which returns what `by_numpy` does; None without numba.
+
+    It takes bfloat16 too, whose bits are the upper half of a float32's: two arrays of uint16.
+    """
     try:
         from numba import njit
     except ImportError:
@@ -103,15 +106,13 @@ def compiled() -> Pass | None:
     sums = njit(fastmath={"reassoc", "contract", "nsz"}, cache=True)(_sums)
     extremes = njit(cache=True)(_extremes)
 
+    widen, first = njit(cache=True)(_widen), njit(cache=True)(_first)
+
     @njit  # type: ignore[untyped-decorator]
     def run(r: Any, c: Any, r_bits: Any, totals: Any) -> Any:  # pragma: no cover - is compiled
         distances = np.empty(_BLOCK, np.float32)
         bits = distances.view(np.int32)
-        most: Any = np.int32(-1)
-        least: Any = np.int32(0x7FFFFFFF)
-        low: Any = np.int32(0x7FFFFFFF)
-        high: Any = np.int32(-0x80000000)
-        peak = 0
+        most, least, low, high, peak = _START
         for start in range(0, r.size, _BLOCK):
             end = min(start + _BLOCK, r.size)
             found = sums(r[start:end], c[start:end], distances)
@@ -121,21 +122,60 @@ def compiled() -> Pass | None:
             least, low, high = min(least, own[1]), min(low, own[2]), max(high, own[3])
             if own[0] > most:
                 most = own[0]
-                for place in range(end - start):
-                    if bits[place] == most:
-                        peak = start + place
-                        break
+                peak = start + first(bits, most)
+        return most, least, low, high, peak
+
+    @njit  # type: ignore[untyped-decorator]
+    def run_halves(r: Any, c: Any, totals: Any) -> Any:  # pragma: no cover - is compiled
+        distances = np.empty(_BLOCK, np.float32)
+        bits = distances.view(np.int32)
+        r_bits, c_bits = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
+        r_wide, c_wide = r_bits.view(np.float32), c_bits.view(np.float32)
+        most, least, low, high, peak = _START
+        for start in range(0, r.size, _BLOCK):
+            size = min(_BLOCK, r.size - start)
+            widen(r[start : start + size], r_bits)
+            widen(c[start : start + size], c_bits)
+            found = sums(r_wide[:size], c_wide[:size], distances)
+            for each in range(4):
+                totals[each] += found[each]
+            own = extremes(bits, r_bits[:size])
+            least, low, high = min(least, own[1]), min(low, own[2]), max(high, own[3])
+            if own[0] > most:
+                most = own[0]
+                peak = start + first(bits, most)
         return most, least, low, high, peak
 
     def one_pass(r: Array, c: Array) -> Sums | None:
         totals = np.zeros(4)
-        most, least, low, high, peak = run(r, c, r.view(np.int32), totals)
+        if r.dtype == np.uint16:
+            most, least, low, high, peak = run_halves(r, c, totals)
+        else:
+            most, least, low, high, peak = run(r, c, r.view(np.int32), totals)
         if most >= _INFINITY:
             return None
         ends = np.array([least, most, _from_key(low), _from_key(high)], np.int32).view(np.float32)
         return Sums._make((*totals.tolist(), *ends.tolist(), peak))
 
     return one_pass
+
+
+# Before any element: largest and least bits of |d|, lowest and highest key of r, and the peak.
+_START = (np.int32(-1), np.int32(0x7FFFFFFF), np.int32(0x7FFFFFFF), np.int32(-0x80000000), 0)
+
+
+def _widen(halves: Any, bits: Any) -> None:
+    """Bits of float32, from those of bfloat16."""
+    for place in range(halves.size):
+        bits[place] = np.int32(halves[place]) << np.int32(16)
+
+
+def _first(bits: Any, wanted: Any) -> Any:
+    """Where these bits stand first."""
+    for place in range(bits.size):
+        if bits[place] == wanted:
+            return place
+    return -1
 
 
 def _sums(r: Any, c: Any, distances: Any) -> Any:

@@ -73,10 +73,10 @@ class Tolerance:
         self, difference: Difference, reference: torch.dtype, candidate: torch.dtype
     ) -> bool:
         """Whether a measured pair agrees."""
-        limit = self.limit(reference, candidate)
-        if difference.mismatched or difference.relative_peak > _TAIL * limit:
+        limit, peak = self.limit(reference, candidate), difference.relative_peak
+        if difference.mismatched or peak > _TAIL * limit:
             return False
-        if difference.relative_peak <= limit:
+        if peak <= limit:
             return True
         return self.peir is None and difference.relative_l2 <= limit
 

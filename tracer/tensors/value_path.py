@@ -23,6 +23,8 @@ class ValueKind(Enum):
     WRITTEN = "written"
     GRADIENT = "gradient"
 
+    __hash__ = object.__hash__  # each is one object; that of `Enum` takes a call of Python
+
 
 class ValuePath(str):
     """The path of a value as users and reports know it, such as "output.logits", with its parts.
@@ -108,7 +110,7 @@ class ValuePath(str):
     ) -> Iterator[tuple["ValuePath", object]]:
         """The leaves of the value of this path, each with its own; see `leaves`, `all_leaves`."""
         for path, leaf in all_leaves(value, "") if everything else leaves(value, ""):
-            yield self.inner(path[1:]), leaf
+            yield self.inner(path[1:]) if path else self, leaf
 
     def tensors(self, value: object) -> dict["ValuePath", torch.Tensor]:
         """Those leaves that are tensors."""

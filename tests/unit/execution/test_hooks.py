@@ -4,6 +4,7 @@ import functools
 import inspect
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -406,12 +407,12 @@ def test_hooks_are_gone_whatever_happens(error: BaseException) -> None:
 
 
 def test_hooks_are_gone_when_they_cannot_all_be_attached() -> None:
+    class Refusing(OrderedDict):
+        def __setitem__(self, key: object, value: object) -> None:
+            raise RuntimeError("refused")
+
     model = nn.Sequential(nn.Identity(), nn.Identity())
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("refused")
-
-    model[1].register_forward_hook = refuse
+    model[1]._forward_hooks = Refusing()
     before = hooks_of(model)
     with pytest.raises(RuntimeError, match="refused"), hooked([model], lambda: None):
         pass

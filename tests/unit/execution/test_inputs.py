@@ -16,6 +16,7 @@ from tracer.execution.inputs import (
     fitting,
     shared_arguments,
 )
+from tracer.execution.weights import Weights
 
 X = torch.ones(2, 4)
 
@@ -43,11 +44,12 @@ def test_what_no_model_takes(inputs: object, message: str) -> None:
 
 
 def test_floats_take_the_other_sides_dtype() -> None:
-    fits = fitting(nn.Linear(4, 4), nn.Linear(4, 4).bfloat16())
+    weights = Weights.of(nn.Linear(4, 4)), Weights.of(nn.Linear(4, 4).bfloat16())
+    fits = fitting(*weights)
     assert fits(X).dtype == torch.bfloat16
     assert fits(X.double()).dtype == torch.float64  # not what the reference works in
     assert fits(X.long()).dtype == torch.int64
-    assert fitting(nn.Linear(4, 4), nn.Linear(4, 4))(X) is X
+    assert fitting(weights[0], weights[0])(X) is X
 
 
 def test_each_gets_its_own() -> None:

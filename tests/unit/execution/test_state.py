@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tracer.execution.hooks import Call, Phase
 from tracer.execution.state import RandomNumbers, ThreadState, random_state_kept
@@ -98,3 +99,24 @@ def test_what_a_model_has_left_on_is_switched_off() -> None:
         torch.set_grad_enabled(not torch.is_grad_enabled())
         torch.set_default_dtype(torch.float64)
     assert ThreadState.capture() == outside
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        torch.enable_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.autocast("cpu", enabled=False, cache_enabled=False),
+        lambda: torch.device("meta"),
+        lambda: FlopCounterMode(display=False),
+    ],
+)
+def test_a_state_is_in_force_until_something_is_switched_on(guard: Callable[[], object]) -> None:
+    with torch.no_grad():
+        state = ThreadState.capture()
+        assert state.is_in_force()
+        with guard():
+            assert state.is_in_force() == (ThreadState.capture() == state)
+            assert not state.is_in_force()
+        assert state.is_in_force()

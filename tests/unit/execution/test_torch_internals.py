@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tracer.execution import torch_internals as internals
@@ -58,6 +59,69 @@ def test_dispatch_modes_are_taken_off_and_put_back() -> None:
         assert internals.dispatch_modes() == []
         internals.set_dispatch_modes([mode])
         assert internals.dispatch_modes() == [mode]
+
+
+def test_modes_are_seen_to_be_there() -> None:
+    class Nothing(TorchFunctionMode):
+        pass
+
+    assert internals.has_modes([], [])
+    with Nothing() as mode:
+        assert not internals.has_modes([], [])
+        assert internals.has_modes([mode], [])
+        assert not internals.has_modes([Nothing()], [])
+    with FlopCounterMode(display=False):
+        assert not internals.has_modes([], [])
+        assert internals.has_modes([], internals.dispatch_modes())
+
+
+def test_hooks_of_one_key_are_those_that_pytorch_would_register() -> None:
+    calls = []
+
+    def start(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        calls.append(("start", args, kwargs))
+
+    def end(module: nn.Module, args: tuple[object, ...], kwargs: object, output: object) -> None:
+        calls.append(("end", args, output))
+
+    one, other = nn.Identity(), nn.Identity()
+    one.register_forward_pre_hook(start, with_kwargs=True)
+    one.register_forward_hook(end, with_kwargs=True, always_call=True)
+    key = internals.hook_key()
+    internals.attach_hooks(other, key, start, end)
+    for module in (one, other):
+        assert module(3) == 3
+        with pytest.raises(TypeError):
+            module(3, wrong=4)
+    assert calls[:4] == calls[4:]
+    attached = {name: list(v.values()) for name, v in vars(one).items() if "_hooks" in name}
+    assert attached == {n: list(v.values()) for n, v in vars(other).items() if "_hooks" in n}
+    handle = other.register_forward_hook(end)
+    assert handle.id != key
+    internals.detach_hooks([other], key)
+    assert list(other._forward_hooks) == [handle.id]
+    handle.remove()
+    left = {name: v for name, v in vars(other).items() if "_hooks" in name}
+    assert left == {n: v for n, v in vars(nn.Identity()).items() if "_hooks" in n}
+
+
+def test_a_declared_attribute_is_what_python_finds() -> None:
+    class Declares(nn.Identity):
+        on_class = 1
+
+        @property
+        def computed(self) -> str:
+            return "computed"
+
+    class Finds(nn.Identity):
+        def __getattr__(self, name: str) -> str:
+            return f"found {name}"
+
+    model = Declares()
+    vars(model)["own"] = 2
+    names = ("on_class", "computed", "own", "missing")
+    assert [internals.declared(model, n) for n in names] == [1, "computed", 2, None]
+    assert internals.declared(Finds(), "missing") == "found missing"
 
 
 def test_what_is_compiled_is_known_without_compiling_anything() -> None:

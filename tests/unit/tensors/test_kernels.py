@@ -53,6 +53,28 @@ def test_what_is_not_finite_is_seen(one_pass: kernels.Pass, place: int, value: f
         assert own(bad, bad) is None
 
 
+def halves(values: kernels.Array) -> tuple[kernels.Array, kernels.Array]:
+    """Values rounded to bfloat16: their bits, and themselves in float32."""
+    rounded = torch.from_numpy(values).bfloat16()
+    return rounded.view(torch.uint16).numpy(), rounded.float().numpy()
+
+
+@pytest.mark.parametrize("elements", [1, 1023, 1024, 1025, 100_003])
+def test_bits_of_bfloat16_are_its_values(one_pass: kernels.Pass, elements: int):
+    (r_bits, r), (c_bits, c) = map(halves, pair(elements, error=0.1))
+    assert one_pass(r_bits, c_bits) == one_pass(r, c)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1023, 1024, 4_000])
+def test_bits_that_are_not_finite_are_seen(one_pass: kernels.Pass, place: int, value: float):
+    r, c = pair(4_001)
+    bad = r.copy()
+    bad[place] = value
+    assert one_pass(halves(bad)[0], halves(c)[0]) is None
+    assert one_pass(halves(r)[0], halves(bad)[0]) is None
+
+
 def test_what_is_compiled_for_a_block_says_the_same_in_python():
     r, c = pair(50)
     distances = np.empty(50, np.float32)
@@ -64,6 +86,12 @@ def test_what_is_compiled_for_a_block_says_the_same_in_python():
     keys = [found[0], found[1], *map(kernels._from_key, found[2:])]
     ends = np.array(keys, np.int32).view(np.float32)
     assert ends.tolist() == [d.max(), d.min(), r.min(), r.max()]
+    assert kernels._first(d, d[7]) == 7
+    assert kernels._first(d, -1.0) == -1
+    bits, values = halves(r)
+    wide = np.empty(50, np.int32)
+    kernels._widen(bits, wide)
+    assert wide.view(np.float32).tolist() == values.tolist()
 
 
 def test_zeros_of_either_sign(one_pass: kernels.Pass):

@@ -6,6 +6,7 @@ from torch import nn
 
 from tracer.adapters.quantised import compressed, torchao, wrapq
 from tracer.adapters.quantised.adapter import Adapter
+from tracer.execution.walks import named_modules_of
 
 
 def adapter_of(module: nn.Module) -> Adapter | None:
@@ -18,7 +19,7 @@ def adapter_of(module: nn.Module) -> Adapter | None:
 def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     """The modules of a model that others quantised, each once, by the outermost name."""
     seen: set[nn.Module] = set()
-    for name, module in model.named_modules():
+    for name, module in named_modules_of(model):
         adapter = adapter_of(module)
         if adapter is not None and adapter.module not in seen:
             seen.add(adapter.module)

@@ -25,7 +25,7 @@ from torch import nn
 
 from tracer.errors import RecordingTooLargeError
 from tracer.execution.hooks import Call, Location
-from tracer.execution.sources import Line, Sourced
+from tracer.execution.sources import Line, Sourced, is_sourced
 from tracer.execution.torch_internals import (
     TorchDispatchMode,
     is_hook_of_accelerate,
@@ -390,7 +390,7 @@ def _foreign_owner(frame: FrameType) -> Sourced | None:
     if not frame.f_code.co_filename.startswith(_TRACER):
         return None
     owner = frame.f_locals.get("self")
-    return owner if isinstance(owner, Sourced) else None
+    return owner if is_sourced(owner) else None
 
 
 def frames(frame: FrameType | None) -> Iterator[FrameType]:
