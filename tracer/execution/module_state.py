@@ -10,7 +10,6 @@ are copied only of modules whose forward is seen to edit them in place.
 import dis
 import operator
 import threading
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from torch import nn
 from tracer.execution.standin import StandIn
 from tracer.execution.torch_internals import accelerate_hook, buffers_of, memory_of, parameters_of
 from tracer.execution.walks import modules_of
+from tracer.tensors.by_class import ByClass
 from tracer.tensors.leaves import version_of
 
 # An object of the user's own may hold others; those of a trainer's kind hold everything.
@@ -94,7 +94,7 @@ class _KeptTensor:
 
     def put_back(self) -> None:
         tensor = self.tensor
-        if tensor.layout is torch.strided and _place(tensor) != _place(self.alias):
+        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
             tensor.data = self.alias
         if self.values is not None and not (
             self.version == version_of(self.alias) and _equal(self.alias, self.values)
@@ -106,12 +106,60 @@ class _KeptTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class _KeptNumbers:
+    """Tensors of one number each, which observers have by the hundred, copied in one go."""
+
+    tensors: list[torch.Tensor]
+    aliases: list[torch.Tensor]
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, tensors: Iterable[torch.Tensor]) -> "list[_KeptNumbers]":
+        """Those of each dtype together."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        with torch.no_grad():
+            return [
+                cls(own, [t.detach() for t in own], torch.stack(own)) for own in by_dtype.values()
+            ]
+
+    @staticmethod
+    def takes(tensor: torch.Tensor) -> bool:
+        """Whether a tensor is such a one; inference mode knows others than are made outside it."""
+        return (
+            type(tensor) is torch.Tensor
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.shape == _NUMBER
+            and not (tensor.requires_grad or tensor.is_nested or tensor.is_inference())
+        )
+
+    def put_back(self) -> None:
+        for tensor, alias in zip(self.tensors, self.aliases, strict=True):
+            if not _is_in_place(tensor, alias):
+                tensor.data = alias
+            if tensor.requires_grad and tensor.is_leaf:
+                tensor.requires_grad_(False)
+        with torch.no_grad():
+            if torch.equal(torch.stack(self.aliases), self.values):
+                return
+            for alias, value in zip(self.aliases, self.values, strict=True):
+                if not torch.equal(alias, value):
+                    alias.copy_(value)
+
+
+_NUMBER = torch.Size(())
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleStates:
     """What modules keep from call to call: attributes, and what lies in them, however deep."""
 
     _contents: list[tuple[Any, Any]] = field(default_factory=list)
     _empty: list[Any] = field(default_factory=list)  # most of a module's own dicts are
-    _tensors: list[_KeptTensor] = field(default_factory=list)
+    _tensors: list[_KeptTensor | _KeptNumbers] = field(default_factory=list)
+    _numbers: list[torch.Tensor] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
 
     @classmethod
@@ -141,8 +189,9 @@ class ModuleStates:
                     continue
                 if kind in _CONTAINERS and not value:
                     put_aside(value)
-                else:
+                elif id(value) not in states._seen:
                     states._look_into(value, shared, 0)
+        states._tensors.extend(_KeptNumbers.of(states._numbers))
         return states
 
     def write(self) -> None:
@@ -156,15 +205,18 @@ class ModuleStates:
             kept.put_back()
 
     def _keep(self, tensor: torch.Tensor, *, copied: bool) -> None:
-        if id(tensor) not in self._seen:
-            self._seen.add(id(tensor))
+        if id(tensor) in self._seen:
+            return
+        self._seen.add(id(tensor))
+        if copied and _KeptNumbers.takes(tensor):
+            self._numbers.append(tensor)
+        else:
             self._tensors.append(_KeptTensor.of(tensor, copied=copied))
 
     def _look_into(self, value: Any, shared: set[int], depth: int) -> None:
-        """Takes down what can be edited in place in a value, and goes on with what it holds."""
-        if id(value) in self._seen:
-            return
-        holds = _HOLDS.get(type(value)) or _holds_of(type(value))
+        """Takes down what can be edited in place in a value that was not seen before, and goes on
+        with what it holds."""
+        holds = _HOLDS.get(type(value)) or _HOLDS.note(type(value), _holds_of(type(value)))
         if holds is _Holds.TENSOR:
             self._keep(value, copied=memory_of(value) not in shared)
             return
@@ -189,7 +241,7 @@ class ModuleStates:
         elif holds is _Holds.ITEMS:
             self._contents.append((value, list(value)))
         for item in list(inside):
-            if type(item) not in _ATOMS:
+            if type(item) not in _ATOMS and id(item) not in self._seen:
                 self._look_into(item, shared, depth)
 
 
@@ -214,16 +266,14 @@ class _Holds(Enum):
     NOTHING = "nothing that a forward may set"
 
 
-# Classes are let go with those who made them.
-_HOLDS: weakref.WeakKeyDictionary[type, _Holds] = weakref.WeakKeyDictionary()
+_HOLDS: ByClass[_Holds] = ByClass()
 
 
 def _holds_of(cls: type) -> _Holds:
-    found = _HOLDS[cls] = next(
+    return next(
         (holds for holds, classes in _CLASSES.items() if issubclass(cls, classes)),
         _Holds.ATTRIBUTES if _is_of_the_user(cls) else _Holds.NOTHING,
     )
-    return found
 
 
 _CLASSES: dict[_Holds, tuple[type, ...]] = {
@@ -269,11 +319,11 @@ def _tensors_in(place: Any) -> list[torch.Tensor]:
     return [tensor for tensor in place.values() if tensor is not None]
 
 
-def _place(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Where a tensor's values lie, and how they are laid out."""
-    if tensor.is_nested:
-        return ()
-    return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+def _is_in_place(tensor: torch.Tensor, alias: torch.Tensor) -> bool:
+    """Whether a tensor's values lie where they did, laid out as they were."""
+    if tensor.is_nested or alias.is_nested:
+        return tensor.is_nested and alias.is_nested
+    return tensor.dtype is alias.dtype and tensor.is_set_to(alias)
 
 
 def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:

@@ -13,11 +13,11 @@ import array
 import copy
 import dataclasses
 import reprlib
-import weakref
 from collections import UserDict, deque
 from collections.abc import (
     Callable,
     ItemsView,
+    Iterable,
     Iterator,
     KeysView,
     Mapping,
@@ -33,6 +33,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from tracer.tensors.by_class import ByClass
 from tracer.tensors.kinds import copied as own_copy
 from tracer.tensors.kinds import plain
 
@@ -153,28 +154,30 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor])
 def children(value: object) -> list[tuple[str, object]]:
     """The named parts of a value; nothing for what holds no tensors of interest."""
     make, names, _ = _parts_of(value)
-    if isinstance(value, Mapping):
-        return [(str(key), child) for key, child in value.items()]
-    if isinstance(value, torch.Tensor):
-        value = value.unbind() if value.is_nested else ()
-    if isinstance(value, tuple | list) and make is not _Make.NAMED:
-        return [(str(index), child) for index, child in enumerate(value)]
+    if make in (_Make.PLAIN, _Make.NOTHING):
+        return []
+    if make is _Make.OBJECT:
+        if _is_registered(value):
+            parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
+            return [(str(index), child) for index, child in enumerate(parts)]
+        attributes = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        return list({**attributes, **getattr(value, "__dict__", {})}.items())
+    if make is _Make.KEYED:
+        return [(str(key), child) for key, child in value.items()]  # type: ignore[attr-defined]
     if make in (_Make.NAMED, _Make.RECORD):
         return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
-    if make is not _Make.OBJECT:
-        return []
-    if _is_registered(value):
-        parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
-        return [(str(index), child) for index, child in enumerate(parts)]
-    attributes = {name: getattr(value, name) for name in names if hasattr(value, name)}
-    return list({**attributes, **getattr(value, "__dict__", {})}.items())
+    if isinstance(value, torch.Tensor):
+        value = value.unbind() if value.is_nested else ()
+    items: Iterable[object] = value  # type: ignore[assignment]
+    return [(str(index), child) for index, child in enumerate(items)]
 
 
 class _Make(Enum):
     """How a value holds its parts."""
 
     PLAIN = "none, it is a number, a string or None"
-    ITEMS = "by key, or in a row"
+    KEYED = "by key"
+    ITEMS = "in a row"
     NAMED = "a named tuple"
     NOTHING = "none of interest"
     RECORD = "a dataclass"
@@ -189,15 +192,12 @@ class _Parts(NamedTuple):
     is_container: bool = True
 
 
-# Classes are let go with those who made them.
-_KNOWN: weakref.WeakKeyDictionary[type, _Parts] = weakref.WeakKeyDictionary()
+_KNOWN: ByClass[_Parts] = ByClass()
 
 
 def _parts_of(value: object) -> _Parts:
-    known = _KNOWN.get(type(value))
-    if known is None:
-        known = _KNOWN[type(value)] = _parts_of_class(type(value))
-    return known
+    cls = type(value)
+    return _KNOWN.get(cls) or _KNOWN.note(cls, _parts_of_class(cls))
 
 
 def _parts_of_class(cls: Any) -> _Parts:
@@ -205,7 +205,9 @@ def _parts_of_class(cls: Any) -> _Parts:
         return _Parts(_Make.PLAIN, is_container=False)
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return _Parts(_Make.NAMED, tuple(cls._fields))
-    if issubclass(cls, Mapping | torch.Tensor | tuple | list):
+    if issubclass(cls, Mapping):
+        return _Parts(_Make.KEYED)
+    if issubclass(cls, torch.Tensor | tuple | list):
         return _Parts(_Make.ITEMS)
     is_record = dataclasses.is_dataclass(cls)
     is_callable = any("__call__" in vars(each) for each in cls.__mro__)
@@ -287,7 +289,11 @@ def _walk(
         object_depth += 1
     above = (*above, id(value))
     for key, child in children(value):
-        _walk(child, f"{path}.{key}", above, object_depth, deep, found)
+        kind = type(child)
+        if kind is torch.Tensor and not child.is_nested:  # type: ignore[attr-defined]
+            found.append((f"{path}.{key}", child))
+        elif not (object_depth and kind in _PLAIN_TYPES):
+            _walk(child, f"{path}.{key}", above, object_depth, deep, found)
 
 
 def _walk_all(value: object, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, object]]:

@@ -25,6 +25,12 @@ from wrappers.numerics.dtypes import FloatType, NumberType, QScheme
 from wrappers.numerics.floats import FloatQParams, float_qparams
 from wrappers.numerics.grouped import GroupedQParams
 
+# The extremes of nothing, of a tensor and by channel. Observers have them in common, and replace
+# them: hundreds of tensors would have to be kept and put back around every traced run.
+_NOTHING_SEEN = tuple(
+    (torch.full(channels, math.inf), torch.full(channels, -math.inf)) for channels in ((), (0,))
+)
+
 
 class AffineObserver(Observer):
     """Base of observers that keep extremes per tensor or channel and give affine parameters."""
@@ -35,9 +41,7 @@ class AffineObserver(Observer):
     def reset(self) -> None:
         """Forget all that was seen."""
         super().reset()
-        channels = () if self.axis is None else (0,)
-        self.minimum = torch.full(channels, math.inf)
-        self.maximum = torch.full(channels, -math.inf)
+        self.minimum, self.maximum = _NOTHING_SEEN[self.axis is not None]
 
     def quantizer(self) -> AffineQParams | FloatQParams:
         """Scale and zero point for the range seen, or the scale alone for floats.
