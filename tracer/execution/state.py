@@ -61,7 +61,11 @@ class RandomNumbers:
         Returns:
             Whether this one has drawn since it went on last; in training it may.
         """
-        entered, self._states = self._states, RandomStates.read(beyond_torch=self._beyond_torch)
+        entered = self._states
+        is_cpu_alone = not (self._beyond_torch or entered.cuda or torch.cuda.is_initialized())
+        if is_cpu_alone and torch.equal(torch.default_generator.get_state(), entered.cpu):
+            return False
+        self._states = RandomStates.read(beyond_torch=self._beyond_torch)
         return not self._is_training and not self._states.equals(entered)
 
     def follow(self, call: Call, phase: Phase) -> None:
