@@ -283,16 +283,22 @@ def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def hides_children(module: nn.Module) -> bool:
     """Whether the calls inside a module cannot be seen, as it is compiled, scripted or fused."""
-    return (
-        is_compiled(module)
-        or isinstance(module, torch.jit.ScriptModule)
-        or takes_fused_path(module)
-    )
+    if not isinstance(module, _MAY_RUN_WHOLE):
+        return is_compiled(module)
+    return is_compiled(module) or _is_run_whole(module)
 
 
 def _takes_no_hooks(module: nn.Module) -> bool:
-    scripted = isinstance(module, torch.jit.ScriptModule)
-    return calls_compiled(module) or scripted or takes_fused_path(module)
+    if not isinstance(module, _MAY_RUN_WHOLE):
+        return calls_compiled(module)
+    return calls_compiled(module) or _is_run_whole(module)
+
+
+_MAY_RUN_WHOLE = (torch.jit.ScriptModule, nn.TransformerEncoderLayer)
+
+
+def _is_run_whole(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule) or takes_fused_path(module)
 
 
 @contextmanager

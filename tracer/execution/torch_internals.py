@@ -108,7 +108,7 @@ def set_dispatch_modes(modes: Sequence[TorchDispatchMode]) -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is what `torch.compile` returns, or was compiled by its own `compile`."""
-    return "_orig_mod" in module._modules or calls_compiled(module)
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 def calls_compiled(module: nn.Module) -> bool:

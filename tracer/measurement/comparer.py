@@ -111,7 +111,8 @@ class Comparer:
     def visit(self, reference: Call, candidate: Call, phase: Phase) -> Answer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
         calls = CallPair(reference, candidate, self.roles)
-        self._event = (*calls.key, phase)
+        key = reference.name, reference.index
+        self._event = (*key, phase)
         if self._event in self._at_once:
             self._underway.settle()
         if reference.autocast is not candidate.autocast:
@@ -125,7 +126,7 @@ class Comparer:
             answers += [each.on_start(calls, record, self) for each in self._interventions]
             return merged(answers)
         answers = [each.before_end(calls) for each in self._interventions]
-        ended = self.records.get(calls.key)
+        ended = self.records.get(key)
         if ended is not None:  # else its start was given up as unmatched
             self._end(calls, ended)
             answers += [each.on_end(calls, ended, self) for each in self._interventions]
@@ -163,19 +164,20 @@ class Comparer:
 
     def _start(self, calls: CallPair) -> CallRecord:
         reference, candidate = calls.reference, calls.candidate
+        key = calls.key
         parent = enclosing(reference, self.records)
         if parent is not None:
-            self.records[parent].children.append(calls.key)
+            self.records[parent].children.append(key)
         record = AwaitedRecord.of(reference, candidate, parent, start=self._next())
         record.wait_for(self._underway)
-        self.records[calls.key] = record
+        self.records[key] = record
         padding = padding_of(reference, self.roles, self._visible)
         if padding is not None:
             self._paddings.note(self._around(record), padding)
         for name, r, c in calls.arguments():
             if r is not None or c is not None:
                 self._compare_values(record, ValuePath.of_argument(name), r, c)
-        self._given[calls.key] = marks(reference.arguments), marks(candidate.arguments)
+        self._given[key] = marks(reference.arguments), marks(candidate.arguments)
         return record
 
     def _end(self, calls: CallPair, record: CallRecord) -> None:

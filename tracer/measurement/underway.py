@@ -83,16 +83,20 @@ class Begun:
 
 
 class Underway:
-    """What waits for numbers, in the order of the calls; true where anything does."""
+    """What waits for numbers, in the order of the calls; true where anything does.
+
+    Attributes:
+        waiting: what is to be done.
+    """
 
     def __init__(self) -> None:
         self._begun: list[Begun] = []
-        self._actions: list[Callable[[], None]] = []
+        self.waiting: list[Callable[[], None]] = []
         self._kept: dict[int, Tensor] = {}
         self._bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self._actions)
+        return bool(self.waiting)
 
     def add(
         self, action: Callable[[], None], r: Tensor, c: Tensor, begun: Begun | None = None
@@ -115,14 +119,14 @@ class Underway:
 
     def then(self, action: Callable[[], None]) -> None:
         """The same of what keeps no tensors."""
-        self._actions.append(action)
+        self.waiting.append(action)
 
     def settle(self) -> None:
         """Does all that waits."""
-        if not self._actions:
+        if not self.waiting:
             return
-        begun, actions, kept = self._begun, self._actions, self._kept
-        self._begun, self._actions, self._kept, self._bytes = [], [], {}, 0
+        begun, actions, kept = self._begun, self.waiting, self._kept
+        self._begun, self.waiting, self._kept, self._bytes = [], [], {}, 0
         _transfer(begun)
         for action in actions:
             action()
@@ -163,7 +167,7 @@ class AwaitedRecord(CallRecord):
         self._underway = underway
 
     def _settle(self) -> None:
-        if self._underway is not None:
+        if self._underway is not None and self._underway.waiting:
             self._underway.settle()
 
     @property

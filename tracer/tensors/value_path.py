@@ -33,12 +33,14 @@ class ValuePath(str):
         kind: what the value is to its call.
         argument: the argument's name; None for an output.
         inside: where it is in that argument or output; None for the whole.
+        is_result: whether it came out of the call.
     """
 
-    __slots__ = ("argument", "inside", "kind")
+    __slots__ = ("argument", "inside", "is_result", "kind")
     kind: ValueKind
     argument: str | None
     inside: str | None
+    is_result: bool
 
     def __new__(
         cls, kind: ValueKind, argument: str | None = None, inside: str | None = None
@@ -46,6 +48,7 @@ class ValuePath(str):
         parts = (kind.value, argument, inside)
         path = super().__new__(cls, ".".join(part for part in parts if part is not None))
         path.kind, path.argument, path.inside = kind, argument, inside
+        path.is_result = kind is not ValueKind.ARGUMENT
         return path
 
     def __getnewargs__(self) -> tuple[ValueKind, str | None, str | None]:  # type: ignore[override]
@@ -80,11 +83,6 @@ class ValuePath(str):
     def of_gradient(cls, name: str) -> "ValuePath":
         """The path of the gradient of an argument, or of what is in one, or of a parameter."""
         return cls(ValueKind.GRADIENT, *name.split(".", 1))
-
-    @property
-    def is_result(self) -> bool:
-        """Whether it came out of the call."""
-        return self.kind is not ValueKind.ARGUMENT
 
     @property
     def is_gradient(self) -> bool:
