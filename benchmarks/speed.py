@@ -1,6 +1,7 @@
 """What comparing costs, as ratios of process CPU times measured in one run.
 
-    python -m benchmarks.speed [--json FILE]
+    python -m benchmarks.speed [--json FILE] [--page docs/results/performance.md]
+    python -m benchmarks.speed --from FILE --page docs/results/performance.md
 
 Two plain forwards, the reference's and the candidate's, count as 1. Beside each traced comparison
 stands what one would write by hand: hooks that keep all outputs and subtract them afterwards, and
@@ -12,6 +13,7 @@ the commands, in seconds. Medians of interleaved runs on one thread; a goal is w
 import argparse
 import copy
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -148,18 +150,102 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--without-commands", action="store_true", help="no commands")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put them into a page of results")
+    parser.add_argument(
+        "--from", dest="earlier", type=Path, metavar="FILE", help="figures that --json has written"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.earlier is None:
+        found = measured(arguments)
+    else:
+        found = json.loads(arguments.earlier.read_text())
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    if arguments.page is not None:
+        put_into(arguments.page, found)
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     print(f"{platform.machine()}, torch {torch.__version__}, one thread, medians of", end=" ")
     print(f"{arguments.runs} runs")
-    found: dict[str, Any] = {"comparisons": comparisons(arguments.only, arguments.runs)}
+    found: dict[str, Any] = {"machine": machine(arguments.runs)}
+    found["comparisons"] = comparisons(arguments.only, arguments.runs)
     found["pair"] = pair_of_calls(arguments.runs)
     found["isolation"] = isolation(arguments.only, arguments.runs)
     found["statistics"] = large_pair(arguments.runs)
     if not arguments.without_commands:
         found["commands"] = commands(min(arguments.runs, 3))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def machine(runs: int) -> str:
+    name = next(
+        (
+            line.partition(":")[2].strip()
+            for line in read_if_there(Path("/proc/cpuinfo")).splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, one thread, {runs} runs"
+
+
+def read_if_there(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+BEGIN, END = "<!-- benchmarks.speed begins -->\n", "<!-- benchmarks.speed ends -->\n"
+
+
+def put_into(page: Path, found: Mapping[str, Any]) -> None:
+    """Replaces the tables of a page by those of these figures."""
+    text = page.read_text()
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{page} has no lines {BEGIN.strip()} and {END.strip()} around its tables")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}{tables(found)}{END}{after}")
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """The figures as Markdown."""
+    parts = [f"\n{found['machine']}; medians.\n"]
+    if rows := [
+        [name, *(f"{own[key]:.2f}" for key in ("traced", "goal", "hooks", "debug_mode"))]
+        for name, own in found["comparisons"].items()
+    ]:
+        header = [
+            "two plain forwards = 1",
+            "traced",
+            "goal",
+            "hooks that keep outputs",
+            "DebugMode",
+        ]
+        parts.append(markdown([header, *rows]))
+    pair = found["pair"]
+    parts.append(
+        f"A pair of calls of tiny tensors takes {pair['microseconds']:.0f} us beyond the calls, "
+        f"which take {pair['plain_microseconds']:.0f} us (goal {pair['goal']:.0f}).\n"
+    )
+    if rows := [
+        [level, f"{own['ratio']:.1f}", f"{own['goal']:.0f}", f"{own['without_causes']:.1f}"]
+        for level, own in found["isolation"].items()
+    ]:
+        header = ["isolation, a plain pair = 1", "in all", "goal", "without causes"]
+        parts.append(markdown([header, *rows]))
+    rows = [[name, f"{own:.2f}"] for name, own in found["statistics"].items()]
+    parts.append(markdown([["statistics of 4.1 million pairs", "ms"], *rows]))
+    if rows := [
+        [f"`trace_model {name}`", f"{own['seconds']:.1f}", f"{own['goal']:.1f}"]
+        for name, own in found.get("commands", {}).items()
+    ]:
+        parts.append(markdown([["a command, with all that it imports", "s of CPU", "goal"], *rows]))
+    return "\n".join(parts) + "\n"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
 
 
 def medians(calls: Mapping[str, Call], runs: int) -> dict[str, float]:
@@ -300,11 +386,18 @@ def large_pair(runs: int) -> dict[str, float]:
             for start in range(0, ELEMENTS, CHUNK)
         ],
     }
+    halves = tuple(tensor.bfloat16() for tensor in tensors)
+    calls["NumPy, bfloat16"] = lambda: [
+        by_numpy(one.float().numpy(), other.float().numpy())
+        for one, other in zip(*(tensor.split(CHUNK) for tensor in halves), strict=True)
+    ]
     one_pass = compiled()
     if one_pass is not None:
+        bits = [tensor.view(torch.uint16).numpy() for tensor in halves]
         calls["compiled, one pass"] = lambda: one_pass(r, c)
+        calls["compiled, bfloat16"] = lambda: one_pass(*bits)
     times = {name: 1e3 * own for name, own in medians(calls, 3 * runs).items()}
-    print(f"\nstatistics of {ELEMENTS / 1e6:.1f} million float32 pairs, ms")
+    print(f"\nstatistics of {ELEMENTS / 1e6:.1f} million pairs, ms")
     for name, own in times.items():
         print(f"{name:34} {own:6.2f}")
     return times

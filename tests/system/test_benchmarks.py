@@ -1,13 +1,14 @@
 """Every script of `benchmarks/` runs on its smallest setting and prints its table."""
 
 import importlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import kv_cache, memory, perplexity, quantised_perplexity
+from benchmarks import kv_cache, memory, perplexity, quantised_perplexity, speed
 from tracer.execution.module_state import module_states_kept
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,6 +107,38 @@ def test_kv_cache(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "stories260K, " in printed and "1280.0 bytes" in printed
     assert " %    260.0 bytes" in printed
+
+
+def test_figures_are_put_into_a_page(tmp_path: Path) -> None:
+    found = {
+        "machine": "a machine",
+        "comparisons": {
+            "a model": {"traced": 1.5, "goal": 1.25, "hooks": 1.1, "debug_mode": 3.0},
+        },
+        "pair": {"microseconds": 90.4, "plain_microseconds": 7.0, "goal": 100.0},
+        "isolation": {"leaves": {"ratio": 2.96, "goal": 3.0, "without_causes": 1.0}},
+        "statistics": {"NumPy": 4.431},
+        "commands": {"compare x": {"seconds": 2.46, "goal": 2.5}},
+    }
+    figures, page = tmp_path / "figures.json", tmp_path / "page.md"
+    figures.write_text(json.dumps(found))
+    page.write_text(f"before\n{speed.BEGIN}old\n{speed.END}after\n")
+    speed.main(["--from", str(figures), "--page", str(page)])
+    text = page.read_text()
+    assert text.startswith(f"before\n{speed.BEGIN}")
+    assert text.endswith(f"{speed.END}after\n")
+    for row in (
+        "| a model | 1.50 | 1.25 | 1.10 | 3.00 |",
+        "takes 90 us",
+        "| leaves | 3.0 | 3 | 1.0 |",
+        "| NumPy | 4.43 |",
+        "| `trace_model compare x` | 2.5 | 2.5 |",
+    ):
+        assert row in text
+    assert "old" not in text
+    page.write_text("no place")
+    with pytest.raises(SystemExit, match="has no lines"):
+        speed.main(["--from", str(figures), "--page", str(page)])
 
 
 def test_every_script_is_run() -> None:
