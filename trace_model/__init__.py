@@ -7,7 +7,7 @@
 They are the modules that `import tracer` and `import wrappers` give, each imported when it is first
 used, and always those beside this package, whatever else of that name comes first on `sys.path`.
 One process has room for one module of a name: where another was imported before, an ImportError
-says so. What both packages are built on, and neither owns, is beside it: `annotations`.
+says so. What both packages are built on, and neither owns, is beside it: `annotations` and `plots`.
 """
 
 import sys

@@ -97,6 +97,7 @@ def test_quantize_llama(monkeypatch, capsys) -> None:
 
 def test_add_a_variant(monkeypatch, capsys) -> None:
     # What it registers is gone after it.
+    registry.wrapped_classes()  # imports the families, whose wrappers stay
     monkeypatch.setattr(registry, "_WRAPPERS", dict(registry._WRAPPERS))
     printed = run("add_a_variant.py", monkeypatch, capsys)
     prefill, reference = printed.split("prefill_reference: ")

@@ -42,7 +42,7 @@ class CircleModel(PortedModel):
             other: a model whose modules have the same weights; for a file without a map.
         """
         self._file = file
-        self.has_modules = bool(file.map.stacks) or other is not None
+        self._names_modules = bool(file.map.stacks) or other is not None
         program = file.program
         read = _Reader(file, other)
         names = [*file.map.inputs]
@@ -55,6 +55,11 @@ class CircleModel(PortedModel):
         graph = Graph(read.operations, program.inputs, program.outputs, read.held)
         super().__init__(graph, CircleEngine(file), ports)
         self.notes = (*file.notes, *_runtime_notes(file))
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether there is a map beside the file, or a model that it is named after."""
+        return self._names_modules
 
     def named_after(self, other: nn.Module) -> "CircleModel":
         """The same file, with the modules of another model that holds its weights."""

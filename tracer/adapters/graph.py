@@ -237,6 +237,15 @@ class GraphModel(GraphScope):
         self.eval()
 
     @property
+    def has_modules(self) -> bool:
+        """Whether it is known which operations are those of which module."""
+        return True
+
+    def named_after(self, other: nn.Module) -> "GraphModel":
+        """One that has the modules of the model that it was made of."""
+        raise NotImplementedError
+
+    @property
     def signature(self) -> Signature:
         """The parameters of the forward that was exported."""
         raise NotImplementedError

@@ -15,10 +15,7 @@ from torch.export import ExportedProgram, UnflattenedModule
 from torch.export.passes import move_to_device_pass
 
 from trace_model.annotations import checked
-from tracer.adapters.circle_model import CircleModel, open_circle
-from tracer.adapters.exported import ProgramModel, from_module, from_program
 from tracer.adapters.graph import GraphModel
-from tracer.adapters.onnx_model import OnnxModel, read_onnx
 from tracer.errors import ModelLoadError, UsageError
 from tracer.execution.limits import user_path, what_it_is
 from tracer.execution.torch_internals import load_program
@@ -59,13 +56,15 @@ def open_graph(path: str | Path, *, device: str | torch.device | None = None) ->
 
 def as_model(model: Model) -> nn.Module:
     """A program or a graph as a model that runs under hooks; what is one already, as it is."""
-    if isinstance(model, GraphModel):
-        return model
     if isinstance(model, ExportedProgram):
+        from tracer.adapters.exported import from_program
+
         return from_program(model)
-    if isinstance(model, UnflattenedModule):
-        return from_module(model)
-    if isinstance(model, fx.GraphModule) and _is_flat(model):
+    if isinstance(model, UnflattenedModule) or (
+        isinstance(model, fx.GraphModule) and _is_flat(model)
+    ):
+        from tracer.adapters.exported import from_module
+
         return from_module(model)
     return model
 
@@ -73,9 +72,9 @@ def as_model(model: Model) -> nn.Module:
 def as_models(reference: Model, candidate: Model) -> tuple[nn.Module, nn.Module]:
     """Both sides as `as_model` has them; a graph that says nothing of modules has the other's."""
     one, two = as_model(reference), as_model(candidate)
-    if isinstance(one, OnnxModel | CircleModel) and not one.has_modules:
+    if isinstance(one, GraphModel) and not one.has_modules:
         one = one.named_after(two)
-    if isinstance(two, OnnxModel | CircleModel) and not two.has_modules:
+    if isinstance(two, GraphModel) and not two.has_modules:
         two = two.named_after(one)
     return one, two
 
@@ -87,7 +86,21 @@ def _is_flat(module: fx.GraphModule) -> bool:
     return not whole and any("nn_module_stack" in node.meta for node in nodes)
 
 
-def _read_pt2(file: Path, device: torch.device | None) -> ProgramModel:
+def _read_onnx(file: Path, device: torch.device | None) -> GraphModel:
+    from tracer.adapters.onnx_model import read_onnx
+
+    return read_onnx(file, device)
+
+
+def _read_circle(file: Path, device: torch.device | None) -> GraphModel:
+    from tracer.adapters.circle_model import open_circle
+
+    return open_circle(file, device)
+
+
+def _read_pt2(file: Path, device: torch.device | None) -> GraphModel:
+    from tracer.adapters.exported import from_program
+
     if not zipfile.is_zipfile(file):
         raise ModelLoadError(
             f"{file} is no archive of torch.export.save: expected a .pt2 file, and it may be "
@@ -118,8 +131,9 @@ def _read_pt2(file: Path, device: torch.device | None) -> ProgramModel:
     return from_program(program)
 
 
+# Each imports what it needs: a comparison of other models needs none of them.
 _READERS: Mapping[str, Callable[[Path, torch.device | None], GraphModel]] = {
     ".pt2": _read_pt2,
-    ".onnx": read_onnx,
-    ".circle": open_circle,
+    ".onnx": _read_onnx,
+    ".circle": _read_circle,
 }

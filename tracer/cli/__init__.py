@@ -13,11 +13,13 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TextIO
 
 from tracer.cli.checks import check as check_request
 from tracer.cli.exit_codes import ExitCode
+from tracer.cli.garbage import collected_rarely, leave_the_last
 from tracer.cli.parser import parse
 from tracer.cli.parser.export import ExportRequest
 from tracer.cli.parser.quantize import QuantizeRequest
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     request = None
+    leave_the_last()
     try:
         check_open()
         request = parse(arguments)
@@ -101,44 +104,53 @@ def exit_code(
 
 
 def _run(request: Request | ExportRequest | QuantizeRequest, command: str, out: TextIO) -> ExitCode:
-    """Does what is asked for; the work of each command is imported when it is called."""
+    """Does what is asked for."""
+    with collected_rarely():
+        work = _work(request, command, out)
+    return work()
+
+
+def _work(
+    request: Request | ExportRequest | QuantizeRequest, command: str, out: TextIO
+) -> Callable[[], ExitCode]:
+    """What does what is asked for; the work of each command is imported when it is."""
     match request:
         case CompareRequest():
             from tracer.cli.compare import compare
 
-            return compare(request, command, out)
+            return partial(compare, request, command, out)
         case RecordRequest():
             from tracer.cli.record import record
 
-            return record(request, command)
+            return partial(record, request, command)
         case ShowRequest():
             from tracer.cli.show import show
 
-            return show(request, out)
+            return partial(show, request, out)
         case CheckRequest():
             from tracer.cli.check import check
 
-            return check(request, out)
+            return partial(check, request, out)
         case DiffRequest():
             from tracer.cli.diff import diff
 
-            return diff(request)
+            return partial(diff, request)
         case HistoryRequest():
             from tracer.cli.history import history
 
-            return history(request)
+            return partial(history, request)
         case ExportRequest():
             from tracer.cli.export import export
 
-            return export(request)
+            return partial(export, request)
         case QuantizeRequest():
             from tracer.cli.quantize import quantize
 
-            return quantize(request)
+            return partial(quantize, request)
         case AblateRequest():
             from tracer.cli.ablate import ablate
 
-            return ablate(request, command)
+            return partial(ablate, request, command)
 
 
 def _show_compared(error: ModelRunError, request: CompareRequest) -> None:

@@ -19,6 +19,7 @@ from tracer.choices import (
     NEED_WRAPPERS,
     VARIANTS,
 )
+from tracer.cli.garbage import collected_rarely
 from tracer.cli.requests import CompareRequest, ModelRequest, flag
 from tracer.errors import UsageError, near_names
 from tracer.models.locate import is_graph, is_saved, is_trace, saved_variant
@@ -357,14 +358,15 @@ def load_model(request: ModelRequest, inputs: Mapping[str, Any] | None = None) -
     given = request.given(*names, "max_pixels", "video", "inputs", "offload")
     if inputs is not None:
         given["inputs"] = inputs
-    return models.load(
-        request.model,
-        seed=request.seed,
-        attn_implementation="sdpa" if request.candidate == "eager" else "eager",
-        trust_remote_code=request.trust_remote_code,
-        images=request.image,
-        **given,
-    )
+    with collected_rarely():
+        return models.load(
+            request.model,
+            seed=request.seed,
+            attn_implementation="sdpa" if request.candidate == "eager" else "eager",
+            trust_remote_code=request.trust_remote_code,
+            images=request.image,
+            **given,
+        )
 
 
 def _prepared(request: ModelRequest, loaded: "Loaded") -> Subject:

@@ -24,7 +24,6 @@ from torch import _TorchCompileInductorWrapper as _InductorWrapper
 from torch import fx, nn, overrides
 from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch.export import ExportedProgram
-from torch.export.pt2_archive._package import load_pt2
 from torch.overrides import TorchFunctionMode
 from torch.utils import _device, _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
@@ -395,6 +394,9 @@ def load_program(file: Path, text: bytes) -> ExportedProgram:
     Args:
         text: the description of the graph in it; of a file of PyTorch 2.7 or older, nothing.
     """
+    # It brings the whole compiler with it, which takes longer to import than all else of PyTorch.
+    from torch.export.pt2_archive._package import load_pt2
+
     if not text:
         return torch.export.load(file)
     for module in {found.decode() for found in _CONTAINERS.findall(text)}:

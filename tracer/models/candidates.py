@@ -69,14 +69,13 @@ def check_wrappers(model: nn.Module, name: str, kind: str) -> None:
     """
     from transformers import PreTrainedModel
 
-    from wrappers.core.registry import wrapped_classes
+    from wrappers.core.registry import has_wrapper, wrapped_classes
 
     # A head of another kind may stand on a model that has wrappers.
-    classes = {type(model), type(getattr(model, "base_model", model))}
-    wrapped = wrapped_classes()
-    if classes.intersection(wrapped):
+    body: nn.Module = getattr(model, "base_model", model)
+    if has_wrapper(type(model)) or has_wrapper(type(body)):
         return
-    known = [cls.__name__ for cls in wrapped if issubclass(cls, PreTrainedModel)]
+    known = [cls.__name__ for cls in wrapped_classes() if issubclass(cls, PreTrainedModel)]
     others = ", ".join(other for other in CANDIDATES if other not in NEED_WRAPPERS)
     raise UsageError(
         f"there are no wrappers for {type(model).__name__}, so {name} has no candidate "

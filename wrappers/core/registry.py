@@ -5,7 +5,8 @@
     @register("torch.nn.GELU")                          # by path: skipped if torch is not there
 
 A look-up takes the exact variant, then `common`. A class matches only itself: a subclass may
-compute something else, and needs a registration of its own.
+compute something else, and needs a registration of its own. A family's wrappers are imported when
+a class of the package that they are for is looked up.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ COMMON = "common"
 WrapperType = TypeVar("WrapperType", bound=type[QuantModule])
 
 _WRAPPERS: dict[tuple[type[nn.Module], str], type[QuantModule]] = {}
+# The modules that register wrappers, by the packages of the classes that these are for.
+_FAMILIES: dict[str, str] = {}
 
 
 def register(
@@ -41,6 +44,8 @@ def register(
         StaleWrapperError: the path's package is installed and has no such class.
     """
     resolved = _resolve(float_class) if isinstance(float_class, str) else float_class
+    if resolved is not None:
+        _import_family(resolved)
 
     def decorate(wrapper: WrapperType) -> WrapperType:
         if resolved is None:
@@ -56,13 +61,27 @@ def register(
     return decorate
 
 
+def register_family(package: str, module: str) -> None:
+    """Makes a module the one that registers the wrappers of a package's classes.
+
+    Raises:
+        DuplicateWrapperError: the package's classes have another such module.
+    """
+    present = _FAMILIES.setdefault(package, module)
+    if present != module:
+        raise DuplicateWrapperError(f"{present} is for the classes of {package}, and not {module}")
+
+
 def has_wrapper(float_class: type[nn.Module]) -> bool:
     """The class has a wrapper in some variant."""
+    _import_family(float_class)
     return any(registered is float_class for registered, _ in _WRAPPERS)
 
 
 def wrapped_classes() -> list[type[nn.Module]]:
     """The classes that have a wrapper in some variant, in the order of their registration."""
+    for module in _FAMILIES.values():
+        importlib.import_module(module)
     return list(dict.fromkeys(float_class for float_class, _ in _WRAPPERS))
 
 
@@ -78,6 +97,7 @@ def lookup(float_class: type[nn.Module], variant: str) -> type[QuantModule]:
     Raises:
         MissingWrapperError: there is neither.
     """
+    _import_family(float_class)
     for candidate in (variant, COMMON):
         wrapper = _WRAPPERS.get((float_class, candidate))
         if wrapper is not None:
@@ -88,10 +108,17 @@ def lookup(float_class: type[nn.Module], variant: str) -> type[QuantModule]:
             f"{_path(float_class)} has no wrapper in the variant {variant!r}; it has "
             f"{', '.join(sorted(variants))}"
         )
-    classes = sorted({_path(registered) for registered, _ in _WRAPPERS})
+    classes = sorted(map(_path, wrapped_classes()))
     raise MissingWrapperError(
         f"{_path(float_class)} has no wrapper; these classes have one: {', '.join(classes)}"
     )
+
+
+def _import_family(float_class: type[nn.Module]) -> None:
+    """Imports what registers the wrappers of a class, if it is of a family."""
+    for package, module in _FAMILIES.items():
+        if f"{float_class.__module__}.".startswith(f"{package}."):
+            importlib.import_module(module)
 
 
 def _resolve(path: str) -> type[nn.Module] | None:

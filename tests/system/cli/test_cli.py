@@ -18,7 +18,21 @@ from tracer.choices import VARIANTS
 from tracer.cli import main
 from tracer.reports import WRITERS
 
-HEAVY = ("torch", "transformers", "pandas", "rich", "numpy", "wrappers", "plotext")
+HEAVY = ("torch", "transformers", "pandas", "rich", "numpy", "wrappers")
+# What no part of a comparison of two plain models needs; transformers itself imports more.
+NEEDLESS = (
+    *("pandas", "IPython", "ipdb", "numba", "onnx", "onnxruntime", "pyarrow", "ray"),
+    *("tico", "lm_eval", "sklearn", "torchvision", "torch._export.serde.serialize"),
+    *("tracer.adapters.circle_model", "tracer.adapters.exported", "tracer.adapters.onnx_model"),
+    *("tracer.reports.html", "tracer.testing", "transformers.models.qwen3_vl"),
+    *("wrappers.algorithms", "wrappers.deploy", "wrappers.evaluate", "wrappers.families.qwen3_vl"),
+    *("wrappers.recipes", "wrappers.studies"),
+)
+# What transformers imports for a model of its own, and nothing else here does.
+OF_TRANSFORMERS = (
+    *("transformers", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy"),
+    *("scipy", "accelerate", "jinja2", "huggingface_hub", "tokenizers", "PIL", "wrappers"),
+)
 SDPA = ("tiny-llama", "--candidate", "sdpa")
 DECODING = ("--variant decode", "--candidate sdpa")
 
@@ -407,6 +421,24 @@ class TestProcess:
         command = [sys.executable, "-c", self.MAIN + end, *arguments.split()]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert done.stdout.endswith("HEAVY []\n"), done.stdout
+
+    def test_the_work_of_a_comparison_imports_no_more_than_pytorch(self):
+        program = (
+            "import sys; import tracer.cli.compare, tracer.models.candidates; "
+            f"print([name for name in {(*NEEDLESS, *OF_TRANSFORMERS)} if name in sys.modules])"
+        )
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert done.stdout == "[]\n"
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("candidate", ["wrapped", "quantized"])
+    def test_what_the_model_does_not_need_is_not_imported(self, candidate: str):
+        end = f"print('NEEDLESS', [name for name in {NEEDLESS} if name in sys.modules])"
+        given = ["compare", "tiny-llama", "--candidate", candidate, "--sequence-length", "4"]
+        command = [sys.executable, "-c", self.MAIN + end, *given, "--isolate", "none"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert done.stdout.endswith("NEEDLESS []\n"), done.stdout
 
     @pytest.mark.slow
     @pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
