@@ -60,7 +60,7 @@ def test_public_names_and_errors() -> None:
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
-    heavy = ("torch", "transformers", "numpy", "pandas", "rich", "greenlet")
+    heavy = ("torch", "transformers", "numpy", "pandas", "rich", "plotext", "greenlet")
     program = f"""
 import sys
 import tracer, tracer.errors

@@ -18,7 +18,7 @@ from tracer.choices import VARIANTS
 from tracer.cli import main
 from tracer.reports import WRITERS
 
-HEAVY = ("torch", "transformers", "pandas", "rich", "numpy", "wrappers")
+HEAVY = ("torch", "transformers", "pandas", "rich", "numpy", "wrappers", "plotext")
 # What no part of a comparison of two plain models needs; transformers itself imports more.
 NEEDLESS = (
     *("pandas", "IPython", "ipdb", "numba", "onnx", "onnxruntime", "pyarrow", "ray"),

@@ -1,9 +1,9 @@
-"""The curve of PEIR over the calls in execution order, on a log scale."""
+"""The curve of PEIR over the calls in execution order, on a log scale, drawn by plotext."""
 
 import math
 from collections.abc import Sequence
 
-from trace_model.plots import BRAILLE, Axis, Points, plot
+from trace_model.plots import empty_figure, text_of
 from tracer.measurement.rows import Row
 
 _FEWEST_POINTS = 3
@@ -51,31 +51,31 @@ def drawn(
     finite = [math.log10(peir) for peir, _ in points if 0.0 < peir < math.inf]
     if len(points) < _FEWEST_POINTS or not finite:
         return ""
+    from plotext import marker
+
     low, high = math.floor(min(finite)), math.ceil(max(finite))
     # Neither 0 nor infinity has a place on a log scale: they get the lines below and above it.
     places = {0.0: low - 1.0, math.inf: high + 1.0}
-    sign = "•" if len(points) <= width - _MARGIN else BRAILLE
-    series = []
+    symbol = "•" if len(points) <= width - _MARGIN else "braille"
+    figure = empty_figure(width, height)
     for kind, tone in ((True, _AGREES), (False, _EXPECTED if expected else _DIFFERS)):
-        chosen = [
-            (x, places[peir] if peir in places else math.log10(peir))
-            for x, (peir, agrees) in enumerate(points, 1)
-            if agrees == kind
-        ]
-        series.append(Points(chosen, sign, tone if colour else None))
+        chosen = [(x, peir) for x, (peir, agrees) in enumerate(points, 1) if agrees == kind]
+        if chosen:
+            ys = [places[peir] if peir in places else math.log10(peir) for _, peir in chosen]
+            point = marker(symbol, pixel=tone if colour else None)
+            figure.draw(figure.signal([x for x, _ in chosen], ys, marker=point))
     step = max(1, math.ceil((high - low) / _MOST_TICKS))
     ticks = {float(exponent): f"1e{exponent}" for exponent in range(low, high + 1, step)}
     present = {peir for peir, _ in points}
     ticks |= {places[peir]: f"{peir:g}" for peir in places if peir in present}
+    figure.ruler("y").ticks(list(ticks), list(ticks.values()))
+    figure.ruler("y").lim(min(low, *ticks), max(high, *ticks))
     stride = max(1, math.ceil(len(points) / (_MOST_TICKS + 1)))
-    counted = {float(x): str(x) for x in range(1, len(points) + 1, stride)}
-    return plot(
-        series,
-        Axis(label, counted, 1, len(points)),
-        Axis("PEIR", ticks, min(low, *ticks), max(high, *ticks)),
-        width=width,
-        height=height,
-    )
+    counted = list(range(1, len(points) + 1, stride))
+    figure.ruler("x").ticks(counted, [str(x) for x in counted])
+    figure.label("PEIR", "y")
+    figure.label(label, "x")
+    return text_of(figure, colour=colour)
 
 
 def _points(rows: Sequence[Row]) -> list[tuple[float, bool]]:

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from trace_model.plots import Axis, Points, even_ticks, plot
+from trace_model.plots import empty_figure, text_of
 from tracer.tensors.difference import Difference
 
 HEADLINE = "Quantization Error Summary"
@@ -67,14 +67,20 @@ def scatter(
     xs, ys = _points(reference, quantized)
     if not len(xs):
         return ""
+    from plotext import marker
+
     low = min(float(xs.min()), float(ys.min()))
     high = max(float(xs.max()), float(ys.max()))
     margin = (high - low) * 0.02 or abs(high) * 0.02 or 1.0
-    ticks = even_ticks(low, high, _TICKS)
-    x, y = (Axis(of, ticks, low - margin, high + margin) for of in ("float", "quantised"))
-    places = list(zip(xs.tolist(), ys.tolist(), strict=True))
-    points = Points(places, colour=_COLOUR if colour else None)
-    return plot([points], x, y, width=width, height=height)
+    figure = empty_figure(width, height)
+    point = marker("•", pixel=_COLOUR if colour else None)
+    figure.draw(figure.signal(xs.tolist(), ys.tolist(), marker=point))
+    ticks = [low + (high - low) * i / (_TICKS - 1) for i in range(_TICKS if high > low else 1)]
+    for axis, label in (("x", "float"), ("y", "quantised")):
+        figure.ruler(axis).ticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        figure.ruler(axis).lim(low - margin, high + margin)
+        figure.label(label, axis)
+    return text_of(figure, colour=colour)
 
 
 def _points(reference: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

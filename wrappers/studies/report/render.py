@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_model.plots import Axis, Points, even_ticks
-from trace_model.plots import plot as plotted
+from trace_model.plots import empty_figure, text_of
 from wrappers.errors import StudyError
 from wrappers.studies.judge.figures import VERDICT, Plot, Table
 from wrappers.studies.judge.judgement import MARGIN, MARGIN_SOURCE
@@ -30,7 +29,6 @@ _KEPT = (
 _LEAST = 12  # characters of the first column, however long the others are
 _WIDTH, _HEIGHT = 640, 260  # of a drawing, in its own units
 _MARGIN = 56
-_PLOT_HEIGHT, _MEANS = 16, 5  # of a plot in characters: its lines, and the figures beside it
 _LETTER = 7  # about the width of one in a drawing
 # Of the lines of a drawing, on a light page and on a dark one.
 _COLOURS = ("#2f6fb0", "#c2571a", "#2e8b57", "#8a4fb0", "#8a7d1f", "#555555")
@@ -101,16 +99,18 @@ def _rich(table: Table, width: int) -> RichTable:
 
 def text_plot(plot: Plot, *, width: int = 80) -> str:
     """A plot in characters, without colours."""
+    from plotext import marker
+
+    figure = empty_figure(width, 16)
     signs = {name: "•ox+*#"[number % 6] for number, name in enumerate(plot.series)}
-    places, means = zip(*(p[:2] for points in plot.series.values() for p in points), strict=True)
-    low, high = min(means), max(means)
-    text = plotted(
-        [Points([p[:2] for p in points], signs[name]) for name, points in plot.series.items()],
-        Axis(plot.x, _ticks(plot, width - 2 * len("1.2345"), 1), min(places), max(places)),
-        Axis(plot.y, even_ticks(low, high, _MEANS), low, high),
-        width=width,
-        height=_PLOT_HEIGHT,
-    )
+    for name, points in plot.series.items():
+        places, means = [p[0] for p in points], [p[1] for p in points]
+        figure.draw(figure.signal(places, means, marker=marker(signs[name])))
+    ticks = _ticks(plot, width - 2 * len("1.2345"), 1)
+    figure.ruler("x").ticks(list(ticks), list(ticks.values()))
+    figure.label(plot.x, "x")
+    figure.label(plot.y, "y")
+    text = text_of(figure, colour=False)
     key = ", ".join(f"{sign} {name}" for name, sign in signs.items())
     title = f"{plot.title} ({key})" if len(signs) > 1 else plot.title
     return f"{title}\n{text}"
