@@ -76,7 +76,7 @@ def test_calls_of_python() -> None:
             sys.setprofile(before)
         return counts["call"]
 
-    assert of_a_pair(count) < 620
+    assert of_a_pair(count) < 500
 
 
 def test_hand_overs() -> None:

@@ -47,6 +47,8 @@ class Pairing:
 
     def under(self, reference: str, candidate: str) -> "Pairing":
         """The same with names that begin with a prefix on each side."""
+        if not (reference or candidate):
+            return self
         return Pairing(
             {
                 _joined(candidate, name): _joined(reference, target)

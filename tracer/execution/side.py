@@ -121,7 +121,7 @@ class Side:
             random.follow(call, phase)
             return listener(call, phase)
 
-        self.recorder = Recorder(names, listen, pairs)
+        self.recorder = Recorder(names, listen if random.are_followed else listener, pairs)
         self.greenlet = greenlet.greenlet(self._body)
         self.greenlet.gr_context = contextvars.copy_context()
         self.finished = False
@@ -172,7 +172,7 @@ class Side:
         )
 
     def _index(self, name: str, call: Call) -> int:
-        return self._order.get((name, call.index), call.index) if self._order else call.index
+        return self._order.get((name, call.index), call.index)
 
     def counts(self) -> dict[str, int]:
         """How often each module was called so far."""
@@ -231,7 +231,8 @@ class Side:
             return None
         if self._observer is not None and phase is Phase.END:
             self._observer.ends(self.label, name, call)
-        event = Event((name, self._index(name, call), phase), call)
+        index = self._index(name, call) if self._order else call.index
+        event = Event((name, index, phase), call)
         if self._ambient.is_in_force():
             answer = self._hand_over(event)
         else:

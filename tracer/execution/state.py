@@ -68,6 +68,11 @@ class RandomNumbers:
         self._states = RandomStates.read(beyond_torch=self._beyond_torch)
         return not self._is_training and not self._states.equals(entered)
 
+    @property
+    def are_followed(self) -> bool:
+        """Whether calls have streams of their own."""
+        return bool(self._names)
+
     def follow(self, call: Call, phase: Phase) -> None:
         """Begins the stream of a call, or goes on with that of the call around it."""
         name = self._names.get(call.name)
@@ -171,8 +176,7 @@ class ThreadState:
             and torch.get_autocast_dtype("cpu") is self.autocast[0][1]
             and torch.get_autocast_dtype("cuda") is self.autocast[1][1]
             and torch.is_autocast_cache_enabled() is self.autocast_cache
-            and torch_internals.default_device() == self.device
-            and torch_internals.has_modes(self.function_modes, self.dispatch_modes)
+            and torch_internals.are_set(self.device, self.function_modes, self.dispatch_modes)
         )
 
     def apply(self, current: "ThreadState") -> None:

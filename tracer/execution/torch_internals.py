@@ -1,8 +1,9 @@
 """What the tracer uses of PyTorch, transformers, accelerate and IPython that they do not promise.
 
 Everything private is used here and nowhere else in this package, but for the leaves of nested
-values (`tracer.tensors.leaves`: a tensor's version, the nodes of a tree), which lie below. Each
-function has one test, which says what to do when a new version breaks it.
+values (`tracer.tensors.leaves`: a tensor's version, the nodes of a tree), which lie below, and the
+walks over a model (`tracer.execution.walks`). Each function has one test, which says what to do when
+a new version breaks it.
 """
 
 import inspect
@@ -74,10 +75,14 @@ def dispatch_modes() -> list[TorchDispatchMode]:
     return list(_python_dispatch._get_current_dispatch_mode_stack())
 
 
-def has_modes(functions: Sequence[object], dispatch: Sequence[object]) -> bool:
-    """Whether these are `function_modes` and `dispatch_modes`, without making lists of none."""
+def are_set(
+    device: torch.device | None, functions: Sequence[object], dispatch: Sequence[object]
+) -> bool:
+    """Whether these are the `default_device`, `function_modes` and `dispatch_modes`, without making
+    lists of none."""
     return (
-        (_len_torch_function_stack() == len(functions))
+        device == _device.CURRENT_DEVICE
+        and (_len_torch_function_stack() == len(functions))
         and (_len_torch_dispatch_stack() == len(dispatch))
         and (not functions or function_modes() == functions)
         and (not dispatch or dispatch_modes() == dispatch)
@@ -436,11 +441,6 @@ def memory_of(tensor: torch.Tensor) -> int:
     if tensor.layout is not torch.strided or tensor.is_nested:
         return id(tensor)
     return int(tensor.untyped_storage()._cdata)
-
-
-def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Where a module keeps the modules right inside it, in order."""
-    return module._modules
 
 
 def parameters_of(module: nn.Module) -> dict[str, torch.Tensor | None]:

@@ -47,11 +47,8 @@ class Tolerance:
 
     def limit(self, reference: torch.dtype, candidate: torch.dtype) -> float:
         """The largest PEIR at which a pair of these dtypes agrees."""
-        if not (is_inexact(reference) or is_inexact(candidate)):
-            return 0.0
-        if self.peir is not None:
-            return self.peir
-        return _rounding(reference, candidate, self.working)
+        limit = _rounding(reference, candidate, self.working)
+        return limit if self.peir is None or limit == 0.0 else self.peir
 
     def below_rounding(self) -> tuple[torch.dtype, float] | None:
         """The dtype that the models work in, and its limit, where the one that was given is below
@@ -85,6 +82,8 @@ class Tolerance:
 def _rounding(
     reference: torch.dtype, candidate: torch.dtype, working: tuple[torch.dtype, ...]
 ) -> float:
+    if not (is_inexact(reference) or is_inexact(candidate)):
+        return 0.0
     dtypes = (reference, candidate, *working)
     return max(_PEIR_LIMITS.get(dtype, 0.2) for dtype in dtypes if is_inexact(dtype))
 

@@ -65,14 +65,15 @@ def test_modes_are_seen_to_be_there() -> None:
     class Nothing(TorchFunctionMode):
         pass
 
-    assert internals.has_modes([], [])
+    assert internals.are_set(None, [], [])
+    assert not internals.are_set(torch.device("cpu"), [], [])
     with Nothing() as mode:
-        assert not internals.has_modes([], [])
-        assert internals.has_modes([mode], [])
-        assert not internals.has_modes([Nothing()], [])
+        assert not internals.are_set(None, [], [])
+        assert internals.are_set(None, [mode], [])
+        assert not internals.are_set(None, [Nothing()], [])
     with FlopCounterMode(display=False):
-        assert not internals.has_modes([], [])
-        assert internals.has_modes([], internals.dispatch_modes())
+        assert not internals.are_set(None, [], [])
+        assert internals.are_set(None, [], internals.dispatch_modes())
 
 
 def test_hooks_of_one_key_are_those_that_pytorch_would_register() -> None:

@@ -11,8 +11,7 @@ from tracer.execution.walks import named_modules_of
 
 def adapter_of(module: nn.Module) -> Adapter | None:
     """What is known of a module that others quantised; None for any other."""
-    finders = torchao.adapter_of, compressed.adapter_of, wrapq.adapter_of
-    found = next(filter(None, (find(module) for find in finders)), None)
+    found = torchao.adapter_of(module) or compressed.adapter_of(module) or wrapq.adapter_of(module)
     return found if found is not None and found.tensors else None
 
 
