@@ -2,8 +2,8 @@
 
 Everything private is used here and nowhere else in this package, but for the leaves of nested
 values (`tracer.tensors.leaves`: a tensor's version, the nodes of a tree), which lie below, and the
-walks over a model (`tracer.execution.walks`). Each function has one test, which says what to do when
-a new version breaks it.
+walks over a model (`tracer.execution.walks`). Each function has one test, which says what to do
+when a new version breaks it.
 """
 
 import inspect
