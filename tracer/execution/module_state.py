@@ -321,9 +321,18 @@ def _tensors_in(place: Any) -> list[torch.Tensor]:
 
 def _is_in_place(tensor: torch.Tensor, alias: torch.Tensor) -> bool:
     """Whether a tensor's values lie where they did, laid out as they were."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or not (tensor.is_cpu and alias.is_cpu):
+        return _place(tensor) == _place(alias)  # not every device knows `is_set_to`
     if tensor.is_nested or alias.is_nested:
         return tensor.is_nested and alias.is_nested
     return tensor.dtype is alias.dtype and tensor.is_set_to(alias)
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor's values lie, and how they are laid out."""
+    if tensor.is_nested:
+        return ()
+    return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
