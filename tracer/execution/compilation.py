@@ -17,19 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from tracer.execution.offload import copy_model
-from tracer.execution.stepping import stages_of
-from tracer.execution.torch_internals import (
+from tracer.execution.compile_internals import (
     CompileSettings,
-    as_written,
     backend_called,
     compile_in_place,
     compile_settings,
     inductor_options,
-    is_compiled,
     is_of_aot,
     with_inductor_options,
 )
+from tracer.execution.offload import copy_model
+from tracer.execution.stepping import stages_of
+from tracer.execution.torch_internals import as_written, is_compiled
 
 
 class Stage(StrEnum):

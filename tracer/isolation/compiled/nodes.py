@@ -22,8 +22,9 @@ from torch import fx
 from tracer.diagnosis.zoom.matching import match
 from tracer.diagnosis.zoom.operations import MOST_BYTES, OperationLog
 from tracer.execution.compilation import Stage
+from tracer.execution.compile_internals import backend_called
 from tracer.execution.offload import copy_model
-from tracer.execution.torch_internals import TORCH, backend_called, call_replaced
+from tracer.execution.torch_internals import TORCH, call_replaced
 from tracer.interventions.forcing import Forcing, Replaced
 from tracer.isolation.compiled.result import GraphNode
 from tracer.isolation.compiled.trials import Trials

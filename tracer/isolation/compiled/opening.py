@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from tracer.execution.compilation import Stage
+from tracer.execution.compile_internals import many_compiled
 from tracer.execution.dropout import active_dropout
-from tracer.execution.torch_internals import many_compiled
 from tracer.interventions.experiment import Experiment, Run
 from tracer.isolation.compiled.alone import Descent, Floors, at_level, callees, descend
 from tracer.isolation.compiled.nodes import wrong_node

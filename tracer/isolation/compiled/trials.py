@@ -14,10 +14,10 @@ from tracer.execution.compilation import (
     leave_uncompiled,
     uncompiled_copy,
 )
+from tracer.execution.compile_internals import dynamo_counts
 from tracer.execution.offload import copy_model
 from tracer.execution.pairing import Pairing
 from tracer.execution.session import named_modules
-from tracer.execution.torch_internals import dynamo_counts
 from tracer.interventions.experiment import Experiment, Run, failure_in_words
 from tracer.isolation.compiled.result import LeftUncompiled, Rung
 from tracer.measurement.rows import final_output
