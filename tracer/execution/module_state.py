@@ -77,6 +77,7 @@ class _KeptTensor:
 
     tensor: torch.Tensor
     alias: torch.Tensor
+    place: tuple[object, ...]
     values: torch.Tensor | None
     version: int | None
     requires_grad: bool
@@ -87,6 +88,7 @@ class _KeptTensor:
         return cls(
             tensor,
             alias,
+            _place(tensor),
             alias.clone() if copied and not tensor.is_meta else None,
             version_of(tensor),
             tensor.requires_grad,
@@ -94,15 +96,26 @@ class _KeptTensor:
 
     def put_back(self) -> None:
         tensor = self.tensor
-        if tensor.layout is torch.strided and _place(tensor) != _place(self.alias):
+        if _place(tensor) != self.place:
             tensor.data = self.alias
-        if self.values is not None and not (
-            self.version == version_of(self.alias) and _equal(self.alias, self.values)
-        ):
+        if self.values is not None and not self._has_its_values(by_version=False):
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 self.alias.copy_(self.values)
         if tensor.requires_grad != self.requires_grad and tensor.is_leaf:
             tensor.requires_grad_(self.requires_grad)
+
+    def holds(self, *, by_version: bool) -> bool:
+        """Whether it is as it was."""
+        return (
+            _place(self.tensor) == self.place
+            and self.tensor.requires_grad == self.requires_grad
+            and self._has_its_values(by_version=by_version)
+        )
+
+    def _has_its_values(self, *, by_version: bool) -> bool:
+        if self.version != version_of(self.alias):
+            return False
+        return by_version or self.values is None or has_same_numbers(self.alias, self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +167,18 @@ class ModuleStates:
             _put_back(place, content)
         for kept in self._tensors:
             kept.put_back()
+
+    def hold(self, *, by_version: bool = False) -> bool:
+        """Whether all is as it was.
+
+        Args:
+            by_version: tensors are as they were if they lie where they did and no edit was counted.
+        """
+        return (
+            not any(self._empty)
+            and all(_is_as_it_was(place, content) for place, content in self._contents)
+            and all(kept.holds(by_version=by_version) for kept in self._tensors)
+        )
 
     def _keep(self, tensor: torch.Tensor, *, copied: bool) -> None:
         if id(tensor) not in self._seen:
@@ -243,19 +268,32 @@ def _is_of_the_user(cls: type) -> bool:
     return not is_callable and not cls.__module__.startswith(_MACHINERY)
 
 
-def _put_back(place: Any, content: Any) -> None:
+def _is_as_it_was(place: Any, content: Any) -> bool:
     if isinstance(place, dict):
-        if not _holds(place.values(), content.values()) or list(place) != list(content):
-            place.clear()
-            place.update(content)
+        return _holds(place.values(), content.values()) and list(place) == list(content)
+    if isinstance(place, np.ndarray):
+        return bool(place.tobytes() == content.tobytes())
+    if isinstance(place, bytearray):
+        return bool(place == content)
+    if isinstance(content, torch.Tensor):
+        return torch.equal(place.get_state(), content)  # of a generator
+    return _holds(place, content)
+
+
+def _put_back(place: Any, content: Any) -> None:
+    if _is_as_it_was(place, content):
+        return
+    if isinstance(place, dict):
+        place.clear()
+        place.update(content)
     elif isinstance(place, np.ndarray):
         if place.flags.writeable:
             place[...] = content
     elif isinstance(place, bytearray):
         place[:] = content
     elif isinstance(content, torch.Tensor):
-        place.set_state(content)  # of a generator
-    elif not _holds(place, content):
+        place.set_state(content)
+    else:
         place.clear()
         (place.update if isinstance(place, set) else place.extend)(content)
 
@@ -271,12 +309,12 @@ def _tensors_in(place: Any) -> list[torch.Tensor]:
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     """Where a tensor's values lie, and how they are laid out."""
-    if tensor.is_nested:
+    if tensor.is_nested or tensor.layout is not torch.strided:
         return ()
     return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+def has_same_numbers(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors hold the same: `x.data.add_(1)` goes past the counter of versions.
 
     So does batch normalisation in training mode.

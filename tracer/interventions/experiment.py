@@ -80,8 +80,12 @@ class Experiment:
         """The same, where further calls give the reference's output in every run."""
         return replace(self, same_choices=self.same_choices.union(calls))
 
-    def rerun(self, *interventions: Intervention) -> Run:
-        """Runs both models once more, with interventions in that order."""
+    def rerun(self, *interventions: Intervention, relates: bool = True) -> Run:
+        """Runs both models once more, with interventions in that order.
+
+        Args:
+            relates: known mistakes are looked for in what differs.
+        """
         if self.same_choices:
             interventions = SameChoices(self.same_choices), *interventions
         comparer = Comparer(
@@ -90,17 +94,18 @@ class Experiment:
             roles=self.roles,
             progress=self.phases.next_run(),
             at_once=self.clone,
+            relates=relates,
         )
         comparer.rounding = self.rounding
         return Run(comparer, self.session.run(comparer, self.clone).failure)
 
-    def must_rerun(self, *interventions: Intervention) -> Run:
+    def must_rerun(self, *interventions: Intervention, relates: bool = True) -> Run:
         """The same, where it has to come to its end.
 
         Raises:
             ModelRunError: a model raised.
         """
-        run = self.rerun(*interventions)
+        run = self.rerun(*interventions, relates=relates)
         if run.failure is not None:
             raise ModelRunError(failure_in_words(run.failure)) from run.failure.exception
         return run
