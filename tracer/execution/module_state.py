@@ -36,14 +36,19 @@ _MACHINERY = ("torch", "accelerate", "logging", "threading", "concurrent", "mult
 
 
 @contextmanager
-def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+def module_states_kept(
+    models: Sequence[nn.Module], states: "ModuleStates | None" = None
+) -> Iterator[None]:
     """Puts back what modules keep from call to call; see `ModuleStates`.
 
     Waits while another thread does the same with any of them.
+
+    Args:
+        states: what is put back; by default what they keep now.
     """
     modules = modules_of(*models)
     with _taken(set(map(id, modules))):
-        states = ModuleStates.read(modules)
+        states = states or ModuleStates.read(modules)
         try:
             yield
         finally:
@@ -80,6 +85,7 @@ class _KeptTensor:
     place: tuple[object, ...]
     values: torch.Tensor | None
     version: int | None
+    pointer: int | None  # of what lies as most do
     requires_grad: bool
 
     @classmethod
@@ -91,6 +97,7 @@ class _KeptTensor:
             _place(tensor),
             alias.clone() if copied and not tensor.is_meta else None,
             version_of(tensor),
+            tensor.data_ptr() if type(tensor) in _USUAL and not tensor.is_meta else None,
             tensor.requires_grad,
         )
 
@@ -98,7 +105,7 @@ class _KeptTensor:
         tensor = self.tensor
         if _place(tensor) != self.place:
             tensor.data = self.alias
-        if self.values is not None and not self._has_its_values(by_version=False):
+        if self.values is not None and not self._has_its_values():
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 self.alias.copy_(self.values)
         if tensor.requires_grad != self.requires_grad and tensor.is_leaf:
@@ -106,16 +113,19 @@ class _KeptTensor:
 
     def holds(self, *, by_version: bool) -> bool:
         """Whether it is as it was."""
+        tensor = self.tensor
+        if by_version and self.pointer is not None and self.version is not None:
+            return tensor._version == self.version and tensor.data_ptr() == self.pointer
         return (
-            _place(self.tensor) == self.place
-            and self.tensor.requires_grad == self.requires_grad
-            and self._has_its_values(by_version=by_version)
+            _place(tensor) == self.place
+            and tensor.requires_grad == self.requires_grad
+            and self._has_its_values()
         )
 
-    def _has_its_values(self, *, by_version: bool) -> bool:
+    def _has_its_values(self) -> bool:
         if self.version != version_of(self.alias):
             return False
-        return by_version or self.values is None or has_same_numbers(self.alias, self.values)
+        return self.values is None or has_same_numbers(self.alias, self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +184,15 @@ class ModuleStates:
         Args:
             by_version: tensors are as they were if they lie where they did and no edit was counted.
         """
-        return (
-            not any(self._empty)
-            and all(_is_as_it_was(place, content) for place, content in self._contents)
-            and all(kept.holds(by_version=by_version) for kept in self._tensors)
-        )
+        if any(self._empty):
+            return False
+        for place, content in self._contents:  # loops, as there are hundreds
+            if not _is_as_it_was(place, content):
+                return False
+        for kept in self._tensors:
+            if not kept.holds(by_version=by_version):
+                return False
+        return True
 
     def _keep(self, tensor: torch.Tensor, *, copied: bool) -> None:
         if id(tensor) not in self._seen:
@@ -218,6 +232,8 @@ class ModuleStates:
                 self._look_into(item, shared, depth)
 
 
+_is = operator.is_
+_USUAL = (torch.Tensor, nn.Parameter)  # types
 _ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype}
 )
@@ -269,8 +285,9 @@ def _is_of_the_user(cls: type) -> bool:
 
 
 def _is_as_it_was(place: Any, content: Any) -> bool:
-    if isinstance(place, dict):
-        return _holds(place.values(), content.values()) and list(place) == list(content)
+    if type(place) is dict or isinstance(place, dict):
+        is_same = len(place) == len(content) and all(map(_is, place.values(), content.values()))
+        return is_same and list(place) == list(content)
     if isinstance(place, np.ndarray):
         return bool(place.tobytes() == content.tobytes())
     if isinstance(place, bytearray):
@@ -300,7 +317,7 @@ def _put_back(place: Any, content: Any) -> None:
 
 def _holds(place: Collection[Any], content: Collection[Any]) -> bool:
     """Whether the very same objects are in it, in the same order."""
-    return len(place) == len(content) and all(map(operator.is_, place, content))
+    return len(place) == len(content) and all(map(_is, place, content))
 
 
 def _tensors_in(place: Any) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from tracer.execution.compilation import compiled_parts
 from tracer.execution.module_state import ModuleStates, has_same_numbers
-from tracer.interventions.repeat_call import Recall, is_immutable
+from tracer.interventions.repeat_call import Recall
 from tracer.tensors.leaves import tensor_leaves, version_of
 
 _Forward = Callable[..., object]
@@ -110,7 +110,7 @@ class Insides:
                     if each.is_for(args, kwargs):
                         return each.output
             output = forward(*args, **kwargs)
-            if self._is_keeping and all(map(is_immutable, (*args, *kwargs.values(), output))):
+            if self._is_keeping and all(map(_is_immutable, (*args, *kwargs.values(), output))):
                 self._returned[module].append(_Returned.of(args, kwargs, output))
             return output
 
@@ -165,6 +165,13 @@ class _Around:
         outer = frozenset(each for each in root.modules() if owner in set(each.modules()))
         inner = [each for each in owner.modules() if each is not owner]
         return cls(outer, frozenset(inner), ModuleStates.read(inner))
+
+
+def _is_immutable(value: object) -> bool:
+    """Whether nothing can be left in a value but numbers in its tensors."""
+    if type(value) in (tuple, torch.Size):
+        return all(map(_is_immutable, value))  # type: ignore[call-overload]
+    return value is None or isinstance(value, torch.Tensor | int | float | str | torch.dtype)
 
 
 def _are_same(value: object, other: object) -> bool:

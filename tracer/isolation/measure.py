@@ -19,7 +19,7 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tracer.errors import UsageError
+from tracer.errors import ModelRunError, UsageError
 from tracer.execution.pairing import Pairing
 from tracer.execution.state import garbage_set_aside
 from tracer.interventions.experiment import Experiment, Run
@@ -140,7 +140,10 @@ class _ForcedRun:
                     told(number)
         if trials.watched:
             forcing = Forcing(self.modules, Replaced.INEXACT)
-            experiment.must_rerun(forcing, trials, relates=False)
+            try:
+                experiment.must_rerun(forcing, trials, relates=False)
+            except ModelRunError as error:
+                raise trials.raised or error from error.__cause__
         return {name: trials.found(name) for name in names}
 
 

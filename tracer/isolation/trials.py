@@ -17,15 +17,15 @@ from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Answer
-from tracer.execution.module_state import has_same_numbers
 from tracer.execution.pairing import Pairing
-from tracer.interventions.repeat_call import Recall
+from tracer.interventions.repeat_call import Recall, have_same_numbers
 from tracer.isolation.causes import Cause, Rounding, Switch, switches_of
 from tracer.isolation.insides import Insides, returning
 from tracer.measurement.arguments import CallPair
@@ -86,7 +86,7 @@ class KeptCalls(Intervention):
         if self._bytes <= _MOST_BYTES and self._is_chosen(calls):
             given = dict(calls.candidate.arguments)
             if any(map(is_stateful, given.values())):
-                given = deep_copy(given)
+                given = deep_copy(given, lambda tensor: tensor)
             candidate = replace(calls.candidate, arguments=given)
             pair = replace(calls, candidate=candidate)
             self._begun[record.key] = KeptCall(pair, record, _versions(given))
@@ -154,6 +154,7 @@ class SwitchTrials(Intervention):
 
     Attributes:
         watched: the reference's names of those that are called again in a run.
+        raised: by one that was called again after a run.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class SwitchTrials(Intervention):
             own_lines: only the switches of the modules themselves are tried.
         """
         self.watched: list[str] = []
+        self.raised: ModelRunError | None = None
         self._used = used
         self._counterparts = {
             pairing.candidate[own]: pairing.reference[name] for own, name in pairing.pairs.items()
@@ -189,6 +191,7 @@ class SwitchTrials(Intervention):
         """Tries the switches of a watched module."""
         if (recall := self._recalls.pop(record.key, None)) is not None:
             with recall.opened():
+                recall.settle()
                 self._try(calls, record, run, recall, self._tried[record.module])
         return None
 
@@ -200,11 +203,17 @@ class SwitchTrials(Intervention):
         """
         tried = _Tried()
         for call in kept:
-            recall = Recall(call.calls.candidate)
-            with recall.opened():
-                if not call.is_unchanged or not _is_repeated(recall, call):
-                    return False
-                self._try(call.calls, call.record, run, recall, tried)
+            expected = call.calls.candidate.output
+            try:
+                recall = Recall(call.calls.candidate)
+                with recall.opened(is_begun=True):
+                    output = recall.settle(partial(returning, call.inside))
+                    if not call.is_unchanged or not have_same_numbers(output, expected):
+                        return False
+                    self._try(call.calls, call.record, run, recall, tried)
+            except ModelRunError as error:  # it may be loaded for its calls in a run only
+                self.raised = error
+                return False
         self._tried[module] = tried
         return bool(kept)
 
@@ -247,11 +256,20 @@ class SwitchTrials(Intervention):
             for path, owner in module.named_modules()
             if hasattr(owner, _COUNT) and (owner is module or not self._own_lines)
         )
-        with recall.changed_by(insides.attached(), *(switch.off() for switch in off)):
-            found = {"": sums(insides.kept(), *counting)}
-            for switch in on:
-                found[switch.point] = sums(insides.without(switch.owner, switch.off()))
-        tried.calls.append(found)
+
+        def changed() -> AbstractContextManager[None]:
+            return recall.changed_by(insides.attached(), *(switch.off() for switch in off))
+
+        def without() -> dict[str, _Sums]:
+            with changed():
+                return {s.point: sums(insides.without(s.owner, s.off())) for s in on}
+
+        with changed():
+            whole = sums(insides.kept(), *counting)
+        found = without()
+        if not recall.has_held():
+            found = without()
+        tried.calls.append({"": whole, **found})
 
     def _compare_outputs(self, calls: CallPair, record: CallRecord, run: Comparer) -> _Sums:
         references, candidates = map(OUTPUT.tensors, calls.outputs())
@@ -265,21 +283,6 @@ class SwitchTrials(Intervention):
             unpadded = run.unpadded(record, r, c)
             sums[path] = Difference.of(r, c) if unpadded is None else unpadded
         return sums
-
-
-def _is_repeated(recall: Recall, call: KeptCall) -> bool:
-    """Whether a module makes of what was kept what it made in the run."""
-    try:
-        output, _ = recall.again(returning(call.inside))
-    except ModelRunError:  # it will be said if it raises in a run, too
-        return False
-    made, wanted = (
-        dict(tensor_leaves(value, "")) for value in (output, call.calls.candidate.output)
-    )
-    return made.keys() == wanted.keys() and all(
-        tensor.dtype == wanted[path].dtype and has_same_numbers(tensor, wanted[path])
-        for path, tensor in made.items()
-    )
 
 
 def _versions(value: object) -> list[tuple[torch.Tensor, int | None]]:
