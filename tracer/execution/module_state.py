@@ -82,10 +82,8 @@ class _KeptTensor:
 
     tensor: torch.Tensor
     alias: torch.Tensor
-    place: tuple[object, ...]
     values: torch.Tensor | None
     version: int | None
-    pointer: int | None  # of what lies as most do
     requires_grad: bool
 
     @classmethod
@@ -94,18 +92,18 @@ class _KeptTensor:
         return cls(
             tensor,
             alias,
-            _place(tensor),
             alias.clone() if copied and not tensor.is_meta else None,
             version_of(tensor),
-            tensor.data_ptr() if type(tensor) in _USUAL and not tensor.is_meta else None,
             tensor.requires_grad,
         )
 
     def put_back(self) -> None:
         tensor = self.tensor
-        if _place(tensor) != self.place:
+        if tensor.layout is torch.strided and _place(tensor) != _place(self.alias):
             tensor.data = self.alias
-        if self.values is not None and not self._has_its_values():
+        if self.values is not None and not (
+            self.version == version_of(self.alias) and has_same_numbers(self.alias, self.values)
+        ):
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 self.alias.copy_(self.values)
         if tensor.requires_grad != self.requires_grad and tensor.is_leaf:
@@ -114,18 +112,12 @@ class _KeptTensor:
     def holds(self, *, by_version: bool) -> bool:
         """Whether it is as it was."""
         tensor = self.tensor
-        if by_version and self.pointer is not None and self.version is not None:
-            return tensor._version == self.version and tensor.data_ptr() == self.pointer
-        return (
-            _place(tensor) == self.place
-            and tensor.requires_grad == self.requires_grad
-            and self._has_its_values()
-        )
-
-    def _has_its_values(self) -> bool:
-        if self.version != version_of(self.alias):
+        if self.version != version_of(tensor) or tensor.requires_grad != self.requires_grad:
             return False
-        return self.values is None or has_same_numbers(self.alias, self.values)
+        if tensor.layout is torch.strided and not tensor.is_nested:
+            if tensor.dtype is not self.alias.dtype or not tensor.is_set_to(self.alias):
+                return False
+        return by_version or self.values is None or has_same_numbers(self.alias, self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,15 +176,11 @@ class ModuleStates:
         Args:
             by_version: tensors are as they were if they lie where they did and no edit was counted.
         """
-        if any(self._empty):
-            return False
-        for place, content in self._contents:  # loops, as there are hundreds
-            if not _is_as_it_was(place, content):
-                return False
-        for kept in self._tensors:
-            if not kept.holds(by_version=by_version):
-                return False
-        return True
+        return (
+            not any(self._empty)
+            and all(_is_as_it_was(place, content) for place, content in self._contents)
+            and all(kept.holds(by_version=by_version) for kept in self._tensors)
+        )
 
     def _keep(self, tensor: torch.Tensor, *, copied: bool) -> None:
         if id(tensor) not in self._seen:
@@ -232,8 +220,6 @@ class ModuleStates:
                 self._look_into(item, shared, depth)
 
 
-_is = operator.is_
-_USUAL = (torch.Tensor, nn.Parameter)  # types
 _ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype}
 )
@@ -285,13 +271,10 @@ def _is_of_the_user(cls: type) -> bool:
 
 
 def _is_as_it_was(place: Any, content: Any) -> bool:
-    if type(place) is dict or isinstance(place, dict):
-        is_same = len(place) == len(content) and all(map(_is, place.values(), content.values()))
-        return is_same and list(place) == list(content)
-    if isinstance(place, np.ndarray):
-        return bool(place.tobytes() == content.tobytes())
-    if isinstance(place, bytearray):
-        return bool(place == content)
+    if isinstance(place, dict):
+        return _holds(place.values(), content.values()) and list(place) == list(content)
+    if isinstance(place, np.ndarray | bytearray):
+        return bytes(place) == bytes(content)
     if isinstance(content, torch.Tensor):
         return torch.equal(place.get_state(), content)  # of a generator
     return _holds(place, content)
@@ -317,7 +300,7 @@ def _put_back(place: Any, content: Any) -> None:
 
 def _holds(place: Collection[Any], content: Collection[Any]) -> bool:
     """Whether the very same objects are in it, in the same order."""
-    return len(place) == len(content) and all(map(_is, place, content))
+    return len(place) == len(content) and all(map(operator.is_, place, content))
 
 
 def _tensors_in(place: Any) -> list[torch.Tensor]:
@@ -326,7 +309,7 @@ def _tensors_in(place: Any) -> list[torch.Tensor]:
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     """Where a tensor's values lie, and how they are laid out."""
-    if tensor.is_nested or tensor.layout is not torch.strided:
+    if tensor.is_nested:
         return ()
     return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from torch import nn
 
-from tracer.adapters.quantised.lookup import adapters
+from tracer.adapters.quantised.lookup import adapter_of, adapters
 
 # A switch that takes away less than this part of the error explains nothing.
 _LEAST_FALL = 0.05
@@ -149,14 +149,13 @@ def switches_of(
         counterparts: the reference's modules by the candidate's.
     """
     for path, owner in module.named_modules():
-        for listed, disabled in _METHODS:
-            if hasattr(owner, listed) and hasattr(owner, disabled):
-                meanings: Mapping[str, str] = getattr(owner, _MEANINGS, dict)()
-                for name, kind in getattr(owner, listed)().items():
-                    off = partial(getattr(owner, disabled), name)
-                    point = f"{path}.{name}".lstrip(".")
-                    yield Switch(point, kind, name, owner, off, meanings.get(name, ""))
-                break
+        if (methods := _methods_of(owner)) is None:
+            continue
+        listed, disabled = (getattr(owner, method) for method in methods)
+        meanings: Mapping[str, str] = getattr(owner, _MEANINGS, dict)()
+        for name, kind in listed().items():
+            point, off = f"{path}.{name}".lstrip("."), partial(disabled, name)
+            yield Switch(point, kind, name, owner, off, meanings.get(name, ""))
     owners = dict(module.named_modules())
     for path, adapter in adapters(module):
         meanings = adapter.point_meanings()
@@ -164,3 +163,13 @@ def switches_of(
             off = partial(adapter.disabled, name, counterparts.get(owners[path]))
             point = f"{path}.{name}".lstrip(".")
             yield Switch(point, kind, name, adapter.module, off, meanings.get(name, ""))
+
+
+def has_switches(module: nn.Module) -> bool:
+    """Whether a module has switches of its own, now or at other times."""
+    return _methods_of(module) is not None or adapter_of(module) is not None
+
+
+def _methods_of(module: nn.Module) -> tuple[str, str] | None:
+    """The methods of a `Switchable`, by the names that it has them under."""
+    return next((names for names in _METHODS if all(hasattr(module, n) for n in names)), None)

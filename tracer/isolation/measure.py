@@ -69,17 +69,18 @@ def isolated(
     depths = _depths(chosen, free.records)
     if not depths:
         raise UsageError(f"isolate {level!r}: none of {listed(sorted(chosen or ()), 3)} was called")
-    has_switches = bool(explain) and any(switches_of(experiment.session.candidate))
+    explains = bool(explain) and any(switches_of(experiment.session.candidate))
     calls: list[IsolatedCall] = []
     runs: dict[int, _ForcedRun] = {}
     experiment.phases.begin("isolating", runs=len(depths))
     for depth, modules in depths.items():
-        forced = runs[depth] = _ForcedRun.of(modules, experiment, keeps=has_switches)
+        visited = None if modules is None else _visited(modules, free.records)
+        forced = runs[depth] = _ForcedRun.of(modules, visited, experiment, keeps=explains)
         calls += _shared(_measured(forced.run, modules, free.records, depth))
     ranked = _by_module(calls)
     worst, like_them = _worst(ranked, experiment.session.pairing, explain)
     causes: dict[str, tuple[Cause, ...]] = {}
-    if has_switches:
+    if explains:
         watched = {depth: [i.module for i in worst if i.worst.depth == depth] for depth in depths}
         watched = {depth: names for depth, names in watched.items() if names}
         experiment.phases.begin("looking for causes", runs=len(watched))
@@ -106,21 +107,28 @@ class _ForcedRun:
 
     Attributes:
         modules: which; None for all.
+        visited: those whose calls are compared; None for all.
     """
 
     modules: frozenset[str] | None
+    visited: frozenset[str] | None
     forcing: Forcing
     kept: KeptCalls
     run: Run
 
     @classmethod
     def of(
-        cls, modules: frozenset[str] | None, experiment: Experiment, *, keeps: bool
+        cls,
+        modules: frozenset[str] | None,
+        visited: frozenset[str] | None,
+        experiment: Experiment,
+        *,
+        keeps: bool,
     ) -> "_ForcedRun":
         forcing, kept = Forcing(modules, Replaced.INEXACT), KeptCalls(modules)
         interventions = (forcing, kept) if keeps else (forcing,)
-        run = experiment.must_rerun(*interventions, relates=False)
-        return cls(modules, forcing, kept, run)
+        run = experiment.must_rerun(*interventions, relates=False, only=visited)
+        return cls(modules, visited, forcing, kept, run)
 
     def causes(
         self,
@@ -141,7 +149,7 @@ class _ForcedRun:
         if trials.watched:
             forcing = Forcing(self.modules, Replaced.INEXACT)
             try:
-                experiment.must_rerun(forcing, trials, relates=False)
+                experiment.must_rerun(forcing, trials, relates=False, only=self.visited)
             except ModelRunError as error:
                 raise trials.raised or error from error.__cause__
         return {name: trials.found(name) for name in names}
@@ -178,6 +186,22 @@ def _depths(
         depth: frozenset(name for name, own in deepest.items() if own == depth)
         for depth in sorted(set(deepest.values()))
     }
+
+
+def _visited(
+    modules: Collection[str], records: Mapping[CallKey, CallRecord]
+) -> frozenset[str]:
+    """Modules, those that they are called in, and what else is given a mask: it says what is
+    padding."""
+    calls = records.values()
+    around = (_callers(record, records) for record in calls if record.module in modules)
+    masked = (
+        record.module
+        for record in calls
+        if any(row.is_mask for row in record.arguments.values())
+        or any(form.is_mask for form in record.form_differences)
+    )
+    return frozenset(modules).union(masked, *around)
 
 
 def _callers(record: CallRecord, records: Mapping[CallKey, CallRecord]) -> set[str]:
@@ -309,7 +333,8 @@ def _recoveries(
     experiment.phases.begin("swapping", runs=len(runs))
     for swapped in runs:
         swapping = Swapping(swapped)
-        after = final_output(experiment.must_rerun(swapping, relates=False).rows)
+        visited = _visited({"", *swapped}, free.records)
+        after = final_output(experiment.must_rerun(swapping, relates=False, only=visited).rows)
         errors = (math.inf, math.inf) if after is None else after.visible_errors
         yield Recovery(
             modules=swapped,

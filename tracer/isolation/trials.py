@@ -26,7 +26,7 @@ from tracer.errors import ModelRunError
 from tracer.execution.hooks import Answer
 from tracer.execution.pairing import Pairing
 from tracer.interventions.repeat_call import Recall, have_same_numbers
-from tracer.isolation.causes import Cause, Rounding, Switch, switches_of
+from tracer.isolation.causes import Cause, Rounding, Switch, has_switches, switches_of
 from tracer.isolation.insides import Insides, returning
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
@@ -128,9 +128,8 @@ class KeptCalls(Intervention):
         if self._modules is not None and name not in self._modules:
             return False
         if module not in self._has_switches:
-            self._has_switches[module] = any(
-                switch.is_own or self._modules is not None for switch in switches_of(module)
-            )
+            inside = module.modules() if self._modules is not None else (module,)
+            self._has_switches[module] = any(map(has_switches, inside))
         return self._has_switches[module]
 
 
