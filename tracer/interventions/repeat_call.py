@@ -13,7 +13,8 @@ from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
 from tracer.execution.module_state import ModuleStates, has_same_numbers, module_states_kept
 from tracer.execution.state import RandomStates, random_state_kept
-from tracer.tensors.leaves import deep_copy, own_copy, tensor_leaves, version_of
+from tracer.tensors.kinds import copied
+from tracer.tensors.leaves import deep_copy, tensor_leaves, version_of
 
 
 class Recall:
@@ -52,7 +53,10 @@ class Recall:
         Args:
             is_begun: all is now as it was when this was made.
         """
-        with module_states_kept((self._call.module,), self._states if is_begun else None), random_state_kept():
+        with (
+            module_states_kept((self._call.module,), self._states if is_begun else None),
+            random_state_kept(),
+        ):
             yield
 
     def again(self, *within: AbstractContextManager[None]) -> tuple[object, dict[str, object]]:
@@ -144,7 +148,7 @@ class Recall:
         """The arguments for one call, of which nothing is edited that another call is given."""
         if not self._keeps_copies or not self._are_copies_unchanged():
             leaves = [tensor for _, tensor in tensor_leaves(self._arguments, "")]
-            self._copies = {id(tensor): own_copy(tensor) for tensor in leaves}
+            self._copies = {id(tensor): copied(tensor) for tensor in leaves}
             self._versions = [(copy, version_of(copy)) for copy in self._copies.values()]
         given: dict[str, object] = deep_copy(self._arguments, lambda t: self._copies[id(t)])
         return given

@@ -125,7 +125,10 @@ class _ForcedRun:
         *,
         keeps: bool,
     ) -> "_ForcedRun":
-        forcing, kept = Forcing(modules, Replaced.INEXACT), KeptCalls(modules)
+        forcing, kept = (
+            Forcing(modules, Replaced.INEXACT),
+            KeptCalls(modules, experiment.session.pairing),
+        )
         interventions = (forcing, kept) if keeps else (forcing,)
         run = experiment.must_rerun(*interventions, relates=False, only=visited)
         return cls(modules, visited, forcing, kept, run)
@@ -188,9 +191,7 @@ def _depths(
     }
 
 
-def _visited(
-    modules: Collection[str], records: Mapping[CallKey, CallRecord]
-) -> frozenset[str]:
+def _visited(modules: Collection[str], records: Mapping[CallKey, CallRecord]) -> frozenset[str]:
     """Modules, those that they are called in, and what else is given a mask: it says what is
     padding."""
     calls = records.values()

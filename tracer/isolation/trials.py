@@ -12,6 +12,7 @@ any other (its inputs were edited, it draws random numbers, it is loaded for its
 tried in another run, right where its calls end.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
@@ -27,6 +28,7 @@ from tracer.execution.hooks import Answer
 from tracer.execution.pairing import Pairing
 from tracer.interventions.repeat_call import Recall, have_same_numbers
 from tracer.isolation.causes import Cause, Rounding, Switch, has_switches, switches_of
+from tracer.isolation.groups import pattern_of
 from tracer.isolation.insides import Insides, returning
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.comparer import Comparer
@@ -37,7 +39,7 @@ from tracer.tensors.leaves import deep_copy, is_stateful, tensor_leaves, version
 from tracer.tensors.value_path import OUTPUT, ValuePath
 
 # What is kept of a run until it has ended.
-_MOST_BYTES = 2**26
+_MOST_BYTES = 2**27
 _COUNT = "count_rounding"
 
 # The differences of an output's leaves by path.
@@ -63,27 +65,38 @@ class KeptCall:
         """Whether none of it has been edited since."""
         return all(known is not None and version_of(t) == known for t, known in self.versions)
 
+    def sizes(self) -> dict[int, int]:
+        """The bytes of each tensor by its identity, as several calls hold the same."""
+        return {id(t): t.numel() * t.element_size() for t, _ in self.versions}
+
 
 class KeptCalls(Intervention):
-    """Keeps the calls of modules that have switches; to come after `Forcing`."""
+    """Keeps the calls of modules that have switches; to come after `Forcing`.
 
-    def __init__(self, modules: Container[str] | None) -> None:
+    Where that becomes too much, only those of the modules are kept that have introduced most so far
+    of those that are alike.
+    """
+
+    def __init__(self, modules: Container[str] | None, pairing: Pairing) -> None:
         """Chooses whose.
 
         Args:
             modules: the reference's names; None for all, of which then only their own switches
                 are tried.
+            pairing: of the models.
         """
         self._modules = modules
+        self._reference = pairing.reference
+        self._powers: dict[str, float] = defaultdict(float)
+        self._dropped: set[str] = set()
         self._has_switches: dict[nn.Module, bool] = {}
         self._begun: dict[CallKey, KeptCall] = {}
         self._calls: dict[str, list[KeptCall]] = defaultdict(list)
-        self._tensors: dict[int, torch.Tensor] = {}
-        self._bytes = 0
+        self._sizes: dict[int, int] = {}
 
     def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
         """Keeps what the candidate's call is given."""
-        if self._bytes <= _MOST_BYTES and self._is_chosen(calls):
+        if record.module not in self._dropped and self._is_chosen(calls):
             given = dict(calls.candidate.arguments)
             if any(map(is_stateful, given.values())):
                 given = deep_copy(given, lambda tensor: tensor)
@@ -97,27 +110,42 @@ class KeptCalls(Intervention):
         if (begun := self._begun.get(calls.key)) is not None:
             candidate = replace(begun.calls.candidate, output=calls.candidate.output)
             pair = replace(calls, candidate=candidate)
-            outputs = pair.reference.output, pair.candidate.output
-            outputs = *outputs, [output for _, output in begun.inside]
-            versions = [*begun.versions, *_versions(outputs)]
+            inside = [output for _, output in begun.inside]
+            returned = [pair.reference.output, pair.candidate.output, *inside]
+            versions = [*begun.versions, *_versions(returned)]
             self._begun[calls.key] = replace(begun, calls=pair, versions=versions)
         return None
 
     def on_end(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
-        """Notes how much that is; if it is too much, nothing is kept."""
+        """Notes how much that is, and lets go of what is not to be looked at if it is too much."""
         around = None if record.parent is None else self._begun.get(record.parent)
         if around is not None and self._modules is None:
             around.inside.append((calls.candidate.module, calls.candidate.output))
-        if (begun := self._begun.pop(record.key, None)) is not None:
-            for tensor, _ in begun.versions:
-                if id(tensor) not in self._tensors:
-                    self._tensors[id(tensor)] = tensor
-                    self._bytes += tensor.numel() * tensor.element_size()
-            self._calls[record.module].append(begun)
-            if self._bytes > _MOST_BYTES:
-                self._calls.clear()
-                self._tensors.clear()
+        begun = self._begun.pop(record.key, None)
+        if begun is None or record.module in self._dropped:
+            return None
+        inside = (run.records[key].arguments.values() for key in record.children)
+        rows = [*record.outputs, *(itertools.chain(*inside) if self._modules is None else ())]
+        errors = (row.visible_errors[1] for row in rows if row.is_inexact and not row.is_mask)
+        self._powers[record.module] += max(errors, default=0.0) ** 2
+        self._calls[record.module].append(begun)
+        self._sizes |= begun.sizes()
+        if sum(self._sizes.values()) > _MOST_BYTES:
+            self._drop()
         return None
+
+    def _drop(self) -> None:
+        """Lets go of all but the worst of modules that are alike; of these too if that is not
+        enough."""
+        worst: dict[str, str] = {}
+        for module in sorted(self._calls, key=self._powers.__getitem__):
+            worst[pattern_of(module, self._reference)] = module
+        kept = {m: calls for m, calls in self._calls.items() if m in worst.values()}
+        sizes = {k: size for calls in kept.values() for c in calls for k, size in c.sizes().items()}
+        if sum(sizes.values()) > _MOST_BYTES:
+            kept, sizes = {}, {}
+        self._dropped |= self._calls.keys() - kept.keys()
+        self._calls, self._sizes = defaultdict(list, kept), sizes
 
     def of(self, module: str) -> Sequence[KeptCall]:
         """The calls of a module; none unless all are kept."""
@@ -138,7 +166,7 @@ class _Tried:
     """What was found of a module.
 
     Attributes:
-        calls: for each of its calls the errors with everything at work (""), and without each point.
+        calls: for each of its calls the errors with all at work (""), and without each point.
         switches: those that were tried, by point.
         rounding: what rounding does at each point.
     """
