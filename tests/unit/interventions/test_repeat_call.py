@@ -48,9 +48,12 @@ class Keeps(nn.Module):
         self.kept: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kept = self.kept
-        self.kept = x.clone() if self.is_state else self.weight * 2
-        return x if kept is None and self.is_state else x + self.kept
+        before = self.kept
+        if self.is_state:
+            self.kept = x.clone()
+            return x if before is None else x + before
+        self.kept = self.weight * 2 if before is None else before
+        return x + self.kept
 
 
 @pytest.mark.parametrize("is_state", [True, False])
