@@ -8,6 +8,7 @@ are copied only of modules whose forward is seen to edit them in place.
 """
 
 import dis
+import itertools
 import operator
 import threading
 import weakref
@@ -176,11 +177,11 @@ class ModuleStates:
         Args:
             by_version: tensors are as they were if they lie where they did and no edit was counted.
         """
-        return (
-            not any(self._empty)
-            and all(_is_as_it_was(place, content) for place, content in self._contents)
-            and all(kept.holds(by_version=by_version) for kept in self._tensors)
-        )
+        if any(self._empty):
+            return False
+        if not all(itertools.starmap(_is_as_it_was, self._contents)):
+            return False
+        return all(kept.holds(by_version=by_version) for kept in self._tensors)
 
     def _keep(self, tensor: torch.Tensor, *, copied: bool) -> None:
         if id(tensor) not in self._seen:
@@ -270,9 +271,14 @@ def _is_of_the_user(cls: type) -> bool:
     return not is_callable and not cls.__module__.startswith(_MACHINERY)
 
 
+_is = operator.is_
+
+
 def _is_as_it_was(place: Any, content: Any) -> bool:
     if isinstance(place, dict):
-        return _holds(place.values(), content.values()) and list(place) == list(content)
+        if len(place) != len(content) or not all(map(_is, place.values(), content.values())):
+            return False
+        return list(place) == list(content)
     if isinstance(place, np.ndarray | bytearray):
         return bytes(place) == bytes(content)
     if isinstance(content, torch.Tensor):
@@ -300,7 +306,7 @@ def _put_back(place: Any, content: Any) -> None:
 
 def _holds(place: Collection[Any], content: Collection[Any]) -> bool:
     """Whether the very same objects are in it, in the same order."""
-    return len(place) == len(content) and all(map(operator.is_, place, content))
+    return len(place) == len(content) and all(map(_is, place, content))
 
 
 def _tensors_in(place: Any) -> list[torch.Tensor]:

@@ -36,6 +36,7 @@ class Recall:
         self._modules = list(call.module.modules())
         self._states = ModuleStates.read(self._modules)
         self._random = RandomStates.read(beyond_torch=True)
+        self._is_begun = False  # whether all is as it was then
         # Of each tensor in the arguments a copy that calls are given until one edits it.
         self._copies: dict[int, torch.Tensor] = {}
         self._versions: list[tuple[torch.Tensor, int | None]] = []
@@ -53,10 +54,9 @@ class Recall:
         Args:
             is_begun: all is now as it was when this was made.
         """
-        with (
-            module_states_kept((self._call.module,), self._states if is_begun else None),
-            random_state_kept(),
-        ):
+        states = self._states if is_begun else None
+        with module_states_kept((self._call.module,), states), random_state_kept():
+            self._is_begun = is_begun
             yield
 
     def again(self, *within: AbstractContextManager[None]) -> tuple[object, dict[str, object]]:
@@ -73,8 +73,8 @@ class Recall:
         """
         module, form = self._call.module, self._call.form
         if not self.leaves_nothing:
-            self._states.write()
-            self._random.write()
+            self._rewind()
+        self._is_begun = False
         arguments = self._given()
         args, kwargs = self._call.passed(arguments)
         autocast = self._call.autocast
@@ -113,16 +113,17 @@ class Recall:
         is_settled = self._is_as_begun()
         if not is_settled:
             before, self._states = self._states, ModuleStates.read(self._modules)
+            self._is_begun = False
             other, _ = self.again(within())
             is_settled = have_same_numbers(output, other) and self._is_as_begun()
             self._states = self._states if is_settled else before
-        self.leaves_nothing = is_settled
+        self.leaves_nothing = self._is_begun = is_settled
         return output
 
     @contextmanager
     def changed_by(self, *contexts: AbstractContextManager[None]) -> Iterator[None]:
         """Lets calls begin with what contexts change in the module, while it is `opened`."""
-        self._states.write()
+        self._rewind()
         begun = self._states
         with ExitStack() as stack:
             for context in contexts:
@@ -139,6 +140,13 @@ class Recall:
             self.leaves_nothing = False
             return False
         return True
+
+    def _rewind(self) -> None:
+        """Puts back what calls have changed."""
+        if not self._is_begun:
+            self._states.write()
+            self._random.write()
+            self._is_begun = True
 
     def _is_as_begun(self) -> bool:
         drawn = RandomStates.read(beyond_torch=True)

@@ -93,6 +93,7 @@ class KeptCalls(Intervention):
         self._begun: dict[CallKey, KeptCall] = {}
         self._calls: dict[str, list[KeptCall]] = defaultdict(list)
         self._sizes: dict[int, int] = {}
+        self._bytes = 0
 
     def on_start(self, calls: CallPair, record: CallRecord, run: Comparer) -> Answer:
         """Keeps what the candidate's call is given."""
@@ -129,8 +130,10 @@ class KeptCalls(Intervention):
         errors = (row.visible_errors[1] for row in rows if row.is_inexact and not row.is_mask)
         self._powers[record.module] += max(errors, default=0.0) ** 2
         self._calls[record.module].append(begun)
-        self._sizes |= begun.sizes()
-        if sum(self._sizes.values()) > _MOST_BYTES:
+        sizes = begun.sizes()
+        self._bytes += sum(size for key, size in sizes.items() if key not in self._sizes)
+        self._sizes |= sizes
+        if self._bytes > _MOST_BYTES:
             self._drop()
         return None
 
@@ -146,6 +149,7 @@ class KeptCalls(Intervention):
             kept, sizes = {}, {}
         self._dropped |= self._calls.keys() - kept.keys()
         self._calls, self._sizes = defaultdict(list, kept), sizes
+        self._bytes = sum(sizes.values())
 
     def of(self, module: str) -> Sequence[KeptCall]:
         """The calls of a module; none unless all are kept."""
