@@ -97,7 +97,8 @@ class Switchable(Protocol):
 
     It may also have `point_meanings()`, which says of parts by name what is there, and
     `count_rounding()`, a context manager that gives a mapping: at its end, by name of parts the
-    fields of `Rounding`.
+    fields of `Rounding`. `changing_points()` then gives the names of the parts that made any
+    difference meanwhile: of the others it is known that nothing goes away without them.
     """
 
     def ablatable_points(self) -> Mapping[str, str]:
@@ -149,7 +150,7 @@ def switches_of(
         counterparts: the reference's modules by the candidate's.
     """
     for path, owner in module.named_modules():
-        if (methods := _methods_of(owner)) is None:
+        if (methods := methods_of(owner)) is None:
             continue
         listed, disabled = (getattr(owner, method) for method in methods)
         meanings: Mapping[str, str] = getattr(owner, _MEANINGS, dict)()
@@ -167,9 +168,9 @@ def switches_of(
 
 def has_switches(module: nn.Module) -> bool:
     """Whether a module has switches of its own, now or at other times."""
-    return _methods_of(module) is not None or adapter_of(module) is not None
+    return methods_of(module) is not None or adapter_of(module) is not None
 
 
-def _methods_of(module: nn.Module) -> tuple[str, str] | None:
+def methods_of(module: nn.Module) -> tuple[str, str] | None:
     """The methods of a `Switchable`, by the names that it has them under."""
     return next((names for names in _METHODS if all(hasattr(module, n) for n in names)), None)

@@ -27,7 +27,14 @@ from tracer.errors import ModelRunError
 from tracer.execution.hooks import Answer
 from tracer.execution.pairing import Pairing
 from tracer.interventions.repeat_call import Recall, have_same_numbers
-from tracer.isolation.causes import Cause, Rounding, Switch, has_switches, switches_of
+from tracer.isolation.causes import (
+    Cause,
+    Rounding,
+    Switch,
+    has_switches,
+    methods_of,
+    switches_of,
+)
 from tracer.isolation.groups import pattern_of
 from tracer.isolation.insides import Insides, returning
 from tracer.measurement.arguments import CallPair
@@ -40,7 +47,7 @@ from tracer.tensors.value_path import OUTPUT, ValuePath
 
 # What is kept of a run until it has ended.
 _MOST_BYTES = 2**27
-_COUNT = "count_rounding"
+_COUNT, _CHANGING = "count_rounding", "changing_points"
 
 # The differences of an output's leaves by path.
 _Sums = dict[ValuePath, Difference]
@@ -282,8 +289,9 @@ class SwitchTrials(Intervention):
             return self._compare_outputs(again, record, run)
 
         tried.switches |= {switch.point: switch for switch in on}
+        idle: set[str] = set()
         counting = (
-            _count(owner, path, tried.rounding)
+            _count(owner, path, tried.rounding, idle)
             for path, owner in module.named_modules()
             if hasattr(owner, _COUNT) and (owner is module or not self._own_lines)
         )
@@ -293,7 +301,8 @@ class SwitchTrials(Intervention):
 
         def without() -> dict[str, _Sums]:
             with changed():
-                return {s.point: sums(insides.without(s.owner, s.off())) for s in on}
+                changing = [switch for switch in on if switch.point not in idle]
+                return {s.point: sums(insides.without(s.owner, s.off())) for s in changing}
 
         with changed():
             whole = sums(insides.kept(), *counting)
@@ -322,12 +331,22 @@ def _versions(value: object) -> list[tuple[torch.Tensor, int | None]]:
 
 
 @contextmanager
-def _count(owner: nn.Module, path: str, rounding: dict[str, list[Rounding]]) -> Iterator[None]:
-    """Counts what rounding does in `owner`, which is inside a module at that path."""
+def _count(
+    owner: nn.Module, path: str, rounding: dict[str, list[Rounding]], idle: set[str]
+) -> Iterator[None]:
+    """Counts what rounding does in `owner`, which is inside a module at that path.
+
+    Args:
+        rounding: is given the counts, by point.
+        idle: is given the points that made no difference.
+    """
     with getattr(owner, _COUNT)() as found:
         yield
     for name, shares in found.items():
         rounding[f"{path}.{name}".lstrip(".")].append(Rounding(**shares))
+    if (methods := methods_of(owner)) is not None and hasattr(owner, _CHANGING):
+        names = getattr(owner, methods[0])().keys() - getattr(owner, _CHANGING)()
+        idle.update(f"{path}.{name}".lstrip(".") for name in names)
 
 
 def _relative(calls: Sequence[_Sums]) -> float:
