@@ -195,7 +195,7 @@ class QuantPoint:
         """`result`, once it has been counted if that is asked for."""
         if self.counting and x.numel():
             assert self.quantizer is not None
-            self.changes = self.changes or not torch.equal(x, result)
+            self.changes = self.changes or x.dtype != result.dtype or not torch.equal(x, result)
             self.counts = self.counts or RoundingCounts()
             self.counts.add(x.detach(), result.detach(), self.quantizer)
         return result

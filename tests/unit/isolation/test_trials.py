@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import tracer
+import wrappers
 from tracer.interventions.experiment import Experiment, Run
 from tracer.isolation import trials
 from tracer.isolation.result import Isolation
@@ -88,8 +89,10 @@ def runs(monkeypatch) -> list[Run]:
     return made
 
 
-def isolation(models: tuple[nn.Module, nn.Module], level: str, **options: object) -> Isolation:
-    found = tracer.compare(*models, X, confirm=False, isolate=level, **options).isolation
+def isolation(
+    models: tuple[nn.Module, nn.Module], level: str, *, inputs: object = X, **options: object
+) -> Isolation:
+    found = tracer.compare(*models, inputs, confirm=False, isolate=level, **options).isolation
     assert found is not None
     return found
 
@@ -239,3 +242,52 @@ def test_padding_that_modules_around_know_counts() -> None:
     error = (0.1 * torch.ones_like(right)).norm() / right.norm()
     assert found.modules[0].worst.introduced == pytest.approx(error.item(), rel=1e-4)
     assert replace(found.modules[0].causes[0], kind="").after == 0.0
+
+
+class Idle(Part):
+    """Has a second part, and says that it made no difference."""
+
+    def ablatable_points(self) -> dict[str, str]:
+        return {"offset": "wrong offset", "idle": "nothing"}
+
+    @contextmanager
+    def count_rounding(self) -> Iterator[dict[str, dict[str, float]]]:
+        yield {}
+
+    def changing_points(self) -> frozenset[str]:
+        return frozenset({"offset"})
+
+
+def test_what_is_known_to_make_no_difference_is_not_tried(runs: list[Run]) -> None:
+    models = pair()
+    expected = isolation(models, "leaves", causes="all")
+    CALLS.clear()
+    for part in models[1].modules():
+        if isinstance(part, Part):
+            part.__class__ = Idle
+    found = isolation(models, "leaves", causes="all")
+    assert dict.fromkeys(CALLS, 5) == CALLS
+    assert [item.causes for item in found.modules] == [item.causes for item in expected.modules]
+
+
+def test_a_quantised_model_is_called_again_as_often_as_its_points_ask(runs: list[Run]) -> None:
+    loaded = tracer.models.load("tiny-llama")
+    spec = wrappers.affine("uint8")
+    candidate = wrappers.prepare(loaded.model, wrappers.PTQConfig(activation=spec, weight=spec))
+    wrappers.calibrate(candidate, [loaded.inputs])
+    wrappers.convert(candidate)
+    mlp = candidate.get_submodule("model.layers.0.mlp")
+    counted: Counter[str] = Counter()
+    handle = mlp.register_forward_pre_hook(lambda *_: counted.update(["mlp"]))
+    found = isolation((loaded.model, candidate), "*.0.mlp", inputs=loaded.inputs)
+    handle.remove()
+    (given, _) = tracer.capture(loaded.model, candidate, loaded.inputs, include="*.0.mlp")
+    with torch.no_grad(), wrappers.count_rounding(mlp):
+        mlp(given.reference)
+    wrapped = [module for module in mlp.modules() if hasattr(module, "changing_points")]
+    changing = sum(len(module.changing_points()) for module in wrapped)
+    assert 0 < changing < sum(len(module.ablatable_points()) for module in wrapped)
+    # In two runs; twice to see that a weight that is kept rounded makes no difference; counted.
+    assert counted["mlp"] == 2 + 2 + 1 + changing
+    assert len(runs) == 1
+    assert found.modules[0].causes
