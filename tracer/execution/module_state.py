@@ -115,7 +115,7 @@ class _KeptTensor:
         tensor = self.tensor
         if self.version != version_of(tensor) or tensor.requires_grad != self.requires_grad:
             return False
-        is_usual = tensor.layout is torch.strided and not tensor.is_nested
+        is_usual = tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
         if is_usual and (tensor.dtype != self.alias.dtype or not tensor.is_set_to(self.alias)):
             return False
         return by_version or self.values is None or has_same_numbers(self.alias, self.values)

@@ -36,6 +36,7 @@ from tracer.text import listed
 # Modules that are alike but for their layer, and introduce less of the error together, are not
 # looked into.
 _LEAST_SHARE = 0.01
+_CAUSES = "looking for causes"
 
 
 def isolated(
@@ -83,7 +84,7 @@ def isolated(
     if explains:
         watched = {depth: [i.module for i in worst if i.worst.depth == depth] for depth in depths}
         watched = {depth: names for depth, names in watched.items() if names}
-        experiment.phases.begin("looking for causes", runs=len(watched))
+        experiment.phases.begin(_CAUSES, runs=sum(map(len, watched.values())))
         used = _used(free.records)
         for depth, names in watched.items():
             causes |= runs[depth].causes(names, used, experiment)
@@ -142,14 +143,13 @@ class _ForcedRun:
         """The switches of some of the modules, and what they do to the error."""
         pairing = experiment.session.pairing
         trials = SwitchTrials(used, pairing, own_lines=self.modules is None)
-        comparer, told = self.run.comparer, experiment.phases.next_run()
         with garbage_set_aside():
-            for number, name in enumerate(names, 1):
-                if not trials.try_kept(name, self.kept.of(name), comparer):
+            for name in names:
+                experiment.phases.next_run()
+                if not trials.try_kept(name, self.kept.of(name), self.run.comparer):
                     trials.watched.append(name)
-                elif told is not None:
-                    told(number)
         if trials.watched:
+            experiment.phases.begin(_CAUSES)
             forcing = Forcing(self.modules, Replaced.INEXACT)
             try:
                 experiment.must_rerun(forcing, trials, relates=False, only=self.visited)
