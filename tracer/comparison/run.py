@@ -8,6 +8,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from trace_model.annotations import checked
 from tracer.adapters.opening import Model, as_models
@@ -85,7 +86,7 @@ def compare(
     confirm: bool = True,
     isolate: str | Isolate | None = None,
     what_if: int = 0,
-    causes: bool = True,
+    causes: bool | Literal["all"] = True,
     noise_floor: bool = False,
     zoom: str | None = None,
     breakpoints: str | Breakpoint | Sequence[str | Breakpoint] = (),

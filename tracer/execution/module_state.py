@@ -8,6 +8,7 @@ are copied only of modules whose forward is seen to edit them in place.
 """
 
 import dis
+import itertools
 import operator
 import threading
 from collections import OrderedDict, deque
@@ -36,14 +37,19 @@ _MACHINERY = ("torch", "accelerate", "logging", "threading", "concurrent", "mult
 
 
 @contextmanager
-def module_states_kept(models: Sequence[nn.Module]) -> Iterator[None]:
+def module_states_kept(
+    models: Sequence[nn.Module], states: "ModuleStates | None" = None
+) -> Iterator[None]:
     """Puts back what modules keep from call to call; see `ModuleStates`.
 
     Waits while another thread does the same with any of them.
+
+    Args:
+        states: what is put back; by default what they keep now.
     """
     modules = modules_of(*models)
     with _taken(set(map(id, modules))):
-        states = ModuleStates.read(modules)
+        states = states or ModuleStates.read(modules)
         try:
             yield
         finally:
@@ -97,12 +103,21 @@ class _KeptTensor:
         if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
             tensor.data = self.alias
         if self.values is not None and not (
-            self.version == version_of(self.alias) and _equal(self.alias, self.values)
+            self.version == version_of(self.alias) and has_same_numbers(self.alias, self.values)
         ):
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 self.alias.copy_(self.values)
         if tensor.requires_grad != self.requires_grad and tensor.is_leaf:
             tensor.requires_grad_(self.requires_grad)
+
+    def holds(self, *, by_version: bool) -> bool:
+        """Whether it is as it was."""
+        tensor = self.tensor
+        if self.version != version_of(tensor) or tensor.requires_grad != self.requires_grad:
+            return False
+        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
+            return False
+        return by_version or self.values is None or has_same_numbers(self.alias, self.values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +127,7 @@ class _KeptNumbers:
     tensors: list[torch.Tensor]
     aliases: list[torch.Tensor]
     values: torch.Tensor
+    versions: list[int | None]
 
     @classmethod
     def of(cls, tensors: Iterable[torch.Tensor]) -> "list[_KeptNumbers]":
@@ -121,7 +137,8 @@ class _KeptNumbers:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
         with torch.no_grad():
             return [
-                cls(own, [t.detach() for t in own], torch.stack(own)) for own in by_dtype.values()
+                cls(own, [t.detach() for t in own], torch.stack(own), [*map(version_of, own)])
+                for own in by_dtype.values()
             ]
 
     @staticmethod
@@ -147,6 +164,16 @@ class _KeptNumbers:
             for alias, value in zip(self.aliases, self.values, strict=True):
                 if not torch.equal(alias, value):
                     alias.copy_(value)
+
+    def holds(self, *, by_version: bool) -> bool:
+        """Whether they are as they were."""
+        if self.versions != [*map(version_of, self.tensors)]:
+            return False
+        for tensor, alias in zip(self.tensors, self.aliases, strict=True):
+            if tensor.requires_grad or not _is_in_place(tensor, alias):
+                return False
+        with torch.no_grad():
+            return by_version or has_same_numbers(torch.stack(self.aliases), self.values)
 
 
 _NUMBER = torch.Size(())
@@ -203,6 +230,18 @@ class ModuleStates:
             _put_back(place, content)
         for kept in self._tensors:
             kept.put_back()
+
+    def hold(self, *, by_version: bool = False) -> bool:
+        """Whether all is as it was.
+
+        Args:
+            by_version: tensors are as they were if they lie where they did and no edit was counted.
+        """
+        if any(self._empty):
+            return False
+        if not all(itertools.starmap(_is_as_it_was, self._contents)):
+            return False
+        return all(kept.holds(by_version=by_version) for kept in self._tensors)
 
     def _keep(self, tensor: torch.Tensor, *, copied: bool) -> None:
         if id(tensor) in self._seen:
@@ -293,26 +332,42 @@ def _is_of_the_user(cls: type) -> bool:
     return not is_callable and not cls.__module__.startswith(_MACHINERY)
 
 
-def _put_back(place: Any, content: Any) -> None:
+_is = operator.is_
+
+
+def _is_as_it_was(place: Any, content: Any) -> bool:
     if isinstance(place, dict):
-        if not _holds(place.values(), content.values()) or list(place) != list(content):
-            place.clear()
-            place.update(content)
+        if len(place) != len(content) or not all(map(_is, place.values(), content.values())):
+            return False
+        return list(place) == list(content)
+    if isinstance(place, np.ndarray | bytearray):
+        return bytes(place) == bytes(content)
+    if isinstance(content, torch.Tensor):
+        return torch.equal(place.get_state(), content)  # of a generator
+    return _holds(place, content)
+
+
+def _put_back(place: Any, content: Any) -> None:
+    if _is_as_it_was(place, content):
+        return
+    if isinstance(place, dict):
+        place.clear()
+        place.update(content)
     elif isinstance(place, np.ndarray):
         if place.flags.writeable:
             place[...] = content
     elif isinstance(place, bytearray):
         place[:] = content
     elif isinstance(content, torch.Tensor):
-        place.set_state(content)  # of a generator
-    elif not _holds(place, content):
+        place.set_state(content)
+    else:
         place.clear()
         (place.update if isinstance(place, set) else place.extend)(content)
 
 
 def _holds(place: Collection[Any], content: Collection[Any]) -> bool:
     """Whether the very same objects are in it, in the same order."""
-    return len(place) == len(content) and all(map(operator.is_, place, content))
+    return len(place) == len(content) and all(map(_is, place, content))
 
 
 def _tensors_in(place: Any) -> list[torch.Tensor]:
@@ -335,7 +390,7 @@ def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+def has_same_numbers(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors hold the same: `x.data.add_(1)` goes past the counter of versions.
 
     So does batch normalisation in training mode.

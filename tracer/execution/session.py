@@ -2,7 +2,7 @@
 
 import fnmatch
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -120,13 +120,21 @@ class Session:
         return copied(self.candidate_inputs or self.inputs, self.adapt_inputs)
 
     def run(
-        self, visitor: Visitor, clone: frozenset[EventKey], watch: RunObserver | None = None
+        self,
+        visitor: Visitor,
+        clone: frozenset[EventKey],
+        watch: RunObserver | None = None,
+        only: Container[str] | None = None,
     ) -> Outcome:
         """Runs both models once, each on its own copy of the inputs.
 
         Once Python's or NumPy's random numbers were seen to be drawn in evaluation, each side has
         its own in the runs that follow.
+
+        Args:
+            only: the reference's names of the modules whose calls are visited; None for all.
         """
+        pairs = {o: r for o, r in self.pairs.items() if only is None or r in only}
         with (
             garbage_set_aside(),
             torch.no_grad(),
@@ -137,7 +145,7 @@ class Session:
                 self.candidate,
                 lambda: self._call(self.reference, "reference"),
                 lambda: self._call(self.candidate, "candidate"),
-                self.pairs,
+                pairs,
                 visitor,
                 reference_names={id(m): name for name, m in self.pairing.reference.items()},
                 candidate_names={id(m): name for name, m in self.pairing.candidate.items()},

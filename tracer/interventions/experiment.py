@@ -80,9 +80,20 @@ class Experiment:
         """The same, where further calls give the reference's output in every run."""
         return replace(self, same_choices=self.same_choices.union(calls))
 
-    def rerun(self, *interventions: Intervention) -> Run:
-        """Runs both models once more, with interventions in that order."""
+    def rerun(
+        self,
+        *interventions: Intervention,
+        relates: bool = True,
+        only: frozenset[str] | None = None,
+    ) -> Run:
+        """Runs both models once more, with interventions in that order.
+
+        Args:
+            relates: known mistakes are looked for in what differs.
+            only: the reference's names of the modules whose calls are compared; None for all.
+        """
         if self.same_choices:
+            only = None if only is None else only | {name for name, _ in self.same_choices}
             interventions = SameChoices(self.same_choices), *interventions
         comparer = Comparer(
             self.tolerance,
@@ -90,17 +101,23 @@ class Experiment:
             roles=self.roles,
             progress=self.phases.next_run(),
             at_once=self.clone,
+            relates=relates,
         )
         comparer.rounding = self.rounding
-        return Run(comparer, self.session.run(comparer, self.clone).failure)
+        return Run(comparer, self.session.run(comparer, self.clone, only=only).failure)
 
-    def must_rerun(self, *interventions: Intervention) -> Run:
+    def must_rerun(
+        self,
+        *interventions: Intervention,
+        relates: bool = True,
+        only: frozenset[str] | None = None,
+    ) -> Run:
         """The same, where it has to come to its end.
 
         Raises:
             ModelRunError: a model raised.
         """
-        run = self.rerun(*interventions)
+        run = self.rerun(*interventions, relates=relates, only=only)
         if run.failure is not None:
             raise ModelRunError(failure_in_words(run.failure)) from run.failure.exception
         return run

@@ -13,29 +13,30 @@ has a run of its own. An attention mask stays the candidate's, which may have a 
 the error of a wrong one shows where it is used.
 """
 
-import itertools
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from tracer.errors import UsageError
+from tracer.errors import ModelRunError, UsageError
 from tracer.execution.pairing import Pairing
+from tracer.execution.state import garbage_set_aside
 from tracer.interventions.experiment import Experiment, Run
 from tracer.interventions.forcing import Forcing, Replaced
-from tracer.isolation.causes import Cause, SwitchTrials, explaining, switches_of
+from tracer.isolation.causes import Cause, explaining, switches_of
 from tracer.isolation.groups import grouped, pattern_of, points_of
 from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation, Recovery
+from tracer.isolation.trials import KeptCalls, SwitchTrials
 from tracer.isolation.what_if import Swapping
 from tracer.measurement.comparer import Comparer
 from tracer.measurement.rows import CallKey, CallRecord, Row, final_output
 from tracer.text import listed
 
-# Causes are looked for in the modules that introduce this part of the error, the worst first; of
-# those that are alike but for their layer in so many. Each of their points costs a call of the
-# module.
-_EXPLAINED = 0.99
-_MOST_ALIKE = 4
+# Modules that are alike but for their layer, and introduce less of the error together, are not
+# looked into.
+_LEAST_SHARE = 0.01
+_CAUSES = "looking for causes"
 
 
 def isolated(
@@ -45,13 +46,14 @@ def isolated(
     experiment: Experiment,
     *,
     what_if: int,
-    explain: bool = True,
+    explain: bool | Literal["all"] = True,
 ) -> Isolation:
     """Measures what each chosen module introduces, and finds causes for the worst.
 
-    Costs one run of both models for each depth of nesting (one with `leaves`), another one of each
-    depth in which the candidate has switches, and with `what_if` one for each module that is
-    swapped and one for all of them.
+    Costs one run of both models for each depth of nesting (one with `leaves`), and with `what_if`
+    one for each module that is swapped and one for all of them. For causes modules are called again
+    with what they had in these runs; where that is too much to keep, or is not enough to make the
+    same of it, in another run of that depth.
 
     Args:
         level, chosen: what was asked for, and what `tracer.isolation.levels.modules_at` made of it.
@@ -59,7 +61,7 @@ def isolated(
         experiment: runs both models again; its candidate may have switches.
         what_if: how many of the worst modules are swapped for the reference's, each alone and then
             all together.
-        explain: whether to look for causes.
+        explain: whether to look for causes, in the worst of modules that are alike or in "all".
 
     Raises:
         UsageError: none of the chosen modules was called.
@@ -68,27 +70,24 @@ def isolated(
     depths = _depths(chosen, free.records)
     if not depths:
         raise UsageError(f"isolate {level!r}: none of {listed(sorted(chosen or ()), 3)} was called")
+    explains = bool(explain) and any(switches_of(experiment.session.candidate))
     calls: list[IsolatedCall] = []
-    unforced: set[CallKey] = set()
+    runs: dict[int, _ForcedRun] = {}
     experiment.phases.begin("isolating", runs=len(depths))
     for depth, modules in depths.items():
-        forcing = Forcing(modules, Replaced.INEXACT)
-        run = experiment.must_rerun(forcing)
-        unforced |= forcing.unforced
-        calls += _shared(_measured(run, modules, free.records, depth))
+        visited = None if modules is None else _visited(modules, free.records)
+        forced = runs[depth] = _ForcedRun.of(modules, visited, experiment, keeps=explains)
+        calls += _shared(_measured(forced.run, modules, free.records, depth))
     ranked = _by_module(calls)
-    worst, like_them = _worst(ranked, experiment.session.pairing)
+    worst, like_them = _worst(ranked, experiment.session.pairing, explain)
     causes: dict[str, tuple[Cause, ...]] = {}
-    if explain and any(switches_of(experiment.session.candidate)):
+    if explains:
         watched = {depth: [i.module for i in worst if i.worst.depth == depth] for depth in depths}
         watched = {depth: names for depth, names in watched.items() if names}
-        experiment.phases.begin("looking for causes", runs=len(watched))
+        experiment.phases.begin(_CAUSES, runs=sum(map(len, watched.values())))
+        used = _used(free.records)
         for depth, names in watched.items():
-            modules = depths[depth]
-            used, pairing = _used(free.records), experiment.session.pairing
-            trials = SwitchTrials(names, used, pairing, own_lines=modules is None)
-            experiment.must_rerun(Forcing(modules, Replaced.INEXACT), trials)
-            causes |= {module: trials.found(module) for module in names}
+            causes |= runs[depth].causes(names, used, experiment)
     order = {key: record.start for key, record in free.records.items()}
     return Isolation(
         level=level,
@@ -97,27 +96,82 @@ def isolated(
             replace(item, causes=explaining(causes.get(item.module, ()))) for item in ranked
         ),
         recoveries=tuple(_recoveries(ranked, what_if, free, experiment)),
-        unforced=tuple(sorted(unforced)),
+        unforced=tuple(sorted(key for each in runs.values() for key in each.forcing.unforced)),
         groups=grouped(ranked, experiment.session.pairing),
         points=points_of(causes, ranked, experiment.session.pairing, like_them),
     )
 
 
+@dataclass(frozen=True)
+class _ForcedRun:
+    """A run in which modules have the reference's inputs, and what is kept of it.
+
+    Attributes:
+        modules: which; None for all.
+        visited: those whose calls are compared; None for all.
+    """
+
+    modules: frozenset[str] | None
+    visited: frozenset[str] | None
+    forcing: Forcing
+    kept: KeptCalls
+    run: Run
+
+    @classmethod
+    def of(
+        cls,
+        modules: frozenset[str] | None,
+        visited: frozenset[str] | None,
+        experiment: Experiment,
+        *,
+        keeps: bool,
+    ) -> "_ForcedRun":
+        forcing, kept = (
+            Forcing(modules, Replaced.INEXACT),
+            KeptCalls(modules, experiment.session.pairing),
+        )
+        interventions = (forcing, kept) if keeps else (forcing,)
+        run = experiment.must_rerun(*interventions, relates=False, only=visited)
+        return cls(modules, visited, forcing, kept, run)
+
+    def causes(
+        self,
+        names: Sequence[str],
+        used: Container[tuple[str, int, str]],
+        experiment: Experiment,
+    ) -> dict[str, tuple[Cause, ...]]:
+        """The switches of some of the modules, and what they do to the error."""
+        pairing = experiment.session.pairing
+        trials = SwitchTrials(used, pairing, own_lines=self.modules is None)
+        with garbage_set_aside():
+            for name in names:
+                experiment.phases.next_run()
+                if not trials.try_kept(name, self.kept.of(name), self.run.comparer):
+                    trials.watched.append(name)
+        if trials.watched:
+            experiment.phases.begin(_CAUSES)
+            forcing = Forcing(self.modules, Replaced.INEXACT)
+            try:
+                experiment.must_rerun(forcing, trials, relates=False, only=self.visited)
+            except ModelRunError as error:
+                raise trials.raised or error from error.__cause__
+        return {name: trials.found(name) for name in names}
+
+
 def _worst(
-    ranked: Sequence[IsolatedModule], pairing: Pairing
+    ranked: Sequence[IsolatedModule], pairing: Pairing, explain: bool | Literal["all"]
 ) -> tuple[list[IsolatedModule], list[IsolatedModule]]:
-    """The modules that introduce nearly all of the error: of those that are alike the worst few,
-    and the others."""
-    before = itertools.accumulate((item.share for item in ranked), initial=0.0)
-    whole = math.fsum(item.share for item in ranked)
-    alike: Counter[str] = Counter()
-    found: tuple[list[IsolatedModule], list[IsolatedModule]] = [], []
-    for item, sum_before in zip(ranked, before, strict=False):
-        if item.share > 0.0 and sum_before < _EXPLAINED * whole:
+    """The modules to look for causes in, and those that are taken to be like these: of modules that
+    are alike but for their layer the worst one stands for all."""
+    alike: dict[tuple[int, str], list[IsolatedModule]] = defaultdict(list)
+    for item in ranked:
+        if item.share > 0.0:
             pattern = pattern_of(item.module, pairing.reference)
-            found[alike[pattern] >= _MOST_ALIKE].append(item)
-            alike[pattern] += 1
-    return found
+            alike[item.worst.depth, pattern].append(item)
+    if explain == "all":
+        return [item for items in alike.values() for item in items], []
+    named = [i for i in alike.values() if math.fsum(item.share for item in i) >= _LEAST_SHARE]
+    return [items[0] for items in named], [item for items in named for item in items[1:]]
 
 
 def _depths(
@@ -135,6 +189,20 @@ def _depths(
         depth: frozenset(name for name, own in deepest.items() if own == depth)
         for depth in sorted(set(deepest.values()))
     }
+
+
+def _visited(modules: Collection[str], records: Mapping[CallKey, CallRecord]) -> frozenset[str]:
+    """Modules, those that they are called in, and what else is given a mask: it says what is
+    padding."""
+    calls = records.values()
+    around = (_callers(record, records) for record in calls if record.module in modules)
+    masked = (
+        record.module
+        for record in calls
+        if any(row.is_mask for row in record.arguments.values())
+        or any(form.is_mask for form in record.form_differences)
+    )
+    return frozenset(modules).union(masked, *around)
 
 
 def _callers(record: CallRecord, records: Mapping[CallKey, CallRecord]) -> set[str]:
@@ -266,7 +334,8 @@ def _recoveries(
     experiment.phases.begin("swapping", runs=len(runs))
     for swapped in runs:
         swapping = Swapping(swapped)
-        after = final_output(experiment.must_rerun(swapping).rows)
+        visited = _visited({"", *swapped}, free.records)
+        after = final_output(experiment.must_rerun(swapping, relates=False, only=visited).rows)
         errors = (math.inf, math.inf) if after is None else after.visible_errors
         yield Recovery(
             modules=swapped,

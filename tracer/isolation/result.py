@@ -62,7 +62,8 @@ class IsolatedModule:
         worst: its call of the largest introduced error.
         calls: how many calls it has.
         share: the sum of their shares.
-        causes: of modules that matter, the switches of the candidate that explain most.
+        causes: the switches of the candidate that explain most, where they were looked for: of
+            modules that are alike but for their layer in the worst one.
     """
 
     module: str

@@ -78,11 +78,13 @@ class Comparer:
         progress: Callable[[int], None] | None = None,
         sampler: Sampler | None = None,
         at_once: Set[EventKey] = frozenset(),
+        relates: bool = True,
     ) -> None:
         """Makes one for one run.
 
         Args:
             at_once: events of which nothing stays underway.
+            relates: known mistakes are looked for in what differs.
         """
         self.records: dict[CallKey, CallRecord] = {}
         self.edited: set[EventKey] = set()
@@ -102,6 +104,7 @@ class Comparer:
         self._rows: list[Row] = []
         self._underway = Underway()
         self._at_once = at_once
+        self._relates = relates
         # What happens, and what is done later about what has happened.
         self._event: EventKey = "", 0, Phase.START
         self._visible = Remembered(visible_on_host)
@@ -313,7 +316,7 @@ class Comparer:
             else:
                 self._enter_again(*again)
             return
-        by = self.roles, self.tolerance, partial(self.paddings, record)
+        by = self.roles, self.tolerance, partial(self.paddings, record), self._relates
         pair = TensorPair.of(record, path, self._event, r, c, by)
         is_away = isinstance(r, torch.Tensor) and r.device.type != "cpu"
         is_later = is_away and self._sampler is None and self._event not in self._at_once

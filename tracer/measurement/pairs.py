@@ -51,11 +51,13 @@ def measured(
     *,
     is_mask: bool,
     is_plain: bool = True,
+    relates: bool = True,
 ) -> Measured | None:
     """Compares two tensors, attention masks by what they let through.
 
     Args:
         is_plain: the candidate's may be longer, as it is not kept from call to call.
+        relates: known mistakes are looked for in what differs.
 
     Returns:
         None for masks whose forms do not compare.
@@ -72,7 +74,7 @@ def measured(
         whole = Difference.of(r, c)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # a kind that PyTorch adds
         return Measured(None, 0.0, False, (Remark(RemarkKind.UNREADABLE, brief(error)),))
-    return judged(r, c, whole, tolerance, unpadded)
+    return judged(r, c, whole, tolerance, unpadded, relates=relates)
 
 
 def by_meaning(
@@ -96,6 +98,8 @@ def judged(
     whole: Difference,
     tolerance: Tolerance,
     unpadded: _Unpadded,
+    *,
+    relates: bool = True,
 ) -> Measured:
     """Two tensors of which the difference is known; their values count where it is too large."""
     limit = tolerance.limit(r.dtype, c.dtype)
@@ -107,7 +111,7 @@ def judged(
     remarks = _remarks(whole, limit)
     if not remarks and r.dim() == 0:
         remarks = (Remark(RemarkKind.SCALARS, f"{r.item():.6g}", f"{c.item():.6g}"),)
-    relation = relation_of(r, c)
+    relation = relation_of(r, c) if relates else None
     if relation is not None:
         remarks = (*remarks, Remark(RemarkKind.RELATED, candidate=relation.value))
     return Measured(whole, limit, False, remarks, part, whole, relation)

@@ -28,7 +28,8 @@ class PhasedProgress(Protocol):
         ...
 
     def phase(self, name: str, run: int, runs: int | None) -> None:
-        """A run of both models begins; calls are counted from 1 in each.
+        """A run of both models begins, or what is done with one module after it; calls are counted
+        from 1 in each.
 
         Args:
             name: what it is for: "comparing", "confirming", "zooming", "isolating", ...

@@ -29,6 +29,7 @@ class TensorPair:
         own: the candidate's as it is.
         form: what is said of its shape.
         roles, tolerance, paddings: what they are compared by; `paddings` gives what is known.
+        relates: known mistakes are looked for in what differs.
     """
 
     record: CallRecord
@@ -41,6 +42,7 @@ class TensorPair:
     roles: Roles
     tolerance: Tolerance
     paddings: Callable[[], Iterable[Padding]]
+    relates: bool
 
     @classmethod
     def of(
@@ -50,7 +52,7 @@ class TensorPair:
         event: EventKey,
         r: Tensor,
         c: Tensor,
-        by: tuple[Roles, Tolerance, Callable[[], Iterable[Padding]]],
+        by: tuple[Roles, Tolerance, Callable[[], Iterable[Padding]], bool],
     ) -> "TensorPair":
         """Brings the candidate's to the reference's shape, but for masks."""
         own = c
@@ -83,7 +85,12 @@ class TensorPair:
             return estimated(r, c, self.tolerance, self.unpadded, is_mask=is_mask)
         # What is kept from call to call is wrong where it is longer.
         is_plain = not self._is_kept and (self.path.is_result or self.path.inside is None)
-        return measured(r, c, self.tolerance, self.unpadded, is_mask=is_mask, is_plain=is_plain)
+        return measured(
+            *(r, c, self.tolerance, self.unpadded),
+            is_mask=is_mask,
+            is_plain=is_plain,
+            relates=self.relates,
+        )
 
     def unpadded(self) -> Difference | None:
         """The difference without padded positions."""

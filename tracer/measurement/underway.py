@@ -79,7 +79,8 @@ class Begun:
         if pair.is_mask:
             return by_meaning(r, c, whole, is_same=bool(is_same)), not is_same
         agrees = pair.tolerance.agrees(whole, r.dtype, c.dtype)
-        return judged(r, c, whole, pair.tolerance, pair.unpadded), not agrees
+        found = judged(r, c, whole, pair.tolerance, pair.unpadded, relates=pair.relates)
+        return found, not agrees
 
 
 class Underway:

@@ -25,7 +25,7 @@ from tracer.reports.parts import gate
 from tracer.reports.parts.excerpt import origins, places
 from tracer.reports.parts.fold import number
 from tracer.reports.parts.headline import Tone, headline
-from tracer.reports.parts.isolation import introducing
+from tracer.reports.parts.isolation import introducing, modules_of
 from tracer.reports.parts.legend import legend
 from tracer.reports.parts.ranking import ranking
 from tracer.reports.parts.table import dtypes
@@ -47,7 +47,7 @@ def render(comparison: Comparison, run: Run | None = None) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates.filters |= {"prose": _prose, "number": _figure}
+    templates.filters |= {"prose": _prose, "number": _figure, "modules_of": modules_of}
     expected = run is not None and run.differences_expected
     said = headline(comparison, expected=expected)
     isolation = comparison.isolation

@@ -213,7 +213,9 @@ def _over_all_layers(found: Isolation) -> Iterator[str]:
         "what rounding does there",
     )
     for point in found.points[:most]:
-        cells = f"{point.modules} | {_escaped(point.kind)} | {_escaped(point.meaning)}"
+        cells = (
+            f"{isolation.modules_of(point)} | {_escaped(point.kind)} | {_escaped(point.meaning)}"
+        )
         cells += f" | {rounding_in_words(point.rounding) or '-'}"
         yield f"| {point.share:.1%} | {_code(point.pattern)} | {cells} |"
     if len(found.points) > most:

@@ -208,7 +208,7 @@ class QuantModule(nn.Module):
         """
         found: dict[str, dict[str, float]] = {}
         for point in self.points.values():
-            point.counting, point.counts = True, None
+            point.counting, point.counts, point.changes = True, None, False
         try:
             yield found
         finally:
@@ -216,6 +216,13 @@ class QuantModule(nn.Module):
                 point.counting = False
                 if point.counts is not None:
                     found[name] = point.counts.shares()
+
+    def changing_points(self) -> frozenset[str]:
+        """The points at which rounding made any difference when it was counted last.
+
+        A point whose values are on its grid already, or that is not reached, is none of them.
+        """
+        return frozenset(name for name, point in self.points.items() if point.changes)
 
     @contextmanager
     def not_observing(self) -> Iterator[None]:

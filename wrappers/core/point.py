@@ -85,6 +85,7 @@ class QuantPoint:
         self.locked = False
         self.counting = False
         self.counts: RoundingCounts | None = None
+        self.changes = False
         self._cache: _QuantizedParameter | None = None
 
     @property
@@ -194,6 +195,7 @@ class QuantPoint:
         """`result`, once it has been counted if that is asked for."""
         if self.counting and x.numel():
             assert self.quantizer is not None
+            self.changes = self.changes or x.dtype != result.dtype or not torch.equal(x, result)
             self.counts = self.counts or RoundingCounts()
             self.counts.add(x.detach(), result.detach(), self.quantizer)
         return result

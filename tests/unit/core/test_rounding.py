@@ -76,3 +76,18 @@ def test_of_a_model_while_it_is_asked_for(dtype):
     }
     assert found["0.weight"]["values"] == 2 * 32 * 8 and found["1.act_out"]["zero"] > 0.3
     assert summary(quantized)["0.act_in"]["rounding"] == found["0.act_in"]  # and none since
+
+
+def test_points_that_change_nothing_are_told():
+    layer = prepare(nn.Linear(4, 4), PTQConfig(activation=affine("uint8"), weight=affine("uint8")))
+    x = torch.randn(8, 4)
+    calibrate(layer, [x])
+    convert(layer)
+    assert layer.changing_points() == frozenset()  # nothing was counted
+    with torch.no_grad(), layer.count_rounding():
+        layer(layer.points["act_in"].quantizer.fake_quantize(x))  # on the grid
+    assert layer.changing_points() == {"weight", "act_out"}
+    with torch.no_grad(), layer.count_rounding():
+        layer(x)
+        layer(layer.points["act_in"].quantizer.fake_quantize(x))
+    assert layer.changing_points() == {"act_in", "weight", "act_out"}

@@ -37,3 +37,65 @@ def test_what_raises_is_said() -> None:
     call = Call("m", 0, nn.Linear(2, 2), {"input": torch.ones(3)}, ("input",), None, None)
     with pytest.raises(ModelRunError, match=r"module 'm' .* when it was called again"):
         Recall(call)()
+
+
+class Keeps(nn.Module):
+    """Keeps a product of its weight, or what it was given last."""
+
+    def __init__(self, *, is_state: bool) -> None:
+        super().__init__()
+        self.weight, self.is_state = nn.Parameter(torch.ones(1)), is_state
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = self.kept
+        if self.is_state:
+            self.kept = x.clone()
+            return x if before is None else x + before
+        self.kept = self.weight * 2 if before is None else before
+        return x + self.kept
+
+
+@pytest.mark.parametrize("is_state", [True, False])
+def test_what_makes_a_difference_is_told_from_what_does_not(is_state: bool) -> None:
+    module, x = Keeps(is_state=is_state), torch.ones(1)
+    again = Recall(Call("m", 0, module, {"x": x}, ("x",), None, None))
+    with again.opened(is_begun=True):
+        first = again.settle()
+        assert again.leaves_nothing is not is_state
+        assert again.has_held()
+        for _ in range(2):
+            assert torch.equal(again.again()[0], first)
+    assert module.kept is None
+
+
+def test_what_calls_leave_later_is_seen() -> None:
+    module, x = Keeps(is_state=False), torch.ones(1)
+    again = Recall(Call("m", 0, module, {"x": x}, ("x",), None, None))
+    with again.opened(is_begun=True):
+        first = again.settle()
+        module.is_state = True
+        assert not again.has_held()
+        assert not again.leaves_nothing
+        assert torch.equal(again.again()[0], first)
+
+
+def test_numbers_and_edited_arguments_are_the_same_in_each_call() -> None:
+    module, x = Counts(), torch.ones(1)
+    again = Recall(
+        Call(
+            "m",
+            0,
+            module,
+            {
+                "x": x,
+            },
+            ("x",),
+            None,
+            None,
+        )
+    )
+    with again.opened(is_begun=True):
+        first = again.settle()
+        assert not again.leaves_nothing
+        assert all(torch.equal(again.again()[0], first) for _ in range(3))

@@ -4,7 +4,7 @@ where the error is introduced (leaves): each module with the reference's inputs
    share  modules    worst    own L2  over all layers
   49.6 %        4   17.5 %  1.06e-01  model.layers.*.self_attn
    share  modules  quantization point: what goes away without it
-  37.2 %        4  model.layers.*.self_attn.mask_add (uint8 activation)
+  37.2 %   1 of 4  model.layers.*.self_attn.mask_add (uint8 activation)
                    the attention scores with the mask added, before the softmax
                    values there: 12.5% zero, 0.0123% saturated
    share   PEIR in  PEIR out  own PEIR    own L2  module
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from tracer.isolation.result import IsolatedCall, IsolatedModule, Isolation
+from tracer.isolation.result import IsolatedCall, IsolatedModule, IsolatedPoint, Isolation
 from tracer.measurement.rows import CallKey
 from tracer.reports.narrator.isolation import rounding_in_words
 from tracer.reports.parts.fold import number
@@ -87,6 +87,11 @@ def where(call: IsolatedCall) -> str:
     return "" if call.value == "output" else call.value
 
 
+def modules_of(point: IsolatedPoint) -> str:
+    """How many modules have a point, and in how many it was looked at: "1 of 4"."""
+    return f"{'' if point.measured is None else f'{point.measured} of '}{point.modules}"
+
+
 def _groups(isolation: Isolation, width: int) -> Iterator[Text]:
     heads = f"  {'share':>6}  modules  {'worst':>7}  {'own L2':>{_COLUMN_WIDTH}}  over all layers"
     yield Text(heads, "dim", no_wrap=True)
@@ -109,7 +114,8 @@ def _points(isolation: Isolation, width: int) -> Iterator[Text]:
     for point in isolation.points[:MOST_RANKED]:
         kind = f" ({point.kind})"
         name = shortened(point.pattern, max(width - _POINT_AT - len(kind), 8))
-        yield Text(f"  {point.share:6.1%}  {point.modules:7}  {name}{kind}", no_wrap=True)
+        count = modules_of(point)
+        yield Text(f"  {point.share:6.1%}  {count:>7}  {name}{kind}", no_wrap=True)
         words = rounding_in_words(point.rounding)
         for line in filter(None, (point.meaning, words and f"values there: {words}")):
             yield Text(f"{'':{_POINT_AT}}{line}", "dim", no_wrap=True)
