@@ -7,7 +7,6 @@ was edited in place by content. Parameters are not copied: their values stay whe
 are copied only of modules whose forward is seen to edit them in place.
 """
 
-import dis
 import itertools
 import operator
 import threading
@@ -16,19 +15,19 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import lru_cache
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from tracer.execution.edited_parameters import edited_parameters
+from tracer.execution.kept_tensors import KeptNumbers, KeptTensor
 from tracer.execution.standin import StandIn
 from tracer.execution.torch_internals import accelerate_hook, buffers_of, memory_of, parameters_of
 from tracer.execution.walks import modules_of
 from tracer.tensors.by_class import ByClass
-from tracer.tensors.leaves import version_of
 
 # An object of the user's own may hold others; those of a trainer's kind hold everything.
 _MAX_OBJECT_DEPTH = 3
@@ -78,114 +77,12 @@ def _taken(modules: set[int]) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _KeptTensor:
-    """A tensor as it was: where its values lie, and a copy of them if they may be edited."""
-
-    tensor: torch.Tensor
-    alias: torch.Tensor
-    values: torch.Tensor | None
-    version: int | None
-    requires_grad: bool
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor, *, copied: bool) -> "_KeptTensor":
-        alias = tensor.detach()
-        return cls(
-            tensor,
-            alias,
-            alias.clone() if copied and not tensor.is_meta else None,
-            version_of(tensor),
-            tensor.requires_grad,
-        )
-
-    def put_back(self) -> None:
-        tensor = self.tensor
-        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
-            tensor.data = self.alias
-        if self.values is not None and not (
-            self.version == version_of(self.alias) and has_same_numbers(self.alias, self.values)
-        ):
-            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-                self.alias.copy_(self.values)
-        if tensor.requires_grad != self.requires_grad and tensor.is_leaf:
-            tensor.requires_grad_(self.requires_grad)
-
-    def holds(self, *, by_version: bool) -> bool:
-        """Whether it is as it was."""
-        tensor = self.tensor
-        if self.version != version_of(tensor) or tensor.requires_grad != self.requires_grad:
-            return False
-        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
-            return False
-        return by_version or self.values is None or has_same_numbers(self.alias, self.values)
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptNumbers:
-    """Tensors of one number each, which observers have by the hundred, copied in one go."""
-
-    tensors: list[torch.Tensor]
-    aliases: list[torch.Tensor]
-    values: torch.Tensor
-    versions: list[int | None]
-
-    @classmethod
-    def of(cls, tensors: Iterable[torch.Tensor]) -> "list[_KeptNumbers]":
-        """Those of each dtype together."""
-        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
-        for tensor in tensors:
-            by_dtype.setdefault(tensor.dtype, []).append(tensor)
-        with torch.no_grad():
-            return [
-                cls(own, [t.detach() for t in own], torch.stack(own), [*map(version_of, own)])
-                for own in by_dtype.values()
-            ]
-
-    @staticmethod
-    def takes(tensor: torch.Tensor) -> bool:
-        """Whether a tensor is such a one; inference mode knows others than are made outside it."""
-        return (
-            type(tensor) is torch.Tensor
-            and tensor.is_cpu
-            and tensor.layout is torch.strided
-            and tensor.shape == _NUMBER
-            and not (tensor.requires_grad or tensor.is_nested or tensor.is_inference())
-        )
-
-    def put_back(self) -> None:
-        for tensor, alias in zip(self.tensors, self.aliases, strict=True):
-            if not _is_in_place(tensor, alias):
-                tensor.data = alias
-            if tensor.requires_grad and tensor.is_leaf:
-                tensor.requires_grad_(False)
-        with torch.no_grad():
-            if torch.equal(torch.stack(self.aliases), self.values):
-                return
-            for alias, value in zip(self.aliases, self.values, strict=True):
-                if not torch.equal(alias, value):
-                    alias.copy_(value)
-
-    def holds(self, *, by_version: bool) -> bool:
-        """Whether they are as they were."""
-        if self.versions != [*map(version_of, self.tensors)]:
-            return False
-        for tensor, alias in zip(self.tensors, self.aliases, strict=True):
-            if tensor.requires_grad or not _is_in_place(tensor, alias):
-                return False
-        with torch.no_grad():
-            return by_version or has_same_numbers(torch.stack(self.aliases), self.values)
-
-
-_NUMBER = torch.Size(())
-
-
-@dataclass(frozen=True, slots=True)
 class ModuleStates:
     """What modules keep from call to call: attributes, and what lies in them, however deep."""
 
     _contents: list[tuple[Any, Any]] = field(default_factory=list)
     _empty: list[Any] = field(default_factory=list)  # most of a module's own dicts are
-    _tensors: list[_KeptTensor | _KeptNumbers] = field(default_factory=list)
+    _tensors: list[KeptTensor | KeptNumbers] = field(default_factory=list)
     _numbers: list[torch.Tensor] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
 
@@ -193,7 +90,7 @@ class ModuleStates:
     def read(cls, modules: Sequence[nn.Module]) -> "ModuleStates":
         """Those of the modules, each given once, without those inside them."""
         states = cls()
-        edited = _edited_parameters(modules)
+        edited = edited_parameters(modules)
         shared: set[int] = set()
         for module in modules:
             for parameter in _tensors_in(parameters_of(module)):
@@ -218,7 +115,7 @@ class ModuleStates:
                     put_aside(value)
                 elif id(value) not in states._seen:
                     states._look_into(value, shared, 0)
-        states._tensors.extend(_KeptNumbers.of(states._numbers))
+        states._tensors.extend(KeptNumbers.of(states._numbers))
         return states
 
     def write(self) -> None:
@@ -247,10 +144,10 @@ class ModuleStates:
         if id(tensor) in self._seen:
             return
         self._seen.add(id(tensor))
-        if copied and _KeptNumbers.takes(tensor):
+        if copied and KeptNumbers.takes(tensor):
             self._numbers.append(tensor)
         else:
-            self._tensors.append(_KeptTensor.of(tensor, copied=copied))
+            self._tensors.append(KeptTensor.of(tensor, copied=copied))
 
     def _look_into(self, value: Any, shared: set[int], depth: int) -> None:
         """Takes down what can be edited in place in a value that was not seen before, and goes on
@@ -372,97 +269,3 @@ def _holds(place: Collection[Any], content: Collection[Any]) -> bool:
 
 def _tensors_in(place: Any) -> list[torch.Tensor]:
     return [tensor for tensor in place.values() if tensor is not None]
-
-
-def _is_in_place(tensor: torch.Tensor, alias: torch.Tensor) -> bool:
-    """Whether a tensor's values lie where they did, laid out as they were."""
-    if type(tensor) not in (torch.Tensor, nn.Parameter) or not (tensor.is_cpu and alias.is_cpu):
-        return _place(tensor) == _place(alias)  # not every device knows `is_set_to`
-    if tensor.is_nested or alias.is_nested:
-        return tensor.is_nested and alias.is_nested
-    return tensor.dtype is alias.dtype and tensor.is_set_to(alias)
-
-
-def _place(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Where a tensor's values lie, and how they are laid out."""
-    if tensor.is_nested:
-        return ()
-    return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def has_same_numbers(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors hold the same: `x.data.add_(1)` goes past the counter of versions.
-
-    So does batch normalisation in training mode.
-    """
-    try:
-        return torch.equal(tensor, other)
-    except (RuntimeError, NotImplementedError):  # not for this dtype or layout
-        return False
-
-
-def may_edit_parameters(model: nn.Module) -> bool:
-    """Whether a forward inside a model is seen to edit parameters in place."""
-    return bool(_edited_parameters(modules_of(model)))
-
-
-def _edited_parameters(modules: Iterable[nn.Module]) -> set[int]:
-    """The parameters that some forward around them is seen to edit in place."""
-    found: set[int] = set()
-    for module in modules:
-        for name in _edited_names(type(module)):  # type: ignore[arg-type]
-            found.update(
-                id(parameter)
-                for path, parameter in module.named_parameters()
-                if name in ("data", "parameters") or path.rpartition(".")[2] == name
-            )
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _edited_names(kind: type[nn.Module]) -> frozenset[str]:
-    """Attributes whose values a module's forward edits in place, as its code reads."""
-    found: set[str] = set()
-    waiting, seen = ["forward"], set()
-    while waiting:
-        name = waiting.pop()
-        function = getattr(kind, name, None)
-        if name in seen or not isinstance(function, FunctionType):
-            continue
-        seen.add(name)
-        if str(function.__module__).split(".")[0] == "torch":
-            continue
-        for code in _codes(function.__code__):
-            waiting += code.co_names
-            found |= _edited_in(code)
-    return frozenset(found)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _edited_in(code: CodeType) -> set[str]:
-    """`self.weight.mul_(2)`, `self.weight.data[0] = 1`, `for p in self.parameters(): p.mul_(2)`."""
-    found: set[str] = set()
-    recent: list[str] = []
-    edits = False
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            name = str(step.argval)
-            if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
-                found.update(recent[-1:])
-                edits = True
-            recent.append(name)
-        elif step.opname == "STORE_SUBSCR":
-            found.update(recent[-2:])
-            recent.clear()
-        elif step.opname == "BINARY_OP" and step.argrepr.endswith("="):
-            found.update(recent[-2:])
-        elif step.opname.startswith("STORE") or step.opname == "POP_TOP":
-            recent.clear()
-    loops = {"parameters", "named_parameters"} & set(code.co_names)
-    return found | ({"parameters"} if loops and edits else set())

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tracer.errors import ModelRunError, TracerError, UsageError, near_names
+from tracer.execution.edited_parameters import may_edit_parameters
 from tracer.execution.fusions import whole_name
 from tracer.execution.hooks import Listener, Recorder, hooked, visible_modules
 from tracer.execution.inputs import (
@@ -21,7 +22,7 @@ from tracer.execution.inputs import (
 )
 from tracer.execution.lockstep import Outcome, lockstep
 from tracer.execution.matching import Called
-from tracer.execution.module_state import may_edit_parameters, module_states_kept
+from tracer.execution.module_state import module_states_kept
 from tracer.execution.offload import copy_model, unshare_offloaded
 from tracer.execution.pairing import Pairing, pair
 from tracer.execution.scheduler import RunObserver, Visitor

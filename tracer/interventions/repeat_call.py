@@ -11,7 +11,8 @@ import torch
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
-from tracer.execution.module_state import ModuleStates, has_same_numbers, module_states_kept
+from tracer.execution.kept_tensors import has_same_numbers
+from tracer.execution.module_state import ModuleStates, module_states_kept
 from tracer.execution.state import RandomStates, random_state_kept
 from tracer.tensors.kinds import copied
 from tracer.tensors.leaves import deep_copy, tensor_leaves, version_of

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from tracer.execution.compilation import compiled_parts
-from tracer.execution.module_state import ModuleStates, has_same_numbers
+from tracer.execution.kept_tensors import has_same_numbers
+from tracer.execution.module_state import ModuleStates
 from tracer.interventions.repeat_call import Recall
 from tracer.tensors.leaves import tensor_leaves, version_of
 

@@ -16,7 +16,8 @@ from tests.builders.comparing import agreed
 from tests.builders.module_zoo import LIBRARY, ZOO, Contents, X, Zoo, made, photograph
 from tracer.cli import main
 from tracer.errors import ModelRunError, TracerError, UsageError
-from tracer.execution.module_state import ModuleStates, may_edit_parameters, module_states_kept
+from tracer.execution.edited_parameters import may_edit_parameters
+from tracer.execution.module_state import ModuleStates, module_states_kept
 
 
 def compared(**options: Any) -> Callable[[nn.Module, Path], object]:

@@ -1,0 +1,86 @@
+"""Tensors that were edited, replaced or moved are found, and put back."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tracer.execution.kept_tensors import KeptNumbers, KeptTensor
+
+Edit = Callable[[torch.Tensor], object]
+EDITS: dict[str, Edit] = {
+    "in place": lambda t: t.add_(1),
+    "past the counter": lambda t: t.data.add_(1),
+    "to NaN": lambda t: t.fill_(math.nan),
+    "to other values elsewhere": lambda t: setattr(t, "data", t + 1),
+    "to the same values elsewhere": lambda t: setattr(t, "data", t.clone()),
+    "to another shape": lambda t: setattr(t, "data", torch.ones(3)),
+    "to another dtype": lambda t: setattr(t, "data", t.double()),
+    "to need gradients": lambda t: t.requires_grad_(),
+}
+
+
+def kept_alone(tensor: torch.Tensor) -> KeptTensor:
+    return KeptTensor.of(tensor, copied=True)
+
+
+def kept_with_others(tensor: torch.Tensor) -> KeptNumbers:
+    assert KeptNumbers.takes(tensor)
+    (kept,) = KeptNumbers.of([torch.tensor(5.0), tensor, torch.tensor(math.nan)])
+    return kept
+
+
+@pytest.mark.parametrize("keep", [kept_alone, kept_with_others])
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_what_was_done_to_a_number(keep: Callable[..., KeptTensor], edit: Edit) -> None:
+    tensor = torch.tensor(2.0)
+    place = tensor.data_ptr()
+    kept = keep(tensor)
+    assert kept.holds(by_version=True)
+    edit(tensor)
+    assert not kept.holds(by_version=False)
+    kept.put_back()
+    assert (tensor.data_ptr(), tensor.dtype, tensor.shape) == (place, torch.float32, ())
+    assert tensor.item() == 2.0
+    assert not tensor.requires_grad
+
+
+def test_by_dtype() -> None:
+    tensors = [torch.tensor(1), torch.tensor(2.0), torch.tensor(3), torch.tensor(True)]
+    kept = KeptNumbers.of(tensors)
+    assert [k.values.tolist() for k in kept] == [[1, 3], [2.0], [True]]
+    for tensor in tensors:
+        tensor.zero_()
+    assert not any(k.holds(by_version=True) for k in kept)
+    for each in kept:
+        each.put_back()
+    assert [t.item() for t in tensors] == [1, 2.0, 3, True]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(1),
+        torch.tensor(1.0, requires_grad=True),
+        torch.tensor(1.0, device="meta"),
+        torch.nn.Parameter(torch.tensor(1.0), requires_grad=False),
+    ],
+)
+def test_what_is_kept_alone(tensor: torch.Tensor) -> None:
+    assert not KeptNumbers.takes(tensor)
+    kept = KeptTensor.of(tensor, copied=False)
+    assert kept.holds(by_version=False)
+    kept.put_back()
+
+
+def test_of_inference_mode() -> None:
+    with torch.inference_mode():
+        tensor = torch.tensor(1.0)
+    assert not KeptNumbers.takes(tensor)
+    kept = KeptTensor.of(tensor, copied=True)
+    with torch.inference_mode():
+        tensor.add_(1)
+    assert not kept.holds(by_version=False)
+    kept.put_back()
+    assert tensor.item() == 1.0

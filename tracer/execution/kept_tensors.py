@@ -1,0 +1,139 @@
+"""Tensors of modules as they were: where their values lie, and what they are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tracer.execution.torch_internals import memory_of
+from tracer.tensors.leaves import version_of
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTensor:
+    """A tensor as it was: where its values lie, and a copy of them if they may be edited."""
+
+    tensor: torch.Tensor
+    alias: torch.Tensor
+    values: torch.Tensor | None
+    version: int | None
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, *, copied: bool) -> "KeptTensor":
+        alias = tensor.detach()
+        return cls(
+            tensor,
+            alias,
+            alias.clone() if copied and not tensor.is_meta else None,
+            version_of(tensor),
+            tensor.requires_grad,
+        )
+
+    def put_back(self) -> None:
+        tensor = self.tensor
+        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
+            tensor.data = self.alias
+        if self.values is not None and not (
+            self.version == version_of(self.alias) and has_same_numbers(self.alias, self.values)
+        ):
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                self.alias.copy_(self.values)
+        if tensor.requires_grad != self.requires_grad and tensor.is_leaf:
+            tensor.requires_grad_(self.requires_grad)
+
+    def holds(self, *, by_version: bool) -> bool:
+        """Whether it is as it was."""
+        tensor = self.tensor
+        if self.version != version_of(tensor) or tensor.requires_grad != self.requires_grad:
+            return False
+        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
+            return False
+        return by_version or self.values is None or has_same_numbers(self.alias, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptNumbers:
+    """Tensors of one number each, which observers have by the hundred, copied in one go."""
+
+    tensors: list[torch.Tensor]
+    aliases: list[torch.Tensor]
+    values: torch.Tensor
+    versions: list[int | None]
+
+    @classmethod
+    def of(cls, tensors: Iterable[torch.Tensor]) -> "list[KeptNumbers]":
+        """Those of each dtype together."""
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        with torch.no_grad():
+            return [
+                cls(own, [t.detach() for t in own], torch.stack(own), [*map(version_of, own)])
+                for own in by_dtype.values()
+            ]
+
+    @staticmethod
+    def takes(tensor: torch.Tensor) -> bool:
+        """Whether a tensor is such a one; inference mode knows others than are made outside it."""
+        return (
+            type(tensor) is torch.Tensor
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.shape == _NUMBER
+            and not (tensor.requires_grad or tensor.is_nested or tensor.is_inference())
+        )
+
+    def put_back(self) -> None:
+        for tensor, alias in zip(self.tensors, self.aliases, strict=True):
+            if not _is_in_place(tensor, alias):
+                tensor.data = alias
+            if tensor.requires_grad and tensor.is_leaf:
+                tensor.requires_grad_(False)
+        with torch.no_grad():
+            if torch.equal(torch.stack(self.aliases), self.values):
+                return
+            for alias, value in zip(self.aliases, self.values, strict=True):
+                if not torch.equal(alias, value):
+                    alias.copy_(value)
+
+    def holds(self, *, by_version: bool) -> bool:
+        """Whether they are as they were."""
+        if self.versions != [*map(version_of, self.tensors)]:
+            return False
+        for tensor, alias in zip(self.tensors, self.aliases, strict=True):
+            if tensor.requires_grad or not _is_in_place(tensor, alias):
+                return False
+        with torch.no_grad():
+            return by_version or has_same_numbers(torch.stack(self.aliases), self.values)
+
+
+_NUMBER = torch.Size(())
+
+
+def _is_in_place(tensor: torch.Tensor, alias: torch.Tensor) -> bool:
+    """Whether a tensor's values lie where they did, laid out as they were."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or not (tensor.is_cpu and alias.is_cpu):
+        return _place(tensor) == _place(alias)  # not every device knows `is_set_to`
+    if tensor.is_nested or alias.is_nested:
+        return tensor.is_nested and alias.is_nested
+    return tensor.dtype is alias.dtype and tensor.is_set_to(alias)
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor's values lie, and how they are laid out."""
+    if tensor.is_nested:
+        return ()
+    return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def has_same_numbers(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same: `x.data.add_(1)` goes past the counter of versions.
+
+    So does batch normalisation in training mode.
+    """
+    try:
+        return torch.equal(tensor, other)
+    except (RuntimeError, NotImplementedError):  # not for this dtype or layout
+        return False
