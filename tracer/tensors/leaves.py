@@ -153,18 +153,25 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor])
 
 def children(value: object) -> list[tuple[str, object]]:
     """The named parts of a value; nothing for what holds no tensors of interest."""
-    make, names, _ = _parts_of(value)
-    if make in (_Make.PLAIN, _Make.NOTHING):
+    return _children(value, _parts_of(value))
+
+
+def _children(value: object, parts_of_it: "_Parts") -> list[tuple[str, object]]:
+    make, names, _ = parts_of_it
+    if make is _Make.PLAIN or make is _Make.NOTHING:
         return []
     if make is _Make.OBJECT:
         if _is_registered(value):
             parts, _ = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
             return [(str(index), child) for index, child in enumerate(parts)]
-        attributes = {name: getattr(value, name) for name in names if hasattr(value, name)}
-        return list({**attributes, **getattr(value, "__dict__", {})}.items())
+        attributes = getattr(value, "__dict__", {})
+        if names:
+            own = {name: getattr(value, name) for name in names if hasattr(value, name)}
+            attributes = {**own, **attributes}
+        return list(attributes.items())
     if make is _Make.KEYED:
         return [(str(key), child) for key, child in value.items()]  # type: ignore[attr-defined]
-    if make in (_Make.NAMED, _Make.RECORD):
+    if make is _Make.NAMED or make is _Make.RECORD:
         return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
     if isinstance(value, torch.Tensor):
         value = value.unbind() if value.is_nested else ()
@@ -226,11 +233,15 @@ def is_plain(value: object) -> bool:
 
 def is_stateful(value: object) -> bool:
     """Whether a module can leave something in it for others to find: a cache, a list, a dict."""
-    if isinstance(value, torch.Tensor | tuple | nn.Module | Enum | type | Set) or callable(value):
+    if isinstance(value, _STATELESS) or callable(value):
         return False
-    if isinstance(value, list | Mapping):
+    if isinstance(value, _STATEFUL):
         return True
     return not _is_container(value) and hasattr(value, "__dict__")
+
+
+_STATELESS = (torch.Tensor, tuple, nn.Module, Enum, type, Set)
+_STATEFUL = (list, Mapping)
 
 
 def describe(value: object) -> str:
@@ -270,7 +281,8 @@ def _walk(
     deep: set[int],
     found: list[tuple[str, object]],
 ) -> None:
-    make = _parts_of(value).make
+    parts = _parts_of(value)
+    make = parts.make
     if make is _Make.PLAIN:
         if not object_depth:
             found.append((path, value))
@@ -285,10 +297,10 @@ def _walk(
         return
     if object_depth > _MAX_OBJECT_DEPTH:
         deep.add(id(value))
-    if object_depth or not _is_container(value):
+    if object_depth or not (parts.is_container or _is_registered(value)):
         object_depth += 1
     above = (*above, id(value))
-    for key, child in children(value):
+    for key, child in _children(value, parts):
         kind = type(child)
         if kind is torch.Tensor and not child.is_nested:  # type: ignore[attr-defined]
             found.append((f"{path}.{key}", child))
