@@ -118,7 +118,10 @@ def test_figures_are_put_into_a_page(tmp_path: Path) -> None:
         "pair": {"microseconds": 90.4, "plain_microseconds": 7.0, "goal": 100.0},
         "isolation": {"leaves": {"ratio": 2.96, "goal": 3.0, "without_causes": 1.0}},
         "statistics": {"NumPy": 4.431},
-        "commands": {"compare x": {"seconds": 2.46, "goal": 2.5}},
+        "commands": {
+            "trace_model compare x": {"seconds": 2.46, "goal": 2.5},
+            "importing": {"seconds": 1.0, "goal": None},
+        },
     }
     figures, page = tmp_path / "figures.json", tmp_path / "page.md"
     figures.write_text(json.dumps(found))
@@ -132,7 +135,8 @@ def test_figures_are_put_into_a_page(tmp_path: Path) -> None:
         "takes 90 us",
         "| leaves | 3.0 | 3 | 1.0 |",
         "| NumPy | 4.43 |",
-        "| `trace_model compare x` | 2.5 | 2.5 |",
+        "| trace_model compare x | 2.5 | 2.5 |",
+        "| importing | 1.0 |  |",
     ):
         assert row in text
     assert "old" not in text
