@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tracer.execution.torch_internals import declared
 from tracer.tensors.leaves import (
     Unused,
     deep_copy,
@@ -38,7 +39,8 @@ _NEAR = 1e-2
 
 def is_formless(module: nn.Module) -> bool:
     """Whether a module says that its calls pass values in no form of the source's."""
-    return _says(module, "is_formless")
+    own = vars(module).get("is_formless")  # asked at every event: no call more than it takes
+    return own is True if own is not None else getattr(type(module), "is_formless", False) is True
 
 
 @dataclass(slots=True, eq=False)
@@ -82,13 +84,7 @@ class Form:
 def returns_anew(module: nn.Module) -> bool:
     """Whether a module says that it changes no cache, list or dict that it is given, but returns
     what others leave there."""
-    return _says(module, "returns_anew")
-
-
-def _says(module: nn.Module, name: str) -> bool:
-    """Whether a module, or its class, has it that something is so; it is asked at every event."""
-    own = vars(module).get(name)
-    return (getattr(type(module), name, False) if own is None else own) is True
+    return declared(module, "returns_anew") is True
 
 
 def leave_out_kept(call: "Call", other: "Call") -> None:
