@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from types import CodeType, FrameType, MethodType
+from types import CodeType, FrameType, FunctionType, MethodType
 
 import torch
 from torch import nn
@@ -348,9 +348,11 @@ def _forward_parameters(module: nn.Module) -> tuple[str, ...]:
     Read off the code where that is possible, which takes a tenth of the time.
     """
     inner = as_written(module)
-    if type(inner.forward) is MethodType and not inner.forward.__func__.__dict__:
-        code = inner.forward.__func__.__code__
-        return code.co_varnames[1 : code.co_argcount]
+    method = inner.forward
+    if type(method) is MethodType and type(method.__func__) is FunctionType:
+        code = method.__func__.__code__
+        if not method.__func__.__dict__:
+            return code.co_varnames[1 : code.co_argcount]
     function, is_bound = inner.forward, False
     while not hasattr(function, "__signature__"):
         if inspect.ismethod(function):

@@ -83,6 +83,7 @@ class KeptNumbers:
             and tensor.layout is torch.strided
             and tensor.shape == _NUMBER
             and not (tensor.requires_grad or tensor.is_nested or tensor.is_inference())
+            and not tensor.is_quantized
         )
 
     def put_back(self) -> None:
@@ -92,10 +93,12 @@ class KeptNumbers:
             if tensor.requires_grad and tensor.is_leaf:
                 tensor.requires_grad_(False)
         with torch.no_grad():
-            if torch.equal(torch.stack(self.aliases), self.values):
+            is_edited = self.versions != [*map(version_of, self.aliases)]  # 0 may be -0 now
+            if not is_edited and has_same_numbers(torch.stack(self.aliases), self.values):
                 return
-            for alias, value in zip(self.aliases, self.values, strict=True):
-                if not torch.equal(alias, value):
+            kept = zip(self.aliases, self.values, self.versions, strict=True)
+            for alias, value, version in kept:
+                if version != version_of(alias) or not has_same_numbers(alias, value):
                     alias.copy_(value)
 
     def holds(self, *, by_version: bool) -> bool:
@@ -114,8 +117,9 @@ _NUMBER = torch.Size(())
 
 def _is_in_place(tensor: torch.Tensor, alias: torch.Tensor) -> bool:
     """Whether a tensor's values lie where they did, laid out as they were."""
-    if type(tensor) not in (torch.Tensor, nn.Parameter) or not (tensor.is_cpu and alias.is_cpu):
-        return _place(tensor) == _place(alias)  # not every device knows `is_set_to`
+    is_usual = type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_quantized
+    if not (is_usual and tensor.is_cpu and alias.is_cpu and not alias.is_quantized):
+        return _place(tensor) == _place(alias)  # not every kind of tensor knows `is_set_to`
     if tensor.is_nested or alias.is_nested:
         return tensor.is_nested and alias.is_nested
     return tensor.dtype is alias.dtype and tensor.is_set_to(alias)

@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MethodType
 
 import pytest
 import torch
@@ -596,7 +597,9 @@ signed.__signature__ = inspect.signature(lambda given, other: None)
     replaced(lambda x, y=1: x),
     replaced(logged(Takes().forward)), replaced(functools.partial(Takes().forward, 1)),
     replaced(functools.update_wrapper(functools.partial(print), Takes().forward)),
-    replaced(signed), replaced(torch.relu), replaced(len), torch.compile(Takes(), backend="eager"),
+    replaced(signed), replaced(torch.relu), replaced(len),
+    replaced(MethodType(functools.partial(signed), 1)), replaced(MethodType(len, [1])),
+    replaced(MethodType(Takes(), torch.ones(1))), torch.compile(Takes(), backend="eager"),
 ])  # fmt: skip
 def test_positional_parameters_are_those_of_the_signature(module: nn.Module) -> None:
     forward = getattr(module, "_orig_mod", module).forward

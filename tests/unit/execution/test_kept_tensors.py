@@ -84,3 +84,36 @@ def test_of_inference_mode() -> None:
     assert not kept.holds(by_version=False)
     kept.put_back()
     assert tensor.item() == 1.0
+
+
+@pytest.mark.parametrize("keep", [kept_alone, kept_with_others])
+def test_zero_has_its_sign_again(keep: Callable[..., KeptTensor]) -> None:
+    tensor = torch.tensor(0.0)
+    kept = keep(tensor)
+    tensor.neg_()
+    kept.put_back()
+    assert not tensor.signbit()
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.bits8, torch.float4_e2m1fn_x2])
+def test_numbers_that_cannot_be_compared(dtype: torch.dtype) -> None:
+    tensor = torch.zeros((), dtype=dtype)
+    (kept,) = KeptNumbers.of([tensor])
+    assert kept.holds(by_version=True)
+    tensor.data = torch.zeros((2,), dtype=dtype)
+    kept.put_back()
+    assert tensor.shape == ()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_quantised_tensors(shape: tuple[int, ...]) -> None:
+    tensor = torch.quantize_per_tensor(torch.ones(shape), 0.1, 0, torch.qint8)
+    assert not KeptNumbers.takes(tensor)
+    kept = KeptTensor.of(tensor, copied=True)
+    assert kept.holds(by_version=False)
+    tensor.copy_(torch.zeros(shape))
+    assert not kept.holds(by_version=False)
+    kept.put_back()
+    assert tensor.dequantize().sum() == torch.ones(shape).sum()
