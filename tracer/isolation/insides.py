@@ -40,11 +40,14 @@ class _Returned:
         leaves = tensor_leaves((args, tuple(kwargs.values()), output), "")
         return cls(args, kwargs, output, tuple((t, version_of(t)) for _, t in leaves))
 
+    def is_unchanged(self) -> bool:
+        """Whether nothing was edited since."""
+        return all(known is not None and version_of(t) == known for t, known in self.versions)
+
     def is_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
-        """Whether it was given the same, and nothing was edited since."""
+        """Whether it was given the same."""
         return (
-            all(known is not None and version_of(t) == known for t, known in self.versions)
-            and kwargs.keys() == self.kwargs.keys()
+            kwargs.keys() == self.kwargs.keys()
             and _are_same(args, self.args)
             and all(_are_same(value, self.kwargs[name]) for name, value in kwargs.items())
         )
@@ -62,6 +65,8 @@ class Insides:
         self._module, self._recall = module, recall
         self._returned: dict[nn.Module, list[_Returned]] = defaultdict(list)
         self._is_keeping = False
+        # Those in which a call has set an attribute: what comes after may go by it.
+        self._setting: set[nn.Module] = set()
         # Those that compute whatever they are given; None for all.
         self._computing: frozenset[nn.Module] | None = None
         self._by_owner: dict[nn.Module, _Around] = {}
@@ -104,18 +109,35 @@ class Insides:
                 self._computing = None
 
     def _seen(self, module: nn.Module, forward: _Forward) -> _Forward:
+        own = [vars(each) for each in module.modules()]
+
         @wraps(forward)
         def call(*args: object, **kwargs: object) -> object:
             if self._computing is not None and module not in self._computing:
-                for each in self._returned[module]:
-                    if each.is_for(args, kwargs):
-                        return each.output
+                known = self._known(module, args, kwargs)
+                if known is not None:
+                    return known.output
+            before = [dict(each) for each in own] if self._is_keeping else []
             output = forward(*args, **kwargs)
             if self._is_keeping and all(map(_is_immutable, (*args, *kwargs.values(), output))):
                 self._returned[module].append(_Returned.of(args, kwargs, output))
+                if not all(map(_hold_the_same, own, before)):
+                    self._setting.add(module)
             return output
 
         return call
+
+    def _known(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> _Returned | None:
+        """What a module returned when it was given the same; None where that is not known, or was
+        not the same each time: then it goes by more than its arguments."""
+        returned = self._returned[module]
+        if module in self._setting or not all(each.is_unchanged() for each in returned):
+            return None
+        found = [each for each in returned if each.is_for(args, kwargs)]
+        is_one = all(_are_same(each.output, found[0].output) for each in found[1:])
+        return found[0] if found and is_one else None
 
 
 @contextmanager
@@ -166,6 +188,13 @@ class _Around:
         outer = frozenset(each for each in root.modules() if owner in set(each.modules()))
         inner = [each for each in owner.modules() if each is not owner]
         return cls(outer, frozenset(inner), ModuleStates.read(inner))
+
+
+def _hold_the_same(attributes: Mapping[str, object], before: Mapping[str, object]) -> bool:
+    """Whether attributes are the very objects that they were."""
+    return attributes.keys() == before.keys() and all(
+        value is before[name] for name, value in attributes.items()
+    )
 
 
 def _is_immutable(value: object) -> bool:

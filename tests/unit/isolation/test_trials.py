@@ -219,6 +219,64 @@ def test_what_only_a_trial_leaves_behind_is_put_back() -> None:
     assert any(cause.point == "second.offset" for i in found.modules for cause in i.causes)
 
 
+class Alternating(nn.Module):
+    """Scales every second call, or each by what was set before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.alternates = 1, True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.alternates:
+            self.scale = 4 - self.scale
+        return x * self.scale
+
+
+class Twice(Layer):
+    """Calls a module twice with the same, which returns something else each time."""
+
+    def __init__(self, name: str, first: float = 0.0, second: float = 0.0) -> None:
+        super().__init__(name, first, second)
+        self.inner = Alternating()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(self.inner(x)) + self.second(self.inner(x))
+
+
+class Setting(Twice):
+    """The same, where the module only reads what tells its calls apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.inner.alternates, self.inner.scale = False, 3
+        made = self.first(self.inner(x))
+        self.inner.scale = 1
+        return made + self.second(self.inner(x))
+
+
+class Narrowed(Layer):
+    """The same, of which autocast tells them apart."""
+
+    def __init__(self, name: str, first: float = 0.0, second: float = 0.0) -> None:
+        super().__init__(name, first, second)
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.inner(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = self.inner(x).float()
+        return self.first(100.0 * (wide - narrow)) + self.second(narrow)
+
+
+@pytest.mark.parametrize("layer", [Twice, Setting, Narrowed])
+def test_a_module_that_goes_by_more_than_its_arguments_computes(layer: type[nn.Module]) -> None:
+    (worst, *_) = isolation(pair(layer), "layers.0").modules
+    reference, candidate = (model.layers[0] for model in pair(layer))
+    candidate.first.offset, right = 0.0, reference(X)
+    error = ((candidate(X) - right).norm() / right.norm()).item()
+    causes = {cause.point: cause.after for cause in worst.causes}
+    assert causes["first.offset"] == pytest.approx(error, rel=1e-4)
+
+
 def test_padding_that_modules_around_know_counts() -> None:
     """Only a module beside the chosen ones is told what is padding."""
 
