@@ -4,10 +4,11 @@ time: with the same arguments, random numbers, and state of the module.
 Hooks see nothing of it, since neither model is running, and nothing of it is left behind.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from tracer.errors import ModelRunError
 from tracer.execution.hooks import Call
@@ -94,13 +95,19 @@ class Recall:
                 ) from error
         return output if form is None else form.see(output), arguments
 
-    def settle(self, within: Callable[[], AbstractContextManager[None]] = nullcontext) -> object:
+    def settle(
+        self,
+        may_keep: Callable[[nn.Module], bool],
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> object:
         """Calls the module, and looks whether calls leave something that the next one would see.
 
         Of what the first call leaves, a second one may show that it makes no difference: a weight
         that is kept in another form. Then calls begin with that, and little is left to put back.
 
         Args:
+            may_keep: says of a module whether it knows when what it keeps no longer holds, as
+                something is changed for the next call.
             within: makes a context that it is called in.
 
         Returns:
@@ -116,7 +123,11 @@ class Recall:
             before, self._states = self._states, ModuleStates.read(self._modules)
             self._is_begun = False
             other, _ = self.again(within())
-            is_settled = have_same_numbers(output, other) and self._is_as_begun()
+            is_settled = (
+                have_same_numbers(output, other)
+                and self._is_as_begun()
+                and self._have_kept_nothing(before, [m for m in self._modules if not may_keep(m)])
+            )
             self._states = self._states if is_settled else before
         self.leaves_nothing = self._is_begun = is_settled
         return output
@@ -152,6 +163,13 @@ class Recall:
     def _is_as_begun(self) -> bool:
         drawn = RandomStates.read(beyond_torch=True)
         return self._states.hold() and drawn.equals(self._random)
+
+    def _have_kept_nothing(self, before: ModuleStates, modules: Sequence[nn.Module]) -> bool:
+        """Whether some of the modules are now as they were before the first call."""
+        before.write()
+        states = ModuleStates.read(modules)
+        self._states.write()
+        return states.hold()
 
     def _given(self) -> dict[str, object]:
         """The arguments for one call, of which nothing is edited that another call is given."""

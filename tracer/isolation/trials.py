@@ -229,7 +229,7 @@ class SwitchTrials(Intervention):
         """Tries the switches of a watched module."""
         if (recall := self._recalls.pop(record.key, None)) is not None:
             with recall.opened():
-                recall.settle()
+                recall.settle(has_switches)
                 self._try(calls, record, run, recall, self._tried[record.module])
         return None
 
@@ -245,7 +245,7 @@ class SwitchTrials(Intervention):
             try:
                 recall = Recall(call.calls.candidate)
                 with recall.opened(is_begun=True):
-                    output = recall.settle(partial(returning, call.inside))
+                    output = recall.settle(has_switches, partial(returning, call.inside))
                     if not call.is_unchanged or not have_same_numbers(output, expected):
                         return False
                     self._try(call.calls, call.record, run, recall, tried)

@@ -56,13 +56,13 @@ class Keeps(nn.Module):
         return x + self.kept
 
 
-@pytest.mark.parametrize("is_state", [True, False])
-def test_what_makes_a_difference_is_told_from_what_does_not(is_state: bool) -> None:
+@pytest.mark.parametrize(("is_state", "may_keep"), [(True, True), (False, True), (False, False)])
+def test_what_makes_a_difference_is_told_from_what_does_not(is_state: bool, may_keep: bool) -> None:
     module, x = Keeps(is_state=is_state), torch.ones(1)
     again = Recall(Call("m", 0, module, {"x": x}, ("x",), None, None))
     with again.opened(is_begun=True):
-        first = again.settle()
-        assert again.leaves_nothing is not is_state
+        first = again.settle(lambda _: may_keep)
+        assert again.leaves_nothing is (may_keep and not is_state)
         assert again.has_held()
         for _ in range(2):
             assert torch.equal(again.again()[0], first)
@@ -73,7 +73,7 @@ def test_what_calls_leave_later_is_seen() -> None:
     module, x = Keeps(is_state=False), torch.ones(1)
     again = Recall(Call("m", 0, module, {"x": x}, ("x",), None, None))
     with again.opened(is_begun=True):
-        first = again.settle()
+        first = again.settle(lambda _: True)
         module.is_state = True
         assert not again.has_held()
         assert not again.leaves_nothing
@@ -96,6 +96,6 @@ def test_numbers_and_edited_arguments_are_the_same_in_each_call() -> None:
         )
     )
     with again.opened(is_begun=True):
-        first = again.settle()
+        first = again.settle(lambda _: True)
         assert not again.leaves_nothing
         assert all(torch.equal(again.again()[0], first) for _ in range(3))

@@ -267,7 +267,18 @@ class Narrowed(Layer):
         return self.first(100.0 * (wide - narrow)) + self.second(narrow)
 
 
-@pytest.mark.parametrize("layer", [Twice, Setting, Narrowed])
+class Keeping(Layer):
+    """Keeps what it has computed when it was first called."""
+
+    kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = self.first(x)
+        return self.second(torch.relu(self.kept))
+
+
+@pytest.mark.parametrize("layer", [Twice, Setting, Narrowed, Keeping])
 def test_a_module_that_goes_by_more_than_its_arguments_computes(layer: type[nn.Module]) -> None:
     (worst, *_) = isolation(pair(layer), "layers.0").modules
     reference, candidate = (model.layers[0] for model in pair(layer))
