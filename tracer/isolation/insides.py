@@ -26,19 +26,29 @@ _FIXED = torch.jit.ScriptModule, torch.fx.GraphModule
 
 @dataclass(frozen=True)
 class _Returned:
-    """What a module returned, what it was given, and the counters of edits of both."""
+    """What a module returned, what it was given, and the counters of edits of both.
+
+    Attributes:
+        sums: of the numbers of what it returned; `x.data.add_(1)` goes past the counters.
+    """
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
     output: object
     versions: tuple[tuple[torch.Tensor, int | None], ...]
+    sums: tuple[torch.Tensor | None, ...]
 
     @classmethod
     def of(
         cls, args: tuple[object, ...], kwargs: Mapping[str, object], output: object
     ) -> "_Returned":
         leaves = tensor_leaves((args, tuple(kwargs.values()), output), "")
-        return cls(args, kwargs, output, tuple((t, version_of(t)) for _, t in leaves))
+        versions = tuple((t, version_of(t)) for _, t in leaves)
+        return cls(args, kwargs, output, versions, _sums_of(output))
+
+    def has_same_sums(self) -> bool:
+        """Whether what was returned has the sums that it had then; never with NaN in it."""
+        return _are_same(_sums_of(self.output), self.sums)
 
     def is_unchanged(self) -> bool:
         """Whether nothing was edited since."""
@@ -65,8 +75,9 @@ class Insides:
         self._module, self._recall = module, recall
         self._returned: dict[nn.Module, list[_Returned]] = defaultdict(list)
         self._is_keeping = False
-        # Those in which a call has set an attribute: what comes after may go by it.
-        self._setting: set[nn.Module] = set()
+        # Those in which a call has set an attribute, which what comes after may go by; and those of
+        # which what they returned was edited unseen.
+        self._unsure: set[nn.Module] = set()
         # Those that compute whatever they are given; None for all.
         self._computing: frozenset[nn.Module] | None = None
         self._by_owner: dict[nn.Module, _Around] = {}
@@ -89,6 +100,9 @@ class Insides:
             yield
         finally:
             self._is_keeping = False
+            for module, returned in self._returned.items():
+                if not all(each.has_same_sums() for each in returned):
+                    self._unsure.add(module)
 
     @contextmanager
     def without(self, owner: nn.Module, off: AbstractContextManager[None]) -> Iterator[None]:
@@ -122,7 +136,7 @@ class Insides:
             if self._is_keeping and all(map(_is_immutable, (*args, *kwargs.values(), output))):
                 self._returned[module].append(_Returned.of(args, kwargs, output))
                 if not all(map(_hold_the_same, own, before)):
-                    self._setting.add(module)
+                    self._unsure.add(module)
             return output
 
         return call
@@ -133,7 +147,7 @@ class Insides:
         """What a module returned when it was given the same; None where that is not known, or was
         not the same each time: then it goes by more than its arguments."""
         returned = self._returned[module]
-        if module in self._setting or not all(each.is_unchanged() for each in returned):
+        if module in self._unsure or not all(each.is_unchanged() for each in returned):
             return None
         found = [each for each in returned if each.is_for(args, kwargs)]
         is_one = all(_are_same(each.output, found[0].output) for each in found[1:])
@@ -195,6 +209,17 @@ def _hold_the_same(attributes: Mapping[str, object], before: Mapping[str, object
     return attributes.keys() == before.keys() and all(
         value is before[name] for name, value in attributes.items()
     )
+
+
+def _sums_of(value: object) -> tuple[torch.Tensor | None, ...]:
+    """The sums of the tensors in a value; None for those of kinds that have none."""
+    sums: list[torch.Tensor | None] = []
+    for _, tensor in tensor_leaves(value, ""):
+        try:
+            sums.append(tensor.sum())
+        except (RuntimeError, NotImplementedError):  # not for this dtype or layout
+            sums.append(None)
+    return tuple(sums)
 
 
 def _is_immutable(value: object) -> bool:

@@ -278,7 +278,20 @@ class Keeping(Layer):
         return self.second(torch.relu(self.kept))
 
 
-@pytest.mark.parametrize("layer", [Twice, Setting, Narrowed, Keeping])
+class EditingUnseen(Layer):
+    """Edits what a module inside has returned, past the counter of edits."""
+
+    def __init__(self, name: str, first: float = 0.0, second: float = 0.0) -> None:
+        super().__init__(name, first, second)
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.inner(x)
+        made.data.mul_(2)
+        return made + super().forward(x)
+
+
+@pytest.mark.parametrize("layer", [Twice, Setting, Narrowed, Keeping, EditingUnseen])
 def test_a_module_that_goes_by_more_than_its_arguments_computes(layer: type[nn.Module]) -> None:
     (worst, *_) = isolation(pair(layer), "layers.0").modules
     reference, candidate = (model.layers[0] for model in pair(layer))
