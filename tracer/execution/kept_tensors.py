@@ -81,9 +81,9 @@ class KeptNumbers:
             type(tensor) is torch.Tensor
             and tensor.is_cpu
             and tensor.layout is torch.strided
+            and not (tensor.is_nested or tensor.is_quantized)
             and tensor.shape == _NUMBER
-            and not (tensor.requires_grad or tensor.is_nested or tensor.is_inference())
-            and not tensor.is_quantized
+            and not (tensor.requires_grad or tensor.is_inference())
         )
 
     def put_back(self) -> None:

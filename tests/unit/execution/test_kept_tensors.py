@@ -117,3 +117,11 @@ def test_quantised_tensors(shape: tuple[int, ...]) -> None:
     assert not kept.holds(by_version=False)
     kept.put_back()
     assert tensor.dequantize().sum() == torch.ones(shape).sum()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors() -> None:
+    tensor = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    assert not KeptNumbers.takes(tensor)
+    kept = KeptTensor.of(tensor, copied=True)
+    kept.put_back()
