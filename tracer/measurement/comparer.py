@@ -45,7 +45,7 @@ from tracer.tensors.masks import describe_mask
 from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 from tracer.tensors.samples import Sample, Sampler
 from tracer.tensors.tolerance import Tolerance
-from tracer.tensors.value_path import OUTPUT, ValuePath
+from tracer.tensors.value_path import OUTPUT, ValuePath, Walk
 
 P = ParamSpec("P")
 
@@ -107,6 +107,7 @@ class Comparer:
         self._relates = relates
         # What happens, and what is done later about what has happened.
         self._event: EventKey = "", 0, Phase.START
+        self._walk = Walk()  # nothing changes while both models stand at an event
         self._visible = Remembered(visible_on_host)
         self._words = Remembered(describe), Remembered(describe_mask)
         self._given: dict[CallKey, tuple[Marks, Marks]] = {}
@@ -115,7 +116,7 @@ class Comparer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
         calls = CallPair(reference, candidate, self.roles)
         key = reference.name, reference.index
-        self._event = (*key, phase)
+        self._event, self._walk = (*key, phase), Walk()
         if self._event in self._at_once:
             self._underway.settle()
         if reference.autocast is not candidate.autocast:
@@ -180,7 +181,8 @@ class Comparer:
         for name, r, c in calls.arguments():
             if r is not None or c is not None:
                 self._compare_values(record, ValuePath.of_argument(name), r, c)
-        self._given[key] = marks(reference.arguments), marks(candidate.arguments)
+        sides = reference.arguments, candidate.arguments
+        self._given[key] = marks(sides[0], self._walk), marks(sides[1], self._walk)
         return record
 
     def _end(self, calls: CallPair, record: CallRecord) -> None:
@@ -203,7 +205,8 @@ class Comparer:
         and do nothing else.
         """
         given = self._given.pop(record.key)
-        left = marks(calls.reference.arguments), marks(calls.candidate.arguments)
+        sides = calls.reference.arguments, calls.candidate.arguments
+        left = marks(sides[0], self._walk), marks(sides[1], self._walk)
         if given == left:
             return
         changed = [changes(before, now) for before, now in zip(given, left, strict=True)]
@@ -300,7 +303,7 @@ class Comparer:
 
     def _leaves(self, path: ValuePath, value: object) -> Iterator[tuple[ValuePath, object]]:
         """The leaves of a value, of an output everything but the counters of a cache."""
-        for inner, leaf in path.leaves(value, everything=path == OUTPUT):
+        for inner, leaf in path.leaves(value, everything=path == OUTPUT, walk=self._walk):
             is_part = isinstance(leaf, torch.Tensor | LeftOut) or path != OUTPUT
             if is_part or not is_any(inner, self.roles.caches):
                 yield inner, leaf

@@ -104,15 +104,33 @@ class ValuePath(str):
         return _made(self.kind, self.argument, path or None)
 
     def leaves(
-        self, value: object, *, everything: bool = False
+        self, value: object, *, everything: bool = False, walk: "Walk | None" = None
     ) -> Iterator[tuple["ValuePath", object]]:
-        """The leaves of the value of this path, each with its own; see `leaves`, `all_leaves`."""
-        for path, leaf in all_leaves(value, "") if everything else leaves(value, ""):
+        """The leaves of the value of this path, each with its own; see `leaves`, `all_leaves`.
+
+        Args:
+            walk: knows the leaves of values that were walked before.
+        """
+        found = all_leaves(value, "") if everything else (walk or leaves)(value, "")
+        for path, leaf in found:
             yield self.inner(path[1:]) if path else self, leaf
 
     def tensors(self, value: object) -> dict["ValuePath", torch.Tensor]:
         """Those leaves that are tensors."""
         return {path: leaf for path, leaf in self.leaves(value) if isinstance(leaf, torch.Tensor)}
+
+
+class Walk:
+    """`leaves`, of each value once: for as long as nothing is changed in them."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[object, list[tuple[str, object]]]] = {}
+
+    def __call__(self, value: object, path: str) -> list[tuple[str, object]]:
+        known = self._found.get(id(value))
+        if known is None:
+            known = self._found[id(value)] = value, [*leaves(value, path)]
+        return known[1]
 
 
 @functools.lru_cache(maxsize=65536)
