@@ -1,6 +1,5 @@
 """What a pair of calls costs, in counts: they say the same on every machine."""
 
-import copy
 import sys
 import tracemalloc
 from collections import Counter
@@ -15,42 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 import tracer
+from benchmarks.speed import stack
 from tracer.execution import hooks, walks
-
-X = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
-
-
-class Block(nn.Module):
-    """Three small modules and an argument besides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 32)
-
-    def forward(self, x: torch.Tensor, mask: None) -> torch.Tensor:
-        return x + self.down(torch.relu(self.up(self.norm(x))))
-
-
-class Stack(nn.Module):
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x, mask=None)
-        return x
 
 
 def pair(blocks: int) -> tuple[nn.Module, nn.Module]:
-    """Two stacks whose values differ by rounding."""
-    torch.manual_seed(0)
-    reference = Stack(blocks).eval()
-    candidate = copy.deepcopy(reference)
-    with torch.no_grad():
-        for parameter in candidate.parameters():
-            parameter.mul_(1 + 1e-7)
-    return reference, candidate
+    made = stack(blocks)
+    return made.reference, made.candidate
+
+
+X = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
 
 
 def of_a_pair(count: Callable[[nn.Module, nn.Module], int]) -> float:
