@@ -23,6 +23,8 @@ README = ROOT / "README.md"
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
 PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "examples" / "ci" / "README.md"]
 
+_OWN_LINE = re.compile(r"\bwrappers/[\w/]+\.py:\d+")
+
 # Files and traces that commands name; the parser looks whether they exist.
 FILES = (
     *("FILE", "photo.png", "main.json", "new.json", "quantized.json", "config.json"),
@@ -84,10 +86,14 @@ def test_every_guide_shows_a_command() -> None:
 
 @pytest.mark.slow
 def test_the_mask_bug_is_found_as_it_is_shown(monkeypatch, capsys) -> None:
-    """With these modules and figures; lines of files move."""
+    """With these modules, figures and lines of our own; those of transformers move."""
     monkeypatch.setattr("sys.argv", ["find_the_mask_bug.py"])
     runpy.run_path(str(ROOT / "examples" / "find_the_mask_bug.py"), run_name="__main__")
-    printed = names_and_figures(capsys.readouterr().out)
+    output = capsys.readouterr().out
+    printed, places = names_and_figures(output), set(_OWN_LINE.findall(output))
+    assert len(places) > 1
+    report = DOCS / "guides" / "reports.md"
+    assert set(_OWN_LINE.findall(report.read_text(encoding="utf-8"))) <= places
     for page in (README, DOCS / "guides" / "verdict-and-zoom.md"):
         [shown] = [
             block
@@ -95,6 +101,7 @@ def test_the_mask_bug_is_found_as_it_is_shown(monkeypatch, capsys) -> None:
             if block.startswith("`model.language_model` passes a wrong")
         ]
         assert names_and_figures(shown) <= printed, page.name
+        assert set(_OWN_LINE.findall(shown)) <= places, page.name
 
 
 @pytest.mark.slow
