@@ -199,6 +199,7 @@ def compare(
             progress=phases.next_run(),
             sampler=sampler,
             at_once=at_once,
+            is_on_host=session.is_on_host,
         )
         made.rounding = rounding
         return made

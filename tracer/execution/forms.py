@@ -39,8 +39,7 @@ _NEAR = 1e-2
 
 def is_formless(module: nn.Module) -> bool:
     """Whether a module says that its calls pass values in no form of the source's."""
-    own = vars(module).get("is_formless")  # asked at every event: no call more than it takes
-    return own is True if own is not None else getattr(type(module), "is_formless", False) is True
+    return declared(module, "is_formless") is True
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +84,19 @@ def returns_anew(module: nn.Module) -> bool:
     """Whether a module says that it changes no cache, list or dict that it is given, but returns
     what others leave there."""
     return declared(module, "returns_anew") is True
+
+
+def may_have_forms(kind: type[nn.Module]) -> bool:
+    """Whether calls of modules of a class may be seen in another form than they have."""
+    return hasattr(kind, "is_formless") or hasattr(kind, "returns_anew")
+
+
+def bring_to_form(call: "Call", other: "Call", *, has_ended: bool) -> None:
+    """Lets one of two calls that have begun, or ended, be seen in the form of the other."""
+    if is_formless(call.module):
+        take_form(call, other, has_ended=has_ended)
+    elif has_ended and returns_anew(call.module):
+        leave_out_kept(call, other)
 
 
 def leave_out_kept(call: "Call", other: "Call") -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import greenlet
 from torch import nn
 
+from tracer.execution.forms import may_have_forms
 from tracer.execution.fusions import Part
 from tracer.execution.hooks import Recorder, hooked
 from tracer.execution.scheduler import RunObserver, Scheduler, Visitor
@@ -89,7 +90,8 @@ def lockstep(
         What was called, and the failure if a model raised; the hooks are gone in any case.
     """
     own_names = {name: name for name in pairs.values()}
-    is_training = any(module.training for module in modules_of(reference, candidate))
+    modules = modules_of(reference, candidate)
+    is_training = any(module.training for module in modules)
     own_streams = None if streams is None else {name: name for name in streams.values()}
     sides = (
         Side(
@@ -115,14 +117,13 @@ def lockstep(
         ),
     )
 
-    def current() -> Recorder | None:
-        running = greenlet.getcurrent()
-        for side in sides:
-            if side.greenlet is running:
-                return side.recorder
-        return None
+    recorders = {side.greenlet: side.recorder for side in sides}
 
-    scheduler = Scheduler(*sides, visitor, clone, watch)
+    def current() -> Recorder | None:
+        return recorders.get(greenlet.getcurrent())
+
+    has_forms = any(map(may_have_forms, {type(module) for module in modules}))
+    scheduler = Scheduler(*sides, visitor, clone, watch, has_forms=has_forms)
     failure, ended = None, False
     with random_state_kept() as states, hooked((reference, candidate), current):
         try:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from tracer.execution.forms import is_formless, leave_out_kept, returns_anew, take_form
+from tracer.execution.forms import bring_to_form
 from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.side import Event, EventKey, Failure, Side, SideObserver
 from tracer.tensors.leaves import map_tensors, snapshot, tensor_leaves, version_of
@@ -81,12 +81,20 @@ class Scheduler:
         visitor: Visitor,
         clone: frozenset[EventKey],
         watch: RunObserver | None,
+        *,
+        has_forms: bool = True,
     ) -> None:
+        """Begins with both sides before their first event.
+
+        Args:
+            has_forms: there are modules whose calls are seen in another form; see `forms`.
+        """
         self.reference = reference
         self.candidate = candidate
         self.visitor = visitor
         self.clone = clone
         self.watch = watch
+        self._has_forms = has_forms
         self.held: tuple[dict[EventKey, _Held], dict[EventKey, _Held]] = ({}, {})
         self.unmatched: tuple[list[tuple[str, int]], list[tuple[str, int]]] = ([], [])
         self.held_bytes_peak = 0
@@ -99,10 +107,11 @@ class Scheduler:
 
     def run(self) -> Failure | None:
         answer: Answer = None
-        while (event := self._resume(self.candidate, answer)) is not None:
+        while (event := self.candidate.resume(answer)) is not None:
             answer = self._meet(event)
             if self.reference.failure is not None:
                 return self.reference.failure
+        self._tell_failure(self.candidate)
         if self.candidate.failure is not None:
             return self._failure_of_both(self.candidate.failure)
         while (waiting := self._next_of_reference()) is not None:
@@ -115,16 +124,16 @@ class Scheduler:
             self.unmatched[side].extend(key[:2] for key in held if key[2] is Phase.START)
         return self.reference.failure
 
-    def _resume(self, side: Side, answer: Answer = None) -> Event | None:
-        event = side.resume(answer)
+    def _tell_failure(self, side: Side) -> None:
+        """A side has ended: tells who looks on, if an exception has ended it."""
         if side.failure is not None and self.watch is not None:
             self.watch.fails(side.failure, (self.reference, self.candidate))
-        return event
 
     def _failure_of_both(self, failure: Failure) -> Failure:
         """The candidate is always a step ahead; inputs that fit neither model are not its fault."""
-        while self._resume(self.reference) is not None:
-            pass
+        while not self.reference.finished:
+            self._next_of_reference()
+            self._waiting = None
         if self.reference.failure is None:
             return failure
         return replace(self.reference.failure, also=failure.exception)
@@ -161,8 +170,10 @@ class Scheduler:
 
     def _next_of_reference(self) -> Event | None:
         if self._waiting is None and not self.reference.finished:
-            self._waiting = self._resume(self.reference)
+            self._waiting = self.reference.resume()
             self._latest += 1
+            if self._waiting is None:
+                self._tell_failure(self.reference)
         return self._waiting
 
     def _meet_held(self, waiting: Event) -> None:
@@ -180,11 +191,9 @@ class Scheduler:
         if edited:
             self.visitor.stale(key, edited)
         is_end = key[2] is Phase.END
-        for call, other in ((reference, candidate), (candidate, reference)):
-            if is_formless(call.module):
-                take_form(call, other, has_ended=is_end)
-            elif is_end and returns_anew(call.module):
-                leave_out_kept(call, other)
+        if self._has_forms:
+            bring_to_form(reference, candidate, has_ended=is_end)
+            bring_to_form(candidate, reference, has_ended=is_end)
         answer = self.visitor.visit(reference, candidate, key[2])
         if self.watch is not None:
             self.watch.meets(reference, candidate, key[2], (self.reference, self.candidate))

@@ -33,6 +33,7 @@ from tracer.execution.stepping import stages_of
 from tracer.execution.torch_internals import buffers_of, is_compiled, parameters_of
 from tracer.execution.walks import modules_of
 from tracer.execution.weights import Weights
+from tracer.tensors.leaves import tensor_leaves
 from tracer.text import brief
 
 
@@ -107,6 +108,15 @@ class Session:
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """What the models work in, the reference first, where they have parameters."""
         return tuple(weights.dtype for weights in self.weights if weights.dtype is not None)
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether all weights of both models, and what they are given, lie on the CPU."""
+        if any(weights.numbers and not weights.devices for weights in self.weights):
+            return False  # they are elsewhere until they are needed
+        devices = {device for weights in self.weights for device in weights.devices}
+        given = tensor_leaves((self.inputs, self.candidate_inputs), "")
+        return all(each.type == "cpu" for each in (*devices, *(t.device for _, t in given)))
 
     @property
     def given(self) -> Inputs:

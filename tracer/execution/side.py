@@ -115,7 +115,8 @@ class Side:
         order: Mapping[tuple[str, int], int] | None = None,
     ) -> None:
         self.label = label
-        listener = self._on_event if source is None else source.note
+        own = self._meet_parts if parts else self._meet
+        listener = own if source is None else source.note
 
         def listen(call: Call, phase: Phase) -> Answer:
             random.follow(call, phase)
@@ -198,7 +199,7 @@ class Side:
                 for reported, phase in self._source.events():
                     if phase is Phase.START:
                         self._reported.append(reported)
-                    self._on_event(reported, phase)
+                    self._meet_parts(reported, phase)
                     if phase is Phase.END:
                         self._reported.remove(reported)
         except (greenlet.GreenletExit, KeyboardInterrupt, Ended, TracerError):
@@ -208,12 +209,12 @@ class Side:
         finally:
             self.finished = True
 
-    def _on_event(self, call: Call, phase: Phase) -> Answer:
+    def _meet_parts(self, call: Call, phase: Phase) -> Answer:
+        """Stops at the event for one part of a module after the other, where it has some, and
+        answers with all their answers."""
         parts = self._parts.get(call.name)
-        return self._meet(call, phase) if not parts else self._meet_parts(call, phase, parts)
-
-    def _meet_parts(self, call: Call, phase: Phase, parts: Mapping[str, Part]) -> Answer:
-        """Stops at the event for one part after the other, and answers with all their answers."""
+        if not parts:
+            return self._meet(call, phase)
         arguments: dict[str, object] = {}
         output: Answer = None
         for own, part in parts.items():

@@ -45,6 +45,7 @@ class RandomNumbers:
     ) -> None:
         self._is_training = is_training
         self._beyond_torch = is_training or beyond_torch
+        self._may_use_cuda = torch.backends.cuda.is_built()
         self._names = names if is_training and names is not None else {}
         self._states = RandomStates.read(beyond_torch=self._beyond_torch)
         self._key = hashlib.blake2b(self._states.cpu.numpy().tobytes(), digest_size=32).digest()
@@ -53,7 +54,9 @@ class RandomNumbers:
 
     def enter(self) -> None:
         """This side goes on."""
-        self._states.write()
+        torch.default_generator.set_state(self._states.cpu)
+        if self._beyond_torch or self._states.cuda:
+            self._states.write_others()
 
     def leave(self) -> bool:
         """The other side goes on.
@@ -62,8 +65,8 @@ class RandomNumbers:
             Whether this one has drawn since it went on last; in training it may.
         """
         entered = self._states
-        is_cpu_alone = not (self._beyond_torch or entered.cuda or torch.cuda.is_initialized())
-        if is_cpu_alone and torch.equal(torch.default_generator.get_state(), entered.cpu):
+        is_more = self._beyond_torch or (self._may_use_cuda and torch.cuda.is_initialized())
+        if not is_more and torch.equal(torch.default_generator.get_state(), entered.cpu):
             return False
         self._states = RandomStates.read(beyond_torch=self._beyond_torch)
         return not self._is_training and not self._states.equals(entered)
@@ -270,6 +273,10 @@ class RandomStates:
 
     def write(self) -> None:
         torch.default_generator.set_state(self.cpu)
+        self.write_others()
+
+    def write_others(self) -> None:
+        """Those of all generators but the CPU's."""
         for index, state in enumerate(self.cuda):
             torch.cuda.set_rng_state(state, index)
         if self.python is not None:

@@ -102,6 +102,7 @@ class Experiment:
             progress=self.phases.next_run(),
             at_once=self.clone,
             relates=relates,
+            is_on_host=self.session.is_on_host,
         )
         comparer.rounding = self.rounding
         return Run(comparer, self.session.run(comparer, self.clone, only=only).failure)

@@ -9,7 +9,7 @@ reference that was made in the same way is read back too.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -155,13 +155,24 @@ class CallPair:
     def is_of_graph(self) -> bool:
         """Whether one of them is a call of a graph: it has the form of what that was exported
         from, which has the other's unless it says how to read it back."""
-        return is_formless(self.reference.module) or is_formless(self.candidate.module)
+        return self.reference.form is not None or self.candidate.form is not None
 
-    def arguments(self) -> Iterator[tuple[str, object, object]]:
-        """Yields (the reference's parameter name, its value, the candidate's in the same form).
+    def arguments(self) -> Iterable[tuple[str, object, object]]:
+        """(The reference's parameter name, its value, the candidate's in the same form) of each.
 
         An argument that one side does not pass counts as None there.
         """
+        reference, candidate = self.reference, self.candidate
+        is_read_back = not self.is_of_graph and (
+            declared(reference.module, "to_reference_input") is not None
+            or declared(candidate.module, "to_reference_input") is not None
+        )
+        if not is_read_back and reference.arguments.keys() == candidate.arguments.keys():
+            given = candidate.arguments
+            return [(name, value, given[name]) for name, value in reference.arguments.items()]
+        return self._arguments_by_name()
+
+    def _arguments_by_name(self) -> Iterator[tuple[str, object, object]]:
         reference, candidate = self.reference, self.candidate
         if self.is_of_graph:
             names = dict.fromkeys([*reference.arguments, *candidate.arguments])

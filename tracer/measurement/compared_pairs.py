@@ -10,7 +10,7 @@ import torch
 
 from tracer.measurement.pairs import Tensor
 from tracer.measurement.rows import Row
-from tracer.measurement.written import version
+from tracer.tensors.leaves import version_of
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Compared:
         r, c = self.reference(), self.candidate()
         if r is None or c is None:
             return False
-        return self.versions == (version(r), version(c))
+        return self.versions == (version_of(r), version_of(c))
 
 
 class ComparedPairs:
@@ -53,7 +53,7 @@ class ComparedPairs:
         """Notes a pair that is compared, unless nothing would say when it changes."""
         key = id(r), id(c)
         forget = lambda _: self._pairs.pop(key, None)  # noqa: E731
-        versions = version(r), version(c)
+        versions = version_of(r), version_of(c)
         made = Compared(weakref.ref(r, forget), weakref.ref(c), versions)
         if None not in versions:
             self._pairs[key] = made
@@ -68,7 +68,7 @@ class Remembered(Generic[T]):
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, T]] = {}
 
     def __call__(self, value: object) -> T:
-        edits = version(value) if isinstance(value, torch.Tensor) else None
+        edits = version_of(value) if isinstance(value, torch.Tensor) else None
         if edits is None:
             return self._function(value)
         assert isinstance(value, torch.Tensor)

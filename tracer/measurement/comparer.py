@@ -8,6 +8,7 @@ unchanged: a hidden state is an output here and an input there, and a mask goes 
 What else a run does, its interventions do.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
@@ -36,7 +37,7 @@ from tracer.measurement.plain_values import (
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row, enclosing
 from tracer.measurement.tensor_pair import TensorPair
-from tracer.measurement.underway import AwaitedRecord, Begun, Underway
+from tracer.measurement.underway import Begun, Underway
 from tracer.measurement.written import Marks, changes, marks
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
@@ -79,12 +80,14 @@ class Comparer:
         sampler: Sampler | None = None,
         at_once: Set[EventKey] = frozenset(),
         relates: bool = True,
+        is_on_host: bool = False,
     ) -> None:
         """Makes one for one run.
 
         Args:
             at_once: events of which nothing stays underway.
             relates: known mistakes are looked for in what differs.
+            is_on_host: no values are expected on an accelerator, and none stays underway.
         """
         self.records: dict[CallKey, CallRecord] = {}
         self.edited: set[EventKey] = set()
@@ -97,7 +100,7 @@ class Comparer:
         self.final = FinalOutput()
         self.left_out = self.unused = self.not_comparable = self.compared_elements = 0
         self.rounding: Mapping[tuple[str, int, str], float] = {}
-        self._order = 0
+        self._next = itertools.count(1).__next__  # places in execution order
         self._finished = 0
         self._paddings = Paddings()
         self._compared = ComparedPairs()
@@ -105,6 +108,7 @@ class Comparer:
         self._underway = Underway()
         self._at_once = at_once
         self._relates = relates
+        self._is_on_host = is_on_host
         # What happens, and what is done later about what has happened.
         self._event: EventKey = "", 0, Phase.START
         self._walk = Walk()  # nothing changes while both models stand at an event
@@ -116,7 +120,8 @@ class Comparer:
         """Compares the arguments of two calls that have started, or the outputs of two ended."""
         calls = CallPair(reference, candidate, self.roles)
         key = reference.name, reference.index
-        self._event, self._walk = (*key, phase), Walk()
+        self._event = *key, phase
+        self._walk.forget()
         if self._event in self._at_once:
             self._underway.settle()
         if reference.autocast is not candidate.autocast:
@@ -129,8 +134,12 @@ class Comparer:
             record = self._start(calls)
             answers += [each.on_start(calls, record, self) for each in self._interventions]
             return merged(answers)
-        answers = [each.before_end(calls) for each in self._interventions]
         ended = self.records.get(key)
+        if not self._interventions:
+            if ended is not None:
+                self._end(calls, ended)
+            return None
+        answers = [each.before_end(calls) for each in self._interventions]
         if ended is not None:  # else its start was given up as unmatched
             self._end(calls, ended)
             answers += [each.on_end(calls, ended, self) for each in self._interventions]
@@ -172,8 +181,8 @@ class Comparer:
         parent = enclosing(reference, self.records)
         if parent is not None:
             self.records[parent].children.append(key)
-        record = AwaitedRecord.of(reference, candidate, parent, start=self._next())
-        record.wait_for(self._underway)
+        made = CallRecord.of if self._is_on_host else self._underway.record
+        record = made(reference, candidate, parent, start=self._next())
         self.records[key] = record
         padding = padding_of(reference, self.roles, self._visible)
         if padding is not None:
@@ -313,7 +322,7 @@ class Comparer:
         if known is not None:
             words = None if known.row is None else self._described(known.row, path, r, c)
             again = record, known, path, r, c, words
-            if self._underway:
+            if self._underway.waiting:
                 order = self._next() if path.is_result else 0
                 self._underway.add(partial(self._enter_again, *again, order), r, c)
             else:
@@ -321,8 +330,7 @@ class Comparer:
             return
         by = self.roles, self.tolerance, partial(self.paddings, record), self._relates
         pair = TensorPair.of(record, path, self._event, r, c, by)
-        is_away = isinstance(r, torch.Tensor) and r.device.type != "cpu"
-        is_later = is_away and self._sampler is None and self._event not in self._at_once
+        is_later = not (self._is_on_host or self._sampler or self._event in self._at_once)
         begun = Begun.of(pair) if is_later else None
         if begun is not None:
             pair.paddings = partial(iter, tuple(pair.paddings()))  # as they are known by now
@@ -342,7 +350,8 @@ class Comparer:
             self._differ_in_form(pair.record, pair.path, pair.r, pair.c)
         else:
             compared = self._compared.enter(pair.r, pair.own)
-            words = self._described(found, pair.path, pair.r, pair.own)
+            is_usual = found.agrees and not found.remarks
+            words = None if is_usual else self._described(found, pair.path, pair.r, pair.own)
             self._then(self._enter, pair, self._next(), found, compared, words)
         return found is not None
 
@@ -410,7 +419,7 @@ class Comparer:
         if self.rounding:
             row = row.allowing(self.rounding.get((row.module, row.call, row.value)))
         self.compared_elements += row.difference.elements if row.difference is not None else 0
-        if row.is_output and not row.module:
+        if not row.module and row.is_output:
             self.final.note(row)
         compared.row = row
         self._add(pair.record, row)
@@ -439,18 +448,14 @@ class Comparer:
 
     def _then(self, action: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Does something once all that is underway has come to its end."""
-        if self._underway:
+        if self._underway.waiting:
             self._underway.then(partial(action, *args, **kwargs))
         else:
             action(*args, **kwargs)
 
-    def _next(self) -> int:
-        self._order += 1
-        return self._order
-
     def _add(self, record: CallRecord, row: Row) -> None:
         self._rows.append(row)
-        if row.is_output:
+        if row.value.is_result:
             record.outputs.append(row)
         else:
             record.arguments[row.value] = row

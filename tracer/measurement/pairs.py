@@ -24,7 +24,7 @@ _Unpadded = Callable[[], Difference | None]
 _FEWEST, _NEAR = 4, 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Measured:
     """What was found of a pair.
 
@@ -50,13 +50,13 @@ def measured(
     unpadded: _Unpadded,
     *,
     is_mask: bool,
-    is_plain: bool = True,
+    may_be_longer: bool = True,
     relates: bool = True,
 ) -> Measured | None:
     """Compares two tensors, attention masks by what they let through.
 
     Args:
-        is_plain: the candidate's may be longer, as it is not kept from call to call.
+        may_be_longer: the candidate's may, as it is not kept from call to call.
         relates: known mistakes are looked for in what differs.
 
     Returns:
@@ -69,7 +69,7 @@ def measured(
         if is_mask:
             return None
         apart = Measured(None, 0.0, False, (_shapes(r, c),))
-        return (_where_both_are(r, c, tolerance) if is_plain else None) or apart
+        return (_where_both_are(r, c, tolerance) if may_be_longer else None) or apart
     try:
         whole = Difference.of(r, c)
     except (NotImplementedError, RuntimeError, TypeError) as error:  # a kind that PyTorch adds
@@ -103,10 +103,10 @@ def judged(
 ) -> Measured:
     """Two tensors of which the difference is known; their values count where it is too large."""
     limit = tolerance.limit(r.dtype, c.dtype)
-    if tolerance.agrees(whole, r.dtype, c.dtype):
+    if tolerance.agrees_within(limit, whole):
         return Measured(whole, limit, True, _remarks(whole, limit), whole=whole)
     part = unpadded()
-    if part is not None and tolerance.agrees(part, r.dtype, c.dtype):
+    if part is not None and tolerance.agrees_within(limit, part):
         return Measured(part, limit, True, (_padded(whole),), part, whole)
     remarks = _remarks(whole, limit)
     if not remarks and r.dim() == 0:
@@ -185,10 +185,10 @@ def estimated(
     if left.shape != right.shape:
         return Measured(None, limit, False, (_shapes(r, c),))
     difference, remark = left.difference(right), Remark(RemarkKind.ESTIMATED)
-    if tolerance.agrees(difference, r.dtype, c.dtype):
+    if tolerance.agrees_within(limit, difference):
         return Measured(difference, limit, True, (remark,))
     part = unpadded()
-    if part is not None and tolerance.agrees(part, r.dtype, c.dtype):
+    if part is not None and tolerance.agrees_within(limit, part):
         return Measured(part, limit, True, (_padded(difference), remark), part)
     return Measured(difference, limit, False, (remark,), part)
 
@@ -224,7 +224,11 @@ def _remarks(difference: Difference, limit: float) -> tuple[Remark, ...]:
     counts = difference.reference_nonfinite, difference.candidate_nonfinite
     if counts != (0, 0):
         return (Remark(RemarkKind.NONFINITE, *counts),)
-    if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
+    if (
+        difference.mismatched == 0
+        and difference.max_abs > 0.0
+        and limit < difference.relative_peak <= 4 * limit
+    ):
         return (Remark(RemarkKind.RELATIVE_L2, figure=difference.relative_l2),)
     return ()
 

@@ -75,7 +75,8 @@ class Row:
     candidate_module: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", ValuePath.parse(self.value))
+        if type(self.value) is not ValuePath:
+            object.__setattr__(self, "value", ValuePath.parse(self.value))
 
     def __repr__(self) -> str:
         form = "" if self.dtype is None else f", {dtype_name(self.dtype)} {list(self.shape)}"

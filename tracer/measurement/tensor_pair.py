@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-
 from tracer.execution.side import EventKey
 from tracer.measurement.layout import in_shape_of
 from tracer.measurement.padding import Padding
@@ -28,6 +26,7 @@ class TensorPair:
         r, c: the reference's, and the candidate's in the reference's shape.
         own: the candidate's as it is.
         form: what is said of its shape.
+        is_mask: it is read as an attention mask.
         roles, tolerance, paddings: what they are compared by; `paddings` gives what is known.
         relates: known mistakes are looked for in what differs.
     """
@@ -39,6 +38,7 @@ class TensorPair:
     c: Tensor
     own: Tensor
     form: tuple[Remark, ...]
+    is_mask: bool
     roles: Roles
     tolerance: Tolerance
     paddings: Callable[[], Iterable[Padding]]
@@ -58,16 +58,13 @@ class TensorPair:
         own = c
         form: tuple[Remark, ...] = ()
         is_mask = not path.is_result and by[0].is_mask(path.in_argument)
-        if isinstance(r, torch.Tensor) and isinstance(c, torch.Tensor) and not is_mask:
+        if r.shape != c.shape and not (
+            is_mask or isinstance(r, Fingerprint) or isinstance(c, Fingerprint)
+        ):
             shaped = in_shape_of(r, c)
             if shaped is not None:
                 c, form = shaped[0], (Remark(RemarkKind.FORM, candidate=shaped[1].value),)
-        return cls(record, path, event, r, c, own, form, *by)
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether it is read as an attention mask."""
-        return not self.path.is_result and self.roles.is_mask(self.path.in_argument)
+        return cls(record, path, event, r, c, own, form, is_mask, *by)
 
     @property
     def is_estimated(self) -> bool:
@@ -84,11 +81,15 @@ class TensorPair:
         if isinstance(r, Fingerprint) or isinstance(c, Fingerprint):
             return estimated(r, c, self.tolerance, self.unpadded, is_mask=is_mask)
         # What is kept from call to call is wrong where it is longer.
-        is_plain = not self._is_kept and (self.path.is_result or self.path.inside is None)
+        may_be_longer = (
+            r.shape != c.shape
+            and not self._is_kept
+            and (self.path.is_result or self.path.inside is None)
+        )
         return measured(
             *(r, c, self.tolerance, self.unpadded),
             is_mask=is_mask,
-            is_plain=is_plain,
+            may_be_longer=may_be_longer,
             relates=self.relates,
         )
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import torch
 
 from tracer.errors import ModelRunError
+from tracer.execution.hooks import Call
 from tracer.measurement.pairs import Measured, Tensor, by_meaning, judged
-from tracer.measurement.rows import CallRecord, Row
+from tracer.measurement.rows import CallKey, CallRecord, Row
 from tracer.measurement.tensor_pair import TensorPair
-from tracer.measurement.written import version
 from tracer.tensors.difference import Difference
 from tracer.tensors.enqueued import Enqueued
+from tracer.tensors.leaves import version_of
 from tracer.tensors.masks import reading_of
 from tracer.tensors.value_path import ValuePath
 from tracer.text import brief
@@ -99,6 +100,14 @@ class Underway:
     def __bool__(self) -> bool:
         return bool(self.waiting)
 
+    def record(
+        self, reference: Call, candidate: Call, parent: CallKey | None, start: int
+    ) -> "AwaitedRecord":
+        """The record of two calls that have just begun."""
+        made = AwaitedRecord.of(reference, candidate, parent, start)
+        made.wait_for(self)
+        return made
+
     def add(
         self, action: Callable[[], None], r: Tensor, c: Tensor, begun: Begun | None = None
     ) -> None:
@@ -153,7 +162,7 @@ def _transfer(begun: list[Begun]) -> None:
 def _is_usual(tensor: torch.Tensor) -> bool:
     """Whether a tensor lies as most do, says when it is edited, and needs no other ranks."""
     is_plain = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
-    return is_plain and version(tensor) is not None and not hasattr(tensor, "full_tensor")
+    return is_plain and version_of(tensor) is not None and not hasattr(tensor, "full_tensor")
 
 
 class AwaitedRecord(CallRecord):

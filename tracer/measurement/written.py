@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import torch
 
 from tracer.measurement.pairs import Tensor
-from tracer.tensors.fingerprints import Fingerprint
-from tracer.tensors.leaves import is_plain, version_of
+from tracer.tensors.leaves import is_plain, leaves, version_of
 from tracer.tensors.value_path import ValuePath, Walk
 
-# Tensors by path: which it is, and how often it was edited.
-Marks = Mapping[ValuePath, tuple[int, int | None]]
+# Tensors by argument and path in it: which it is, and how often it was edited.
+Marks = Mapping[tuple[str, str], tuple[int, int | None]]
 
 
 def marks(arguments: Mapping[str, object], walk: Walk | None = None) -> Marks:
@@ -22,19 +21,18 @@ def marks(arguments: Mapping[str, object], walk: Walk | None = None) -> Marks:
     found = {}
     for name, value in arguments.items():
         if type(value) is torch.Tensor and not value.is_nested:
-            found[ValuePath.of_written(name)] = id(value), version_of(value)
+            found[name, ""] = id(value), version_of(value)
         elif value is not None and not is_plain(value):
-            for path, leaf in ValuePath.of_written(name).leaves(value, walk=walk):
+            for path, leaf in (walk or leaves)(value, ""):
                 if isinstance(leaf, Tensor):
-                    found[path] = id(leaf), version(leaf)
+                    found[name, path[1:]] = id(leaf), version_of(leaf)
     return found
 
 
 def changes(before: Marks, now: Marks) -> set[ValuePath]:
     """Paths of what is another tensor now, or was edited, or is new."""
-    return {path for path, mark in now.items() if before.get(path) != mark}
-
-
-def version(value: Tensor) -> int | None:
-    """A tensor's in-place version; what a trace holds never changes."""
-    return 0 if isinstance(value, Fingerprint) else version_of(value)
+    return {
+        ValuePath.of_written(name).inner(path)
+        for (name, path), mark in now.items()
+        if before.get((name, path)) != mark
+    }

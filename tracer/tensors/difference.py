@@ -264,26 +264,23 @@ class Difference:
         return self.max_abs / scale if scale > 0.0 else math.inf
 
 
-def _is_usual(tensor: torch.Tensor) -> bool:
-    """Whether it is what most that is compared are: float32, dense, and small."""
-    return (
-        tensor.dtype is torch.float32
-        and type(tensor) is torch.Tensor
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and 0 < tensor.numel() <= CHUNK
-        and not (tensor.is_nested or tensor.is_neg())
-    )
-
-
 def _of_usual(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
-    """The difference of two that are usual, in few steps; None where it takes more."""
-    if not (_is_usual(r) and _is_usual(c) and r.shape == c.shape):
+    """The difference of two of what is compared most, in few steps: float32 on the CPU, and small.
+
+    None where it takes more.
+    """
+    if not (type(r) is type(c) is torch.Tensor and r.dtype is c.dtype is torch.float32):
         return None
-    r, c = r.detach(), c.detach()
-    if (same := _of_equal(r, c)) is not None:
-        return same
-    reference, candidate = r.reshape(-1).numpy(), c.reshape(-1).numpy()
+    if not (r.is_cpu and c.is_cpu and r.shape == c.shape):
+        return None
+    if r.requires_grad or c.requires_grad:
+        r, c = r.detach(), c.detach()
+    try:
+        reference, candidate = r.numpy().reshape(-1), c.numpy().reshape(-1)
+    except (RuntimeError, TypeError):  # sparse, nested, of another sign than what is stored
+        return None
+    if not 0 < reference.size <= CHUNK:
+        return None
     sums = by_numpy(reference, candidate)
     if sums is None or not _is_safe(sums):
         return None

@@ -80,15 +80,19 @@ def by_numpy(r: Array, c: Array) -> Sums | None:
         peak = int(d.argmax())
         if not d[peak] < np.inf:  # it is the first NaN, where there is one
             return None
+        low, high = float(np.minimum.reduce(r)), float(np.maximum.reduce(r))
+        square = float(np.dot(r, r))
+        if not (most := float(d[peak])):  # as masks, positions and most arguments are
+            return Sums(0.0, 0.0, square, square, 0.0, 0.0, low, high, 0)
         return Sums(
             sum_abs=float(np.add.reduce(d)),
             sum_square=float(np.dot(d, d)),
-            reference_square=float(np.dot(r, r)),
+            reference_square=square,
             candidate_square=float(np.dot(c, c)),
             min_abs=float(np.minimum.reduce(d)),
-            max_abs=float(d[peak]),
-            reference_min=float(np.minimum.reduce(r)),
-            reference_max=float(np.maximum.reduce(r)),
+            max_abs=most,
+            reference_min=low,
+            reference_max=high,
             peak=peak,
         )
 

@@ -140,9 +140,14 @@ def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor] | No
     return copy.deepcopy(value, memo)
 
 
-def version_of(tensor: torch.Tensor) -> int | None:
-    """A tensor's in-place version; None for inference tensors, which keep none."""
-    return None if tensor.is_inference() else tensor._version
+def version_of(value: "torch.Tensor | LeftOut") -> int | None:
+    """A tensor's in-place version; None for inference tensors, which keep none.
+
+    What a trace holds instead never changes.
+    """
+    if isinstance(value, LeftOut):
+        return 0
+    return None if value.is_inference() else value._version
 
 
 def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:

@@ -70,7 +70,11 @@ class Tolerance:
         self, difference: Difference, reference: torch.dtype, candidate: torch.dtype
     ) -> bool:
         """Whether a measured pair agrees."""
-        limit, peak = self.limit(reference, candidate), difference.relative_peak
+        return self.agrees_within(self.limit(reference, candidate), difference)
+
+    def agrees_within(self, limit: float, difference: Difference) -> bool:
+        """Whether a measured pair of which the limit is known agrees."""
+        peak = difference.relative_peak
         if difference.mismatched or peak > _TAIL * limit:
             return False
         if peak <= limit:

@@ -121,10 +121,15 @@ class ValuePath(str):
 
 
 class Walk:
-    """`leaves`, of each value once: for as long as nothing is changed in them."""
+    """`leaves`, of each value once: for as long as nothing is changed in them.
+
+    Attributes:
+        forget: is called when that may be.
+    """
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[object, list[tuple[str, object]]]] = {}
+        self.forget = self._found.clear
 
     def __call__(self, value: object, path: str) -> list[tuple[str, object]]:
         known = self._found.get(id(value))

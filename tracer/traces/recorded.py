@@ -50,7 +50,7 @@ class RecordedModule(nn.Module):
 
     checksums: Mapping[str, "Checksum"]
     points: Mapping[str, Mapping[str, object]]
-    is_formless: bool
+    is_formless: bool = False
 
 
 class Recorded(RecordedModule, StandIn):
