@@ -242,7 +242,11 @@ class Comparer:
         only: Set[ValuePath] | None = None,
     ) -> None:
         if only is None and type(r) is type(c) is torch.Tensor and not (r.is_nested or c.is_nested):
-            self._compare_sole_tensors(record, path, r, c)
+            # What most values are: a tensor on either side.
+            if (r.is_meta or c.is_meta) and not is_comparable(r, path, {path: c}):
+                self.not_comparable += 1
+            else:
+                self._compare_tensors(record, path, r, c)
             return
         reference, candidate = (
             {p: leaf for p, leaf in self._leaves(path, value) if only is None or p in only}
@@ -300,15 +304,6 @@ class Comparer:
             found = {p: right for p, right in candidate.items() if p in wrong}
             if wrong:
                 self._add_form(record, next(iter(wrong)), RemarkKind.RETURNED, wrong, found)
-
-    def _compare_sole_tensors(
-        self, record: CallRecord, path: ValuePath, r: torch.Tensor, c: torch.Tensor
-    ) -> None:
-        """What most values are, by itself: a tensor on either side."""
-        if (r.is_meta or c.is_meta) and not is_comparable(r, path, {path: c}):
-            self.not_comparable += 1
-        else:
-            self._compare_tensors(record, path, r, c)
 
     def _leaves(self, path: ValuePath, value: object) -> Iterator[tuple[ValuePath, object]]:
         """The leaves of a value, of an output everything but the counters of a cache."""
