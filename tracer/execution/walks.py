@@ -46,5 +46,18 @@ def _collect(modules: Iterable[nn.Module | None], found: dict[int, nn.Module]) -
 
 def all_parameters(model: nn.Module) -> list[torch.Tensor]:
     """As `model.parameters()`."""
-    own = (module._parameters.values() for module in modules_of(model))
-    return [*{id(p): p for parameters in own for p in parameters if p is not None}.values()]
+    return parameters_in(modules_of(model))
+
+
+def parameters_in(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """The own parameters of the modules, each once."""
+    return _each_once(module._parameters for module in modules)
+
+
+def buffers_in(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """The own buffers of the modules, each once."""
+    return _each_once(module._buffers for module in modules)
+
+
+def _each_once(places: Iterable[Mapping[str, torch.Tensor | None]]) -> list[torch.Tensor]:
+    return [*{id(t): t for place in places for t in place.values() if t is not None}.values()]
