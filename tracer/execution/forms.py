@@ -14,6 +14,7 @@ graph's call returns.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,8 +40,15 @@ _NEAR = 1e-2
 
 def is_formless(module: nn.Module) -> bool:
     """Whether a module says that its calls pass values in no form of the source's."""
-    own = vars(module).get("is_formless")  # asked at every event: no call more than it takes
-    return own is True if own is not None else getattr(type(module), "is_formless", False) is True
+    own = module.__dict__.get("is_formless")  # asked at every event: no call more than it takes
+    if own is None:
+        own = _is_formless_as_a_rule(type(module))  # type: ignore[arg-type]
+    return own is True
+
+
+@lru_cache(maxsize=4096)
+def _is_formless_as_a_rule(kind: type[nn.Module]) -> bool:
+    return getattr(kind, "is_formless", False) is True
 
 
 @dataclass(slots=True, eq=False)

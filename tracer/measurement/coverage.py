@@ -8,7 +8,8 @@ from torch import nn
 from tracer.execution.hooks import hides_children
 from tracer.execution.lockstep import Outcome
 from tracer.execution.pairing import Pairing, proposed_rules
-from tracer.execution.torch_internals import may_be_fused, takes_fused_path
+from tracer.execution.torch_internals import declared, may_be_fused, takes_fused_path
+from tracer.execution.walks import parameters_in
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
 from tracer.tensors.value_path import ValuePath
@@ -192,8 +193,13 @@ def _holders(pairing: Pairing) -> dict[str, str]:
 
 
 def _is_unread(reference: nn.Module, candidate: nn.Module) -> bool:
-    holds = all(next(m.parameters(recurse=False), None) is not None for m in (reference, candidate))
-    return holds and scale_between(reference, candidate) is None
+    both = reference, candidate
+    reads_back = any(declared(module, "to_reference_output") is not None for module in both)
+    return (
+        reads_back
+        and scale_between(*both) is None
+        and all(parameters_in([module]) for module in both)
+    )
 
 
 def _why_unseen(
