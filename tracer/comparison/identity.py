@@ -60,7 +60,7 @@ class Content:
         if not parameters or any(parameter.is_meta for parameter in parameters):
             return None
         samples = torch.cat([_sample(p, _OF_A_PARAMETER).float() for p in parameters])
-        dtypes = sorted({dtype_name(p.dtype) for p in parameters})
+        dtypes = sorted(map(dtype_name, {p.dtype for p in parameters}))
         count = sum(p.numel() for p in parameters)
         return cls(", ".join(dtypes), (count,), _packed(Fingerprint.of(samples)))
 

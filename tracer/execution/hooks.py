@@ -267,15 +267,13 @@ def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
 
     A module with several names keeps its first.
     """
-    found: dict[str, nn.Module] = {}
-    hidden: list[str] = []
-    for name, module in named_modules_of(model):
-        if hidden and name.startswith(tuple(hidden)):
-            continue
-        found[name] = module
-        if hides_children(module):
-            hidden.append(f"{name}." if name else "")
-    return found
+    found = dict(named_modules_of(model))
+    hidden = tuple(
+        [f"{name}." if name else "" for name, module in found.items() if hides_children(module)]
+    )
+    if not hidden:
+        return found
+    return {name: m for name, m in found.items() if not name or not name.startswith(hidden)}
 
 
 def hides_children(module: nn.Module) -> bool:

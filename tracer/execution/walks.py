@@ -51,12 +51,12 @@ def all_parameters(model: nn.Module) -> list[torch.Tensor]:
 
 def parameters_in(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     """The own parameters of the modules, each once."""
-    return _each_once(module._parameters for module in modules)
+    return _each_once([module._parameters for module in modules])
 
 
 def buffers_in(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     """The own buffers of the modules, each once."""
-    return _each_once(module._buffers for module in modules)
+    return _each_once([module._buffers for module in modules])
 
 
 def _each_once(places: Iterable[Mapping[str, torch.Tensor | None]]) -> list[torch.Tensor]:
