@@ -262,7 +262,8 @@ def _copy_apart(model: nn.Module) -> nn.Module:
 
 
 def _check_initialised(side: str, model: nn.Module, modules: Sequence[nn.Module]) -> None:
-    if any(map(is_lazy, (*parameters_in(modules), *buffers_in(modules)))):
+    one_of_each = {type(held): held for held in (*parameters_in(modules), *buffers_in(modules))}
+    if any(map(is_lazy, one_of_each.values())):
         named = (*model.named_parameters(), *model.named_buffers())
         name = next(name for name, value in named if is_lazy(value))
         raise UsageError(

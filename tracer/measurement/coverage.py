@@ -14,6 +14,7 @@ from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
 from tracer.tensors.value_path import ValuePath
 
+_READ_BACK = "to_reference_output"
 _DROPPED = "the graph has no operation of it that is used"
 _FUSED = (
     "hidden: PyTorch computes the module around it in one piece, and with hooks inside otherwise; "
@@ -193,13 +194,10 @@ def _holders(pairing: Pairing) -> dict[str, str]:
 
 
 def _is_unread(reference: nn.Module, candidate: nn.Module) -> bool:
-    both = reference, candidate
-    reads_back = any(declared(module, "to_reference_output") is not None for module in both)
-    return (
-        reads_back
-        and scale_between(*both) is None
-        and all(parameters_in([module]) for module in both)
-    )
+    if declared(reference, _READ_BACK) is None and declared(candidate, _READ_BACK) is None:
+        return False
+    holds = all(parameters_in([module]) for module in (reference, candidate))
+    return holds and scale_between(reference, candidate) is None
 
 
 def _why_unseen(
