@@ -60,7 +60,7 @@ class Content:
         if not parameters or any(parameter.is_meta for parameter in parameters):
             return None
         samples = torch.cat([_sample(p, _OF_A_PARAMETER).float() for p in parameters])
-        dtypes = sorted({dtype_name(p.dtype) for p in parameters})
+        dtypes = sorted(map(dtype_name, {p.dtype for p in parameters}))
         count = sum(p.numel() for p in parameters)
         return cls(", ".join(dtypes), (count,), _packed(Fingerprint.of(samples)))
 
@@ -201,10 +201,11 @@ def _tensors(session: Session) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _sample(tensor: torch.Tensor, most: int) -> torch.Tensor:
     """At most so many elements at equal distances, 1-D."""
-    flat = plain(tensor).reshape(-1)
+    flat = plain(tensor).flatten()
     if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    return flat[:: max(1, -(-flat.numel() // most))]
+        flat = torch.view_as_real(flat).flatten()
+    step = -(-flat.numel() // most)
+    return flat[::step] if step > 1 else flat
 
 
 def _packed(fingerprint: Fingerprint) -> str:

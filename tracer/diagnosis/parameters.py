@@ -34,6 +34,8 @@ from tracer.traces.recorded import RecordedModule, checksums_of
 
 # A folded scale is rounded once in every weight.
 _FOLDED_LIMIT = 1e-5
+# The training mode, and what PyTorch keeps in attributes of modules.
+_OF_ALL_MODULES = frozenset(vars(nn.Module()))
 # An attribute may hold a dict of objects, which hold others.
 _MAX_DEPTH = 4
 
@@ -237,8 +239,9 @@ def changed_settings(reference: nn.Module, candidate: nn.Module) -> list[Setting
 
 def own_settings(reference: nn.Module, candidate: nn.Module) -> list[Setting]:
     """The plain attributes that differ, but for the training mode."""
-    settings = _settings(plain_attributes(reference), plain_attributes(candidate), "", _MAX_DEPTH)
-    return _unequal(setting for setting in settings if setting[0] != "training")
+    attributes = vars(as_written(reference)).items()
+    own = {name: value for name, value in attributes if name not in _OF_ALL_MODULES}
+    return _unequal(_settings(own, vars(as_written(candidate)), "", _MAX_DEPTH))
 
 
 def _are_related(reference: nn.Module, candidate: nn.Module) -> bool:

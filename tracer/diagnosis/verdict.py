@@ -308,13 +308,14 @@ def _raising(search: Search, failure: Failure) -> Verdict:
 def _agreement(search: Search, regions: tuple[Region, ...] = ()) -> Verdict:
     rows = search.trail.rows
     measured = [row for row in rows if row.difference is not None]
-    is_coarse = search.tolerance.is_coarse
+    dtypes = {(row.candidate_dtype, row.dtype) for row in measured}
+    coarse = {pair for pair in dtypes if search.tolerance.is_coarse(*pair)}
     details = Agreement(
         worst=max(measured, key=lambda row: row.error, default=None),
         nonfinite=sum(row.difference.reference_nonfinite for row in measured if row.difference),
         padded=Tally.of([row for row in rows if row.has(RemarkKind.PADDED)]),
         masks=Tally.of([row for row in rows if not row.agrees and row.is_mask]),
-        coarse=Tally.of([row for row in measured if is_coarse(row.candidate_dtype, row.dtype)]),
+        coarse=Tally.of([row for row in measured if (row.candidate_dtype, row.dtype) in coarse]),
         settings=tuple(search.differing_settings()),
         regions=regions,
     )

@@ -248,20 +248,17 @@ def hooked(models: Sequence[nn.Module], current: Callable[[], Recorder | None]) 
         return None if recorder is None else recorder.end(module, output)
 
     with ExitStack() as attached:
-        key, seen = hook_key(), set[int]()
+        key = hook_key()
         own: list[nn.Module] = []
         attached.callback(detach_hooks, own, key)
-        for model in models:
-            for module in visible_modules(model).values():
-                if id(module) in seen:
-                    continue
-                seen.add(id(module))
-                if _takes_no_hooks(module):
-                    attached.enter_context(_intercepted(module, on_start, on_end))
-                    continue
-                own.append(module)
-                # The end also when the forward raises: else a call would seem to go on for ever.
-                attach_hooks(module, key, on_start, on_end)
+        modules = {id(m): m for model in models for m in visible_modules(model).values()}
+        for module in modules.values():
+            if _takes_no_hooks(module):
+                attached.enter_context(_intercepted(module, on_start, on_end))
+                continue
+            own.append(module)
+            # The end also when the forward raises: else a call would seem to go on for ever.
+            attach_hooks(module, key, on_start, on_end)
         yield
 
 
@@ -270,35 +267,33 @@ def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
 
     A module with several names keeps its first.
     """
-    found: dict[str, nn.Module] = {}
-    hidden: list[str] = []
-    for name, module in named_modules_of(model):
-        if hidden and name.startswith(tuple(hidden)):
-            continue
-        found[name] = module
-        if hides_children(module):
-            hidden.append(f"{name}." if name else "")
-    return found
+    found = dict(named_modules_of(model))
+    hidden = tuple(
+        [f"{name}." if name else "" for name, module in found.items() if hides_children(module)]
+    )
+    if not hidden:
+        return found
+    return {name: m for name, m in found.items() if not name or not name.startswith(hidden)}
 
 
 def hides_children(module: nn.Module) -> bool:
     """Whether the calls inside a module cannot be seen, as it is compiled, scripted or fused."""
-    if not isinstance(module, _MAY_RUN_WHOLE):
-        return is_compiled(module)
     return is_compiled(module) or _is_run_whole(module)
 
 
 def _takes_no_hooks(module: nn.Module) -> bool:
-    if not isinstance(module, _MAY_RUN_WHOLE):
-        return calls_compiled(module)
     return calls_compiled(module) or _is_run_whole(module)
 
 
-_MAY_RUN_WHOLE = (torch.jit.ScriptModule, nn.TransformerEncoderLayer)
-
-
 def _is_run_whole(module: nn.Module) -> bool:
+    if not _may_run_whole(type(module)):  # type: ignore[arg-type]
+        return False
     return isinstance(module, torch.jit.ScriptModule) or takes_fused_path(module)
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_run_whole(kind: type[nn.Module]) -> bool:
+    return issubclass(kind, torch.jit.ScriptModule | nn.TransformerEncoderLayer)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class KeptTensor:
 
     def put_back(self) -> None:
         tensor = self.tensor
-        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
+        if _lies_elsewhere(tensor, self.alias):
             tensor.data = self.alias
         if self.values is not None and not (
             self.version == version_of(self.alias) and has_same_numbers(self.alias, self.values)
@@ -48,9 +48,61 @@ class KeptTensor:
         tensor = self.tensor
         if self.version != version_of(tensor) or tensor.requires_grad != self.requires_grad:
             return False
-        if tensor.layout is torch.strided and not _is_in_place(tensor, self.alias):
+        if _lies_elsewhere(tensor, self.alias):
             return False
         return by_version or self.values is None or has_same_numbers(self.alias, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPlaces:
+    """Tensors that are not copied, as parameters are as a rule: where their values lie."""
+
+    tensors: list[torch.Tensor]
+    aliases: list[torch.Tensor]
+    versions: list[int | None]
+    requires_grad: list[bool]
+
+    @classmethod
+    def of(cls, tensors: list[torch.Tensor]) -> "KeptPlaces":
+        return cls(
+            tensors,
+            [tensor.data for tensor in tensors],
+            [*map(version_of, tensors)],
+            [tensor.requires_grad for tensor in tensors],
+        )
+
+    @staticmethod
+    def takes(tensor: torch.Tensor) -> bool:
+        """Whether a tensor is none of a kind of its own."""
+        return type(tensor) in _USUAL
+
+    def put_back(self) -> None:
+        for tensor, alias in self._moved():
+            tensor.data = alias
+        if [tensor.requires_grad for tensor in self.tensors] != self.requires_grad:
+            for tensor, requires_grad in zip(self.tensors, self.requires_grad, strict=True):
+                if tensor.is_leaf:
+                    tensor.requires_grad_(requires_grad)
+
+    def holds(self, *, by_version: bool) -> bool:
+        """Whether they are as they were; by the counts of edits alone, for want of copies."""
+        return (
+            self.versions == [*map(version_of, self.tensors)]
+            and self.requires_grad == [tensor.requires_grad for tensor in self.tensors]
+            and not self._moved()
+        )
+
+    def _moved(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Those whose values lie elsewhere now, each with where they did."""
+        tensors, aliases = self.tensors, self.aliases
+        try:
+            if all(map(torch.Tensor.is_set_to, tensors, aliases)) and (
+                [tensor.dtype for tensor in tensors] == [alias.dtype for alias in aliases]
+            ):
+                return []
+        except NotImplementedError:  # not for each device and layout
+            pass
+        return [pair for pair in zip(tensors, aliases, strict=True) if _lies_elsewhere(*pair)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +165,16 @@ class KeptNumbers:
 
 
 _NUMBER = torch.Size(())
+_USUAL = frozenset({torch.Tensor, nn.Parameter})
+
+
+def _lies_elsewhere(tensor: torch.Tensor, alias: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not _is_in_place(tensor, alias)
 
 
 def _is_in_place(tensor: torch.Tensor, alias: torch.Tensor) -> bool:
     """Whether a tensor's values lie where they did, laid out as they were."""
-    is_usual = type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_quantized
+    is_usual = type(tensor) in _USUAL and not tensor.is_quantized
     if not (is_usual and tensor.is_cpu and alias.is_cpu and not alias.is_quantized):
         return _place(tensor) == _place(alias)  # not every kind of tensor knows `is_set_to`
     if tensor.is_nested or alias.is_nested:

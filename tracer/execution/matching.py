@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -49,7 +50,6 @@ class Search:
         self.by_name = {""}
         self.fusions: list[Fusion] = []
         self._dtype = dtype
-        self._segments = {part for name in self.references for part in name.split(".")}
         self._renamed = renamed(self.candidates, self.references, rename)
         self._prints: dict[int, tuple[object, ...] | None] = {}
         self._free: set[str] = set()
@@ -114,6 +114,11 @@ class Search:
         for name, new_name in self._renamed.items():
             if name in self._own and (target := targets.get(canonical(new_name))):
                 yield name, target
+
+    @cached_property
+    def _segments(self) -> set[str]:
+        """What the reference's names are made of."""
+        return {part for name in self.references for part in name.split(".")}
 
     def _known_segments(self, name: str) -> str:
         """A name without the segments that the reference's names do not have."""

@@ -11,10 +11,11 @@ import itertools
 import operator
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -23,10 +24,10 @@ import torch
 from torch import nn
 
 from tracer.execution.edited_parameters import edited_parameters
-from tracer.execution.kept_tensors import KeptNumbers, KeptTensor
+from tracer.execution.kept_tensors import KeptNumbers, KeptPlaces, KeptTensor
 from tracer.execution.standin import StandIn
-from tracer.execution.torch_internals import accelerate_hook, buffers_of, memory_of, parameters_of
-from tracer.execution.walks import modules_of
+from tracer.execution.torch_internals import accelerate_hook, memory_of
+from tracer.execution.walks import buffers_in, modules_of, parameters_in
 from tracer.tensors.by_class import ByClass
 
 # An object of the user's own may hold others; those of a trainer's kind hold everything.
@@ -64,7 +65,7 @@ _CHANGED = threading.Condition()
 def _taken(modules: set[int]) -> Iterator[None]:
     own = threading.get_ident()
     with _CHANGED:
-        _CHANGED.wait_for(lambda: all(_RUN_BY.get(module, own) == own for module in modules))
+        _CHANGED.wait_for(lambda: all(_RUN_BY[m] == own for m in _RUN_BY.keys() & modules))
         mine = modules - _RUN_BY.keys()
         _RUN_BY.update(dict.fromkeys(mine, own))
     try:
@@ -81,40 +82,45 @@ class ModuleStates:
     """What modules keep from call to call: attributes, and what lies in them, however deep."""
 
     _contents: list[tuple[Any, Any]] = field(default_factory=list)
+    _dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = field(default_factory=list)
     _empty: list[Any] = field(default_factory=list)  # most of a module's own dicts are
-    _tensors: list[KeptTensor | KeptNumbers] = field(default_factory=list)
+    _tensors: list[KeptTensor | KeptPlaces | KeptNumbers] = field(default_factory=list)
+    _places: list[torch.Tensor] = field(default_factory=list)
     _numbers: list[torch.Tensor] = field(default_factory=list)
     _seen: set[int] = field(default_factory=set)
 
     @classmethod
     def read(cls, modules: Sequence[nn.Module]) -> "ModuleStates":
         """Those of the modules, each given once, without those inside them."""
-        states = cls()
+        states = cls(_seen={id(module) for module in modules if not isinstance(module, _HOLDERS)})
         edited = edited_parameters(modules)
-        shared: set[int] = set()
-        for module in modules:
-            for parameter in _tensors_in(parameters_of(module)):
-                states._keep(parameter, copied=id(parameter) in edited)
-                shared.add(memory_of(parameter))
-        for module in modules:
-            for buffer in _tensors_in(buffers_of(module)):
-                states._keep(buffer, copied=True)
+        parameters = parameters_in(modules)
+        for parameter in parameters:
+            states._keep(parameter, copied=id(parameter) in edited)
+        for buffer in buffers_in(modules):
+            states._keep(buffer, copied=True)
+        shared = cache(lambda: {memory_of(parameter) for parameter in parameters})
         put_aside = states._empty.append
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            states._contents.append((vars(module), dict(vars(module))))
+            own = vars(module)
+            states._dicts.append((own, dict(own)))
             if isinstance(module, StandIn):
                 continue
-            hook = accelerate_hook(module)
-            for value in vars(module).values():
+            for value in own.values():
                 kind = type(value)
-                if kind in _ATOMS or value is hook:
+                if kind in _ATOMS:
                     continue
-                if kind in _CONTAINERS and not value:
-                    put_aside(value)
-                elif id(value) not in states._seen:
+                if kind in _CONTAINERS:
+                    if not value:
+                        put_aside(value)
+                        continue
+                elif value is accelerate_hook(module):
+                    continue
+                if id(value) not in states._seen:
                     states._look_into(value, shared, 0)
+        states._tensors.append(KeptPlaces.of(states._places))
         states._tensors.extend(KeptNumbers.of(states._numbers))
         return states
 
@@ -123,6 +129,10 @@ class ModuleStates:
         for place in self._empty:
             if place:
                 place.clear()
+        for own, attributes in self._dicts:
+            if not _is_same(own, attributes):
+                own.clear()
+                own.update(attributes)
         for place, content in self._contents:
             _put_back(place, content)
         for kept in self._tensors:
@@ -134,7 +144,7 @@ class ModuleStates:
         Args:
             by_version: tensors are as they were if they lie where they did and no edit was counted.
         """
-        if any(self._empty):
+        if any(self._empty) or not all(itertools.starmap(_is_same, self._dicts)):
             return False
         if not all(itertools.starmap(_is_as_it_was, self._contents)):
             return False
@@ -144,41 +154,50 @@ class ModuleStates:
         if id(tensor) in self._seen:
             return
         self._seen.add(id(tensor))
-        if copied and KeptNumbers.takes(tensor):
+        if not copied and KeptPlaces.takes(tensor):
+            self._places.append(tensor)
+        elif copied and KeptNumbers.takes(tensor):
             self._numbers.append(tensor)
         else:
             self._tensors.append(KeptTensor.of(tensor, copied=copied))
 
-    def _look_into(self, value: Any, shared: set[int], depth: int) -> None:
+    def _look_into(self, value: Any, shared: Callable[[], set[int]], depth: int) -> None:
         """Takes down what can be edited in place in a value that was not seen before, and goes on
-        with what it holds."""
+        with what it holds.
+
+        Args:
+            shared: the memory of all parameters.
+        """
         holds = _HOLDS.get(type(value)) or _HOLDS.note(type(value), _holds_of(type(value)))
         if holds is _Holds.TENSOR:
-            self._keep(value, copied=memory_of(value) not in shared)
+            self._keep(value, copied=memory_of(value) not in shared())
             return
         self._seen.add(id(value))
-        if holds is _Holds.NOTHING or (holds is _Holds.ATTRIBUTES and depth == _MAX_OBJECT_DEPTH):
-            return
-        if holds is _Holds.ITEMS and not value:
-            self._empty.append(value)
-            return
-        if holds is _Holds.NUMBERS:
+        inside: Iterable[Any] = ()
+        if holds is _Holds.ITEMS:
+            inside = self._take_down(value)
+        elif holds is _Holds.PARTS:
+            inside = value
+        elif holds is _Holds.NUMBERS:
             self._contents.append((value, value.copy()))
-            return
-        if holds is _Holds.STATE:
+        elif holds is _Holds.STATE:
             self._contents.append((value, value.get_state()))
-            return
-        inside: Iterable[Any] = value
-        if holds is _Holds.ATTRIBUTES:
-            value, depth = vars(value), depth + 1
-        if isinstance(value, dict):
-            self._contents.append((value, dict(value)))
-            inside = value.values()
-        elif holds is _Holds.ITEMS:
-            self._contents.append((value, list(value)))
-        for item in list(inside):
+        elif holds is _Holds.ATTRIBUTES and depth < _MAX_OBJECT_DEPTH:
+            inside, depth = self._take_down(vars(value)), depth + 1
+        for item in inside:
             if type(item) not in _ATOMS and id(item) not in self._seen:
                 self._look_into(item, shared, depth)
+
+    def _take_down(self, container: Any) -> Iterable[Any]:
+        """Takes down what is in a container, which it returns."""
+        if not container:
+            self._empty.append(container)
+            return ()
+        if isinstance(container, dict):
+            self._dicts.append((container, content := dict(container)))
+            return content.values()
+        self._contents.append((container, items := list(container)))
+        return items
 
 
 _ATOMS = frozenset(
@@ -186,6 +205,7 @@ _ATOMS = frozenset(
 )
 
 
+_HOLDERS = (dict, list, deque, set)
 # Of which most that modules have are empty.
 _CONTAINERS = frozenset({dict, OrderedDict, list, set, deque})
 
@@ -214,7 +234,7 @@ def _holds_of(cls: type) -> _Holds:
 
 _CLASSES: dict[_Holds, tuple[type, ...]] = {
     _Holds.TENSOR: (torch.Tensor,),
-    _Holds.ITEMS: (dict, list, deque, set),
+    _Holds.ITEMS: _HOLDERS,
     _Holds.PARTS: (tuple, frozenset),
     _Holds.NUMBERS: (np.ndarray, bytearray),
     _Holds.STATE: (torch.Generator,),
@@ -232,11 +252,12 @@ def _is_of_the_user(cls: type) -> bool:
 _is = operator.is_
 
 
+def _is_same(place: dict[Any, Any], content: dict[Any, Any]) -> bool:
+    """Whether the very same objects are in it under the same keys, in the same order."""
+    return [*place] == [*content] and all(map(_is, place.values(), content.values()))
+
+
 def _is_as_it_was(place: Any, content: Any) -> bool:
-    if isinstance(place, dict):
-        if len(place) != len(content) or not all(map(_is, place.values(), content.values())):
-            return False
-        return list(place) == list(content)
     if isinstance(place, np.ndarray | bytearray):
         return bytes(place) == bytes(content)
     if isinstance(content, torch.Tensor):
@@ -247,10 +268,7 @@ def _is_as_it_was(place: Any, content: Any) -> bool:
 def _put_back(place: Any, content: Any) -> None:
     if _is_as_it_was(place, content):
         return
-    if isinstance(place, dict):
-        place.clear()
-        place.update(content)
-    elif isinstance(place, np.ndarray):
+    if isinstance(place, np.ndarray):
         if place.flags.writeable:
             place[...] = content
     elif isinstance(place, bytearray):
@@ -265,7 +283,3 @@ def _put_back(place: Any, content: Any) -> None:
 def _holds(place: Collection[Any], content: Collection[Any]) -> bool:
     """Whether the very same objects are in it, in the same order."""
     return len(place) == len(content) and all(map(_is, place, content))
-
-
-def _tensors_in(place: Any) -> list[torch.Tensor]:
-    return [tensor for tensor in place.values() if tensor is not None]

@@ -30,8 +30,8 @@ from tracer.execution.side import EventKey
 from tracer.execution.standin import Arguments, StandIn
 from tracer.execution.state import ThreadState, garbage_set_aside, random_state_kept
 from tracer.execution.stepping import stages_of
-from tracer.execution.torch_internals import buffers_of, is_compiled, parameters_of
-from tracer.execution.walks import modules_of
+from tracer.execution.torch_internals import is_compiled
+from tracer.execution.walks import buffers_in, modules_of, parameters_in
 from tracer.execution.weights import Weights
 from tracer.tensors.leaves import tensor_leaves
 from tracer.text import brief
@@ -51,10 +51,12 @@ class Session:
         candidate_inputs: Inputs | None = None,
         map_inputs: Mapping[str, str] | None = None,
     ) -> None:
-        for side, model in (("reference", reference), ("candidate", candidate)):
-            _check_initialised(side, model)
-        candidate = unshare_offloaded(reference, candidate)
-        reference, candidate = _apart(reference, candidate)
+        modules = modules_of(reference), modules_of(candidate)
+        _check_initialised("reference", reference, modules[0])
+        _check_initialised("candidate", candidate, modules[1])
+        if not {*map(id, modules[0])}.isdisjoint(map(id, modules[1])):
+            candidate = unshare_offloaded(reference, candidate)
+            reference, candidate = _apart(reference, candidate)
         self.reference = reference
         self.candidate = candidate
         self._rename, self._include = rename, [include] if isinstance(include, str) else include
@@ -191,7 +193,7 @@ def run_alone(model: nn.Module, inputs: Inputs, listener: Listener) -> None:
         ModelRunError: the model raised.
         TracerError: what the listener raises.
     """
-    _check_initialised("model", model)
+    _check_initialised("model", model, modules_of(model))
     arguments = arguments_of(inputs, model)
     names = {id(module): name for name, module in named_modules(model).items()}
     recorder, thread = Recorder(names, listener), threading.get_ident()
@@ -269,16 +271,15 @@ def _copy_apart(model: nn.Module) -> nn.Module:
     return made
 
 
-def _check_initialised(side: str, model: nn.Module) -> None:
-    for module in modules_of(model):
-        for held in (*parameters_of(module).values(), *buffers_of(module).values()):
-            if held is not None and is_lazy(held):
-                named = (*model.named_parameters(), *model.named_buffers())
-                name = next(name for name, value in named if value is held)
-                raise UsageError(
-                    f"the {side} holds {name!r}, which has no shape yet: run a lazy module once "
-                    "before it is compared"
-                )
+def _check_initialised(side: str, model: nn.Module, modules: Sequence[nn.Module]) -> None:
+    one_of_each = {type(held): held for held in (*parameters_in(modules), *buffers_in(modules))}
+    if any(map(is_lazy, one_of_each.values())):
+        named = (*model.named_parameters(), *model.named_buffers())
+        name = next(name for name, value in named if is_lazy(value))
+        raise UsageError(
+            f"the {side} holds {name!r}, which has no shape yet: run a lazy module once before it "
+            "is compared"
+        )
 
 
 def working_dtype(model: nn.Module) -> torch.dtype | None:

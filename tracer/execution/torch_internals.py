@@ -133,9 +133,12 @@ def declared(module: nn.Module, name: str) -> Any:
     if found is not None:
         return found
     kind = type(module)
-    if kind.__getattr__ is not nn.Module.__getattr__ or getattr(kind, name, None) is not None:
+    if kind.__getattr__ is not _GETATTR or getattr(kind, name, None) is not None:
         return getattr(module, name, None)
     return None
+
+
+_GETATTR = nn.Module.__getattr__
 
 
 def attach_hooks(

@@ -5,7 +5,7 @@ of small models goes through both of them a dozen times. What is private here is
 keeps its modules and parameters; the tests compare with PyTorch's own walks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -13,41 +13,51 @@ from torch import nn
 
 def named_modules_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """As `model.named_modules()`: each module once, under its first name."""
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
-    while waiting:
-        name, module = place = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        found.append(place)
-        if inside := module._modules:
-            prefix = f"{name}." if name else ""
-            waiting += [
-                (prefix + own, child) for own, child in inside.items() if child is not None
-            ][::-1]
-    return found
+    found = {id(model): ("", model)}
+    _collect_named(model._modules, "", found)
+    return [*found.values()]
+
+
+def _collect_named(
+    inside: Mapping[str, nn.Module | None], prefix: str, found: dict[int, tuple[str, nn.Module]]
+) -> None:
+    for own, module in inside.items():
+        if module is not None and id(module) not in found:
+            name = prefix + own
+            found[id(module)] = name, module
+            if deeper := module._modules:
+                _collect_named(deeper, f"{name}.", found)
 
 
 def modules_of(*models: nn.Module) -> list[nn.Module]:
     """As `model.modules()`, of several models together."""
     found: dict[int, nn.Module] = {}
-    waiting = [*reversed(models)]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in found:
-            found[id(module)] = module
-            if inside := module._modules:
-                waiting += [child for child in inside.values() if child is not None][::-1]
+    _collect(models, found)
     return [*found.values()]
 
 
-def all_parameters(model: nn.Module) -> Iterator[torch.Tensor]:
+def _collect(modules: Iterable[nn.Module | None], found: dict[int, nn.Module]) -> None:
+    for module in modules:
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            if inside := module._modules:
+                _collect(inside.values(), found)
+
+
+def all_parameters(model: nn.Module) -> list[torch.Tensor]:
     """As `model.parameters()`."""
-    seen: set[int] = set()
-    for module in modules_of(model):
-        for parameter in module._parameters.values():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter
+    return parameters_in(modules_of(model))
+
+
+def parameters_in(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """The own parameters of the modules, each once."""
+    return _each_once([module._parameters for module in modules])
+
+
+def buffers_in(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """The own buffers of the modules, each once."""
+    return _each_once([module._buffers for module in modules])
+
+
+def _each_once(places: Iterable[Mapping[str, torch.Tensor | None]]) -> list[torch.Tensor]:
+    return [*{id(t): t for place in places for t in place.values() if t is not None}.values()]

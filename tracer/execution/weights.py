@@ -29,12 +29,11 @@ class Weights:
     def of(cls, model: nn.Module) -> "Weights":
         """Looks at all parameters of a model once; a stand-in says its dtype itself."""
         numbers: Counter[torch.dtype] = Counter()
-        devices = set()
-        for parameter in all_parameters(model):
+        parameters = all_parameters(model)
+        for parameter in parameters:
             if parameter.is_floating_point():
                 numbers[parameter.dtype] += parameter.numel()
-            if not parameter.is_meta:
-                devices.add(parameter.device)
+        devices = {parameter.device for parameter in parameters if not parameter.is_meta}
         dtype = max(numbers, key=numbers.__getitem__, default=None)
         if isinstance(model, StandIn):
             dtype = model.dtype or dtype

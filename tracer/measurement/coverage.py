@@ -8,11 +8,13 @@ from torch import nn
 from tracer.execution.hooks import hides_children
 from tracer.execution.lockstep import Outcome
 from tracer.execution.pairing import Pairing, proposed_rules
-from tracer.execution.torch_internals import may_be_fused, takes_fused_path
+from tracer.execution.torch_internals import declared, may_be_fused, takes_fused_path
+from tracer.execution.walks import parameters_in
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
 from tracer.tensors.value_path import ValuePath
 
+_READ_BACK = "to_reference_output"
 _DROPPED = "the graph has no operation of it that is used"
 _FUSED = (
     "hidden: PyTorch computes the module around it in one piece, and with hooks inside otherwise; "
@@ -192,7 +194,9 @@ def _holders(pairing: Pairing) -> dict[str, str]:
 
 
 def _is_unread(reference: nn.Module, candidate: nn.Module) -> bool:
-    holds = all(next(m.parameters(recurse=False), None) is not None for m in (reference, candidate))
+    if declared(reference, _READ_BACK) is None and declared(candidate, _READ_BACK) is None:
+        return False
+    holds = all(parameters_in([module]) for module in (reference, candidate))
     return holds and scale_between(reference, candidate) is None
 
 

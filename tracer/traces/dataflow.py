@@ -211,9 +211,11 @@ def points_of(module: nn.Module) -> dict[str, dict[str, object]]:
     """What a module says of its quantization points; nothing if it has none."""
     if isinstance(module, RecordedModule):
         found = module.points
+    elif declared(module, _POINTS):
+        pointed: Pointed = module  # type: ignore[assignment]
+        found = pointed.quantization_points()
     else:
-        pointed: Pointed | None = module if declared(module, _POINTS) else None  # type: ignore[assignment]
-        found = {} if pointed is None else pointed.quantization_points()
+        return {}
     return {name: dict(point) for name, point in found.items()}
 
 

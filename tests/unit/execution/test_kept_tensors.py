@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
-from tracer.execution.kept_tensors import KeptNumbers, KeptTensor
+from tracer.execution.kept_tensors import KeptNumbers, KeptPlaces, KeptTensor
 
 Edit = Callable[[torch.Tensor], object]
 EDITS: dict[str, Edit] = {
@@ -46,6 +47,64 @@ def test_what_was_done_to_a_number(keep: Callable[..., KeptTensor], edit: Edit) 
     assert not tensor.requires_grad
 
 
+def of_every_kind() -> list[torch.Tensor]:
+    """Tensors of which some know `is_set_to`."""
+    numbers = torch.arange(6.0).reshape(2, 3)
+    with torch.inference_mode():
+        inferred = torch.ones(2, 3)
+    return [
+        nn.Parameter(numbers.clone()),
+        nn.Parameter(numbers.to("meta")),
+        inferred,
+        numbers.to_sparse(),
+        nn.Parameter(numbers.clone().mT, requires_grad=False),
+    ]
+
+
+@pytest.mark.parametrize("tensors", [of_every_kind()[::4], of_every_kind()])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: setattr(t, "data", t.data.clone()),
+        lambda t: setattr(t, "data", t.data[:1]),
+        lambda t: setattr(t, "data", t.data.half()),
+        lambda t: t.requires_grad_(not t.requires_grad),
+    ],
+    ids=["elsewhere", "a part", "another dtype", "gradients"],
+)
+def test_places(tensors: list[torch.Tensor], edit: Edit) -> None:
+    assert all(map(KeptPlaces.takes, tensors))
+    kept = KeptPlaces.of(tensors)
+    assert kept.holds(by_version=True)
+    kept.put_back()
+    for tensor in (tensors[0], tensors[-1]):
+        before = tensor.data_ptr(), tensor.dtype, tensor.stride(), tensor.requires_grad
+        edit(tensor)
+        assert not kept.holds(by_version=True)
+        kept.put_back()
+        assert kept.holds(by_version=True)
+        now = tensor.data_ptr(), tensor.dtype, tensor.stride(), tensor.requires_grad
+        assert now == before
+
+
+def test_the_same_memory_read_otherwise() -> None:
+    tensor = torch.ones(2)
+    kept = KeptPlaces.of([tensor])
+    tensor.data = tensor.data.view(torch.int32)
+    assert not kept.holds(by_version=True)
+    kept.put_back()
+    assert tensor.tolist() == [1.0, 1.0]
+
+
+def test_edits_of_what_is_not_copied_are_counted() -> None:
+    tensor = torch.ones(2)
+    kept = KeptPlaces.of([tensor])
+    tensor.add_(1)
+    assert not kept.holds(by_version=False)
+    kept.put_back()
+    assert tensor.tolist() == [2, 2]
+
+
 def test_by_dtype() -> None:
     tensors = [torch.tensor(1), torch.tensor(2.0), torch.tensor(3), torch.tensor(True)]
     kept = KeptNumbers.of(tensors)
@@ -64,7 +123,7 @@ def test_by_dtype() -> None:
         torch.ones(1),
         torch.tensor(1.0, requires_grad=True),
         torch.tensor(1.0, device="meta"),
-        torch.nn.Parameter(torch.tensor(1.0), requires_grad=False),
+        nn.Parameter(torch.tensor(1.0), requires_grad=False),
     ],
 )
 def test_what_is_kept_alone(tensor: torch.Tensor) -> None:
