@@ -278,16 +278,16 @@ def visible_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def hides_children(module: nn.Module) -> bool:
     """Whether the calls inside a module cannot be seen, as it is compiled, scripted or fused."""
-    return is_compiled(module) or _is_run_whole(module)
+    may_run_whole = _may_run_whole(type(module))  # type: ignore[arg-type]
+    return is_compiled(module) or (may_run_whole and _is_run_whole(module))
 
 
 def _takes_no_hooks(module: nn.Module) -> bool:
-    return calls_compiled(module) or _is_run_whole(module)
+    may_run_whole = _may_run_whole(type(module))  # type: ignore[arg-type]
+    return calls_compiled(module) or (may_run_whole and _is_run_whole(module))
 
 
 def _is_run_whole(module: nn.Module) -> bool:
-    if not _may_run_whole(type(module)):  # type: ignore[arg-type]
-        return False
     return isinstance(module, torch.jit.ScriptModule) or takes_fused_path(module)
 
 
