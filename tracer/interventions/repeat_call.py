@@ -166,6 +166,8 @@ class Recall:
 
     def _have_kept_nothing(self, before: ModuleStates, modules: Sequence[nn.Module]) -> bool:
         """Whether some of the modules are now as they were before the first call."""
+        if not modules:
+            return True
         before.write()
         states = ModuleStates.read(modules)
         self._states.write()

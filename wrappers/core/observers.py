@@ -77,7 +77,7 @@ class AffineObserver(Observer):
 
     def _observe(self, x: Tensor) -> None:
         minimum, maximum = _extremes(x, self.axis)
-        if torch.isfinite(minimum).all() and torch.isfinite(maximum).all():
+        if _is_finite(minimum) and _is_finite(maximum):
             finite = x.numel()
         else:
             is_finite = torch.isfinite(x)
@@ -283,6 +283,11 @@ def _extremes(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
         return torch.aminmax(x)
     others = [dimension for dimension in range(x.dim()) if dimension != axis % x.dim()]
     return torch.amin(x, dim=others), torch.amax(x, dim=others)
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all values are finite; one is looked at without operations of PyTorch."""
+    return math.isfinite(x.item()) if x.dim() == 0 else bool(torch.isfinite(x).all())
 
 
 def _interpolate(position: float, positions: Tensor, points: Tensor) -> float:
