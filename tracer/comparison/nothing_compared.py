@@ -7,6 +7,7 @@ from tracer.comparison.result import Comparison
 from tracer.errors import NothingComparedError
 from tracer.execution.lockstep import Outcome
 from tracer.measurement.comparer import Comparer
+from tracer.measurement.leaf_pairs import LeafKind
 
 
 def check_something_compared(
@@ -56,9 +57,11 @@ def _why_no_verdict(comparer: Comparer, outcome: Outcome) -> str:
     """Why nothing is known of the models' own outputs; empty where they were compared."""
     if any(not name for name, _ in (*outcome.unmatched_reference, *outcome.unmatched_candidate)):
         return "one side called its root module where the other did not"
-    if all(record.module for record in comparer.records.values()) or comparer.left_out:
+    skipped = comparer.skipped
+    is_known = any(not record.module for record in comparer.records.values())
+    if not is_known or skipped[LeafKind.LEFT_OUT]:
         return ""  # its outputs are not asked for, or not in a recording
     if not comparer.final.compared:
-        kinds = "of a kind that cannot be compared" if comparer.not_comparable else "empty"
+        kinds = "of a kind that cannot be compared" if skipped[LeafKind.NOT_COMPARABLE] else "empty"
         return f"the models' outputs are {kinds}"
     return "" if comparer.final.finite else "no element of the models' outputs is finite"

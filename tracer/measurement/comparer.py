@@ -9,6 +9,7 @@ What else a run does, its interventions do.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
@@ -24,16 +25,10 @@ from tracer.measurement.final_output import FinalOutput
 from tracer.measurement.gathered import leave_gathered_out
 from tracer.measurement.intervention import Intervention, merged
 from tracer.measurement.layout import nested_otherwise
+from tracer.measurement.leaf_pairs import LeafKind, is_any_tensor, leaf_pairs
 from tracer.measurement.padding import Padding, Paddings, padding_of, visible_on_host
 from tracer.measurement.pairs import Measured, Tensor, unpadded_difference
-from tracer.measurement.plain_values import (
-    as_tensors,
-    equal,
-    is_comparable,
-    is_form,
-    is_left_out,
-    summary,
-)
+from tracer.measurement.plain_values import equal, is_comparable, is_form, summary
 from tracer.measurement.remarks import Remark, RemarkKind
 from tracer.measurement.rows import CallKey, CallRecord, FormDifference, Row, enclosing
 from tracer.measurement.tensor_pair import TensorPair
@@ -41,7 +36,7 @@ from tracer.measurement.underway import Begun, Underway
 from tracer.measurement.written import Marks, changes, marks
 from tracer.tensors.difference import Difference
 from tracer.tensors.fingerprints import Fingerprint
-from tracer.tensors.leaves import LeftOut, Unused, describe, is_stateful
+from tracer.tensors.leaves import LeftOut, describe, is_stateful
 from tracer.tensors.masks import describe_mask
 from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 from tracer.tensors.samples import Sample, Sampler
@@ -59,9 +54,7 @@ class Comparer:
         records: every pair of calls, in the order in which they began.
         edited: events whose values were edited in place before they could be compared; their rows
             are wrong until a run in which lockstep clones them, and nothing of them is underway.
-        left_out: how many of the reference's values were not to be compared.
-        unused: how many values a graph does not have, since nothing uses them.
-        not_comparable: how many values of outputs are of a kind that cannot be compared.
+        skipped: how many values were not compared, by what they are.
         final: what was compared of the models' own outputs.
         compared_elements: how many elements were compared, each pair of tensors counted once.
         tolerance: how far pairs may lie apart, from where it stands on; autocast rounds further.
@@ -98,7 +91,8 @@ class Comparer:
         self._progress = progress
         self._sampler = sampler
         self.final = FinalOutput()
-        self.left_out = self.unused = self.not_comparable = self.compared_elements = 0
+        self.skipped = Counter[LeafKind]()
+        self.compared_elements = 0
         self.rounding: Mapping[tuple[str, int, str], float] = {}
         self._next = itertools.count(1).__next__  # places in execution order
         self._finished = 0
@@ -244,7 +238,7 @@ class Comparer:
         if only is None and type(r) is type(c) is torch.Tensor and not (r.is_nested or c.is_nested):
             # What most values are: a tensor on either side.
             if (r.is_meta or c.is_meta) and not is_comparable(r, path, {path: c}):
-                self.not_comparable += 1
+                self.skipped[LeafKind.NOT_COMPARABLE] += 1
             else:
                 self._compare_tensors(record, path, r, c)
             return
@@ -263,35 +257,26 @@ class Comparer:
         common = False
         if only is None and ((r is None and not candidate) or (c is None and not reference)):
             self._differ_in_form(record, path, r, c)  # None for a cache that is empty yet
-        for leaf_path, left in reference.items():
-            right = candidate.get(leaf_path)
-            if isinstance(left, Unused) or isinstance(right, Unused):
-                self.unused += 1
-                common = True
-            elif is_left_out(left) or is_left_out(right):
-                self.left_out += 1
-                common = True
-            elif not is_comparable(left, leaf_path, candidate):
-                self.not_comparable += 1
-                common = True
-            elif isinstance(left, Tensor) and isinstance(right, Tensor):
+        for pair in leaf_pairs(reference, candidate, reads_numbers=path == OUTPUT):
+            kind, leaf_path, left, right = pair.kind, pair.path, pair.left, pair.right
+            if kind is LeafKind.TENSORS:
+                assert isinstance(left, Tensor)
+                assert isinstance(right, Tensor)
                 common = True
                 self._compare_tensors(record, leaf_path, left, right)
-            elif _is_tensor(left, right) or (leaf_path in candidate and not equal(left, right)):
-                numbers = as_tensors(left, right) if path == OUTPUT else None
-                if numbers is not None:
-                    common = True
-                    self._compare_tensors(record, leaf_path, *numbers)
-                    continue
-                self._differ_in_form(record, leaf_path, left, right)
-                if not is_form(left, right):
-                    wrong[leaf_path] = left
-            elif leaf_path in candidate:
+            elif kind is LeafKind.EQUAL:
                 if is_final and left is not None:
                     common = True
                     self.final.note_plain()
-            elif left is not None:
+            elif kind is LeafKind.MISSING:
                 wrong[leaf_path] = left
+            elif kind is LeafKind.APART:
+                self._differ_in_form(record, leaf_path, left, right)
+                if not is_form(left, right):
+                    wrong[leaf_path] = left
+            else:
+                common = True
+                self.skipped[kind] += 1
         for leaf_path, right in candidate.items():
             is_said = isinstance(right, Tensor) or (is_final and right is not None)
             if leaf_path not in reference and is_said:
@@ -340,7 +325,9 @@ class Comparer:
         """Says whether there is anything to compare."""
         found = pair.measured()
         if found is None and pair.is_estimated:
-            self.left_out += 1  # what a mask lets through is known only if both are equal
+            self.skipped[LeafKind.LEFT_OUT] += (
+                1  # what a mask lets through is known only if both are equal
+            )
         elif found is None:
             self._differ_in_form(pair.record, pair.path, pair.r, pair.c)
         else:
@@ -475,7 +462,7 @@ class Comparer:
         candidate: Mapping[ValuePath, object],
     ) -> None:
         """A row for results without any tensor in common, unless they are equal plain values."""
-        if not _is_tensor(*reference.values(), *candidate.values()) and (
+        if not is_any_tensor(*reference.values(), *candidate.values()) and (
             reference.keys() == candidate.keys()
             and all(equal(value, candidate[name]) for name, value in reference.items())
         ):
@@ -494,8 +481,3 @@ class Comparer:
         remark = Remark(kind, summary(reference), summary(candidate))
         form = Row.of_form(self._next(), record.key, path, remark, record.other_name)
         self._then(lambda: self._add(record, replace(form, input_peir=record.input_peir)))
-
-
-def _is_tensor(*values: object) -> bool:
-    """Whether any of the values is a tensor."""
-    return any(isinstance(value, Tensor) for value in values)

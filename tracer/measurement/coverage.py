@@ -12,6 +12,7 @@ from tracer.execution.torch_internals import declared, may_be_fused, takes_fused
 from tracer.execution.walks import parameters_in
 from tracer.measurement.arguments import scale_between
 from tracer.measurement.comparer import Comparer
+from tracer.measurement.leaf_pairs import LeafKind
 from tracer.tensors.value_path import ValuePath
 
 _READ_BACK = "to_reference_output"
@@ -162,9 +163,9 @@ def make_coverage(pairing: Pairing, comparer: Comparer, outcome: Outcome) -> Cov
         compared_elements=comparer.compared_elements,
         unmatched_calls=unmatched_calls(outcome),
         held_bytes_peak=outcome.held_bytes_peak,
-        left_out=comparer.left_out,
-        unused=comparer.unused,
-        not_comparable=comparer.not_comparable,
+        left_out=comparer.skipped[LeafKind.LEFT_OUT],
+        unused=comparer.skipped[LeafKind.UNUSED],
+        not_comparable=comparer.skipped[LeafKind.NOT_COMPARABLE],
         missing_outputs=tuple(comparer.final.missing),
         ended=outcome.ended,
         opened=tuple(
