@@ -25,7 +25,7 @@ from tracer.measurement.final_output import FinalOutput
 from tracer.measurement.gathered import leave_gathered_out
 from tracer.measurement.intervention import Intervention, merged
 from tracer.measurement.layout import nested_otherwise
-from tracer.measurement.leaf_pairs import LeafKind, is_any_tensor, leaf_pairs
+from tracer.measurement.leaf_pairs import LeafKind, have_tensors_alike, is_any_tensor, leaf_pairs
 from tracer.measurement.padding import Padding, Paddings, padding_of, visible_on_host
 from tracer.measurement.pairs import Measured, Tensor, unpadded_difference
 from tracer.measurement.plain_values import equal, is_comparable, is_form, summary
@@ -246,8 +246,8 @@ class Comparer:
             {p: leaf for p, leaf in self._leaves(path, value) if only is None or p in only}
             for value in (r, c)
         )
-        names = nested_otherwise(r, c) if only is None else {}
-        if names:
+        if only is None and not have_tensors_alike(reference, candidate):
+            names = nested_otherwise(r, c)
             taken = {
                 path.inner(own): candidate.pop(path.inner(other)) for own, other in names.items()
             }

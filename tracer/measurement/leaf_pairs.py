@@ -70,6 +70,17 @@ def leaf_pairs(
         yield LeafPair(kind, path, left, right)
 
 
+def have_tensors_alike(
+    reference: Mapping[ValuePath, object], candidate: Mapping[ValuePath, object]
+) -> bool:
+    """Whether both have tensors under the same paths."""
+    sides = (
+        {path for path, leaf in side.items() if isinstance(leaf, Tensor)}
+        for side in (reference, candidate)
+    )
+    return next(sides) == next(sides)
+
+
 def is_any_tensor(*values: object) -> bool:
     """Whether any of the values is a tensor, or what a trace holds in its place."""
     return any(isinstance(value, Tensor) for value in values)

@@ -314,6 +314,9 @@ def _walk(
 
 
 def _walk_all(value: object, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, object]]:
+    if type(value) in _PLAIN_TYPES:
+        yield path, value
+        return
     value = _opened(value)
     if isinstance(value, LeftOut) or is_plain(value):
         yield path, value

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tracer.measurement.leaf_pairs import LeafKind, leaf_pairs
+from tracer.measurement.leaf_pairs import LeafKind, have_tensors_alike, leaf_pairs
 from tracer.tensors.leaves import LeftOut, Opaque, Unused
 from tracer.tensors.value_path import OUTPUT
 
@@ -50,3 +50,10 @@ def test_a_number_may_be_in_a_tensor() -> None:
     assert torch.equal(pair.left, pair.right)
     assert kinds(2, torch.tensor([2]), reads_numbers=False) == [LeafKind.APART]
     assert kinds(2, torch.tensor([2, 2])) == [LeafKind.APART]
+
+
+def test_tensors_under_the_same_paths() -> None:
+    other = OUTPUT.inner("y")
+    assert have_tensors_alike({PATH: X, other: None}, {PATH: X + 1, other: 2})
+    assert not have_tensors_alike({PATH: X, other: None}, {PATH: None, other: X})
+    assert not have_tensors_alike({PATH: X}, {other: X})
