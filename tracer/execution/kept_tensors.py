@@ -100,7 +100,7 @@ class KeptPlaces:
                 [tensor.dtype for tensor in tensors] == [alias.dtype for alias in aliases]
             ):
                 return []
-        except NotImplementedError:  # not for each device and layout
+        except RuntimeError:  # not for each device and layout
             pass
         return [pair for pair in zip(tensors, aliases, strict=True) if _lies_elsewhere(*pair)]
 
