@@ -49,7 +49,7 @@ def test_calls_of_python() -> None:
             sys.setprofile(before)
         return counts["call"]
 
-    assert of_a_pair(count) < 410
+    assert of_a_pair(count) < 325
 
 
 def test_hand_overs() -> None:

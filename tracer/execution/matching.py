@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from tracer.execution.forms import is_formless
+from tracer.execution.forms import is_formless, may_have_forms
 from tracer.execution.fusions import Fusion, find_fusions, rounded
 from tracer.execution.hooks import visible_modules
 from tracer.execution.offload import own_parameters
@@ -78,7 +78,7 @@ class Search:
     def other_names(self) -> dict[str, str]:
         """The reference's name by the candidate's, of what in a graph bears another name that the
         reference has for the same module; its calls are counted together."""
-        if not any(map(is_formless, self.candidates.values())):
+        if not any(map(may_have_forms, {type(module) for module in self.candidates.values()})):
             return {}
         names = {id(module): name for name, module in self.references.items()}
         every = self._reference.named_modules(remove_duplicate=False)
