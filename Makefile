@@ -26,7 +26,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "==> Tests, but for the slow ones (make test-all)"
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not covers"
 
 test-all: $(STAMP)
 	@echo "==> All tests, with coverage"

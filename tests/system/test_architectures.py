@@ -340,6 +340,7 @@ def test_right_pairs_agree(name: str, change: str) -> None:
     assert verdict.agrees, verdict.explanation
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_wrong_weight_is_found(name: str) -> None:
     model, inputs = build(name)

@@ -157,6 +157,7 @@ class TestMemory:
     Apart from copies of what modules keep from call to call, such as the scalars of observers.
     """
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("run", ["wrapped", "copy", "isolated"])
     def test_flat_in_depth(self, run: str) -> None:
         peaks, copies = [], []

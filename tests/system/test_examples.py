@@ -23,12 +23,14 @@ def run(name, monkeypatch, capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.mark.covers
 def test_find_a_wrong_mask(monkeypatch, capsys) -> None:
     printed = run("find_a_wrong_mask.py", monkeypatch, capsys)
     assert "`model` passes a wrong `attention_mask` to `model.layers.0` and 3 more" in printed
     assert "Confirmed: with the reference's `attention_mask`" in printed
 
 
+@pytest.mark.covers
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_open_what_is_compiled(monkeypatch, capsys) -> None:
     printed = run("open_what_is_compiled.py", monkeypatch, capsys)
@@ -36,6 +38,7 @@ def test_open_what_is_compiled(monkeypatch, capsys) -> None:
     assert "With `1` left uncompiled, the whole agrees" in printed
 
 
+@pytest.mark.covers
 def test_find_the_mask_bug(monkeypatch, capsys) -> None:
     printed = run("find_the_mask_bug.py", monkeypatch, capsys)
     right, wrong = printed.split("# The wrapped model as it was")
@@ -95,6 +98,7 @@ def test_quantize_llama(monkeypatch, capsys) -> None:
     assert "logits: PEIR 0." in printed
 
 
+@pytest.mark.covers
 def test_add_a_variant(monkeypatch, capsys) -> None:
     # What it registers is gone after it.
     registry.wrapped_classes()  # imports the families, whose wrappers stay
@@ -210,6 +214,7 @@ def test_smoothed(capsys) -> None:
     assert "The inputs of `model.layers.0.input_layernorm` agree" in capsys.readouterr().out
 
 
+@pytest.mark.covers
 def test_compare_a_port(monkeypatch, capsys) -> None:
     printed = run("compare_a_port.py", monkeypatch, capsys)
     assert printed.count("coverage: 53 of 59 modules") == 2

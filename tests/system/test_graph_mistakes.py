@@ -43,6 +43,7 @@ def test_each_mistake_is_named_and_confirmed(program, mistake) -> None:
     )
 
 
+@pytest.mark.covers
 def test_an_export_in_training_mode() -> None:
     """The first dropout draws, and the line that calls it is named."""
     comparison = tracer.compare(decoder(), exported(decoder().train()), decoder_inputs())
@@ -51,6 +52,7 @@ def test_an_export_in_training_mode() -> None:
     assert "self.drop(" in comparison.zoomed.culprit.text
 
 
+@pytest.mark.covers
 def test_a_specialised_shape_is_named_where_it_was_made() -> None:
     program = dynamic()
     shorter = decoder_inputs(TOKENS_OF_ANOTHER_LENGTH)
@@ -63,6 +65,7 @@ def test_a_specialised_shape_is_named_where_it_was_made() -> None:
     assert "exported.py" in verdict.explanation
 
 
+@pytest.mark.covers
 def test_the_reference_may_be_the_graph(program) -> None:
     comparison = tracer.compare(planted(program, "wrong scale"), decoder(), decoder_inputs())
     assert comparison.verdict.origin.module == "blocks.1.attn"
@@ -72,6 +75,7 @@ def test_the_reference_may_be_the_graph(program) -> None:
     assert "softmax(dim=-1)" in both.zoomed.culprit.text
 
 
+@pytest.mark.covers
 def test_isolation_of_a_graph(program) -> None:
     isolated = tracer.compare(
         decoder(),

@@ -120,6 +120,7 @@ class TestBenchmark:
         planted = [localisation.planted(group, mistake) for mistake in mistakes]
         return [*planted, localisation.right(right)]
 
+    @pytest.mark.covers
     def test_figures(self) -> None:
         table = localisation.figures(self.outcomes("one weight", "norm eps", wrong=True))
         header, *lines = table.splitlines()
@@ -131,6 +132,7 @@ class TestBenchmark:
         assert found == ["3", *shares, "1", "100.0 %", "0", "0"]
         assert "      -  " in lines[1]
 
+    @pytest.mark.covers
     def test_what_was_missed(self) -> None:
         assert localisation.missed(self.outcomes("one weight")) == "Nothing was missed."
         text = localisation.missed(self.outcomes("logits in bfloat16", wrong=True), markdown=True)

@@ -34,6 +34,7 @@ def test_wrong_use(refused, tmp_path, monkeypatch, arguments: str, message: str)
 
 
 class TestConfig:
+    @pytest.mark.covers
     def test_a_grid(self, text, capsys, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         config = tmp_path / "grid.toml"

@@ -127,6 +127,7 @@ class TestOutcome:
     def test_a_model_with_images_and_its_wrapped_form(self, compare, options: str):
         assert agrees(compare("tiny-qwen3-vl", *options.split()).report)
 
+    @pytest.mark.covers
     def test_a_photo(self, compare, shared_data: Path):
         report = compare(
             "tiny-qwen3-vl",
@@ -196,6 +197,7 @@ class TestOutcome:
         assert report["isolation"] is None
         assert report["ranking"]
 
+    @pytest.mark.covers
     def test_what_if_isolates_a_float_candidate(self, compare, broken: Path):
         isolation = compare("tiny-llama", "--candidate", broken, "--what-if", 1).report["isolation"]
         (recovery,) = isolation["recoveries"]
@@ -203,6 +205,7 @@ class TestOutcome:
         assert recovery["modules"] == ["model.layers.2.mlp.up_proj"]
         assert recovery["after"] < 1e-6 < 1e-3 < recovery["before"]
 
+    @pytest.mark.covers
     def test_a_divergence_unless_the_tolerance_allows_it(self, compare, broken: Path):
         ran = compare("tiny-llama", "--candidate", broken)
         assert ran.code == 1
@@ -233,6 +236,7 @@ class TestOutcome:
 
 
 class TestOptions:
+    @pytest.mark.covers
     def test_noise_floor(self, compare, monkeypatch):
         monkeypatch.setenv("COLUMNS", "200")
         ran = compare(*SDPA, "--sequence-length", 8, "--noise-floor")
@@ -244,6 +248,7 @@ class TestOptions:
         assert "x noise" in ran.out
         assert "times the noise floor" in ran.out
 
+    @pytest.mark.covers
     def test_rows_and_head_follow_the_inputs_asked_for(self, compare):
         options = ("--batch", 2, "--sequence-length", 12, "--padding", "left", "--seed", 3)
         report = compare("random-llama", *options, "--dtype", "float64").report
@@ -267,6 +272,7 @@ class TestOptions:
         assert command[:3] == ["trace_model", "compare", "tiny-llama"]
         assert r"^(\w+)=\1" in command
 
+    @pytest.mark.covers
     def test_names_are_mapped(self, compare):
         other = ("tiny-llama", "--candidate", "tiny-qwen3-vl", "--sequence-length", 8)
         plain = compare(*other).report
@@ -296,6 +302,7 @@ class TestOptions:
         assert (tmp_path / "report.md").read_text().startswith("## ✅ agrees")
         assert 'failures="0"' in (tmp_path / "report.xml").read_text()
 
+    @pytest.mark.covers
     def test_what_is_printed_in_full(self, compare):
         ran = compare(*SDPA, "--focus", "model.layers.0.mlp", "--focus", "*.1.mlp.act_fn")
         assert ran.code == 0
@@ -308,6 +315,7 @@ class TestOptions:
         assert len(table.splitlines()) == 3 + len(ran.report["rows"])  # head, line, legend
         assert " agree, " not in table
 
+    @pytest.mark.covers
     def test_calibration_text(self, compare, shared_data: Path, tmp_path: Path):
         text = tmp_path / "text.txt"
         text.write_text("Once upon a time, there was a little girl named Lily. " * 20)
@@ -337,6 +345,7 @@ class TestTrouble:
 
         monkeypatch.setattr(models, "candidate", candidate)
 
+    @pytest.mark.covers
     @pytest.mark.usefixtures("raising")
     def test_a_model_that_raises_leaves_the_rows_before(self, capsys):
         assert main(["compare", "tiny-llama"]) == 2
@@ -422,6 +431,7 @@ class TestProcess:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert done.stdout.endswith("HEAVY []\n"), done.stdout
 
+    @pytest.mark.covers
     def test_the_work_of_a_comparison_imports_no_more_than_pytorch(self):
         program = (
             "import sys; import tracer.cli.compare, tracer.models.candidates; "

@@ -49,6 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class TestExitCodes:
+    @pytest.mark.covers
     def test_as_in_the_baseline(self, made, gate, monkeypatch):
         monkeypatch.chdir(made)
         ran = gate("--candidate", "worse", "--baseline", "worse.json")
@@ -58,6 +59,7 @@ class TestExitCodes:
         assert ", as in worse.json" in printed
         assert printed.index("Confirmed: ") < printed.index("gate: passes (--fail-on regression)")
 
+    @pytest.mark.covers
     def test_another_candidate(self, made, gate):
         arguments = ("--candidate", made / "worse", "--baseline", made / "same.json")
         arguments = (*arguments, "--baseline-any")
@@ -71,6 +73,7 @@ class TestExitCodes:
         assert ran.code == 0
         assert " better" in ran.out
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("baseline", ["quantized.json", "quantized.trace"])
     def test_quantised(self, made, gate, baseline):
         arguments = (*QUANTIZED, "--baseline", made / baseline)
@@ -84,6 +87,7 @@ class TestExitCodes:
         assert found["reasons"][0]["where"].startswith("`model.embed_tokens`, relative L2 ")
         assert found["changes"][0]["before"]["estimated"] is (baseline == "quantized.trace")
 
+    @pytest.mark.covers
     def test_limits(self, made, gate):
         ran = gate(*QUANTIZED, "--max-peir", "lm_head=0.9")
         assert ran.code == 0
@@ -97,6 +101,7 @@ class TestExitCodes:
         limits = ("--max-peir", "*=0.5", "--max-peir", "lm_head=1e-4")
         assert gate(*arguments, *limits).code == 1
 
+    @pytest.mark.covers
     def test_limits_beside_peir(self, made, gate):
         ran = gate(*QUANTIZED, "--min-sqnr", "lm_head=10", "--max-l2", "*=0.9")
         assert ran.code == 0
@@ -128,6 +133,7 @@ class TestExitCodes:
         assert "1 of 60 modules gone, `model.layers.4`" in ran.words
         assert "fails: less was compared than in " in ran.words
 
+    @pytest.mark.covers
     def test_a_recording_that_was_ended_has_no_gate(self, made, compare, tmp_path):
         cut = tmp_path / "cut.trace"
         shutil.copytree(made / "quantized.trace", cut)
@@ -140,6 +146,7 @@ class TestExitCodes:
 
 
 class TestWrongUse:
+    @pytest.mark.covers
     def test_limits_and_baselines_that_do_not_fit(self, refused, made):
         message = refused("compare", *SHORT, "--candidate", "sdpa", "--max-peir", "lm_haed=0.1")
         assert "did you mean 'lm_head'" in message
@@ -166,11 +173,13 @@ class TestWrongUse:
         assert said in message
         assert "--baseline-any" in message
 
+    @pytest.mark.covers
     def test_of_another_model(self, refused, made):
         arguments = ("compare", "tiny-llama", *SHORT[1:], *QUANTIZED, "--baseline")
         message = refused(*arguments, made / "quantized.json")
         assert "the reference has other weights (relative L2 " in message
 
+    @pytest.mark.covers
     def test_an_older_report_is_checked_as_far_as_it_says(self, refused, gate, made, tmp_path):
         report = json.loads((made / "quantized.json").read_text())
         del report["identity"], report["run"]["exit_code"], report["environment"]["date"]

@@ -23,11 +23,13 @@ def _there(folder, monkeypatch) -> None:
     monkeypatch.chdir(folder)
 
 
+@pytest.mark.covers
 def test_both_sides_are_given_what_a_program_was_exported_with(capsys) -> None:
     assert main(["compare", "right.pt2", "--candidate", "right.pt2"]) == 0
     assert "inputs: of right.pt2: ids, mask" in capsys.readouterr().out
 
 
+@pytest.mark.covers
 def test_a_wrong_graph_is_named_on_either_side(capsys) -> None:
     assert main(["compare", "right.pt2", "--candidate", "wrong.pt2"]) == 1
     printed = capsys.readouterr().out
@@ -37,6 +39,7 @@ def test_a_wrong_graph_is_named_on_either_side(capsys) -> None:
     assert "`blocks.1.attn`" in capsys.readouterr().out
 
 
+@pytest.mark.covers
 def test_show_and_record(capsys, tmp_path) -> None:
     assert main(["show", "right.pt2", "--tree"]) == 0
     assert "attn (Attention)" in capsys.readouterr().out

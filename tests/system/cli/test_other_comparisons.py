@@ -66,6 +66,7 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestCheckpoints:
+    @pytest.mark.covers
     def test_two_of_one_architecture_or_of_two(self, compare, checkpoints: Path) -> None:
         report = compare(checkpoints / "llama", "--candidate", checkpoints / "tuned").report
         origin = report["verdict"]["origin"]
@@ -89,6 +90,7 @@ def test_a_port_is_paired_by_value(compare, monkeypatch) -> None:
     assert sorted(missing) == ["model", *activations, "model.rotary_emb"]
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("options", [
     "stories260K/hf --candidate bfloat16", "stories260K/hf --candidate sdpa",
     "stories260K/hf --variant prefill --batch 3",
@@ -99,6 +101,7 @@ def test_real_checkpoints(compare, shared_data: Path, options: str) -> None:
     assert compare(*f"{shared_data / options} --sequence-length 16".split()).code == 0
 
 
+@pytest.mark.covers
 class TestTraining:
     def test_dropout_is_alike_and_another_rate_is_found(self, compare, net: str) -> None:
         ran = compare(f"{net}:build", "--candidate", f"{net}:build", "--train")

@@ -19,6 +19,7 @@ def _there(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.covers
 def test_each_stage_is_compared_with_the_one_before(capsys) -> None:
     assert main(["compare", "port.py:build", "--through", "pt2"]) == 0
     printed = capsys.readouterr().out
@@ -28,6 +29,7 @@ def test_each_stage_is_compared_with_the_one_before(capsys) -> None:
     assert "Every stage agrees with the one before" in printed
 
 
+@pytest.mark.covers
 def test_the_first_stage_that_is_wrong_is_named(capsys, monkeypatch) -> None:
     from tracer.cli import through
 
@@ -51,6 +53,7 @@ def test_stages_are_its_own(capsys) -> None:
     assert "--through makes its own stages of MODEL" in capsys.readouterr().err
 
 
+@pytest.mark.covers
 def test_an_onnx_file_is_a_candidate(capsys, tmp_path) -> None:
     onnx_files.write(onnx_files.model_of(onnx_files.net()), tmp_path / "right.onnx")
     assert main(["compare", "port.py:build", "--candidate", "right.onnx"]) == 0

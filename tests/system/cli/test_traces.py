@@ -11,6 +11,7 @@ import tracer
 
 
 class TestRecord:
+    @pytest.mark.covers
     def test_what_is_printed_and_written(self, tmp_path: Path, run) -> None:
         out = tmp_path / "a.trace"
         ran = run("record", "random-llama", "--out", out, "--seed", 5)
@@ -27,6 +28,7 @@ class TestRecord:
         recorded = tracer.open_trace(out)
         assert (recorded.values, len(recorded.called)) == ("fingerprints", 5)
 
+    @pytest.mark.covers
     def test_a_candidate_instead_of_the_model(self, tmp_path: Path, run, compare) -> None:
         out = tmp_path / "a.trace"
         quantized = ("--candidate", "quantized", "--calibrate", 1)
@@ -50,6 +52,7 @@ class TestRecord:
 
 
 class TestCompare:
+    @pytest.mark.covers
     def test_the_model_itself(self, trace: Path, compare) -> None:
         ran = compare("tiny-llama", "--reference", trace)
         assert (ran.code, ran.err) == (0, "")
@@ -68,6 +71,7 @@ class TestCompare:
         assert (ran.code, ran.err) == (0, "")
         assert ran.report["verdict"]["agrees"] is True
 
+    @pytest.mark.covers
     def test_a_broken_copy(self, trace: Path, broken: Path, compare) -> None:
         ran = compare(broken, "--reference", trace)
         assert ran.code == 1
@@ -75,6 +79,7 @@ class TestCompare:
         assert ran.report["verdict"]["confirmed"] is True
         assert "its checksum is not the recorded one" in ran.words
 
+    @pytest.mark.covers
     def test_values_of_both(self, trace: Path, broken: Path, compare, refused) -> None:
         ran = compare(trace, "--candidate", broken, "--focus", "*.2.mlp.up_proj")
         assert ran.code == 1
@@ -94,6 +99,7 @@ class TestCompare:
         assert "no verdict" in ran.out
         assert "was ended early" in ran.out
 
+    @pytest.mark.covers
     def test_fingerprints(self, tmp_path: Path, broken: Path, run, compare) -> None:
         out = tmp_path / "baseline.trace"
         assert run("record", "tiny-llama", "--out", out, "--values", "fingerprints").code == 0
@@ -103,12 +109,14 @@ class TestCompare:
         assert ran.report["verdict"]["origin"]["module"] == "model.layers.2.mlp.up_proj"
         assert "estimated from fingerprints" in json.dumps(ran.report)
 
+    @pytest.mark.covers
     def test_steps(self, tmp_path: Path, run, compare) -> None:
         out = tmp_path / "steps.trace"
         assert run("record", "tiny-llama", "--out", out, "--steps", 2).code == 0
         ran = compare("tiny-llama", "--reference", out, "--steps", 2)
         assert (ran.code, {row["call"] for row in ran.report["rows"]}) == (0, {0, 1, 2})
 
+    @pytest.mark.covers
     def test_a_decode_step_is_compared_in_python(self, tmp_path: Path, run, refused) -> None:
         out = tmp_path / "decode.trace"
         decode = ("--candidate", "wrapped", "--variant", "decode")
@@ -116,6 +124,7 @@ class TestCompare:
         message = refused("compare", "tiny-llama", "--reference", out)
         assert "was recorded with other inputs than tensors by name" in message
 
+    @pytest.mark.covers
     def test_images(self, tmp_path: Path, run, compare) -> None:
         out = tmp_path / "images.trace"
         assert run("record", "tiny-qwen3-vl", "--out", out).code == 0
@@ -145,6 +154,7 @@ def test_a_trace_of_a_photo(tmp_path: Path, run, compare, refused, shared_data: 
 
 
 class TestShow:
+    @pytest.mark.covers
     @pytest.mark.parametrize("width", [80, 200])
     @pytest.mark.parametrize("form", [(), ("--tree",)])
     def test_a_model_and_a_trace(self, trace, monkeypatch, run, width, form) -> None:
@@ -153,6 +163,7 @@ class TestShow:
         assert ((live.code, live.err, again.code), again.out) == ((0, "", 0), live.out)
         assert all(len(line) <= width for line in live.out.splitlines())
 
+    @pytest.mark.covers
     def test_points_of_fingerprints_have_no_figure_for_each_channel(self, tmp_path, run) -> None:
         options = ("--candidate", "quantized", "--calibrate", 1, "--include", "lm_head")
         shown = []
@@ -165,6 +176,7 @@ class TestShow:
         sizes = [path.stat().st_size for path in tmp_path.glob("*.trace/header.json")]
         assert max(sizes) > 2 * min(sizes)
 
+    @pytest.mark.covers
     def test_quantization_points(self, run) -> None:
         options = ("--candidate", "quantized", "--calibrate", 1, "--include", "*.mlp.act_fn")
         ran = run("show", "tiny-llama", *options)
@@ -187,6 +199,7 @@ class TestShow:
         assert all(line in ran.out for line in text.splitlines())
         assert "e-0" in text
 
+    @pytest.mark.covers
     def test_json(self, run) -> None:
         ran = run("show", "tiny-llama", "--json")
         assert ran.code == 0

@@ -19,7 +19,7 @@ from tracer.errors import InputError, ModelLoadError, ModelRunError, UsageError
 from wrappers import affine
 
 # tico is loaded, and a file converted: some seconds, once.
-pytestmark = [pytest.mark.slow, pytest.mark.covers]
+pytestmark = pytest.mark.covers
 
 
 class Block(nn.Module):

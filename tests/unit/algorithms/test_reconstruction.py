@@ -212,6 +212,7 @@ def test_weights_are_learned_behind_floats_of_few_bits(activation):
     assert logits_error(model, learned, batches) < logits_error(model, rounded, batches)
 
 
+@pytest.mark.covers
 def test_text_and_vision_blocks_of_a_qwen3_vl():
     model, inputs = qwen3_vl_whole.tiny(), qwen3_vl_whole.EXAMPLES["both"]()
     config = config_of(overrides={"*.layers.1.*": wrappers.no_quantization()})

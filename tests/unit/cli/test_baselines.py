@@ -22,6 +22,7 @@ def changed(former: str, now: str) -> None:
     file.write_text(file.read_text().replace(former, now))
 
 
+@pytest.mark.covers
 def test_new_unchanged_and_worse(capsys) -> None:
     assert main(["check", "--update-baseline"]) == 0
     loose, *strict = capsys.readouterr().out.splitlines()
@@ -50,6 +51,7 @@ def test_new_unchanged_and_worse(capsys) -> None:
     assert main(["check", "gated.loose", "-q"]) == 0
 
 
+@pytest.mark.covers
 def test_nothing_is_written_unless_all_come_to_a_result(capsys) -> None:
     assert main(["check", "gated", "--update-baseline"]) == 0
     before = Path("gated.loose.json").read_bytes()
@@ -63,6 +65,7 @@ def test_nothing_is_written_unless_all_come_to_a_result(capsys) -> None:
     assert Path("gated.loose.json").read_bytes() == before
 
 
+@pytest.mark.covers
 def test_of_something_else(capsys) -> None:
     assert main(["check", "gated.loose", "--update-baseline"]) == 0
     report = json.loads(Path("gated.loose.json").read_text())

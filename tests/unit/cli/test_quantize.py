@@ -21,6 +21,7 @@ def saved(tmp_path_factory):
     return folder / "out"
 
 
+@pytest.mark.covers
 def test_a_candidate_that_is_quantised(saved, tmp_path, capsys) -> None:
     report = tmp_path / "report.json"
     options = ["--candidate", str(saved), "--sequence-length", "8", "--report", str(report)]
@@ -32,7 +33,6 @@ def test_a_candidate_that_is_quantised(saved, tmp_path, capsys) -> None:
     assert json.loads(report.read_text())["isolation"]
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_a_decode_model(saved, capsys) -> None:
     short = ["random-llama", "--sequence-length", "8", "--isolate", "none"]
@@ -108,7 +108,6 @@ def test_a_recipe_with_a_mistake(tmp_path, capsys) -> None:
     assert "unknown key 'wieght'; expected one of" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_the_example(tmp_path, capsys) -> None:
     out = tmp_path / "out"

@@ -138,6 +138,7 @@ class TestTheInputsOfACandidateThatAFunctionMakes:
                            "input_ids.*--map-input tokens=input_ids"):  # fmt: skip
             resolve(replace(request, map_input=()))
 
+    @pytest.mark.covers
     def test_traces_on_either_side(self, tmp_path, capsys) -> None:
         for name in ("a", "b"):
             assert main(["record", f"ports.py:{name}", "--out", f"{name}.trace"]) == 0

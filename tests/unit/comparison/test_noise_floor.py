@@ -155,6 +155,7 @@ class Cancels(nn.Module):
         return x if self.at_once else (x + 1e5) - 1e5
 
 
+@pytest.mark.covers
 def test_what_is_rounding_agrees() -> None:
     x = torch.randn(64, generator=torch.Generator().manual_seed(0))
     models = Cancels(at_once=False), Cancels(at_once=True)

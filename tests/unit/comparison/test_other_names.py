@@ -160,6 +160,7 @@ def test_the_table_has_the_candidates_names(comparison, width, header) -> None:
     assert ("layers.0.self_attn.q_proj" in table) == (width == 200)
 
 
+@pytest.mark.covers
 def test_include_zoom_and_capture_take_either_name(models) -> None:
     both = [
         {row.module for row in tracer.compare(*models, X, include=glob, confirm=False).rows}

@@ -367,6 +367,7 @@ class TestModels:
         assert_same(outputs(module, torch.ones(2, 4)), outputs(read, torch.ones(2, 4)))
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2", "nvfp4", "mxfp4"])
 def test_floats_of_few_bits_in_a_pt2(dtype, tmp_path):
     mlp, states = quantised_mlp(affine(dtype), affine(dtype))

@@ -155,6 +155,7 @@ class FirstScale(WindowedQuantizer):
         return replace(codes, scale=first.scale.expand_as(codes.scale))
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("mistake", [
     lambda own: replace(own, along="channels"),
     lambda own: FirstScale(own.bits, own.along, own.group, own.residual),

@@ -52,6 +52,7 @@ def both_models(model, ids):
     return prefill, wrappers.convert(decode)
 
 
+@pytest.mark.covers
 def test_a_llama_piece_by_piece(tmp_path) -> None:
     model, ids = tiny(num_hidden_layers=1), tokens(1, LENGTH)
     prefill, decode = both_models(model, ids)
@@ -86,7 +87,6 @@ def test_a_llama_piece_by_piece(tmp_path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_a_qwen3_vl_piece_by_piece(tmp_path) -> None:
     model = qwen3_vl_whole.tiny(text={"num_hidden_layers": 1})
@@ -132,7 +132,6 @@ def test_a_qwen3_vl_piece_by_piece(tmp_path) -> None:
     assert torch.equal(run(tmp_path, values, ["decode"], by_torch), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_circles_in_a_runtime(tmp_path) -> None:
     """onert runs float circles of batched heads alone; see docs/guides/export.md."""

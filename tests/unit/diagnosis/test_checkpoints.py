@@ -23,6 +23,7 @@ def found(candidate: nn.Module, reference: nn.Module) -> Checkpoints | None:
     return verdict.details.checkpoints
 
 
+@pytest.mark.covers
 def test_another_one() -> None:
     reference, other = stack(), stack(1)
     counted = found(other, reference)

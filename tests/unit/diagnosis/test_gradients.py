@@ -68,12 +68,14 @@ def test_a_wrong_backward_is_named(
     assert "Confirmed: with the reference's module in its place" in verdict.explanation
 
 
+@pytest.mark.covers
 def test_each_wrong_layer_is_an_origin_the_last_first() -> None:
     verdict = compared(Net(), Net(training.WrongBackward, None)).verdict
     assert [origin.module for origin in verdict.origins] == ["layers.2", "layers.1", "layers.0"]
     assert verdict.confirmed
 
 
+@pytest.mark.covers
 def test_a_reference_that_stops_the_gradient() -> None:
     comparison = compared(Net(training.Detached), Net())
     origin = comparison.verdict.origin
@@ -201,6 +203,7 @@ def test_rounding_is_no_difference() -> None:
     assert found.worst.error < found.worst.limit
 
 
+@pytest.mark.covers
 def test_what_one_side_alone_trains() -> None:
     for frozen, words in (
         (1, "does not train its `weight`"),
@@ -229,6 +232,7 @@ def test_without_the_models_themselves() -> None:
     assert found.why.startswith("only some modules")
 
 
+@pytest.mark.covers
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_what_cannot_be_differentiated() -> None:
     found = said(compared(Net(), Net(training.Reentrant)))
@@ -250,6 +254,7 @@ def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
         yield parameter.grad
 
 
+@pytest.mark.covers
 def test_models_stay_as_they_are() -> None:
     models = [Net(training.WrongBackward), Net()]
     for model in models:
@@ -282,6 +287,7 @@ def test_padding_has_no_gradient() -> None:
     assert isinstance(found, GradientsAgree)
 
 
+@pytest.mark.covers
 def test_words() -> None:
     text = compared(Net(), Net()).verdict.explanation
     assert re.search(r"Their gradients agree: 17 were compared, all are equal\.", text)

@@ -109,6 +109,7 @@ class TestCaches:
         ]
         assert all(row.is_output and row.is_written and row.argument is None for row in written)
 
+    @pytest.mark.covers
     def test_who_writes_something_wrong_is_to_blame_not_who_hands_it_on(self) -> None:
         reference, candidate = pair(steps=2)
 
@@ -123,6 +124,7 @@ class TestCaches:
         assert "What `layers.0` leaves in its argument `memory` is wrong." in text
         assert "It matches a known mistake: scaled by 2" in text
 
+    @pytest.mark.covers
     def test_another_entry_is_a_divergence_and_an_unread_one_none(self) -> None:
         reference, candidate = pair(steps=2)
         candidate.layers[0].index = 7
@@ -153,6 +155,7 @@ class TestCaches:
         else:
             assert judged(reference, candidate)[:2] == ("layers.0", "computation")
 
+    @pytest.mark.covers
     def test_one_that_was_not_handed_on_in_an_earlier_step(self) -> None:
         reference, candidate = pair(steps=2)
         candidate.given = lambda layer, memory: memory if layer.index else None
@@ -162,6 +165,7 @@ class TestCaches:
         assert "reference: Memory, at" in text
         assert "candidate: None, at" in text
 
+    @pytest.mark.covers
     def test_the_references_own_is_left_alone_by_the_trial(self) -> None:
         reference, candidate = pair(steps=3)
         candidate.given = lambda layer, memory: memory if layer.index else None
@@ -170,6 +174,7 @@ class TestCaches:
 
 
 class TestEditsInPlace:
+    @pytest.mark.covers
     def test_an_edit_that_the_caller_still_needs_is_found(self) -> None:
         reference, candidate = pair()
         own = candidate.layers[1].norm.forward
@@ -187,6 +192,7 @@ class TestEditsInPlace:
             text
         )
 
+    @pytest.mark.covers
     def test_an_edit_of_what_is_shared_with_later_calls(self) -> None:
         reference, candidate = pair()
         for model in (reference, candidate):
@@ -231,6 +237,7 @@ def with_one_table(self, x):
     return self.head(x)
 
 
+@pytest.mark.covers
 class TestMasks:
     def test_one_that_means_the_same_and_makes_nan(self) -> None:
         reference, candidate = pair()
@@ -260,6 +267,7 @@ class TestMasks:
 
 
 class TestWhatModulesHold:
+    @pytest.mark.covers
     def test_tensors_in_attributes_and_of_others(self) -> None:
         reference, candidate = pair()
         candidate.scale = torch.tensor(0.7)
@@ -275,6 +283,7 @@ class TestWhatModulesHold:
 
 
 class TestConfirmation:
+    @pytest.mark.covers
     def test_an_argument_in_another_form_is_confirmed_by_the_output_around_it(self) -> None:
         reference, candidate = pair()
         own = candidate.layers[1].mix
@@ -428,6 +437,7 @@ class Masked(nn.Module):
         return self.inner(x, mask.masked_fill(torch.ones(4, 8).triu(1).bool(), self.hidden))
 
 
+@pytest.mark.covers
 def test_an_innocent_argument_is_not_confirmed_by_a_value_that_agreed_already():
     torch.manual_seed(0)
     reference, candidate = Masked(0.0, -40.0), Masked(0.25, -41.0)

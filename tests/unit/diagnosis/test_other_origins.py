@@ -68,6 +68,7 @@ def check(reference, candidate, inputs, mistakes):
     assert verdict.explanation.count("Confirmed:") == len(mistakes)
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("names", [
     ("mask of a window", "one bad channel", "logits scaled"),
     ("position ids off by one", "gate not activated", "bias added"),
@@ -84,6 +85,7 @@ def test_three_mistakes_are_named_in_one_run(names) -> None:
     check(reference, candidate, inputs, mistakes)
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("variant", ["prefill", "prefill_reference"])
 def test_three_mistakes_of_a_wrapped_model_are_named(variant) -> None:
     reference, inputs = tiny_llama()
@@ -94,6 +96,7 @@ def test_three_mistakes_of_a_wrapped_model_are_named(variant) -> None:
     check(reference, candidate, inputs, mistakes)
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("name", ["one weight", "mask of a window", "second norm left out"])
 def test_one_mistake_is_named_once(name) -> None:
     reference, inputs = tiny_llama()
@@ -104,6 +107,7 @@ def test_one_mistake_is_named_once(name) -> None:
     assert "more origin" not in verdict.explanation
 
 
+@pytest.mark.covers
 def test_they_come_in_execution_order_with_their_evidence(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     with torch.no_grad():
@@ -137,6 +141,7 @@ def test_without_a_second_run_or_a_divergence(reference, x) -> None:
     assert tracer.compare(reference, copy.deepcopy(reference), x).verdict.origins == ()
 
 
+@pytest.mark.covers
 def test_very_many_are_counted() -> None:
     torch.manual_seed(0)
     reference = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12))).eval()
@@ -148,6 +153,7 @@ def test_very_many_are_counted() -> None:
     assert verdict.explanation.endswith("3 more values disagree although their inputs are right.")
 
 
+@pytest.mark.covers
 def test_two_mistakes_where_one_is_in_a_module_called_twice(x) -> None:
     class Twice(Double):
         def forward(self, x):
@@ -163,6 +169,7 @@ def test_two_mistakes_where_one_is_in_a_module_called_twice(x) -> None:
     assert [origin.module for origin in verdict.origins] == ["first", "second"]
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("by", ["module", "argument"])
 def test_one_mistake_in_every_step_is_examined_once(by, monkeypatch) -> None:
     class Scaled(Double):

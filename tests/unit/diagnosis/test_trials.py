@@ -40,6 +40,7 @@ def test_the_reference_s_parameters_take_a_divergence_away(reference):
     assert before.peir > 0.01 > after.peir == 0.0
 
 
+@pytest.mark.covers
 def test_what_a_trial_leaves(reference):
     proof = proof_of(reference, wrong(reference, 0, 2))
     assert (proof.outcome, proof.confirmed) == (Outcome.ANOTHER_REMAINS, True)

@@ -90,7 +90,6 @@ def loaded(shared_data):
     return load("tiny-qwen3-vl", processor=shared_data / "qwen_processor" / "qwen3vl")
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_choices_against_token_by_token(loaded, folder) -> None:
     questions = read_questions(write(folder, RED, RED | {"image": "blue.png", "answer": 1}))
@@ -115,7 +114,6 @@ def test_choices_against_token_by_token(loaded, folder) -> None:
         image_questions(loaded.model, loaded.processor, questions, limit=0)
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_images_are_shrunk_as_for_a_calibration(loaded, folder, shared_data) -> None:
     image, limit = folder / "red.png", 5000
@@ -142,7 +140,6 @@ def by_tokens(model, processor, item, choice):
     return total
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_a_local_task_of_lm_eval(loaded, folder, tmp_path, monkeypatch) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra eval")

@@ -113,6 +113,7 @@ class TestVerdicts:
         assert kept.verdict.agrees
         assert_same(compared(saved(), kind, offload=True), kept)
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("mistake", [enlarge, take_another, forget_a_bias, break_two])
     def test_a_checkpoint_with_a_mistake(self, saved, mistake) -> None:
         kept = compared(saved(), saved(mistake), offload=False)
@@ -124,6 +125,7 @@ class TestVerdicts:
             said = "Its `weight` equals the reference's `model.layers.1.self_attn.q_proj.weight`."
             assert said in kept.verdict.explanation
 
+    @pytest.mark.covers
     def test_isolation_and_the_operations_inside(self, saved) -> None:
         options = {"isolate": "leaves", "what_if": 1}
         kept = compared(saved(), saved(enlarge), offload=False, **options)
@@ -135,6 +137,7 @@ class TestVerdicts:
         assert found.zoomed == kept.zoomed
         assert found.zoomed.explanation in found.verdict.explanation
 
+    @pytest.mark.covers
     def test_the_noise_floor_and_a_quantised_candidate(self, saved) -> None:
         kept = compared(saved(), "bfloat16", offload=False, noise_floor=True)
         found = compared(saved(), "bfloat16", offload=True, noise_floor=True)
@@ -228,6 +231,7 @@ def on_disk(model: nn.Module, folder: Path) -> nn.Module:
 
 
 class TestDispatchedByTheUser:
+    @pytest.mark.covers
     @pytest.mark.parametrize("dispatch", [in_memory, on_disk])
     def test_against_a_model_in_memory(self, dispatch, tmp_path: Path) -> None:
         broken = make_llama()
@@ -237,6 +241,7 @@ class TestDispatchedByTheUser:
         found = tracer.compare(make_llama(), dispatch(broken, tmp_path / "weights"), INPUTS)
         assert_same(found, expected)
 
+    @pytest.mark.covers
     def test_a_device_map(self, saved, tmp_path: Path) -> None:
         """Some layers in memory, others on disk."""
         dispatched = LlamaForCausalLM.from_pretrained(
@@ -329,6 +334,7 @@ class TestWrapped:
 
 
 class TestCommandLine:
+    @pytest.mark.covers
     def test_compare(self, saved, tmp_path: Path, capsys) -> None:
         paths = [str(saved()), "--candidate", str(saved(enlarge))]
         said = []
@@ -354,6 +360,7 @@ class TestRecord:
         assert headers[0]["checksum"] == headers[1]["checksum"]
         assert headers[0]["device"] == headers[1]["device"] == "cpu"
 
+    @pytest.mark.covers
     def test_a_recording_against_an_offloaded_model(self, saved, tmp_path: Path) -> None:
         tracer.record(make_llama(), INPUTS, tmp_path / "run.trace")
         recorded = tracer.open_trace(tmp_path / "run.trace")

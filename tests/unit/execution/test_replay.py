@@ -36,6 +36,7 @@ def loaded(request: pytest.FixtureRequest) -> dict[str, Loaded]:
 
 
 class TestRightPairs:
+    @pytest.mark.covers
     @pytest.mark.parametrize("side", SIDES)
     def test_prefill_and_decode_agree(self, loaded, side: str):
         model, inputs = loaded[side].model, loaded[side].inputs
@@ -51,6 +52,7 @@ class TestRightPairs:
         vocabulary = model.config.vocab_size
         assert [row.shape for row in heads] == [(3, 32, vocabulary), *[(3, 1, vocabulary)] * 16]
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("side", SIDES)
     def test_as_much_is_compared_as_where_both_step(self, loaded, side: str):
         model, inputs = loaded[side].model, loaded[side].inputs

@@ -155,6 +155,7 @@ class TestRun:
 
 
 class TestCalls:
+    @pytest.mark.covers
     @pytest.mark.no_cover  # many steps through the same lines
     @pytest.mark.parametrize("side", SIDES)
     def test_right_pairs_agree_step_by_step(self, loaded, side: str):
@@ -180,6 +181,7 @@ class TestCalls:
         assert all(row.agrees for row in comparison.rows)
         assert len(comparison.coverage.paired_modules) == len(list(model.modules()))
 
+    @pytest.mark.covers
     @pytest.mark.parametrize(("stage", "call"), [("prefill", 0), ("decode", 1)])
     def test_a_mistake_in_one_of_two_models(self, loaded, stage: str, call: int):
         model, inputs = loaded["left"].model, loaded["left"].inputs

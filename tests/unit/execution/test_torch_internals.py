@@ -271,6 +271,7 @@ def test_hooks_before_a_forward_are_found_by_their_handle() -> None:
     assert internals.forward_pre_hooks(layer)[handle.id] is hook
 
 
+@pytest.mark.covers
 def test_a_program_is_read_with_the_containers_of_transformers(tmp_path: Path) -> None:
     # Broken: see `torch.export.load` for what it calls now, and the archive for its description.
     model, ids = make_llama(), torch.ones(1, 3, dtype=torch.long)

@@ -253,6 +253,7 @@ class TestQuantised:
             assert item.causes[0].point == point
             assert item.causes[0].after < 0.05 * item.causes[0].before
 
+    @pytest.mark.covers
     def test_a_point_in_the_own_lines_of_attention(self):
         loaded = models.load("tiny-llama")
         overrides = {"model.layers.1.self_attn.softmax": affine("uint4")}

@@ -148,6 +148,7 @@ def test_modules_that_were_looked_at_stand_for_those_that_are_alike() -> None:
     assert (second.modules, second.measured, second.share) == (1, None, 0.25)
 
 
+@pytest.mark.covers
 def test_causes_are_looked_for_in_the_worst_of_those_that_are_alike() -> None:
     loaded = models.load("tiny-llama", seed=0)
     quantized = prepare(loaded.model, PTQConfig(activation=affine("uint8"), weight=affine("uint8")))
@@ -179,6 +180,7 @@ def test_a_candidate_of_other_names() -> None:
     assert (group.pattern, group.worst) == ("", "")
 
 
+@pytest.mark.covers
 def test_a_quantised_llama_by_hand() -> None:
     loaded = models.load("tiny-llama")
     wrapped = prepare(loaded.model, PTQConfig())

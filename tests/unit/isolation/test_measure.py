@@ -97,6 +97,7 @@ class TestIntroduced:
             ("1", 0.0),
         ]  # fmt: skip
 
+    @pytest.mark.covers
     def test_linear_layers_of_a_quantised_model_by_hand(self, llama, quantized):
         candidate = quantized(weight="uint4", activation="int16")
         found = isolation(llama.model, candidate, llama.inputs)
@@ -116,6 +117,7 @@ class TestIntroduced:
             assert call.introduced == EXACT(relative_l2(*pair), rel=1e-5)
             assert call.introduced_peir == EXACT(peir(*pair), rel=1e-5)
 
+    @pytest.mark.covers
     def test_blocks_of_a_quantised_model_by_hand(self, llama, quantized):
         candidate = quantized(weight="uint4", activation="int16", variant="prefill_reference")
         found = isolation(llama.model, candidate, llama.inputs, "blocks")
@@ -128,6 +130,7 @@ class TestIntroduced:
             pair = returned.reference[visible], output[visible]
             assert call_of(found, given.module).introduced == EXACT(relative_l2(*pair), rel=1e-5)
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("level", ["leaves", "blocks", "layers", "*_proj"])
     def test_shares_sum_to_one(self, llama, quantized, level: str):
         found = isolation(llama.model, quantized(), llama.inputs, level)
@@ -162,6 +165,7 @@ class TestIntroduced:
         assert calls[1].input_peir > 0.5
         assert (found.modules[0].calls, found.modules[0].share) == (2, EXACT(1.0))
 
+    @pytest.mark.covers
     def test_decode_steps(self, llama, quantized):
         candidate = quantized(variant="decode", steps=2, weight="uint4", activation="int16")
         reference = tracer.Stepping(llama.model, steps=2)
@@ -183,6 +187,7 @@ class TestIntroduced:
         assert found.modules[0].module == "lm_head"
         assert found.modules[0].share > 0.999
 
+    @pytest.mark.covers
     def test_causes_of_a_quantised_candidate_where_asked_for(self, llama, quantized):
         inputs = llama.inputs
         found = isolation(llama.model, quantized(), inputs, causes=False)
@@ -326,6 +331,7 @@ class TestWhatIf:
         assert (recovery.before, recovery.before_l2) == EXACT(before, rel=1e-5)
         assert (recovery.after, recovery.after_l2) == (0.0, 0.0)
 
+    @pytest.mark.covers
     def test_each_alone_and_all_together(self):
         model = chain(6, 5, 4, 3)
         candidate = scaled(model, m0=1.3, m1=1.1, m2=0.6)
@@ -339,6 +345,7 @@ class TestWhatIf:
                 after = peir(model(X), mixed(X)), relative_l2(model(X), mixed(X))
             assert (recovery.after, recovery.after_l2) == EXACT(after, rel=1e-4)
 
+    @pytest.mark.covers
     def test_what_is_swapped(self):
         model = chain(6, 5, 3)
         found = tracer.compare(model, scaled(model, m1=1.1), X, what_if=1).isolation
@@ -352,6 +359,7 @@ class TestWhatIf:
 
 
 class TestRuns:
+    @pytest.mark.covers
     def test_nothing_is_changed(self, llama, quantized):
         candidate = quantized(weight="uint4")
         random = torch.get_rng_state()

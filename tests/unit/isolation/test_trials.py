@@ -124,6 +124,7 @@ def test_of_leaves_the_worst_of_each_pattern_is_called_again(runs: list[Run]) ->
     }
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("level", ["leaves", "layers"])
 def test_all_modules_where_asked_for(level: str, runs: list[Run]) -> None:
     found, some = (isolation(pair(), level, causes=causes) for causes in ("all", True))
@@ -135,6 +136,7 @@ def test_all_modules_where_asked_for(level: str, runs: list[Run]) -> None:
     assert looked_at == {i.module: i for i in found.modules if i.module in looked_at}
 
 
+@pytest.mark.covers
 def test_what_introduces_little_is_not_looked_into(runs: list[Run]) -> None:
     models = pair()
     for layer in models[1].layers:
@@ -145,6 +147,7 @@ def test_what_introduces_little_is_not_looked_into(runs: list[Run]) -> None:
     assert any("first" in item.module for item in isolation(models, "*.first").modules)
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize(("most", "count"), [(0, 2), (1000, 1)])
 @pytest.mark.parametrize("level", ["leaves", "layers"])
 def test_how_much_is_kept_makes_no_difference(
@@ -164,6 +167,7 @@ class Editing(Layer):
         return x.mul_(2) + self.second(torch.relu(self.first(x)))
 
 
+@pytest.mark.covers
 def test_calls_that_cannot_be_kept_are_made_again_in_a_run(runs: list[Run]) -> None:
     found = isolation(pair(Editing), "layers")
     assert len(runs) == 2
@@ -340,6 +344,7 @@ class Idle(Part):
         return frozenset({"offset"})
 
 
+@pytest.mark.covers
 def test_what_is_known_to_make_no_difference_is_not_tried(runs: list[Run]) -> None:
     models = pair()
     expected = isolation(models, "leaves", causes="all")
@@ -352,6 +357,7 @@ def test_what_is_known_to_make_no_difference_is_not_tried(runs: list[Run]) -> No
     assert [item.causes for item in found.modules] == [item.causes for item in expected.modules]
 
 
+@pytest.mark.covers
 def test_a_quantised_model_is_called_again_as_often_as_its_points_ask(runs: list[Run]) -> None:
     loaded = tracer.models.load("tiny-llama")
     spec = wrappers.affine("uint8")

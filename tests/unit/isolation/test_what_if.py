@@ -35,6 +35,7 @@ def with_wrong_attention(model: nn.Module) -> nn.Module:
     return wrong
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("cached", [False, True])
 def test_attention_with_a_cache(llama, cached: bool):
     """Swapped attention leaves in the cache what the reference's would."""
@@ -50,6 +51,7 @@ def test_attention_with_a_cache(llama, cached: bool):
     assert recovery.after_l2 < 1e-5
 
 
+@pytest.mark.covers
 def test_projections_in_other_forms(llama):
     """The wrapped k_proj carries a factor, and attention goes head by head."""
     candidate = models.candidate(llama, "wrapped", variant="prefill")
@@ -62,6 +64,7 @@ def test_projections_in_other_forms(llama):
     assert recovery.after < 1e-5
 
 
+@pytest.mark.covers
 def test_images(llama):
     loaded = models.load("tiny-qwen3-vl")
     candidate = models.candidate(loaded, "wrapped", variant="prefill")
@@ -75,6 +78,7 @@ def test_images(llama):
     assert recovery.after < 1e-5
 
 
+@pytest.mark.covers
 def test_another_dtype(llama):
     """The reference's module computes in float32, and its output goes on in bfloat16."""
     candidate = copy.deepcopy(models.candidate(llama, "bfloat16"))
@@ -98,6 +102,7 @@ def test_a_module_with_a_wrong_one_inside_is_swapped_with_it():
     assert (recovery.after, recovery.after_l2) == (0.0, 0.0)
 
 
+@pytest.mark.covers
 def test_an_output_that_cannot_take_the_candidates_place():
     class Turned(nn.Linear):
         """Gives its output in another order."""

@@ -36,6 +36,7 @@ def layers() -> tuple[nn.Module, nn.Module]:
     return right, wrong
 
 
+@pytest.mark.covers
 def test_every_run_of_a_comparison_is_named() -> None:
     told = Told()
     comparison = tracer.compare(
@@ -79,6 +80,7 @@ def test_gradients_and_zooming() -> None:
     assert ("zooming", 1, None) in told.phases
 
 
+@pytest.mark.covers
 def test_a_plain_function_is_told_the_calls_of_the_comparison_only() -> None:
     counts: list[int] = []
     tracer.compare(*layers(), X, isolate="leaves", noise_floor=True, progress=counts.append)

@@ -168,6 +168,7 @@ class TestPhotos:
         text = loaded.tokenizer.decode(batch["input_ids"][row])
         return text.split("<|vision_end|>")[-1].partition("<|im_end|>")[0]
 
+    @pytest.mark.covers
     def test_parts_of_them_with_other_questions(self, photographed):
         data = calibration(photographed, count=3)
         assert data.batches[0] is photographed.inputs

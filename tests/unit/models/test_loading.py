@@ -107,6 +107,7 @@ class TestImages:
         expected = torch.stack([torch.zeros_like(rows), rows, columns]).flatten(1) + 4
         assert torch.equal(photo, expected)
 
+    @pytest.mark.covers
     def test_a_checkpoint_comes_with_its_processor(self, checkpoint, photos):
         loaded = load(checkpoint, images=[photos["camera.png"]], max_pixels=20_000)
         assert loaded.inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
@@ -147,6 +148,7 @@ class TestImages:
         with pytest.raises(InputError, match=r"a.png: not an image"):
             load("organisation/none", images=[tmp_path / "a.png"])
 
+    @pytest.mark.covers
     def test_a_photo_of_ones_own(self, tmp_path: Path, processor_folder):
         Image.new("RGBA", (70, 40), (255, 0, 0, 128)).save(tmp_path / "red.png")
         loaded = load(

@@ -179,7 +179,6 @@ def test_lines_of_two_kinds(tmp_path) -> None:
         make(recipe, "tiny-llama", tmp_path / "other")
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 def test_photos_and_questions(tmp_path, shared_data) -> None:
     pytest.importorskip("PIL")
@@ -198,7 +197,6 @@ def test_photos_and_questions(tmp_path, shared_data) -> None:
     assert "100.0% of 1 questions" in found.in_words()[0] or "0.0% of 1" in found.in_words()[0]
 
 
-@pytest.mark.slow
 @pytest.mark.covers
 @pytest.mark.parametrize(("per_layer", "expected"), [
     (True, ["manifest.json", "prefill.embedding.pt2", "prefill.head.pt2", "prefill.layer.0.pt2"]),

@@ -105,6 +105,7 @@ class TestFixture:
 
 
 class TestReports:
+    @pytest.mark.covers
     def test_each_failure_has_its_own(self, suite, pytester: pytest.Pytester) -> None:
         result = suite(FAILING, "--trace-report", "new/reports")
         result.assert_outcomes(failed=3)
@@ -151,6 +152,7 @@ class TestReports:
         suite(tests, "--trace-report", "out").assert_outcomes(passed=1)
         assert written(pytester.path / "out") == []
 
+    @pytest.mark.covers
     def test_across_processes(self, pytester: pytest.Pytester) -> None:
         pytester.makepyfile(test_port=f"{MODELS}\n{FAILING}")
         result = pytester.runpytest_subprocess(*SLIM, "-q", "-n2", "--trace-report", "out")

@@ -264,6 +264,7 @@ def test_the_command_line_ranks_and_flags(tmp_path, capsys):
     assert '"kind": "scale_of_one"' in report.read_text()
 
 
+@pytest.mark.covers
 def test_a_comparison_in_python_says_it_too(w8a8):
     reference, candidate = small(), load(w8a8)
     candidate.get_submodule(DOWN).weight_scale.data[0] = 0.0

@@ -305,6 +305,7 @@ def test_wrong_masks_are_replaced() -> None:
     assert zoomed.kind == "none"
 
 
+@pytest.mark.covers
 def test_by_itself_only_where_the_origin_is_confirmed_and_in_own_lines() -> None:
     assert tracer.compare(*pair(right)).zoomed is None
     assert tracer.compare(*pair(in_place), confirm=False).zoomed is None
@@ -387,6 +388,7 @@ def test_reports_have_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "    gate[:, 0] = 0.0" in shown
 
 
+@pytest.mark.covers
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", "tiny-llama", "--zoom", LLAMA]) == ExitCode.AGREES
     assert f"Inside `{LLAMA}` there is no culprit" in capsys.readouterr().out

@@ -70,6 +70,7 @@ def sequence(middle: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), middle, nn.Linear(8, 8)).eval()
 
 
+@pytest.mark.covers
 class TestAPlantedBackend:
     @pytest.mark.parametrize(
         "edit",
@@ -204,6 +205,7 @@ class TestAPlantedBackend:
 
 
 class TestTheStages:
+    @pytest.mark.covers
     def test_dynamo_inside_a_module(self) -> None:
         model = sequence(Half())
         inside = tracer.compare(model, torch.compile(model, backend="aot_eager"), X).inside
@@ -212,6 +214,7 @@ class TestTheStages:
         assert inside.node.operation == "bfloat16"
         assert inside.left.agrees
 
+    @pytest.mark.covers
     def test_dynamo_in_the_lines_around_modules(self) -> None:
         model = Outside().eval()
         comparison = tracer.compare(model, torch.compile(model, backend="eager"), X)
@@ -221,6 +224,7 @@ class TestTheStages:
         assert (inside.left.called, inside.left.agrees) == (("first", "last"), True)
         assert 'model.get_submodule("last").compile(...)' in inside.explanation
 
+    @pytest.mark.covers
     def test_aot_with_an_operator_that_hides_what_it_writes(self) -> None:
         model = sequence(Writing())
         backend = "aot_eager_decomp_partition"
@@ -229,6 +233,7 @@ class TestTheStages:
         assert "bump(y)" in inside.node.text
         assert inside.left.agrees
 
+    @pytest.mark.covers
     def test_a_candidate_that_is_wrong_as_it_is_written(self) -> None:
         model, port = layers(), layers()
 
@@ -243,6 +248,7 @@ class TestTheStages:
         assert comparison.zoomed.culprit.text == "return self.down(torch.softmax(self.up(x), 0))"
         assert "that is not why" in comparison.verdict.explanation
 
+    @pytest.mark.covers
     def test_graph_breaks_are_said(self) -> None:
         model = Broken().eval()
         candidate = torch.compile(model, backend=planted(other_axis))
@@ -259,6 +265,7 @@ class TestTheStages:
 
 
 class TestWhatIsRight:
+    @pytest.mark.covers
     @pytest.mark.parametrize("backend", ["eager", "aot_eager", "aot_eager_decomp_partition"])
     def test_is_not_opened_unless_that_is_asked_for(self, backend: str) -> None:
         model = layers()
@@ -276,6 +283,7 @@ class TestWhatIsRight:
     def test_a_model_that_is_not_compiled_has_no_inside(self) -> None:
         assert tracer.compare(layers(), layers(), X, inside=True).inside is None
 
+    @pytest.mark.covers
     def test_dropout_in_training(self) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)).train()
         candidate = torch.compile(model, backend="aot_eager")
@@ -308,6 +316,7 @@ def test_a_scripted_whole_is_never_confirmed_by_its_own_output() -> None:
     assert "is scripted: its inside cannot be seen." in comparison.verdict.explanation
 
 
+@pytest.mark.covers
 def test_phases_are_told() -> None:
     told = []
 

@@ -127,6 +127,7 @@ class TestImages:
             prompts=2, new_tokens=3,
         ))  # fmt: skip
 
+    @pytest.mark.covers
     def test_each_sequence_begins_with_them(self, pictured: LoadedWorkload):
         opening = pictured.bos
         assert isinstance(opening, Opening)
