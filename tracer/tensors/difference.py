@@ -271,16 +271,17 @@ def _of_usual(r: torch.Tensor, c: torch.Tensor) -> Difference | None:
     """
     if not (type(r) is type(c) is torch.Tensor and r.dtype is c.dtype is torch.float32):
         return None
-    if not (r.is_cpu and c.is_cpu and r.shape == c.shape):
+    if not (r.is_cpu and c.is_cpu and 0 < r.numel() <= CHUNK):
         return None
     if r.requires_grad or c.requires_grad:
         r, c = r.detach(), c.detach()
     try:
-        reference, candidate = r.numpy().reshape(-1), c.numpy().reshape(-1)
+        reference, candidate = r.numpy(), c.numpy()
     except (RuntimeError, TypeError):  # sparse, nested, of another sign than what is stored
         return None
-    if not 0 < reference.size <= CHUNK:
+    if reference.shape != candidate.shape:
         return None
+    reference, candidate = reference.reshape(-1), candidate.reshape(-1)
     sums = by_numpy(reference, candidate)
     if sums is None or not _is_safe(sums):
         return None
