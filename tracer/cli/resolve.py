@@ -246,7 +246,7 @@ def _taken_over(
     from tracer.execution.offload import execution_device
     from tracer.execution.session import working_dtype
     from tracer.models.loading import cast_float
-    from tracer.tensors.leaves import map_tensors
+    from tracer.tensors.rebuilding import map_tensors
 
     known = argument_names(loaded.model)
     unknown = [name for name in own if names.get(name, name) not in known]

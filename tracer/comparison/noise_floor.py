@@ -24,7 +24,8 @@ from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.progress import Phases
 from tracer.measurement.rows import CallRecord, Row, first_divergence
-from tracer.tensors.leaves import deep_copy, is_stateful, map_tensors, tensor_leaves
+from tracer.tensors.leaves import is_stateful, tensor_leaves
+from tracer.tensors.rebuilding import deep_copy, map_tensors
 from tracer.tensors.roles import DEFAULT_ROLES, Roles
 from tracer.tensors.tolerance import Tolerance
 from tracer.text import with_class

@@ -43,7 +43,7 @@ from tracer.measurement.gradients import (
     visible_in,
 )
 from tracer.measurement.rows import CallKey, Row
-from tracer.tensors.leaves import deep_copy
+from tracer.tensors.rebuilding import deep_copy
 from tracer.tensors.roles import Roles
 from tracer.tensors.tolerance import Tolerance
 

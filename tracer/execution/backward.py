@@ -15,7 +15,8 @@ from tracer.execution.hooks import Answer, Call, NewOutput, Phase, Recorder, hoo
 from tracer.execution.module_state import module_states_kept
 from tracer.execution.state import RandomNumbers, ThreadState, random_state_kept
 from tracer.execution.torch_internals import call_replaced, sums_of
-from tracer.tensors.leaves import deep_copy, map_tensors, tensor_leaves
+from tracer.tensors.leaves import tensor_leaves
+from tracer.tensors.rebuilding import deep_copy, map_tensors
 
 Tensor = torch.Tensor
 

@@ -20,14 +20,8 @@ import torch
 from torch import nn
 
 from tracer.execution.torch_internals import declared
-from tracer.tensors.leaves import (
-    Unused,
-    deep_copy,
-    is_stateful,
-    replace_leaves,
-    tensor_leaves,
-    version_of,
-)
+from tracer.tensors.leaves import Unused, is_stateful, tensor_leaves, version_of
+from tracer.tensors.rebuilding import deep_copy, replace_leaves
 
 if TYPE_CHECKING:
     from tracer.execution.hooks import Call

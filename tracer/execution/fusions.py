@@ -17,7 +17,8 @@ from torch import nn
 from tracer.execution.hooks import Call, Phase
 from tracer.execution.offload import own_parameters, value_of
 from tracer.execution.torch_internals import parameters_of
-from tracer.tensors.leaves import leaves, replace_leaves
+from tracer.tensors.leaves import leaves
+from tracer.tensors.rebuilding import replace_leaves
 
 # A row is recognised by its product with a random vector.
 _SAME_ROW = 1e-9

@@ -18,8 +18,9 @@ from tracer.execution.standin import Arguments, StandIn
 from tracer.execution.torch_internals import as_written
 from tracer.execution.weights import Weights
 from tracer.tensors.fingerprints import checksum
-from tracer.tensors.leaves import deep_copy, describe, tensor_leaves
+from tracer.tensors.leaves import describe, tensor_leaves
 from tracer.tensors.masks import visible_pair, visible_positions
+from tracer.tensors.rebuilding import deep_copy
 from tracer.tensors.roles import DEFAULT_ROLES
 from tracer.text import listed
 

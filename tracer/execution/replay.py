@@ -20,14 +20,8 @@ from dataclasses import dataclass, field
 import torch
 
 from tracer.execution.hooks import Answer, Call, Phase
-from tracer.tensors.leaves import (
-    LeftOut,
-    children,
-    deep_copy,
-    is_stateful,
-    tensor_leaves,
-    version_of,
-)
+from tracer.tensors.leaves import LeftOut, children, is_stateful, tensor_leaves, version_of
+from tracer.tensors.rebuilding import deep_copy
 from tracer.tensors.roles import DEFAULT_ROLES, Roles, is_any
 
 # Where in a tensor something is: dimensions, each from a position up to another.

@@ -9,7 +9,8 @@ import torch
 from tracer.execution.forms import bring_to_form
 from tracer.execution.hooks import Answer, Call, Phase
 from tracer.execution.side import Event, EventKey, Failure, Side, SideObserver
-from tracer.tensors.leaves import map_tensors, snapshot, tensor_leaves, version_of
+from tracer.tensors.leaves import tensor_leaves, version_of
+from tracer.tensors.rebuilding import map_tensors, snapshot
 
 # How many events the reference may be ahead of the last one that was met before the candidate's is
 # held back instead: the calls of two or three layers, so that a call that only the candidate makes

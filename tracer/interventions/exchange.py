@@ -11,7 +11,8 @@ from tracer.execution.offload import load_instead, value_of
 from tracer.execution.torch_internals import as_written, buffers_of, parameters_of
 from tracer.interventions.substitution import device_of
 from tracer.measurement.arguments import declared_rows, scale_between
-from tracer.tensors.leaves import children, deep_copy, replace_leaves
+from tracer.tensors.leaves import children
+from tracer.tensors.rebuilding import deep_copy, replace_leaves
 
 
 def exchange(

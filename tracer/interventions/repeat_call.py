@@ -16,7 +16,8 @@ from tracer.execution.kept_tensors import has_same_numbers
 from tracer.execution.module_state import ModuleStates, module_states_kept
 from tracer.execution.state import RandomStates, random_state_kept
 from tracer.tensors.kinds import copied
-from tracer.tensors.leaves import deep_copy, tensor_leaves, version_of
+from tracer.tensors.leaves import tensor_leaves, version_of
+from tracer.tensors.rebuilding import deep_copy
 
 
 class Recall:

@@ -14,14 +14,8 @@ from tracer.execution.hooks import Call, NewArguments, NewOutput
 from tracer.measurement.arguments import CallPair, read_argument, read_output, scale_between
 from tracer.measurement.layout import in_shape_of, nested_otherwise
 from tracer.tensors.kinds import copied
-from tracer.tensors.leaves import (
-    deep_copy,
-    is_stateful,
-    leaves,
-    map_tensors,
-    replace_leaves,
-    tensor_leaves,
-)
+from tracer.tensors.leaves import is_stateful, leaves, tensor_leaves
+from tracer.tensors.rebuilding import deep_copy, map_tensors, replace_leaves
 
 
 def give_argument(calls: CallPair, name: str) -> NewArguments | None:

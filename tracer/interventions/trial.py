@@ -18,7 +18,7 @@ from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey, Row
 from tracer.tensors.kinds import copied
 from tracer.tensors.known_mistakes import Fit, known_mistakes
-from tracer.tensors.leaves import map_tensors
+from tracer.tensors.rebuilding import map_tensors
 from tracer.tensors.value_path import OUTPUT, ValuePath
 
 

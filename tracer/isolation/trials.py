@@ -42,7 +42,8 @@ from tracer.measurement.comparer import Comparer
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey, CallRecord
 from tracer.tensors.difference import Difference
-from tracer.tensors.leaves import deep_copy, is_stateful, tensor_leaves, version_of
+from tracer.tensors.leaves import is_stateful, tensor_leaves, version_of
+from tracer.tensors.rebuilding import deep_copy
 from tracer.tensors.value_path import OUTPUT, ValuePath
 
 # What is kept of a run until it has ended.

@@ -16,7 +16,7 @@ from tracer.interventions.substitution import device_of, give_output, in_form_of
 from tracer.measurement.arguments import CallPair
 from tracer.measurement.intervention import Intervention
 from tracer.measurement.rows import CallKey
-from tracer.tensors.leaves import deep_copy
+from tracer.tensors.rebuilding import deep_copy
 
 
 class Swapping(Intervention):

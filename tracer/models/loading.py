@@ -58,7 +58,7 @@ from tracer.models.locate import (
     locate,
     locate_processor,
 )
-from tracer.tensors.leaves import map_tensors
+from tracer.tensors.rebuilding import map_tensors
 from tracer.text import brief, listed
 
 if TYPE_CHECKING:

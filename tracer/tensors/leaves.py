@@ -10,12 +10,10 @@ objects that hold tensors, such as key-value caches.
 """
 
 import array
-import copy
 import dataclasses
 import reprlib
-from collections import UserDict, deque
+from collections import deque
 from collections.abc import (
-    Callable,
     ItemsView,
     Iterable,
     Iterator,
@@ -34,7 +32,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tracer.tensors.by_class import ByClass
-from tracer.tensors.kinds import copied as own_copy
 from tracer.tensors.kinds import plain
 
 # Deeper than this an object is walked at its first place only: where all refer to each other, the
@@ -99,47 +96,6 @@ def tensor_leaves(value: object, path: str) -> Iterator[tuple[str, torch.Tensor]
             yield leaf_path, leaf
 
 
-def replace_leaves(value: object, path: str, replacements: Mapping[str, object]) -> object:
-    """The same nested value with the leaves at the given paths replaced.
-
-    Containers on the way are rebuilt in their own type, everything else is kept by reference. An
-    object that is no container (a cache) is changed in place, since the model holds on to it.
-    """
-    if path in replacements:
-        return replacements[path]
-    if not any(key.startswith(f"{path}.") for key in replacements):
-        return value
-    parts = [
-        (key, replace_leaves(child, f"{path}.{key}", replacements))
-        for key, child in children(value)
-    ]
-    if _is_container(value):
-        return _rebuilt(value, parts)
-    for key, child in parts:
-        setattr(value, key, child)
-    return value
-
-
-def snapshot(value: object) -> object:
-    """The same nested value as it is now, in containers and objects of its own.
-
-    A list or a cache that is filled further leaves its snapshot alone. Tensors are not copied, and
-    neither are objects that hold none.
-    """
-    return _snapshot(value, ())
-
-
-def deep_copy(value: object, copied: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
-    """The same nested value, nothing of which is shared: caches and other objects are copied too.
-
-    Args:
-        copied: makes the copy of each tensor; by default a clone that is free of its graph.
-    """
-    copied = copied or own_copy
-    memo = {id(tensor): copied(tensor) for _, tensor in tensor_leaves(value, "")}
-    return copy.deepcopy(value, memo)
-
-
 def version_of(value: "torch.Tensor | LeftOut") -> int | None:
     """A tensor's in-place version; None for inference tensors, which keep none.
 
@@ -148,12 +104,6 @@ def version_of(value: "torch.Tensor | LeftOut") -> int | None:
     if isinstance(value, LeftOut):
         return 0
     return None if value.is_inference() else value._version
-
-
-def map_tensors(value: object, function: Callable[[torch.Tensor], torch.Tensor]) -> object:
-    """The same nested value with a function applied to each tensor leaf; see `replace_leaves`."""
-    changed = {path: function(tensor) for path, tensor in tensor_leaves(value, "value")}
-    return replace_leaves(value, "value", changed) if changed else value
 
 
 def children(value: object) -> list[tuple[str, object]]:
@@ -242,7 +192,7 @@ def is_stateful(value: object) -> bool:
         return False
     if isinstance(value, _STATEFUL):
         return True
-    return not _is_container(value) and hasattr(value, "__dict__")
+    return not is_container(value) and hasattr(value, "__dict__")
 
 
 _STATELESS = (torch.Tensor, tuple, nn.Module, Enum, type, Set)
@@ -329,9 +279,9 @@ def _walk_all(value: object, path: str, above: tuple[int, ...]) -> Iterator[tupl
     if len(above) > _MAX_DEPTH:
         yield path, Opaque(f"what is nested more than {_MAX_DEPTH} deep")
         return
-    is_empty = not _is_container(value)
+    is_empty = not is_container(value)
     for key, child in children(value):
-        is_private = key.startswith("_") and not _is_container(value)
+        is_private = key.startswith("_") and not is_container(value)
         for leaf_path, leaf in _walk_all(child, f"{path}.{key}", (*above, id(value))):
             if not is_private or isinstance(leaf, torch.Tensor | LeftOut):
                 is_empty = False
@@ -372,7 +322,7 @@ def _is_value(value: object) -> bool:
     if isinstance(value, Set):
         parts = (part if isinstance(part, tuple) else (part,) for part in value)
         return all(_is_value(leaf) or is_plain(leaf) for part in parts for leaf in part)
-    if isinstance(value, torch.Tensor | nn.Module) or callable(value) or _is_container(value):
+    if isinstance(value, torch.Tensor | nn.Module) or callable(value) or is_container(value):
         return False
     return not is_plain(value) and type(value).__eq__ is not object.__eq__
 
@@ -389,20 +339,6 @@ def _slots(cls: type) -> Sequence[str]:
     ]
 
 
-def _snapshot(value: object, above: tuple[int, ...]) -> object:
-    if isinstance(value, torch.Tensor) or id(value) in above:
-        return value
-    if not _is_container(value) and not any(tensor_leaves(value, "")):
-        return value
-    parts = [(key, _snapshot(child, (*above, id(value)))) for key, child in children(value)]
-    if _is_container(value):
-        return _rebuilt(value, parts)
-    taken = copy.copy(value)
-    for key, child in parts:
-        setattr(taken, key, child)
-    return taken
-
-
 def _ordered(tensor: torch.Tensor) -> torch.Tensor:
     """The same values where `min` and `max` are implemented for them."""
     unordered = tensor.is_floating_point() and tensor.element_size() == 1
@@ -412,7 +348,8 @@ def _ordered(tensor: torch.Tensor) -> torch.Tensor:
 _UNORDERED = (torch.uint16, torch.uint32, torch.uint64)
 
 
-def _is_container(value: object) -> bool:
+def is_container(value: object) -> bool:
+    """Whether it is no more than what holds its parts, and can be made of others."""
     return _parts_of(value).is_container or _is_registered(value)
 
 
@@ -422,35 +359,3 @@ def _is_registered(value: object) -> bool:
     Those are walked by attribute, whether or not someone has registered their class by now.
     """
     return type(value) in pytree.SUPPORTED_NODES and not hasattr(value, "__dict__")
-
-
-def _rebuilt(value: object, parts: Sequence[tuple[str, object]]) -> object:
-    """A container of the same type with other parts, given in the order of `children`."""
-    items = [child for _, child in parts]
-    if isinstance(value, torch.Tensor):
-        tensors = [item for item in items if isinstance(item, torch.Tensor)]
-        return torch.nested.as_nested_tensor(tensors, layout=value.layout)
-    if isinstance(value, Mapping):
-        if not isinstance(value, dict | UserDict):
-            return type(value)(dict(zip(value, items, strict=True)))  # type: ignore[call-arg]
-        mapping = copy.copy(value)
-        for key, child in zip(value, items, strict=True):
-            mapping[key] = child
-        return mapping
-    if isinstance(value, list):
-        sequence = copy.copy(value)
-        sequence[:] = items
-        return sequence
-    if isinstance(value, tuple):
-        if all(old is new for old, new in zip(value, items, strict=True)):
-            return value
-        # The results of `torch.max` and the like have a constructor of their own.
-        is_result = hasattr(value, "n_sequence_fields") or isinstance(value, torch.Size)
-        return type(value)(items) if is_result else tuple.__new__(type(value), items)
-    if dataclasses.is_dataclass(value):
-        record = copy.copy(value)
-        for name, child in parts:
-            object.__setattr__(record, name, child)
-        return record
-    _, context = pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)
-    return pytree.SUPPORTED_NODES[type(value)].unflatten_fn(items, context)

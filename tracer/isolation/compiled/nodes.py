@@ -29,7 +29,8 @@ from tracer.interventions.forcing import Forcing, Replaced
 from tracer.isolation.compiled.result import GraphNode
 from tracer.isolation.compiled.trials import Trials
 from tracer.tensors.difference import Difference
-from tracer.tensors.leaves import deep_copy, version_of
+from tracer.tensors.leaves import version_of
+from tracer.tensors.rebuilding import deep_copy
 from tracer.tensors.tolerance import Tolerance
 
 _TRACER = f"{Path(__file__).parents[2]}{os.sep}"  # it calls modules of PyTorch's own
