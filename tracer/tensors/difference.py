@@ -31,6 +31,8 @@ from tracer.tensors.kernels import Array, Chooser, Pass, Sums, by_numpy
 
 # Elements per chunk: two float32 operands and the buffer of their difference stay in a 2 MiB L2.
 CHUNK = 131_072
+# The compiled pass reads each element once, in blocks of its own.
+COMPILED_CHUNK = 8 * CHUNK
 
 # Squares of float32 values outside this range overflow or lose bits to denormals.
 _SAFE_LOW, _SAFE_HIGH = 1e-15, 1e16
@@ -106,8 +108,9 @@ class Difference:
             return same
         fits = on_cpu and fits_float32(reference.dtype) and fits_float32(candidate.dtype)
         one_pass = _CHOOSER.chosen(reference.numel()) if fits else by_numpy
+        size = EXACT_CHUNK if not on_cpu else CHUNK if one_pass is by_numpy else COMPILED_CHUNK
         result: Difference | None = None
-        for r, c in chunks(reference, candidate, CHUNK if on_cpu else EXACT_CHUNK):
+        for r, c in chunks(reference, candidate, size):
             part = _of_float32(r, c, one_pass) if fits else _of_any(r, c)
             result = part if result is None else result.merge(part)
         result = result or cls()
