@@ -304,6 +304,7 @@ def call(model: nn.Module, inputs: Any) -> object:
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("name", [*MODELS, *FAMILIES])
 def test_copies_agree_in_full_and_compute_what_they_do_untraced(name: str) -> None:
     model, inputs = build(name)

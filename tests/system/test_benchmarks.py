@@ -101,6 +101,7 @@ def test_quantised_perplexity(shared_data: Path, capsys: pytest.CaptureFixture[s
     assert "rounding alone                      4.663" in printed
 
 
+@pytest.mark.covers
 def test_kv_cache(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     smallest = ["--checkpoint", "stories260K", "--tokens", "48", "--only", "int4, no window"]
     kv_cache.main([str(shared_data), *smallest])

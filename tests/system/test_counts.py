@@ -34,6 +34,7 @@ def of_a_pair(count: Callable[[nn.Module, nn.Module], int]) -> float:
     return (count(*many) - count(*few)) / (8 * 4)
 
 
+@pytest.mark.covers
 def test_calls_of_python() -> None:
     def count(*models: nn.Module) -> int:
         counts = Counter[str]()
@@ -52,6 +53,7 @@ def test_calls_of_python() -> None:
     assert of_a_pair(count) < 350
 
 
+@pytest.mark.covers
 def test_hand_overs() -> None:
     def count(*models: nn.Module) -> int:
         switches = 0
@@ -137,6 +139,7 @@ def test_operations_of_pytorch() -> None:
     assert of_a_pair(count) <= 25
 
 
+@pytest.mark.covers
 def test_what_is_kept_of_a_pair() -> None:
     def count(*models: nn.Module) -> int:
         tracemalloc.start()

@@ -99,6 +99,7 @@ MISTAKES = [
 
 
 class TestOnTwoDevices:
+    @pytest.mark.covers
     @pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
     def test_the_same_model(self, there: bool) -> None:
         reference, candidate = pair(NOTHING, there)
@@ -118,6 +119,7 @@ class TestOnTwoDevices:
         assert (origin.module, origin.argument or origin.kind) == (module, found)
         assert verdict.confirmed, verdict.explanation
 
+    @pytest.mark.covers
     def test_the_line_and_what_it_costs(self) -> None:
         reference, candidate = pair(setting("attention", scale=1.0), candidate_is_there=True)
         options = {"isolate": "leaves", "what_if": 2}
@@ -129,6 +131,7 @@ class TestOnTwoDevices:
         assert comparison.isolation.recoveries[0].after < 1e-6
         assert not comparison.isolation.unforced
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
     def test_a_list_is_filled_on_both(self, there: bool) -> None:
         reference, candidate = pair(edited("attention.out.bias"), there)
@@ -138,6 +141,7 @@ class TestOnTwoDevices:
         assert verdict.origin.module == "attention.out"
         assert verdict.confirmed, verdict.explanation
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("there", [True, False], ids=["candidate", "reference"])
     def test_a_table_in_an_attribute(self, there: bool) -> None:
         both = Net().eval(), Net().eval()

@@ -92,6 +92,7 @@ def test_compare_under_other_names(monkeypatch, capsys) -> None:
     assert "unpaired" not in printed
 
 
+@pytest.mark.covers
 def test_quantize_llama(monkeypatch, capsys) -> None:
     printed = run("quantize_llama.py", monkeypatch, capsys)
     assert "quantisation off: The models agree" in printed
@@ -195,6 +196,7 @@ def test_every_example_is_tested() -> None:
     assert all(f'"{path.name}"' in source for path in EXAMPLES.glob("*.py"))
 
 
+@pytest.mark.covers
 def test_train_alike(capsys) -> None:
     arguments = ["compare", str(EXAMPLES / "train_alike.py") + ":build", "--candidate", "sdpa"]
     assert main([*arguments, "--train"]) == 0
@@ -224,6 +226,7 @@ def test_compare_a_port(monkeypatch, capsys) -> None:
     assert "mixed = functional.scaled_dot_product_attention(" in wrong
 
 
+@pytest.mark.covers
 def test_debug_an_export(monkeypatch, capsys) -> None:
     printed = run("debug_an_export.py", monkeypatch, capsys)
     right, wrong = printed.split("# After the pass")

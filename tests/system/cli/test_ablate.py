@@ -22,6 +22,7 @@ def ablate(*arguments: object) -> int:
     return main(["ablate", *map(str, arguments)])
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize(("arguments", "message"), [
     ("--report x.pdf", "has the suffix '.pdf'"),
     ("--results none/x.jsonl", " none "),
@@ -64,6 +65,7 @@ class TestConfig:
         assert "another study (tokens 60, and now 30)" in capsys.readouterr().err
         assert (tmp_path / "grid.jsonl").read_bytes() == before
 
+    @pytest.mark.covers
     def test_none_has_succeeded_and_another_try(self, text, capsys, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         config = tmp_path / "grid.toml"

@@ -108,6 +108,7 @@ class TestWrongUse:
         assert "the hub cannot be reached (Name or service not known)" in message
 
 
+@pytest.mark.covers
 class TestOutcome:
     def test_agrees(self, compare):
         ran = compare("tiny-llama")
@@ -235,6 +236,7 @@ class TestOutcome:
         assert "as expected" not in ran.out.split("\n\n")[-1]
 
 
+@pytest.mark.covers
 class TestOptions:
     @pytest.mark.covers
     def test_noise_floor(self, compare, monkeypatch):
@@ -329,6 +331,7 @@ class TestOptions:
         assert report["isolation"]["modules"][0]["causes"]
 
 
+@pytest.mark.covers
 class TestTrouble:
     @pytest.fixture
     def raising(self, monkeypatch):

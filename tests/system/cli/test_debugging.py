@@ -80,6 +80,7 @@ def test_ended_before_anything_differed(at_prompt, tmp_path: Path) -> None:
     assert "model.norm" in written["coverage"]["reference_only"]
 
 
+@pytest.mark.covers
 def test_ended_early(at_prompt) -> None:
     code, out, _ = at_prompt("q", "--tolerance", 0, "--break", "model.layers.3")
     assert code == 1

@@ -48,6 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.covers
 class TestExitCodes:
     @pytest.mark.covers
     def test_as_in_the_baseline(self, made, gate, monkeypatch):
@@ -145,6 +146,7 @@ class TestExitCodes:
             assert "gate:" not in ran.out
 
 
+@pytest.mark.covers
 class TestWrongUse:
     @pytest.mark.covers
     def test_limits_and_baselines_that_do_not_fit(self, refused, made):

@@ -78,6 +78,7 @@ class TestCheckpoints:
         assert ran.report["verdict"]["agrees"] is True
 
 
+@pytest.mark.covers
 def test_a_port_is_paired_by_value(compare, monkeypatch) -> None:
     """A Llama of transformers against another implementation, under other names."""
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -62,6 +62,7 @@ class TestCompare:
         assert ran.report["coverage"]["recordings"] == []
         assert all(row["peir"] == 0.0 for row in ran.report["rows"])
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("arguments", [
         "tiny-llama --candidate TRACE", "TRACE --candidate tiny-llama", "TRACE --candidate TRACE",
         "tiny-llama --reference TRACE --candidate wrapped",
@@ -87,6 +88,7 @@ class TestCompare:
         message = refused("compare", trace, "--candidate", trace, "--focus", "nothing")
         assert "--focus 'nothing' matches none of the 59 modules of" in message
 
+    @pytest.mark.covers
     def test_a_recording_that_was_ended_is_no_agreement(self, trace, tmp_path, compare) -> None:
         short = tmp_path / "short.trace"
         short.mkdir()
@@ -184,6 +186,7 @@ class TestShow:
         assert "sigmoid  uint8 per_tensor_asymmetric" in ran.out
         assert ran.out.count("zero_point") == 4 * 4
 
+    @pytest.mark.covers
     def test_values_as_torch_prints_them(self, run) -> None:
         try:
             ran = run(

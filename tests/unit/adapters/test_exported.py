@@ -135,6 +135,7 @@ def test_other_forms_of_a_program(form) -> None:
     assert not comparison.coverage.candidate_only
 
 
+@pytest.mark.covers
 def test_a_program_is_taken_by_the_other_functions(tmp_path) -> None:
     program, inputs = exported(), decoder_inputs()
     shown = tracer.flow(program, inputs)

@@ -21,6 +21,7 @@ def file(tmp_path_factory):
     return path
 
 
+@pytest.mark.covers
 def test_a_file_is_a_model_with_the_names_and_the_inputs_of_its_own(file) -> None:
     model = tracer.open_graph(file)
     assert type(model).__name__ == "Decoder"

@@ -35,6 +35,7 @@ def all_values(model):
     }
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize(
     ("where", "tied", "stages"),
     [

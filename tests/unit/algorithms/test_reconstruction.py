@@ -151,6 +151,7 @@ def logits_error(model, quantized, batches):
         return sum(float((quantized(**b).logits - model(**b).logits).pow(2).sum()) for b in batches)
 
 
+@pytest.mark.covers
 def test_blocks_of_a_llama():
     model, batches = tiny(num_hidden_layers=1), data()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

@@ -192,6 +192,7 @@ def test_corrected_biases_leave_no_mean_error():
         assert (again(x) - model(x)).mean(0).abs().max() < shifts[0] / 20
 
 
+@pytest.mark.covers
 def test_stages_compose():
     model, batches = tiny(), data()
     config = PTQConfig(activation=affine("int16"), weight=affine("uint4"))

@@ -118,6 +118,7 @@ class Masks:
             assert float(mask.min()) == pytest.approx(FILL, rel=1e-5)
 
 
+@pytest.mark.covers
 def test_the_default_is_written_once():
     default = wrappers.PTQConfig().attention_mask_fill_value
     assert default == -120.0

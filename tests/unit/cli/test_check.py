@@ -22,6 +22,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.covers
 def test_one_that_fails_does_not_stop_the_others(capsys) -> None:
     assert main(["check", "--report", "all.xml", "--report", "all.md"]) == 2
     printed = capsys.readouterr()
@@ -64,6 +65,7 @@ def test_the_exit_code_is_that_of_the_worst(names, code, capsys) -> None:
     assert printed.out.count("\n") == 1
 
 
+@pytest.mark.covers
 def test_an_error_of_its_own_is_worst(monkeypatch, capsys) -> None:
     def examine(request, command):
         if request.candidate == "nets.py:right":

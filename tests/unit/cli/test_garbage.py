@@ -36,6 +36,7 @@ def test_it_is_put_back_even_after_an_error():
     assert gc.get_freeze_count() == 0
 
 
+@pytest.mark.covers
 def test_what_is_made_meanwhile_is_old_and_collected_like_all_else():
     with collected_rarely():
         kept = weakref.ref(Node())

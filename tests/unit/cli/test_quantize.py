@@ -62,6 +62,7 @@ def test_a_saved_model_is_no_model_to_compare_with(saved, capsys) -> None:
     )
 
 
+@pytest.mark.covers
 def test_a_reference(saved, tmp_path, capsys) -> None:
     assert main(["compare", "random-llama", "--reference", str(saved)]) == 2
     assert f"record random-llama --candidate {saved} --out run.trace" in capsys.readouterr().err

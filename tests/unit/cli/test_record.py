@@ -21,6 +21,7 @@ def test_written_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert tracer.open_trace(out).header["command"] == "trace_model record"
 
 
+@pytest.mark.covers
 def test_replacing_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.trace"
     request = RecordRequest(model="random-llama", out=str(out), include=("lm_head",))

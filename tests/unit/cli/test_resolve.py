@@ -111,6 +111,7 @@ class TestTheInputsOfACandidateThatAFunctionMakes:
             "image",
         )
 
+    @pytest.mark.covers
     def test_a_name_is_mapped_and_what_is_the_same_agrees(self) -> None:
         request = ["compare", "ports.py:a", "--map-input", "image=pixels", "--candidate"]
         sides = resolve(parse([*request, "ports.py:b"]))

@@ -62,6 +62,7 @@ def test_no_progress(capsys) -> None:
         assert ("a trial" in capsys.readouterr().err) is not quiet
 
 
+@pytest.mark.covers
 def test_what_compare_prints(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("FORCE_COLOR", raising=False)

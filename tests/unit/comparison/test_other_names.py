@@ -103,6 +103,7 @@ def comparison(models) -> tracer.Comparison:
     return tracer.compare(*models, X)
 
 
+@pytest.mark.covers
 def test_the_same_mistake_in_five_layers_is_one_origin(comparison) -> None:
     verdict = comparison.verdict
     assert [origin.module for origin in verdict.origins] == [

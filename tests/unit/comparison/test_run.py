@@ -149,6 +149,7 @@ class TestInputs:
 
 
 class TestModelsAreLeftAsTheyAre:
+    @pytest.mark.covers
     def test_running_statistics(self) -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).train()
         other = copy.deepcopy(model)
@@ -310,6 +311,7 @@ class TestOptions:
         with pytest.raises(UsageError, match=r"'2\.\*' matches none of the 5 modules"):
             compare(model, model, X, include=["0", "2.*"])
 
+    @pytest.mark.covers
     def test_a_tolerance_may_be_a_number_or_a_tolerance(self, model: nn.Module) -> None:
         candidate = broken(model)
         assert not compare(model, candidate, X).verdict.agrees
@@ -319,6 +321,7 @@ class TestOptions:
         with pytest.raises(UsageError, match="expected a finite PEIR"):
             compare(model, model, X, tolerance=-1.0)
 
+    @pytest.mark.covers
     def test_runs_and_finished_calls_are_counted(self, model: nn.Sequential) -> None:
         candidate, runs = broken(model), []
         candidate[0].register_forward_hook(lambda *_: runs.append(1))

@@ -124,6 +124,7 @@ class TestWhere:
         stops = re.findall(r"`([\w.]+)`, call \d, starts", at_prompt.printed)
         assert stops == ["inner.first", "inner.second", "last"]
 
+    @pytest.mark.covers
     def test_diverged_arguments_and_outputs(self, at_prompt) -> None:
         at_prompt("c; c; c", scaled(), breakpoints=[Breakpoint("*", when="diverged")])
         stops = re.findall(
@@ -279,6 +280,7 @@ class TestAtHand:
         assert notes == [("reference", "reference_"), ("diff", "diff_")]
         assert at_prompt.answers[1:3] == ['"the model\'s"', "torch.Size([2, 8])"]
 
+    @pytest.mark.covers
     def test_modules_called_at_the_prompt_are_not_compared(self, at_prompt) -> None:
         plain = compare(Net(), scaled(), X)
         comparison = at_prompt(

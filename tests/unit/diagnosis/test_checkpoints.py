@@ -38,6 +38,7 @@ def test_another_one() -> None:
     assert verdict.explanation.startswith("Another checkpoint? None of the reference's 5 modules")
 
 
+@pytest.mark.covers
 def test_a_few_wrong_parameters_are_not() -> None:
     candidate = stack()
     with torch.no_grad():
@@ -61,6 +62,7 @@ def test_what_rounding_makes_of_parameters_is_not() -> None:
     assert found(candidate, stack()) is None
 
 
+@pytest.mark.covers
 def test_of_a_few_modules_nothing_is_said() -> None:
     torch.manual_seed(0)
     small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

@@ -47,6 +47,7 @@ def test_right_layers_are_trained_alike(layer: type[nn.Module]) -> None:
     assert found.worst.error < 1e-5
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize(("right", "layer", "at"), [
     (MLP, training.Detached, (training.Detached, "the gradient ends here")),
     (MLP, training.WithoutGrad, (training.WithoutGrad, "the gradient ends here")),
@@ -86,6 +87,7 @@ def test_a_reference_that_stops_the_gradient() -> None:
     assert comparison.zoomed.kind == "missing"
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("stops", [0, 1])
 def test_a_part_of_a_gradient_that_is_stopped(stops: int) -> None:
     """It is shown by a run of that side in which it is not."""
@@ -99,6 +101,7 @@ def test_a_part_of_a_gradient_that_is_stopped(stops: int) -> None:
     assert lines[stops] == f"{training.__file__}:{line}"
 
 
+@pytest.mark.covers
 def test_a_model_that_stops_the_gradient_itself() -> None:
     verdict = compared(Net(), training.BetweenLayers()).verdict
     assert verdict.origin is not None
@@ -108,6 +111,7 @@ def test_a_model_that_stops_the_gradient_itself() -> None:
     assert "the reference's modules in the place of all that it calls" in verdict.explanation
 
 
+@pytest.mark.covers
 def test_a_hook_of_a_modules_backward() -> None:
     candidate = Net()
     up = candidate.layers[1].up
@@ -127,6 +131,7 @@ def test_checkpoints_of_shared_layers_draw_what_was_drawn() -> None:
     assert isinstance(found, GradientsAgree)
 
 
+@pytest.mark.covers
 def test_compiled_models() -> None:
     models = Net(), torch.compile(Net(), backend="aot_eager")
     found = said(compared(*models))
@@ -159,6 +164,7 @@ def test_gradients_that_differ_are_rows() -> None:
     assert comparison.verdict.symptom.value.is_gradient
 
 
+@pytest.mark.covers
 def test_gradients_are_those_of_pytorch() -> None:
     """The same weights, and a plain backward of both."""
     comparison = compared(Net(), Net(training.WrongBackward))

@@ -137,6 +137,7 @@ class TestCaches:
         candidate.given = lambda layer, memory: Memory()
         assert judged(reference, candidate).agrees
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("factor", [1.0, 2.0])
     def test_calls_in_another_order_write_the_same(self, factor: float) -> None:
         """The reference's call has ended, and others have written, when its counterpart comes."""
@@ -220,6 +221,7 @@ class TestEditsInPlace:
         replaced(candidate.head, "forward", forward)
         assert judged(reference, candidate).agrees
 
+    @pytest.mark.covers
     def test_an_edit_on_both_sides_is_no_suspect(self) -> None:
         reference, candidate = pair()
         for model in (reference, candidate):
@@ -282,6 +284,7 @@ class TestWhatModulesHold:
         assert "Its `bias` equals the reference's `layers.1.mix.bias`." in text
 
 
+@pytest.mark.covers
 class TestConfirmation:
     @pytest.mark.covers
     def test_an_argument_in_another_form_is_confirmed_by_the_output_around_it(self) -> None:
@@ -366,6 +369,7 @@ class TestFailures:
             verdict.explanation
         )
 
+    @pytest.mark.covers
     def test_what_had_diverged_before_is_the_cause(self) -> None:
         reference, candidate = pair()
         with torch.no_grad():
@@ -394,6 +398,7 @@ class TestFailures:
 
 
 class TestAgreement:
+    @pytest.mark.covers
     def test_settings_and_coarser_dtypes_are_told(self) -> None:
         reference, candidate = pair()
         for layer in candidate.layers:

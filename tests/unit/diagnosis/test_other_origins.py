@@ -122,6 +122,7 @@ def test_they_come_in_execution_order_with_their_evidence(reference, x) -> None:
     assert proof.endswith(" to 0.")
 
 
+@pytest.mark.covers
 def test_what_follows_a_value_that_has_to_stay_is_no_origin(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     candidate.first.__class__, candidate.second.__class__ = Reversed, ReversedBack

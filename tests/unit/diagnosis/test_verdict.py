@@ -92,6 +92,7 @@ def test_buffer(x) -> None:
     assert verdict.confirmed
 
 
+@pytest.mark.covers
 def test_own_lines_of_a_parent_are_named_with_the_setting_that_differs(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     candidate.blocks[1].factor = 1.5
@@ -106,6 +107,7 @@ def test_own_lines_of_a_parent_are_named_with_the_setting_that_differs(reference
     assert verdict.mistakes[0] == "scaled by 1.5"
 
 
+@pytest.mark.covers
 def test_own_lines_after_the_last_call(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     block = candidate.blocks[2]
@@ -127,6 +129,7 @@ def test_leaf_without_children(reference, x) -> None:
     assert verdict.origin.candidate_line.startswith(__file__)
 
 
+@pytest.mark.covers
 def test_argument_of_the_same_shape(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     candidate.mask_value = -50.0
@@ -141,6 +144,7 @@ def test_argument_of_the_same_shape(reference, x) -> None:
     )
 
 
+@pytest.mark.covers
 def test_plain_argument(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     candidate.offset = 3
@@ -172,6 +176,7 @@ def test_unconfirmed_without_a_second_run(reference, x) -> None:
     assert "Not confirmed" in verdict.explanation
 
 
+@pytest.mark.covers
 def test_second_mistake_is_told_apart(reference, x) -> None:
     candidate = copy.deepcopy(reference)
     candidate.blocks[0].factor = 2.0

@@ -250,6 +250,7 @@ def test_running_statistics_are_put_back() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.covers
 def test_the_noise_floor_and_isolation_draw_alike() -> None:
     model = trained(bert)
     candidate = copy.deepcopy(model).bfloat16()

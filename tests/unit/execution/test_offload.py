@@ -163,6 +163,7 @@ class TestLoad:
         with torch.no_grad():
             assert torch.equal(loaded.model(**INPUTS).logits, expected(**INPUTS).logits)
 
+    @pytest.mark.covers
     def test_the_folder_goes_with_the_last_model_that_reads_from_it(self, tmp_path: Path) -> None:
         loaded = models.load("random-llama", offload=str(tmp_path))
         (scratch,) = tmp_path.iterdir()

@@ -75,6 +75,7 @@ class TestRightPairs:
         assert comparison.verdict.agrees, comparison.verdict.explanation
         assert all(row.agrees for row in comparison.rows)
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("length", [8, 64], ids=["heads", "hidden"])
     @pytest.mark.parametrize("side", SIDES)
     def test_a_sequence_as_long_as_another_dimension_raises_no_false_alarm(self, side, length):
@@ -88,6 +89,7 @@ class TestRightPairs:
         assert comparison.coverage.left_out > 0
         assert f"{comparison.coverage.left_out} values left out" in str(comparison.coverage)
 
+    @pytest.mark.covers
     def test_a_batch_as_large_as_it_is_long(self):
         ids = torch.randint(1, 500, (12, 12), generator=torch.Generator().manual_seed(1))
         mask = (torch.arange(12) >= torch.arange(12)[:, None] % 5).long()
@@ -97,6 +99,7 @@ class TestRightPairs:
 
 
 class TestWrongPairs:
+    @pytest.mark.covers
     def test_an_error_at_one_step(self, loaded):
         """Only the third step of one module is wrong."""
         model, inputs = loaded["left"].model, loaded["left"].inputs

@@ -223,6 +223,7 @@ class TestCalls:
         assert pairing.pairs["prefill.lm_head"] == pairing.pairs["decode.lm_head"] == "lm_head"
         assert len(pairing.pairs) == 2 * len(names)
 
+    @pytest.mark.covers
     def test_two_models_keep_their_stages(self, loaded):
         model, inputs = loaded["left"].model, loaded["left"].inputs
         first, second = (
@@ -263,6 +264,7 @@ def _with_head(model, **kwargs):
 
 
 class TestCandidates:
+    @pytest.mark.covers
     def test_of_steps(self):
         loaded = load("tiny-llama", batch=2)
         made = candidate(loaded, "wrapped", variant="decode", steps=3)
@@ -274,6 +276,7 @@ class TestCandidates:
         for other in (made, alone):
             agreed(Stepping(loaded.model, steps=3), other, loaded.inputs)
 
+    @pytest.mark.covers
     def test_quantised_on_decode_steps_after_a_float_prefill(self):
         loaded = load("tiny-llama", batch=2)
         made = candidate(loaded, "quantized", variant="decode")

@@ -289,6 +289,7 @@ class TestQuantisationOn:
         assert peir(case.run(wrapped, ids), torch.cat(found, dim=1)) < 1e-3
 
 
+@pytest.mark.covers
 @FOLDED
 @pytest.mark.no_cover  # measuring coverage takes a capture several times as long
 def test_a_quantised_attention_exports(case):

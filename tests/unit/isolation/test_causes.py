@@ -123,6 +123,7 @@ def test_switches():
     assert list(switches_of(model[1])) == []
 
 
+@pytest.mark.covers
 def test_in_its_own_lines_a_module_is_seen_without_the_mistakes_inside():
     candidate = nn.Sequential(Around(Wrong(factor=1.05), factor=1.5, offset=0.1))
     reference = nn.Sequential(right(candidate[0]))
@@ -137,6 +138,7 @@ def test_in_its_own_lines_a_module_is_seen_without_the_mistakes_inside():
     ]
 
 
+@pytest.mark.covers
 def test_a_whole_module_is_tried_with_all_switches_inside():
     candidate = nn.Sequential(Around(Wrong(factor=1.5), offset=0.01), nn.Identity())
     reference = nn.Sequential(right(candidate[0]), nn.Identity())
@@ -147,6 +149,7 @@ def test_a_whole_module_is_tried_with_all_switches_inside():
     assert item.causes[0].after == pytest.approx(relative_l2(y, without), rel=1e-4)
 
 
+@pytest.mark.covers
 def test_all_calls_count_together():
     class Twice(nn.Module):
         def __init__(self, wrong: nn.Module) -> None:
@@ -163,6 +166,7 @@ def test_all_calls_count_together():
     assert (cause.before, cause.after) == (pytest.approx(relative_l2(y, y + 0.25)), 0.0)
 
 
+@pytest.mark.covers
 def test_outputs_that_are_no_floats_do_not_count():
     class Two(Wrong):
         def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: A002
@@ -187,6 +191,7 @@ def test_outputs_that_are_no_floats_do_not_count():
     ]
 
 
+@pytest.mark.covers
 def test_nothing_that_a_trial_does_is_left_behind():
     class Counting(Wrong):
         """Counts its calls in a buffer and an attribute, draws a number, and writes into what it
@@ -215,6 +220,7 @@ def test_nothing_that_a_trial_does_is_left_behind():
     assert candidate[0].calls == candidate[0].again == 0
 
 
+@pytest.mark.covers
 def test_a_module_that_cannot_be_called_again():
     class Once(Wrong):
         calls = 0
@@ -283,6 +289,7 @@ class TestQuantised:
         assert item.causes[0].after < 0.01 * item.causes[0].before
 
 
+@pytest.mark.covers
 def test_what_rounding_does_is_counted_with_the_inputs_of_the_reference():
     linear = nn.Linear(6, 6)
     wrapped = prepare(linear, PTQConfig(activation=affine("fp8_e4m3"), weight=affine("uint4")))

@@ -69,6 +69,7 @@ def test_patterns(name: str, pattern: str) -> None:
     assert pattern_of(name, dict(Stack().named_modules())) == pattern
 
 
+@pytest.mark.covers
 def test_groups_are_sums_of_modules() -> None:
     torch.manual_seed(0)
     model = Stack()

@@ -179,6 +179,7 @@ class TestIntroduced:
         assert call.introduced == EXACT(relative_l2(returned, output), rel=1e-5)
         assert found.modules[0].calls == 3
 
+    @pytest.mark.covers
     def test_padded_positions_are_no_error(self, llama):
         """Eager and fused attention differ where all is hidden, and nowhere else."""
         candidate = copy.deepcopy(models.candidate(llama, "sdpa"))
@@ -293,6 +294,7 @@ class TestNesting:
         with pytest.raises(UsageError, match="isolate 'spare': none of spare was called"):
             isolation(model, model, X, "spare")
 
+    @pytest.mark.covers
     def test_a_call_that_is_made_with_right_inputs_only(self):
         """A small error sends the candidate another way, as a router of experts may."""
 
@@ -320,6 +322,7 @@ class TestNesting:
         assert [item.module for item in found.modules[:2]] == ["scale", "experts.0"]
 
 
+@pytest.mark.covers
 class TestWhatIf:
     def test_the_only_wrong_module_swapped_leaves_nothing(self):
         model = chain(6, 5, 4, 3)
@@ -446,6 +449,7 @@ class Attended(nn.Module):
         return attended.sum() + self.head(weights).sum() if self.hands_on else attended
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("hands_on", [True, False])
 def test_a_part_of_an_output_that_nobody_uses_does_not_count(hands_on: bool) -> None:
     torch.manual_seed(0)

@@ -97,6 +97,7 @@ def isolation(
     return found
 
 
+@pytest.mark.covers
 def test_of_a_layer_only_what_comes_after_a_switch_is_called_again(runs: list[Run]) -> None:
     found = isolation(pair(), "layers")
     assert [item.module for item in found.modules if item.causes] == ["layers.0"]
@@ -113,6 +114,7 @@ def test_of_a_layer_only_what_comes_after_a_switch_is_called_again(runs: list[Ru
     assert {module for module, _ in runs[0].records} == {"", "layers.0", "layers.1", "layers.2"}
 
 
+@pytest.mark.covers
 def test_of_leaves_the_worst_of_each_pattern_is_called_again(runs: list[Run]) -> None:
     found = isolation(pair(), "leaves")
     assert {name: 2 + 3 * (name in ("1.first", "0.second")) for name in CALLS} == CALLS
@@ -188,6 +190,7 @@ class Switched(Layer):
             yield
 
 
+@pytest.mark.covers
 def test_a_switch_of_what_is_inside() -> None:
     worst = isolation(pair(Switched), "layers").modules[0]
     causes = {cause.point: cause for cause in worst.causes}
@@ -208,6 +211,7 @@ class Largest(Layer):
         return super().forward(x) * self.largest
 
 
+@pytest.mark.covers
 def test_what_only_a_trial_leaves_behind_is_put_back() -> None:
     found = isolation(pair(Largest), "layers", causes="all")
     for item in found.modules:
@@ -295,6 +299,7 @@ class EditingUnseen(Layer):
         return made + super().forward(x)
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("layer", [Twice, Setting, Narrowed, Keeping, EditingUnseen])
 def test_a_module_that_goes_by_more_than_its_arguments_computes(layer: type[nn.Module]) -> None:
     (worst, *_) = isolation(pair(layer), "layers.0").modules
@@ -305,6 +310,7 @@ def test_a_module_that_goes_by_more_than_its_arguments_computes(layer: type[nn.M
     assert causes["first.offset"] == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.covers
 def test_padding_that_modules_around_know_counts() -> None:
     """Only a module beside the chosen ones is told what is padding."""
 

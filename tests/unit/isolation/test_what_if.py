@@ -90,6 +90,7 @@ def test_another_dtype(llama):
     assert 1e-3 < recovery.after_l2 < 0.05
 
 
+@pytest.mark.covers
 def test_a_module_with_a_wrong_one_inside_is_swapped_with_it():
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
@@ -134,6 +135,7 @@ def test_an_output_that_cannot_take_the_candidates_place():
     assert "Not swapped, for the form of their output: `linear`." in found.explanation
 
 
+@pytest.mark.covers
 def test_inputs_in_the_references_form():
     """What one side is not given, and a mask in a form of the candidate's own."""
 

@@ -70,6 +70,7 @@ def test_each_depth_of_isolation_is_a_run() -> None:
     assert isolating == [("isolating", 1, 2), ("isolating", 2, 2)]
 
 
+@pytest.mark.covers
 def test_gradients_and_zooming() -> None:
     told = Told()
     right, wrong = layers()

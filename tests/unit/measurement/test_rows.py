@@ -108,6 +108,7 @@ class TestComparedOnce:
         assert compare(model, copy.deepcopy(model), inputs).verdict.agrees
         assert len([pair for pair in compared if pair[0].dtype == torch.bool]) == 1
 
+    @pytest.mark.covers
     def test_a_tensor_that_was_edited_is_compared_again(self, compared) -> None:
         model = Calls(edits, a=nn.Linear(8, 8), b=nn.Linear(8, 8))
         compare(model, copy.deepcopy(model), X)
@@ -190,6 +191,7 @@ WRONG_OUTPUTS = {
 }
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize(("left", "right"), [(3, 4), (0.5, 0.5001), (True, False)])
 def test_a_number_beside_a_tensor_is_part_of_the_result(left: float, right: float) -> None:
     """A loss that is returned as a Python number, say; it is confirmed as any other value."""
@@ -202,6 +204,7 @@ def test_a_number_beside_a_tensor_is_part_of_the_result(left: float, right: floa
     assert verdict.confirmed
 
 
+@pytest.mark.covers
 def test_numbers_have_the_tolerance_of_the_dtype_that_the_models_work_in() -> None:
     how = lambda model, x: (model.a(x), model.b(x))[0]  # noqa: E731
     models = [
@@ -452,6 +455,7 @@ class TestPadding:
         assert not padded_row((3, 4, 8, 8), at_padding(PADDING, 3)).agrees
         assert not padded_row((3, 8, 16), lambda value: value.flip(0)).agrees
 
+    @pytest.mark.covers
     def test_values_and_inputs_of_another_length(self) -> None:
         for shape in ((3, 5, 16), (3, 10, 16), (2, 8, 16), (3, 1, 16), (5,), (3,), ()):
             assert not padded_row(shape, lambda value: value + 1.0).agrees
@@ -550,6 +554,7 @@ class TestDeclaredForms:
         assert row.difference.max == 0.0
         assert row.difference.reference_max == X.max().item()
 
+    @pytest.mark.covers
     def test_a_mask_under_another_name_is_compared(self) -> None:
         class Takes(nn.Module):
             def forward(self, x, visible_mask):
@@ -568,6 +573,7 @@ class TestDeclaredForms:
         assert (verdict.origin.module, verdict.origin.argument) == ("", "attention_mask")
         assert verdict.confirmed
 
+    @pytest.mark.covers
     def test_an_undeclared_factor_heals(self) -> None:
         class Undeclared(nn.Module):
             def forward(self, x):

@@ -115,6 +115,7 @@ class TestTheSameRows:
         check_equal(found, expected)
         assert any(row.remarks for row in found)
 
+    @pytest.mark.covers
     def test_of_masks_that_do_not(self) -> None:
         expected, found = on_both(*pair(fill=-1.0), input_ids=IDS)
         check_equal(found, expected)
@@ -133,6 +134,7 @@ class TestTheSameRows:
         check_equal(found, expected)
         assert any(row.relation is not None for row in found)
 
+    @pytest.mark.covers
     def test_of_values_that_are_edited_before_they_are_looked_at(self) -> None:
         """They are wrong, which is seen once they have changed: they are measured at once then."""
         reference, candidate = pair()

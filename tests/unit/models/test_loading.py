@@ -84,6 +84,7 @@ def cat(photos, processor_folder) -> Loaded:
 class TestImages:
     """tiny-qwen3-vl and checkpoints of it, with the processor of a real Qwen3-VL."""
 
+    @pytest.mark.covers
     def test_the_built_in_model_takes_the_processors_vocabulary(self, cat, processor_folder):
         config = cat.model.config
         assert cat.model.get_input_embeddings().weight.shape == (151669, 64)
@@ -116,6 +117,7 @@ class TestImages:
             loaded.model, candidate(loaded, str(checkpoint)), loaded.inputs
         ).verdict.agrees
 
+    @pytest.mark.covers
     def test_a_checkpoint_without_images(self, checkpoint):
         loaded = load(checkpoint)
         assert "a synthetic image of 16 x 16 patches" in loaded.notes[-1]
@@ -127,6 +129,7 @@ class TestImages:
             "called"
         )
 
+    @pytest.mark.covers
     def test_processors_that_do_not_fit(
         self, photos, tmp_path: Path, shared_data, processor_folder
     ):

@@ -74,6 +74,7 @@ def made(tmp_path_factory):
     return make(recipe_of(folder), "tiny-llama", folder / "out", during=Told), told
 
 
+@pytest.mark.covers
 def test_what_is_written(made) -> None:
     found, told = made
     assert {path.name for path in found.folder.iterdir()} == {

@@ -177,6 +177,7 @@ class TestRead:
 
 
 class TestOpen:
+    @pytest.mark.covers
     def test_reports_and_traces(self, saved, tmp_path):
         _, candidate, inputs = pair()
         tracer.record(candidate, inputs, tmp_path / "then.trace", values="fingerprints")

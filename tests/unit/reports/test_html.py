@@ -98,6 +98,7 @@ def spaced(element: lxml.html.HtmlElement) -> str:
 
 
 class TestStructure:
+    @pytest.mark.covers
     def test_the_verdict_comes_first(self, diverging):
         run = Run("stack", "edited", ("random inputs",), "trace_model compare stack")
         page = page_of(diverging, run)

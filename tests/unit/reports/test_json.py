@@ -199,6 +199,7 @@ class TestJsonSchema:
         jsonschema.Draft202012Validator.check_schema(self.schema)
         assert self.schema["properties"]["schema"] == {"const": SCHEMA}
 
+    @pytest.mark.covers
     def test_all_parts_of_a_comparison(self):
         torch.manual_seed(0)
         reference = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.ReLU())

@@ -249,6 +249,7 @@ class TestBar:
         bar.phase(*phase)
         assert display.bundles[-1]["text/plain"].startswith(f"{said}: 0 of 3 calls, ")
 
+    @pytest.mark.covers
     def test_of_a_comparison(self, display, monkeypatch):
         monkeypatch.setattr(notebook, "_PATIENCE", -1.0)
         compared(progress=True)

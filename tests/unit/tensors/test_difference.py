@@ -381,6 +381,7 @@ def pairs_of_lists(draw: st.DrawFn) -> tuple[list[float], list[float]]:
     return draw(lists), draw(lists)
 
 
+@pytest.mark.covers
 @settings(deadline=None, max_examples=150)
 @given(pairs_of_lists(), st.data())
 def test_any_split_merges_to_the_whole(pair, data):
@@ -441,6 +442,7 @@ def test_scaling_both_sides_leaves_the_ratios(size: int, factor: float, seed: in
     assert after.stddev == pytest.approx(before.stddev * factor, rel=1e-6)
 
 
+@pytest.mark.covers
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_a_fill_on_both_sides_hides_nothing(data: st.DataObject) -> None:

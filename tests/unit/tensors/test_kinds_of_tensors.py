@@ -40,6 +40,7 @@ class Makes(nn.Module):
         return self.make(hidden) if self.is_last else (hidden + 0, self.same(self.make(hidden)))
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize("is_last", [True, False])
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 @pytest.mark.filterwarnings("ignore")

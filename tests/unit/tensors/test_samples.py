@@ -102,6 +102,7 @@ class TestCompare:
         self.candidate = nn.Sequential(nn.Linear(8, 16), nn.Identity(), nn.Linear(16, 4))
         self.inputs = torch.randn(5, 8)
 
+    @pytest.mark.covers
     def test_outputs_have_samples_where_asked_for(self):
         rows = tracer.compare(self.reference, self.candidate, self.inputs, samples=64).rows
         with torch.no_grad():

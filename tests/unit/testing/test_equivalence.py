@@ -72,6 +72,7 @@ class TestText:
         assert len(marked) == 2
         assert all("hidden = self.up(x) * self.factor" in text for text in marked)
 
+    @pytest.mark.covers
     def test_it_fits_and_has_no_colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stack = nn.Sequential(*(Mlp() for _ in range(10)))
         other = copy.deepcopy(stack)
@@ -90,6 +91,7 @@ def test_the_error_is_an_assertion_and_holds_the_comparison(wrong) -> None:
 
 
 class TestLimit:
+    @pytest.mark.covers
     def test_a_peir_or_a_tolerance(self) -> None:
         rows = failure(Mlp(), mistaken(), X).comparison.rows
         assert rows[-1].module == ""

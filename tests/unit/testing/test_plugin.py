@@ -127,6 +127,7 @@ class TestReports:
         assert "test_port.py::test_port[a/b]" in html.read_text()
         assert '"counts"' in html.read_text()  # of the histograms, which compare was asked for
 
+    @pytest.mark.covers
     def test_several_calls_in_a_test(self, suite, pytester: pytest.Pytester) -> None:
         result = suite(
             """

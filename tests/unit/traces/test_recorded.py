@@ -45,6 +45,7 @@ class TestSameAsTheModel:
         assert again.verdict.agrees == live.verdict.agrees
         assert again.form_differences == live.form_differences
 
+    @pytest.mark.covers
     @pytest.mark.parametrize("kind", ["wrapped", "float16"])
     def test_a_recorded_candidate(self, tmp_path: Path, kind: str) -> None:
         loaded = load("tiny-llama", batch=2)
@@ -63,6 +64,7 @@ class TestSameAsTheModel:
         assert all(row.peir == 0.0 for row in again.rows)
         assert len(again.coverage.paired_modules) == len(list(loaded.model.modules()))
 
+    @pytest.mark.covers
     def test_a_model_that_steps(self, tmp_path: Path) -> None:
         loaded = load("tiny-llama", batch=2)
         inputs = ending_in_steps(loaded.inputs, 3)
@@ -76,6 +78,7 @@ class TestSameAsTheModel:
         assert written
         assert all(row.agrees for row in written)
 
+    @pytest.mark.covers
     def test_the_same_mistake_is_found_and_confirmed(self, tmp_path, net, broken) -> None:
         live = tracer.compare(net, broken, X).verdict
         again = tracer.compare(recorded(net, X, tmp_path / "a"), broken).verdict
@@ -87,6 +90,7 @@ class TestSameAsTheModel:
             again.explanation
         )
 
+    @pytest.mark.covers
     def test_a_mistake_in_the_lines_of_a_module(self, tmp_path, net) -> None:
         class Doubled(Net):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -295,6 +299,7 @@ class TestEndedEarly:
         file.write_bytes(b"".join(lines[:events]) + lines[events][:10])
         return open_trace(path)
 
+    @pytest.mark.covers
     def test_at_every_event(self, tmp_path: Path, net) -> None:
         whole = recorded(net, X, tmp_path / "whole")
         assert whole.file.is_complete

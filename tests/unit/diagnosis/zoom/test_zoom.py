@@ -45,6 +45,7 @@ def planted(group: str, name: str, **options: Any) -> tuple[Any, Comparison]:
 
 
 # Of each kind of mistake one, and those that once were charged to an innocent line.
+@pytest.mark.covers
 @pytest.mark.parametrize(("group", "name", "kind"), [
     ("Llama", "softmax over the queries", "wrong"),
     ("Llama", "rotate-half sign", "wrong"),
@@ -71,6 +72,7 @@ def test_the_planted_line_is_named(group: str, name: str, kind: str) -> None:
     assert zoomed.explanation in comparison.verdict.explanation
 
 
+@pytest.mark.covers
 @pytest.mark.parametrize(("name", "expected"), [
     ("attention scale missing", "* scaling"),
     ("mask dropped inside attention", "attn_weights + attention_mask"),
@@ -273,6 +275,7 @@ def test_the_zoom_goes_into_the_module_that_is_wrong() -> None:
     assert zoomed.culprit.text == "gate[:, 0] = 0.0"
 
 
+@pytest.mark.covers
 def test_wrong_arguments_are_replaced_and_named() -> None:
     reference, candidate, inputs = pair(in_place)
 
@@ -337,6 +340,7 @@ class TestRefusals:
         with pytest.raises(tracer.UsageError, match="cannot be recorded"):
             tracer.compare(reference, candidate, inputs, zoom="gate")
 
+    @pytest.mark.covers
     def test_more_values_than_may_be_held(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tracer.diagnosis.zoom.operations.MOST_BYTES", 100)
         reference, candidate, inputs = pair(bias_forgotten)
@@ -399,6 +403,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "zoom 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.covers
 def test_what_a_helper_of_both_sides_does_is_charged_to_the_line_that_calls_it() -> None:
     zoomed = planted("Llama", "rope on half of the channels")[1].zoomed
     assert zoomed is not None

@@ -108,6 +108,7 @@ class TestRuntime:
 
 
 class TestCalibration:
+    @pytest.mark.covers
     @pytest.mark.parametrize("source", ["float", "quantized"])
     def test_one_batch_with_an_image_reaches_every_point(self, source):
         model = tiny()
@@ -152,6 +153,7 @@ class TestCalibration:
         ):
             next(given)
 
+    @pytest.mark.covers
     def test_in_int16_the_logits_are_close_to_the_float_models(self):
         model = tiny()
         spec = wrappers.affine("int16")

@@ -291,6 +291,7 @@ class TestWhatIsRight:
         assert comparison.verdict.agrees
         assert {rung.agrees for rung in comparison.inside.rungs} == {True}
 
+    @pytest.mark.covers
     def test_parameters_that_differ_are_no_matter_of_compiling(self) -> None:
         model, other = layers(), layers()
         with torch.no_grad():

@@ -61,6 +61,7 @@ class TestFromImages:
         text = processor.tokenizer.decode(row).split("<|vision_end|>")[-1]
         return text.partition("<|im_end|>")[0]
 
+    @pytest.mark.covers
     def test_photos_of_one_sequence(self, processor, photos):
         made, description = self.made(processor, photos, ["chelsea.png"], max_pixels=None)
         assert made["input_ids"].shape == (1, 140)

@@ -79,6 +79,7 @@ def measured_but(failing: int | None):
 
 
 class TestRun:
+    @pytest.mark.covers
     def test_phase_after_phase_without_repeating(self, quick: Workload, tmp_path: Path):
         told = []
         study = Few()

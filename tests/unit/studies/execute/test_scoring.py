@@ -159,6 +159,7 @@ class TestDecode:
         prefill = prefill_model(loaded, trial)
         return prefill, decode_model(loaded, trial, prefill)
 
+    @pytest.mark.covers
     def test_as_deployed(self, loaded: LoadedWorkload, decode_metrics, models):
         options = {"bos": 0, "prompt": 8, "batch": 32}
         found = evaluate.decoded_perplexity(*models, loaded.texts, **options)
