@@ -325,9 +325,8 @@ class Comparer:
         """Says whether there is anything to compare."""
         found = pair.measured()
         if found is None and pair.is_estimated:
-            self.skipped[LeafKind.LEFT_OUT] += (
-                1  # what a mask lets through is known only if both are equal
-            )
+            # What a mask lets through is known only if both are equal.
+            self.skipped[LeafKind.LEFT_OUT] += 1
         elif found is None:
             self._differ_in_form(pair.record, pair.path, pair.r, pair.c)
         else:
