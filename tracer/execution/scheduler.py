@@ -83,7 +83,7 @@ class Scheduler:
         clone: frozenset[EventKey],
         watch: RunObserver | None,
         *,
-        has_forms: bool = True,
+        has_forms: bool,
     ) -> None:
         """Begins with both sides before their first event.
 

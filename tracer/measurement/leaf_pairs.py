@@ -24,7 +24,7 @@ class LeafKind(Enum):
     __hash__ = object.__hash__  # each is one object; that of `Enum` takes a call of Python
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LeafPair:
     """A leaf of the reference's and the candidate's of the same path; None where it has none."""
 

@@ -24,7 +24,7 @@ _Unpadded = Callable[[], Difference | None]
 _FEWEST, _NEAR = 4, 0.25
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Measured:
     """What was found of a pair.
 
@@ -224,11 +224,7 @@ def _remarks(difference: Difference, limit: float) -> tuple[Remark, ...]:
     counts = difference.reference_nonfinite, difference.candidate_nonfinite
     if counts != (0, 0):
         return (Remark(RemarkKind.NONFINITE, *counts),)
-    if (
-        difference.mismatched == 0
-        and difference.max_abs > 0.0
-        and limit < difference.relative_peak <= 4 * limit
-    ):
+    if difference.mismatched == 0 and limit < difference.relative_peak <= 4 * limit:
         return (Remark(RemarkKind.RELATIVE_L2, figure=difference.relative_l2),)
     return ()
 
